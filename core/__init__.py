@@ -1,0 +1,11 @@
+"""Temper's library: it knows tensors, not people. Useful alone.
+
+    from core.spec import FineTuneSpec            what a run is                       (no torch)
+    from core.training import fine_tune           the loop, a generator of events
+    from core.evaluation import evaluate          robust accuracy per norm and in the union
+    from core.attacks.apgd import apgd            one attack
+    python -m core train|finetune|evaluate        the same from a shell
+
+Only `spec`, `events`, `catalog` and `errors` may be imported by the service: they load in an instant, without torch.
+Nothing is re-exported here, so that importing one of those four stays that light.
+"""

@@ -1,0 +1,192 @@
+"""What there is by name: norms, data sets, architectures, base models, methods, and the defaults each brings. No torch.
+
+A default that depends on what a run is about lives here, once: `core.spec` reads it when the user says nothing, the
+service lists it. Radii and recipes are those of Croce & Hein (ICML 2022, arXiv 2105.12508) where the paper has the
+data set, and ours, measured, where it does not.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Norm = Literal["linf", "l2", "l1"]
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
+
+Augmentation = Literal["none", "crop-flip"]
+
+
+class Entry(BaseModel):
+    """Anything the catalogue lists."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    """The name a job uses."""
+    description: str
+    """What it is, in a sentence."""
+
+
+class DatasetEntry(Entry):
+    """A data set that Temper loads by name, and the recipe that fits it."""
+
+    shape: tuple[int, int, int]
+    """Channels, height and width of an image."""
+    classes: int
+    """How many classes the labels name."""
+    train_examples: int
+    """Images in the training part."""
+    test_examples: int
+    """Images in the test part."""
+    eps: dict[Norm, float]
+    """The radius per norm that the field uses on it, in pixel units of images in [0, 1]."""
+    epochs: int
+    """Epochs of a fine-tuning run."""
+    train_epochs: int
+    """Epochs of a run from random weights."""
+    batch_size: int
+    """Images per training step."""
+    augmentation: Augmentation
+    """What training does to an image before it attacks it."""
+
+
+class ArchitectureEntry(Entry):
+    """A network that Temper builds by name."""
+
+    shape: tuple[int, int, int] | None
+    """The only image shape it takes (channels, height, width); null when it takes more than one."""
+    learning_rate: float
+    """The highest learning rate of a run that names none."""
+
+
+class ModelEntry(Entry):
+    """Weights that Temper ships: robust to one norm, ready to be fine-tuned."""
+
+    architecture: str
+    """The network the weights belong to."""
+    dataset: str
+    """The data set they were trained on."""
+    norm: Norm
+    """The norm they were made robust to."""
+    eps: float
+    """The radius they were made robust at."""
+    sha256: str
+    """Hash of the weights file."""
+
+
+class MethodEntry(Entry):
+    """A way to turn a batch of images and labels into a loss."""
+
+    norms: tuple[Norm, ...] | None
+    """The norms it attacks when a job names none; null when a job must name them."""
+    min_norms: int
+    """The fewest norms it works with."""
+    max_norms: int
+    """The most norms it works with."""
+
+
+DATASETS: Mapping[str, DatasetEntry] = {
+    entry.name: entry
+    for entry in (
+        DatasetEntry(
+            name="digits",
+            description="scikit-learn's handwritten digits: 1,797 real scans of 8 x 8 pixels, fixed split.",
+            shape=(1, 8, 8),
+            classes=10,
+            train_examples=1297,
+            test_examples=500,
+            eps={"linf": 0.15, "l2": 0.5, "l1": 1.5},
+            epochs=3,
+            train_epochs=30,
+            batch_size=64,
+            augmentation="none",
+        ),
+        DatasetEntry(
+            name="cifar10",
+            description="CIFAR-10 through torchvision: 60,000 colour images of 32 x 32 pixels.",
+            shape=(3, 32, 32),
+            classes=10,
+            train_examples=50_000,
+            test_examples=10_000,
+            eps={"linf": 8 / 255, "l2": 0.5, "l1": 12.0},
+            epochs=3,
+            train_epochs=80,
+            batch_size=128,
+            augmentation="crop-flip",
+        ),
+    )
+}
+
+ARCHITECTURES: Mapping[str, ArchitectureEntry] = {
+    entry.name: entry
+    for entry in (
+        ArchitectureEntry(
+            name="digits-cnn",
+            description="Three 3 x 3 convolutions with batch norm for the digits; 56,000 parameters.",
+            shape=(1, 8, 8),
+            learning_rate=0.05,
+        ),
+        ArchitectureEntry(
+            name="preact-resnet-18",
+            description="Pre-activation ResNet-18 (He et al. 2016) for small images, ReLU.",
+            shape=None,
+            learning_rate=0.05,
+        ),
+        ArchitectureEntry(
+            name="preact-resnet-18-softplus",
+            description="Pre-activation ResNet-18 with softplus inside its blocks, as the E-AT paper trains it.",
+            shape=None,
+            learning_rate=0.05,
+        ),
+    )
+}
+
+MODELS: Mapping[str, ModelEntry] = {
+    entry.name: entry
+    for entry in (
+        ModelEntry(
+            name="digits-cnn-linf",
+            description="The digits CNN, trained from random weights to be robust to linf.",
+            architecture="digits-cnn",
+            dataset="digits",
+            norm="linf",
+            eps=0.15,
+            sha256="",
+        ),
+    )
+}
+
+METHODS: Mapping[str, MethodEntry] = {
+    entry.name: entry
+    for entry in (
+        MethodEntry(
+            name="nat",
+            description="Natural training: no attack at all.",
+            norms=(),
+            min_norms=0,
+            max_norms=0,
+        ),
+        MethodEntry(
+            name="single",
+            description="Adversarial training in one norm (Madry et al. 2018), also from an l_p-robust base to l_q.",
+            norms=None,
+            min_norms=1,
+            max_norms=1,
+        ),
+        MethodEntry(
+            name="sat",
+            description="Stochastic adversarial training: a norm drawn uniformly for each batch (Madaan et al. 2021).",
+            norms=("linf", "l2", "l1"),
+            min_norms=2,
+            max_norms=3,
+        ),
+        MethodEntry(
+            name="e-at",
+            description="Extreme-norm adversarial training: linf or l1 for each batch, the weaker one more often "
+            "(Croce & Hein 2022).",
+            norms=("linf", "l1"),
+            min_norms=2,
+            max_norms=3,
+        ),
+    )
+}

@@ -1,0 +1,422 @@
+"""What a run is: the one description that is API body, command line, stored JSON and checkpoint header. No torch.
+
+A spec is always resolved: what the user leaves out is filled from the catalogue while the spec is validated, so it says
+everything that will happen. Every knob, bound, default and help text of a run stands here, or in `core.catalog` where it
+depends on the data set or the network.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod, sqrt
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from core.catalog import ARCHITECTURES, DATASETS, METHODS, MODELS, NORMS, Augmentation, Norm
+
+Kind = Literal["finetune", "train", "evaluate"]
+Protocol = Literal["fast", "paper", "standard"]
+Schedule = Literal["piecewise", "one-cycle", "constant"]
+
+
+# Short and without exponents: Fraction("1e999999999") would compute for hours.
+_FRACTION = re.compile(r"-?\d{1,9}(\.\d{1,18})?(/\d{1,9})?")
+
+
+def _read_radius(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    numerator, _, denominator = value.replace(" ", "").partition("/")
+    if not _FRACTION.fullmatch(value.replace(" ", "")) or int(denominator or 1) == 0:
+        raise PydanticCustomError("not_a_radius", 'give a number or a fraction such as "8/255"')
+    return float(numerator) / float(denominator or 1)
+
+
+Radius = Annotated[
+    float,
+    BeforeValidator(_read_radius, json_schema_input_type=float | str),
+    Field(gt=0, allow_inf_nan=False),
+]
+Name = Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")]
+Steps = Annotated[int, Field(ge=1, le=1000)]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Say which of the known words was probably meant, or list them all."""
+    words = list(known)
+    close = difflib.get_close_matches(word, words, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(words)}"
+
+
+def _known(what: str, name: str, names: Iterable[str]) -> str:
+    names = list(names)
+    if name not in names:
+        raise PydanticCustomError(
+            "unknown_name",
+            "there is no {what} '{name}'; {remedy}",
+            {"what": what, "name": name, "remedy": did_you_mean(name, names), "allowed": names},
+        )
+    return name
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+class Method(_Part):
+    """How a batch becomes a loss. A bare name stands for the method with its defaults."""
+
+    name: str = Field(examples=list(METHODS))
+    """The method, by its name in the catalogue."""
+    norms: tuple[Norm, ...] = Field(default_factory=lambda data: METHODS[data["name"]].norms or ())
+    """The norms it attacks."""
+    steps: dict[Norm, Steps] = Field(default_factory=lambda data: dict.fromkeys(data["norms"], 10))
+    """Steps of the training attack for each attacked norm; one number stands for all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        return _known("method", name, METHODS)
+
+    @field_validator("norms")
+    @classmethod
+    def _right_number(cls, norms: tuple[Norm, ...], info: ValidationInfo) -> tuple[Norm, ...]:
+        entry = METHODS.get(info.data.get("name", ""))
+        if entry and (len(set(norms)) < len(norms) or not entry.min_norms <= len(norms) <= entry.max_norms):
+            few, many = entry.min_norms, entry.max_norms
+            raise PydanticCustomError(
+                "norm_count",
+                "method {method} takes {count} of {norms}, each once: set method.norms",
+                {"method": entry.name, "count": few if few == many else f"{few} to {many}", "norms": ", ".join(NORMS)},
+            )
+        return norms
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _one_for_all(cls, steps: Any, info: ValidationInfo) -> Any:
+        return dict.fromkeys(info.data.get("norms", ()), steps) if type(steps) is int else steps
+
+    @field_validator("steps")
+    @classmethod
+    def _one_each(cls, steps: dict[Norm, int], info: ValidationInfo) -> dict[Norm, int]:
+        norms: Sequence[Norm] = info.data.get("norms", tuple(steps))
+        if set(steps) != set(norms):
+            raise PydanticCustomError(
+                "steps_per_norm",
+                "give steps for each attacked norm ({norms}), or one number for all",
+                {"norms": ", ".join(norms) or "none"},
+            )
+        return {norm: steps[norm] for norm in norms}
+
+
+class Evaluation(_Part):
+    """How robustness is measured."""
+
+    protocol: Protocol = "paper"
+    """fast: APGD on the cross-entropy, 1 x 20 iterations per norm, for curves. paper: APGD-CE and targeted APGD,
+    10 x 100 iterations per norm, as in the tables of the E-AT paper. standard: all of AutoAttack."""
+    examples: int = Field(default=1000, ge=1, le=1_000_000)
+    """Test points to evaluate: the first so many in the data set's fixed order, or all where there are fewer."""
+    include_base: bool = True
+    """Whether fine-tuning evaluates the base model too, for the row "before"."""
+    batch_size: int = Field(default=250, ge=1, le=100_000)
+    """Points that share one stream of random numbers (AutoAttack's `bs`), so part of what defines a verdict."""
+
+
+def _default_dataset(data: Mapping[str, Any]) -> str:
+    base = MODELS.get(data.get("base_model", ""))
+    return base.dataset if base else ""
+
+
+def _default_eps(data: Mapping[str, Any]) -> dict[Norm, float]:
+    entry = DATASETS.get(data["dataset"])
+    return dict(entry.eps) if entry else {}
+
+
+class _Run(_Part):
+    kind: Kind
+    """finetune a base model, train one from random weights, or evaluate one."""
+
+
+class _FromBase(_Run):
+    base_model: Name
+    """The model to start from, by its name in the catalogue or among the models of this machine."""
+
+    @field_validator("base_model")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        if not name:
+            raise PydanticCustomError("missing", "name the base model; shipped: {names}", {"names": ", ".join(MODELS)})
+        return name
+
+
+class _FromScratch(_Run):
+    architecture: str = Field(examples=list(ARCHITECTURES))
+    """The network to train, by its name in the catalogue."""
+
+    @field_validator("architecture")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        return _known("architecture", name, ARCHITECTURES)
+
+
+class _Measured(_Run):
+    dataset: Name = Field(default_factory=_default_dataset)
+    """The images, by their name in the catalogue or among the data sets of this machine; by default those that the
+    base model was trained on."""
+    eps: dict[Norm, Radius] = Field(default_factory=_default_eps)
+    """The radius per norm, in pixel units of images in [0, 1], as a number or a fraction such as "8/255". Every norm
+    given here is evaluated; the method chooses which of them training attacks."""
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    """How robustness is measured."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Decides everything that is drawn at random."""
+    name: str = Field(default="", max_length=128)
+    """A label for people."""
+    metadata: dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
+        default_factory=dict, max_length=16
+    )
+    """Up to 16 pairs of the user's own."""
+    priority: int = Field(default=0, ge=-100, le=100)
+    """A waiting job of higher priority starts first."""
+
+    @field_validator("dataset")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        if not name:
+            raise PydanticCustomError("missing", "name the data set; built in: {names}", {"names": ", ".join(DATASETS)})
+        return name
+
+    @field_validator("eps")
+    @classmethod
+    def _sensible(cls, eps: dict[Norm, float], info: ValidationInfo) -> dict[Norm, float]:
+        if not eps:
+            raise PydanticCustomError("missing", 'give a radius per norm, for example {{"linf": "8/255"}}')
+        entry = DATASETS.get(info.data.get("dataset", ""))
+        for norm, radius in eps.items():
+            check_radius(norm, radius, entry.shape if entry else None)
+        return {norm: eps[norm] for norm in NORMS if norm in eps}
+
+
+def check_radius(norm: Norm, radius: float, shape: tuple[int, int, int] | None) -> None:
+    """Refuse a radius so large that no classifier can be robust at it, which is how 0-255 units show.
+
+    A ball of radius d^(1/p) / 2 around any image of d pixels reaches the uniform grey image. Without a shape only linf
+    can be judged. Raises PydanticCustomError with the pointer of the radius in `ctx`.
+    """
+    pixels = prod(shape) if shape else None
+    limit = 0.5 if norm == "linf" else None if pixels is None else 0.5 * {"l2": sqrt(pixels), "l1": pixels}[norm]
+    if limit is None or radius < limit:
+        return
+    hint = ""
+    if radius / 255 < limit:
+        hint = f'; for 0-255 units divide by 255: "{radius:g}/255" is {radius / 255:.4g}'
+    raise PydanticCustomError(
+        "eps_out_of_range",
+        "eps.{norm} = {radius} is not below {limit}, where every image can be turned into the same grey one; eps is in "
+        "pixel units of images in [0, 1]{hint}",
+        {"norm": norm, "radius": f"{radius:g}", "limit": f"{limit:g}", "hint": hint, "pointer": f"/eps/{norm}"},
+    )
+
+
+def _dataset_default(field: str, otherwise: Any) -> Any:
+    """The data set's own value, or `otherwise` for one that the catalogue does not know."""
+
+    def default(data: Mapping[str, Any]) -> Any:
+        entry = DATASETS.get(data["dataset"])
+        return getattr(entry, field) if entry else otherwise
+
+    return default
+
+
+def _default_learning_rate(data: Mapping[str, Any]) -> float:
+    base = MODELS.get(data.get("base_model", ""))
+    architecture = base.architecture if base else data.get("architecture", "")
+    return ARCHITECTURES[architecture].learning_rate if architecture in ARCHITECTURES else 0.01
+
+
+class _Trained(_Measured):
+    method: Method = Field(default_factory=lambda: Method(name="e-at"))
+    """How a batch becomes a loss: a name, or an object with options."""
+    epochs: int = Field(default_factory=_dataset_default("epochs", 3), ge=1, le=1000)
+    """Passes over the training images."""
+    batch_size: int = Field(default_factory=_dataset_default("batch_size", 128), ge=1, le=65_536)
+    """Images per training step."""
+    learning_rate: float = Field(default_factory=_default_learning_rate, gt=0, le=10)
+    """The highest learning rate of the schedule."""
+    schedule: Schedule = "piecewise"
+    """piecewise: the learning rate, a tenth and a hundredth of it, each for a third of the run. one-cycle: up in a
+    straight line for three tenths of the run, then down to zero. constant: no change."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD."""
+    weight_decay: float = Field(default=5e-4, ge=0, le=1)
+    """Weight decay of SGD; when training from random weights, not on biases and batch norm."""
+    augmentation: Augmentation = Field(default_factory=_dataset_default("augmentation", "none"))
+    """crop-flip: a random crop after padding by an eighth of the size, and a horizontal flip half the time."""
+    train_examples: int | None = Field(default=None, ge=1)
+    """Train on so many images, drawn once with the seed; null for all of them."""
+
+    @field_validator("method")
+    @classmethod
+    def _radius_for_each_norm(cls, method: Method, info: ValidationInfo) -> Method:
+        missing = [norm for norm in method.norms if norm not in info.data.get("eps", method.norms)]
+        if missing:
+            raise PydanticCustomError(
+                "eps_missing",
+                "method {method} attacks {norms}, but eps gives no radius for {missing}: add eps.{missing}",
+                {
+                    "method": method.name,
+                    "norms": " and ".join(method.norms),
+                    "missing": missing[0],
+                    "pointer": f"/eps/{missing[0]}",
+                },
+            )
+        return method
+
+
+class FineTuneSpec(_Trained, _FromBase):
+    """Make a robust base model robust to more, by a few epochs of fine-tuning."""
+
+    kind: Literal["finetune"] = "finetune"
+
+
+class TrainSpec(_Trained, _FromScratch):
+    """Train a network from random weights: that is how a base model is made."""
+
+    kind: Literal["train"] = "train"
+    epochs: int = Field(default_factory=_dataset_default("train_epochs", 30), ge=1, le=1000)
+    """Passes over the training images."""
+    schedule: Schedule = "one-cycle"
+    """piecewise: the learning rate, a tenth and a hundredth of it, each for a third of the run. one-cycle: up in a
+    straight line for three tenths of the run, then down to zero. constant: no change."""
+
+
+class EvaluateSpec(_Measured, _FromBase):
+    """Measure how robust a model is."""
+
+    kind: Literal["evaluate"] = "evaluate"
+
+
+def _kind(value: Any) -> Any:
+    return value.get("kind", "finetune") if isinstance(value, Mapping) else getattr(value, "kind", None)
+
+
+TrainingSpec = FineTuneSpec | TrainSpec
+Spec = Annotated[
+    Annotated[FineTuneSpec, Tag("finetune")]
+    | Annotated[TrainSpec, Tag("train")]
+    | Annotated[EvaluateSpec, Tag("evaluate")],
+    Discriminator(
+        _kind,
+        custom_error_type="unknown_kind",
+        custom_error_message="kind is one of finetune, train, evaluate",
+    ),
+]
+SPECS: Mapping[Kind, type[FineTuneSpec | TrainSpec | EvaluateSpec]] = {
+    "finetune": FineTuneSpec,
+    "train": TrainSpec,
+    "evaluate": EvaluateSpec,
+}
+_adapter: TypeAdapter[FineTuneSpec | TrainSpec | EvaluateSpec] = TypeAdapter(Spec)
+
+
+def parse(body: Any) -> FineTuneSpec | TrainSpec | EvaluateSpec:
+    """Validate a job body, stored JSON or checkpoint header, and fill in what it leaves out. Raises ValidationError."""
+    return _adapter.validate_python(body)
+
+
+class Caution(BaseModel):
+    """Something about a valid spec that its author should know."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    code: str
+    """Stable, for programs."""
+    message: str
+    """For people."""
+
+
+def cautions(spec: FineTuneSpec | TrainSpec | EvaluateSpec) -> tuple[Caution, ...]:
+    """Say what is valid and yet likely to disappoint."""
+    found = []
+    eps = spec.eps
+    base = MODELS.get(getattr(spec, "base_model", ""))
+    if base and base.norm in eps and abs(eps[base.norm] - base.eps) > 1e-6:
+        found.append(
+            Caution(
+                code="eps_differs_from_base",
+                message=f"{base.name} was made robust at {base.norm} {base.eps:g}, this run uses {eps[base.norm]:g}",
+            )
+        )
+    if isinstance(spec, EvaluateSpec):
+        return tuple(found)
+    if not spec.method.norms:
+        found.append(Caution(code="no_attack", message="natural training attacks nothing: expect no robustness"))
+    extremes = spec.method.name == "e-at" and "l2" not in spec.method.norms
+    # The convex hull of the linf and the l1 ball contains an l2 ball of about this radius (Croce & Hein 2020, 2022).
+    if extremes and eps.keys() >= set(NORMS) and sqrt(eps["l1"] * eps["linf"]) < eps["l2"]:
+        found.append(
+            Caution(
+                code="l2_not_covered",
+                message=f"sqrt(eps.l1 * eps.linf) = {sqrt(eps['l1'] * eps['linf']):.3g} is below eps.l2 = {eps['l2']:g}: "
+                "E-AT with linf and l1 need not make the model robust to l2; consider method sat, or e-at with all three "
+                "norms",
+            )
+        )
+    return tuple(found)
+
+
+class FieldError(BaseModel):
+    """One thing wrong with a spec, and where."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    pointer: str
+    """JSON pointer of the field."""
+    code: str
+    """Stable, for programs."""
+    detail: str
+    """What is wrong and what to do."""
+
+
+def explain(error: ValidationError) -> list[FieldError]:
+    """Turn a validation error of `parse` into one entry per field, each with its remedy."""
+    return [_field_error(details) for details in error.errors() if details["type"] != "default_factory_not_called"]
+
+
+def _field_error(details: ErrorDetails) -> FieldError:
+    path = [str(part) for part in details["loc"]]
+    fields: Mapping[str, Any] = FineTuneSpec.model_fields
+    if path and path[0] in SPECS:
+        fields = SPECS[path.pop(0)].model_fields  # type: ignore[index]  # `in` has just shown that it is a Kind
+    if path and path[-1] == "[key]":
+        path.pop()
+    context = details.get("ctx", {})
+    pointer = context.get("pointer") or "".join(f"/{part.replace('~', '~0').replace('/', '~1')}" for part in path)
+    detail = details["msg"]
+    if details["type"] == "extra_forbidden":
+        parts = {"method": Method.model_fields, "evaluation": Evaluation.model_fields}
+        siblings = fields if len(path) == 1 else parts.get(path[0], fields)
+        detail = f"there is no field {path[-1]!r} here; {did_you_mean(path[-1], siblings)}"
+    elif details["type"] == "unknown_kind":
+        pointer = "/kind"
+    return FieldError(pointer=pointer, code=details["type"], detail=detail)
