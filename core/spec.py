@@ -321,6 +321,7 @@ def _kind(value: Any) -> Any:
 
 
 TrainingSpec = FineTuneSpec | TrainSpec
+AnySpec = FineTuneSpec | TrainSpec | EvaluateSpec
 Spec = Annotated[
     Annotated[FineTuneSpec, Tag("finetune")]
     | Annotated[TrainSpec, Tag("train")]
@@ -331,15 +332,15 @@ Spec = Annotated[
         custom_error_message="kind is one of finetune, train, evaluate",
     ),
 ]
-SPECS: Mapping[Kind, type[FineTuneSpec | TrainSpec | EvaluateSpec]] = {
+SPECS: Mapping[Kind, type[AnySpec]] = {
     "finetune": FineTuneSpec,
     "train": TrainSpec,
     "evaluate": EvaluateSpec,
 }
-_adapter: TypeAdapter[FineTuneSpec | TrainSpec | EvaluateSpec] = TypeAdapter(Spec)
+_adapter: TypeAdapter[AnySpec] = TypeAdapter(Spec)
 
 
-def parse(body: Any) -> FineTuneSpec | TrainSpec | EvaluateSpec:
+def parse(body: Any) -> AnySpec:
     """Validate a job body, stored JSON or checkpoint header, and fill in what it leaves out. Raises ValidationError."""
     return _adapter.validate_python(body)
 
@@ -355,7 +356,7 @@ class Caution(BaseModel):
     """For people."""
 
 
-def cautions(spec: FineTuneSpec | TrainSpec | EvaluateSpec) -> tuple[Caution, ...]:
+def cautions(spec: AnySpec) -> tuple[Caution, ...]:
     """Say what is valid and yet likely to disappoint."""
     found = []
     eps = spec.eps

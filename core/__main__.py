@@ -1,0 +1,182 @@
+"""The command line of the library: python -m core train|finetune|evaluate.
+
+    python -m core finetune examples/digits.json --epochs 5 --eps.l1 2 --output runs/digits
+    python -m core evaluate --base-model digits-cnn-linf --evaluation.protocol standard --output runs/base
+
+The options are the fields of the spec, with their help; the spec file gives what they do not. Each event is a line on
+stdout, as text or as JSON. Exit status: 0 done, 2 the input is at fault, 1 the program is.
+"""
+
+import argparse
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from pydantic import BaseModel, ValidationError
+
+from core.catalog import NORMS
+from core.errors import BadInput, UserError
+from core.events import Event, Failed
+from core.narration import narrate
+from core.spec import SPECS, AnySpec, EvaluateSpec, Evaluation, Method, explain, parse
+
+_PARTS: Mapping[str, type[BaseModel]] = {"method": Method, "evaluation": Evaluation}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    options = _parser().parse_args(arguments)
+    # A library that prints must not get between the events.
+    events, sys.stdout = sys.stdout, sys.stderr
+    say = _say_json if options.json else _say_text
+    if options.until_stdin_closes:
+        threading.Thread(target=_exit_with_stdin, daemon=True).start()
+    try:
+        spec = _spec(options)
+        for event in _run(spec, options):
+            say(event, events)
+    except UserError as error:
+        say(
+            Failed(
+                code=error.code, message=error.message, hint=error.hint, field=error.field, retryable=error.retryable
+            ),
+            events,
+        )
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        traceback.print_exc()
+        message = f"{type(error).__name__}: {error}"
+        say(Failed(code="internal_error", message=message, hint="please report this with the log"), events)
+        return 1
+    return 0
+
+
+def _run(spec: AnySpec, options: argparse.Namespace) -> Iterator[Event]:
+    # torch takes seconds to load: not for --help, and not for a spec that is refused.
+    import torch
+
+    from core.evaluation import score
+    from core.inputs import Inputs
+    from core.training import fine_tune
+
+    device = torch.device(options.device) if options.device else None
+    inputs = Inputs(weights=options.weights, data=options.data, device=device)
+    if isinstance(spec, EvaluateSpec):
+        return score(spec, options.output, inputs)
+    return fine_tune(spec, options.output, inputs)
+
+
+def _say_json(event: Event, file: TextIO) -> None:
+    print(event.model_dump_json(), file=file, flush=True)
+
+
+def _say_text(event: Event, file: TextIO) -> None:
+    for line in narrate(event):
+        print(line, file=file, flush=True)
+
+
+def _exit_with_stdin() -> None:
+    """End the process when whoever started it is gone, however they went."""
+    while sys.stdin.buffer.read(4096):
+        pass
+    os._exit(143)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m core", description="Make image classifiers robust, and prove it.")
+    commands = parser.add_subparsers(dest="kind", required=True)
+    for kind, model in SPECS.items():
+        command = commands.add_parser(kind, help=model.__doc__, description=model.__doc__)
+        command.add_argument("spec", nargs="?", type=Path, help="a JSON file with the spec")
+        command.add_argument("--output", type=Path, default=Path("runs") / kind, help="folder for what the run writes")
+        command.add_argument("--weights", type=Path, help="the base model's file, when it is not a shipped one")
+        command.add_argument("--data", type=Path, help="the data set's folder or archive, when it is not built in")
+        command.add_argument("--device", help="where to compute, such as cpu or cuda:1")
+        command.add_argument("--json", action="store_true", help="print events as JSON lines")
+        command.add_argument(
+            "--until-stdin-closes", action="store_true", help="end when stdin does: for a run that a program starts"
+        )
+        for name, help_text, read in _options(model):
+            command.add_argument(
+                f"--{name.replace('_', '-')}", dest=f"spec.{name}", type=read, metavar="VALUE", help=help_text
+            )
+    return parser
+
+
+def _options(model: type[BaseModel]) -> Iterator[tuple[str, str, Callable[[str], Any]]]:
+    """Name every field of a spec, and every field of its parts, with its help and how to read it."""
+    for name, field in model.model_fields.items():
+        if name == "kind":
+            continue
+        text = " ".join((field.description or "").split()).replace("%", "%%")
+        yield name, text, str if field.annotation is str else _read
+        if name == "eps":
+            yield from ((f"eps.{norm}", f"The radius for {norm}.", _read) for norm in NORMS)
+        if part := _PARTS.get(name):
+            yield from ((f"{name}.{inner}", text, read) for inner, text, read in _options(part))
+
+
+def _read(text: str) -> Any:
+    """Read a value as JSON where it is, else as the word it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _spec(options: argparse.Namespace) -> AnySpec:
+    """Put the spec together from file and options. Raises BadInput."""
+    body = _file(options.spec) if options.spec else {}
+    body.setdefault("kind", options.kind)
+    if body["kind"] != options.kind:
+        raise BadInput(
+            f"{options.spec} is a spec of kind {body['kind']!r}",
+            hint=f"run: python -m core {body['kind']}",
+            field="kind",
+        )
+    if options.weights and options.kind != "train":
+        body.setdefault("base_model", options.weights.stem)
+    for name, value in vars(options).items():
+        if name.startswith("spec.") and value is not None:
+            _set(body, name.removeprefix("spec.").split("."), value)
+    try:
+        return parse(body)
+    except ValidationError as error:
+        problems = explain(error)
+        raise BadInput(
+            "; ".join(f"{problem.pointer}: {problem.detail}" for problem in problems),
+            hint=f"see python -m core {options.kind} --help",
+            field=problems[0].pointer.lstrip("/").replace("/", "."),
+        ) from error
+
+
+def _set(body: dict[str, Any], path: list[str], value: Any) -> None:
+    *outer, last = path
+    for name in outer:
+        inside = body.get(name, {})
+        body[name] = inside = {"name": inside} if isinstance(inside, str) else dict(inside)
+        body = inside
+    body[last] = value
+
+
+def _file(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}", hint="check the path", field="spec") from error
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON: {error}", hint="correct the file", field="spec") from error
+    if not isinstance(body, dict):
+        raise BadInput(f"{path} is not a JSON object", hint='write a spec such as {"base_model": ...}', field="spec")
+    return body
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,327 @@
+"""Auto-PGD: projected gradient ascent that sets its own step sizes.
+
+linf and l2 after Croce & Hein 2020 (arXiv 2003.01690, algorithm 1), l1 after Croce & Hein 2021 (arXiv 2103.01208).
+`apgd` is one run. `apgd_ce` and `apgd_t` are the two attacks of AutoAttack: random restarts on the cross-entropy, and the
+targeted DLR loss against the likeliest wrong classes; for l1 both shrink the ball from 3 eps over 2 eps to eps.
+"""
+
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from core.attacks import AttackResult, frozen
+from core.attacks.losses import Loss, cross_entropy, targeted_dlr
+from core.catalog import Norm
+from core.geometry import ascend, count_changed, per_image, project, random_start
+
+Goal = Literal["loss", "error"]
+
+
+class _PerPoint:
+    """Tensors with batch first, which can forget points together."""
+
+    def keep(self, index: Tensor) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value[index])
+
+
+class _Halving(_PerPoint):
+    """linf and l2: halve the step where the loss rose too rarely, or did not improve since a check that did not halve."""
+
+    inertia = 0.25
+
+    def __init__(self, steps: int, eps: float, first_loss: Tensor) -> None:
+        self.size = torch.full_like(first_loss, 2 * eps)
+        self.density = torch.ones_like(first_loss)
+        self._window = max(int(0.22 * steps), 1)
+        self._shrink = max(int(0.03 * steps), 1)
+        self._shortest = max(int(0.06 * steps), 1)
+        self._since_check = 0
+        # The first step's loss is compared with 0, as in the reference implementation, not with the starting loss.
+        self._last_loss = torch.zeros_like(first_loss)
+        self._rises = torch.zeros_like(first_loss)
+        self._best_at_check = first_loss
+        self._halved = torch.ones_like(first_loss, dtype=torch.bool)
+
+    def observe(self, loss: Tensor, best_loss: Tensor, best_delta: Tensor) -> Tensor | None:
+        """Take in a step's losses (batch,); name the points (batch,) that go back to their best, None between checks."""
+        del best_delta
+        self._rises = self._rises + (loss > self._last_loss)
+        self._last_loss = loss
+        self._since_check += 1
+        if self._since_check < self._window:
+            return None
+        stuck = ~self._halved & (self._best_at_check >= best_loss)
+        self._halved = (self._rises <= 0.75 * self._window) | stuck
+        self.size = torch.where(self._halved, self.size / 2, self.size)
+        self._best_at_check = best_loss
+        self._rises = torch.zeros_like(loss)
+        self._since_check = 0
+        self._window = max(self._window - self._shrink, self._shortest)
+        return self._halved
+
+
+class _Sparsifying(_PerPoint):
+    """l1: change ever fewer pixels a step; a point whose best perturbation got sparser returns to it with full steps."""
+
+    inertia = 0.0
+
+    def __init__(self, steps: int, eps: float, delta: Tensor, density: float | None) -> None:
+        self._eps = eps
+        self._pixels = prod(delta.shape[1:])
+        changed = count_changed(delta)
+        self._changed = changed if density is None else torch.full_like(changed, self._pixels)
+        self.density = changed / self._pixels / 1.5 if density is None else torch.full_like(changed, density)
+        self.size = torch.full_like(changed, eps)
+        self._every = max(int(0.04 * steps), 1)
+        self._since_check = 0
+
+    def observe(self, loss: Tensor, best_loss: Tensor, best_delta: Tensor) -> Tensor | None:
+        """As for the other norms; what decides is how many pixels the best perturbation (batch, ...) changes."""
+        del loss, best_loss
+        self._since_check += 1
+        if self._since_check < self._every:
+            return None
+        self._since_check = 0
+        changed = count_changed(best_delta)
+        sparser = changed / self._changed < 0.95
+        self._changed = changed
+        self.density = changed / self._pixels / 1.5
+        self.size = torch.where(sparser, self._eps, self.size / 1.5).clamp(self._eps / 10, self._eps)
+        return sparser
+
+
+@dataclass
+class _Points(_PerPoint):
+    """The points under attack and what is remembered of each."""
+
+    place: Tensor
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+    current: Tensor
+    previous: Tensor
+    gradient: Tensor
+    best: Tensor
+    best_gradient: Tensor
+    best_loss: Tensor
+
+    def move(self, rule: _Halving | _Sparsifying, norm: Norm, eps: float, *, inertia: float) -> None:
+        """Take one step uphill inside ball and box, carried on a little in the direction of the step before."""
+        step = per_image(rule.size, self.images) * ascend(self.gradient, norm, density=rule.density)
+        aim = project(self.images, self.current + step, norm, eps)
+        if rule.inertia:
+            carried = self.current + (aim - self.current) * (1 - inertia) + (self.current - self.previous) * inertia
+            aim = project(self.images, carried, norm, eps)
+        self.previous, self.current = self.current, aim
+
+    def remember(self, loss: Tensor) -> None:
+        """Keep the current point where its loss is the highest so far."""
+        better = loss > self.best_loss
+        mask = per_image(better, self.images)
+        self.best = torch.where(mask, self.current, self.best)
+        self.best_gradient = torch.where(mask, self.gradient, self.best_gradient)
+        self.best_loss = torch.where(better, loss, self.best_loss)
+
+    def go_back(self, which: Tensor) -> None:
+        """Return these points (batch,) to their best."""
+        mask = per_image(which, self.images)
+        self.current = torch.where(mask, self.best, self.current)
+        self.gradient = torch.where(mask, self.best_gradient, self.gradient)
+
+
+def apgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    norm: Norm,
+    eps: float,
+    *,
+    steps: int,
+    start: Tensor | None = None,
+    targets: Tensor | None = None,
+    loss: Loss = cross_entropy,
+    density: float = 0.2,
+    goal: Goal = "loss",
+) -> AttackResult:
+    """Search the ball for points of high loss in one run of `steps` gradient steps from `start` (default: the images).
+
+    With goal "loss" `adversarial` is the highest-loss iterate after all steps, as adversarial training wants it: steps + 1
+    forward and `steps` backward passes. With goal "error" it is the first misclassified iterate (the last one where there
+    is none), and a point that has one costs no further passes, as an evaluation wants it.
+    `robust` says whether every iterate, the start included, was right; `loss` is the highest seen. density is the share
+    of pixels that the first l1 step changes; given a `start`, the start's own sparsity decides.
+    """
+    targets = labels if targets is None else targets
+    with frozen(model), torch.no_grad():
+        current = (images if start is None else start).clamp(0, 1)
+        logits, first_loss, gradient = _look(model, current, labels, targets, loss)
+        right = logits.argmax(1) == labels
+        result = AttackResult(adversarial=current.clone(), robust=right.clone(), loss=first_loss.clone())
+        place = torch.arange(len(images), device=images.device)
+        points = _Points(place, images, labels, targets, current, current, gradient, current, gradient, first_loss)
+        rule: _Halving | _Sparsifying
+        if norm == "l1":
+            rule = _Sparsifying(steps, eps, current - images, density if start is None else None)
+        else:
+            rule = _Halving(steps, eps, first_loss)
+        for step in range(steps):
+            if goal == "error" and not bool(right.all()):
+                standing = right.nonzero().squeeze(1)
+                points.keep(standing)
+                rule.keep(standing)
+            if len(points.place) == 0:
+                break
+            points.move(rule, norm, eps, inertia=rule.inertia if step else 0.0)
+            logits, values, points.gradient = _look(
+                model, points.current, points.labels, points.targets, loss, with_gradient=step < steps - 1
+            )
+            right = logits.argmax(1) == points.labels
+            points.remember(values)
+            result.robust[points.place] &= right
+            result.loss[points.place] = points.best_loss
+            result.adversarial[points.place] = points.best if goal == "loss" else points.current
+            back = rule.observe(values, points.best_loss, points.best - points.images)
+            if back is not None:
+                points.go_back(back)
+        return result
+
+
+def _look(
+    model: nn.Module, points: Tensor, labels: Tensor, targets: Tensor, loss: Loss, *, with_gradient: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute logits (batch, classes), losses (batch,) and the losses' gradients with respect to the points."""
+    if not with_gradient:
+        logits = model(points)
+        return logits, loss(logits, labels, targets), torch.zeros_like(points)
+    points = points.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(points)
+        values = loss(logits, labels, targets)
+        (gradient,) = torch.autograd.grad(values.sum(), points)
+    return logits.detach(), values.detach(), gradient
+
+
+def apgd_ce(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    norm: Norm,
+    eps: float,
+    *,
+    generator: torch.Generator,
+    restarts: int = 1,
+    steps: int = 100,
+) -> AttackResult:
+    """Attack the cross-entropy from `restarts` random starts, each on the points that withstood those before."""
+    result = _clean(model, images, labels)
+    for _ in range(restarts):
+        _attack_standing(model, images, labels, norm, eps, result, generator=generator, steps=steps, rank=None)
+    return result
+
+
+def apgd_t(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    norm: Norm,
+    eps: float,
+    *,
+    generator: torch.Generator,
+    targets: int = 9,
+    steps: int = 100,
+) -> AttackResult:
+    """Attack towards the `targets` likeliest classes after the first, one after the other, on the targeted DLR loss.
+
+    With fewer classes than that, all of them are tried.
+    """
+    result = _clean(model, images, labels)
+    for rank in range(2, targets + 2):
+        _attack_standing(model, images, labels, norm, eps, result, generator=generator, steps=steps, rank=rank)
+    return result
+
+
+def _clean(model: nn.Module, images: Tensor, labels: Tensor) -> AttackResult:
+    with frozen(model), torch.no_grad():
+        logits = model(images)
+        loss = cross_entropy(logits, labels, labels)
+        return AttackResult(adversarial=images.clone(), robust=logits.argmax(1) == labels, loss=loss)
+
+
+def _attack_standing(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    norm: Norm,
+    eps: float,
+    result: AttackResult,
+    *,
+    generator: torch.Generator,
+    steps: int,
+    rank: int | None,
+) -> None:
+    """Attack the points that still stand, and enter into `result` those that fall. rank: of the class to move towards."""
+    standing = result.robust.nonzero().squeeze(1)
+    if len(standing) == 0:
+        return
+    images, labels = images[standing], labels[standing]
+    targets, loss = None, cross_entropy
+    if rank is not None:
+        with frozen(model), torch.no_grad():
+            order = model(images).argsort(1)
+        if rank > order.shape[1]:
+            return
+        targets, loss = order[:, -rank], targeted_dlr
+    run = _shrink_ball if norm == "l1" else _start_anywhere
+    found = run(model, images, labels, norm, eps, generator=generator, steps=steps, targets=targets, loss=loss)
+    fallen = standing[~found.robust]
+    result.robust[fallen] = False
+    result.adversarial[fallen] = found.adversarial[~found.robust]
+    result.loss[fallen] = found.loss[~found.robust]
+
+
+def _start_anywhere(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    norm: Norm,
+    eps: float,
+    *,
+    generator: torch.Generator,
+    steps: int,
+    targets: Tensor | None,
+    loss: Loss,
+) -> AttackResult:
+    start = random_start(images, norm, eps, generator)
+    return apgd(model, images, labels, norm, eps, steps=steps, start=start, targets=targets, loss=loss, goal="error")
+
+
+def _shrink_ball(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    norm: Norm,
+    eps: float,
+    *,
+    generator: torch.Generator,
+    steps: int,
+    targets: Tensor | None,
+    loss: Loss,
+) -> AttackResult:
+    """Run in balls of 3 eps, 2 eps and eps, each from the best point of the one before; only the last one counts."""
+    early = ceil(0.3 * steps)
+    stages: list[tuple[float, int, Goal]] = [(3, early, "loss"), (2, early, "loss"), (1, steps - 2 * early, "error")]
+    best = random_start(images, norm, 3 * eps, generator)
+    for factor, count, goal in stages:
+        # The reference draws a start at every stage and does not use it; drawing it too keeps the streams in step.
+        torch.randn(images.shape, generator=generator, device=generator.device)
+        start = project(images, best, norm, factor * eps)
+        result = apgd(
+            model, images, labels, norm, factor * eps, steps=count, start=start, targets=targets, loss=loss, goal=goal
+        )
+        best = result.adversarial
+    return result

@@ -1,0 +1,195 @@
+"""One safetensors file that explains itself: weights, and a header with spec, report and provenance.
+
+The header is one JSON object under the key "temper" of the safetensors metadata. Nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from contextlib import suppress
+from errno import EDQUOT, ENOSPC
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from core.catalog import MODELS
+from core.errors import BadInput, BadWeights, DiskFull, UserError
+from core.events import Reports
+from core.models import Blueprint, build
+from core.spec import Spec, did_you_mean
+
+_KEY = "temper"
+
+
+class Header(BaseModel):
+    """What a checkpoint says about itself."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    format: int = 1
+    """Version of this header."""
+    blueprint: Blueprint
+    """The network."""
+    spec: Spec
+    """The resolved spec of the run that made it; with the base and the data it says how to make it again."""
+    seed: int
+    """The seed of that run."""
+    step: int
+    """Training steps behind the weights."""
+    reports: Reports | None = None
+    """The evaluations of that run."""
+    base_sha256: str | None
+    """Hash of the weights file that the run started from; null for random weights."""
+    data_sha256: str
+    """Hash of the images and labels."""
+    versions: dict[str, str]
+    """Versions of what computed: python, torch and the like."""
+    commit: str | None
+    """The git commit of Temper, where there was one; with a + when files differed from it."""
+
+
+def save_checkpoint(path: Path, model: nn.Module, header: Header) -> str:
+    """Write the weights and the header to `path`, whole or not at all; return the file's sha256.
+
+    Raises DiskFull when there is no room.
+    """
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return write_file(path, save(weights, metadata={_KEY: header.model_dump_json()}))
+
+
+def write_file(path: Path, content: bytes) -> str:
+    """Write a file whole or not at all; return its sha256. Raises DiskFull when there is no room."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if error.errno in (ENOSPC, EDQUOT):
+            raise DiskFull(f"no room to write {path.name}", hint="free some disk space and run it again") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror}", hint="name a folder that can be written", field="output"
+        ) from error
+    return hashlib.sha256(content).hexdigest()
+
+
+def load(path: Path) -> tuple[nn.Module, Header]:
+    """Build the network that a checkpoint holds, in eval mode on the CPU. Raises BadWeights when the file is not one."""
+    header = read_header(path)
+    model = build(header.blueprint)
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+        model.load_state_dict(weights)
+    except (SafetensorError, RuntimeError) as error:
+        raise BadWeights(
+            f"the weights in {path.name} do not fit {header.blueprint.architecture}: {error}",
+            hint="the file is damaged, or was made by another version: export it again",
+            field="base_model",
+        ) from error
+    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
+        raise BadWeights(
+            f"{path.name} holds weights that are not numbers",
+            hint="use an earlier checkpoint of that run",
+            field="base_model",
+        )
+    return model.eval(), header
+
+
+def read_header(path: Path) -> Header:
+    """Read only what a checkpoint says about itself. Raises BadWeights when it is not a Temper checkpoint."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+    except FileNotFoundError as error:
+        raise BadWeights(
+            f"there is no file {path}", hint="check the path of the weights", field="base_model"
+        ) from error
+    except (SafetensorError, OSError) as error:
+        raise BadWeights(
+            f"{path.name} is not a safetensors file: {error}",
+            hint="give a .safetensors checkpoint made by Temper; .pt and .pth files are not read",
+            field="base_model",
+        ) from error
+    if text is None:
+        raise BadWeights(
+            f"{path.name} is a safetensors file, but does not say which network it holds",
+            hint="give a checkpoint made by Temper",
+            field="base_model",
+        )
+    try:
+        return Header.model_validate(json.loads(text))
+    except (ValidationError, ValueError) as error:
+        raise BadWeights(
+            f"the header of {path.name} cannot be read",
+            hint="give a checkpoint made by this version of Temper",
+            field="base_model",
+        ) from error
+
+
+def find_weights(base_model: str, given: Path | None) -> Path:
+    """Say where the weights of a base model lie: the given file, else the one shipped under that name.
+
+    Raises BadInput for a name that is not shipped, and BadWeights when a shipped file is not the one released.
+    """
+    if given is not None:
+        return given
+    entry = MODELS.get(base_model)
+    if entry is None:
+        raise BadInput(
+            f"there is no base model {base_model!r}",
+            hint=f"{did_you_mean(base_model, MODELS)}, or give its file with --weights",
+            field="base_model",
+        )
+    path = Path(__file__).parent / "models" / "weights" / f"{base_model}.safetensors"
+    if hash_file(path) != entry.sha256:
+        raise BadWeights(f"{path.name} is damaged", hint="install Temper again", field="base_model")
+    return path
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file. Raises BadWeights when there is none."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadWeights(
+            f"cannot read {path}: {error.strerror}", hint="check the path of the weights", field="base_model"
+        ) from error
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Name the versions of everything that computes."""
+    names = ("temper", "torch", "torchvision", "numpy", "safetensors", "pyautoattack")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    if torch.version.cuda and torch.cuda.is_available():
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+@cache
+def commit() -> str | None:
+    """Name the git commit of this checkout, with a + when files differ from it; None outside a checkout."""
+    here = Path(__file__).parent.parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        state = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if state.stdout else "")

@@ -1,0 +1,128 @@
+"""All that Temper knows about norms: length, steepest ascent, projection and random starts for linf, l2 and l1.
+
+Images are (batch, channels, height, width) in [0, 1]; every function treats each image of a batch by itself and none
+makes the host wait for the device. The l1 geometry follows Croce & Hein, "Mind the box" (ICML 2021, arXiv 2103.01208).
+"""
+
+import torch
+from torch import Tensor
+
+from core.catalog import Norm
+
+_TINY = 1e-12
+# 26 halvings bring the threshold of the l1 projection below float32 resolution, whatever the number of pixels.
+_HALVINGS = 26
+
+
+def per_image(values: Tensor, images: Tensor) -> Tensor:
+    """Shape (batch,) values so that they broadcast over the images."""
+    return values.view(-1, *[1] * (images.dim() - 1))
+
+
+def length(delta: Tensor, norm: Norm) -> Tensor:
+    """Measure each perturbation: (batch, ...) -> (batch,)."""
+    flat = delta.flatten(1)
+    match norm:
+        case "linf":
+            return flat.abs().amax(1)
+        case "l2":
+            return flat.square().sum(1).sqrt()
+        case "l1":
+            return flat.abs().sum(1)
+
+
+def count_changed(delta: Tensor) -> Tensor:
+    """Count the pixels that each perturbation changes: (batch, ...) -> (batch,) of the perturbation's dtype."""
+    return (delta.flatten(1) != 0).sum(1).to(delta.dtype)
+
+
+def rescale(delta: Tensor, norm: Norm) -> Tensor:
+    """Give each perturbation length one in the norm; a zero perturbation stays zero."""
+    return delta / (per_image(length(delta, norm), delta) + _TINY)
+
+
+def ascend(gradient: Tensor, norm: Norm, *, density: Tensor | None = None) -> Tensor:
+    """Return the direction of length one along which a linear function with this gradient grows fastest.
+
+    For l1 that is one pixel; spreading the step evenly over the pixels of largest gradient is what works on networks.
+    density: (batch,) share of pixels, in [0, 1], that an l1 step may change; at least one pixel always is.
+    """
+    match norm:
+        case "linf":
+            return gradient.sign()
+        case "l2":
+            return rescale(gradient, "l2")
+        case "l1":
+            signs = gradient.sign() * _largest(gradient.abs(), density)
+            return signs / (per_image(length(signs, "l1"), signs) + 1e-10)
+
+
+def _largest(sizes: Tensor, density: Tensor | None) -> Tensor:
+    """Mark the entries not smaller than the one at quantile 1 - density of their image."""
+    ordered = sizes.flatten(1).sort(1).values
+    pixels = ordered.shape[1]
+    if density is None:
+        threshold = ordered[:, -1:]
+    else:
+        rank = ((1 - density) * pixels).clamp(0, pixels - 1).long()
+        threshold = ordered.gather(1, rank[:, None])
+    return sizes >= per_image(threshold.squeeze(1), sizes)
+
+
+def project(images: Tensor, perturbed: Tensor, norm: Norm, eps: float) -> Tensor:
+    """Bring perturbed images back into the eps-ball around `images` and into the box [0, 1].
+
+    linf and l1 give the closest point of the intersection; l2 shrinks the perturbation, then clips to the box, as APGD
+    does (Croce & Hein 2020), which lies inside both but need not be the closest.
+    """
+    match norm:
+        case "linf":
+            return perturbed.clamp(images - eps, images + eps).clamp(0, 1)
+        case "l2":
+            delta = perturbed - images
+            radius = per_image(length(delta, "l2"), delta).clamp(max=eps)
+            return (images + rescale(delta, "l2") * radius).clamp(0, 1)
+        case "l1":
+            return _project_l1(images, perturbed, eps)
+
+
+def _project_l1(images: Tensor, perturbed: Tensor, eps: float) -> Tensor:
+    """Find the closest point of the l1 ball intersected with the box.
+
+    By the optimality conditions that point shortens every pixel's change by one common threshold, down to zero and no
+    further out than the box allows. The kept length falls piecewise linearly with the threshold: halving brackets it
+    between two kinks, and the linear piece in between gives it in closed form.
+    """
+    delta = perturbed - images
+    size = delta.abs().flatten(1)
+    room = torch.where(delta > 0, 1 - images, images).flatten(1)
+    low, high = torch.zeros_like(size[:, :1]), size.amax(1, keepdim=True)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        too_long = (size - middle).clamp_(min=0).minimum(room).sum(1, keepdim=True) > eps
+        low, high = torch.where(too_long, middle, low), torch.where(too_long, high, middle)
+    middle = (low + high) / 2
+    at_the_box = size - middle >= room
+    shortened = (size > middle) & ~at_the_box
+    kept = torch.where(at_the_box, room, size * shortened).sum(1, keepdim=True)
+    threshold = (kept - eps) / shortened.sum(1, keepdim=True).clamp(min=1)
+    threshold = threshold.minimum(high).maximum(low)
+    fits_already = size.minimum(room).sum(1, keepdim=True) <= eps
+    threshold = threshold.masked_fill(fits_already, 0)
+    change = (size - threshold).clamp_(min=0).minimum(room).view_as(delta)
+    return images + delta.sign() * change
+
+
+def random_start(images: Tensor, norm: Norm, eps: float, generator: torch.Generator) -> Tensor:
+    """Draw a starting point in ball and box as APGD does: at distance eps before it is brought into the box.
+
+    The numbers come from the generator's own device, so that one seed means the same start everywhere.
+    """
+    if norm == "linf":
+        noise = 2 * torch.rand(images.shape, generator=generator, device=generator.device) - 1
+    else:
+        noise = torch.randn(images.shape, generator=generator, device=generator.device)
+    noise = noise.to(images.device)
+    if norm == "l1":
+        return project(images, images + noise, "l1", eps)
+    return (images + eps * rescale(noise, norm)).clamp(0, 1)

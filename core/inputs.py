@@ -1,0 +1,92 @@
+"""From the names in a spec, and the paths its caller gives, to a data set and a model on a device.
+
+A spec holds names, never paths: the command line and the service say where the files behind the names lie.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from core import checkpoint, data, models
+from core.data.split import Split
+from core.errors import DoesNotFit
+from core.events import Started
+from core.spec import AnySpec, TrainSpec
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run needs from outside its spec."""
+
+    weights: Path | None = None
+    """The base model's file; None for one that Temper ships."""
+    data: Path | None = None
+    """The data set's folder or archive; None for one that Temper knows."""
+    device: torch.device | None = None
+    """Where to compute; None for the GPU, or the CPU where there is none."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run's data and its first model, ready on the device."""
+
+    spec: AnySpec
+    model: nn.Module
+    blueprint: models.Blueprint
+    base_sha256: str | None
+    dataset: data.Dataset
+    test: Split
+    device: torch.device
+
+    def started(self, *, train_examples: int, total_steps: int) -> Started:
+        """Make the event that opens the run."""
+        return Started(
+            spec=self.spec,
+            device=str(self.device),
+            architecture=self.blueprint.architecture,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            train_examples=train_examples,
+            test_examples=len(self.test),
+            total_steps=total_steps,
+            base_sha256=self.base_sha256,
+            data_sha256=self.dataset.sha256(),
+            versions=checkpoint.versions(),
+            commit=checkpoint.commit(),
+        )
+
+
+def load(spec: AnySpec, inputs: Inputs) -> Loaded:
+    """Load what a spec names. Raises BadInput, BadDataset, BadWeights, and DoesNotFit when data and model differ."""
+    dataset = data.load(spec.dataset, inputs.data)
+    base_sha256 = None
+    if isinstance(spec, TrainSpec):
+        blueprint = models.Blueprint(spec.architecture, dataset.shape, len(dataset.classes))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.seed)
+            model = models.build(blueprint)
+    else:
+        path = checkpoint.find_weights(spec.base_model, inputs.weights)
+        model, header = checkpoint.load(path)
+        blueprint, base_sha256 = header.blueprint, checkpoint.hash_file(path)
+        _check_fit(spec.base_model, blueprint, dataset)
+    device = inputs.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    test = dataset.test.first(spec.evaluation.examples).to(device)
+    return Loaded(spec, model.to(device), blueprint, base_sha256, dataset, test, device)
+
+
+def _check_fit(name: str, blueprint: models.Blueprint, dataset: data.Dataset) -> None:
+    if blueprint.shape != dataset.shape:
+        raise DoesNotFit(
+            f"{name} takes images of {models.describe(blueprint.shape)}, the data set's are "
+            f"{models.describe(dataset.shape)}",
+            hint="choose a base model for this image size, or resize the images",
+            field="dataset",
+        )
+    if blueprint.classes != len(dataset.classes):
+        raise DoesNotFit(
+            f"{name} tells {blueprint.classes} classes apart, the data set has {len(dataset.classes)}",
+            hint="choose a data set with the base model's classes, or a base model for this data set",
+            field="dataset",
+        )

@@ -1,0 +1,52 @@
+"""Pre-activation ResNet-18 for small images (He et al. 2016, arXiv 1603.05027), as the E-AT paper fine-tunes it.
+
+The paper's version has softplus inside the blocks and a ReLU before the pooling.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PreActBlock(nn.Module):
+    """Batch norm, activation, convolution, twice; the shortcut starts after the first activation where it projects."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.shortcut: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Add to the features what the two convolutions see in them."""
+        active = self.activation(self.bn1(features))
+        kept = features if self.shortcut is None else self.shortcut(active)
+        return self.conv2(self.activation(self.bn2(self.conv1(active)))) + kept
+
+
+class PreActResNet18(nn.Module):
+    """Map images (batch, channels, height, width) in [0, 1], at least 8 pixels a side, to logits (batch, classes)."""
+
+    def __init__(self, channels: int, classes: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        self.layer1 = _stage(64, 64, 1, activation)
+        self.layer2 = _stage(64, 128, 2, activation)
+        self.layer3 = _stage(128, 256, 2, activation)
+        self.layer4 = _stage(256, 512, 2, activation)
+        self.bn = nn.BatchNorm2d(512)
+        self.linear = nn.Linear(512, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify."""
+        features = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(images)))))
+        features = F.adaptive_avg_pool2d(F.relu(self.bn(features)), 1)
+        return self.linear(features.flatten(1))
+
+
+def _stage(inputs: int, outputs: int, stride: int, activation: nn.Module) -> nn.Sequential:
+    return nn.Sequential(PreActBlock(inputs, outputs, stride, activation), PreActBlock(outputs, outputs, 1, activation))

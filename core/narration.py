@@ -1,0 +1,62 @@
+"""What a run reports, in words for a terminal."""
+
+from collections.abc import Iterator
+
+from core.catalog import NORMS
+from core.events import (
+    Attacked,
+    Entered,
+    Evaluated,
+    Event,
+    Failed,
+    Finished,
+    Report,
+    Saved,
+    Started,
+    Stepped,
+    Warned,
+)
+
+
+def narrate(event: Event) -> Iterator[str]:
+    """Say an event in lines of text, without a line for every training step: about twenty are told."""
+    match event:
+        case Started():
+            yield f"{event.spec.kind} on {event.spec.dataset}: {event.architecture}, {event.parameters:,} parameters"
+            yield f"  {event.train_examples:,} training and {event.test_examples:,} test images, on {event.device}"
+        case Entered():
+            yield event.phase + (f" ({event.subject})" if event.subject else "")
+        case Stepped() if event.step % max(event.total_steps // 20, 1) == 0 or event.step == event.total_steps:
+            yield (
+                f"  epoch {event.epoch:5.2f}  step {event.step}/{event.total_steps}  loss {event.loss:.4f}"
+                f"  {event.norm or 'clean':4}  lr {event.learning_rate:.2g}  {event.seconds:.0f} s"
+            )
+        case Attacked():
+            share = event.robust / event.examples
+            yield f"  {event.norm:4} {event.attack:8} {share:6.1%} still right  ({event.done}/{event.total})"
+        case Evaluated():
+            yield from (f"  doubt: {flag.message}" for flag in event.report.flags)
+        case Saved():
+            yield f"  {event.kind}: {event.path} ({event.size:,} bytes, sha256 {event.sha256})"
+        case Warned():
+            yield f"warning: {event.message}"
+        case Finished():
+            yield from table({"before": event.reports.before, "after": event.reports.after})
+            yield f"done in {event.seconds:.0f} s"
+        case Failed():
+            yield f"failed: {f'{event.field}: ' if event.field else ''}{event.message}"
+            yield f"  {event.hint}"
+
+
+def table(reports: dict[str, Report | None]) -> Iterator[str]:
+    """Lay out accuracies in percent, a row a report, the union with its 95 % interval."""
+    rows = {name: report for name, report in reports.items() if report}
+    norms = [norm for norm in NORMS if any(norm in report.eps for report in rows.values())]
+    yield "".join([f"{'':8}", *(f"{name:>8}" for name in ("clean", *norms, "union")), "   95 % interval"])
+    for name, report in rows.items():
+        rates = [report.clean, *(report.robust[norm] for norm in norms), report.union]
+        cells = "".join(f"{100 * rate.value:8.1f}" for rate in rates)
+        yield f"{name:8}{cells}   {100 * report.union.low:.1f} to {100 * report.union.high:.1f}"
+    if rows:
+        report = next(reversed(rows.values()))
+        yield f"{report.protocol} protocol, {report.examples} test points, per cent"
