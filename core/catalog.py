@@ -124,7 +124,7 @@ ARCHITECTURES: Mapping[str, ArchitectureEntry] = {
             name="digits-cnn",
             description="Three 3 x 3 convolutions with batch norm for the digits; 58,000 parameters.",
             shape=(1, 8, 8),
-            learning_rate=0.05,
+            learning_rate=0.01,
         ),
         ArchitectureEntry(
             name="preact-resnet-18",

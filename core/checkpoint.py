@@ -86,7 +86,7 @@ def write_file(path: Path, content: bytes) -> str:
 
 
 def load(path: Path) -> tuple[nn.Module, Header]:
-    """Build the network that a checkpoint holds, in eval mode on the CPU. Raises BadWeights when the file is not one."""
+    """Build the network that a checkpoint holds, in eval mode on the CPU. Raises BadWeights when it is not one."""
     header = read_header(path)
     model = build(header.blueprint)
     try:

@@ -1,7 +1,7 @@
 """How robust a model is: AutoAttack per norm, and the union per point.
 
-Each norm's attacks run one after the other on the points that are still right, in logical batches formed anew before each
-attack, with a generator seeded anew for each batch: so a seed and a batch size give the same verdicts as AutoAttack
+Each norm's attacks run one after the other on the points that are still right, in logical batches formed anew before
+each attack, with a generator seeded anew for each batch: so a seed and a batch size give the verdicts of AutoAttack
 (Croce & Hein 2020, arXiv 2003.01690). A point counts for the union if it is right under every norm.
 """
 
@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from math import sqrt
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +119,6 @@ def evaluating(
                     total=total,
                 )
     union = torch.stack(list(robust.values())).all(0)
-    verdicts: dict[Literal["clean", "linf", "l2", "l1", "union"], Tensor] = {"clean": clean, **robust, "union": union}
     return Report(
         protocol=protocol,
         examples=len(labels),
@@ -133,9 +131,13 @@ def evaluating(
         average=float(torch.stack(list(robust.values())).float().mean()),
         attacks=tuple(records),
         flags=(*flags, *_square_flags(records, len(labels))),
-        verdicts={name: "".join("01"[right] for right in points.tolist()) for name, points in verdicts.items()},
+        verdicts={name: _digits(points) for name, points in [("clean", clean), *robust.items(), ("union", union)]},
         seconds=time.monotonic() - begun,
     )
+
+
+def _digits(right: Tensor) -> str:
+    return "".join("01"[verdict] for verdict in right.tolist())
 
 
 def _run(
@@ -199,7 +201,7 @@ def _doubts(model: nn.Module, images: Tensor, labels: Tensor, protocol: Protocol
         flags.append(
             Flag(
                 code="randomized",
-                message="the model answers differently each time it is asked; attacks that expect one answer overrate it",
+                message="the model answers differently each time; attacks that expect one answer overrate it",
             )
         )
     if logits.min() > -1e-5 and logits.max() < 1 + 1e-5 and (logits.sum(1) - 1).abs().max() < 1e-5:
@@ -221,7 +223,7 @@ def _doubts(model: nn.Module, images: Tensor, labels: Tensor, protocol: Protocol
         flags.append(
             Flag(
                 code="few_classes",
-                message=f"with {classes} classes, targeted attacks try {classes - 1} targets instead of {_TARGETS}{scale}",
+                message=f"with {classes} classes, targeted attacks have {classes - 1} targets, not {_TARGETS}{scale}",
             )
         )
     return flags

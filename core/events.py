@@ -1,7 +1,7 @@
 """What a run reports: one JSON line per event, typed. No torch.
 
-`core.training.fine_tune` and `core.evaluation.score` yield these; `python -m core --json` prints them, the service stores
-them, the client shows them. A run opens with Started and closes with Finished or Failed.
+`core.training.fine_tune` and `core.evaluation.score` yield these; `python -m core --json` prints them, the service
+stores them, the client shows them. A run opens with Started and closes with Finished or Failed.
 """
 
 from datetime import datetime

@@ -1,8 +1,8 @@
 """What a run is: the one description that is API body, command line, stored JSON and checkpoint header. No torch.
 
-A spec is always resolved: what the user leaves out is filled from the catalogue while the spec is validated, so it says
-everything that will happen. Every knob, bound, default and help text of a run stands here, or in `core.catalog` where it
-depends on the data set or the network.
+A spec is always resolved: what the user leaves out is filled from the catalogue while the spec is validated, so it
+says everything that will happen. Every knob, bound, default and help text of a run stands here, or in `core.catalog`
+where it depends on the data set or the network.
 """
 
 import difflib
@@ -153,8 +153,8 @@ def _default_eps(data: Mapping[str, Any]) -> dict[Norm, float]:
 
 
 class _Run(_Part):
+    # Stands here, and is narrowed below, so that it comes first wherever a spec is shown.
     kind: Kind
-    """finetune a base model, train one from random weights, or evaluate one."""
 
 
 class _FromBase(_Run):
@@ -297,12 +297,14 @@ class FineTuneSpec(_Trained, _FromBase):
     """Make a robust base model robust to more, by a few epochs of fine-tuning."""
 
     kind: Literal["finetune"] = "finetune"
+    """Fine-tune a base model."""
 
 
 class TrainSpec(_Trained, _FromScratch):
     """Train a network from random weights: that is how a base model is made."""
 
     kind: Literal["train"] = "train"
+    """Train a network from random weights."""
     epochs: int = Field(default_factory=_dataset_default("train_epochs", 30), ge=1, le=1000)
     """Passes over the training images."""
     schedule: Schedule = "one-cycle"
@@ -314,6 +316,7 @@ class EvaluateSpec(_Measured, _FromBase):
     """Measure how robust a model is."""
 
     kind: Literal["evaluate"] = "evaluate"
+    """Evaluate a model."""
 
 
 def _kind(value: Any) -> Any:
@@ -378,9 +381,9 @@ def cautions(spec: AnySpec) -> tuple[Caution, ...]:
         found.append(
             Caution(
                 code="l2_not_covered",
-                message=f"sqrt(eps.l1 * eps.linf) = {sqrt(eps['l1'] * eps['linf']):.3g} is below eps.l2 = {eps['l2']:g}: "
-                "E-AT with linf and l1 need not make the model robust to l2; consider method sat, or e-at with all three "
-                "norms",
+                message=f"sqrt(eps.l1 * eps.linf) = {sqrt(eps['l1'] * eps['linf']):.3g} is below eps.l2 = "
+                f"{eps['l2']:g}: E-AT with linf and l1 need not make the model robust to l2; consider method sat, or "
+                "e-at with all three norms",
             )
         )
     return tuple(found)

@@ -1,8 +1,8 @@
 """Auto-PGD: projected gradient ascent that sets its own step sizes.
 
 linf and l2 after Croce & Hein 2020 (arXiv 2003.01690, algorithm 1), l1 after Croce & Hein 2021 (arXiv 2103.01208).
-`apgd` is one run. `apgd_ce` and `apgd_t` are the two attacks of AutoAttack: random restarts on the cross-entropy, and the
-targeted DLR loss against the likeliest wrong classes; for l1 both shrink the ball from 3 eps over 2 eps to eps.
+`apgd` is one run. `apgd_ce` and `apgd_t` are the two attacks of AutoAttack: random restarts on the cross-entropy, and
+the targeted DLR loss against the likeliest wrong classes; for l1 both shrink the ball from 3 eps over 2 eps to eps.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class _PerPoint:
 
 
 class _Halving(_PerPoint):
-    """linf and l2: halve the step where the loss rose too rarely, or did not improve since a check that did not halve."""
+    """linf and l2: halve the step where the loss rose too rarely, or has not improved since a check without halving."""
 
     inertia = 0.25
 
@@ -48,7 +48,7 @@ class _Halving(_PerPoint):
         self._halved = torch.ones_like(first_loss, dtype=torch.bool)
 
     def observe(self, loss: Tensor, best_loss: Tensor, best_delta: Tensor) -> Tensor | None:
-        """Take in a step's losses (batch,); name the points (batch,) that go back to their best, None between checks."""
+        """Take in a step's losses (batch,); at a check, name the points (batch,) that go back to their best."""
         del best_delta
         self._rises = self._rises + (loss > self._last_loss)
         self._last_loss = loss
@@ -66,7 +66,7 @@ class _Halving(_PerPoint):
 
 
 class _Sparsifying(_PerPoint):
-    """l1: change ever fewer pixels a step; a point whose best perturbation got sparser returns to it with full steps."""
+    """l1: change ever fewer pixels a step; a point whose best change got sparser returns to it with full steps."""
 
     inertia = 0.0
 
@@ -150,9 +150,9 @@ def apgd(
 ) -> AttackResult:
     """Search the ball for points of high loss in one run of `steps` gradient steps from `start` (default: the images).
 
-    With goal "loss" `adversarial` is the highest-loss iterate after all steps, as adversarial training wants it: steps + 1
-    forward and `steps` backward passes. With goal "error" it is the first misclassified iterate (the last one where there
-    is none), and a point that has one costs no further passes, as an evaluation wants it.
+    With goal "loss" `adversarial` is the highest-loss iterate after all steps, as adversarial training wants it, at
+    steps + 1 forward and `steps` backward passes. With goal "error" it is the first misclassified iterate (the last one
+    where there is none), and a point that has one costs no further passes, as an evaluation wants it.
     `robust` says whether every iterate, the start included, was right; `loss` is the highest seen. density is the share
     of pixels that the first l1 step changes; given a `start`, the start's own sparsity decides.
     """
@@ -264,7 +264,7 @@ def _attack_standing(
     steps: int,
     rank: int | None,
 ) -> None:
-    """Attack the points that still stand, and enter into `result` those that fall. rank: of the class to move towards."""
+    """Attack the points that still stand and enter into `result` those that fall; rank: of the class to move to."""
     standing = result.robust.nonzero().squeeze(1)
     if len(standing) == 0:
         return

@@ -1,7 +1,7 @@
 """FAB-T and Square as pyautoattack computes them (Croce & Hein 2020, Andriushchenko et al. 2020; MIT licence).
 
-The library seeds and uses torch's global generator and writes parameter gradients; here it runs on a copy of the one and
-without the other, so that these attacks keep the contract of `core.attacks`.
+The library seeds and uses torch's global generator and writes parameter gradients; here it runs on a copy of the one
+and without the other, so that these attacks keep the contract of `core.attacks`.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def fab_t(
     generator: torch.Generator,
     targets: int = 9,
 ) -> AttackResult:
-    """Look for the closest decision boundary towards each of the likeliest wrong classes. `loss` is the cross-entropy."""
+    """Look for the closest boundary towards each of the likeliest wrong classes. `loss` is the cross-entropy."""
     with frozen(model), torch.no_grad():
         targets = min(targets, model(images[:1]).shape[1] - 1)
     attack = FABAttack_PT(

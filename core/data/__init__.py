@@ -1,7 +1,7 @@
 """Data sets: images in [0, 1] and labels, small enough to live on the device as bytes.
 
-A data set is a name in `core.catalog.DATASETS`, or an ImageFolder folder or archive at a path. The order of both parts is
-fixed, so that "the first 300 test points" means the same everywhere. A new built-in one is a file here and an entry there.
+A data set is a name in `core.catalog.DATASETS`, or an ImageFolder folder or archive at a path. The order of both parts
+is fixed, so that "the first 300 test points" means the same everywhere. A new one is a file here and an entry there.
 """
 
 import hashlib

@@ -11,7 +11,7 @@ _DEFAULT_FOLDER = Path("~/.cache/temper/cifar10")
 
 
 def load(folder: Path | None) -> tuple[Split, Split, tuple[str, ...]]:
-    """Load the training part, the test part and the class names. Raises BadDataset when it can be neither read nor had."""
+    """Load the training part, the test part and the class names. Raises BadDataset when it cannot be had."""
     from torchvision.datasets import CIFAR10  # slow to import, and only needed here
 
     folder = (folder or _DEFAULT_FOLDER).expanduser()

@@ -1,8 +1,8 @@
 """Training methods: how a batch becomes a loss.
 
 A method is a file here, named as in `core.catalog.METHODS` with - as _, with a class `Rule`: made from (method, eps,
-generator), called with (model, images, labels), it returns a `BatchLoss`. Its `counts` are all the state it has: what they
-are set to, it goes on from.
+generator), called with (model, images, labels), it returns a `BatchLoss`. Its `counts` are all the state it has: what
+they are set to, it goes on from.
 """
 
 from collections.abc import Mapping

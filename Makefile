@@ -1,0 +1,53 @@
+# Every target sets itself up from nothing: a virtual environment with the locked dependencies, by uv where it is present
+# and by pip elsewhere.
+
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/ready
+RUN := $(VENV)/bin/
+
+.PHONY: help demo test serve check format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY) ## start the service, harden a small model, print the before/after table, stop
+	$(RUN)python -m examples.demo
+
+test: check ## lint, types, imports, then the quick tests
+	$(RUN)python -m pytest
+
+serve: $(READY) ## start the service on this machine and leave it running
+	$(RUN)temper serve
+
+check: $(READY) ## lint, types and import rules
+	$(RUN)ruff format --check .
+	$(RUN)ruff check .
+	$(RUN)mypy
+	$(RUN)lint-imports
+
+format: $(READY) ## lay the code out and mend what ruff can mend
+	$(RUN)ruff format .
+	$(RUN)ruff check --fix .
+
+lock: ## write requirements.lock anew from pyproject.toml (needs uv)
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header -p 3.11 --all-extras pyproject.toml \
+		-o requirements.lock
+
+clean: ## remove the virtual environment and all caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Temper needs Python 3.11 or later: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@if command -v uv >/dev/null; then \
+		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+		uv pip sync --python $(RUN)python requirements.lock && \
+		uv pip install --python $(RUN)python --no-deps --no-build-isolation --editable .; \
+	else \
+		$(PYTHON) -m venv $(VENV) && \
+		$(RUN)python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock && \
+		$(RUN)python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
+	fi
+	@touch $@

@@ -1,0 +1,1 @@
+"""The front end: knows people and rows, never tensors."""

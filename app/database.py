@@ -1,0 +1,141 @@
+"""The database: one short transaction per request or task, committed here and nowhere else; and its clock.
+
+SQLite (WAL) is the default. A transaction that will write says so when it opens, because SQLite cannot upgrade a read
+without risking `database is locked`; elsewhere the two kinds of session are alike.
+"""
+
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, DateTime, Dialect, Engine, TypeDecorator, create_engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+THREADS = 16
+"""Threads of an API process that may hold a connection at once; the pool has one for each."""
+
+
+class Timestamp(TypeDecorator[datetime]):
+    """A moment in UTC; SQLite gives it back without its zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Name the zone."""
+        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+
+
+class seconds_from_now(FunctionElement[datetime]):  # noqa: N801  # reads as the SQL function it is
+    """The database's own time plus so many seconds. Leases go by it, so that no worker's clock matters."""
+
+    type = Timestamp()
+    inherit_cache = True
+
+
+@compiles(seconds_from_now, "sqlite")
+def _in_sqlite(element: seconds_from_now, compiler: SQLCompiler, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    # SQLAlchemy reads six digits after the point, %f gives three.
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', ({seconds}) || ' seconds')"
+
+
+@compiles(seconds_from_now, "postgresql")
+def _in_postgres(element: seconds_from_now, compiler: SQLCompiler, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"(clock_timestamp() + ({seconds}) * interval '1 second')"
+
+
+def now() -> seconds_from_now:
+    """The database's own time."""
+    return seconds_from_now(0)
+
+
+class Database:
+    """One engine, and the two ways to open a transaction on it."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = create_engine(url, pool_size=THREADS, max_overflow=4, pool_pre_ping=True)
+        if self.engine.dialect.name == "sqlite":
+            _adapt_to_sqlite(self.engine)
+        self._writing_engine = self.engine.execution_options(temper_writes=True)
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Open a transaction that changes nothing."""
+        with Session(self.engine) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """Open a transaction that is committed at the end of the block, and rolled back by an exception."""
+        with Session(self._writing_engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def migrate(self) -> None:
+        """Bring the schema to this code's version. Safe when two processes start at once: the second one waits."""
+        with self._writing_engine.begin() as connection:
+            config = _alembic()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def is_migrated(self) -> bool:
+        """Whether the schema is of this code's version. Takes the write lock, so it also shows a read-only database."""
+        with self._writing_engine.begin() as connection:
+            return _revision(connection) == ScriptDirectory.from_config(_alembic()).get_current_head()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+def open_database(url: str) -> Database:
+    """Open the database with this code's schema; end the program with a plain sentence where that fails."""
+    database = Database(url)
+    try:
+        database.migrate()
+    except CommandError as error:
+        sys.exit(f"the database was made by another version of Temper ({error}); start that version, or a newer one")
+    except OperationalError as error:
+        sys.exit(f"the database at {database.engine.url} cannot be used: {error.orig}")
+    return database
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent.parent / "migrations"))
+    return config
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _adapt_to_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        # SQLAlchemy begins transactions below; the driver's own begin comes too late to be IMMEDIATE.
+        assert isinstance(connection, sqlite3.Connection)
+        connection.isolation_level = None
+        for pragma in ("busy_timeout = 5000", "journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("temper_writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

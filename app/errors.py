@@ -1,0 +1,290 @@
+"""What the API says when it cannot do what was asked: RFC 9457 problems, one class per error, one handler.
+
+The docstring of a class is its explanation for people, served at /problems/<code>. A route declares its problems with
+`problems(...)` or `declare(...)`, so that the OpenAPI document and the handler cannot differ.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from inspect import getdoc
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+
+from app import schemas
+from app.jobs import allowed_actions
+from app.storage import StorageUnavailable
+from core.spec import FieldError
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(Exception):
+    """A request that is not granted."""
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+    schema: ClassVar[type[schemas.Problem]] = schemas.Problem
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+        **extra: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = errors
+        self.headers = headers or {}
+        self.extra = extra
+
+    @classmethod
+    def title(cls) -> str:
+        """Name the kind of problem."""
+        return cls.__name__[0] + "".join(
+            f" {letter.lower()}" if letter.isupper() else letter for letter in cls.__name__[1:]
+        )
+
+    @classmethod
+    def explanation(cls) -> str:
+        """Explain it to people."""
+        return getdoc(cls) or ""
+
+
+class MalformedBody(Problem):
+    """The body is not JSON. Send one JSON object in UTF-8, for example {"base_model": "digits-cnn-linf"}."""
+
+    status, code = 400, "malformed_body"
+
+
+class Unauthorized(Problem):
+    """The request carries no valid API key. Send it as `Authorization: Bearer tmp_...`. The first start of the service
+    prints a key and stores it for the local command line; a revoked key stays refused."""
+
+    status, code = 401, "unauthorized"
+
+
+class NotFound(Problem):
+    """There is nothing at this address, or it belongs to another project."""
+
+    status, code = 404, "not_found"
+
+
+class ReportNotReady(Problem):
+    """The job has no report yet. It is there when the job has succeeded; wait for that with GET /jobs/{id}?wait=60."""
+
+    status, code = 404, "report_not_ready"
+
+
+class MethodNotAllowed(Problem):
+    """The address exists, but not for this HTTP method: the Allow header names the ones there are."""
+
+    status, code = 405, "method_not_allowed"
+
+
+class ActionNotAllowed(Problem):
+    """The job's status does not allow the action: `current_status` and `allowed_actions` say what it does allow."""
+
+    status, code = 409, "action_not_allowed"
+    schema = schemas.ConflictProblem
+
+    def __init__(self, action: schemas.Action, current: schemas.Status) -> None:
+        allowed = allowed_actions(current)
+        remedy = f"allowed now: {', '.join(allowed)}" if allowed else "nothing can be asked of it any more"
+        detail = f"a job that is {current} cannot be given the action {action}; {remedy}"
+        super().__init__(detail, current_status=current, allowed_actions=allowed)
+
+
+class BodyTooLarge(Problem):
+    """The body is larger than this service takes. A job spec is a few hundred bytes: models and data sets are named in
+    it, not sent with it."""
+
+    status, code = 413, "body_too_large"
+
+
+class UnsupportedMediaType(Problem):
+    """The body is not declared as JSON. Send it with `Content-Type: application/json`."""
+
+    status, code = 415, "unsupported_media_type"
+
+
+class RangeNotSatisfiable(Problem):
+    """The Range header asks for bytes that the file does not have: the Content-Range header gives its size."""
+
+    status, code = 416, "range_not_satisfiable"
+
+
+class InvalidSpec(Problem):
+    """The job spec is not valid. Each entry of `errors` names a field by its JSON pointer and says what to do."""
+
+    status, code = 422, "invalid_spec"
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__(_summary(errors), errors=errors)
+
+
+class InvalidParameter(Problem):
+    """A query parameter or header is not valid. Each entry of `errors` names one and says what to do."""
+
+    status, code = 422, "invalid_parameter"
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__(_summary(errors), errors=errors)
+
+
+class IdempotencyKeyReused(Problem):
+    """The Idempotency-Key was used before, with another spec. Make a new key for a new job."""
+
+    status, code = 422, "idempotency_key_reused"
+
+
+class InternalError(Problem):
+    """The service made a mistake. Its log has the details under the request id."""
+
+    status, code = 500, "internal_error"
+
+
+class DatabaseUnavailable(Problem):
+    """The database cannot be reached, is locked, or has no room. Try again after the seconds in Retry-After."""
+
+    status, code = 503, "database_unavailable"
+
+
+class NotReady(Problem):
+    """The database schema is not of this version. Restart the service: it brings the schema up to date."""
+
+    status, code = 503, "not_ready"
+
+
+class StoreUnavailable(Problem):
+    """The object store cannot be read. Try again after the seconds in Retry-After."""
+
+    status, code = 503, "storage_unavailable"
+
+
+class TooManyStreams(Problem):
+    """This process serves as many event streams as it may. Try again after the seconds in Retry-After, or poll."""
+
+    status, code = 503, "too_many_streams"
+
+
+PROBLEMS: Mapping[str, type[Problem]] = {
+    problem.code: problem for problem in sorted(Problem.__subclasses__(), key=lambda each: each.code)
+}
+
+
+def declare(*classes: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """Declare a route's problems for the OpenAPI document."""
+    rest = {"model": schemas.Problem, "description": "Anything else, mistakes of the service (500) included."}
+    declared: dict[int | str, dict[str, Any]] = {"default": rest}
+    for problem in classes:
+        same = declared.setdefault(problem.status, {"model": problem.schema, "description": ""})
+        explanation = " ".join(problem.explanation().split())
+        same["description"] = f"{same['description']} `{problem.code}`: {explanation}".strip()
+    return declared
+
+
+def problems(*classes: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """Declare the problems of a route that needs a key."""
+    return declare(*classes, Unauthorized, DatabaseUnavailable)
+
+
+def name_media_type(document: dict[str, Any]) -> dict[str, Any]:
+    """Say in an OpenAPI document that problems are problem+json: FastAPI takes all models for plain JSON."""
+    for methods in document["paths"].values():
+        for route in methods.values():
+            for status, response in route["responses"].items():
+                if status == "default" or status >= "4":
+                    (content,) = response["content"].values()
+                    response["content"] = {MEDIA_TYPE: content}
+    return document
+
+
+def install(app: FastAPI) -> None:
+    """Let the one handler answer for every error."""
+    for kind in (Problem, RequestValidationError, HTTPException, OperationalError, StorageUnavailable, Exception):
+        app.add_exception_handler(kind, _answer)
+
+
+def answer(request: Request, problem: Problem) -> Response:
+    """Say it as RFC 9457 has it."""
+    body = {
+        "type": f"/problems/{problem.code}",
+        "title": problem.title(),
+        "status": problem.status,
+        "detail": problem.detail,
+        "instance": request.url.path,
+        "code": problem.code,
+        "request_id": request.state.request_id,
+        "errors": [error.model_dump() for error in problem.errors],
+        **problem.extra,
+    }
+    headers = {"X-Request-Id": request.state.request_id, **problem.headers}
+    return Response(json.dumps(body), problem.status, headers, MEDIA_TYPE)
+
+
+def _answer(request: Request, error: Exception) -> Response:
+    return answer(request, error if isinstance(error, Problem) else _as_problem(error))
+
+
+def _as_problem(error: Exception) -> Problem:
+    match error:
+        case RequestValidationError():
+            return _invalid(error)
+        case HTTPException():
+            return _refused(error)
+        case OperationalError():
+            detail = "the database cannot be reached or written just now; try again in a moment"
+            return DatabaseUnavailable(detail, headers={"Retry-After": "2"})
+        case StorageUnavailable():
+            detail = "the object store cannot be read just now; try again in a moment"
+            return StoreUnavailable(detail, headers={"Retry-After": "5"})
+        case _:
+            return InternalError("something went wrong in the service; look for the request id in its log")
+
+
+def _refused(error: HTTPException) -> Problem:
+    """What the framework refuses by itself."""
+    headers = error.headers
+    match HTTPStatus(error.status_code):
+        case HTTPStatus.NOT_FOUND:
+            return NotFound("there is nothing at this address; /docs lists the routes", headers=headers)
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            return MethodNotAllowed("this address does not take that method", headers=headers)
+        case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return BodyTooLarge(
+                "the body is over the limit of this service; a job spec is much smaller", headers=headers
+            )
+        case _:
+            return MalformedBody("the body cannot be read as JSON; send one JSON object in UTF-8", headers=headers)
+
+
+def _invalid(error: RequestValidationError) -> Problem:
+    details = error.errors()
+    if details[0]["type"] == "json_invalid":
+        place = details[0]["loc"][1]
+        reason = details[0]["ctx"]["error"]
+        return MalformedBody(f"the body is not JSON, from character {place} on: {reason}; send one JSON object")
+    if details[0]["loc"] == ("body",):
+        missing = FieldError(pointer="", code="missing", detail="send a job spec as the JSON body")
+        return InvalidSpec([missing])
+    return InvalidParameter(
+        [
+            FieldError(
+                pointer=f"/{each['loc'][-1]}", code=each["type"], detail=f"{each['loc'][0]} parameter: {each['msg']}"
+            )
+            for each in details
+        ]
+    )
+
+
+def _summary(errors: Sequence[FieldError]) -> str:
+    first = f"{errors[0].pointer}: {errors[0].detail}".removeprefix(": ")
+    return first if len(errors) == 1 else f"{first} (and {len(errors) - 1} more in errors)"

@@ -1,0 +1,93 @@
+"""What this instance has by name: the catalogue, and the operator's own models and data sets in the data folder.
+
+The one owner of the rule that turns a name into a path: the routes list and check names by it, the supervisor hands
+paths to the training process. It looks at names and sizes only; what is inside, only the training process opens.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.catalog import ARCHITECTURES, DATASETS, MODELS, ArchitectureEntry, DatasetEntry
+from core.spec import AnySpec, FieldError, TrainSpec, did_you_mean
+
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tar.xz")
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The folders of the operator's own models and data sets."""
+
+    models_dir: Path
+    datasets_dir: Path
+
+    def local_models(self) -> dict[str, Path]:
+        """Weights files by name. A name of the catalogue stays the catalogue's."""
+        files = sorted(self.models_dir.glob("*.safetensors"))
+        return {file.stem: file for file in files if file.stem not in MODELS}
+
+    def local_datasets(self) -> dict[str, Path]:
+        """ImageFolder folders and archives by name. A name of the catalogue says where that data set lies."""
+        return {_dataset_name(path): path for path in sorted(self.datasets_dir.glob("[!.]*")) if _dataset_name(path)}
+
+    def weights(self, spec: AnySpec) -> Path | None:
+        """Find the file of the base model, where it is not one that Temper ships."""
+        return None if isinstance(spec, TrainSpec) else self.local_models().get(spec.base_model)
+
+    def data(self, spec: AnySpec) -> Path | None:
+        """Find the images, where they lie in the datasets folder."""
+        return self.local_datasets().get(spec.dataset)
+
+    def check_model(self, name: str) -> list[FieldError]:
+        """Say it where nothing here has the name of a base model."""
+        return _unknown("base_model", "model", name, [*MODELS, *self.local_models()])
+
+    def check(self, spec: AnySpec) -> list[FieldError]:
+        """Say which names of a spec nothing here has, and what does not fit together."""
+        errors = [] if isinstance(spec, TrainSpec) else self.check_model(spec.base_model)
+        errors += _unknown("dataset", "data set", spec.dataset, [*DATASETS, *self.local_datasets()])
+        return errors or _misfit(spec)
+
+
+def _dataset_name(path: Path) -> str:
+    if path.is_dir():
+        return path.name
+    ending = next((ending for ending in _ARCHIVES if path.name.endswith(ending)), None)
+    return path.name.removesuffix(ending) if ending else ""
+
+
+def _unknown(field: str, what: str, name: str, known: list[str]) -> list[FieldError]:
+    if name in known:
+        return []
+    detail = f"there is no {what} {name!r} here; {did_you_mean(name, known)}"
+    return [FieldError(pointer=f"/{field}", code="unknown_name", detail=detail)]
+
+
+def _misfit(spec: AnySpec) -> list[FieldError]:
+    """Compare what the catalogue knows about model and data set; of local ones the run itself finds out."""
+    dataset = DATASETS.get(spec.dataset)
+    if dataset is None:
+        return []
+    if isinstance(spec, TrainSpec):
+        return _does_not_take(ARCHITECTURES[spec.architecture], dataset)
+    model = MODELS.get(spec.base_model)
+    if model is None:
+        return []
+    home = DATASETS[model.dataset]
+    if (home.shape, home.classes) == (dataset.shape, dataset.classes):
+        return []
+    detail = (
+        f"{model.name} takes {_size(home)}, {dataset.name} has {_size(dataset)}: choose {home.name} or another model"
+    )
+    return [FieldError(pointer="/dataset", code="does_not_fit", detail=detail)]
+
+
+def _does_not_take(architecture: ArchitectureEntry, dataset: DatasetEntry) -> list[FieldError]:
+    if architecture.shape in (None, dataset.shape):
+        return []
+    detail = f"{architecture.name} does not take the {_size(dataset)} of {dataset.name}: choose another architecture"
+    return [FieldError(pointer="/dataset", code="does_not_fit", detail=detail)]
+
+
+def _size(dataset: DatasetEntry) -> str:
+    channels, height, width = dataset.shape
+    return f"{channels} x {height} x {width} images in {dataset.classes} classes"

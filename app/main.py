@@ -1,0 +1,141 @@
+"""The API: `python -m app.main` serves it; `create_app` puts it together."""
+
+import asyncio
+import re
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from anyio.to_thread import current_default_thread_limiter
+from fastapi import APIRouter, FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import auth, errors
+from app.database import THREADS, Database, open_database
+from app.dependencies import Service
+from app.inventory import Inventory
+from app.routes import checkpoints, datasets, events, health, jobs, methods, models
+from app.settings import Settings
+from app.storage import LocalStore
+from app.tables import new_id
+from app.watch import Watch
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Api(FastAPI):
+    """FastAPI, with problems declared as what they are."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Describe the API, once."""
+        if not self.openapi_schema:
+            self.openapi_schema = errors.name_media_type(super().openapi())
+        return self.openapi_schema
+
+
+def create_app(settings: Settings, database: Database) -> FastAPI:
+    """Put the API together. The database has this version's schema by now."""
+    app = Api(
+        title="Temper",
+        summary="Make an l_p-robust image classifier robust to l_inf, l_2 and l_1 together, and prove it.",
+        description="Every route is also there under /v1.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+        max_body_size=settings.max_body_bytes,
+    )
+    app.state.service = Service(
+        settings,
+        database,
+        LocalStore(settings.objects_dir),
+        Inventory(settings.models_dir, settings.datasets_dir),
+        Watch(database, every=settings.watch_seconds),
+    )
+    router = APIRouter()
+    for part in (jobs, events, checkpoints, models, datasets, methods, health):
+        router.include_router(part.router)
+    app.include_router(router)
+    app.include_router(router, prefix="/v1", include_in_schema=False)
+    app.add_middleware(RequestId)
+    errors.install(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    current_default_thread_limiter().total_tokens = THREADS
+    polling = asyncio.create_task(service.watch.run())
+    _stop_on_signals(service.watch)
+    yield
+    service.watch.stop()
+    polling.cancel()
+    with suppress(asyncio.CancelledError):
+        await polling
+    service.database.close()
+
+
+def _stop_on_signals(watch: Watch) -> None:
+    """End the open streams when the server is told to stop: uvicorn would wait for them for ever."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.getsignal(number)
+
+        def stop(received: int, frame: FrameType | None, before: Any = before) -> None:
+            loop.call_soon_threadsafe(watch.stop)
+            before(received, frame)
+
+        signal.signal(number, stop)
+
+
+class RequestId:
+    """Give each request an id, or keep the one it came with, and send it back."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else new_id("req")
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).setdefault("X-Request-Id", request_id)
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
+
+
+def main() -> None:
+    """Serve the API until a signal says stop."""
+    settings = Settings.from_environment()
+    database = open_database(settings.database_url)
+    url = f"http://{settings.host}:{settings.port}"
+    key = auth.first_key(database, url=url, credentials_file=settings.credentials_file)
+    if key:
+        sys.stdout.write(f"API key, shown only now: {key}\n")
+        sys.stdout.flush()
+    uvicorn.run(
+        create_app(settings, database),
+        host=settings.host,
+        port=settings.port,
+        server_header=False,
+        timeout_graceful_shutdown=20,
+    )
+
+
+if __name__ == "__main__":
+    main()

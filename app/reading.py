@@ -1,0 +1,93 @@
+"""What readers ask of the rows. Nothing here changes one: that is `app.jobs`, which stays short without this."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from app.tables import Checkpoint, Event, Job, Metric
+
+Row = TypeVar("Row")
+Order = Literal["asc", "desc"]
+
+
+@dataclass(frozen=True)
+class Part(Generic[Row]):
+    """Some rows of a list, and whether more follow."""
+
+    rows: Sequence[Row]
+    has_more: bool
+
+
+def find_job(session: Session, project_id: str, job_id: str) -> Job | None:
+    """Find a job of this project; another project's job is as good as none."""
+    return session.scalars(select(Job).where(Job.id == job_id, Job.project_id == project_id)).one_or_none()
+
+
+def list_jobs(
+    session: Session,
+    project_id: str,
+    *,
+    matching: Mapping[str, str | None],
+    labels: Mapping[str, str],
+    after: str | None,
+    limit: int,
+    order: Order,
+) -> Part[Job]:
+    """List a project's jobs by age; `matching` compares columns, `labels` the user's metadata."""
+    where: list[ColumnElement[bool]] = [Job.project_id == project_id]
+    where += [getattr(Job, column) == value for column, value in matching.items() if value is not None]
+    where += [Job.labels[key].as_string() == value for key, value in labels.items()]
+    return _part(session, Job, Job.id, where, after=after, limit=limit, order=order)
+
+
+def list_events(session: Session, job_id: str, *, after: int, limit: int) -> Part[Event]:
+    """List a job's history from a place on."""
+    return _part(session, Event, Event.seq, [Event.job_id == job_id], after=after, limit=limit, order="asc")
+
+
+def list_checkpoints(session: Session, job_id: str, *, after: str | None, limit: int) -> Part[Checkpoint]:
+    """List a job's checkpoints by age."""
+    where = [Checkpoint.job_id == job_id]
+    return _part(session, Checkpoint, Checkpoint.id, where, after=after, limit=limit, order="asc")
+
+
+def find_checkpoint(session: Session, project_id: str, checkpoint_id: str) -> Checkpoint | None:
+    """Find a checkpoint of this project's jobs."""
+    owned = select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(Job.project_id == project_id)
+    return session.scalars(owned.where(Checkpoint.id == checkpoint_id)).one_or_none()
+
+
+def training_curve(session: Session, job: Job, *, after_step: int, max_points: int) -> Sequence[Metric]:
+    """Read the steps of the current attempt, thinned out evenly; the last step always stays."""
+    of_attempt = Metric.job_id == job.id, Metric.epoch == job.epoch, Metric.step > after_step
+    count, last = session.execute(select(func.count(), func.max(Metric.step)).where(*of_attempt)).one()
+    stride = -(-count // max_points) or 1
+    # From the end, so that the last step stays and no more than max_points are left.
+    kept = select(Metric).where(*of_attempt, (last - Metric.step) % stride == 0) if count else None
+    return session.scalars(kept.order_by(Metric.step)).all() if kept is not None else []
+
+
+def versions(session: Session, job_ids: Iterable[str]) -> dict[str, int]:
+    """Read how often each of these jobs has changed."""
+    rows = session.execute(select(Job.id, Job.version).where(Job.id.in_(job_ids)))
+    return {row.id: row.version for row in rows}
+
+
+def _part(
+    session: Session,
+    table: type[Row],
+    cursor: InstrumentedAttribute[str] | InstrumentedAttribute[int],
+    where: Sequence[ColumnElement[bool]],
+    *,
+    after: str | int | None,
+    limit: int,
+    order: Order,
+) -> Part[Row]:
+    query = select(table).where(*where).order_by(cursor.asc() if order == "asc" else cursor.desc()).limit(limit + 1)
+    if after is not None:
+        query = query.where(cursor > after if order == "asc" else cursor < after)
+    rows = session.scalars(query).all()
+    return Part(rows[:limit], has_more=len(rows) > limit)

@@ -1,0 +1,118 @@
+"""Checkpoints: what there is of a job, and the file itself, whole or in parts."""
+
+import re
+from base64 import b64encode
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import StreamingResponse
+from sqlalchemy.orm import Session
+
+from app import reading, schemas, tables
+from app.auth import ProjectId
+from app.dependencies import Reading, TheService
+from app.errors import InvalidParameter, NotFound, RangeNotSatisfiable, StoreUnavailable, problems
+from app.routes.jobs import the_job
+
+router = APIRouter(tags=["checkpoints"])
+
+_FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+@router.get("/jobs/{job_id}/checkpoints", responses=problems(NotFound, InvalidParameter))
+def list_checkpoints(
+    job_id: str,
+    project_id: ProjectId,
+    session: Reading,
+    after: Annotated[str | None, Query(description="The cursor: the `last_id` of the part before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Checkpoints in one part.")] = 20,
+) -> schemas.Page[schemas.Checkpoint]:
+    """List a job's checkpoints, oldest first."""
+    part = reading.list_checkpoints(session, the_job(session, project_id, job_id).id, after=after, limit=limit)
+    return schemas.page([_show(checkpoint) for checkpoint in part.rows], has_more=part.has_more)
+
+
+@router.get("/checkpoints/{checkpoint_id}", responses=problems(NotFound))
+def get_checkpoint(checkpoint_id: str, project_id: ProjectId, session: Reading) -> schemas.Checkpoint:
+    """Get a checkpoint's description."""
+    return _show(_the_checkpoint(session, project_id, checkpoint_id))
+
+
+@router.get(
+    "/checkpoints/{checkpoint_id}/download",
+    response_class=StreamingResponse,
+    responses={
+        200: {"description": "The safetensors file.", "content": _FILE},
+        206: {"description": "The part of it that Range asks for.", "content": _FILE},
+        **problems(NotFound, RangeNotSatisfiable, StoreUnavailable),
+    },
+)
+def download_checkpoint(
+    checkpoint_id: str,
+    project_id: ProjectId,
+    session: Reading,
+    service: TheService,
+    range_: Annotated[str | None, Header(alias="Range", description="One span of bytes, to go on after a cut.")] = None,
+    if_range: Annotated[str | None, Header(description="Heed Range only if this is still the ETag.")] = None,
+) -> Response:
+    """Download the file. `X-Checksum-Sha256` and `Repr-Digest` carry the hash of the whole of it."""
+    checkpoint = _the_checkpoint(session, project_id, checkpoint_id)
+    etag = f'"{checkpoint.sha256}"'
+    size = service.store.size(checkpoint.key)
+    wanted = range_ if if_range in (None, etag) else None
+    start, stop = _span(wanted, size) or (0, size)
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'attachment; filename="{checkpoint.id}.safetensors"',
+        "Content-Length": str(stop - start),
+        "ETag": etag,
+        "Repr-Digest": f"sha-256=:{b64encode(bytes.fromhex(checkpoint.sha256)).decode()}:",
+        "X-Checksum-Sha256": checkpoint.sha256,
+    }
+    if (start, stop) != (0, size):
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+    return StreamingResponse(
+        service.store.read(checkpoint.key, start=start, stop=stop),
+        status_code=206 if "Content-Range" in headers else 200,
+        headers=headers,
+        media_type="application/octet-stream",
+    )
+
+
+def _span(header: str | None, size: int) -> tuple[int, int] | None:
+    """Read a Range header as the bytes from start to before stop; None for all. Several spans are answered with all."""
+    match = _RANGE.fullmatch(header or "")
+    if match is None or match[0] == "bytes=-":
+        return None
+    first, last = match[1], match[2]
+    if first:
+        start, stop = int(first), min(int(last) + 1, size) if last else size
+    else:
+        start, stop = max(size - int(last), 0), size
+    if start >= stop:
+        raise RangeNotSatisfiable(f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"})
+    return start, stop
+
+
+def _the_checkpoint(session: Session, project_id: str, checkpoint_id: str) -> tables.Checkpoint:
+    checkpoint = reading.find_checkpoint(session, project_id, checkpoint_id)
+    if checkpoint is None:
+        raise NotFound(f"there is no checkpoint {checkpoint_id!r} in this project")
+    return checkpoint
+
+
+def _show(checkpoint: tables.Checkpoint) -> schemas.Checkpoint:
+    return schemas.Checkpoint(
+        id=checkpoint.id,
+        object="checkpoint",
+        job_id=checkpoint.job_id,
+        attempt=checkpoint.epoch,
+        created_at=checkpoint.created_at,
+        step=checkpoint.step,
+        epoch=checkpoint.progress,
+        format="safetensors",
+        size=checkpoint.size,
+        sha256=checkpoint.sha256,
+        download=f"/checkpoints/{checkpoint.id}/download",
+    )

@@ -1,0 +1,63 @@
+"""What needs no key: probes, the version, and the pages that explain routes and problems."""
+
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, PlainTextResponse
+
+from app import schemas
+from app.dependencies import TheService
+from app.errors import PROBLEMS, DatabaseUnavailable, NotFound, NotReady, declare
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/livez")
+async def live() -> schemas.Health:
+    """Tell whether the process answers."""
+    return schemas.Health(status="ok")
+
+
+@router.get("/readyz", responses=declare(NotReady, DatabaseUnavailable))
+def ready(service: TheService) -> schemas.Health:
+    """Tell whether the database can be written and has this version's schema."""
+    if not service.database.is_migrated():
+        raise NotReady("the database schema is not of this version; restart the service", headers={"Retry-After": "5"})
+    return schemas.Health(status="ok")
+
+
+@router.get("/version")
+def get_version() -> schemas.Version:
+    """Tell which Temper this is."""
+    try:
+        installed = version("temper")
+    except PackageNotFoundError:
+        installed = "source"
+    return schemas.Version(version=installed, api="v1")
+
+
+@router.get("/problems/{code}", response_class=PlainTextResponse, responses=declare(NotFound))
+def explain_problem(code: str) -> PlainTextResponse:
+    """Explain a problem code to people."""
+    problem = PROBLEMS.get(code)
+    if problem is None:
+        raise NotFound(f"there is no problem {code!r}; known: {', '.join(PROBLEMS)}")
+    return PlainTextResponse(f"{problem.code} (HTTP {problem.status})\n\n{problem.explanation()}\n")
+
+
+@router.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+def list_routes(request: Request) -> str:
+    """Show the routes on a page that loads nothing from anywhere else."""
+    document = request.app.openapi()
+    rows = [
+        f"<tr><td>{method.upper()}<td><code>{escape(path)}</code><td>{escape(route.get('description', ''))}"
+        for path, methods in document["paths"].items()
+        for method, route in methods.items()
+    ]
+    title = escape(document["info"]["title"])
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
+        '<p>The whole description, for programs: <a href="/openapi.json">/openapi.json</a>.</p>'
+        f"<table>{''.join(rows)}</table></html>"
+    )

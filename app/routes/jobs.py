@@ -1,0 +1,312 @@
+"""Jobs: post one, watch it, cancel it, and read what it measured."""
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from sqlalchemy.orm import Session
+
+from app import jobs, reading, schemas, tables
+from app.auth import ProjectId
+from app.dependencies import Reading, Service, TheService, Writing
+from app.errors import (
+    ActionNotAllowed,
+    BodyTooLarge,
+    IdempotencyKeyReused,
+    InvalidParameter,
+    InvalidSpec,
+    MalformedBody,
+    NotFound,
+    ReportNotReady,
+    StoreUnavailable,
+    UnsupportedMediaType,
+    problems,
+)
+from core.events import Reports
+from core.spec import AnySpec, Kind, Spec, cautions, explain, parse
+
+router = APIRouter(tags=["jobs"])
+
+_ETAG = {"ETag": {"description": "Changes when the job does.", "schema": {"type": "string"}}}
+
+
+def _require_json(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        detail = f"the body is declared as {media_type or 'nothing'}; send it with Content-Type: application/json"
+        raise UnsupportedMediaType(detail)
+
+
+def _unchecked(body: Any, _: ValidatorFunctionWrapHandler) -> Any:
+    return body
+
+
+if TYPE_CHECKING:
+    Unchecked = Any
+else:
+    Unchecked = Annotated[Spec, WrapValidator(_unchecked)]
+
+
+def _check_spec(body: Unchecked, service: TheService) -> AnySpec:
+    """Validate the body. It is declared as a spec and comes unchecked: here the errors can name what is in stock."""
+    try:
+        spec = parse(body)
+    except ValidationError as error:
+        unknown = service.inventory.check_model(body["base_model"]) if _names_a_model(body) else []
+        raise InvalidSpec([*unknown, *explain(error)]) from None
+    if errors := service.inventory.check(spec):
+        raise InvalidSpec(errors)
+    return spec
+
+
+def _names_a_model(body: Any) -> bool:
+    return isinstance(body, dict) and isinstance(body.get("base_model"), str)
+
+
+def _pair(text: str) -> str:
+    if "=" not in text:
+        raise ValueError("write it as metadata=key=value")
+    return text
+
+
+class JobFilter(BaseModel):
+    """Which jobs to list. Any other parameter is refused: a filter with a typing error would list the wrong jobs."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    status: schemas.Status | None = None
+    """Only jobs in this status."""
+    kind: Kind | None = None
+    """Only jobs of this kind."""
+    base_model: str | None = None
+    """Only jobs that start from this model."""
+    dataset: str | None = None
+    """Only jobs on this data set."""
+    metadata: list[Annotated[str, AfterValidator(_pair)]] = []
+    """Only jobs with this pair, written as key=value; repeat it for more pairs."""
+    after: str | None = None
+    """The cursor: the `last_id` of the part before."""
+    limit: int = Field(default=20, ge=1, le=100)
+    """Jobs in one part."""
+    order: reading.Order = "desc"
+    """desc: newest first."""
+
+
+@router.post(
+    "/jobs",
+    status_code=201,
+    dependencies=[Depends(_require_json)],
+    responses={
+        200: {"model": schemas.DryRun, "description": "With dry_run: the spec is valid, and nothing is stored."},
+        201: {
+            "headers": _ETAG
+            | {
+                "Location": {"description": "The job.", "schema": {"type": "string"}},
+                "Idempotent-Replayed": {"description": "true on a repeat.", "schema": {"type": "string"}},
+            }
+        },
+        **problems(
+            MalformedBody,
+            BodyTooLarge,
+            UnsupportedMediaType,
+            InvalidSpec,
+            InvalidParameter,
+            IdempotencyKeyReused,
+        ),
+    },
+)
+def create_job(
+    spec: Annotated[AnySpec, Depends(_check_spec)],
+    project_id: ProjectId,
+    session: Writing,
+    response: Response,
+    *,
+    dry_run: Annotated[bool, Query(description="Validate and resolve the spec, and store nothing.")] = False,
+    idempotency_key: Annotated[
+        str | None,
+        Header(min_length=1, max_length=255, description="A repeat with the same key makes no second job."),
+    ] = None,
+) -> schemas.Job:
+    """Queue a job. The smallest spec names a base model; all that it leaves out is answered resolved."""
+    if dry_run:
+        answer = schemas.DryRun(valid=True, spec=spec, cautions=list(cautions(spec)))
+        return Response(answer.model_dump_json(), media_type="application/json")  # type: ignore[return-value]
+    try:
+        created = jobs.create(session, project_id, spec, idempotency_key=idempotency_key)
+    except jobs.KeyReused:
+        raise IdempotencyKeyReused("this Idempotency-Key was used with another spec; make a new one") from None
+    response.headers["Location"] = f"/jobs/{created.job.id}"
+    response.headers["ETag"] = _etag(created.job)
+    if created.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    return show_job(created.job)
+
+
+@router.get("/jobs", responses=problems(InvalidParameter))
+def list_jobs(
+    project_id: ProjectId, session: Reading, chosen: Annotated[JobFilter, Query()]
+) -> schemas.Page[schemas.Job]:
+    """List jobs, newest first."""
+    part = reading.list_jobs(
+        session,
+        project_id,
+        matching=chosen.model_dump(include={"status", "kind", "base_model", "dataset"}),
+        labels=dict(pair.split("=", 1) for pair in chosen.metadata),
+        after=chosen.after,
+        limit=chosen.limit,
+        order=chosen.order,
+    )
+    return schemas.page([show_job(job) for job in part.rows], has_more=part.has_more)
+
+
+@router.get(
+    "/jobs/{job_id}",
+    response_model=schemas.Job,
+    responses={
+        200: {"headers": _ETAG},
+        304: {"description": "The job has not changed since If-None-Match."},
+        **problems(NotFound, InvalidParameter),
+    },
+)
+async def get_job(
+    job_id: str,
+    project_id: ProjectId,
+    service: TheService,
+    wait: Annotated[
+        float,
+        Query(
+            ge=0,
+            le=60,
+            description="Wait up to so many seconds until the job differs from If-None-Match or, without that header, "
+            "until it has ended.",
+        ),
+    ] = 0,
+    if_none_match: Annotated[str | None, Header(description="The ETag of the job as you know it.")] = None,
+) -> Response:
+    """Get a job: at once, when it changes, or when it ends."""
+    deadline = time.monotonic() + wait
+    job = await run_sync(_load, service, project_id, job_id)
+    while _can_wait(job, if_none_match) and not service.watch.stopping and (left := deadline - time.monotonic()) > 0:
+        await service.watch.change(job_id, job.version, timeout=left)
+        job = await run_sync(_load, service, project_id, job_id)
+    headers = {"ETag": _etag(job)}
+    if _is_known(job, if_none_match):
+        return Response(status_code=304, headers=headers)
+    return Response(show_job(job).model_dump_json(), headers=headers, media_type="application/json")
+
+
+@router.post("/jobs/{job_id}/cancel", status_code=202, responses=problems(NotFound, ActionNotAllowed))
+def cancel_job(job_id: str, project_id: ProjectId, session: Writing) -> schemas.Job:
+    """Cancel a job: a waiting one at once, a running one within seconds. Asking twice is no error."""
+    job = the_job(session, project_id, job_id)
+    try:
+        return show_job(jobs.request_cancel(session, job.id))
+    except jobs.NotAllowed as refusal:
+        raise ActionNotAllowed("cancel", refusal.status) from None
+
+
+@router.get("/jobs/{job_id}/metrics", responses=problems(NotFound, InvalidParameter))
+def get_metrics(
+    job_id: str,
+    project_id: ProjectId,
+    session: Reading,
+    after_step: Annotated[int, Query(ge=0, description="Only steps after this one.")] = 0,
+    max_points: Annotated[int, Query(ge=1, le=10_000, description="Thin the curve out to so many points.")] = 1000,
+) -> schemas.Metrics:
+    """Get the training curve of the current or last attempt."""
+    job = the_job(session, project_id, job_id)
+    steps = reading.training_curve(session, job, after_step=after_step, max_points=max_points)
+    return schemas.Metrics(
+        object="metrics", job_id=job.id, attempt=job.epoch, data=[_show_metric(step) for step in steps]
+    )
+
+
+@router.get(
+    "/jobs/{job_id}/report", response_model=Reports, responses=problems(NotFound, ReportNotReady, StoreUnavailable)
+)
+def get_report(job_id: str, project_id: ProjectId, session: Reading, service: TheService) -> Response:
+    """Get the evaluations before and after, with the verdict on every point."""
+    job = the_job(session, project_id, job_id)
+    if job.report_key is None:
+        raise ReportNotReady(f"the job is {job.status} and has no report; it is there once the job has succeeded")
+    return Response(b"".join(service.store.read(job.report_key)), media_type="application/json")
+
+
+def the_job(session: Session, project_id: str, job_id: str) -> tables.Job:
+    """Find a job of this project. Raises NotFound."""
+    job = reading.find_job(session, project_id, job_id)
+    if job is None:
+        raise NotFound(f"there is no job {job_id!r} in this project")
+    return job
+
+
+def show_job(job: tables.Job) -> schemas.Job:
+    """Show a job to its owner."""
+    here = f"/jobs/{job.id}"
+    parts = ("events", "metrics", "checkpoints", "report")
+    return schemas.Job.model_validate(
+        {
+            "id": job.id,
+            "object": "job",
+            "name": job.name,
+            "kind": job.kind,
+            "status": job.status,
+            "phase": job.phase,
+            "is_terminal": job.status in jobs.TERMINAL,
+            "allowed_actions": jobs.allowed_actions(job.status),
+            "created_at": job.created_at,
+            "updated_at": job.updated_at,
+            "started_at": job.started_at,
+            "finished_at": job.finished_at,
+            "spec": job.spec,
+            "cautions": job.cautions,
+            "metadata": job.labels,
+            "attempt": job.epoch,
+            "progress": job.progress,
+            "failure": job.failure,
+            "results": job.results,
+            "checkpoint": job.checkpoint_id,
+            "links": {"self": here, **{part: f"{here}/{part}" for part in parts}},
+        }
+    )
+
+
+def _load(service: Service, project_id: str, job_id: str) -> tables.Job:
+    with service.database.reading() as session:
+        return the_job(session, project_id, job_id)
+
+
+def _etag(job: tables.Job) -> str:
+    return f'"{job.id}.{job.version}"'
+
+
+def _is_known(job: tables.Job, if_none_match: str | None) -> bool:
+    known = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
+    return _etag(job) in known
+
+
+def _can_wait(job: tables.Job, if_none_match: str | None) -> bool:
+    return job.status not in jobs.TERMINAL and (if_none_match is None or _is_known(job, if_none_match))
+
+
+def _show_metric(step: tables.Metric) -> schemas.Metric:
+    return schemas.Metric.model_validate(
+        {
+            "step": step.step,
+            "epoch": step.progress,
+            "loss": step.loss,
+            "learning_rate": step.learning_rate,
+            "norm": step.norm,
+            "counts": step.counts,
+        }
+    )

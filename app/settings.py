@@ -1,0 +1,83 @@
+"""Every environment variable of the service, typed. Each begins with TEMPER_ and has a default that works."""
+
+import sys
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """How this instance runs."""
+
+    model_config = SettingsConfigDict(env_prefix="TEMPER_", frozen=True, use_attribute_docstrings=True)
+
+    data_dir: Path = Field(default_factory=lambda: Path.home() / ".temper")
+    """Where everything lies: database, objects, work folders, local models and data sets."""
+    database_url: str = Field(default_factory=lambda data: f"sqlite:///{data['data_dir']}/temper.db")
+    """SQLAlchemy URL of the database; by default an SQLite file in the data folder."""
+    host: str = "127.0.0.1"
+    """Address the API binds to; the default is reachable from this machine only."""
+    port: int = Field(default=8765, ge=1, le=65535)
+    """Port the API binds to."""
+    credentials_file: Path | None = None
+    """Where the first start stores url and key for the local command line, readable by its owner only."""
+    max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
+    """Largest request body."""
+    max_streams: int = Field(default=200, ge=1)
+    """Event streams that one API process serves at once."""
+    max_stream_seconds: float = Field(default=900, gt=0)
+    """After this long a stream closes and the client resumes it with Last-Event-ID."""
+    watch_seconds: float = Field(default=0.5, gt=0)
+    """How often one API process looks for changes in the jobs that somebody waits for."""
+    poll_seconds: float = Field(default=1, gt=0)
+    """How often an idle worker looks for work, and a busy one for a cancel."""
+    lease_seconds: float = Field(default=60, gt=0)
+    """How long a job stays with a worker that is not heard of."""
+    heartbeat_seconds: float = Field(default=10, gt=0)
+    """How often a worker renews its lease."""
+    concurrency: int = Field(default=1, ge=1, le=64)
+    """Jobs that one worker process runs side by side."""
+    cancel_grace_seconds: float = Field(default=5, ge=0)
+    """Time between asking a training process to end and killing it."""
+    max_losses: int = Field(default=5, ge=1)
+    """A job whose worker or training process has vanished this many times fails."""
+
+    @property
+    def objects_dir(self) -> Path:
+        """Stored checkpoints and reports."""
+        return self.data_dir / "objects"
+
+    @property
+    def work_dir(self) -> Path:
+        """What running jobs write; emptied when they end."""
+        return self.data_dir / "work"
+
+    @property
+    def models_dir(self) -> Path:
+        """Local base models, one .safetensors file each."""
+        return self.data_dir / "models"
+
+    @property
+    def datasets_dir(self) -> Path:
+        """Local data sets, one ImageFolder folder or archive each."""
+        return self.data_dir / "datasets"
+
+    def make_folders(self) -> None:
+        """Make the folders above where they are missing."""
+        for folder in (self.objects_dir, self.work_dir, self.models_dir, self.datasets_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the environment and make the folders; end the program with a plain sentence where that fails."""
+        try:
+            settings = cls()
+            settings.make_folders()
+        except ValidationError as error:
+            wrong = [f"TEMPER_{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors()]
+            sys.exit("\n".join(wrong))
+        except OSError as error:
+            sys.exit(f"TEMPER_DATA_DIR: cannot make {error.filename}: {error.strerror}")
+        return settings

@@ -1,0 +1,179 @@
+"""The rows. Who may change them, and how, is in `app.jobs`."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, MetaData, String, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from ulid import ULID
+
+from app.database import Timestamp, now
+from app.schemas import Status
+from core.events import Phase
+
+
+def new_id(prefix: str) -> str:
+    """Make an id that says what it names and sorts by time."""
+    return f"{prefix}_{ULID()}"
+
+
+class Table(DeclarativeBase):
+    """What all rows share: constraints have names, so that a migration can drop them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: Timestamp, dict[str, Any]: JSON, list[dict[str, Any]]: JSON}  # noqa: RUF012
+
+
+class Project(Table):
+    """Whose things are whose: every job and key belongs to one."""
+
+    __tablename__ = "projects"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("prj"))
+    name: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(default=now())
+
+
+class ApiKey(Table):
+    """A key to a project. The secret itself is stored nowhere."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("key"))
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
+    lookup: Mapped[str] = mapped_column(String(8), unique=True)
+    """The part of the key that finds this row."""
+    sha256: Mapped[str] = mapped_column(String(64))
+    """Hash of the whole key: it has 190 random bits, so a slow hash would add nothing."""
+    created_at: Mapped[datetime] = mapped_column(default=now())
+    last_used_at: Mapped[datetime | None]
+    """To the minute."""
+    revoked_at: Mapped[datetime | None]
+
+
+class Job(Table):
+    """A run that was asked for. Who owns it now is `epoch`: a write of an earlier epoch changes nothing."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("job"))
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    """Hash of the resolved spec, by which a repeated request is known from a different one."""
+
+    kind: Mapped[str]
+    name: Mapped[str]
+    base_model: Mapped[str | None]
+    dataset: Mapped[str]
+    priority: Mapped[int] = mapped_column()
+    spec: Mapped[dict[str, Any]]
+    cautions: Mapped[list[dict[str, Any]]]
+    labels: Mapped[dict[str, Any]]
+    """The user's metadata; SQLAlchemy keeps that name for itself."""
+
+    status: Mapped[Status] = mapped_column(String, default="queued")
+    phase: Mapped[Phase | None] = mapped_column(String)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    results: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    failure: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    report_key: Mapped[str | None]
+    """Where the object store keeps the report."""
+    checkpoint_id: Mapped[str | None]
+    """The latest checkpoint."""
+
+    version: Mapped[int] = mapped_column(default=1)
+    """Grows with every change that a reader can see."""
+    event_seq: Mapped[int] = mapped_column(default=0)
+    """The last event's place."""
+    epoch: Mapped[int] = mapped_column(default=0)
+    """How often it was claimed; every claim's fencing token."""
+    owner: Mapped[str | None]
+    """The worker that claimed it last."""
+    lease_until: Mapped[datetime | None]
+    infra_losses: Mapped[int] = mapped_column(default=0)
+    """How often its worker or its training process has vanished."""
+
+    created_at: Mapped[datetime] = mapped_column(default=now())
+    updated_at: Mapped[datetime] = mapped_column(default=now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        UniqueConstraint(project_id, idempotency_key),
+        Index("ix_jobs_waiting", status, priority.desc(), "id"),
+        Index("ix_jobs_of_project", project_id, "id"),
+    )
+
+
+class Attempt(Table):
+    """One claim of a job by one worker."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey(Job.id, ondelete="CASCADE"), primary_key=True)
+    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    worker: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(default=now())
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    """How it ended: the status that the job got by it, and lost or handed_back where that was queued."""
+
+
+class Event(Table):
+    """One entry of a job's history, numbered from 1 without gaps in the order of commits."""
+
+    __tablename__ = "events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey(Job.id, ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    type: Mapped[str]
+    data: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=now())
+
+
+class Metric(Table):
+    """One training step of one attempt."""
+
+    __tablename__ = "metrics"
+
+    job_id: Mapped[str] = mapped_column(primary_key=True)
+    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """The attempt."""
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    progress: Mapped[float]
+    """Epochs of training done."""
+    loss: Mapped[float]
+    learning_rate: Mapped[float]
+    norm: Mapped[str | None]
+    counts: Mapped[dict[str, Any]]
+
+    __table_args__ = (ForeignKeyConstraint([job_id, epoch], [Attempt.job_id, Attempt.epoch], ondelete="CASCADE"),)
+
+
+class Checkpoint(Table):
+    """Weights in the object store. They exist because this row does: what has no row is garbage of a lost attempt."""
+
+    __tablename__ = "checkpoints"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("ckpt"))
+    job_id: Mapped[str] = mapped_column(index=True)
+    epoch: Mapped[int] = mapped_column()
+    """The attempt."""
+    step: Mapped[int]
+    progress: Mapped[float]
+    """Epochs of training done."""
+    key: Mapped[str]
+    """Where the object store keeps the file."""
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(default=now())
+
+    __table_args__ = (ForeignKeyConstraint([job_id, epoch], [Attempt.job_id, Attempt.epoch], ondelete="CASCADE"),)

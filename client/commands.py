@@ -1,0 +1,282 @@
+"""The commands of `temper`: each asks the service one thing and shows the answer, for people or for programs."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import BaseModel, TypeAdapter
+from rich.console import Console, ConsoleRenderable, RenderableType
+
+from client import display, monitor
+from client.errors import TemperError
+from client.records import Job
+from client.serve import serve_until_stopped
+from client.temper import Temper
+
+app = typer.Typer(
+    help="Make a robust image classifier robust to l_inf, l_2 and l_1 together.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+# A file has no width: lines there are as long as they are.
+console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job, as submit and list show it.")]
+Output = Annotated[Literal["text", "json"], typer.Option(help="text for people, json for programs.")]
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8765,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where everything is kept; by default TEMPER_DATA_DIR or ~/.temper.")
+    ] = None,
+) -> None:
+    """Run the service here: the API and one worker, until Ctrl-C."""
+    serve_until_stopped(host=host, port=port, folder=data_dir)
+
+
+@app.command()
+def submit(
+    spec: Annotated[typer.FileText, typer.Argument(metavar="SPEC.json", help="The job; - reads standard input.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the spec, as in --set evaluation.examples=100."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the spec and show it resolved.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the job live until it ends.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the job has ended.")] = False,
+    output: Output = "text",
+) -> None:
+    """Post a job. With --watch or --wait, exit with 0 only if it succeeds."""
+    body = _read_spec(spec, changes or [])
+    with Temper() as temper:
+        if dry_run:
+            answer = temper.submit(body, dry_run=True)
+            _show(answer, display.dry_run_card(answer), output)
+            return
+        job = temper.submit(body)
+        if watch:
+            _watch(temper, job.id, output)
+        elif wait:
+            _wait(temper, [job.id], None, output)
+        else:
+            _show(job, f"{job.id} is {job.status}; follow it with: temper watch {job.id}", output)
+
+
+@app.command()
+def watch(job_id: JobId, output: Output = "text") -> None:
+    """Show a job live until it ends. Exit with 0 only if it succeeds."""
+    with Temper() as temper:
+        _watch(temper, job_id, output)
+
+
+@app.command()
+def wait(
+    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The jobs.")],
+    timeout: Annotated[float | None, typer.Option(min=0, help="Give up after so many seconds.")] = None,
+    output: Output = "text",
+) -> None:
+    """Return when all these jobs have ended. Exit with 0 only if all have succeeded."""
+    with Temper() as temper:
+        _wait(temper, job_ids, timeout, output)
+
+
+@app.command("list")
+def list_jobs(
+    status: Annotated[str | None, typer.Option(help="Only jobs in this status.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only jobs of this kind.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only jobs on this data set.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Only jobs that start from this model.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    output: Output = "text",
+) -> None:
+    """List jobs, newest first."""
+    given = {"status": status, "kind": kind, "dataset": dataset, "base_model": base_model}
+    with Temper() as temper:
+        found = temper.list(**{name: value for name, value in given.items() if value})
+        jobs = list(islice(found, limit))
+    _show(jobs, display.jobs_table(jobs) if jobs else "no jobs", output)
+
+
+@app.command()
+def get(job_id: JobId, output: Output = "text") -> None:
+    """Show a job as it stands."""
+    with Temper() as temper:
+        job = temper.get(job_id)
+    _show(job, display.job_card(job), output)
+
+
+@app.command()
+def events(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    output: Output = "text",
+) -> None:
+    """Show what has happened to a job so far."""
+    with Temper() as temper:
+        for event in temper.stream(job_id) if follow else temper.events(job_id):
+            _show(event, display.event_line(event), output)
+
+
+@app.command()
+def cancel(job_id: JobId, output: Output = "text") -> None:
+    """Cancel a job. What it has delivered stays."""
+    with Temper() as temper:
+        job = temper.cancel(job_id)
+    _show(job, f"{job.id} is {job.status}", output)
+
+
+@app.command()
+def report(job_id: JobId, output: Output = "text") -> None:
+    """Show the table of a job: accuracy before and after, clean and under attack."""
+    with Temper() as temper:
+        reports = temper.report(job_id)
+    _show(reports, display.report_card(reports), output)
+
+
+@app.command()
+def download(
+    identifier: Annotated[str, typer.Argument(metavar="ID", help="A checkpoint, or a job for its latest.")],
+    path: Annotated[Path, typer.Option("-o", "--path", help="File or folder to write to.")] = Path(),
+    output: Output = "text",
+) -> None:
+    """Download a checkpoint: one safetensors file that carries its spec and report."""
+    with Temper() as temper:
+        file = temper.download(identifier, path)
+    size = file.stat().st_size
+    _show({"path": str(file), "size": size}, f"{file}, {size:,} bytes, sha256 checked", output)
+
+
+@app.command()
+def models(output: Output = "text") -> None:
+    """List the base models that a job can name."""
+    with Temper() as temper:
+        found = list(temper.models())
+    _show(found, display.models_table(found), output)
+
+
+@app.command()
+def datasets(output: Output = "text") -> None:
+    """List the data sets that a job can name."""
+    with Temper() as temper:
+        found = list(temper.datasets())
+    _show(found, display.datasets_table(found), output)
+
+
+@app.command()
+def methods(output: Output = "text") -> None:
+    """List the training methods that a job can name."""
+    with Temper() as temper:
+        found = list(temper.methods())
+    _show(found, display.methods_table(found), output)
+
+
+@app.command()
+def version(output: Output = "text") -> None:
+    """Show the versions of this command and of the service."""
+    try:
+        with Temper() as temper:
+            service, where = temper.version().version, temper.url
+    except TemperError as error:
+        service, where = None, str(error)
+    versions = {"client": _own_version(), "service": service}
+    _show(versions, f"client  {versions['client']}\nservice {service or 'none'} ({where})", output)
+
+
+def _watch(temper: Temper, job_id: str, output: str) -> None:
+    try:
+        job = _print_events(temper, job_id) if output == "json" else _show_live(temper, job_id)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"Stopped watching; the job goes on.\n  temper watch {job_id}   watches it again\n"
+            f"  temper cancel {job_id}  ends it",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+    _show(job, display.job_card(job), output)
+    _exit_by([job])
+
+
+def _show_live(temper: Temper, job_id: str) -> Job:
+    console.print(f"{job_id}; Ctrl-C stops watching, not the job")
+    return monitor.watch(temper, job_id, console)
+
+
+def _print_events(temper: Temper, job_id: str) -> Job:
+    for event in temper.stream(job_id):
+        typer.echo(event.model_dump_json())
+    return temper.get(job_id)
+
+
+def _wait(temper: Temper, job_ids: list[str], timeout: float | None, output: str) -> None:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    jobs = []
+    for job_id in job_ids:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        jobs.append(temper.wait(job_id, timeout=left))
+        _show(jobs[-1], display.job_card(jobs[-1]), output)
+    _exit_by(jobs)
+
+
+def _exit_by(jobs: list[Job]) -> None:
+    if any(job.status != "succeeded" for job in jobs):
+        raise typer.Exit(1)
+
+
+def _show(answer: BaseModel | Sequence[BaseModel] | Mapping[str, Any], as_text: RenderableType, output: str) -> None:
+    if output == "json":
+        typer.echo(TypeAdapter(Any).dump_json(answer))
+    else:
+        console.print(as_text, soft_wrap=not isinstance(as_text, ConsoleRenderable))
+
+
+def _read_spec(file: typer.FileText, changes: list[str]) -> dict[str, Any]:
+    try:
+        spec = _parse(file.read())
+    except ValueError as error:  # of which JSONDecodeError and UnicodeDecodeError are kinds
+        raise typer.BadParameter(f"{file.name} is not JSON: {error}") from error
+    if not isinstance(spec, dict):
+        raise typer.BadParameter(f'{file.name} is not one JSON object such as {{"base_model": "digits-cnn-linf"}}')
+    for change in changes:
+        _set(spec, change)
+    return spec
+
+
+def _set(spec: dict[str, Any], change: str) -> None:
+    path, sign, text = change.partition("=")
+    if not sign or not path:
+        raise typer.BadParameter(f"--set {change}: write KEY=VALUE, for example --set epochs=1")
+    *parents, last = path.split(".")
+    for parent in parents:
+        spec = spec.setdefault(parent, {})
+        if not isinstance(spec, dict):
+            raise typer.BadParameter(f"--set {change}: {parent} is not an object in the spec; set {parent} as a whole")
+    try:
+        spec[last] = _parse(text)
+    except ValueError:
+        spec[last] = text
+
+
+def _parse(text: str) -> Any:
+    """Read JSON as its standard has it, without Python's NaN and Infinity."""
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("temper")
+    except metadata.PackageNotFoundError:
+        return "source"

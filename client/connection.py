@@ -1,0 +1,123 @@
+"""HTTP to the service: the key in each request, errors as exceptions, and patience with a service that restarts."""
+
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+from pydantic import ValidationError
+
+from client.credentials import Credentials
+from client.errors import Problem, Refused, ServiceFailed, Unreachable
+
+# Answers of a service, or of a proxy before it, that is busy or not there for a moment.
+PASSING = frozenset({429, 502, 503, 504})
+
+
+class Connection:
+    """A service's address and a key to it."""
+
+    def __init__(self, credentials: Credentials, *, timeout: float) -> None:
+        self.url = credentials.url.rstrip("/")
+        self._timeout = timeout
+        self._http = httpx2.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {credentials.api_key}"},
+            timeout=timeout,
+            follow_redirects=True,
+        )
+
+    def close(self) -> None:
+        """Let go of the sockets."""
+        self._http.close()
+
+    def request(self, method: str, path: str, *, patience: float, **arguments: Any) -> httpx2.Response:
+        """Send a request, again while the service is away, and return its answer.
+
+        Only for requests that do no harm twice. `patience` is how many seconds to go on trying. Raises Unreachable,
+        Refused, ServiceFailed.
+        """
+        pauses = Pauses(patience)
+        while True:
+            try:
+                response = self._http.request(method, path, **arguments)
+            except httpx2.TransportError as error:
+                pauses.sleep_or_raise(self.unreachable(error))
+                continue
+            if not response.is_error:
+                return response
+            if response.status_code not in PASSING:
+                raise _answered(response)
+            pauses.sleep_or_raise(_answered(response), at_least=_retry_after(response))
+
+    @contextmanager
+    def stream(self, path: str, *, headers: Mapping[str, str], **arguments: Any) -> Iterator[httpx2.Response]:
+        """Open an answer that is read piece by piece. Raises Refused, ServiceFailed, httpx2.TransportError."""
+        with self._http.stream("GET", path, headers=headers, **arguments) as response:
+            _check_stream(response)
+            yield response
+
+    @contextmanager
+    def listen(self, path: str, *, last_event_id: int, silence: float) -> Iterator[httpx2.EventSource]:
+        """Open an event stream past an event; `silence` is how many seconds without a byte mean that it is broken.
+
+        Raises Refused, ServiceFailed, httpx2.TransportError.
+        """
+        timeout = httpx2.Timeout(self._timeout, read=silence)
+        with self._http.sse(path, headers={"Last-Event-ID": str(last_event_id)}, timeout=timeout) as source:
+            _check_stream(source.response)
+            yield source
+
+    def unreachable(self, error: httpx2.TransportError) -> Unreachable:
+        """Say in words that nobody answers."""
+        return Unreachable(
+            f"no answer from {self.url} ({_reason(error)}): start the service with `temper serve`, or set TEMPER_URL "
+            "to where it runs"
+        )
+
+
+class Pauses:
+    """Growing pauses between tries, until patience is at an end."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self.restart()
+
+    def restart(self) -> None:
+        """Be patient anew, because something came through."""
+        self._deadline = time.monotonic() + self._patience
+        self._next = 0.1
+
+    def sleep_or_raise(self, error: Exception, *, at_least: float = 0.0) -> None:
+        """Sleep before the next try; raise `error` where that would be past all patience."""
+        pause = max(at_least, self._next * random.uniform(0.75, 1.25))
+        if time.monotonic() + pause > self._deadline:
+            raise error
+        time.sleep(pause)
+        self._next = min(2 * self._next, 10.0)
+
+
+def _check_stream(response: httpx2.Response) -> None:
+    if response.is_error:
+        response.read()
+        raise _answered(response)
+
+
+def _answered(response: httpx2.Response) -> Refused | ServiceFailed:
+    try:
+        problem = Problem.model_validate_json(response.content)
+    except ValidationError:  # not our service, or not the service itself: a proxy
+        detail = f"{response.url} answered {response.status_code} {response.reason_phrase}"
+        problem = Problem(status=response.status_code, code="unknown", detail=detail)
+    return Refused(problem) if response.is_client_error else ServiceFailed(problem)
+
+
+def _retry_after(response: httpx2.Response) -> float:
+    seconds = response.headers.get("Retry-After", "")
+    return float(seconds) if seconds.isdigit() else 0.0
+
+
+def _reason(error: httpx2.TransportError) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,184 @@
+"""What the command line shows, as rich renderables: pure functions of what the service answered."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from client.records import Dataset, DryRun, Job, Method, Model, Result
+from core.catalog import NORMS, Norm
+from core.events import Rate, Report, Reports, Stamped
+
+STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+
+_SENTENCES = {
+    "started": "{architecture} with {parameters:,} parameters on {device}; {train_examples} images to train on, "
+    "{test_examples} to test on",
+    "attacked": "{subject}: {attack} on {norm} leaves {robust} of {examples} points right ({done} of {total} attacks)",
+    "saved": "{kind}, {size:,} bytes, sha256 {sha256}",
+    "warned": "{message}",
+    "failed": "{message} {hint}",
+    "finished": "after {seconds:.1f} seconds",
+}
+
+
+def jobs_table(jobs: Iterable[Job]) -> RenderableType:
+    """Show many jobs, a line each."""
+    table = _table("id", "name", "kind", "status", "created", "union")
+    for job in jobs:
+        union = percent(job.results.after.union) if job.results and job.results.after else ""
+        created = f"{job.created_at.astimezone():%Y-%m-%d %H:%M}"
+        table.add_row(job.id, escape(job.name), job.kind, status_text(job), created, union)
+    return table
+
+
+def job_card(job: Job) -> RenderableType:
+    """Show one job, with its results or the reason of its failure."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("job", job.id)
+    if job.name:
+        facts.add_row("name", escape(job.name))
+    facts.add_row("status", status_text(job))
+    facts.add_row("does", escape(_in_short(job.spec)))
+    if job.checkpoint:
+        facts.add_row("checkpoint", job.checkpoint)
+    if job.failure:
+        facts.add_row("failure", escape(f"{job.failure.code}: {job.failure.message}"))
+        facts.add_row("to do", escape(job.failure.hint))
+    for caution in job.cautions:
+        facts.add_row("caution", escape(caution.message))
+    if job.results is None:
+        return facts
+    results, protocol = job.results, job.spec["evaluation"]["protocol"]
+    return Group(facts, "", accuracy_table(results.before, results.after, job.spec["eps"], protocol))
+
+
+def dry_run_card(answer: DryRun) -> RenderableType:
+    """Show what a job would be."""
+    cautions = [f"caution: {escape(caution.message)}" for caution in answer.cautions]
+    return Group(Text(json.dumps(answer.spec, indent=2)), *cautions, "valid; nothing was stored")
+
+
+def report_card(reports: Reports) -> RenderableType:
+    """Show the evaluations of a job, and what raises doubts about them."""
+    shown = {"before": reports.before, "after": reports.after}
+    flags = [
+        f"[yellow]{label}: {escape(flag.message)}" for label, report in shown.items() if report for flag in report.flags
+    ]
+    described = reports.after or reports.before
+    if described is None:
+        return "nothing was evaluated"
+    return Group(accuracy_table(reports.before, reports.after, described.eps, described.protocol), *flags)
+
+
+def accuracy_table(
+    before: Result | Report | None, after: Result | Report | None, eps: Mapping[Norm, float], protocol: str
+) -> RenderableType:
+    """Show accuracies in percent, with their 95 % intervals: before, after, and the change in points."""
+    shown = {name: result for name, result in {"before": before, "after": after}.items() if result}
+    total = next(iter(shown.values())).clean.total
+    table = _table("", *shown, *(["change"] if len(shown) > 1 else []), right=True)
+    for label, rates in _rows(shown.values(), eps):
+        change = [_change(rates[0], rates[-1])] if len(rates) > 1 else []
+        table.add_row(label, *map(_with_interval, rates), *change, style="bold" if label == "union" else "")
+    return Group(f"accuracy in % on {total} test points, protocol {protocol}, 95 % intervals", table)
+
+
+def models_table(models: Iterable[Model]) -> RenderableType:
+    """Show the base models."""
+    table = _table("name", "network", "data set", "robust to", "description")
+    for model in models:
+        robust_to = f"{model.norm} {model.eps:g}" if model.norm and model.eps else ""
+        table.add_row(model.id, model.architecture or "", model.dataset or "", robust_to, escape(model.description))
+    return table
+
+
+def datasets_table(datasets: Iterable[Dataset]) -> RenderableType:
+    """Show the data sets."""
+    table = _table("name", "images", "classes", "default eps", "description")
+    for dataset in datasets:
+        images = " x ".join(map(str, dataset.shape or ()))
+        eps = ", ".join(f"{norm} {radius:.4g}" for norm, radius in dataset.eps.items())
+        table.add_row(dataset.id, images, str(dataset.classes or ""), eps, escape(dataset.description))
+    return table
+
+
+def methods_table(methods: Iterable[Method]) -> RenderableType:
+    """Show the training methods."""
+    table = _table("name", "attacks by default", "description")
+    for method in methods:
+        norms = "the job says" if method.norms is None else ", ".join(method.norms) or "nothing"
+        table.add_row(method.id, norms, escape(method.description))
+    return table
+
+
+def event_line(event: Stamped) -> Text:
+    """Show an event in a line."""
+    time = f"{event.created_at.astimezone():%H:%M:%S}"
+    return Text.assemble((f"{event.seq:>4}  {time}  ", "dim"), (f"{event.type:<14}", "bold"), sentence(event))
+
+
+def sentence(event: Stamped) -> str:
+    """Say what an event tells."""
+    data = event.data
+    match event.type:
+        case "entered":
+            return f"{data['phase']} {data['subject']}" if data["subject"] else str(data["phase"])
+        case "evaluated":
+            return f"{data['subject']}: {_accuracies(Result.model_validate(data['report']))}"
+        case known if known in _SENTENCES:
+            return _SENTENCES[known].format_map(data)
+        case _:
+            return ", ".join(f"{key} {value}" for key, value in data.items() if value is not None)
+
+
+def status_text(job: Job) -> Text:
+    """Show where a job is in its life."""
+    doing = f" ({job.phase})" if job.phase and not job.is_terminal else ""
+    return Text(job.status + doing, style=STYLES.get(job.status, ""))
+
+
+def percent(rate: Rate) -> str:
+    """Write a share in percent."""
+    return f"{100 * rate.value:.1f}"
+
+
+def _table(*columns: str, right: bool = False) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if right and number else "left", overflow="fold")
+    return table
+
+
+def _rows(results: Iterable[Result | Report], eps: Mapping[Norm, float]) -> Iterator[tuple[str, list[Rate]]]:
+    results = list(results)
+    yield "clean", [result.clean for result in results]
+    for norm in NORMS:
+        if norm in eps:
+            yield f"{norm} {eps[norm]:.4g}", [result.robust[norm] for result in results]
+    yield "union", [result.union for result in results]
+
+
+def _with_interval(rate: Rate) -> str:
+    return f"{percent(rate)} [dim]{100 * rate.low:5.1f} to {100 * rate.high:5.1f}[/dim]"
+
+
+def _change(before: Rate, after: Rate) -> str:
+    points = round(100 * (after.value - before.value), 1)
+    style = "green" if points > 0 else "red" if points < 0 else "dim"
+    return f"[{style}]{points:+.1f}[/{style}]"
+
+
+def _accuracies(result: Result) -> str:
+    rates = [("clean", result.clean), *result.robust.items(), ("union", result.union)]
+    return ", ".join(f"{label} {percent(rate)} %" for label, rate in rates)
+
+
+def _in_short(spec: Mapping[str, Any]) -> str:
+    subject = spec.get("base_model") or spec.get("architecture")
+    training = f" by {spec['method']['name']}, {spec['epochs']} epochs" if "method" in spec else ""
+    return f"{spec['kind']} {subject} on {spec['dataset']}{training}"

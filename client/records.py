@@ -1,0 +1,263 @@
+"""What the service answers, typed. Unknown fields are ignored and unknown states kept as they come, so that an older
+client can talk to a newer service."""
+
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from client.errors import Unreadable
+from core.catalog import Norm
+from core.events import NormCount, Rate, Subject
+from core.spec import Caution
+
+Answer = TypeVar("Answer", bound=BaseModel)
+Item = TypeVar("Item", bound=BaseModel)
+
+
+class Record(BaseModel):
+    """Anything the service answers."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class Progress(Record):
+    """How far a job's current attempt is."""
+
+    step: int
+    """Training steps done."""
+    total_steps: int
+    """Training steps of the whole run."""
+    epoch: float
+    """Epochs done, as a fraction."""
+    loss: float | None
+    """Loss of the last step; None where it is not a finite number."""
+    learning_rate: float | None
+    """Learning rate of the last step."""
+    norm: Norm | None
+    """The norm attacked in the last step."""
+    counts: dict[Norm, NormCount]
+    """Per attacked norm, how the training images fared."""
+    subject: Subject | None
+    """The model under evaluation, during an evaluation."""
+    attack: str | None
+    """The attack that was done last in this evaluation."""
+    attack_norm: Norm | None
+    """The norm of that attack."""
+    attacks_done: int
+    """Attacks done in this evaluation."""
+    attacks_total: int
+    """Attacks of this evaluation; 0 while none is done."""
+    fraction: float | None
+    """Share of the current phase that is done."""
+    seconds_remaining: float | None
+    """Estimate for the rest of the training phase."""
+
+
+class Failure(Record):
+    """Why a job failed."""
+
+    code: str
+    """Stable, for programs."""
+    message: str
+    """What happened."""
+    hint: str
+    """What to do."""
+    field: str | None
+    """The spec field or input it is about."""
+    retryable: bool
+    """Whether the same job can succeed when it is posted again unchanged."""
+
+
+class Result(Record):
+    """The numbers of one evaluation."""
+
+    clean: Rate
+    """Accuracy without attack."""
+    robust: dict[Norm, Rate]
+    """Robust accuracy per norm."""
+    union: Rate
+    """Points that are right under every norm at once."""
+
+
+class Results(Record):
+    """The table of a job."""
+
+    before: Result | None
+    """The base model, where the job evaluates it."""
+    after: Result | None
+    """The model that the job delivers, or the one it was asked to evaluate."""
+
+
+class Job(Record):
+    """A run that was asked for, and how it fares."""
+
+    id: str
+    """Sorts by time of creation."""
+    name: str
+    """A label for people."""
+    kind: str
+    """finetune, train or evaluate."""
+    status: str
+    """queued, running, succeeded, failed, cancelled, or another state of a newer service."""
+    phase: str | None
+    """What the run does now: preparing, training, evaluating, publishing."""
+    is_terminal: bool
+    """Whether the status can no longer change."""
+    allowed_actions: tuple[str, ...]
+    """What may be asked of the job now."""
+    created_at: datetime
+    """When it was posted."""
+    updated_at: datetime
+    """When it last changed."""
+    started_at: datetime | None
+    """When its current or last attempt began."""
+    finished_at: datetime | None
+    """When it came to its end."""
+    spec: dict[str, Any]
+    """The resolved spec: everything that happens."""
+    cautions: tuple[Caution, ...]
+    """What is valid and yet likely to disappoint."""
+    metadata: dict[str, str]
+    """The user's own pairs."""
+    attempt: int
+    """How often a worker has claimed it."""
+    progress: Progress | None
+    """How far the current attempt is."""
+    failure: Failure | None
+    """Why it failed, if it did."""
+    results: Results | None
+    """Its table, once there is a row."""
+    checkpoint: str | None
+    """Id of its latest checkpoint."""
+
+
+class DryRun(Record):
+    """What a job would be, had it been posted."""
+
+    spec: dict[str, Any]
+    """The resolved spec."""
+    cautions: tuple[Caution, ...]
+    """What is valid and yet likely to disappoint."""
+
+
+class Metric(Record):
+    """One training step."""
+
+    step: int
+    """Steps done, this one included."""
+    epoch: float
+    """Epochs done, as a fraction."""
+    loss: float | None
+    """Mean loss of the batch; None where it is not a finite number."""
+    learning_rate: float
+    """Learning rate of this step."""
+    norm: Norm | None
+    """The norm that was attacked."""
+    counts: dict[Norm, NormCount]
+    """Per attacked norm, the running counts."""
+
+
+class Metrics(Record):
+    """The training curve of a job's current or last attempt."""
+
+    attempt: int
+    """The attempt it belongs to."""
+    data: tuple[Metric, ...]
+    """By step."""
+
+
+class Checkpoint(Record):
+    """Weights that a job has delivered, with their spec and report inside."""
+
+    id: str
+    """Sorts by time of creation."""
+    job_id: str
+    """The job that made it."""
+    created_at: datetime
+    """When it was stored."""
+    step: int
+    """Training steps behind it."""
+    epoch: float
+    """Epochs behind it."""
+    size: int
+    """Bytes."""
+    sha256: str
+    """Of the file."""
+
+
+class Model(Record):
+    """A base model that a job can name."""
+
+    id: str
+    """The name."""
+    description: str
+    """What it is."""
+    architecture: str | None
+    """Its network, where that is known."""
+    dataset: str | None
+    """What it was trained on, where that is known."""
+    norm: Norm | None
+    """The norm it was made robust to, where that is known."""
+    eps: float | None
+    """The radius it was made robust at, where that is known."""
+
+
+class Dataset(Record):
+    """A data set that a job can name."""
+
+    id: str
+    """The name."""
+    description: str
+    """What it is."""
+    shape: tuple[int, int, int] | None
+    """Channels, height and width, where that is known."""
+    classes: int | None
+    """How many classes, where that is known."""
+    eps: dict[Norm, float]
+    """The radii of a job that names none."""
+
+
+class Method(Record):
+    """A training method that a job can name."""
+
+    id: str
+    """The name."""
+    description: str
+    """What it is."""
+    norms: tuple[Norm, ...] | None
+    """The norms it attacks when a job names none; None when a job must name them."""
+    min_norms: int
+    """The fewest norms it works with."""
+    max_norms: int
+    """The most norms it works with."""
+
+
+class Version(Record):
+    """What runs there."""
+
+    version: str
+    """Of Temper."""
+    api: str
+    """Of the routes."""
+
+
+class Page(Record, Generic[Item]):
+    """A part of a list."""
+
+    data: tuple[Item, ...]
+    """The items."""
+    has_more: bool
+    """Whether there is a next part."""
+    last_id: str | None
+    """The cursor of the next part."""
+
+
+def read(kind: type[Answer], body: str | bytes) -> Answer:
+    """Read a JSON answer, whatever it holds beyond what `kind` knows, at any depth. Raises Unreadable."""
+    try:
+        return kind.model_validate_json(body, extra="ignore")
+    except ValidationError as error:
+        raise Unreadable(
+            f"the answer cannot be read as Temper's {kind.__name__}: does TEMPER_URL name a Temper service?"
+        ) from error

@@ -1,0 +1,172 @@
+"""`temper serve`: the API and one worker as two processes that live and end together. This file imports neither."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Event
+
+import httpx2
+
+from client.credentials import credentials_file, data_dir, point_credentials_at
+from client.errors import CannotServe
+
+Child = subprocess.Popen[bytes]
+
+# How long the API may take to be ready, and how long both may take to end.
+START_SECONDS = 60.0
+STOP_SECONDS = 25.0
+TICK_SECONDS = 0.1
+# A worker that dies is replaced after a pause, which grows as long as each new one dies young.
+SHORTEST_PAUSE, LONGEST_PAUSE, YOUNG_SECONDS = 1.0, 10.0, 60.0
+
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def serve_until_stopped(*, host: str, port: int, folder: Path | None) -> None:
+    """Run the API and one worker until a signal says stop, or until the API ends. Raises CannotServe."""
+    _check_installed()
+    _check_port(host, port)
+    folder = (folder or data_dir()).absolute()
+    credentials = credentials_file(folder)
+    environment = os.environ | {
+        "TEMPER_HOST": host,
+        "TEMPER_PORT": str(port),
+        "TEMPER_DATA_DIR": str(folder),
+        "TEMPER_CREDENTIALS_FILE": str(credentials),
+    }
+    url = _url(host, port)
+    stop = _stop_on_signals()
+    with _children(environment) as start:
+        api = start("app.main")
+        if _is_ready(url, api, stop):
+            point_credentials_at(url, credentials)
+            _say(f"Temper is ready at {url}, data in {folder}. Ctrl-C stops it.")
+            _keep_working(start, api, stop)
+        if not stop.is_set():
+            raise CannotServe(f"the API has ended with status {api.wait()}: its last lines above say why")
+        _say("stopping")
+
+
+def _is_ready(url: str, api: Child, stop: Event) -> bool:
+    """Wait for the API to be ready; say whether it got there."""
+    deadline = time.monotonic() + START_SECONDS
+    while api.poll() is None and not stop.wait(TICK_SECONDS):
+        try:
+            if httpx2.get(f"{url}/readyz", timeout=1, trust_env=False).is_success:
+                return True
+        except httpx2.TransportError:
+            pass
+        if time.monotonic() > deadline:
+            raise CannotServe(f"the API is not ready after {START_SECONDS:.0f} seconds: its lines above say why")
+    return False
+
+
+def _keep_working(start: Callable[[str], Child], api: Child, stop: Event) -> None:
+    """Run a worker for as long as the API runs, and a new one where one dies."""
+    pause = SHORTEST_PAUSE
+    while True:
+        began = time.monotonic()
+        worker = start("worker.embedded")
+        while worker.poll() is None:
+            if stop.wait(TICK_SECONDS) or api.poll() is not None:
+                return
+        is_young = time.monotonic() - began < YOUNG_SECONDS
+        _say(f"the worker has ended with status {worker.returncode}; a new one starts in {pause:.0f} s")
+        if stop.wait(pause):
+            return
+        pause = min(2 * pause, LONGEST_PAUSE) if is_young else SHORTEST_PAUSE
+
+
+@contextmanager
+def _children(environment: Mapping[str, str]) -> Iterator[Callable[[str], Child]]:
+    """Give a function that starts a module as a process; at the end, end all that it has started."""
+    children: list[Child] = []
+
+    def start(module: str) -> Child:
+        # A group of its own, so that Ctrl-C reaches this process alone, which then tells its children once.
+        child = subprocess.Popen(
+            [sys.executable, "-m", module],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            process_group=0,
+            preexec_fn=_die_with_parent,
+        )
+        children.append(child)
+        return child
+
+    try:
+        yield start
+    finally:
+        _end(children)
+
+
+def _die_with_parent() -> None:
+    """On Linux, be told to stop when `temper serve` dies, even by SIGKILL."""
+    if sys.platform == "linux":
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end(children: Sequence[Child]) -> None:
+    for child in children:
+        child.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    try:
+        for child in children:
+            child.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        _say("not stopped in time; killed")
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def _stop_on_signals() -> Event:
+    """Let the first signal ask for an orderly end; a second Ctrl-C ends all at once."""
+    stop = Event()
+
+    def ask(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, ask)
+    return stop
+
+
+def _check_installed() -> None:
+    for module, extra in (("uvicorn", "api"), ("torch", "worker")):
+        if find_spec(module) is None:
+            raise CannotServe(f"`temper serve` needs {module}: install the extra, pip install 'temper[{extra}]'")
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
+        raise CannotServe(
+            f"cannot listen on {host} port {port} ({reason}): is Temper running already? If not, choose "
+            "another with --host and --port"
+        ) from error
+
+
+def _url(host: str, port: int) -> str:
+    """Say where this machine reaches the API."""
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # read, not bound
+    return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"temper: {line}\n")
+    sys.stderr.flush()

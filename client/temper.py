@@ -1,0 +1,250 @@
+"""The client: a method per thing that the service does."""
+
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from math import inf
+from pathlib import Path
+from typing import Any, Literal, Self, overload
+from urllib.parse import quote
+
+import httpx2
+from pydantic import BaseModel
+
+from client.connection import PASSING, Connection, Pauses
+from client.credentials import find_credentials
+from client.download import download_file
+from client.errors import Answered, NoCheckpoint, StillRunning, TemperError, Unreachable
+from client.records import (
+    Answer,
+    Checkpoint,
+    Dataset,
+    DryRun,
+    Item,
+    Job,
+    Method,
+    Metrics,
+    Model,
+    Page,
+    Progress,
+    Version,
+    read,
+)
+from core.events import Reports, Stamped
+from core.spec import EvaluateSpec, FineTuneSpec, TrainSpec
+
+LONG_POLL = 30.0
+# A service that restarts is back within this many seconds, or somebody should look.
+RESTART = 60.0
+# The service sends a comment on a silent stream every 15 seconds.
+SILENCE = 45.0
+RECONNECT = 0.5
+
+JobSpec = Mapping[str, Any] | FineTuneSpec | TrainSpec | EvaluateSpec
+
+
+class Temper:
+    """A Temper service, as its users see it.
+
+    url and api_key: where it is and with which key; by default TEMPER_URL and TEMPER_API_KEY, else what the service on
+    this machine left for us. timeout: seconds to wait for one answer. patience: seconds to go on trying when the
+    service is away; a minute at least to watch, wait and download. Every method may raise Unreachable, Unreadable,
+    Refused and ServiceFailed; the constructor may raise NoKey.
+    """
+
+    def __init__(
+        self, url: str | None = None, api_key: str | None = None, *, timeout: float = 30.0, patience: float = 3.0
+    ) -> None:
+        self._connection = Connection(find_credentials(url, api_key), timeout=timeout)
+        self._timeout = timeout
+        self._patience = patience
+
+    @property
+    def url(self) -> str:
+        """Where the service is."""
+        return self._connection.url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the sockets."""
+        self._connection.close()
+
+    @overload
+    def submit(
+        self,
+        spec: JobSpec,
+        *,
+        idempotency_key: str | None = None,
+        dry_run: Literal[False] = False,
+    ) -> Job: ...
+
+    @overload
+    def submit(
+        self,
+        spec: JobSpec,
+        *,
+        idempotency_key: str | None = None,
+        dry_run: Literal[True],
+    ) -> DryRun: ...
+
+    def submit(
+        self,
+        spec: JobSpec,
+        *,
+        idempotency_key: str | None = None,
+        dry_run: bool = False,
+    ) -> Job | DryRun:
+        """Post a job, once, however often the connection breaks; with `dry_run`, only have its spec resolved.
+
+        A caller who may call twice for one job gives the `idempotency_key` itself.
+        """
+        answer = self._connection.request(
+            "POST",
+            "/jobs",
+            patience=self._patience,
+            json=spec.model_dump(mode="json") if isinstance(spec, BaseModel) else dict(spec),
+            headers={"Idempotency-Key": idempotency_key or str(uuid.uuid4())},
+            params={"dry_run": True} if dry_run else None,
+        )
+        return read(DryRun, answer.content) if dry_run else read(Job, answer.content)
+
+    def get(self, job_id: str) -> Job:
+        """Fetch a job as it stands."""
+        return self._get(Job, _path(job_id))
+
+    def list(self, **filters: str) -> Iterator[Job]:
+        """Go through the jobs, newest first, page by page. The filters are those of `GET /jobs`, such as status."""
+        return self._items(Page[Job], "/jobs", filters)
+
+    def wait(self, job_id: str, *, timeout: float | None = None) -> Job:
+        """Wait until a job has ended, in whatever way, and return it. Raises StillRunning after `timeout` seconds."""
+        deadline = time.monotonic() + (inf if timeout is None else timeout)
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            answer = self._connection.request(
+                "GET",
+                _path(job_id),
+                patience=self._long_patience,
+                params={"wait": min(LONG_POLL, left)},
+                timeout=self._timeout + LONG_POLL,
+            )
+            job = read(Job, answer.content)
+            if job.is_terminal:
+                return job
+            if not left:
+                raise StillRunning(f"{job_id} has not ended after {timeout:g} seconds; it goes on")
+
+    def watch(self, job_id: str, *, after: int = 0) -> Iterator[Stamped | Progress]:
+        """Go through a job's events past number `after` and, in between, its progress, live, until the job has ended.
+
+        A stream that breaks is taken up again where it broke, so that each event comes once.
+        """
+        pauses = Pauses(self._long_patience)
+        while True:
+            try:
+                with self._connection.listen(f"{_path(job_id)}/events", last_event_id=after, silence=SILENCE) as source:
+                    pauses.restart()
+                    for sent in source:
+                        match sent.event:
+                            case "end":
+                                return
+                            case "progress":
+                                yield read(Progress, sent.data)
+                            case _ if sent.data:
+                                event = read(Stamped, sent.data)
+                                after = event.seq
+                                yield event
+                broken: TemperError = Unreachable(f"{self.url} closed the event stream of {job_id}")
+            except httpx2.TransportError as error:
+                broken = self._connection.unreachable(error)
+            except Answered as error:
+                if error.problem.status not in PASSING:
+                    raise
+                broken = error
+            pauses.sleep_or_raise(broken, at_least=RECONNECT)
+
+    def stream(self, job_id: str, *, after: int = 0) -> Iterator[Stamped]:
+        """Go through a job's events past number `after`, live, until the job has ended. Broken streams are resumed."""
+        return (item for item in self.watch(job_id, after=after) if isinstance(item, Stamped))
+
+    def events(self, job_id: str) -> Iterator[Stamped]:
+        """Go through a job's events so far."""
+        return self._items(Page[Stamped], f"{_path(job_id)}/events")
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask for a job to be cancelled; return it as it then stands. It keeps what it has delivered."""
+        answer = self._connection.request("POST", f"{_path(job_id)}/cancel", patience=self._patience)
+        return read(Job, answer.content)
+
+    def metrics(self, job_id: str) -> Metrics:
+        """Fetch a job's training curve."""
+        return self._get(Metrics, f"{_path(job_id)}/metrics")
+
+    def report(self, job_id: str) -> Reports:
+        """Fetch a job's evaluations, with every attack and every point."""
+        return self._get(Reports, f"{_path(job_id)}/report")
+
+    def checkpoints(self, job_id: str) -> Iterator[Checkpoint]:
+        """Go through the checkpoints of a job."""
+        return self._items(Page[Checkpoint], f"{_path(job_id)}/checkpoints")
+
+    def download(self, job_or_checkpoint: str, path: str | Path) -> Path:
+        """Fetch a checkpoint, or the latest of a job, to a file or into a folder; return the file.
+
+        A download that breaks is taken up again where it broke. The file is checked against its hash, and is there
+        whole or not at all. Raises NoCheckpoint, BadDownload, CannotWrite.
+        """
+        checkpoint = self._get(Checkpoint, f"/checkpoints/{quote(self._checkpoint_of(job_or_checkpoint), safe='')}")
+        path = Path(path)
+        target = path / f"{checkpoint.id}.safetensors" if path.is_dir() else path
+        download_file(self._connection, checkpoint, target, patience=self._long_patience)
+        return target
+
+    def models(self) -> Iterator[Model]:
+        """Go through the base models that a job can name."""
+        return self._items(Page[Model], "/models")
+
+    def datasets(self) -> Iterator[Dataset]:
+        """Go through the data sets that a job can name."""
+        return self._items(Page[Dataset], "/datasets")
+
+    def methods(self) -> Iterator[Method]:
+        """Go through the training methods that a job can name."""
+        return self._items(Page[Method], "/methods")
+
+    def version(self) -> Version:
+        """Say what runs there."""
+        return self._get(Version, "/version")
+
+    @property
+    def _long_patience(self) -> float:
+        return max(self._patience, RESTART)
+
+    def _checkpoint_of(self, job_or_checkpoint: str) -> str:
+        if not job_or_checkpoint.startswith("job_"):
+            return job_or_checkpoint
+        job = self.get(job_or_checkpoint)
+        if job.checkpoint is None:
+            raise NoCheckpoint(f"{job.id} has no checkpoint{'' if job.is_terminal else ' yet'}: it is {job.status}")
+        return job.checkpoint
+
+    def _get(self, kind: type[Answer], path: str, params: Mapping[str, str] | None = None) -> Answer:
+        return read(kind, self._connection.request("GET", path, patience=self._patience, params=params).content)
+
+    def _items(self, kind: type[Page[Item]], path: str, filters: Mapping[str, str] | None = None) -> Iterator[Item]:
+        query = dict(filters or {})
+        while True:
+            page = self._get(kind, path, query)
+            yield from page.data
+            if not page.has_more or page.last_id is None:
+                return
+            query["after"] = page.last_id
+
+
+def _path(job_id: str) -> str:
+    return f"/jobs/{quote(job_id, safe='')}"

@@ -1,0 +1,100 @@
+"""The database: migrated once, written by many, by its own clock."""
+
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, select, text
+from sqlalchemy.dialects import postgresql
+
+from app.database import Database, now, open_database, seconds_from_now
+from app.tables import Project, Table
+
+
+def test_the_migrations_make_the_tables_of_the_code(database):
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+    assert database.is_migrated()
+
+
+def test_two_processes_may_migrate_at_once(tmp_path):
+    url = f"sqlite:///{tmp_path}/temper.db"
+    barrier = threading.Barrier(4)
+
+    def migrate(_):
+        database = Database(url)
+        barrier.wait()
+        database.migrate()
+        try:
+            return database.is_migrated()
+        finally:
+            database.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(migrate, range(4))) == [True] * 4
+
+
+def test_migrations_can_be_taken_back(tmp_path):
+    from alembic import command
+
+    from app.database import _alembic
+
+    database = open_database(f"sqlite:///{tmp_path}/temper.db")
+    with database.engine.begin() as connection:
+        config = _alembic()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    assert inspect(database.engine).get_table_names() == ["alembic_version"]
+    database.close()
+
+
+def test_a_database_of_a_newer_version_is_refused_in_a_sentence(settings, database):
+    with database.writing() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SystemExit, match="another version of Temper"):
+        open_database(settings.database_url)
+
+
+def test_many_threads_write_without_a_locked_database(database):
+    def write(number):
+        with database.writing() as session:
+            count = len(session.scalars(select(Project.id)).all())
+            session.add(Project(name=f"{number} after {count}"))
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(write, range(120)))
+    with database.reading() as session:
+        names = session.scalars(select(Project.name)).all()
+    assert sorted(int(name.split()[-1]) for name in names) == list(range(120))
+
+
+def test_a_failed_transaction_leaves_nothing(database):
+    with pytest.raises(ZeroDivisionError), database.writing() as session:
+        session.add(Project(name="x"))
+        session.flush()
+        1 / 0  # noqa: B018
+    with database.reading() as session:
+        assert session.scalars(select(Project)).all() == []
+
+
+def test_time_is_the_databases_and_in_utc(database):
+    with database.reading() as session:
+        at, later = session.execute(select(now(), seconds_from_now(90.5))).one()
+    assert abs(at - datetime.now(UTC)) < timedelta(seconds=5)
+    assert timedelta(seconds=90.4) < later - at < timedelta(seconds=90.6)
+
+
+def test_time_is_said_in_the_words_of_postgres_too():
+    said = str(seconds_from_now(30).compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True}))
+    assert said == "(clock_timestamp() + (30) * interval '1 second')"
+
+
+def test_sqlite_runs_in_wal_and_checks_foreign_keys(database, settings):
+    with database.reading() as session:
+        assert session.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert session.scalar(text("PRAGMA foreign_keys")) == 1
+    assert sqlite3.connect(settings.data_dir / "temper.db").execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -1,0 +1,150 @@
+"""History as a list and as a stream: every event once, in order, also after a cut."""
+
+import itertools
+import json
+import threading
+import time
+
+from app import jobs
+from app.settings import Settings
+from core import events as reported
+from tests.instance import DIGITS, add_key, calling, serving
+
+STREAM = {"Accept": "text/event-stream"}
+
+
+def do(database, action, *args, **options):
+    with database.writing() as session:
+        return action(session, *args, **options)
+
+
+def start(api, database):
+    """Post a job and claim it."""
+    job_id = api.post("/jobs", json=DIGITS).json()["id"]
+    return job_id, do(database, jobs.claim, worker="w", lease_seconds=60, max_losses=5)
+
+
+def warn(database, held, count=1):
+    do(database, jobs.record, held, [reported.Warned(code="c", message="m")] * count)
+
+
+def messages(lines):
+    """Read server-sent events as the standard says: fields up to an empty line."""
+    message = {}
+    for line in lines:
+        if line:
+            name, _, value = line.partition(": ")
+            message[name] = value
+        elif message:
+            yield message
+            message = {}
+
+
+def follow(api, job_id, **headers):
+    """Read a stream to its end."""
+    with api.stream("GET", f"/jobs/{job_id}/events", headers={**STREAM, **headers}) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        return list(messages(stream.iter_lines()))
+
+
+def seqs(received):
+    return [int(message["id"]) for message in received if "id" in message]
+
+
+def test_history_is_listed_in_parts(api, database):
+    job_id, held = start(api, database)
+    warn(database, held, 5)
+    first = api.get(f"/jobs/{job_id}/events", params={"limit": 4}).json()
+    assert [event["seq"] for event in first["data"]] == [1, 2, 3, 4]
+    assert (first["has_more"], first["last_id"]) == (True, "4")
+    rest = api.get(f"/jobs/{job_id}/events", params={"after": first["last_id"]}).json()
+    assert [event["seq"] for event in rest["data"]] == [5, 6, 7]
+    assert rest["data"][0] == {**rest["data"][0], "type": "warned", "data": {"code": "c", "message": "m"}}
+
+
+def test_a_stream_tells_everything_once_and_ends_with_the_job(api, database):
+    job_id, held = start(api, database)
+
+    def live():
+        for _ in range(10):
+            time.sleep(0.03)
+            warn(database, held)
+        do(database, jobs.succeed, held, reported.Reports(before=None, after=None))
+
+    writer = threading.Thread(target=live)
+    writer.start()
+    received = follow(api, job_id)
+    writer.join()
+    assert seqs(received) == list(range(1, 14))
+    assert received[-2]["event"] == "job.succeeded"
+    assert (received[-1]["event"], json.loads(received[-1]["data"])) == ("end", {"status": "succeeded"})
+    assert received[0]["retry"] == "3000"
+
+
+def test_a_stream_goes_on_after_the_last_event_that_was_seen(api, database):
+    job_id, held = start(api, database)
+    warn(database, held, 250)
+    do(database, jobs.succeed, held, reported.Reports(before=None, after=None))
+    assert seqs(follow(api, job_id)) == list(range(1, 254))
+    assert seqs(follow(api, job_id, **{"Last-Event-ID": "200"})) == list(range(201, 254))
+    assert seqs(follow(api, job_id, **{"Last-Event-ID": "253"})) == []
+
+
+def test_a_reader_that_is_cut_off_again_and_again_misses_nothing(api, database):
+    job_id, held = start(api, database)
+
+    def live():
+        for _ in range(60):
+            warn(database, held)
+            time.sleep(0.005)
+        do(database, jobs.succeed, held, reported.Reports(before=None, after=None))
+
+    writer = threading.Thread(target=live)
+    writer.start()
+    received, last = [], "0"
+    while not received or received[-1].get("event") != "end":
+        with api.stream("GET", f"/jobs/{job_id}/events", headers={**STREAM, "Last-Event-ID": last}) as stream:
+            received += itertools.islice(messages(stream.iter_lines()), 7)
+        last = str(max(seqs(received)))
+    writer.join()
+    assert seqs(received) == list(range(1, 64))
+
+
+def test_a_stream_shows_progress_between_events(api, database):
+    job_id, held = start(api, database)
+    step = reported.Stepped(
+        step=1, total_steps=2, epoch=0.5, loss=0.25, learning_rate=0.1, norm="l1", counts={}, seconds=1.0
+    )
+    with api.stream("GET", f"/jobs/{job_id}/events", headers=STREAM) as stream:
+        received = messages(stream.iter_lines())
+        assert [next(received)["id"] for _ in range(2)][-1] == "2" or next(received)["id"] == "2"
+        do(database, jobs.record, held, [step])
+        progress = next(message for message in received if message["event"] == "progress")
+    assert "id" not in progress
+    assert json.loads(progress["data"])["loss"] == 0.25
+
+
+def test_an_old_stream_closes_so_that_the_client_resumes(settings, database, project):
+    short = Settings(**settings.model_dump() | {"max_stream_seconds": 0.2})
+    with serving(short, database) as url, calling(url, add_key(database, project)) as api:
+        job_id, held = start(api, database)
+        threading.Timer(0.4, warn, [database, held]).start()
+        received = follow(api, job_id)
+    assert "end" not in [message.get("event") for message in received]
+
+
+def test_too_many_streams_are_refused_and_the_place_is_free_again(settings, database, project):
+    narrow = Settings(**settings.model_dump() | {"max_streams": 1})
+    with serving(narrow, database) as url, calling(url, add_key(database, project)) as api:
+        job_id, held = start(api, database)
+        with api.stream("GET", f"/jobs/{job_id}/events", headers=STREAM) as stream:
+            next(stream.iter_lines())
+            refused = api.get(f"/jobs/{job_id}/events", headers=STREAM)
+            assert (refused.status_code, refused.json()["code"]) == (503, "too_many_streams")
+            assert int(refused.headers["retry-after"]) > 0
+            assert api.get(f"/jobs/{job_id}/events").status_code == 200
+        do(database, jobs.succeed, held, reported.Reports(before=None, after=None))
+        deadline = time.monotonic() + 5
+        while api.get(f"/jobs/{job_id}/events", headers=STREAM).status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)

@@ -1,0 +1,372 @@
+"""The API over real HTTP: what each route answers when all is well."""
+
+import hashlib
+import json
+import threading
+import time
+from base64 import b64decode
+
+import pytest
+
+from app import jobs
+from app.main import create_app
+from app.storage import LocalStore
+from core import events as reported
+from tests.instance import DIGITS, add_key, add_project, calling
+
+WEIGHTS = bytes(range(256)) * 40
+RATE = reported.Rate(value=0.5, count=2, total=4, low=0.1, high=0.9)
+REPORT = reported.Report(
+    protocol="fast",
+    examples=4,
+    seed=0,
+    batch_size=4,
+    eps={"linf": 0.1},
+    clean=RATE,
+    robust={"linf": RATE},
+    union=RATE,
+    average=0.5,
+    attacks=(),
+    flags=(),
+    verdicts={"clean": "1100"},
+    seconds=1.0,
+)
+REPORTS = reported.Reports(before=None, after=REPORT)
+
+
+def post(api, body=DIGITS, **headers):
+    answer = api.post("/jobs", json=body, headers=headers)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def claim(database):
+    with database.writing() as session:
+        return jobs.claim(session, worker="w", lease_seconds=60, max_losses=5)
+
+
+def do(database, action, *args, **options):
+    with database.writing() as session:
+        return action(session, *args, **options)
+
+
+def steps(count):
+    return [
+        reported.Stepped(
+            step=step,
+            total_steps=count,
+            epoch=step,
+            loss=1 / step,
+            learning_rate=0.1,
+            norm="l1",
+            counts={},
+            seconds=step,
+        )
+        for step in range(1, count + 1)
+    ]
+
+
+def finish(database, settings, tmp_path, held):
+    """Do what a worker does at the end of a good run."""
+    store = LocalStore(settings.objects_dir)
+    files = {"checkpoint": WEIGHTS, "report": REPORTS.model_dump_json().encode()}
+    for kind, content in files.items():
+        (tmp_path / kind).write_bytes(content)
+        key = f"{held.prefix}/{kind}"
+        store.put(key, tmp_path / kind)
+        sha256 = hashlib.sha256(content).hexdigest()
+        saved = reported.Saved(kind=kind, path=key, sha256=sha256, size=len(content), step=3, epoch=1.0)
+        do(database, jobs.save, held, saved, key=key)
+    do(database, jobs.succeed, held, REPORTS)
+
+
+@pytest.fixture
+def done(api, database, settings, tmp_path):
+    """A job that has succeeded."""
+    job = post(api)
+    held = claim(database)
+    do(database, jobs.record, held, steps(3))
+    finish(database, settings, tmp_path, held)
+    return api.get(f"/jobs/{job['id']}").json()
+
+
+def test_a_posted_job_is_answered_resolved_and_can_be_found(api):
+    answer = api.post("/jobs", json={**DIGITS, "name": "first", "metadata": {"team": "vision"}})
+    job = answer.json()
+    assert answer.status_code == 201
+    assert (job["status"], job["phase"], job["is_terminal"], job["attempt"]) == ("queued", None, False, 0)
+    assert job["allowed_actions"] == ["cancel"]
+    assert (job["spec"]["dataset"], job["spec"]["epochs"], job["spec"]["eps"]["l1"]) == ("digits", 3, 1.5)
+    assert (job["name"], job["metadata"]) == ("first", {"team": "vision"})
+    assert job["cautions"][0]["code"] == "l2_not_covered"
+    assert api.get(answer.headers["location"]).json() == job
+    assert api.get(job["links"]["self"]).json() == job
+
+
+def test_a_dry_run_validates_and_stores_nothing(api):
+    answer = api.post("/jobs", params={"dry_run": True}, json=DIGITS)
+    assert answer.status_code == 200
+    assert answer.json()["valid"] is True
+    assert answer.json()["spec"]["batch_size"] == 64
+    assert answer.json()["cautions"]
+    assert api.get("/jobs").json()["data"] == []
+
+
+def test_a_repeated_request_is_answered_with_the_first_job(api):
+    first = api.post("/jobs", json=DIGITS, headers={"Idempotency-Key": "k"})
+    again = api.post("/jobs", json={**DIGITS, "seed": 0}, headers={"Idempotency-Key": "k"})
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.json() == first.json()
+    assert (first.headers.get("idempotent-replayed"), again.headers["idempotent-replayed"]) == (None, "true")
+
+
+def test_the_same_routes_are_under_v1(api):
+    job = post(api)
+    assert api.get(f"/v1/jobs/{job['id']}").json() == job
+    assert api.post("/v1/jobs", json=DIGITS).status_code == 201
+
+
+def test_an_unchanged_job_is_304(api, database):
+    job = post(api)
+    etag = api.get(f"/jobs/{job['id']}").headers["etag"]
+    unchanged = api.get(f"/jobs/{job['id']}", headers={"If-None-Match": f'W/{etag}, "x"'})
+    assert (unchanged.status_code, unchanged.content, unchanged.headers["etag"]) == (304, b"", etag)
+    claim(database)
+    assert api.get(f"/jobs/{job['id']}", headers={"If-None-Match": etag}).status_code == 200
+
+
+def test_waiting_ends_when_the_job_changes(api, database):
+    job = post(api)
+    etag = api.get(f"/jobs/{job['id']}").headers["etag"]
+    threading.Timer(0.3, claim, [database]).start()
+    begin = time.monotonic()
+    changed = api.get(f"/jobs/{job['id']}", params={"wait": 20}, headers={"If-None-Match": etag})
+    assert changed.json()["status"] == "running"
+    assert 0.2 < time.monotonic() - begin < 5
+
+
+def test_waiting_without_an_etag_ends_with_the_job(api, database):
+    job = post(api)
+    held = claim(database)
+    do(database, jobs.record, held, steps(1))
+    threading.Timer(0.3, do, [database, jobs.succeed, held, REPORTS]).start()
+    assert api.get(f"/jobs/{job['id']}", params={"wait": 20}).json()["status"] == "succeeded"
+
+
+def test_waiting_in_vain_ends_in_time(api):
+    job = post(api)
+    etag = api.get(f"/jobs/{job['id']}").headers["etag"]
+    assert api.get(f"/jobs/{job['id']}", params={"wait": 0.1}).json()["status"] == "queued"
+    waited = api.get(f"/jobs/{job['id']}", params={"wait": 0.1}, headers={"If-None-Match": etag})
+    assert waited.status_code == 304
+
+
+def test_many_can_wait_at_once_without_holding_threads(api, url, database, project):
+    job = post(api)
+    key = add_key(database, project)
+    answers = []
+
+    def wait():
+        with calling(url, key) as client:
+            answers.append(client.get(f"/jobs/{job['id']}", params={"wait": 30}).json()["status"])
+
+    waiting = [threading.Thread(target=wait) for _ in range(40)]
+    for thread in waiting:
+        thread.start()
+    time.sleep(0.5)
+    begin = time.monotonic()
+    assert api.get("/jobs").status_code == 200
+    assert time.monotonic() - begin < 2
+    api.post(f"/jobs/{job['id']}/cancel")
+    for thread in waiting:
+        thread.join()
+    assert answers == ["cancelled"] * 40
+
+
+def test_jobs_are_listed_in_parts(api):
+    posted = [post(api, {**DIGITS, "seed": seed})["id"] for seed in range(5)]
+    first = api.get("/jobs", params={"limit": 2}).json()
+    assert [job["id"] for job in first["data"]] == posted[:2:-1]
+    assert (first["object"], first["has_more"], first["first_id"], first["last_id"]) == (
+        "list",
+        True,
+        posted[4],
+        posted[3],
+    )
+    rest = api.get("/jobs", params={"limit": 10, "after": first["last_id"]}).json()
+    assert [job["id"] for job in rest["data"]] == posted[2::-1]
+    assert rest["has_more"] is False
+    oldest = api.get("/jobs", params={"order": "asc", "limit": 1}).json()
+    assert oldest["data"][0]["id"] == posted[0]
+
+
+def test_jobs_are_filtered(api, database):
+    running = post(api, {**DIGITS, "priority": 1})
+    labelled = post(api, {**DIGITS, "metadata": {"team": "vision", "run": "a=b"}})
+    evaluated = post(api, {**DIGITS, "kind": "evaluate"})
+    claim(database)
+
+    def ids(**filters):
+        return {job["id"] for job in api.get("/jobs", params=filters).json()["data"]}
+
+    assert ids(status="running") == {running["id"]}
+    assert ids(kind="evaluate") == {evaluated["id"]}
+    assert ids(metadata=["team=vision", "run=a=b"]) == {labelled["id"]}
+    assert ids(metadata="team=audio") == set()
+    assert len(ids(base_model="digits-cnn-linf", dataset="digits")) == 3
+    assert ids(dataset="cifar10") == set()
+
+
+def test_a_waiting_job_is_cancelled_once_and_for_all(api):
+    job = post(api)
+    for _ in range(2):
+        cancelled = api.post(f"/jobs/{job['id']}/cancel")
+        assert (cancelled.status_code, cancelled.json()["status"]) == (202, "cancelled")
+    assert cancelled.json()["finished_at"]
+
+
+def test_a_running_job_shows_its_progress(api, database):
+    job = post(api)
+    do(database, jobs.record, claim(database), [reported.Entered(phase="training"), *steps(4)[:2]])
+    shown = api.get(f"/jobs/{job['id']}").json()
+    assert (shown["status"], shown["phase"], shown["attempt"]) == ("running", "training", 1)
+    assert (shown["progress"]["step"], shown["progress"]["total_steps"], shown["progress"]["norm"]) == (2, 4, "l1")
+    assert (shown["progress"]["fraction"], shown["progress"]["seconds_remaining"]) == (0.5, 2.0)
+    assert shown["started_at"]
+
+
+def test_a_finished_job_shows_its_results(done):
+    assert (done["status"], done["is_terminal"], done["allowed_actions"]) == ("succeeded", True, [])
+    assert done["results"]["after"]["union"]["value"] == 0.5
+    assert done["results"]["before"] is None
+    assert done["checkpoint"].startswith("ckpt_")
+
+
+def test_the_curve_is_thinned_out_and_keeps_its_last_step(api, database):
+    job = post(api)
+    do(database, jobs.record, claim(database), steps(100))
+
+    def shown(**options):
+        metrics = api.get(f"/jobs/{job['id']}/metrics", params=options).json()
+        return [point["step"] for point in metrics["data"]]
+
+    assert shown() == list(range(1, 101))
+    assert shown(after_step=97) == [98, 99, 100]
+    assert shown(after_step=100) == []
+    few = shown(max_points=7)
+    assert len(few) <= 7
+    assert few[-1] == 100
+
+
+def test_the_report_has_every_verdict(api, done):
+    report = api.get(done["links"]["report"])
+    assert reported.Reports.model_validate_json(report.content) == REPORTS
+
+
+def test_a_checkpoint_is_downloaded_with_its_hash(api, done):
+    listed = api.get(done["links"]["checkpoints"]).json()["data"]
+    assert [each["id"] for each in listed] == [done["checkpoint"]]
+    described = api.get(f"/checkpoints/{done['checkpoint']}").json()
+    assert described == listed[0]
+    answer = api.get(described["download"])
+    sha256 = hashlib.sha256(WEIGHTS)
+    assert (answer.status_code, answer.content) == (200, WEIGHTS)
+    assert answer.headers["content-length"] == str(len(WEIGHTS))
+    assert answer.headers["x-checksum-sha256"] == described["sha256"] == sha256.hexdigest()
+    assert b64decode(answer.headers["repr-digest"].removeprefix("sha-256=:").removesuffix(":")) == sha256.digest()
+    assert answer.headers["content-disposition"] == f'attachment; filename="{done["checkpoint"]}.safetensors"'
+
+
+@pytest.mark.parametrize(
+    ("wanted", "start", "stop"),
+    [("bytes=0-9", 0, 10), ("bytes=100-", 100, None), ("bytes=-5", -5, None), ("bytes=10000-99999", 10000, None)],
+)
+def test_a_download_goes_on_where_it_was_cut(api, done, wanted, start, stop):
+    answer = api.get(f"/checkpoints/{done['checkpoint']}/download", headers={"Range": wanted})
+    part = WEIGHTS[start:stop]
+    first = WEIGHTS.index(part) if start < 0 else start
+    assert (answer.status_code, answer.content) == (206, part)
+    assert answer.headers["content-range"] == f"bytes {first}-{first + len(part) - 1}/{len(WEIGHTS)}" or start < 0
+
+
+def test_a_range_of_another_file_is_answered_with_the_whole(api, done):
+    address = f"/checkpoints/{done['checkpoint']}/download"
+    etag = api.get(address).headers["etag"]
+    assert api.get(address, headers={"Range": "bytes=0-9", "If-Range": '"old"'}).content == WEIGHTS
+    assert api.get(address, headers={"Range": "bytes=0-9", "If-Range": etag}).content == WEIGHTS[:10]
+    assert api.get(address, headers={"Range": "bytes=0-1,5-6"}).content == WEIGHTS
+
+
+def test_models_and_datasets_of_the_operator_are_listed_beside_the_shipped_ones(api, settings):
+    (settings.models_dir / "mine.safetensors").write_bytes(b"1234")
+    (settings.models_dir / "notes.txt").touch()
+    (settings.datasets_dir / "flowers").mkdir()
+    (settings.datasets_dir / "birds.tar.xz").touch()
+    models = {model["id"]: model for model in api.get("/models").json()["data"]}
+    datasets = {dataset["id"]: dataset for dataset in api.get("/datasets").json()["data"]}
+    assert models.keys() == {"digits-cnn-linf", "mine"}
+    assert (models["mine"]["source"], models["mine"]["size"]) == ("local", 4)
+    assert (models["digits-cnn-linf"]["source"], models["digits-cnn-linf"]["norm"]) == ("shipped", "linf")
+    assert datasets.keys() == {"digits", "cifar10", "flowers", "birds"}
+    assert datasets["digits"]["shape"] == [1, 8, 8]
+    assert post(api, {"base_model": "mine", "dataset": "flowers", "eps": {"linf": 0.1, "l1": 1}})["status"] == "queued"
+
+
+def test_methods_and_architectures_are_listed(api):
+    assert {"nat", "single", "sat", "e-at"} <= {method["id"] for method in api.get("/methods").json()["data"]}
+    assert "digits-cnn" in {each["id"] for each in api.get("/architectures").json()["data"]}
+
+
+def test_probes_and_documentation_need_no_key(url):
+    with calling(url, "") as nobody:
+        nobody.headers.pop("authorization")
+        for path in ("/livez", "/readyz", "/version", "/openapi.json", "/docs", "/problems/not_found"):
+            assert nobody.get(path).status_code == 200, path
+        assert "src=" not in nobody.get("/docs").text
+        assert "/jobs/{job_id}/cancel" in nobody.get("/docs").text
+
+
+def test_a_request_id_is_kept_or_made(api):
+    assert api.get("/livez", headers={"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    made = api.get("/livez", headers={"X-Request-Id": "no good\tone"}).headers["x-request-id"]
+    assert made.startswith("req_")
+
+
+def test_one_project_does_not_see_another(api, url, database, done):
+    with calling(url, add_key(database, add_project(database))) as stranger:
+        assert stranger.get("/jobs").json()["data"] == []
+        mine = [
+            ("GET", done["links"]["self"]),
+            ("POST", f"{done['links']['self']}/cancel"),
+            ("GET", done["links"]["events"]),
+            ("GET", done["links"]["metrics"]),
+            ("GET", done["links"]["report"]),
+            ("GET", done["links"]["checkpoints"]),
+            ("GET", f"/checkpoints/{done['checkpoint']}"),
+            ("GET", f"/checkpoints/{done['checkpoint']}/download"),
+        ]
+        for method, path in mine:
+            foreign = stranger.request(method, path)
+            missing = stranger.request(method, path.replace(done["id"], "job_0").replace(done["checkpoint"], "ckpt_0"))
+            assert foreign.status_code == missing.status_code == 404, path
+            assert foreign.json()["title"] == missing.json()["title"]
+            assert foreign.json()["code"] == missing.json()["code"]
+
+
+def test_the_openapi_document_declares_the_problems_of_every_route(settings, database):
+    document = create_app(settings, database).openapi()
+    open_routes = {"/livez", "/readyz", "/version", "/problems/{code}"}
+    for path, methods in document["paths"].items():
+        for route in methods.values():
+            answers = route["responses"]
+            assert "HTTPValidationError" not in json.dumps(answers)
+            if path in open_routes:
+                continue
+            assert {"401", "503"} <= answers.keys(), path
+            assert ("404" in answers) == ("{" in path), path
+            assert route["description"], path
+    assert document["paths"]["/jobs"]["post"]["responses"].keys() >= {"200", "201", "400", "413", "415", "422"}
+    assert document["paths"]["/jobs/{job_id}/cancel"]["post"]["responses"].keys() >= {"202", "409"}
+    assert document["paths"]["/checkpoints/{checkpoint_id}/download"]["get"]["responses"].keys() >= {"206", "416"}
+    assert "FineTuneSpec" in json.dumps(document["paths"]["/jobs"]["post"]["requestBody"])
+    assert not [path for path in document["paths"] if path.startswith("/v1")]

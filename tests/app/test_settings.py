@@ -1,0 +1,51 @@
+"""Settings come from the environment, and a wrong one is told in a sentence."""
+
+import pytest
+
+from app.auth import first_key
+from app.database import open_database
+from app.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("TEMPER_PORT", "many", "TEMPER_PORT: Input should be a valid integer"),
+        ("TEMPER_CONCURRENCY", "0", "TEMPER_CONCURRENCY: Input should be greater than or equal to 1"),
+        ("TEMPER_DATA_DIR", "/proc/nowhere", "TEMPER_DATA_DIR: cannot make /proc/nowhere"),
+    ],
+)
+def test_a_wrong_setting_is_told_in_a_sentence(tmp_path, monkeypatch, name, value, message):
+    monkeypatch.setenv("TEMPER_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=message):
+        Settings.from_environment()
+
+
+def test_the_database_lies_in_the_data_folder_by_default(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEMPER_DATA_DIR", str(tmp_path))
+    settings = Settings.from_environment()
+    assert settings.database_url == f"sqlite:///{tmp_path}/temper.db"
+    assert settings.host == "127.0.0.1"
+    assert settings.models_dir.is_dir()
+
+
+def test_a_database_that_cannot_be_opened_is_told_in_a_sentence():
+    with pytest.raises(SystemExit, match="cannot be used: unable to open database file"):
+        open_database("sqlite:////proc/nowhere/temper.db")
+
+
+def test_only_the_first_start_makes_a_key(database, tmp_path):
+    file = tmp_path / "new" / "credentials.json"
+    key = first_key(database, url="http://here", credentials_file=file)
+    assert key.startswith("tmp_")
+    assert len(key) == 4 + 8 + 1 + 32
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert first_key(database, url="http://here", credentials_file=file) is None
+
+
+def test_the_key_itself_is_nowhere_in_the_database(database, settings):
+    key = first_key(database, url="http://here", credentials_file=None)
+    database.close()
+    secret = key.rpartition("_")[2].encode()
+    assert not [file for file in settings.data_dir.glob("temper.db*") if secret in file.read_bytes()]

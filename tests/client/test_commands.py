@@ -1,0 +1,176 @@
+"""The `temper` command against a real service: what it prints, and how it exits."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from client.__main__ import main
+from tests.client.live import Service, run_temper
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+# The smallest real job: one step of training, one attack per norm on ten points.
+SMALL = {
+    "kind": "train",
+    "architecture": "digits-cnn",
+    "dataset": "digits",
+    "method": "nat",
+    "epochs": 1,
+    "train_examples": 64,
+    "eps": {"linf": 0.15, "l1": 1.5},
+    "evaluation": {"protocol": "fast", "examples": 10},
+}
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("spec") / "small.json"
+    file.write_text(json.dumps(SMALL))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def job_id(service: Service, spec: str) -> str:
+    """A job that has succeeded."""
+    posted = service.temper("submit", spec, "--wait", "--set", "name=small", "--output", "json")
+    assert posted.returncode == 0, posted
+    return str(json.loads(posted.stdout)["id"])
+
+
+@pytest.fixture
+def temper(service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command, run in this process, where it starts faster."""
+    monkeypatch.setenv("TEMPER_DATA_DIR", str(service.folder))
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["temper", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return subprocess.CompletedProcess(arguments, end.value.code, *capsys.readouterr())  # type: ignore[arg-type]
+
+    return run
+
+
+def test_job_goes_from_submit_to_a_downloaded_checkpoint(temper: Command, job_id: str, tmp_path: Path) -> None:
+    job = json.loads(temper("get", job_id, "--output", "json").stdout)
+    assert (job["status"], job["name"], job["spec"]["epochs"]) == ("succeeded", "small", 1)
+    downloaded = temper("download", job_id, "-o", str(tmp_path), "--output", "json")
+    file = Path(json.loads(downloaded.stdout)["path"])
+    assert file == tmp_path / f"{job['checkpoint']}.safetensors"
+    assert file.stat().st_size > 100_000
+
+
+def test_report_is_a_table(temper: Command, job_id: str) -> None:
+    table = temper("report", job_id).stdout
+    assert "accuracy in % on 10 test points, protocol fast" in table
+    assert [line.split()[0] for line in table.splitlines()[2:6]] == ["clean", "linf", "l1", "union"]
+
+
+def test_events_are_lines_in_order_and_do_not_wait(temper: Command, job_id: str) -> None:
+    lines = [json.loads(line) for line in temper("events", job_id, "--output", "json").stdout.splitlines()]
+    assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
+    assert lines[-1]["type"] == "job.succeeded"
+    assert temper("events", job_id, "-f", "--output", "json").stdout.splitlines()[-1] == json.dumps(
+        lines[-1], separators=(",", ":")
+    )
+    assert "evaluating result" in temper("events", job_id).stdout
+
+
+def test_watch_in_a_file_ends_with_the_table(temper: Command, job_id: str) -> None:
+    watched = temper("watch", job_id)
+    assert watched.returncode == 0
+    assert watched.stdout.splitlines()[-1].startswith("union")
+
+
+def test_list_shows_what_the_filters_leave(temper: Command, job_id: str) -> None:
+    assert job_id in temper("list", "--status", "succeeded").stdout
+    assert json.loads(temper("list", "--status", "paused", "--output", "json").stdout) == []
+    refused = temper("list", "--status", "runing")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("status: ")
+
+
+@pytest.mark.parametrize("what", ["models", "datasets", "methods"])
+def test_catalogue_is_listed(temper: Command, what: str) -> None:
+    assert "digits" in temper(what).stdout or what == "methods"
+    assert json.loads(temper(what, "--output", "json").stdout)[0]["description"]
+
+
+def test_wait_exits_with_1_when_a_job_has_not_succeeded(temper: Command, spec: str, job_id: str) -> None:
+    posted = temper("submit", spec, "--set", "epochs=1000", "--set", "train_examples=null", "--output", "json")
+    other = json.loads(posted.stdout)["id"]
+    assert temper("wait", other, "--timeout", "0").stderr.strip().endswith("it goes on")
+    assert json.loads(temper("cancel", other, "--output", "json").stdout)["status"] in (
+        "cancelling",
+        "cancelled",
+    )
+    assert temper("wait", job_id, other).returncode == 1
+    assert temper("wait", job_id).returncode == 0
+
+
+def test_dry_run_shows_the_resolved_spec_and_stores_nothing(temper: Command, spec: str) -> None:
+    before = temper("list", "--output", "json").stdout
+    answer = json.loads(temper("submit", spec, "--dry-run", "--output", "json").stdout)
+    assert answer["spec"]["schedule"] == "one-cycle"
+    assert temper("list", "--output", "json").stdout == before
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("epoch=2", "epoch: there is no field 'epoch' here; did you mean 'epochs'?"),
+        ("eps.linf=38", "eps.linf: "),
+        ("eps=8/255", "eps: "),
+    ],
+)
+def test_bad_field_is_named_and_exits_with_2(temper: Command, spec: str, change: str, line: str) -> None:
+    refused = temper("submit", spec, "--set", change)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(line)
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "reason"),
+    [
+        ("{", [], "is not JSON"),
+        ('{"seed": NaN}', [], "NaN is not a JSON value"),
+        ("[]", [], "is not one JSON object"),
+        ("{}", ["--set", "epochs"], "write KEY=VALUE"),
+        ('{"method": "e-at"}', ["--set", "method.steps=3"], "set method as a whole"),
+    ],
+)
+def test_spec_that_cannot_be_read_is_told(
+    temper: Command, tmp_path: Path, text: str, change: list[str], reason: str
+) -> None:
+    file = tmp_path / "spec.json"
+    file.write_text(text)
+    refused = temper("submit", str(file), *change)
+    assert refused.returncode == 2
+    assert reason in " ".join(refused.stderr.replace("│", " ").split())
+
+
+def test_unknown_job_exits_with_1(temper: Command) -> None:
+    refused = temper("get", "job_nobody")
+    assert (refused.returncode, refused.stderr) == (1, "there is no job 'job_nobody' in this project\n")
+
+
+def test_wrong_key_is_told_where_keys_come_from(temper: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEMPER_API_KEY", "tmp_wrong")
+    refused = temper("list")
+    assert refused.returncode == 1
+    assert "temper takes the key from TEMPER_API_KEY" in refused.stderr
+
+
+def test_no_service_is_told_with_the_remedy() -> None:
+    environment = os.environ | {"TEMPER_URL": "http://127.0.0.1:1", "TEMPER_API_KEY": "tmp_key"}
+    refused = run_temper("list", environment=environment)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("no answer from http://127.0.0.1:1")
+    assert "temper serve" in refused.stderr
+    assert json.loads(run_temper("version", "--output", "json", environment=environment).stdout)["service"] is None

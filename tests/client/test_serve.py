@@ -1,0 +1,59 @@
+"""`temper serve` keeps its two processes together, and leaves none behind."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.client.live import Service, eventually, run_temper, start_service
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+def test_worker_that_died_is_replaced_and_sigterm_leaves_nothing(tmp_path: Path) -> None:
+    service = start_service(tmp_path)
+    first = service.children()
+    os.kill(first["worker.embedded"], signal.SIGKILL)
+    eventually(lambda: service.children().get("worker.embedded", first["worker.embedded"]) != first["worker.embedded"])
+    assert service.children()["app.main"] == first["app.main"]
+    second = service.children()
+    service.process.terminate()
+    assert service.process.wait(30) == 0
+    assert not any(is_running(pid) for pid in second.values())
+    assert "the worker has ended with status -9" in (tmp_path / "serve.log").read_text()
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 0), (signal.SIGKILL, -signal.SIGKILL)])
+def test_nothing_is_left_behind(tmp_path: Path, sent: int, status: int) -> None:
+    service = start_service(tmp_path)
+    children = service.children()
+    service.process.send_signal(sent)
+    assert service.process.wait(30) == status
+    eventually(lambda: not any(is_running(pid) for pid in children.values()))
+
+
+def test_api_that_ends_takes_the_rest_with_it(tmp_path: Path) -> None:
+    service = start_service(tmp_path)
+    children = service.children()
+    os.kill(children["app.main"], signal.SIGKILL)
+    assert service.process.wait(30) == 1
+    assert not is_running(children["worker.embedded"])
+    assert "the API has ended with status -9" in (tmp_path / "serve.log").read_text()
+
+
+def test_taken_port_is_told(service: Service, tmp_path: Path) -> None:
+    port = service.url.rpartition(":")[2]
+    refused = run_temper("serve", "--port", port, "--data-dir", str(tmp_path), environment=os.environ)
+    assert refused.returncode == 1
+    assert f"cannot listen on 127.0.0.1 port {port} (Address already in use)" in refused.stderr
+    assert "--port" in refused.stderr
+
+
+def test_credentials_are_for_their_owner_only(service: Service) -> None:
+    assert (service.folder / "credentials.json").stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,192 @@
+"""The Python client against a server that fails as told: what it sends again, takes up again, and gives up."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from client import BadDownload, CannotWrite, NoCheckpoint, Refused, StillRunning, Temper, Unreachable, Unreadable
+from core.spec import FineTuneSpec
+from tests.client.scripted import Request, Script, job_json
+
+CONTENT = bytes(range(256)) * 4096
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def event(seq: int) -> str:
+    stamped = {"seq": seq, "created_at": "2026-11-23T00:00:00Z", "type": "entered", "data": {"phase": "training"}}
+    return f"event: entered\nid: {seq}\ndata: {json.dumps(stamped)}\n\n"
+
+
+def problem(status: int, **fields: object) -> dict[str, object]:
+    return {"type": "/problems/x", "title": "X", "status": status, "code": "x", "detail": "no", "errors": []} | fields
+
+
+def checkpoint(request: Request) -> None:
+    request.answer(
+        {
+            "id": "ckpt_1",
+            "job_id": "job_1",
+            "created_at": "2026-11-23T00:00:00Z",
+            "step": 1,
+            "epoch": 1.0,
+            "size": len(CONTENT),
+            "sha256": SHA256,
+        }
+    )
+
+
+def test_one_submit_is_one_idempotency_key_however_often_it_is_sent(temper: Temper, script: Script) -> None:
+    script.expect(
+        lambda request: request.answer(problem(503), status=503),
+        Request.hang_up,
+        lambda request: request.answer(job_json(), status=201),
+        lambda request: request.answer(job_json(), status=201),
+    )
+    temper.submit({"base_model": "digits-cnn-linf"})
+    temper.submit(FineTuneSpec(base_model="digits-cnn-linf"))
+    first, second, third, other = [request.headers["Idempotency-Key"] for request in script.requests]
+    assert first == second == third != other
+    assert json.loads(script.requests[3].body)["eps"]["linf"] == 0.15
+    assert script.requests[0].headers["Authorization"] == "Bearer tmp_key"
+
+
+def test_refusal_tells_each_field_and_its_remedy(temper: Temper, script: Script) -> None:
+    errors = [
+        {"pointer": "/eps/linf", "code": "x", "detail": "too large"},
+        {"pointer": "", "code": "x", "detail": "odd"},
+    ]
+    script.expect(lambda request: request.answer(problem(422, errors=errors), status=422))
+    with pytest.raises(Refused) as refusal:
+        temper.submit({})
+    assert str(refusal.value) == "eps.linf: too large\nbody: odd"
+    assert refusal.value.exit_code == 2
+
+
+def test_refusal_without_a_problem_document_is_told_all_the_same(temper: Temper, script: Script) -> None:
+    script.expect(lambda request: request.send(b"<html>", status=403))
+    with pytest.raises(Refused, match="answered 403 Forbidden"):
+        temper.get("job_1")
+
+
+def test_nobody_there_is_told_with_the_remedy(script: Script) -> None:
+    with (
+        Temper("http://127.0.0.1:1", "tmp_key", patience=0.3) as temper,
+        pytest.raises(Unreachable, match="temper serve"),
+    ):
+        temper.get("job_1")
+
+
+def test_another_server_is_told_from_temper(temper: Temper, script: Script) -> None:
+    script.expect(lambda request: request.send(b"<html>hello</html>"))
+    with pytest.raises(Unreadable, match="TEMPER_URL"):
+        temper.get("job_1")
+
+
+def test_newer_service_is_understood_as_far_as_it_goes(temper: Temper, script: Script) -> None:
+    counts = {"l1": {"seen": 2, "robust": 1, "new": 1}}
+    progress = {
+        "step": 1, "total_steps": 2, "epoch": 0.5, "loss": None, "learning_rate": 0.1, "norm": "l1", "counts": counts,
+        "subject": None, "attack": None, "attack_norm": None, "attacks_done": 0, "attacks_total": 0, "fraction": 0.5,
+        "seconds_remaining": 1.0, "new": {},
+    }  # fmt: skip
+    script.expect(lambda request: request.answer(job_json(status="frozen", progress=progress, new=[1])))
+    job = temper.get("job_1")
+    assert job.status == "frozen"
+    assert job.progress is not None
+    assert job.progress.counts["l1"].robust == 1
+
+
+def test_list_goes_through_all_pages(temper: Temper, script: Script) -> None:
+    script.expect(
+        lambda request: request.answer({"data": [job_json(id="job_2")], "has_more": True, "last_id": "job_2"}),
+        lambda request: request.answer({"data": [job_json(id="job_1")], "has_more": False, "last_id": "job_1"}),
+    )
+    assert [job.id for job in temper.list(status="queued")] == ["job_2", "job_1"]
+    assert [request.path for request in script.requests] == ["/jobs?status=queued", "/jobs?status=queued&after=job_2"]
+
+
+def test_strange_id_stays_one_part_of_the_path(temper: Temper, script: Script) -> None:
+    script.expect(lambda request: request.answer(job_json()))
+    temper.get("../models?x")
+    assert script.requests[0].path == "/jobs/..%2Fmodels%3Fx"
+
+
+def test_wait_asks_until_the_job_has_ended(temper: Temper, script: Script) -> None:
+    script.expect(
+        lambda request: request.answer(job_json(status="running")),
+        lambda request: request.answer(job_json(status="exploded", is_terminal=True)),
+    )
+    assert temper.wait("job_1").status == "exploded"
+
+
+def test_wait_gives_up_when_its_time_is_over(temper: Temper, script: Script) -> None:
+    script.expect(lambda request: request.answer(job_json(status="running")))
+    with pytest.raises(StillRunning, match="goes on"):
+        temper.wait("job_1", timeout=0)
+
+
+def test_broken_stream_goes_on_where_it_broke_and_each_event_comes_once(temper: Temper, script: Script) -> None:
+    script.expect(
+        lambda request: request.stream("retry: 3000\n\n" + event(1) + event(2) + event(3)[:40]),
+        Request.hang_up,
+        lambda request: request.answer(problem(503), status=503),
+        lambda request: request.stream(": ping\n\n" + event(3)),
+        lambda request: request.stream(event(4) + "event: end\ndata: {}\n\n"),
+    )
+    assert [item.seq for item in temper.stream("job_1")] == [1, 2, 3, 4]
+    assert [request.headers["Last-Event-ID"] for request in script.requests] == ["0", "2", "2", "2", "3"]
+
+
+def test_refused_stream_is_not_tried_again(temper: Temper, script: Script) -> None:
+    script.expect(lambda request: request.answer(problem(404), status=404))
+    with pytest.raises(Refused):
+        list(temper.stream("job_1"))
+
+
+def test_broken_download_goes_on_where_it_broke(temper: Temper, script: Script, tmp_path: Path) -> None:
+    half = len(CONTENT) // 2
+
+    def rest(request: Request) -> None:
+        start = int(request.headers["Range"].removeprefix("bytes=").rstrip("-"))
+        request.send(CONTENT[start:], status=206)
+
+    script.expect(
+        lambda request: request.answer(job_json(checkpoint="ckpt_1")),
+        checkpoint,
+        lambda request: request.send(CONTENT[:half], announced=len(CONTENT)),
+        rest,
+    )
+    assert temper.download("job_1", tmp_path) == tmp_path / "ckpt_1.safetensors"
+    assert (tmp_path / "ckpt_1.safetensors").read_bytes() == CONTENT
+    assert script.requests[3].headers["If-Range"] == f'"{SHA256}"'
+    assert script.requests[3].headers["Range"] == f"bytes={half}-"
+
+
+def test_download_begins_anew_where_the_service_sends_all_again(temper: Temper, script: Script, tmp_path: Path) -> None:
+    script.expect(
+        checkpoint,
+        lambda request: request.send(CONTENT[:1000], announced=len(CONTENT)),
+        lambda request: request.send(CONTENT),
+    )
+    assert temper.download("ckpt_1", tmp_path / "robust").read_bytes() == CONTENT
+
+
+def test_damaged_download_leaves_nothing_behind(temper: Temper, script: Script, tmp_path: Path) -> None:
+    script.expect(checkpoint, lambda request: request.send(CONTENT[::-1]))
+    with pytest.raises(BadDownload, match="download it again"):
+        temper.download("ckpt_1", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_download_to_no_folder_is_told(temper: Temper, script: Script, tmp_path: Path) -> None:
+    script.expect(checkpoint)
+    with pytest.raises(CannotWrite, match="no/robust: No such file"):
+        temper.download("ckpt_1", tmp_path / "no" / "robust")
+
+
+def test_job_without_a_checkpoint_says_so(temper: Temper, script: Script) -> None:
+    script.expect(lambda request: request.answer(job_json(status="running")))
+    with pytest.raises(NoCheckpoint, match="job_1 has no checkpoint yet: it is running"):
+        temper.download("job_1", "x")

@@ -1,0 +1,164 @@
+"""What a spec resolves to, and what it refuses."""
+
+import json
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from core.catalog import ARCHITECTURES, DATASETS, METHODS, MODELS, NORMS
+from core.spec import SPECS, EvaluateSpec, FineTuneSpec, TrainSpec, cautions, check_radius, explain, parse
+
+_SMALLEST = {"base_model": "digits-cnn-linf"}
+
+
+def _errors(body: Any) -> dict[str, str]:
+    with pytest.raises(ValidationError) as caught:
+        parse(body)
+    return {error.pointer: error.detail for error in explain(caught.value)}
+
+
+def test_the_smallest_job_is_resolved_in_full_from_the_catalogue() -> None:
+    spec = parse(_SMALLEST)
+    assert isinstance(spec, FineTuneSpec)
+    entry = DATASETS["digits"]
+    assert spec.dataset == "digits"
+    assert spec.eps == entry.eps
+    assert (spec.epochs, spec.batch_size, spec.augmentation) == (entry.epochs, entry.batch_size, entry.augmentation)
+    assert spec.learning_rate == ARCHITECTURES["digits-cnn"].learning_rate
+    assert spec.method.name == "e-at"
+    assert spec.method.norms == ("linf", "l1")
+    assert spec.method.steps == {"linf": 10, "l1": 10}
+    assert spec.schedule == "piecewise"
+    assert None not in spec.model_dump(exclude={"train_examples"}).values()
+
+
+def test_cifar10_gets_the_recipe_of_the_paper() -> None:
+    spec = parse({"base_model": "mine", "dataset": "cifar10"})
+    assert isinstance(spec, FineTuneSpec)
+    assert spec.eps == {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+    assert (spec.epochs, spec.batch_size, spec.momentum, spec.weight_decay) == (3, 128, 0.9, 5e-4)
+    assert spec.learning_rate == 0.01
+    train = parse({"kind": "train", "architecture": "preact-resnet-18", "dataset": "cifar10"})
+    assert isinstance(train, TrainSpec)
+    assert train.learning_rate == 0.05
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        _SMALLEST,
+        {"kind": "evaluate", **_SMALLEST},
+        {"kind": "train", "architecture": "digits-cnn", "dataset": "digits", "method": "nat"},
+    ],
+)
+def test_a_resolved_spec_reads_back_as_itself(body: dict[str, Any]) -> None:
+    spec = parse(body)
+    assert parse(json.loads(spec.model_dump_json())) == spec
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent / "specs").glob("*.json")), ids=lambda path: path.name)
+def test_specs_stored_by_earlier_releases_still_load(path: Path) -> None:
+    stored = json.loads(path.read_text())
+    assert json.loads(parse(stored).model_dump_json()).items() >= stored.items()
+
+
+def test_radii_may_be_fractions_and_are_put_in_order() -> None:
+    spec = parse({**_SMALLEST, "eps": {"l1": "3/2", "linf": " 38 / 255 "}})
+    assert spec.eps == {"linf": 38 / 255, "l1": 1.5}
+    assert list(spec.eps) == ["linf", "l1"]
+
+
+def test_one_number_of_steps_stands_for_every_attacked_norm() -> None:
+    spec = parse({**_SMALLEST, "method": {"name": "sat", "steps": 7}})
+    assert isinstance(spec, FineTuneSpec)
+    assert spec.method.steps == {"linf": 7, "l2": 7, "l1": 7}
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer", "remedy"),
+    [
+        ({"ephocs": 3}, "/ephocs", "did you mean 'epochs'?"),
+        ({"evaluation": {"protcol": "fast"}}, "/evaluation/protcol", "did you mean 'protocol'?"),
+        ({"method": {"name": "e-at", "step": 3}}, "/method/step", "did you mean 'steps'?"),
+        ({"method": "eat"}, "/method/name", "did you mean 'e-at'?"),
+        ({"kind": "tune"}, "/kind", "finetune, train, evaluate"),
+        ({"eps": {"linf": -0.1, "l1": 1}}, "/eps/linf", "greater than 0"),
+        ({"eps": {"linf": 0, "l1": 1}}, "/eps/linf", "greater than 0"),
+        ({"eps": {"linf": 8, "l1": 1}}, "/eps/linf", '"8/255" is 0.03137'),
+        ({"eps": {"l2": 127.5}, "method": "nat"}, "/eps/l2", '"127.5/255" is 0.5'),
+        ({"eps": {"linf": 0.7, "l1": 1}}, "/eps/linf", "in pixel units of images in [0, 1]"),
+        ({"eps": {"linf": "nan", "l1": 1}}, "/eps/linf", '"8/255"'),
+        ({"eps": {"linf": "1/0", "l1": 1}}, "/eps/linf", '"8/255"'),
+        ({"eps": {"linf": "1e999999999", "l1": 1}}, "/eps/linf", '"8/255"'),
+        ({"eps": {"linf": float("inf"), "l1": 1}}, "/eps/linf", "finite"),
+        ({"eps": {"linf": 0.1, "l7": 1}}, "/eps/l7", "'linf', 'l2' or 'l1'"),
+        ({"eps": {}}, "/eps", '{"linf": "8/255"}'),
+        ({"eps": {"linf": 0.1}}, "/eps/l1", "add eps.l1"),
+        ({"method": "single"}, "/method/norms", "set method.norms"),
+        ({"method": {"name": "e-at", "norms": ["linf", "linf"]}}, "/method/norms", "each once"),
+        ({"method": {"name": "e-at", "steps": {"linf": 5}}}, "/method/steps", "one number for all"),
+        ({"epochs": 0}, "/epochs", "greater than or equal to 1"),
+        ({"learning_rate": 0}, "/learning_rate", "greater than 0"),
+        ({"base_model": "../../etc/passwd"}, "/base_model", "match pattern"),
+        ({"base_model": "mine"}, "/dataset", "name the data set"),
+        ({"metadata": {"k": "v" * 513}}, "/metadata/k", "at most 512"),
+        ({"seed": -1}, "/seed", "greater than or equal to 0"),
+    ],
+)
+def test_bad_input_is_refused_by_field_and_with_a_remedy(change: dict[str, Any], pointer: str, remedy: str) -> None:
+    assert remedy in _errors({**_SMALLEST, **change})[pointer]
+
+
+@pytest.mark.parametrize("body", [None, [], 3, "e-at", {"kind": ["finetune"]}, {"kind": None}])
+def test_a_body_that_is_no_spec_at_all_is_refused(body: Any) -> None:
+    assert _errors(body)
+
+
+def test_an_evaluation_has_no_training_knobs() -> None:
+    assert "/epochs" in _errors({"kind": "evaluate", **_SMALLEST, "epochs": 3})
+
+
+def test_all_errors_are_told_at_once_and_no_derived_ones() -> None:
+    errors = _errors({**_SMALLEST, "epochs": 0, "seed": "x", "dataset": 5})
+    assert set(errors) == {"/epochs", "/seed", "/dataset"}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_radius_is_refused_exactly_from_where_grey_is_reachable(norm: str) -> None:
+    limit = {"linf": 0.5, "l2": sqrt(64) / 2, "l1": 32}[norm]
+    check_radius(norm, limit * 0.999, (1, 8, 8))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="grey"):
+        check_radius(norm, limit, (1, 8, 8))  # type: ignore[arg-type]
+
+
+def _codes(body: dict[str, Any]) -> set[str]:
+    return {caution.code for caution in cautions(parse(body))}
+
+
+def test_a_spec_that_is_likely_to_disappoint_comes_with_cautions() -> None:
+    assert _codes({**_SMALLEST, "eps": {"linf": 0.15, "l2": 0.47, "l1": 1.5}}) == set()
+    assert _codes({**_SMALLEST, "eps": {"linf": 0.15, "l2": 0.5, "l1": 1.5}}) == {"l2_not_covered"}
+    assert _codes({**_SMALLEST, "method": "sat"}) == set()
+    assert _codes({**_SMALLEST, "method": "nat"}) == {"no_attack"}
+    assert _codes({"kind": "evaluate", **_SMALLEST, "eps": {"linf": 0.1}}) == {"eps_differs_from_base"}
+
+
+@pytest.mark.parametrize("kind", list(SPECS))
+def test_every_field_is_described_and_the_schema_requires_only_what_has_no_default(kind: str) -> None:
+    model = SPECS[kind]  # type: ignore[index]
+    assert all(field.description for field in model.model_fields.values())
+    schema = model.model_json_schema()
+    required = {"finetune": {"base_model"}, "train": {"architecture"}, "evaluate": {"base_model"}}[kind]
+    assert set(schema.get("required", [])) == required
+
+
+def test_the_catalogue_is_consistent() -> None:
+    for model in MODELS.values():
+        assert model.architecture in ARCHITECTURES
+        assert DATASETS[model.dataset].eps[model.norm] == model.eps
+    for method in METHODS.values():
+        assert method.norms is None or method.min_norms <= len(method.norms) <= method.max_norms
+    assert isinstance(parse({"kind": "evaluate", "base_model": "digits-cnn-linf"}), EvaluateSpec)

@@ -1,0 +1,53 @@
+"""What tests make instances of the service from: projects, keys, a real HTTP server on a free port."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+import uvicorn
+
+from app.auth import new_key
+from app.database import Database
+from app.main import create_app
+from app.settings import Settings
+from app.tables import Project
+
+DIGITS = {"base_model": "digits-cnn-linf"}
+
+
+def add_project(database: Database) -> Project:
+    """Make a project."""
+    with database.writing() as session:
+        project = Project(name="test")
+        session.add(project)
+    return project
+
+
+def add_key(database: Database, project: Project) -> str:
+    """Make a key to a project."""
+    with database.writing() as session:
+        return new_key(session, project)
+
+
+@contextmanager
+def serving(settings: Settings, database: Database) -> Iterator[str]:
+    """Serve the API in a thread, and give its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, database), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@contextmanager
+def calling(url: str, key: str) -> Iterator[httpx2.Client]:
+    """Call the API with a key."""
+    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30) as client:
+        yield client

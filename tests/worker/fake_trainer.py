@@ -1,0 +1,121 @@
+"""A stand-in for `python -m core` that learns nothing, in 50 ms: it speaks the same lines and obeys the same rules.
+
+What it does beyond that is in the spec's metadata: {"act": "crash"} and the like.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+STEPS = 10
+
+
+def say(type_, **fields):
+    print(json.dumps({"type": type_, **fields}), flush=True)
+
+
+def rate(count):
+    return {"value": count / 4, "count": count, "total": 4, "low": 0.0, "high": 1.0}
+
+
+def report(spec, right):
+    return {
+        "protocol": spec["evaluation"]["protocol"],
+        "examples": 4,
+        "seed": spec["seed"],
+        "batch_size": 4,
+        "eps": spec["eps"],
+        "clean": rate(4),
+        "robust": {norm: rate(right) for norm in spec["eps"]},
+        "union": rate(right),
+        "average": right / 4,
+        "attacks": [],
+        "flags": [],
+        "verdicts": {"clean": "1111", "union": "1" * right + "0" * (4 - right)},
+        "seconds": 0.1,
+    }
+
+
+def save(folder, kind, name, content):
+    path = folder / name
+    path.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    say("saved", kind=kind, path=str(path), sha256=digest, size=len(content), step=STEPS, epoch=1.0)
+
+
+def evaluate(spec, subject, right):
+    say("entered", phase="evaluating", subject=subject)
+    for done, norm in enumerate(spec["eps"], start=1):
+        say("attacked", subject=subject, norm=norm, attack="apgd-ce", robust=right, examples=4, done=done, total=3)
+    say("evaluated", subject=subject, report=report(spec, right))
+
+
+def train(spec, seconds):
+    counts = {"linf": {"seen": 4, "robust": 2}, "l1": {"seen": 4, "robust": 1}}
+    say("entered", phase="training")
+    for step in range(1, STEPS + 1):
+        time.sleep(seconds)
+        say("stepped", step=step, total_steps=STEPS, epoch=step / STEPS, loss=2.0 / step, learning_rate=0.05,
+            norm="linf", counts=counts, seconds=float(step))  # fmt: skip
+
+
+def act(name, folder):
+    once = folder.parent.parent / "acted-once"
+    match name:
+        case "crash":
+            raise RuntimeError("the GPU fell off")
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "killed once" if not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            time.sleep(600)
+        case "hang deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(600)
+        case "leave a child":
+            os.fork() or time.sleep(600)
+        case "print":
+            print("not JSON", flush=True)
+        case "fail":
+            say("failed", code="bad_weights", message="no weights in it", hint="send weights", field="base_model")
+            sys.exit(2)
+
+
+def die_with_the_supervisor():
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
+
+
+def main():
+    kind, spec_file, *options = sys.argv[1:]
+    assert "--json" in options
+    assert "--until-stdin-closes" in options
+    threading.Thread(target=die_with_the_supervisor, daemon=True).start()
+    folder = Path(options[options.index("--output") + 1])
+    spec = json.loads(Path(spec_file).read_text())
+    assert spec["kind"] == kind
+    assert not [name for name in os.environ if name.startswith("TEMPER_")]
+    wish = spec["metadata"]
+    say("started", spec=spec, device="cpu", architecture="none", parameters=0, train_examples=4, test_examples=4,
+        total_steps=STEPS, base_sha256=None, data_sha256="0" * 64, versions={}, commit=None)  # fmt: skip
+    say("entered", phase="preparing")
+    evaluate(spec, "base", 1)
+    train(spec, float(wish.get("seconds", "0")))
+    act(wish.get("act", ""), folder)
+    evaluate(spec, "result", 3)
+    say("entered", phase="publishing")
+    reports = {"before": report(spec, 1), "after": report(spec, 3)}
+    save(folder, "checkpoint", "checkpoint.safetensors", b"weights of " + spec["name"].encode() + b"." * 2000)
+    save(folder, "report", "report.json", json.dumps(reports).encode())
+    say("finished", reports=reports, seconds=0.1)
+
+
+main()

@@ -1,0 +1,20 @@
+"""`python -m worker.embedded` with the fake trainer."""
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from worker.embedded import open_workplace, serve
+from worker.supervisor import core_command
+
+
+def fake_command(claim, folder, inventory):
+    """The command of the real training process, to the fake one."""
+    _python, _m, _core, *rest = core_command(claim, folder, inventory)
+    return [sys.executable, "-S", str(Path(__file__).parent / "fake_trainer.py"), *rest]
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    serve(replace(open_workplace(), command=fake_command))

@@ -1,0 +1,1 @@
+"""Where a job meets a machine: knows rows and processes, never tensors."""

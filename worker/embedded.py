@@ -1,0 +1,78 @@
+"""The worker that needs no broker: it polls the database. `python -m worker.embedded` runs it beside the API."""
+
+import logging
+import os
+import signal
+import socket
+from threading import Thread
+
+from sqlalchemy.exc import OperationalError
+
+from app import jobs
+from app.database import open_database
+from app.inventory import Inventory
+from app.jobs import Claim
+from app.settings import Settings
+from app.storage import LocalStore
+from worker.supervisor import Workplace, run
+
+log = logging.getLogger(__name__)
+
+
+def work(place: Workplace) -> None:
+    """Claim and run jobs, several at once if the settings say so, until the workplace is stopping."""
+    slots = [Thread(target=_work_in_slot, args=(place,)) for _ in range(place.settings.concurrency)]
+    for slot in slots:
+        slot.start()
+    for slot in slots:
+        slot.join()
+
+
+def _work_in_slot(place: Workplace) -> None:
+    while not place.stopping.is_set():
+        try:
+            claim = _claim(place)
+            if claim:
+                run(claim, place)
+                continue
+        except OperationalError as error:
+            log.warning("the database is out of reach: %s", error.orig)
+        except Exception:
+            # A mistake of ours in one job must not end the others; its lease runs out, and the job is found again.
+            log.exception("the supervisor failed")
+        place.stopping.wait(place.settings.poll_seconds)
+
+
+def _claim(place: Workplace) -> Claim | None:
+    with place.database.writing() as session:
+        return jobs.claim(
+            session,
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+            lease_seconds=place.settings.lease_seconds,
+            max_losses=place.settings.max_losses,
+        )
+
+
+def open_workplace() -> Workplace:
+    """Set up a workplace as the environment says."""
+    settings = Settings.from_environment()
+    return Workplace(
+        settings,
+        open_database(settings.database_url),
+        LocalStore(settings.objects_dir),
+        Inventory(settings.models_dir, settings.datasets_dir),
+    )
+
+
+def serve(place: Workplace) -> None:
+    """Work until a signal says stop; running jobs are handed back."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: place.stopping.set())
+    log.info("worker ready")
+    work(place)
+    place.database.close()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    serve(open_workplace())
