@@ -5,6 +5,7 @@ The docstring of a class is its explanation for people, served at /problems/<cod
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from inspect import getdoc
@@ -20,6 +21,8 @@ from app import schemas
 from app.jobs import allowed_actions
 from app.storage import StorageUnavailable
 from core.spec import FieldError
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -231,7 +234,10 @@ def answer(request: Request, problem: Problem) -> Response:
 
 
 def _answer(request: Request, error: Exception) -> Response:
-    return answer(request, error if isinstance(error, Problem) else _as_problem(error))
+    problem = error if isinstance(error, Problem) else _as_problem(error)
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("request %s: %s", request.state.request_id, problem.code, exc_info=error)
+    return answer(request, problem)
 
 
 def _as_problem(error: Exception) -> Problem:

@@ -4,8 +4,10 @@ The one owner of the rule that turns a name into a path: the routes list and che
 paths to the training process. It looks at names and sizes only; what is inside, only the training process opens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.catalog import ARCHITECTURES, DATASETS, MODELS, ArchitectureEntry, DatasetEntry
 from core.spec import AnySpec, FieldError, TrainSpec, did_you_mean
@@ -37,15 +39,14 @@ class Inventory:
         """Find the images, where they lie in the datasets folder."""
         return self.local_datasets().get(spec.dataset)
 
-    def check_model(self, name: str) -> list[FieldError]:
-        """Say it where nothing here has the name of a base model."""
-        return _unknown("base_model", "model", name, [*MODELS, *self.local_models()])
+    def check_names(self, body: Mapping[str, Any]) -> list[FieldError]:
+        """Say which names of a spec, valid or not, nothing here has."""
+        models = _unknown("base_model", "model", body, [*MODELS, *self.local_models()])
+        return models + _unknown("dataset", "data set", body, [*DATASETS, *self.local_datasets()])
 
     def check(self, spec: AnySpec) -> list[FieldError]:
         """Say which names of a spec nothing here has, and what does not fit together."""
-        errors = [] if isinstance(spec, TrainSpec) else self.check_model(spec.base_model)
-        errors += _unknown("dataset", "data set", spec.dataset, [*DATASETS, *self.local_datasets()])
-        return errors or _misfit(spec)
+        return self.check_names(spec.model_dump()) or _misfit(spec)
 
 
 def _dataset_name(path: Path) -> str:
@@ -55,8 +56,9 @@ def _dataset_name(path: Path) -> str:
     return path.name.removesuffix(ending) if ending else ""
 
 
-def _unknown(field: str, what: str, name: str, known: list[str]) -> list[FieldError]:
-    if name in known:
+def _unknown(field: str, what: str, body: Mapping[str, Any], known: list[str]) -> list[FieldError]:
+    name = body.get(field)
+    if not isinstance(name, str) or name in known:
         return []
     detail = f"there is no {what} {name!r} here; {did_you_mean(name, known)}"
     return [FieldError(pointer=f"/{field}", code="unknown_name", detail=detail)]

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -43,6 +43,14 @@ class Settings(BaseSettings):
     """Time between asking a training process to end and killing it."""
     max_losses: int = Field(default=5, ge=1)
     """A job whose worker or training process has vanished this many times fails."""
+
+    @field_validator("heartbeat_seconds")
+    @classmethod
+    def _in_time(cls, heartbeat: float, info: ValidationInfo) -> float:
+        # A worker gives a job up when two thirds of its lease have passed without a heartbeat.
+        if heartbeat * 3 > info.data.get("lease_seconds", heartbeat * 3):
+            raise ValueError("must be at most a third of TEMPER_LEASE_SECONDS")
+        return heartbeat
 
     @property
     def objects_dir(self) -> Path:

@@ -1,10 +1,10 @@
 """Compare our verdicts with pyautoattack's, point by point, and with what pyautoattack's own verdicts vary by.
 
-    python -m benchmarks.parity                                  the digits base
-    python -m benchmarks.parity --cifar cifar10-jpeg.tar.xz      and an untrained PreAct ResNet-18 on CIFAR-10 (JPEG)
+    python -m benchmarks.parity                    the digits base
+    python -m benchmarks.parity --cifar ARCHIVE    and an untrained PreAct ResNet-18 on CIFAR-10 (JPEG)
 
-Same points, same seed, same logical batch. "flips" counts points on which two runs disagree: ours against pyautoattack's,
-and pyautoattack's against itself at half the batch size, which is the noise floor to judge ours by.
+Same points, same seed, same logical batch. "flips" counts the points on which two runs disagree: ours and pyautoattack,
+and pyautoattack and itself at half the batch size, which is the noise floor to judge ours by.
 """
 
 import argparse

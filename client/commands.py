@@ -234,7 +234,7 @@ def _exit_by(jobs: list[Job]) -> None:
 
 def _show(answer: BaseModel | Sequence[BaseModel] | Mapping[str, Any], as_text: RenderableType, output: str) -> None:
     if output == "json":
-        typer.echo(TypeAdapter(Any).dump_json(answer))
+        typer.echo(TypeAdapter(Any).dump_json(answer).decode())
     else:
         console.print(as_text, soft_wrap=not isinstance(as_text, ConsoleRenderable))
 

@@ -124,12 +124,15 @@ def event_line(event: Stamped) -> Text:
 
 def sentence(event: Stamped) -> str:
     """Say what an event tells."""
-    data = event.data
+    data: dict[str, Any] = event.data
     match event.type:
         case "entered":
             return f"{data['phase']} {data['subject']}" if data["subject"] else str(data["phase"])
         case "evaluated":
             return f"{data['subject']}: {_accuracies(Result.model_validate(data['report']))}"
+        case "job.failed":
+            failure: dict[str, Any] = data["failure"]
+            return f"{failure['code']}: {failure['message']}"
         case known if known in _SENTENCES:
             return _SENTENCES[known].format_map(data)
         case _:

@@ -89,6 +89,8 @@ class _Bars:
                 )
             case "warned":
                 self._live.console.print(event_line(event))
+            case "job.claimed":
+                self._begin("starting")
             case "job.recovered" | "job.handed_back":
                 self._begin("waiting for another worker")
             case "job.succeeded":

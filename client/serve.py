@@ -27,7 +27,6 @@ TICK_SECONDS = 0.1
 # A worker that dies is replaced after a pause, which grows as long as each new one dies young.
 SHORTEST_PAUSE, LONGEST_PAUSE, YOUNG_SECONDS = 1.0, 10.0, 60.0
 
-_libc = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -112,7 +111,7 @@ def _children(environment: Mapping[str, str]) -> Iterator[Callable[[str], Child]
 def _die_with_parent() -> None:
     """On Linux, be told to stop when `temper serve` dies, even by SIGKILL."""
     if sys.platform == "linux":
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(children: Sequence[Child]) -> None:

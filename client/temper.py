@@ -31,7 +31,7 @@ from client.records import (
     read,
 )
 from core.events import Reports, Stamped
-from core.spec import EvaluateSpec, FineTuneSpec, TrainSpec
+from core.spec import AnySpec
 
 LONG_POLL = 30.0
 # A service that restarts is back within this many seconds, or somebody should look.
@@ -40,7 +40,7 @@ RESTART = 60.0
 SILENCE = 45.0
 RECONNECT = 0.5
 
-JobSpec = Mapping[str, Any] | FineTuneSpec | TrainSpec | EvaluateSpec
+JobSpec = Mapping[str, Any] | AnySpec
 
 
 class Temper:

@@ -14,6 +14,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,31 +33,29 @@ _PARTS: Mapping[str, type[BaseModel]] = {"method": Method, "evaluation": Evaluat
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     options = _parser().parse_args(arguments)
-    # A library that prints must not get between the events.
-    events, sys.stdout = sys.stdout, sys.stderr
-    say = _say_json if options.json else _say_text
+    say = partial(_say_json if options.json else _say_text, file=sys.stdout)
     if options.until_stdin_closes:
         threading.Thread(target=_exit_with_stdin, daemon=True).start()
-    try:
-        spec = _spec(options)
-        for event in _run(spec, options):
-            say(event, events)
-    except UserError as error:
-        say(
-            Failed(
-                code=error.code, message=error.message, hint=error.hint, field=error.field, retryable=error.retryable
-            ),
-            events,
-        )
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        traceback.print_exc()
-        message = f"{type(error).__name__}: {error}"
-        say(Failed(code="internal_error", message=message, hint="please report this with the log"), events)
-        return 1
+    # A library that prints must not get between the events.
+    with redirect_stdout(sys.stderr):
+        try:
+            for event in _run(_spec(options), options):
+                say(event)
+        except UserError as error:
+            say(_failed(error))
+            return 2
+        except KeyboardInterrupt:
+            return 130
+        except Exception as error:
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {error}"
+            say(Failed(code="internal_error", message=message, hint="please report this with the log"))
+            return 1
     return 0
+
+
+def _failed(error: UserError) -> Failed:
+    return Failed(code=error.code, message=error.message, hint=error.hint, field=error.field, retryable=error.retryable)
 
 
 def _run(spec: AnySpec, options: argparse.Namespace) -> Iterator[Event]:
@@ -66,7 +66,12 @@ def _run(spec: AnySpec, options: argparse.Namespace) -> Iterator[Event]:
     from core.inputs import Inputs
     from core.training import fine_tune
 
-    device = torch.device(options.device) if options.device else None
+    try:
+        device = torch.empty(0, device=options.device).device if options.device else None
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(
+            f"cannot compute on {options.device!r}: {error}", hint="name a device such as cpu or cuda:0", field="device"
+        ) from error
     inputs = Inputs(weights=options.weights, data=options.data, device=device)
     if isinstance(spec, EvaluateSpec):
         return score(spec, options.output, inputs)
@@ -84,7 +89,8 @@ def _say_text(event: Event, file: TextIO) -> None:
 
 def _exit_with_stdin() -> None:
     """End the process when whoever started it is gone, however they went."""
-    while sys.stdin.buffer.read(4096):
+    # Not through sys.stdin: a thread that waits in its buffer makes Python abort at the end of a good run.
+    while os.read(sys.stdin.fileno(), 4096):
         pass
     os._exit(143)
 
@@ -93,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m core", description="Make image classifiers robust, and prove it.")
     commands = parser.add_subparsers(dest="kind", required=True)
     for kind, model in SPECS.items():
-        command = commands.add_parser(kind, help=model.__doc__, description=model.__doc__)
+        usage = f"python -m core {kind} [SPEC.json] [--FIELD VALUE ...] [--output FOLDER]"
+        command = commands.add_parser(kind, help=model.__doc__, description=model.__doc__, usage=usage)
         command.add_argument("spec", nargs="?", type=Path, help="a JSON file with the spec")
         command.add_argument("--output", type=Path, default=Path("runs") / kind, help="folder for what the run writes")
         command.add_argument("--weights", type=Path, help="the base model's file, when it is not a shipped one")

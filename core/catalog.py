@@ -151,7 +151,7 @@ MODELS: Mapping[str, ModelEntry] = {
             dataset="digits",
             norm="linf",
             eps=0.15,
-            sha256="",
+            sha256="3e43096d9bb301f2c3390de2a8efb1dbaa47ce879dde08f7137a53ff43c17684",
         ),
     )
 }

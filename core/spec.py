@@ -210,7 +210,7 @@ class _Measured(_Run):
     @classmethod
     def _sensible(cls, eps: dict[Norm, float], info: ValidationInfo) -> dict[Norm, float]:
         if not eps:
-            raise PydanticCustomError("missing", 'give a radius per norm, for example {{"linf": "8/255"}}')
+            raise PydanticCustomError("missing", 'give a radius per norm, for example {"linf": "8/255"}')
         entry = DATASETS.get(info.data.get("dataset", ""))
         for norm, radius in eps.items():
             check_radius(norm, radius, entry.shape if entry else None)

@@ -1,50 +1,44 @@
-"""What many tests need: an instance in a folder of its own, its database, and a client of its API."""
+"""What many tests need: an instance of the service, as empty as on its first day, and a client of its API."""
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx2
 import pytest
 
 from app.database import Database
 from app.settings import Settings
-from app.tables import Project
-from tests.instance import add_key, add_project, calling, serving
+from app.tables import Project, Table
+from tests.instance import add_key, add_project, calling, new_instance, serving
 
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """Settings with clocks that suit a test."""
-    settings = Settings(
-        data_dir=tmp_path / "data",
-        watch_seconds=0.02,
-        poll_seconds=0.02,
-        heartbeat_seconds=0.1,
-        lease_seconds=30,
-        cancel_grace_seconds=1,
-    )
-    settings.make_folders()
-    return settings
+Instance = tuple[Settings, Database]
 
 
 @pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty SQLite file with the schema of this version, made once to be copied."""
-    file = tmp_path_factory.mktemp("migrated") / "temper.db"
-    database = Database(f"sqlite:///{file}")
-    database.migrate()
-    database.close()
-    return file
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """One instance for all tests; `settings` and `database` hand it out and clean up behind each."""
+    with new_instance(tmp_path_factory.mktemp("instance")) as made:
+        yield made
 
 
 @pytest.fixture
-def database(settings: Settings, migrated: Path) -> Iterator[Database]:
-    """A database of the test's own."""
-    shutil.copy(migrated, settings.data_dir)
-    database = Database(settings.database_url)
+def settings(instance: Instance) -> Iterator[Settings]:
+    """Settings with clocks that suit a test, and empty folders."""
+    settings, _ = instance
+    yield settings
+    for folder in (settings.objects_dir, settings.work_dir, settings.models_dir, settings.datasets_dir):
+        shutil.rmtree(folder)
+    settings.make_folders()
+
+
+@pytest.fixture
+def database(instance: Instance) -> Iterator[Database]:
+    """An SQLite file with the schema of this version, and no rows."""
+    _, database = instance
     yield database
-    database.close()
+    with database.writing() as session:
+        for table in reversed(Table.metadata.sorted_tables):
+            session.execute(table.delete())
 
 
 @pytest.fixture
@@ -53,11 +47,17 @@ def project(database: Database) -> Project:
     return add_project(database)
 
 
-@pytest.fixture
-def url(settings: Settings, database: Database) -> Iterator[str]:
-    """The address of a running API."""
-    with serving(settings, database) as url:
+@pytest.fixture(scope="session")
+def server(instance: Instance) -> Iterator[str]:
+    """One server for all tests."""
+    with serving(*instance) as url:
         yield url
+
+
+@pytest.fixture
+def url(server: str, settings: Settings, database: Database) -> str:
+    """The address of the running API."""
+    return server
 
 
 @pytest.fixture

@@ -4,17 +4,35 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx2
 import uvicorn
 
 from app.auth import new_key
-from app.database import Database
+from app.database import Database, open_database
 from app.main import create_app
 from app.settings import Settings
 from app.tables import Project
 
 DIGITS = {"base_model": "digits-cnn-linf"}
+
+
+@contextmanager
+def new_instance(folder: Path) -> Iterator[tuple[Settings, Database]]:
+    """Make an instance in a folder of its own, with clocks that suit a test."""
+    settings = Settings(
+        data_dir=folder,
+        watch_seconds=0.02,
+        poll_seconds=0.02,
+        heartbeat_seconds=0.1,
+        lease_seconds=30,
+        cancel_grace_seconds=1,
+    )
+    settings.make_folders()
+    database = open_database(settings.database_url)
+    yield settings, database
+    database.close()
 
 
 def add_project(database: Database) -> Project:

@@ -33,7 +33,7 @@ from app.errors import (
     problems,
 )
 from core.events import Reports
-from core.spec import AnySpec, Kind, Spec, cautions, explain, parse
+from core.spec import AnySpec, FieldError, Kind, Spec, cautions, explain, parse
 
 router = APIRouter(tags=["jobs"])
 
@@ -54,28 +54,27 @@ def _unchecked(body: Any, _: ValidatorFunctionWrapHandler) -> Any:
 if TYPE_CHECKING:
     Unchecked = Any
 else:
+    # Documented as a spec, but whatever was sent: `_check_spec` can say more about it than FastAPI.
     Unchecked = Annotated[Spec, WrapValidator(_unchecked)]
 
 
 def _check_spec(body: Unchecked, service: TheService) -> AnySpec:
-    """Validate the body. It is declared as a spec and comes unchecked: here the errors can name what is in stock."""
+    """Validate the body, with errors that know what is in stock."""
+    if not isinstance(body, dict):
+        raise InvalidSpec([FieldError(pointer="", code="not_an_object", detail="send a job spec as one JSON object")])
     try:
         spec = parse(body)
     except ValidationError as error:
-        unknown = service.inventory.check_model(body["base_model"]) if _names_a_model(body) else []
-        raise InvalidSpec([*unknown, *explain(error)]) from None
+        raise InvalidSpec([*service.inventory.check_names(body), *explain(error)]) from None
     if errors := service.inventory.check(spec):
         raise InvalidSpec(errors)
     return spec
 
 
-def _names_a_model(body: Any) -> bool:
-    return isinstance(body, dict) and isinstance(body.get("base_model"), str)
-
-
 def _pair(text: str) -> str:
-    if "=" not in text:
-        raise ValueError("write it as metadata=key=value")
+    key, equals, _ = text.partition("=")
+    if not equals or '"' in key:
+        raise ValueError("write it as metadata=key=value, with no quotes in the key")
     return text
 
 
@@ -105,6 +104,7 @@ class JobFilter(BaseModel):
 @router.post(
     "/jobs",
     status_code=201,
+    response_model=schemas.Job,
     dependencies=[Depends(_require_json)],
     responses={
         200: {"model": schemas.DryRun, "description": "With dry_run: the spec is valid, and nothing is stored."},
@@ -136,11 +136,11 @@ def create_job(
         str | None,
         Header(min_length=1, max_length=255, description="A repeat with the same key makes no second job."),
     ] = None,
-) -> schemas.Job:
+) -> schemas.Job | Response:
     """Queue a job. The smallest spec names a base model; all that it leaves out is answered resolved."""
     if dry_run:
         answer = schemas.DryRun(valid=True, spec=spec, cautions=list(cautions(spec)))
-        return Response(answer.model_dump_json(), media_type="application/json")  # type: ignore[return-value]
+        return Response(answer.model_dump_json(), media_type="application/json")
     try:
         created = jobs.create(session, project_id, spec, idempotency_key=idempotency_key)
     except jobs.KeyReused:
@@ -220,7 +220,7 @@ def get_metrics(
     job_id: str,
     project_id: ProjectId,
     session: Reading,
-    after_step: Annotated[int, Query(ge=0, description="Only steps after this one.")] = 0,
+    after_step: Annotated[int, Query(ge=0, le=2**53, description="Only steps after this one.")] = 0,
     max_points: Annotated[int, Query(ge=1, le=10_000, description="Thin the curve out to so many points.")] = 1000,
 ) -> schemas.Metrics:
     """Get the training curve of the current or last attempt."""

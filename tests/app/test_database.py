@@ -6,13 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, select, text
 from sqlalchemy.dialects import postgresql
 
-from app.database import Database, now, open_database, seconds_from_now
+from app.database import Database, _alembic, now, open_database, seconds_from_now
 from app.tables import Project, Table
+from tests.instance import new_instance
 
 
 def test_the_migrations_make_the_tables_of_the_code(database):
@@ -39,10 +41,6 @@ def test_two_processes_may_migrate_at_once(tmp_path):
 
 
 def test_migrations_can_be_taken_back(tmp_path):
-    from alembic import command
-
-    from app.database import _alembic
-
     database = open_database(f"sqlite:///{tmp_path}/temper.db")
     with database.engine.begin() as connection:
         config = _alembic()
@@ -52,11 +50,12 @@ def test_migrations_can_be_taken_back(tmp_path):
     database.close()
 
 
-def test_a_database_of_a_newer_version_is_refused_in_a_sentence(settings, database):
-    with database.writing() as session:
-        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(SystemExit, match="another version of Temper"):
-        open_database(settings.database_url)
+def test_a_database_of_a_newer_version_is_refused_in_a_sentence(tmp_path):
+    with new_instance(tmp_path) as (settings, database):
+        with database.writing() as session:
+            session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        with pytest.raises(SystemExit, match="another version of Temper"):
+            open_database(settings.database_url)
 
 
 def test_many_threads_write_without_a_locked_database(database):
@@ -73,10 +72,14 @@ def test_many_threads_write_without_a_locked_database(database):
 
 
 def test_a_failed_transaction_leaves_nothing(database):
-    with pytest.raises(ZeroDivisionError), database.writing() as session:
-        session.add(Project(name="x"))
-        session.flush()
-        1 / 0  # noqa: B018
+    def fail():
+        with database.writing() as session:
+            session.add(Project(name="x"))
+            session.flush()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     with database.reading() as session:
         assert session.scalars(select(Project)).all() == []
 

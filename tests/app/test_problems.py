@@ -1,5 +1,6 @@
 """Bad input and bad luck: every answer names the problem, the field and the remedy, and the service stays up."""
 
+import contextlib
 import json
 import socket
 import sqlite3
@@ -9,13 +10,12 @@ import pytest
 from sqlalchemy import event, text, update
 
 from app import jobs
-from app.database import now, open_database
+from app.database import now
 from app.errors import PROBLEMS
-from app.settings import Settings
 from app.storage import LocalStore
 from app.tables import ApiKey
 from core.events import Reports, Saved
-from tests.instance import DIGITS, add_key, add_project, calling, serving
+from tests.instance import DIGITS, add_key, add_project, calling, new_instance, serving
 
 
 def check(answer, status, code, pointer=None, remedy=""):
@@ -67,11 +67,30 @@ BAD_SPECS = {
 @pytest.fixture(scope="module")
 def patient(tmp_path_factory):
     """A running API that is asked one bad thing after another."""
-    settings = Settings(data_dir=tmp_path_factory.mktemp("patient"))
-    settings.make_folders()
-    database = open_database(settings.database_url)
-    with serving(settings, database) as url, calling(url, add_key(database, add_project(database))) as api:
+    with running_instance(tmp_path_factory.mktemp("patient")) as (api, _, _):
         yield api
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A running API to which something happens, with its settings and database."""
+    with running_instance(tmp_path) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def running_instance(folder):
+    with (
+        new_instance(folder) as (settings, database),
+        serving(settings, database) as url,
+        calling(url, add_key(database, add_project(database))) as api,
+    ):
+        yield api, settings, database
+
+
+def limit(database, pragma):
+    """Let every new connection to SQLite run under a limit."""
+    event.listen(database.engine, "connect", lambda connection, _: connection.execute(f"PRAGMA {pragma}"))
     database.close()
 
 
@@ -138,6 +157,8 @@ def test_bad_parameters_are_named(patient):
     check(patient.get("/jobs", params={"statsu": "queued"}), 422, "invalid_parameter", "/statsu")
     check(patient.get("/jobs", params={"status": "done"}), 422, "invalid_parameter", "/status", "succeeded")
     check(patient.get("/jobs", params={"metadata": "team"}), 422, "invalid_parameter", remedy="metadata=key=value")
+    check(patient.get("/jobs", params={"metadata": 'a"b=c'}), 422, "invalid_parameter", remedy="no quotes")
+    check(patient.get("/jobs/job_1/events", params={"after": 10**30}), 422, "invalid_parameter", "/after")
     check(patient.get("/jobs/job_1", params={"wait": 3600}), 422, "invalid_parameter", "/wait")
     long = {"Idempotency-Key": "k" * 256}
     check(patient.post("/jobs", json=DIGITS, headers=long), 422, "invalid_parameter", "/idempotency-key")
@@ -159,7 +180,8 @@ def test_addresses_that_lead_nowhere_are_told(patient):
 
 @pytest.mark.parametrize("key", ["", "tmp_", "tmp_AAAAAAAA_" + "B" * 32, "x" * 10_000, "tmp_\u00e4"])
 def test_a_missing_or_foreign_key_is_refused(patient, key):
-    with httpx2.Client(base_url=patient.base_url, headers={b"Authorization": f"Bearer {key}".encode()}) as stranger:
+    headers = {b"Authorization": f"Bearer {key}".encode()} if key else {}
+    with httpx2.Client(base_url=patient.base_url, headers=headers) as stranger:
         for method, path in (("GET", "/jobs"), ("POST", "/jobs"), ("GET", "/jobs/job_1/events"), ("GET", "/models")):
             answer = stranger.request(method, path, json=DIGITS if method == "POST" else None)
             check(answer, 401, "unauthorized", remedy="Authorization: Bearer")
@@ -213,33 +235,32 @@ def test_a_lost_file_is_a_storage_problem_and_not_a_crash(api, database, setting
     assert answer["status"] == 503
 
 
-def test_a_locked_database_is_503_and_passes(api, settings, monkeypatch):
-    with sqlite3.connect(settings.data_dir / "temper.db", isolation_level=None) as other:
-        assert api.get("/jobs").status_code == 200
-        other.execute("BEGIN IMMEDIATE")
-        answer = api.post("/jobs", json=DIGITS)
-        other.execute("ROLLBACK")
+def test_a_locked_database_is_503_and_passes(victim):
+    api, settings, database = victim
+    assert api.get("/jobs").status_code == 200
+    limit(database, "busy_timeout = 100")
+    other = sqlite3.connect(settings.data_dir / "temper.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    answer = api.post("/jobs", json=DIGITS)
     other.close()
     check(answer, 503, "database_unavailable", remedy="try again")
     assert int(answer.headers["retry-after"]) > 0
     assert api.post("/jobs", json=DIGITS).status_code == 201
 
 
-def test_a_full_disk_is_503_and_reading_goes_on(settings, database, project):
+def test_a_full_disk_is_503_and_reading_goes_on(victim):
+    api, _, database = victim
+    job_id = api.post("/jobs", json=DIGITS).json()["id"]
     # SQLite says the same as on a full disk when its file may not grow any more.
-    @event.listens_for(database.engine, "connect")
-    def limit_growth(connection, _):
-        connection.execute("PRAGMA max_page_count = 45")
-
-    with serving(settings, database) as url, calling(url, add_key(database, project)) as api:
-        job_id = api.post("/jobs", json=DIGITS).json()["id"]
-        answers = [api.post("/jobs", json={**DIGITS, "name": "x" * 100}) for _ in range(60)]
-        check(answers[-1], 503, "database_unavailable")
-        assert api.get(f"/jobs/{job_id}").json()["status"] == "queued"
-        assert api.get("/livez").status_code == 200
+    limit(database, "max_page_count = 1")
+    answers = (api.post("/jobs", json=DIGITS) for _ in range(60))
+    check(next(answer for answer in answers if answer.status_code != 201), 503, "database_unavailable")
+    assert api.get(f"/jobs/{job_id}").json()["status"] == "queued"
+    assert api.get("/livez").status_code == 200
 
 
-def test_an_unready_schema_says_so(api, database):
+def test_an_unready_schema_says_so(victim):
+    api, _, database = victim
     with database.writing() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '0000'"))
     check(api.get("/readyz"), 503, "not_ready")

@@ -7,10 +7,12 @@ import time
 from base64 import b64decode
 
 import pytest
+from sqlalchemy import select
 
 from app import jobs
 from app.main import create_app
 from app.storage import LocalStore
+from app.tables import ApiKey
 from core import events as reported
 from tests.instance import DIGITS, add_key, add_project, calling
 
@@ -315,6 +317,18 @@ def test_models_and_datasets_of_the_operator_are_listed_beside_the_shipped_ones(
 def test_methods_and_architectures_are_listed(api):
     assert {"nat", "single", "sat", "e-at"} <= {method["id"] for method in api.get("/methods").json()["data"]}
     assert "digits-cnn" in {each["id"] for each in api.get("/architectures").json()["data"]}
+
+
+def test_the_last_use_of_a_key_is_noted_to_the_minute(api, database):
+    def last_used():
+        with database.reading() as session:
+            return session.scalars(select(ApiKey.last_used_at)).one()
+
+    assert last_used() is None
+    api.get("/jobs")
+    noted = last_used()
+    api.get("/jobs")
+    assert last_used() == noted is not None
 
 
 def test_probes_and_documentation_need_no_key(url):

@@ -12,6 +12,7 @@ from app.settings import Settings
     [
         ("TEMPER_PORT", "many", "TEMPER_PORT: Input should be a valid integer"),
         ("TEMPER_CONCURRENCY", "0", "TEMPER_CONCURRENCY: Input should be greater than or equal to 1"),
+        ("TEMPER_HEARTBEAT_SECONDS", "30", "TEMPER_HEARTBEAT_SECONDS: .* at most a third of TEMPER_LEASE_SECONDS"),
         ("TEMPER_DATA_DIR", "/proc/nowhere", "TEMPER_DATA_DIR: cannot make /proc/nowhere"),
     ],
 )

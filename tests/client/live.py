@@ -49,7 +49,7 @@ def start_service(folder: Path) -> Service:
     process = subprocess.Popen(
         [sys.executable, "-m", "client", "serve", "--port", str(port), "--data-dir", str(folder)],
         cwd=ROOT,
-        env=os.environ | {"TEMPER_POLL_SECONDS": "0.2", "TEMPER_WATCH_SECONDS": "0.1"},
+        env=os.environ | {"TEMPER_POLL_SECONDS": "0.2", "TEMPER_WATCH_SECONDS": "0.1", "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,

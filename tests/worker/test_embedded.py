@@ -1,121 +1,28 @@
 """The polling worker and the API as real processes."""
 
-import contextlib
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import httpx2
 import pytest
 
-from tests.instance import DIGITS, calling
+from tests.instance import DIGITS
+from tests.native import FAKE_WORKER, ROOT, finish, instance
 from tests.worker.processes import processes_with, wait_until
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-class Instance:
-    """An API process and worker processes in a data folder of their own."""
-
-    def __init__(self, folder, **settings):
-        self.folder = folder
-        self.credentials = folder / "credentials" / "local.json"
-        self.processes = []
-        chosen = {
-            "data_dir": folder / "data",
-            "port": free_port(),
-            "credentials_file": self.credentials,
-            "poll_seconds": 0.05,
-            "watch_seconds": 0.05,
-            **settings,
-        }
-        self.url = f"http://127.0.0.1:{chosen['port']}"
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.environment |= {f"TEMPER_{name.upper()}": str(value) for name, value in chosen.items()}
-
-    def start(self, *command):
-        log = (self.folder / f"{len(self.processes)}.log").open("wb")
-        with log:
-            process = subprocess.Popen(
-                [sys.executable, *command], env=self.environment, stdout=log, stderr=log, cwd=ROOT
-            )
-        self.processes.append(process)
-        return process
-
-    def start_api(self):
-        process = self.start("-m", "app.main")
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            with contextlib.suppress(httpx2.TransportError):
-                if httpx2.get(f"{self.url}/readyz").status_code == 200:
-                    return process
-            assert process.poll() is None, self.log(0)
-            time.sleep(0.05)
-        raise AssertionError("the API did not start")
-
-    def start_worker(self):
-        return self.start(str(ROOT / "tests" / "worker" / "fake_worker.py"))
-
-    @contextlib.contextmanager
-    def worker(self):
-        """A worker process for as long as the block runs."""
-        worker = self.start_worker()
-        try:
-            yield worker
-        finally:
-            worker.kill()
-            worker.wait()
-
-    def client(self):
-        return calling(self.url, json.loads(self.credentials.read_text())["api_key"])
-
-    def log(self, number):
-        return (self.folder / f"{number}.log").read_text()
-
-    def stop(self):
-        for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-
-
-@contextlib.contextmanager
-def instance(folder, **settings):
-    """An instance that leaves no process behind."""
-    temper = Instance(folder, **settings)
-    try:
-        yield temper
-    finally:
-        temper.stop()
 
 
 @pytest.fixture(scope="module")
 def temper(tmp_path_factory):
     """A running API; each test starts and ends its own workers."""
-    with instance(tmp_path_factory.mktemp("temper"), concurrency=4, lease_seconds=4, heartbeat_seconds=0.5) as temper:
+    with instance(
+        tmp_path_factory.mktemp("temper"), *FAKE_WORKER, concurrency=4, lease_seconds=4, heartbeat_seconds=0.5
+    ) as temper:
         temper.start_api()
         yield temper
-
-
-def finish(api, job_id, seconds=40):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        job = api.get(f"/jobs/{job_id}", params={"wait": 5}).json()
-        if job["is_terminal"]:
-            return job
-    raise AssertionError(job)
 
 
 def events(api, job_id):
@@ -184,7 +91,7 @@ def test_a_stopped_worker_hands_its_job_to_the_next(temper):
 
 
 def test_api_and_workers_can_start_at_the_same_time_on_nothing(tmp_path):
-    with instance(tmp_path) as temper:
+    with instance(tmp_path, *FAKE_WORKER) as temper:
         temper.start_worker()
         temper.start_worker()
         temper.start_api()
@@ -193,7 +100,7 @@ def test_api_and_workers_can_start_at_the_same_time_on_nothing(tmp_path):
 
 
 def test_the_api_stops_at_once_with_an_open_stream_and_makes_its_key_only_once(tmp_path):
-    with instance(tmp_path) as temper:
+    with instance(tmp_path, *FAKE_WORKER) as temper:
         server = temper.start_api()
         stored = json.loads(temper.credentials.read_text())
         assert stored["url"] == temper.url
