@@ -33,5 +33,5 @@ class Split:
         return Split(self.pixels[index], self.labels[index], self.white)
 
     def images(self) -> Tensor:
-        """Return the images as (examples, channels, height, width) float32 in [0, 1]."""
-        return self.pixels.float() / self.white
+        """Return the images as (examples, channels, height, width) in [0, 1], in torch's default dtype."""
+        return self.pixels.to(torch.get_default_dtype()) / self.white
