@@ -76,7 +76,8 @@ def write_file(path: Path, content: bytes) -> str:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         if error.errno in (ENOSPC, EDQUOT):
             raise DiskFull(f"no room to write {path.name}", hint="free some disk space and run it again") from error
         raise UserError(

@@ -48,10 +48,10 @@ def cifar_archive() -> Path:
 
 @pytest.fixture
 def two_class_linear() -> nn.Module:
-    """A linear model with two logits for images of 3 x 4 x 4, with fixed random weights."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    """A linear model with two logits for images of 3 x 16 x 16, with fixed random weights."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 2))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        model[1].weight.copy_(torch.randn(2, 48, generator=generator))
+        model[1].weight.copy_(0.1 * torch.randn(2, 768, generator=generator))
         model[1].bias.zero_()
     return model

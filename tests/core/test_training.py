@@ -3,6 +3,7 @@
 import gc
 import json
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def _steps(events: list[Event]) -> list[Stepped]:
     return [event for event in events if isinstance(event, Stepped)]
 
 
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    """Twenty adversarial steps in float32 differ in the second digit from CPU to CPU; in float64 they do not."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double_precision")
 def test_the_first_twenty_losses_and_norms_are_those_on_record(tmp_path: Path) -> None:
     spec = _spec(train_examples=None, evaluation={"protocol": "fast", "examples": 1, "include_base": False})
     steps = []
@@ -45,7 +55,7 @@ def test_the_first_twenty_losses_and_norms_are_those_on_record(tmp_path: Path) -
             break
     golden = json.loads(_GOLDEN.read_text())
     assert [step.norm for step in steps] == golden["norms"]
-    assert [step.loss for step in steps] == pytest.approx(golden["losses"], rel=5e-4)
+    assert [step.loss for step in steps] == pytest.approx(golden["losses"], rel=5e-5)
 
 
 def test_a_run_reports_its_story_in_order(tmp_path: Path) -> None:
