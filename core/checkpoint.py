@@ -65,11 +65,20 @@ def save_checkpoint(path: Path, model: nn.Module, header: Header) -> str:
     return write_file(path, save(weights, metadata={_KEY: header.model_dump_json()}))
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder that a run writes into, before it starts. Raises UserError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write into {path}: {error.strerror}", hint="name a folder that can be written", field="output"
+        ) from error
+
+
 def write_file(path: Path, content: bytes) -> str:
     """Write a file whole or not at all; return its sha256. Raises DiskFull when there is no room."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()

@@ -253,6 +253,7 @@ def _square_flags(records: list[AttackRecord], examples: int) -> Iterator[Flag]:
 def score(spec: EvaluateSpec, output: Path, inputs: Inputs | None = None) -> Iterator[Event]:
     """Evaluate the base model of a spec, and write `report.json` into `output`."""
     begun = time.monotonic()
+    checkpoint.make_folder(output)
     loaded = load(spec, inputs or Inputs())
     yield loaded.started(train_examples=0, total_steps=0)
     report = yield from judge(loaded.model, loaded.test, spec, "result")

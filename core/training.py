@@ -33,6 +33,7 @@ def fine_tune(spec: TrainingSpec, output: Path, inputs: Inputs | None = None) ->
     weights. Raises the errors of `core.errors`.
     """
     begun = time.monotonic()
+    checkpoint.make_folder(output)
     loaded = load(spec, inputs or Inputs())
     model, test = loaded.model, loaded.test
     train = _training_part(spec, loaded.dataset).to(loaded.device)

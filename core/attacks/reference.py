@@ -75,7 +75,8 @@ def square(
 def _run(perturb: Callable[[Tensor, Tensor], Tensor], model: nn.Module, images: Tensor, labels: Tensor) -> AttackResult:
     devices = [images.device] if images.device.type == "cuda" else []
     with frozen(model), torch.random.fork_rng(devices=devices):
-        adversarial = perturb(images, labels).detach()
+        # The library views tensors flat, which only works on contiguous ones.
+        adversarial = perturb(images.contiguous(), labels).detach()
         with torch.no_grad():
             logits = model(adversarial)
     return AttackResult(adversarial, logits.argmax(1) == labels, cross_entropy(logits, labels, labels))

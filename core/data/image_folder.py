@@ -95,7 +95,7 @@ class _Collected:
         stacked = np.stack([_channels(pixels, in_colour=in_colour) for _, pixels, _ in pairs])
         order = np.random.RandomState(0).permutation(len(pairs))
         labels = np.array([label for _, _, label in pairs], dtype=np.int64)
-        return Split(torch.from_numpy(stacked[order]), torch.from_numpy(labels[order]))
+        return Split(torch.from_numpy(np.ascontiguousarray(stacked[order])), torch.from_numpy(labels[order]))
 
 
 def _channels(pixels: np.ndarray, *, in_colour: bool) -> np.ndarray:

@@ -15,6 +15,7 @@ from core.catalog import MODELS
 from core.checkpoint import Header
 from core.errors import BadInput, BadWeights, DiskFull, UserError
 from core.spec import parse
+from core.training import fine_tune
 
 
 @pytest.fixture
@@ -61,10 +62,12 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, header: Header) -> None:
+def test_a_folder_that_cannot_be_written_is_named_before_the_run_starts(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file where a folder should be")
-    with pytest.raises(UserError, match="taken"):
-        checkpoint.save_checkpoint(tmp_path / "taken" / "m.safetensors", models.build(header.blueprint), header)
+    run = fine_tune(parse({"base_model": "digits-cnn-linf"}), tmp_path / "taken")
+    with pytest.raises(UserError, match="taken") as caught:
+        next(run)
+    assert caught.value.field == "output"
 
 
 def _corrupt(path: Path, what: str) -> None:

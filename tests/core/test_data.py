@@ -80,6 +80,7 @@ def test_folders_and_archives_give_the_same_data(how: str, tmp_path: Path) -> No
     dataset = data.load("mine", _write(_files(), tmp_path, how))
     assert dataset.classes == ("cat", "dog")
     assert dataset.shape == (3, 5, 6)
+    assert dataset.train.pixels.is_contiguous()
     reds = dataset.train.pixels[:, 0, 0, 0].tolist()
     assert dict(zip(reds, dataset.train.labels.tolist(), strict=True)) == {0: 0, 10: 0, 20: 0, 100: 1, 110: 1, 120: 1}
     assert sorted(zip(dataset.test.pixels[:, 0, 0, 0].tolist(), dataset.test.labels.tolist(), strict=True)) == [
