@@ -276,15 +276,16 @@ def _attack_standing(
         if rank > order.shape[1]:
             return
         targets, loss = order[:, -rank], targeted_dlr
-    run = _shrink_ball if norm == "l1" else _start_anywhere
-    found = run(model, images, labels, norm, eps, generator=generator, steps=steps, targets=targets, loss=loss)
+    found = _run_from_anywhere(
+        model, images, labels, norm, eps, generator=generator, steps=steps, targets=targets, loss=loss
+    )
     fallen = standing[~found.robust]
     result.robust[fallen] = False
     result.adversarial[fallen] = found.adversarial[~found.robust]
     result.loss[fallen] = found.loss[~found.robust]
 
 
-def _start_anywhere(
+def _run_from_anywhere(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -296,32 +297,20 @@ def _start_anywhere(
     targets: Tensor | None,
     loss: Loss,
 ) -> AttackResult:
-    start = random_start(images, norm, eps, generator)
-    return apgd(model, images, labels, norm, eps, steps=steps, start=start, targets=targets, loss=loss, goal="error")
-
-
-def _shrink_ball(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    norm: Norm,
-    eps: float,
-    *,
-    generator: torch.Generator,
-    steps: int,
-    targets: Tensor | None,
-    loss: Loss,
-) -> AttackResult:
-    """Run in balls of 3 eps, 2 eps and eps, each from the best point of the one before; only the last one counts."""
+    """Run from a random start; for l1 in balls of 3 eps, 2 eps and eps, each from the best point of the one before."""
     early = ceil(0.3 * steps)
-    stages: list[tuple[float, int, Goal]] = [(3, early, "loss"), (2, early, "loss"), (1, steps - 2 * early, "error")]
-    best = random_start(images, norm, 3 * eps, generator)
+    stages: list[tuple[int, int, Goal]] = [(1, steps, "error")]
+    if norm == "l1":
+        stages = [(3, early, "loss"), (2, early, "loss"), (1, steps - 2 * early, "error")]
+    best = random_start(images, norm, stages[0][0] * eps, generator)
     for factor, count, goal in stages:
-        # The reference draws a start at every stage and does not use it; drawing it too keeps the streams in step.
-        torch.randn(images.shape, generator=generator, device=generator.device)
-        start = project(images, best, norm, factor * eps)
+        radius = factor * eps
+        if norm == "l1":
+            # The reference draws a start at every stage and does not use it; drawing it too keeps the streams in step.
+            torch.randn(images.shape, generator=generator, device=generator.device)
+            best = project(images, best, norm, radius)
         result = apgd(
-            model, images, labels, norm, factor * eps, steps=count, start=start, targets=targets, loss=loss, goal=goal
+            model, images, labels, norm, radius, steps=count, start=best, targets=targets, loss=loss, goal=goal
         )
         best = result.adversarial
     return result

@@ -47,6 +47,12 @@ def load(name: str, path: Path | None = None) -> Dataset:
     and BadDataset when the images cannot be read.
     """
     match name:
+        case "digits" if path is not None:
+            raise BadInput(
+                "digits come with scikit-learn, not from a path",
+                hint=f"leave out --data, or give {path.name} another name with --dataset",
+                field="dataset",
+            )
         case "digits":
             return Dataset(*digits.load())
         case "cifar10":

@@ -165,6 +165,11 @@ def test_a_damaged_archive_is_refused(name: str, tmp_path: Path) -> None:
         data.load("mine", tmp_path / name)
 
 
+def test_a_path_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="not from a path"):
+        data.load("digits", tmp_path)
+
+
 def test_unknown_names_and_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as caught:
         data.load("digit")
