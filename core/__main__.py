@@ -23,9 +23,9 @@ from pydantic import BaseModel, ValidationError
 
 from core.catalog import NORMS
 from core.errors import BadInput, UserError
-from core.events import Event, Failed
+from core.events import Event, Failed, Warned
 from core.narration import narrate
-from core.spec import SPECS, AnySpec, EvaluateSpec, Evaluation, Method, explain, parse
+from core.spec import SPECS, AnySpec, EvaluateSpec, Evaluation, Method, cautions, explain, parse
 
 _PARTS: Mapping[str, type[BaseModel]] = {"method": Method, "evaluation": Evaluation}
 
@@ -39,7 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
     # A library that prints must not get between the events.
     with redirect_stdout(sys.stderr):
         try:
-            for event in _run(_spec(options), options):
+            spec = _spec(options)
+            for caution in () if options.json else cautions(spec):
+                say(Warned(code=caution.code, message=caution.message))
+            for event in _run(spec, options):
                 say(event)
         except UserError as error:
             say(_failed(error))
@@ -102,8 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m core", description="Make image classifiers robust, and prove it.")
     commands = parser.add_subparsers(dest="kind", required=True)
     for kind, model in SPECS.items():
+        # No abbreviations: a misspelt option must not pass for another.
         usage = f"python -m core {kind} [SPEC.json] [--FIELD VALUE ...] [--output FOLDER]"
-        command = commands.add_parser(kind, help=model.__doc__, description=model.__doc__, usage=usage)
+        command = commands.add_parser(
+            kind, help=model.__doc__, description=model.__doc__, usage=usage, allow_abbrev=False
+        )
         command.add_argument("spec", nargs="?", type=Path, help="a JSON file with the spec")
         command.add_argument("--output", type=Path, default=Path("runs") / kind, help="folder for what the run writes")
         command.add_argument("--weights", type=Path, help="the base model's file, when it is not a shipped one")
@@ -156,14 +162,22 @@ def _spec(options: argparse.Namespace) -> AnySpec:
     for name, value in vars(options).items():
         if name.startswith("spec.") and value is not None:
             _set(body, name.removeprefix("spec.").split("."), value)
+    if options.data and "dataset" not in body:
+        raise BadInput(
+            f"{options.data} is given, but not which data set it holds",
+            hint="add --dataset: cifar10, or any name for images of your own",
+            field="dataset",
+        )
     try:
         return parse(body)
     except ValidationError as error:
-        problems = explain(error)
+        problems = {problem.pointer.lstrip("/").replace("/", "."): problem.detail for problem in explain(error)}
+        field, first = next(iter(problems.items()))
+        alone = len(problems) == 1
         raise BadInput(
-            "; ".join(f"{problem.pointer}: {problem.detail}" for problem in problems),
+            first if alone else "; ".join(f"{name}: {detail}" for name, detail in problems.items()),
             hint=f"see python -m core {options.kind} --help",
-            field=problems[0].pointer.lstrip("/").replace("/", "."),
+            field=field if alone else None,
         ) from error
 
 

@@ -33,6 +33,7 @@ from core.events import (
     Report,
     Reports,
     Saved,
+    Started,
     Subject,
 )
 from core.geometry import length
@@ -128,7 +129,7 @@ def evaluating(
         clean=rate(int(clean.sum()), len(labels)),
         robust={norm: rate(int(points.sum()), len(labels)) for norm, points in robust.items()},
         union=rate(int(union.sum()), len(labels)),
-        average=float(torch.stack(list(robust.values())).float().mean()),
+        average=sum(int(points.sum()) for points in robust.values()) / (len(robust) * len(labels)),
         attacks=tuple(records),
         flags=(*flags, *_square_flags(records, len(labels))),
         verdicts={name: _digits(points) for name, points in [("clean", clean), *robust.items(), ("union", union)]},
@@ -187,7 +188,10 @@ def rate(count: int, total: int) -> Rate:
     share = count / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     spread = z / (1 + z * z / total) * sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return Rate(value=share, count=count, total=total, low=max(0.0, centre - spread), high=min(1.0, centre + spread))
+    # The share itself, where rounding would leave it outside its own interval.
+    low = max(0.0, centre - spread) if count else 0.0
+    high = min(1.0, centre + spread) if count < total else 1.0
+    return Rate(value=share, count=count, total=total, low=low, high=high)
 
 
 def _doubts(model: nn.Module, images: Tensor, labels: Tensor, protocol: Protocol) -> list[Flag]:
@@ -255,11 +259,12 @@ def score(spec: EvaluateSpec, output: Path, inputs: Inputs | None = None) -> Ite
     begun = time.monotonic()
     checkpoint.make_folder(output)
     loaded = load(spec, inputs or Inputs())
-    yield loaded.started(train_examples=0, total_steps=0)
+    started = loaded.started(train_examples=0, total_steps=0)
+    yield started
     report = yield from judge(loaded.model, loaded.test, spec, "result")
     reports = Reports(before=None, after=report)
     yield Entered(phase="publishing")
-    yield save_reports(reports, output, step=0, epoch=0)
+    yield save_reports(reports, started, output, step=0, epoch=0)
     yield Finished(reports=reports, seconds=time.monotonic() - begun)
 
 
@@ -280,9 +285,9 @@ def judge(model: nn.Module, test: Split, spec: AnySpec, subject: Subject) -> Gen
     return report
 
 
-def save_reports(reports: Reports, output: Path, *, step: int, epoch: float) -> Saved:
-    """Write the evaluations of a run into `report.json`."""
+def save_reports(reports: Reports, started: Started, output: Path, *, step: int, epoch: float) -> Saved:
+    """Write the evaluations of a run into `report.json`, with what the run was."""
     path = output / "report.json"
-    content = reports.model_dump_json(indent=1).encode()
+    content = reports.model_copy(update={"run": started}).model_dump_json(indent=1).encode()
     sha256 = checkpoint.write_file(path, content)
     return Saved(kind="report", path=str(path), sha256=sha256, size=len(content), step=step, epoch=epoch)

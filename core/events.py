@@ -20,6 +20,34 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class Started(_Record):
+    """The run has read its inputs and is about to work."""
+
+    type: Literal["started"] = "started"
+    spec: Spec
+    """The resolved spec."""
+    device: str
+    """Where it runs."""
+    architecture: str
+    """The network."""
+    parameters: int
+    """How many parameters the network has."""
+    train_examples: int
+    """Images it trains on."""
+    test_examples: int
+    """Images it evaluates on."""
+    total_steps: int
+    """Training steps to come."""
+    base_sha256: str | None
+    """Hash of the base model's weights file."""
+    data_sha256: str
+    """Hash of the images and labels."""
+    versions: dict[str, str]
+    """Versions of what computes: python, torch and the like."""
+    commit: str | None
+    """The git commit of Temper, where there is one."""
+
+
 class Rate(_Record):
     """A share of test points, with its 95 % Wilson interval."""
 
@@ -99,34 +127,8 @@ class Reports(_Record):
     """The base model, where the run evaluated it."""
     after: Report | None
     """The model that the run delivers, or the one it was asked to evaluate."""
-
-
-class Started(_Record):
-    """The run has read its inputs and is about to work."""
-
-    type: Literal["started"] = "started"
-    spec: Spec
-    """The resolved spec."""
-    device: str
-    """Where it runs."""
-    architecture: str
-    """The network."""
-    parameters: int
-    """How many parameters the network has."""
-    train_examples: int
-    """Images it trains on."""
-    test_examples: int
-    """Images it evaluates on."""
-    total_steps: int
-    """Training steps to come."""
-    base_sha256: str | None
-    """Hash of the base model's weights file."""
-    data_sha256: str
-    """Hash of the images and labels."""
-    versions: dict[str, str]
-    """Versions of what computes: python, torch and the like."""
-    commit: str | None
-    """The git commit of Temper, where there is one."""
+    run: Started | None = None
+    """What the run was, with the hashes of model and data: in `report.json`, where nothing else says it."""
 
 
 class Entered(_Record):

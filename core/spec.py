@@ -8,7 +8,8 @@ where it depends on the data set or the network.
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from math import prod, sqrt
+from itertools import islice
+from math import isfinite, prod, sqrt
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,12 +18,14 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
     Tag,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
@@ -38,21 +41,28 @@ _FRACTION = re.compile(r"-?\d{1,9}(\.\d{1,18})?(/\d{1,9})?")
 
 
 def _read_radius(value: Any) -> Any:
-    if not isinstance(value, str):
+    if type(value) is int or (type(value) is float and isfinite(value)):
         return value
-    numerator, _, denominator = value.replace(" ", "").partition("/")
-    if not _FRACTION.fullmatch(value.replace(" ", "")) or int(denominator or 1) == 0:
-        raise PydanticCustomError("not_a_radius", 'give a number or a fraction such as "8/255"')
+    text = value.replace(" ", "") if isinstance(value, str) else ""
+    numerator, _, denominator = text.partition("/")
+    if not _FRACTION.fullmatch(text) or int(denominator or 1) == 0:
+        raise PydanticCustomError("not_a_radius", 'give a finite number or a fraction such as "8/255"')
     return float(numerator) / float(denominator or 1)
 
 
 Radius = Annotated[
     float,
     BeforeValidator(_read_radius, json_schema_input_type=float | str),
-    Field(gt=0, allow_inf_nan=False),
+    Field(gt=0),
 ]
+# What a terminal would act on has no place in a label.
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Name = Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")]
-Steps = Annotated[int, Field(ge=1, le=1000)]
+Steps = Annotated[StrictInt, Field(ge=1, le=1000)]
+
+
+# The type that pydantic gives the errors which merely follow from others.
+_CONSEQUENCE = "default_factory_not_called"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -77,20 +87,21 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
+def _one_for_all(steps: Any, info: ValidationInfo) -> Any:
+    return dict.fromkeys(info.data.get("norms", ()), steps) if type(steps) is int else steps
+
+
 class Method(_Part):
-    """How a batch becomes a loss. A bare name stands for the method with its defaults."""
+    """How a batch becomes a loss."""
 
     name: str = Field(examples=list(METHODS))
     """The method, by its name in the catalogue."""
     norms: tuple[Norm, ...] = Field(default_factory=lambda data: METHODS[data["name"]].norms or ())
     """The norms it attacks."""
-    steps: dict[Norm, Steps] = Field(default_factory=lambda data: dict.fromkeys(data["norms"], 10))
+    steps: Annotated[
+        dict[Norm, Steps], BeforeValidator(_one_for_all, json_schema_input_type=Steps | dict[Norm, Steps])
+    ] = Field(default_factory=lambda data: dict.fromkeys(data["norms"], 10))
     """Steps of the training attack for each attacked norm; one number stands for all."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("name")
     @classmethod
@@ -110,11 +121,6 @@ class Method(_Part):
             )
         return norms
 
-    @field_validator("steps", mode="before")
-    @classmethod
-    def _one_for_all(cls, steps: Any, info: ValidationInfo) -> Any:
-        return dict.fromkeys(info.data.get("norms", ()), steps) if type(steps) is int else steps
-
     @field_validator("steps")
     @classmethod
     def _one_each(cls, steps: dict[Norm, int], info: ValidationInfo) -> dict[Norm, int]:
@@ -128,17 +134,21 @@ class Method(_Part):
         return {norm: steps[norm] for norm in norms}
 
 
+def _named_method(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 class Evaluation(_Part):
     """How robustness is measured."""
 
     protocol: Protocol = "paper"
     """fast: APGD on the cross-entropy, 1 x 20 iterations per norm, for curves. paper: APGD-CE and targeted APGD,
     10 x 100 iterations per norm, as in the tables of the E-AT paper. standard: all of AutoAttack."""
-    examples: int = Field(default=1000, ge=1, le=1_000_000)
+    examples: StrictInt = Field(default=1000, ge=1, le=1_000_000)
     """Test points to evaluate: the first so many in the data set's fixed order, or all where there are fewer."""
-    include_base: bool = True
+    include_base: StrictBool = True
     """Whether fine-tuning evaluates the base model too, for the row "before"."""
-    batch_size: int = Field(default=250, ge=1, le=100_000)
+    batch_size: StrictInt = Field(default=250, ge=1, le=100_000)
     """Points that share one stream of random numbers (AutoAttack's `bs`), so part of what defines a verdict."""
 
 
@@ -163,7 +173,7 @@ class _FromBase(_Run):
 
     @field_validator("base_model")
     @classmethod
-    def _named(cls, name: str) -> str:
+    def _base_is_named(cls, name: str) -> str:
         if not name:
             raise PydanticCustomError("missing", "name the base model; shipped: {names}", {"names": ", ".join(MODELS)})
         return name
@@ -188,20 +198,22 @@ class _Measured(_Run):
     given here is evaluated; the method chooses which of them training attacks."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
     """How robustness is measured."""
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: StrictInt = Field(default=0, ge=0, lt=2**32)
     """Decides everything that is drawn at random."""
-    name: str = Field(default="", max_length=128)
+    name: Text = Field(default="", max_length=128)
     """A label for people."""
-    metadata: dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
+    metadata: dict[Annotated[Text, Field(min_length=1, max_length=64)], Annotated[Text, Field(max_length=512)]] = Field(
         default_factory=dict, max_length=16
     )
     """Up to 16 pairs of the user's own."""
-    priority: int = Field(default=0, ge=-100, le=100)
+    priority: StrictInt = Field(default=0, ge=-100, le=100)
     """A waiting job of higher priority starts first."""
 
     @field_validator("dataset")
     @classmethod
-    def _named(cls, name: str) -> str:
+    def _dataset_is_named(cls, name: str, info: ValidationInfo) -> str:
+        if not name and "base_model" in cls.model_fields and "base_model" not in info.data:
+            raise PydanticCustomError(_CONSEQUENCE, "the base model decides the data set")
         if not name:
             raise PydanticCustomError("missing", "name the data set; built in: {names}", {"names": ", ".join(DATASETS)})
         return name
@@ -232,7 +244,7 @@ def check_radius(norm: Norm, radius: float, shape: tuple[int, int, int] | None) 
         hint = f'; for 0-255 units divide by 255: "{radius:g}/255" is {radius / 255:.4g}'
     raise PydanticCustomError(
         "eps_out_of_range",
-        "eps.{norm} = {radius} is not below {limit}, where every image can be turned into the same grey one; eps is in "
+        "{radius} is not below {limit}, where every image can be turned into the same grey one; eps is in "
         "pixel units of images in [0, 1]{hint}",
         {"norm": norm, "radius": f"{radius:g}", "limit": f"{limit:g}", "hint": hint, "pointer": f"/eps/{norm}"},
     )
@@ -255,24 +267,26 @@ def _default_learning_rate(data: Mapping[str, Any]) -> float:
 
 
 class _Trained(_Measured):
-    method: Method = Field(default_factory=lambda: Method(name="e-at"))
-    """How a batch becomes a loss: a name, or an object with options."""
-    epochs: int = Field(default_factory=_dataset_default("epochs", 3), ge=1, le=1000)
+    method: Annotated[Method, BeforeValidator(_named_method, json_schema_input_type=str | Method)] = Field(
+        default_factory=lambda: Method(name="e-at")
+    )
+    """How a batch becomes a loss: a name, which stands for the method with its defaults, or an object with options."""
+    epochs: StrictInt = Field(default_factory=_dataset_default("epochs", 3), ge=1, le=1000)
     """Passes over the training images."""
-    batch_size: int = Field(default_factory=_dataset_default("batch_size", 128), ge=1, le=65_536)
+    batch_size: StrictInt = Field(default_factory=_dataset_default("batch_size", 128), ge=1, le=65_536)
     """Images per training step."""
-    learning_rate: float = Field(default_factory=_default_learning_rate, gt=0, le=10)
+    learning_rate: StrictFloat = Field(default_factory=_default_learning_rate, gt=0, le=10)
     """The highest learning rate of the schedule."""
     schedule: Schedule = "piecewise"
     """piecewise: the learning rate, a tenth and a hundredth of it, each for a third of the run. one-cycle: up in a
     straight line for three tenths of the run, then down to zero. constant: no change."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum: StrictFloat = Field(default=0.9, ge=0, lt=1)
     """Momentum of SGD."""
-    weight_decay: float = Field(default=5e-4, ge=0, le=1)
+    weight_decay: StrictFloat = Field(default=5e-4, ge=0, le=1)
     """Weight decay of SGD; when training from random weights, not on biases and batch norm."""
     augmentation: Augmentation = Field(default_factory=_dataset_default("augmentation", "none"))
     """crop-flip: a random crop after padding by an eighth of the size, and a horizontal flip half the time."""
-    train_examples: int | None = Field(default=None, ge=1)
+    train_examples: StrictInt | None = Field(default=None, ge=1)
     """Train on so many images, drawn once with the seed; null for all of them."""
 
     @field_validator("method")
@@ -305,7 +319,7 @@ class TrainSpec(_Trained, _FromScratch):
 
     kind: Literal["train"] = "train"
     """Train a network from random weights."""
-    epochs: int = Field(default_factory=_dataset_default("train_epochs", 30), ge=1, le=1000)
+    epochs: StrictInt = Field(default_factory=_dataset_default("train_epochs", 30), ge=1, le=1000)
     """Passes over the training images."""
     schedule: Schedule = "one-cycle"
     """piecewise: the learning rate, a tenth and a hundredth of it, each for a third of the run. one-cycle: up in a
@@ -402,25 +416,54 @@ class FieldError(BaseModel):
     """What is wrong and what to do."""
 
 
-def explain(error: ValidationError) -> list[FieldError]:
-    """Turn a validation error of `parse` into one entry per field, each with its remedy."""
-    return [_field_error(details) for details in error.errors() if details["type"] != "default_factory_not_called"]
+def explain(error: ValidationError, *, limit: int = 20) -> list[FieldError]:
+    """Turn a validation error of `parse` into an entry per field, each with its remedy, up to `limit` of them."""
+    own = (details for details in error.errors(include_url=False) if details["type"] != _CONSEQUENCE)
+    return [_field_error(details) for details in islice(own, limit)]
 
 
 def _field_error(details: ErrorDetails) -> FieldError:
-    path = [str(part) for part in details["loc"]]
-    fields: Mapping[str, Any] = FineTuneSpec.model_fields
-    if path and path[0] in SPECS:
-        fields = SPECS[path.pop(0)].model_fields  # type: ignore[index]  # `in` has just shown that it is a Kind
+    path = [_shorten(str(part)) for part in details["loc"]]
+    kind = path.pop(0) if path and path[0] in SPECS else "finetune"
     if path and path[-1] == "[key]":
         path.pop()
     context = details.get("ctx", {})
     pointer = context.get("pointer") or "".join(f"/{part.replace('~', '~0').replace('/', '~1')}" for part in path)
     detail = details["msg"]
-    if details["type"] == "extra_forbidden":
-        parts = {"method": Method.model_fields, "evaluation": Evaluation.model_fields}
-        siblings = fields if len(path) == 1 else parts.get(path[0], fields)
-        detail = f"there is no field {path[-1]!r} here; {did_you_mean(path[-1], siblings)}"
-    elif details["type"] == "unknown_kind":
-        pointer = "/kind"
+    match details["type"]:
+        case "extra_forbidden":
+            detail = _no_such_field(kind, path)
+        case "unknown_kind":
+            pointer = "/kind"
+        case "missing" if detail == "Field required":
+            detail = "this field is required"
+        case "dict_type" | "model_type" | "model_attributes_type":
+            detail = f"give an object, such as {_OBJECTS.get(path[-1] if path else '', '{}')}"
     return FieldError(pointer=pointer, code=details["type"], detail=detail)
+
+
+_OBJECTS = {
+    "eps": '{"linf": "8/255", "l1": 12}',
+    "evaluation": '{"protocol": "fast"}',
+    "method": '{"name": "e-at"}',
+    "steps": '{"linf": 10, "l1": 10}, or one whole number',
+    "metadata": '{"team": "red"}',
+}
+
+
+_PARTS: Mapping[str, type[_Part]] = {"method": Method, "evaluation": Evaluation}
+
+
+def _no_such_field(kind: str, path: Sequence[str]) -> str:
+    *outer, name = path
+    if outer:
+        fields: Iterable[str] = _PARTS[outer[0]].model_fields
+    else:
+        fields = SPECS[kind].model_fields  # type: ignore[index]  # the caller has looked it up
+        if any(name in spec.model_fields for spec in SPECS.values()):
+            return f"a run of kind {kind} has no {name}: leave it out"
+    return f"there is no field {name!r} here; {did_you_mean(name, fields)}"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 64 else f"{text[:64]}..."

@@ -48,7 +48,7 @@ def fine_tune(spec: TrainingSpec, output: Path, inputs: Inputs | None = None) ->
     reports = Reports(before=before, after=after)
     yield Entered(phase="publishing")
     yield _save(spec, loaded, started, reports, output)
-    yield save_reports(reports, output, step=started.total_steps, epoch=spec.epochs)
+    yield save_reports(reports, started, output, step=started.total_steps, epoch=spec.epochs)
     yield Finished(reports=reports, seconds=time.monotonic() - begun)
 
 

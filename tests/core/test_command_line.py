@@ -105,6 +105,17 @@ def test_bad_input_ends_with_a_remedy_and_no_traceback(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_path_to_data_without_its_name_is_refused(run: Command, tmp_path: Path) -> None:
+    done = run("evaluate", "--base-model", "digits-cnn-linf", "--data", tmp_path)
+    assert done.returncode == 2
+    assert "add --dataset" in done.stdout
+
+
+def test_an_abbreviated_option_is_not_guessed_at() -> None:
+    with pytest.raises(SystemExit):
+        main(["finetune", "--base-model", "digits-cnn-linf", "--epoch", "3"])
+
+
 def test_a_failure_as_json_names_field_and_code(run: Command) -> None:
     done = run("finetune", "--base-model", "digits-cnn-linf", "--eps.linf", "8", "--json")
     (event,) = _events(done)

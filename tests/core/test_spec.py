@@ -20,6 +20,25 @@ def _errors(body: Any) -> dict[str, str]:
     return {error.pointer: error.detail for error in explain(caught.value)}
 
 
+def test_a_bad_base_model_is_told_once_and_without_its_consequences() -> None:
+    assert set(_errors({"base_modell": "digits-cnn-linf"})) == {"/base_model", "/base_modell"}
+    assert set(_errors({"base_model": "../.."})) == {"/base_model"}
+
+
+def test_a_flood_of_errors_is_cut_and_long_names_are_shortened() -> None:
+    with pytest.raises(ValidationError) as caught:
+        parse({**_SMALLEST, **{f"{number}{'x' * 1000}": 1 for number in range(1000)}})
+    errors = explain(caught.value)
+    assert len(errors) == 20
+    assert all(len(error.pointer) < 100 for error in errors)
+    assert sum(len(error.detail) for error in errors) < 10_000
+
+
+def test_a_method_may_be_a_name_in_the_schema_too() -> None:
+    fields = FineTuneSpec.model_json_schema()["properties"]
+    assert {"type": "string"} in fields["method"]["anyOf"]
+
+
 def test_the_smallest_job_is_resolved_in_full_from_the_catalogue() -> None:
     spec = parse(_SMALLEST)
     assert isinstance(spec, FineTuneSpec)
@@ -106,6 +125,18 @@ def test_one_number_of_steps_stands_for_every_attacked_norm() -> None:
         ({"base_model": "mine"}, "/dataset", "name the data set"),
         ({"metadata": {"k": "v" * 513}}, "/metadata/k", "at most 512"),
         ({"seed": -1}, "/seed", "greater than or equal to 0"),
+        ({"epochs": True}, "/epochs", "valid integer"),
+        ({"epochs": "3"}, "/epochs", "valid integer"),
+        ({"epochs": 3.5}, "/epochs", "valid integer"),
+        ({"learning_rate": "0.1"}, "/learning_rate", "valid number"),
+        ({"evaluation": {"include_base": "no"}}, "/evaluation/include_base", "valid boolean"),
+        ({"eps": {"linf": True, "l1": 1}}, "/eps/linf", '"8/255"'),
+        ({"eps": 8}, "/eps", '{"linf": "8/255"'),
+        ({"evaluation": "fast"}, "/evaluation", '{"protocol": "fast"}'),
+        ({"method": {"name": "e-at", "steps": 1e6}}, "/method/steps", "one whole number"),
+        ({"base_model": ""}, "/base_model", "shipped: digits-cnn-linf"),
+        ({"name": "red\x1b[31m"}, "/name", "match pattern"),
+        ({"kind": "evaluate", "epochs": 3}, "/epochs", "a run of kind evaluate has no epochs"),
     ],
 )
 def test_bad_input_is_refused_by_field_and_with_a_remedy(change: dict[str, Any], pointer: str, remedy: str) -> None:

@@ -17,7 +17,8 @@ _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
 
 
 def _rule(method: str | dict, seed: int = 0) -> TrainingRule:
-    return build(Method.model_validate(method), _EPS, torch.Generator().manual_seed(seed))
+    options = {"name": method} if isinstance(method, str) else method
+    return build(Method.model_validate(options), _EPS, torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
