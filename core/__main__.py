@@ -111,7 +111,12 @@ def _parser() -> argparse.ArgumentParser:
             kind, help=model.__doc__, description=model.__doc__, usage=usage, allow_abbrev=False
         )
         command.add_argument("spec", nargs="?", type=Path, help="a JSON file with the spec")
-        command.add_argument("--output", type=Path, default=Path("runs") / kind, help="folder for what the run writes")
+        command.add_argument(
+            "--output",
+            type=Path,
+            default=Path("runs") / kind,
+            help=f"folder for what the run writes; by default runs/{kind} in this one",
+        )
         command.add_argument("--weights", type=Path, help="the base model's file, when it is not a shipped one")
         command.add_argument("--data", type=Path, help="the data set's folder or archive, when it is not built in")
         command.add_argument("--device", help="where to compute, such as cpu or cuda:1")

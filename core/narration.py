@@ -41,7 +41,8 @@ def narrate(event: Event) -> Iterator[str]:
         case Warned():
             yield f"warning: {event.message}"
         case Finished():
-            yield from table({"before": event.reports.before, "after": event.reports.after})
+            before, after = event.reports.before, event.reports.after
+            yield from table({"before": before, "after": after} if before else {"model": after})
             yield f"done in {event.seconds:.0f} s"
         case Failed():
             yield f"failed: {f'{event.field}: ' if event.field else ''}{event.message}"
