@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import string
+from contextlib import suppress
 from hmac import compare_digest
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from typing import Annotated
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import or_, select, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.database import Database, now, seconds_from_now
@@ -56,7 +58,8 @@ def authenticate(
         raise Unauthorized(detail, headers={"WWW-Authenticate": "Bearer"})
     key, is_stale = found
     if is_stale:
-        with service.database.writing() as session:
+        # Where nothing can be written, reading goes on.
+        with suppress(OperationalError), service.database.writing() as session:
             session.execute(update(ApiKey).where(ApiKey.id == key.id).values(last_used_at=now()))
     return key.project_id
 

@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, DateTime, Dialect, Engine, TypeDecorator, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -95,9 +95,17 @@ class Database:
             command.upgrade(config, "head")
 
     def is_migrated(self) -> bool:
-        """Whether the schema is of this code's version. Takes the write lock, so it also shows a read-only database."""
-        with self._writing_engine.begin() as connection:
+        """Whether the schema is of this code's version."""
+        with self.engine.connect() as connection:
             return _revision(connection) == ScriptDirectory.from_config(_alembic()).get_current_head()
+
+    def try_to_write(self) -> None:
+        """Write something and take it back. Raises OperationalError where that fails, as on a full disk."""
+        with self._writing_engine.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                _spill(connection)
+            else:
+                connection.exec_driver_sql("UPDATE alembic_version SET version_num = version_num")
 
     def close(self) -> None:
         """Close every connection."""
@@ -111,7 +119,7 @@ def open_database(url: str) -> Database:
         database.migrate()
     except CommandError as error:
         sys.exit(f"the database was made by another version of Temper ({error}); start that version, or a newer one")
-    except OperationalError as error:
+    except DatabaseError as error:
         sys.exit(f"the database at {database.engine.url} cannot be used: {error.orig}")
     return database
 
@@ -124,6 +132,16 @@ def _alembic() -> Config:
 
 def _revision(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
+
+
+def _spill(connection: Connection) -> None:
+    """Write more than the cache holds: SQLite keeps the rest of a transaction from the disk until the commit."""
+    before = connection.exec_driver_sql("PRAGMA cache_size").scalar_one()
+    connection.exec_driver_sql("PRAGMA cache_size = 1")
+    try:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = zeroblob(65536)")
+    finally:
+        connection.exec_driver_sql(f"PRAGMA cache_size = {before}")
 
 
 def _adapt_to_sqlite(engine: Engine) -> None:

@@ -6,6 +6,7 @@ The docstring of a class is its explanation for people, served at /problems/<cod
 
 import json
 import logging
+import sqlite3
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from inspect import getdoc
@@ -25,6 +26,8 @@ from core.spec import FieldError
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+MOST_ERRORS = 20
+"""Errors that one problem lists: an answer must not be many times as long as what was asked."""
 
 
 class Problem(Exception):
@@ -43,8 +46,8 @@ class Problem(Exception):
         **extra: Any,
     ) -> None:
         super().__init__(detail)
-        self.detail = detail
-        self.errors = errors
+        self.detail = _shorten(detail)
+        self.errors = [_brief(error) for error in errors[:MOST_ERRORS]]
         self.headers = headers or {}
         self.extra = extra
 
@@ -129,8 +132,8 @@ class InvalidSpec(Problem):
 
     status, code = 422, "invalid_spec"
 
-    def __init__(self, errors: Sequence[FieldError]) -> None:
-        super().__init__(_summary(errors), errors=errors)
+    def __init__(self, errors: Sequence[FieldError], *, found: int = 0) -> None:
+        super().__init__(_summary(errors, found), errors=errors)
 
 
 class InvalidParameter(Problem):
@@ -155,7 +158,8 @@ class InternalError(Problem):
 
 
 class DatabaseUnavailable(Problem):
-    """The database cannot be reached, is locked, or has no room. Try again after the seconds in Retry-After."""
+    """The database cannot be reached or written: it is locked, or the disk of the data folder is full or cannot be
+    written. `detail` says which, and what to do. Try again after the seconds in Retry-After."""
 
     status, code = 503, "database_unavailable"
 
@@ -177,6 +181,12 @@ class TooManyStreams(Problem):
 
     status, code = 503, "too_many_streams"
 
+
+_REMEDIES: Mapping[int, str] = {
+    sqlite3.SQLITE_FULL: "the disk of the data folder (TEMPER_DATA_DIR) is full; free some of it, then send this again",
+    sqlite3.SQLITE_READONLY: "it is read-only; let the service write to the data folder (TEMPER_DATA_DIR)",
+    sqlite3.SQLITE_IOERR: "the disk of the data folder (TEMPER_DATA_DIR) fails or is full; look at that disk",
+}
 
 PROBLEMS: Mapping[str, type[Problem]] = {
     problem.code: problem for problem in sorted(Problem.__subclasses__(), key=lambda each: each.code)
@@ -236,7 +246,10 @@ def answer(request: Request, problem: Problem) -> Response:
 def _answer(request: Request, error: Exception) -> Response:
     problem = error if isinstance(error, Problem) else _as_problem(error)
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.error("request %s: %s", request.state.request_id, problem.code, exc_info=error)
+        # Only a mistake of ours needs a traceback: a full disk would fill the log with them.
+        trace = error if isinstance(problem, InternalError) else None
+        cause = getattr(error, "orig", error)
+        log.error("request %s: %s: %s", request.state.request_id, problem.code, cause, exc_info=trace)
     return answer(request, problem)
 
 
@@ -247,13 +260,21 @@ def _as_problem(error: Exception) -> Problem:
         case HTTPException():
             return _refused(error)
         case OperationalError():
-            detail = "the database cannot be reached or written just now; try again in a moment"
-            return DatabaseUnavailable(detail, headers={"Retry-After": "2"})
+            return _unavailable(error)
         case StorageUnavailable():
             detail = "the object store cannot be read just now; try again in a moment"
             return StoreUnavailable(detail, headers={"Retry-After": "5"})
         case _:
             return InternalError("something went wrong in the service; look for the request id in its log")
+
+
+def _unavailable(error: OperationalError) -> DatabaseUnavailable:
+    # The low byte is the kind of error; the rest, of no matter here, says where it happened.
+    remedy = _REMEDIES.get(getattr(error.orig, "sqlite_errorcode", 0) & 0xFF)
+    if remedy:
+        return DatabaseUnavailable(f"the database cannot be written: {remedy}", headers={"Retry-After": "30"})
+    detail = "the database cannot be reached or written just now; try again in a moment"
+    return DatabaseUnavailable(detail, headers={"Retry-After": "2"})
 
 
 def _refused(error: HTTPException) -> Problem:
@@ -265,9 +286,7 @@ def _refused(error: HTTPException) -> Problem:
         case HTTPStatus.METHOD_NOT_ALLOWED:
             return MethodNotAllowed("this address does not take that method", headers=headers)
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return BodyTooLarge(
-                "the body is over the limit of this service; a job spec is much smaller", headers=headers
-            )
+            return BodyTooLarge(error.detail, headers=headers)
         case _:
             return MalformedBody("the body cannot be read as JSON; send one JSON object in UTF-8", headers=headers)
 
@@ -291,6 +310,22 @@ def _invalid(error: RequestValidationError) -> Problem:
     )
 
 
-def _summary(errors: Sequence[FieldError]) -> str:
-    first = f"{errors[0].pointer}: {errors[0].detail}".removeprefix(": ")
-    return first if len(errors) == 1 else f"{first} (and {len(errors) - 1} more in errors)"
+def _summary(errors: Sequence[FieldError], found: int = 0) -> str:
+    """Say the first error, and how many there are: all of `errors`, which may be the first of those that were found."""
+    first = _shorten(f"{errors[0].pointer}: {errors[0].detail}".removeprefix(": "))
+    if len(errors) == 1:
+        return first
+    # Some of what was found may only follow from another error, and has no entry of its own.
+    more = max(len(errors), found) - 1
+    if len(errors) >= MOST_ERRORS and more >= MOST_ERRORS:
+        return f"{first} (and up to {more} more; errors has the first {MOST_ERRORS})"
+    return f"{first} (and {len(errors) - 1} more in errors)"
+
+
+def _brief(error: FieldError) -> FieldError:
+    return FieldError(pointer=_shorten(error.pointer), code=error.code, detail=_shorten(error.detail))
+
+
+def _shorten(text: str, to: int = 1000) -> str:
+    """Leave out the middle of a long text: the remedy stands at the end."""
+    return text if len(text) <= to else f"{text[: to // 2]} … {text[-to // 2 :]}"

@@ -7,12 +7,23 @@ paths to the training process. It looks at names and sizes only; what is inside,
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from stat import S_ISREG
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
 
 from core.catalog import ARCHITECTURES, DATASETS, MODELS, ArchitectureEntry, DatasetEntry
-from core.spec import AnySpec, FieldError, TrainSpec, did_you_mean
+from core.spec import AnySpec, FieldError, Name, TrainSpec, did_you_mean
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tar.xz")
+_name: TypeAdapter[str] = TypeAdapter(Name)
+
+
+class LocalModel(NamedTuple):
+    """A weights file of the operator's."""
+
+    path: Path
+    size: int
 
 
 @dataclass(frozen=True)
@@ -22,18 +33,21 @@ class Inventory:
     models_dir: Path
     datasets_dir: Path
 
-    def local_models(self) -> dict[str, Path]:
+    def local_models(self) -> dict[str, LocalModel]:
         """Weights files by name. A name of the catalogue stays the catalogue's."""
         files = sorted(self.models_dir.glob("*.safetensors"))
-        return {file.stem: file for file in files if file.stem not in MODELS}
+        sizes = {file: _size_of_file(file) for file in files if _is_name(file.stem) and file.stem not in MODELS}
+        return {file.stem: LocalModel(file, size) for file, size in sizes.items() if size is not None}
 
     def local_datasets(self) -> dict[str, Path]:
         """ImageFolder folders and archives by name. A name of the catalogue says where that data set lies."""
-        return {_dataset_name(path): path for path in sorted(self.datasets_dir.glob("[!.]*")) if _dataset_name(path)}
+        named = ((_dataset_name(path), path) for path in sorted(self.datasets_dir.iterdir()))
+        return {name: path for name, path in named if _is_name(name)}
 
     def weights(self, spec: AnySpec) -> Path | None:
         """Find the file of the base model, where it is not one that Temper ships."""
-        return None if isinstance(spec, TrainSpec) else self.local_models().get(spec.base_model)
+        model = None if isinstance(spec, TrainSpec) else self.local_models().get(spec.base_model)
+        return model.path if model else None
 
     def data(self, spec: AnySpec) -> Path | None:
         """Find the images, where they lie in the datasets folder."""
@@ -53,12 +67,30 @@ def _dataset_name(path: Path) -> str:
     if path.is_dir():
         return path.name
     ending = next((ending for ending in _ARCHIVES if path.name.endswith(ending)), None)
-    return path.name.removesuffix(ending) if ending else ""
+    return path.name.removesuffix(ending) if ending and _size_of_file(path) is not None else ""
+
+
+def _is_name(text: str) -> bool:
+    """Whether a spec can say it."""
+    try:
+        return bool(_name.validate_python(text))
+    except ValidationError:
+        return False
+
+
+def _size_of_file(path: Path) -> int | None:
+    """Look at a regular file; None for anything else, such as a folder, or a link to what has gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size if S_ISREG(status.st_mode) else None
 
 
 def _unknown(field: str, what: str, body: Mapping[str, Any], known: list[str]) -> list[FieldError]:
     name = body.get(field)
-    if not isinstance(name, str) or name in known:
+    # What can be no name, the spec itself refuses.
+    if not isinstance(name, str) or not _is_name(name) or name in known:
         return []
     detail = f"there is no {what} {name!r} here; {did_you_mean(name, known)}"
     return [FieldError(pointer=f"/{field}", code="unknown_name", detail=detail)]

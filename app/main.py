@@ -27,6 +27,7 @@ from app.settings import Settings
 from app.storage import LocalStore
 from app.tables import new_id
 from app.watch import Watch
+from core.spec import EvaluateSpec, TrainSpec
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -37,8 +38,15 @@ class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Describe the API, once."""
         if not self.openapi_schema:
-            self.openapi_schema = errors.name_media_type(super().openapi())
+            self.openapi_schema = _tell_kinds_apart(errors.name_media_type(super().openapi()))
         return self.openapi_schema
+
+
+def _tell_kinds_apart(document: dict[str, Any]) -> dict[str, Any]:
+    """Require `kind` of all specs but the default one: a spec without it would be valid as several kinds."""
+    for spec in (TrainSpec, EvaluateSpec):
+        document["components"]["schemas"][f"{spec.__name__}-Input"]["required"].append("kind")
+    return document
 
 
 def create_app(settings: Settings, database: Database) -> FastAPI:
@@ -115,7 +123,8 @@ class BodyLimit:
             received += len(message.get("body", b""))
             if received > self.max_bytes:
                 # FastAPI lets only its own exceptions out of the reading of a body.
-                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+                detail = f"the body is over the limit of {self.max_bytes} bytes; a job spec is much smaller"
+                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
             return message
 
         await self.app(scope, receive_up_to_limit, send)

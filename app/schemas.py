@@ -3,8 +3,9 @@
 No field has a default: an answer says everything, with null for what is not known yet.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,6 +20,11 @@ Item = TypeVar("Item")
 
 class _Answer(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, json_schema_serialization_defaults_required=True)
+
+
+def headers(descriptions: Mapping[str, str]) -> dict[str, Any]:
+    """Describe the headers of an answer for the OpenAPI document."""
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in descriptions.items()}
 
 
 class Listed(_Answer):
@@ -315,6 +321,21 @@ def page(items: list[ListedItem], *, has_more: bool) -> Page[ListedItem]:
     """Wrap a part of a list, with the ids of its ends."""
     first, last = (items[0].id, items[-1].id) if items else (None, None)
     return Page(object="list", data=items, has_more=has_more, first_id=first, last_id=last)
+
+
+class Index(_Answer):
+    """Where to go from here."""
+
+    service: str
+    """What answers here."""
+    docs: str
+    """The routes, for people."""
+    openapi: str
+    """The routes, for programs."""
+    ready: str
+    """Whether the service can work."""
+    version: str
+    """Which Temper this is."""
 
 
 class Health(_Answer):

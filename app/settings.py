@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 
 class Settings(BaseSettings):
@@ -43,6 +46,19 @@ class Settings(BaseSettings):
     """Time between asking a training process to end and killing it."""
     max_losses: int = Field(default=5, ge=1)
     """A job whose worker or training process has vanished this many times fails."""
+
+    @field_validator("database_url")
+    @classmethod
+    def _of_a_database(cls, url: str) -> str:
+        try:
+            make_url(url).get_dialect().import_dbapi()
+        except (ArgumentError, ImportError) as error:
+            raise ValueError(
+                f"not a database that can be used here: {error}; write sqlite:////PATH/temper.db"
+            ) from None
+        if make_url(url).get_backend_name() == "sqlite" and make_url(url).database in (None, "", ":memory:"):
+            raise ValueError("API and worker share the database, so it must be a file: write sqlite:////PATH/temper.db")
+        return url
 
     @field_validator("heartbeat_seconds")
     @classmethod
@@ -84,8 +100,12 @@ class Settings(BaseSettings):
             settings = cls()
             settings.make_folders()
         except ValidationError as error:
-            wrong = [f"TEMPER_{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors()]
-            sys.exit("\n".join(wrong))
+            sys.exit("\n".join(_sentence(each) for each in error.errors()))
         except OSError as error:
             sys.exit(f"TEMPER_DATA_DIR: cannot make {error.filename}: {error.strerror}")
         return settings
+
+
+def _sentence(details: ErrorDetails) -> str:
+    name = "_".join(map(str, details["loc"])).upper()
+    return f"TEMPER_{name}: {details['msg'].removeprefix('Value error, ')}"

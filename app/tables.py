@@ -1,5 +1,6 @@
 """The rows. Who may change them, and how, is in `app.jobs`."""
 
+import re
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +16,11 @@ from core.events import Phase
 def new_id(prefix: str) -> str:
     """Make an id that says what it names and sorts by time."""
     return f"{prefix}_{ULID()}"
+
+
+def is_id(prefix: str, text: str) -> bool:
+    """Whether `new_id` can have made it."""
+    return re.fullmatch(f"{prefix}_[0-7][0-9A-HJKMNP-TV-Z]{{25}}", text) is not None
 
 
 class Table(DeclarativeBase):

@@ -4,28 +4,41 @@ import re
 from base64 import b64encode
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import AfterValidator
 from sqlalchemy.orm import Session
 
 from app import reading, schemas, tables
 from app.auth import ProjectId
-from app.dependencies import Reading, TheService
+from app.dependencies import CheckpointId, JobId, Once, Reading, TheService, cursor
 from app.errors import InvalidParameter, NotFound, RangeNotSatisfiable, StoreUnavailable, problems
 from app.routes.jobs import the_job
 
 router = APIRouter(tags=["checkpoints"])
 
 _FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_HEADERS = schemas.headers(
+    {
+        "ETag": "Names this content, for If-Range.",
+        "Accept-Ranges": "bytes",
+        "Repr-Digest": "SHA-256 of the whole file, as RFC 9530 has it.",
+        "X-Checksum-Sha256": "SHA-256 of the whole file, in hexadecimal.",
+    }
+)
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
-@router.get("/jobs/{job_id}/checkpoints", responses=problems(NotFound, InvalidParameter))
+@router.get("/jobs/{job_id}/checkpoints", responses=problems(NotFound, InvalidParameter), dependencies=[Once])
 def list_checkpoints(
-    job_id: str,
+    job_id: JobId,
     project_id: ProjectId,
     session: Reading,
-    after: Annotated[str | None, Query(description="The cursor: the `last_id` of the part before.")] = None,
+    after: Annotated[
+        str | None,
+        AfterValidator(cursor("ckpt")),
+        Query(description="The cursor: the `last_id` of the part before."),
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Checkpoints in one part.")] = 20,
 ) -> schemas.Page[schemas.Checkpoint]:
     """List a job's checkpoints, oldest first."""
@@ -34,29 +47,36 @@ def list_checkpoints(
 
 
 @router.get("/checkpoints/{checkpoint_id}", responses=problems(NotFound))
-def get_checkpoint(checkpoint_id: str, project_id: ProjectId, session: Reading) -> schemas.Checkpoint:
+def get_checkpoint(checkpoint_id: CheckpointId, project_id: ProjectId, session: Reading) -> schemas.Checkpoint:
     """Get a checkpoint's description."""
     return _show(_the_checkpoint(session, project_id, checkpoint_id))
 
 
+@router.head("/checkpoints/{checkpoint_id}/download", include_in_schema=False)
 @router.get(
     "/checkpoints/{checkpoint_id}/download",
     response_class=StreamingResponse,
     responses={
-        200: {"description": "The safetensors file.", "content": _FILE},
-        206: {"description": "The part of it that Range asks for.", "content": _FILE},
+        200: {"description": "The safetensors file.", "content": _FILE, "headers": _HEADERS},
+        206: {
+            "description": "The part of it that Range asks for.",
+            "content": _FILE,
+            "headers": _HEADERS | schemas.headers({"Content-Range": "Which bytes these are, and of how many."}),
+        },
         **problems(NotFound, RangeNotSatisfiable, StoreUnavailable),
     },
 )
 def download_checkpoint(
-    checkpoint_id: str,
+    request: Request,
+    checkpoint_id: CheckpointId,
     project_id: ProjectId,
     session: Reading,
     service: TheService,
     range_: Annotated[str | None, Header(alias="Range", description="One span of bytes, to go on after a cut.")] = None,
     if_range: Annotated[str | None, Header(description="Heed Range only if this is still the ETag.")] = None,
 ) -> Response:
-    """Download the file. `X-Checksum-Sha256` and `Repr-Digest` carry the hash of the whole of it."""
+    """Download the file. `X-Checksum-Sha256` and `Repr-Digest` carry the hash of the whole of it. HEAD gives only the
+    headers."""
     checkpoint = _the_checkpoint(session, project_id, checkpoint_id)
     etag = f'"{checkpoint.sha256}"'
     size = service.store.size(checkpoint.key)
@@ -72,12 +92,11 @@ def download_checkpoint(
     }
     if (start, stop) != (0, size):
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-    return StreamingResponse(
-        service.store.read(checkpoint.key, start=start, stop=stop),
-        status_code=206 if "Content-Range" in headers else 200,
-        headers=headers,
-        media_type="application/octet-stream",
-    )
+    status = 206 if "Content-Range" in headers else 200
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type="application/octet-stream")
+    content = service.store.read(checkpoint.key, start=start, stop=stop)
+    return StreamingResponse(content, status, headers, media_type="application/octet-stream")
 
 
 def _span(header: str | None, size: int) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ from fastapi.sse import format_sse_event
 
 from app import jobs, reading, schemas, tables
 from app.auth import ProjectId
-from app.dependencies import Service, TheService
+from app.dependencies import JobId, Once, Service, TheService
 from app.errors import InvalidParameter, NotFound, TooManyStreams, problems
 from app.routes.jobs import the_job
 from core.events import Stamped
@@ -24,6 +24,7 @@ _PING_SECONDS = 15
 @router.get(
     "/jobs/{job_id}/events",
     response_model=schemas.Page[Stamped],
+    dependencies=[Once],
     responses={
         200: {
             "description": "The list; or, with `Accept: text/event-stream`, each event as it comes (`id` is its seq), "
@@ -34,7 +35,7 @@ _PING_SECONDS = 15
     },
 )
 async def get_events(
-    job_id: str,
+    job_id: JobId,
     request: Request,
     project_id: ProjectId,
     service: TheService,

@@ -2,8 +2,9 @@
 
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from app import schemas
@@ -11,6 +12,12 @@ from app.dependencies import TheService
 from app.errors import PROBLEMS, DatabaseUnavailable, NotFound, NotReady, declare
 
 router = APIRouter(tags=["service"])
+
+
+@router.get("/")
+async def get_index() -> schemas.Index:
+    """Tell where to go from here."""
+    return schemas.Index(service="Temper", docs="/docs", openapi="/openapi.json", ready="/readyz", version="/version")
 
 
 @router.get("/livez")
@@ -22,6 +29,7 @@ async def live() -> schemas.Health:
 @router.get("/readyz", responses=declare(NotReady, DatabaseUnavailable))
 def ready(service: TheService) -> schemas.Health:
     """Tell whether the database can be written and has this version's schema."""
+    service.database.try_to_write()
     if not service.database.is_migrated():
         raise NotReady("the database schema is not of this version; restart the service", headers={"Retry-After": "5"})
     return schemas.Health(status="ok")
@@ -38,7 +46,9 @@ def get_version() -> schemas.Version:
 
 
 @router.get("/problems/{code}", response_class=PlainTextResponse, responses=declare(NotFound))
-def explain_problem(code: str) -> PlainTextResponse:
+def explain_problem(
+    code: Annotated[str, Path(description="The `code` of a problem.")],
+) -> PlainTextResponse:
     """Explain a problem code to people."""
     problem = PROBLEMS.get(code)
     if problem is None:

@@ -14,11 +14,12 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
+from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
 from app import jobs, reading, schemas, tables
 from app.auth import ProjectId
-from app.dependencies import Reading, Service, TheService, Writing
+from app.dependencies import JobId, Once, Reading, Service, TheService, Writing, cursor
 from app.errors import (
     ActionNotAllowed,
     BodyTooLarge,
@@ -37,7 +38,7 @@ from core.spec import AnySpec, FieldError, Kind, Spec, cautions, explain, parse
 
 router = APIRouter(tags=["jobs"])
 
-_ETAG = {"ETag": {"description": "Changes when the job does.", "schema": {"type": "string"}}}
+_ETAG = schemas.headers({"ETag": "Changes when the job does."})
 
 
 def _require_json(request: Request) -> None:
@@ -65,7 +66,8 @@ def _check_spec(body: Unchecked, service: TheService) -> AnySpec:
     try:
         spec = parse(body)
     except ValidationError as error:
-        raise InvalidSpec([*service.inventory.check_names(body), *explain(error)]) from None
+        errors = [*service.inventory.check_names(body), *explain(error)]
+        raise InvalidSpec(errors, found=error.error_count()) from None
     if errors := service.inventory.check(spec):
         raise InvalidSpec(errors)
     return spec
@@ -74,7 +76,7 @@ def _check_spec(body: Unchecked, service: TheService) -> AnySpec:
 def _pair(text: str) -> str:
     key, equals, _ = text.partition("=")
     if not equals or '"' in key:
-        raise ValueError("write it as metadata=key=value, with no quotes in the key")
+        raise PydanticCustomError("not_a_pair", "write it as metadata=key=value, with no quotes in the key")
     return text
 
 
@@ -93,7 +95,7 @@ class JobFilter(BaseModel):
     """Only jobs on this data set."""
     metadata: list[Annotated[str, AfterValidator(_pair)]] = []
     """Only jobs with this pair, written as key=value; repeat it for more pairs."""
-    after: str | None = None
+    after: Annotated[str | None, AfterValidator(cursor("job"))] = None
     """The cursor: the `last_id` of the part before."""
     limit: int = Field(default=20, ge=1, le=100)
     """Jobs in one part."""
@@ -105,16 +107,10 @@ class JobFilter(BaseModel):
     "/jobs",
     status_code=201,
     response_model=schemas.Job,
-    dependencies=[Depends(_require_json)],
+    dependencies=[Once, Depends(_require_json)],
     responses={
         200: {"model": schemas.DryRun, "description": "With dry_run: the spec is valid, and nothing is stored."},
-        201: {
-            "headers": _ETAG
-            | {
-                "Location": {"description": "The job.", "schema": {"type": "string"}},
-                "Idempotent-Replayed": {"description": "true on a repeat.", "schema": {"type": "string"}},
-            }
-        },
+        201: {"headers": _ETAG | schemas.headers({"Location": "The job.", "Idempotent-Replayed": "true on a repeat."})},
         **problems(
             MalformedBody,
             BodyTooLarge,
@@ -152,7 +148,7 @@ def create_job(
     return show_job(created.job)
 
 
-@router.get("/jobs", responses=problems(InvalidParameter))
+@router.get("/jobs", responses=problems(InvalidParameter), dependencies=[Once])
 def list_jobs(
     project_id: ProjectId, session: Reading, chosen: Annotated[JobFilter, Query()]
 ) -> schemas.Page[schemas.Job]:
@@ -172,14 +168,15 @@ def list_jobs(
 @router.get(
     "/jobs/{job_id}",
     response_model=schemas.Job,
+    dependencies=[Once],
     responses={
         200: {"headers": _ETAG},
-        304: {"description": "The job has not changed since If-None-Match."},
+        304: {"description": "The job has not changed since If-None-Match.", "headers": _ETAG},
         **problems(NotFound, InvalidParameter),
     },
 )
 async def get_job(
-    job_id: str,
+    job_id: JobId,
     project_id: ProjectId,
     service: TheService,
     wait: Annotated[
@@ -206,7 +203,7 @@ async def get_job(
 
 
 @router.post("/jobs/{job_id}/cancel", status_code=202, responses=problems(NotFound, ActionNotAllowed))
-def cancel_job(job_id: str, project_id: ProjectId, session: Writing) -> schemas.Job:
+def cancel_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schemas.Job:
     """Cancel a job: a waiting one at once, a running one within seconds. Asking twice is no error."""
     job = the_job(session, project_id, job_id)
     try:
@@ -215,9 +212,9 @@ def cancel_job(job_id: str, project_id: ProjectId, session: Writing) -> schemas.
         raise ActionNotAllowed("cancel", refusal.status) from None
 
 
-@router.get("/jobs/{job_id}/metrics", responses=problems(NotFound, InvalidParameter))
+@router.get("/jobs/{job_id}/metrics", responses=problems(NotFound, InvalidParameter), dependencies=[Once])
 def get_metrics(
-    job_id: str,
+    job_id: JobId,
     project_id: ProjectId,
     session: Reading,
     after_step: Annotated[int, Query(ge=0, le=2**53, description="Only steps after this one.")] = 0,
@@ -234,7 +231,7 @@ def get_metrics(
 @router.get(
     "/jobs/{job_id}/report", response_model=Reports, responses=problems(NotFound, ReportNotReady, StoreUnavailable)
 )
-def get_report(job_id: str, project_id: ProjectId, session: Reading, service: TheService) -> Response:
+def get_report(job_id: JobId, project_id: ProjectId, session: Reading, service: TheService) -> Response:
     """Get the evaluations before and after, with the verdict on every point."""
     job = the_job(session, project_id, job_id)
     if job.report_key is None:

@@ -1,13 +1,12 @@
 """Base models that a job can name: shipped ones and the operator's own."""
 
-from pathlib import Path
-
 from fastapi import APIRouter, Depends
 
 from app import schemas
 from app.auth import authenticate
 from app.dependencies import TheService
 from app.errors import problems
+from app.inventory import LocalModel
 from core.catalog import MODELS, ModelEntry
 
 router = APIRouter(tags=["catalogue"], dependencies=[Depends(authenticate)])
@@ -17,7 +16,7 @@ router = APIRouter(tags=["catalogue"], dependencies=[Depends(authenticate)])
 def list_models(service: TheService) -> schemas.Page[schemas.Model]:
     """List the base models that a job can start from."""
     shipped = [_shipped(entry) for entry in MODELS.values()]
-    local = [_local(name, path) for name, path in service.inventory.local_models().items()]
+    local = [_local(name, model) for name, model in service.inventory.local_models().items()]
     return schemas.page([*shipped, *local], has_more=False)
 
 
@@ -35,15 +34,15 @@ def _shipped(entry: ModelEntry) -> schemas.Model:
     )
 
 
-def _local(name: str, path: Path) -> schemas.Model:
+def _local(name: str, model: LocalModel) -> schemas.Model:
     return schemas.Model(
         id=name,
         object="model",
         source="local",
-        description=f"The file {path.name} in the models folder.",
+        description=f"The file {model.path.name} in the models folder.",
         architecture=None,
         dataset=None,
         norm=None,
         eps=None,
-        size=path.stat().st_size,
+        size=model.size,
     )

@@ -58,6 +58,15 @@ def test_a_database_of_a_newer_version_is_refused_in_a_sentence(tmp_path):
             open_database(settings.database_url)
 
 
+def test_a_trial_write_reaches_the_disk_and_changes_nothing(database, settings):
+    log = settings.data_dir / "temper.db-wal"
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.try_to_write()
+    assert log.stat().st_size > 65536
+    assert database.is_migrated()
+
+
 def test_many_threads_write_without_a_locked_database(database):
     def write(number):
         with database.writing() as session:

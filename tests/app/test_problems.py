@@ -11,10 +11,11 @@ from sqlalchemy import event, text, update
 
 from app import jobs
 from app.database import now
-from app.errors import PROBLEMS
+from app.errors import PROBLEMS, InvalidSpec
 from app.storage import LocalStore
 from app.tables import ApiKey
 from core.events import Reports, Saved
+from core.spec import FieldError
 from tests.instance import DIGITS, add_key, add_project, calling, new_instance, serving
 
 
@@ -137,9 +138,33 @@ def test_a_body_of_another_type_is_refused(patient, content_type):
     check(answer, 415, "unsupported_media_type", remedy="Content-Type: application/json")
 
 
-def test_a_body_over_the_limit_is_refused(patient):
-    long = json.dumps({**DIGITS, "name": "x" * 2_000_000}).encode()
-    check(patient.post("/jobs", content=long, headers={"Content-Type": "application/json"}), 413, "body_too_large")
+def test_a_body_over_the_limit_is_refused_and_told_the_limit(patient):
+    answer = patient.post("/jobs", json={**DIGITS, "name": "x" * 2_000_000})
+    check(answer, 413, "body_too_large", remedy="1048576 bytes")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {**DIGITS, **{f"unknown{number}": number for number in range(2000)}},
+        {"base_model": "x" * 900_000},
+        {"base_model": DIGITS["base_model"], "method": "x" * 900_000},
+        {**DIGITS, "x" * 900_000: 1},
+    ],
+)
+def test_the_answer_to_a_bad_body_is_short_however_long_the_body(patient, body):
+    answer = patient.post("/jobs", json=body)
+    problem = check(answer, 422, "invalid_spec")
+    assert len(answer.content) < 60_000
+    assert len(problem["errors"]) <= 20
+    assert len(body) < 2000 or "and up to 1999 more" in problem["detail"]
+
+
+def test_a_problem_says_how_many_errors_it_does_not_list():
+    errors = [FieldError(pointer=f"/{number}", code="x", detail="no") for number in range(50)]
+    problem = InvalidSpec(errors)
+    assert problem.errors == errors[:20]
+    assert problem.detail == "/0: no (and up to 49 more; errors has the first 20)"
 
 
 def test_a_body_over_the_limit_is_refused_when_its_length_is_not_declared(patient):
@@ -158,6 +183,12 @@ def test_bad_parameters_are_named(patient):
     check(patient.get("/jobs", params={"status": "done"}), 422, "invalid_parameter", "/status", "succeeded")
     check(patient.get("/jobs", params={"metadata": "team"}), 422, "invalid_parameter", remedy="metadata=key=value")
     check(patient.get("/jobs", params={"metadata": 'a"b=c'}), 422, "invalid_parameter", remedy="no quotes")
+    check(patient.get("/jobs/job_1/checkpoints", params={"after": "abc"}), 422, "invalid_parameter", "/after")
+    for cursor in ("abc", "job_x", "ckpt_" + "0" * 26, "job_" + "0" * 26 + "\n"):
+        check(patient.get("/jobs", params={"after": cursor}), 422, "invalid_parameter", "/after", "last_id")
+    for twice in ({"limit": [1, 2]}, {"status": ["queued", "failed"]}, {"order": ["asc", "asc"]}):
+        check(patient.get("/jobs", params=twice), 422, "invalid_parameter", f"/{next(iter(twice))}", "give it once")
+    check(patient.get("/jobs/job_1", params={"wait": [1, 2]}), 422, "invalid_parameter", "/wait", "give it once")
     check(patient.get("/jobs/job_1/events", params={"after": 10**30}), 422, "invalid_parameter", "/after")
     check(patient.get("/jobs/job_1", params={"wait": 3600}), 422, "invalid_parameter", "/wait")
     long = {"Idempotency-Key": "k" * 256}
@@ -248,15 +279,29 @@ def test_a_locked_database_is_503_and_passes(victim):
     assert api.post("/jobs", json=DIGITS).status_code == 201
 
 
-def test_a_full_disk_is_503_and_reading_goes_on(victim):
-    api, _, database = victim
+def test_a_full_disk_is_503_with_a_remedy_and_reading_goes_on(victim, caplog):
+    api, settings, database = victim
     job_id = api.post("/jobs", json=DIGITS).json()["id"]
     # SQLite says the same as on a full disk when its file may not grow any more.
     limit(database, "max_page_count = 1")
     answers = (api.post("/jobs", json=DIGITS) for _ in range(60))
-    check(next(answer for answer in answers if answer.status_code != 201), 503, "database_unavailable")
+    refused = next(answer for answer in answers if answer.status_code != 201)
+    check(refused, 503, "database_unavailable", remedy="disk of the data folder (TEMPER_DATA_DIR) is full; free some")
+    check(api.get("/readyz"), 503, "database_unavailable", remedy="is full")
+    assert "Traceback" not in caplog.text
+    assert "database_unavailable: database or disk is full" in caplog.text
+    with sqlite3.connect(settings.data_dir / "temper.db") as other:
+        other.execute("UPDATE api_keys SET last_used_at = NULL")
     assert api.get(f"/jobs/{job_id}").json()["status"] == "queued"
     assert api.get("/livez").status_code == 200
+
+
+def test_a_read_only_database_is_told_from_a_full_disk(victim):
+    api, _, database = victim
+    limit(database, "query_only = ON")
+    check(api.get("/readyz"), 503, "database_unavailable", remedy="read-only; let the service write")
+    check(api.post("/jobs", json=DIGITS), 503, "database_unavailable", remedy="read-only")
+    assert api.get("/jobs").status_code == 200
 
 
 def test_an_unready_schema_says_so(victim):

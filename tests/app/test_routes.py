@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from base64 import b64decode
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -279,6 +280,15 @@ def test_a_checkpoint_is_downloaded_with_its_hash(api, done):
     assert answer.headers["content-disposition"] == f'attachment; filename="{done["checkpoint"]}.safetensors"'
 
 
+def test_the_headers_of_a_download_can_be_asked_for_alone(api, done):
+    address = f"/checkpoints/{done['checkpoint']}/download"
+    head, whole = api.head(address), api.get(address)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-length", "content-type", "etag", "x-checksum-sha256", "accept-ranges"):
+        assert head.headers[name] == whole.headers[name]
+    assert api.head(address, headers={"Range": "bytes=0-9"}).headers["content-length"] == "10"
+
+
 @pytest.mark.parametrize(
     ("wanted", "start", "stop"),
     [("bytes=0-9", 0, 10), ("bytes=100-", 100, None), ("bytes=-5", -5, None), ("bytes=10000-99999", 10000, None)],
@@ -314,6 +324,18 @@ def test_models_and_datasets_of_the_operator_are_listed_beside_the_shipped_ones(
     assert post(api, {"base_model": "mine", "dataset": "flowers", "eps": {"linf": 0.1, "l1": 1}})["status"] == "queued"
 
 
+def test_only_what_a_job_can_name_and_a_run_can_read_is_listed(api, settings):
+    (settings.models_dir / "gone.safetensors").symlink_to("nowhere")
+    (settings.models_dir / "folder.safetensors").mkdir()
+    (settings.models_dir / "with space.safetensors").touch()
+    (settings.models_dir / ".safetensors").touch()
+    (settings.datasets_dir / "gone.zip").symlink_to("nowhere")
+    (settings.datasets_dir / "with space").mkdir()
+    (settings.datasets_dir / ".hidden").mkdir()
+    assert [model["id"] for model in api.get("/models").json()["data"]] == ["digits-cnn-linf"]
+    assert {dataset["id"] for dataset in api.get("/datasets").json()["data"]} == {"digits", "cifar10"}
+
+
 def test_methods_and_architectures_are_listed(api):
     assert {"nat", "single", "sat", "e-at"} <= {method["id"] for method in api.get("/methods").json()["data"]}
     assert "digits-cnn" in {each["id"] for each in api.get("/architectures").json()["data"]}
@@ -334,10 +356,16 @@ def test_the_last_use_of_a_key_is_noted_to_the_minute(api, database):
 def test_probes_and_documentation_need_no_key(url):
     with calling(url, "") as nobody:
         nobody.headers.pop("authorization")
-        for path in ("/livez", "/readyz", "/version", "/openapi.json", "/docs", "/problems/not_found"):
+        for path in ("/", "/livez", "/readyz", "/version", "/openapi.json", "/docs", "/problems/not_found"):
             assert nobody.get(path).status_code == 200, path
         assert "src=" not in nobody.get("/docs").text
         assert "/jobs/{job_id}/cancel" in nobody.get("/docs").text
+
+
+def test_the_root_says_where_to_go(api):
+    index = api.get("/").json()
+    assert index.pop("service") == "Temper"
+    assert {path: api.get(path).status_code for path in index.values()} == dict.fromkeys(index.values(), 200)
 
 
 def test_a_request_id_is_kept_or_made(api):
@@ -369,10 +397,11 @@ def test_one_project_does_not_see_another(api, url, database, done):
 
 def test_the_openapi_document_declares_the_problems_of_every_route(settings, database):
     document = create_app(settings, database).openapi()
-    open_routes = {"/livez", "/readyz", "/version", "/problems/{code}"}
+    open_routes = {"/", "/livez", "/readyz", "/version", "/problems/{code}"}
     for path, methods in document["paths"].items():
         for route in methods.values():
             answers = route["responses"]
+            assert all(part["description"] for part in route.get("parameters", [])), path
             assert "HTTPValidationError" not in json.dumps(answers)
             if path in open_routes:
                 continue
@@ -384,3 +413,75 @@ def test_the_openapi_document_declares_the_problems_of_every_route(settings, dat
     assert document["paths"]["/checkpoints/{checkpoint_id}/download"]["get"]["responses"].keys() >= {"206", "416"}
     assert "FineTuneSpec" in json.dumps(document["paths"]["/jobs"]["post"]["requestBody"])
     assert not [path for path in document["paths"] if path.startswith("/v1")]
+
+
+def test_the_openapi_document_declares_the_headers_of_each_answer(settings, database):
+    paths = create_app(settings, database).openapi()["paths"]
+    jobs_, job = paths["/jobs"]["post"]["responses"], paths["/jobs/{job_id}"]["get"]["responses"]
+    download = paths["/checkpoints/{checkpoint_id}/download"]["get"]["responses"]
+    assert jobs_["201"]["headers"].keys() == {"ETag", "Location", "Idempotent-Replayed"}
+    assert "ETag" in job["200"]["headers"]
+    assert "ETag" in job["304"]["headers"]
+    assert "X-Checksum-Sha256" in download["200"]["headers"]
+    assert download["206"]["headers"].keys() >= {"ETag", "X-Checksum-Sha256", "Content-Range"}
+
+
+def fits(value, schema, document):
+    """Whether a value is valid by a JSON schema, as far as specs need it."""
+    if "$ref" in schema:
+        return fits(value, document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
+    of_type = {
+        "object": dict,
+        "string": str,
+        "integer": int,
+        "number": (int, float),
+        "boolean": bool,
+        "null": type(None),
+    }
+    return (
+        ("oneOf" not in schema or sum(fits(value, each, document) for each in schema["oneOf"]) == 1)
+        and ("anyOf" not in schema or any(fits(value, each, document) for each in schema["anyOf"]))
+        and ("type" not in schema or schema["type"] == "array" or isinstance(value, of_type[schema["type"]]))
+        and ("const" not in schema or value == schema["const"])
+        and ("enum" not in schema or value in schema["enum"])
+        and (not isinstance(value, dict) or fit_as_fields(value, schema, document))
+    )
+
+
+def fit_as_fields(value, schema, document):
+    known, rest = schema.get("properties", {}), schema.get("additionalProperties", {})
+    return set(schema.get("required", [])) <= value.keys() and all(
+        fits(each, known[name], document) if name in known else rest is not False and fits(each, rest, document)
+        for name, each in value.items()
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        DIGITS,
+        {**DIGITS, "method": "sat"},
+        {**DIGITS, "method": {"name": "sat", "steps": 5}},
+        {**DIGITS, "method": {"name": "single", "norms": ["l2"], "steps": {"l2": 5}}},
+        {**DIGITS, "eps": {"linf": "8/255", "l1": 1}},
+        {**DIGITS, "kind": "evaluate"},
+        *(json.loads(path.read_text()) for path in sorted(Path("examples").glob("*.json"))),
+    ],
+)
+def test_what_is_accepted_is_valid_by_the_openapi_document(api, body):
+    assert valid_by_document(api, body)
+    if body.get("base_model", DIGITS["base_model"]) == DIGITS["base_model"]:
+        assert api.post("/jobs", params={"dry_run": True}, json=body).status_code == 200
+
+
+@pytest.mark.parametrize("body", [{}, {**DIGITS, "epoch": 3}, {**DIGITS, "kind": "train"}, {"architecture": "x"}])
+def test_what_is_refused_is_not_valid_by_the_openapi_document(api, body):
+    assert not valid_by_document(api, body)
+    assert api.post("/jobs", json=body).status_code == 422
+
+
+def valid_by_document(api, body):
+    document = api.get("/openapi.json").json()
+    return fits(
+        body, document["paths"]["/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"], document
+    )

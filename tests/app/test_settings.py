@@ -12,7 +12,11 @@ from app.settings import Settings
     [
         ("TEMPER_PORT", "many", "TEMPER_PORT: Input should be a valid integer"),
         ("TEMPER_CONCURRENCY", "0", "TEMPER_CONCURRENCY: Input should be greater than or equal to 1"),
-        ("TEMPER_HEARTBEAT_SECONDS", "30", "TEMPER_HEARTBEAT_SECONDS: .* at most a third of TEMPER_LEASE_SECONDS"),
+        ("TEMPER_HEARTBEAT_SECONDS", "30", "TEMPER_HEARTBEAT_SECONDS: must be at most a third of TEMPER_LEASE_SECONDS"),
+        ("TEMPER_DATABASE_URL", "nonsense", "TEMPER_DATABASE_URL: not a database .*; write sqlite:////PATH/temper.db"),
+        ("TEMPER_DATABASE_URL", "nosuch://here/x", "TEMPER_DATABASE_URL: not a database .*nosuch"),
+        ("TEMPER_DATABASE_URL", "mssql+pymssql://here/x", "TEMPER_DATABASE_URL: not a database .*pymssql"),
+        ("TEMPER_DATABASE_URL", "sqlite://", "TEMPER_DATABASE_URL: .* must be a file"),
         ("TEMPER_DATA_DIR", "/proc/nowhere", "TEMPER_DATA_DIR: cannot make /proc/nowhere"),
     ],
 )
@@ -34,6 +38,12 @@ def test_the_database_lies_in_the_data_folder_by_default(tmp_path, monkeypatch):
 def test_a_database_that_cannot_be_opened_is_told_in_a_sentence():
     with pytest.raises(SystemExit, match="cannot be used: unable to open database file"):
         open_database("sqlite:////proc/nowhere/temper.db")
+
+
+def test_a_file_that_is_no_database_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "temper.db").write_text("something else " * 100)
+    with pytest.raises(SystemExit, match="cannot be used: file is not a database"):
+        open_database(f"sqlite:///{tmp_path}/temper.db")
 
 
 def test_only_the_first_start_makes_a_key(database, tmp_path):
