@@ -2,10 +2,9 @@
 
 import sys
 
-from rich.console import Console
-
 from client.commands import app
 from client.credentials import credentials_file
+from client.display import Screen
 from client.errors import Refused, TemperError
 
 
@@ -17,7 +16,7 @@ def main() -> None:
         lines = [str(error)]
         if isinstance(error, Refused) and error.problem.code == "unauthorized":
             lines.append(f"temper takes the key from TEMPER_API_KEY, else from {credentials_file()}")
-        Console(stderr=True).print(*lines, sep="\n", style="red", markup=False, highlight=False, soft_wrap=True)
+        Screen(stderr=True).print(*lines, sep="\n", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel, TypeAdapter
-from rich.console import Console, ConsoleRenderable, RenderableType
+from rich.console import ConsoleRenderable, RenderableType
 
 from client import display, monitor
 from client.errors import TemperError
@@ -20,22 +20,39 @@ from client.serve import serve_until_stopped
 from client.temper import Temper
 
 app = typer.Typer(
-    help="Make a robust image classifier robust to l_inf, l_2 and l_1 together.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 # A file has no width: lines there are as long as they are.
-console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+console = display.Screen(width=None if sys.stdout.isatty() else 200, highlight=False)
 
+_STATUSES = "queued, running, succeeded, failed, cancelling or cancelled"
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job, as submit and list show it.")]
 Output = Annotated[Literal["text", "json"], typer.Option(help="text for people, json for programs.")]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"temper {_own_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def temper(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Make a robust image classifier robust to l_inf, l_2 and l_1 together."""
+
+
 @app.command()
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8765,
+    host: Annotated[
+        str, typer.Option(envvar="TEMPER_HOST", help="Address to listen on; the default is this machine only.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="TEMPER_PORT", min=1, max=65535, help="Port to listen on.")] = 8765,
     data_dir: Annotated[
         Path | None, typer.Option(help="Where everything is kept; by default TEMPER_DATA_DIR or ~/.temper.")
     ] = None,
@@ -92,7 +109,7 @@ def wait(
 
 @app.command("list")
 def list_jobs(
-    status: Annotated[str | None, typer.Option(help="Only jobs in this status.")] = None,
+    status: Annotated[str | None, typer.Option(help=f"Only jobs in this status: {_STATUSES}.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only jobs of this kind.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only jobs on this data set.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Only jobs that start from this model.")] = None,
@@ -207,7 +224,7 @@ def _watch(temper: Temper, job_id: str, output: str) -> None:
 
 
 def _show_live(temper: Temper, job_id: str) -> Job:
-    console.print(f"{job_id}; Ctrl-C stops watching, not the job")
+    console.print(f"{temper.get(job_id).id}; Ctrl-C stops watching, not the job")
     return monitor.watch(temper, job_id, console)
 
 

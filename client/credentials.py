@@ -13,10 +13,10 @@ DEFAULT_URL = "http://127.0.0.1:8765"
 class Credentials(BaseModel):
     """Where the service is and with which key: also what its file holds, for the command line of its own machine."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     url: str
-    api_key: str = Field(repr=False)
+    api_key: str = Field(repr=False, pattern=r"^[!-~]+$")  # it goes into a header
 
 
 def data_dir() -> Path:
@@ -37,11 +37,11 @@ def find_credentials(url: str | None = None, api_key: str | None = None) -> Cred
     url = url or os.environ.get("TEMPER_URL")
     api_key = api_key or os.environ.get("TEMPER_API_KEY")
     if url and api_key:
-        return Credentials(url=url, api_key=api_key)
+        return _given(url, api_key)
     path = credentials_file()
     file = _read(path)
     if api_key:
-        return Credentials(url=file.url if file else DEFAULT_URL, api_key=api_key)
+        return _given(file.url if file else DEFAULT_URL, api_key)
     if file is None:
         raise NoKey(
             f"no API key: set TEMPER_API_KEY, or start the service here with `temper serve`, which makes a key and "
@@ -57,6 +57,13 @@ def point_credentials_at(url: str, path: Path) -> None:
     file = _read(path)
     if file and file.url != url:
         path.write_text(file.model_copy(update={"url": url}).model_dump_json())
+
+
+def _given(url: str, api_key: str) -> Credentials:
+    try:
+        return Credentials(url=url, api_key=api_key)
+    except ValidationError as error:
+        raise NoKey("the API key has a character that no key has: set TEMPER_API_KEY to the key as made") from error
 
 
 def _read(path: Path) -> Credentials | None:

@@ -1,11 +1,13 @@
-"""What the command line shows, as rich renderables: pure functions of what the service answered."""
+"""What the command line shows, as rich renderables: pure functions of what the service answered; and the screen that
+shows them."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -16,14 +18,31 @@ from core.events import Rate, Report, Reports, Stamped
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 
 _SENTENCES = {
-    "started": "{architecture} with {parameters:,} parameters on {device}; {train_examples} images to train on, "
-    "{test_examples} to test on",
     "attacked": "{subject}: {attack} on {norm} leaves {robust} of {examples} points right ({done} of {total} attacks)",
     "saved": "{kind}, {size:,} bytes, sha256 {sha256}",
     "warned": "{message}",
     "failed": "{message} {hint}",
     "finished": "after {seconds:.1f} seconds",
 }
+
+
+# Of C0 and C1, only what ends a line or moves along it goes to a terminal as it is.
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+class Screen(Console):
+    """A console on which no text can steer the terminal, because control characters are escaped, and on which no line
+    of a table ends with blanks."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make text of a string, escaped before it is measured."""
+        return super().render_str(text.translate(_ESCAPES), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Make segments of anything; those that rich itself steers the terminal with are marked as such."""
+        segments: Iterable[Segment] = super().render(renderable, options)
+        for segment in _trimmed(segments) if isinstance(renderable, Table) else segments:
+            yield segment if segment.control else segment._replace(text=segment.text.translate(_ESCAPES))
 
 
 def jobs_table(jobs: Iterable[Job]) -> RenderableType:
@@ -119,13 +138,17 @@ def methods_table(methods: Iterable[Method]) -> RenderableType:
 def event_line(event: Stamped) -> Text:
     """Show an event in a line."""
     time = f"{event.created_at.astimezone():%H:%M:%S}"
-    return Text.assemble((f"{event.seq:>4}  {time}  ", "dim"), (f"{event.type:<14}", "bold"), sentence(event))
+    return Text.assemble((f"{event.seq:>4}  {time}  ", "dim"), (f"{event.type:<15} ", "bold"), sentence(event))
 
 
 def sentence(event: Stamped) -> str:
     """Say what an event tells."""
     data: dict[str, Any] = event.data
     match event.type:
+        case "started":
+            training = f"{data['train_examples']} images to train on, " if data["train_examples"] else ""
+            network = "{architecture} with {parameters:,} parameters on {device}".format_map(data)
+            return f"{network}; {training}{data['test_examples']} to test on"
         case "entered":
             return f"{data['phase']} {data['subject']}" if data["subject"] else str(data["phase"])
         case "evaluated":
@@ -157,6 +180,15 @@ def _table(*columns: str, right: bool = False) -> Table:
     return table
 
 
+def _trimmed(segments: Iterable[Segment]) -> Iterator[Segment]:
+    for line in Segment.split_lines(segments):
+        while line and not line[-1].text.strip():
+            line.pop()
+        yield from line[:-1]
+        yield from (last._replace(text=last.text.rstrip()) for last in line[-1:])
+        yield Segment.line()
+
+
 def _rows(results: Iterable[Result | Report], eps: Mapping[Norm, float]) -> Iterator[tuple[str, list[Rate]]]:
     results = list(results)
     yield "clean", [result.clean for result in results]
@@ -183,5 +215,6 @@ def _accuracies(result: Result) -> str:
 
 def _in_short(spec: Mapping[str, Any]) -> str:
     subject = spec.get("base_model") or spec.get("architecture")
-    training = f" by {spec['method']['name']}, {spec['epochs']} epochs" if "method" in spec else ""
+    epochs = "1 epoch" if spec.get("epochs") == 1 else f"{spec.get('epochs')} epochs"
+    training = f" by {spec['method']['name']}, {epochs}" if "method" in spec else ""
     return f"{spec['kind']} {subject} on {spec['dataset']}{training}"

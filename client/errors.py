@@ -68,7 +68,11 @@ class Refused(Answered):
 
 
 class ServiceFailed(Answered):
-    """The service could not do what it should."""
+    """The service could not do what it should. Its log knows more about the request id, where `str()` has one."""
+
+    def __str__(self) -> str:
+        told = super().__str__()
+        return f"{told} (request id {self.problem.request_id})" if self.problem.request_id else told
 
 
 class StillRunning(TemperError):

@@ -120,7 +120,8 @@ class _Bars:
     def _finish(self) -> None:
         for task in self._bars.tasks[-1:]:
             total = task.total or 1
-            self._move(total, total, unit=self._unit, note=task.fields["note"])
+            note = "" if self._unit == "steps" else task.fields["note"]  # no time is left
+            self._move(total, total, unit=self._unit, note=note)
 
 
 def _step_line(progress: Progress) -> str:

@@ -1,6 +1,8 @@
 """`temper serve`: the API and one worker as two processes that live and end together. This file imports neither."""
 
 import ctypes
+import errno
+import fcntl
 import os
 import signal
 import socket
@@ -12,6 +14,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
+from typing import TextIO
 
 import httpx2
 
@@ -33,8 +36,13 @@ _PR_SET_PDEATHSIG = 1
 def serve_until_stopped(*, host: str, port: int, folder: Path | None) -> None:
     """Run the API and one worker until a signal says stop, or until the API ends. Raises CannotServe."""
     _check_installed()
-    _check_port(host, port)
     folder = (folder or data_dir()).absolute()
+    with _lock(folder):
+        _check_port(host, port)
+        _serve(host=host, port=port, folder=folder)
+
+
+def _serve(*, host: str, port: int, folder: Path) -> None:
     credentials = credentials_file(folder)
     environment = os.environ | {
         "TEMPER_HOST": host,
@@ -148,15 +156,32 @@ def _check_installed() -> None:
             raise CannotServe(f"`temper serve` needs {module}: install the extra, pip install 'temper[{extra}]'")
 
 
+def _lock(folder: Path) -> TextIO:
+    """Make the folder ours until the file that is returned is closed, or this process ends in whatever way."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = (folder / "serve.lock").open("a")
+    except OSError as error:
+        raise CannotServe(f"cannot use the data folder {folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise CannotServe(
+            f"another `temper serve` runs in {folder}: stop that one, or choose another folder with --data-dir"
+        ) from error
+    return file
+
+
 def _check_port(host: str, port: int) -> None:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         socket.create_server((host, port), family=family).close()
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
+        guess = "is Temper running already? If not, " if error.errno == errno.EADDRINUSE else ""
         raise CannotServe(
-            f"cannot listen on {host} port {port} ({reason}): is Temper running already? If not, choose "
-            "another with --host and --port"
+            f"cannot listen on {host} port {port} ({reason}): {guess}choose another with --host and --port"
         ) from error
 
 

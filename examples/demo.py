@@ -17,11 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
 from client import Temper, TemperError
 from client.credentials import Credentials
-from client.display import job_card, report_card
+from client.display import Screen, job_card, report_card
 from client.monitor import watch
 from core.events import Reports
 
@@ -35,7 +33,7 @@ print(type(model).__name__, "by", header.spec.method.name, "with seed", header.s
 """
 MIN_UNION_GAIN, MAX_CLEAN_LOSS = 0.25, 0.02
 
-console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+console = Screen(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 def main() -> int:

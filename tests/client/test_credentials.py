@@ -65,3 +65,9 @@ def test_service_that_moved_keeps_its_key(file: Path) -> None:
     assert find_credentials().url == "http://127.0.0.1:10"
     assert find_credentials().api_key == "tmp_file"
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_key_that_cannot_be_a_header_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEMPER_API_KEY", "é")
+    with pytest.raises(NoKey, match="TEMPER_API_KEY"):
+        find_credentials("http://127.0.0.1:1")

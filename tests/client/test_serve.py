@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from client.errors import CannotServe
+from client.serve import _lock
 from tests.client.live import Service, eventually, run_temper, start_service
 
 
@@ -57,3 +59,9 @@ def test_taken_port_is_told(service: Service, tmp_path: Path) -> None:
 
 def test_credentials_are_for_their_owner_only(service: Service) -> None:
     assert (service.folder / "credentials.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_that_is_served_already_is_refused(tmp_path: Path) -> None:
+    with _lock(tmp_path), pytest.raises(CannotServe, match=r"another `temper serve` runs in"):
+        _lock(tmp_path)
+    _lock(tmp_path).close()
