@@ -230,7 +230,7 @@ def _show_live(temper: Temper, job_id: str) -> Job:
 
 def _print_events(temper: Temper, job_id: str) -> Job:
     for event in temper.stream(job_id):
-        typer.echo(event.model_dump_json())
+        typer.echo(event.model_dump_json(ensure_ascii=True))
     return temper.get(job_id)
 
 
@@ -251,7 +251,7 @@ def _exit_by(jobs: list[Job]) -> None:
 
 def _show(answer: BaseModel | Sequence[BaseModel] | Mapping[str, Any], as_text: RenderableType, output: str) -> None:
     if output == "json":
-        typer.echo(TypeAdapter(Any).dump_json(answer).decode())
+        typer.echo(TypeAdapter(Any).dump_json(answer, ensure_ascii=True).decode())
     else:
         console.print(as_text, soft_wrap=not isinstance(as_text, ConsoleRenderable))
 

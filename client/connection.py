@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 from pydantic import ValidationError
 
-from client.credentials import Credentials
+from client.credentials import DEFAULT_URL, Credentials
 from client.errors import Problem, Refused, ServiceFailed, Unreachable
 
 # Answers of a service, or of a proxy before it, that is busy or not there for a moment.
@@ -22,12 +22,17 @@ class Connection:
     def __init__(self, credentials: Credentials, *, timeout: float) -> None:
         self.url = credentials.url.rstrip("/")
         self._timeout = timeout
-        self._http = httpx2.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {credentials.api_key}"},
-            timeout=timeout,
-            follow_redirects=True,
-        )
+        try:
+            self._http = httpx2.Client(
+                base_url=self.url,
+                headers={"Authorization": f"Bearer {credentials.api_key}"},
+                timeout=timeout,
+                follow_redirects=True,
+            )
+        except httpx2.InvalidURL as error:
+            raise Unreachable(
+                f"{self.url} is no address ({error}): set TEMPER_URL, for example {DEFAULT_URL}"
+            ) from error
 
     def close(self) -> None:
         """Let go of the sockets."""

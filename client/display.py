@@ -146,9 +146,9 @@ def sentence(event: Stamped) -> str:
     data: dict[str, Any] = event.data
     match event.type:
         case "started":
-            training = f"{data['train_examples']} images to train on, " if data["train_examples"] else ""
             network = "{architecture} with {parameters:,} parameters on {device}".format_map(data)
-            return f"{network}; {training}{data['test_examples']} to test on"
+            training = f"{data['train_examples']} images to train on, " if data["train_examples"] else ""
+            return f"{network}; {training}{data['test_examples']} images to test on"
         case "entered":
             return f"{data['phase']} {data['subject']}" if data["subject"] else str(data["phase"])
         case "evaluated":
@@ -215,6 +215,6 @@ def _accuracies(result: Result) -> str:
 
 def _in_short(spec: Mapping[str, Any]) -> str:
     subject = spec.get("base_model") or spec.get("architecture")
-    epochs = "1 epoch" if spec.get("epochs") == 1 else f"{spec.get('epochs')} epochs"
-    training = f" by {spec['method']['name']}, {epochs}" if "method" in spec else ""
+    plural = "" if spec.get("epochs") == 1 else "s"
+    training = f" by {spec['method']['name']}, {spec['epochs']} epoch{plural}" if "method" in spec else ""
     return f"{spec['kind']} {subject} on {spec['dataset']}{training}"

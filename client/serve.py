@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import fcntl
 import os
 import signal
 import socket
@@ -158,6 +157,8 @@ def _check_installed() -> None:
 
 def _lock(folder: Path) -> TextIO:
     """Make the folder ours until the file that is returned is closed, or this process ends in whatever way."""
+    import fcntl  # not on Windows, where the other commands run all the same
+
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = (folder / "serve.lock").open("a")

@@ -160,6 +160,21 @@ def test_unknown_job_exits_with_1(temper: Command) -> None:
     assert (refused.returncode, refused.stderr) == (1, "there is no job 'job_nobody' in this project\n")
 
 
+def test_unknown_job_is_told_before_it_is_watched(temper: Command) -> None:
+    assert temper("watch", "nope").stdout == ""
+
+
+def test_version_is_an_option_too(temper: Command) -> None:
+    assert temper("--version").stdout.startswith("temper ")
+
+
+def test_answer_that_cannot_be_written_is_told(service: Service) -> None:
+    command = [sys.executable, "-m", "client", "models"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, env=service.environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "cannot write to standard output: No space left on device\n")
+
+
 def test_wrong_key_is_told_where_keys_come_from(temper: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEMPER_API_KEY", "tmp_wrong")
     refused = temper("list")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from client import NoKey
+from client import NoKey, Temper, Unreachable
 from client.credentials import find_credentials, point_credentials_at
 
 
@@ -71,3 +71,8 @@ def test_a_key_that_cannot_be_a_header_is_refused_in_words(monkeypatch: pytest.M
     monkeypatch.setenv("TEMPER_API_KEY", "é")
     with pytest.raises(NoKey, match="TEMPER_API_KEY"):
         find_credentials("http://127.0.0.1:1")
+
+
+def test_an_address_that_is_none_is_refused_in_words() -> None:
+    with pytest.raises(Unreachable, match="TEMPER_URL"):
+        Temper("http://a:b", "tmp_key")

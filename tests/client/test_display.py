@@ -1,11 +1,48 @@
-"""What the command line shows: nothing that steers the terminal."""
+"""What the command line shows: nothing that steers the terminal, and no blanks at the ends of lines."""
 
 import io
+from typing import Any
 
-from client.display import Screen
+from rich.console import RenderableType
+
+from client.display import Screen, event_line, job_card, jobs_table
+from client.records import Job
+from core.events import Stamped
+from tests.client.scripted import job_json
+
+
+def shown(what: RenderableType) -> str:
+    file = io.StringIO()
+    Screen(file=file, width=200).print(what, soft_wrap=True)
+    return file.getvalue()
+
+
+def event(kind: str, data: dict[str, Any]) -> Stamped:
+    return Stamped.model_validate({"seq": 1, "created_at": "2026-11-23T00:00:00Z", "type": kind, "data": data})
 
 
 def test_control_characters_of_the_service_are_shown_and_not_obeyed() -> None:
-    file = io.StringIO()
-    Screen(file=file, width=80).print("a\x1b[31mred\x07")
-    assert file.getvalue() == "a\\x1b[31mred\\x07\n"
+    assert shown("a\x1b[31mred\x07") == "a\\x1b[31mred\\x07\n"
+    assert "\\x9b2J" in shown(event_line(event("warned", {"message": "\x9b2J"})))
+
+
+def test_control_characters_in_a_table_leave_its_columns_in_line() -> None:
+    head, row = shown(jobs_table([Job(**job_json(name="\x1b]0;owned\x07"))])).splitlines()
+    assert "\\x1b]0;owned\\x07 " in row
+    assert row.index("finetune") == head.index("kind")
+
+
+def test_lines_of_a_table_do_not_end_with_blanks() -> None:
+    lines = shown(jobs_table([Job(**job_json()), Job(**job_json(name="long"))])).splitlines()
+    assert [line for line in lines if line != line.rstrip()] == []
+
+
+def test_longest_event_names_are_apart_from_what_they_tell() -> None:
+    assert "job.handed_back attempt 3" in shown(event_line(event("job.handed_back", {"attempt": 3})))
+
+
+def test_numbers_are_told_only_where_there_is_something_to_count() -> None:
+    spec = {"kind": "train", "architecture": "x", "dataset": "digits", "method": {"name": "nat"}, "epochs": 1}
+    assert "by nat, 1 epoch\n" in shown(job_card(Job(**job_json(spec=spec))))
+    started = {"architecture": "x", "parameters": 1000, "device": "cpu", "train_examples": 0, "test_examples": 9}
+    assert "x with 1,000 parameters on cpu; 9 images to test on" in shown(event_line(event("started", started)))

@@ -60,6 +60,7 @@ def test_terminal_shows_phase_step_norm_and_attacks(temper: Temper, history: Non
         "waiting for another worker",
     ):
         assert text in shown, text
+    assert "left" not in shown.rpartition("60/60 steps")[2].partition("\n")[0]
 
 
 def test_file_gets_a_line_for_each_event_and_none_twice(temper: Temper, history: None) -> None:

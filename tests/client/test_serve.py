@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from client.errors import CannotServe
-from client.serve import _lock
 from tests.client.live import Service, eventually, run_temper, start_service
 
 
@@ -61,7 +59,20 @@ def test_credentials_are_for_their_owner_only(service: Service) -> None:
     assert (service.folder / "credentials.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_folder_that_is_served_already_is_refused(tmp_path: Path) -> None:
-    with _lock(tmp_path), pytest.raises(CannotServe, match=r"another `temper serve` runs in"):
-        _lock(tmp_path)
-    _lock(tmp_path).close()
+def test_folder_that_is_served_already_is_refused(service: Service) -> None:
+    before = (service.folder / "credentials.json").read_text()
+    refused = run_temper("serve", "--port", "1", "--data-dir", str(service.folder), environment=os.environ)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"another `temper serve` runs in {service.folder}")
+    assert (service.folder / "credentials.json").read_text() == before
+
+
+def test_host_and_port_come_from_the_environment(service: Service, tmp_path: Path) -> None:
+    port = service.url.rpartition(":")[2]
+    refused = run_temper("serve", "--data-dir", str(tmp_path), environment=os.environ | {"TEMPER_PORT": port})
+    assert f"cannot listen on 127.0.0.1 port {port}" in refused.stderr
+    refused = run_temper("serve", "--data-dir", str(tmp_path), environment=os.environ | {"TEMPER_HOST": "256.1.1.1"})
+    assert refused.stderr.startswith("cannot listen on 256.1.1.1 port 8765")
+    assert "running already" not in refused.stderr
+    refused = run_temper("serve", "--data-dir", str(tmp_path), environment=os.environ | {"TEMPER_PORT": "65536"})
+    assert refused.returncode == 2

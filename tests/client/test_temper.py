@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from client import BadDownload, CannotWrite, NoCheckpoint, Refused, StillRunning, Temper, Unreachable, Unreadable
+from client import (
+    BadDownload,
+    CannotWrite,
+    NoCheckpoint,
+    Refused,
+    ServiceFailed,
+    StillRunning,
+    Temper,
+    Unreachable,
+    Unreadable,
+)
 from core.spec import FineTuneSpec
 from tests.client.scripted import Request, Script, job_json
 
@@ -67,6 +77,12 @@ def test_refusal_tells_each_field_and_its_remedy(temper: Temper, script: Script)
 def test_refusal_without_a_problem_document_is_told_all_the_same(temper: Temper, script: Script) -> None:
     script.expect(lambda request: request.send(b"<html>", status=403))
     with pytest.raises(Refused, match="answered 403 Forbidden"):
+        temper.get("job_1")
+
+
+def test_failure_of_the_service_names_the_request_to_look_for_in_its_log(temper: Temper, script: Script) -> None:
+    script.expect(lambda request: request.answer(problem(500, request_id="req_7"), status=500))
+    with pytest.raises(ServiceFailed, match="req_7"):
         temper.get("job_1")
 
 
