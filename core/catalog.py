@@ -127,6 +127,12 @@ ARCHITECTURES: Mapping[str, ArchitectureEntry] = {
             learning_rate=0.01,
         ),
         ArchitectureEntry(
+            name="preact-resnet-8",
+            description="Pre-activation ResNet of 8 layers for small images, small enough to train without a GPU.",
+            shape=None,
+            learning_rate=0.05,
+        ),
+        ArchitectureEntry(
             name="preact-resnet-18",
             description="Pre-activation ResNet-18 (He et al. 2016) for small images, ReLU.",
             shape=None,

@@ -73,7 +73,10 @@ def load(spec: AnySpec, inputs: Inputs) -> Loaded:
         _check_fit(spec.base_model, blueprint, dataset)
     device = inputs.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     test = dataset.test.first(spec.evaluation.examples).to(device)
-    return Loaded(spec, model.to(device), blueprint, base_sha256, dataset, test, device)
+    # Convolutions run 1.3 to 2.5 times as fast with channels last, on the CPU too (benchmarks/epoch.py); in this layout
+    # the weights alone make torch choose it, whatever the layout of the images.
+    model = model.to(device, memory_format=torch.channels_last)
+    return Loaded(spec, model, blueprint, base_sha256, dataset, test, device)
 
 
 def _check_fit(name: str, blueprint: models.Blueprint, dataset: data.Dataset) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from core.catalog import ARCHITECTURES
 from core.errors import BadInput, DoesNotFit
 from core.models.digits_cnn import DigitsCNN
-from core.models.preact_resnet import PreActResNet18
+from core.models.preact_resnet import PreActResNet8, PreActResNet18
 from core.spec import did_you_mean
 
 
@@ -71,6 +71,8 @@ def build(blueprint: Blueprint) -> nn.Module:
     match blueprint.architecture:
         case "digits-cnn":
             network: nn.Module = DigitsCNN(blueprint.classes)
+        case "preact-resnet-8":
+            network = PreActResNet8(channels, blueprint.classes)
         case "preact-resnet-18":
             network = PreActResNet18(channels, blueprint.classes, nn.ReLU())
         case "preact-resnet-18-softplus":

@@ -1,7 +1,9 @@
-"""Pre-activation ResNet-18 for small images (He et al. 2016, arXiv 1603.05027), as the E-AT paper fine-tunes it.
+"""Pre-activation ResNets for small images (He et al. 2016, arXiv 1603.05027): 18 layers, and 8 for work without a GPU.
 
-The paper's version has softplus inside the blocks and a ReLU before the pooling.
+The E-AT paper fine-tunes the one of 18 layers, with softplus inside the blocks and a ReLU before the pooling.
 """
+
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,6 +48,27 @@ class PreActResNet18(nn.Module):
         features = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(images)))))
         features = F.adaptive_avg_pool2d(F.relu(self.bn(features)), 1)
         return self.linear(features.flatten(1))
+
+
+class PreActResNet8(nn.Module):
+    """Map images (batch, channels, height, width) in [0, 1], at least 8 pixels a side, to logits (batch, classes).
+
+    304,000 parameters, and 11.5 million multiply-adds for an image of 32 x 32: a fiftieth of PreAct ResNet-18.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        activation = nn.ReLU()
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        widths = (16, 32, 64, 128)
+        self.layers = nn.Sequential(*(PreActBlock(a, b, 2, activation) for a, b in pairwise(widths)))
+        self.bn = nn.BatchNorm2d(128)
+        self.linear = nn.Linear(128, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify."""
+        features = F.relu(self.bn(self.layers(self.conv1(images))))
+        return self.linear(F.adaptive_avg_pool2d(features, 1).flatten(1))
 
 
 def _stage(inputs: int, outputs: int, stride: int, activation: nn.Module) -> nn.Sequential:
