@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from core import checkpoint
 from core.data import Dataset
-from core.data.augmentation import augment
 from core.data.split import Split
+from core.data.training_set import TrainingSet
 from core.errors import Diverged, OutOfMemory
 from core.evaluation import judge, save_reports
 from core.events import Entered, Event, Finished, Reports, Saved, Started, Stepped
@@ -36,8 +36,8 @@ def fine_tune(spec: TrainingSpec, output: Path, inputs: Inputs | None = None) ->
     checkpoint.make_folder(output)
     loaded = load(spec, inputs or Inputs())
     model, test = loaded.model, loaded.test
-    train = _training_part(spec, loaded.dataset).to(loaded.device)
-    started = loaded.started(train_examples=len(train), total_steps=spec.epochs * _steps_per_epoch(train, spec))
+    train = TrainingSet(_training_part(spec, loaded.dataset)).to(loaded.device)
+    started = loaded.started(train_examples=len(train), total_steps=spec.epochs * train.steps(spec.batch_size))
     yield started
     before = None
     if isinstance(spec, FineTuneSpec) and spec.evaluation.include_base:
@@ -59,28 +59,25 @@ def _training_part(spec: TrainingSpec, dataset: Dataset) -> Split:
     return dataset.train.pick(order[: spec.train_examples])
 
 
-def _train(model: nn.Module, train: Split, spec: TrainingSpec) -> Generator[Event, None, None]:
+def _train(model: nn.Module, train: TrainingSet, spec: TrainingSpec) -> Generator[Event, None, None]:
     """Run all training steps, reporting each."""
     begun = time.monotonic()
-    device = train.pixels.device
     order_stream, image_stream = _stream(spec.seed, "order"), _stream(spec.seed, "augmentation")
     rule = build(spec.method, spec.eps, _stream(spec.seed, "norms"))
     optimizer = torch.optim.SGD(
         _parameter_groups(model, spec), lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay
     )
-    steps_per_epoch = _steps_per_epoch(train, spec)
+    steps_per_epoch = train.steps(spec.batch_size)
     total = spec.epochs * steps_per_epoch
     step = 0
     model.train()
     for _ in range(spec.epochs):
-        order = torch.randperm(len(train), generator=order_stream).to(device)
-        for index in order.split(spec.batch_size):
+        order = train.draw_order(spec.batch_size, order_stream)
+        for images, labels in train.batches(order, spec.augmentation, image_stream):
             rate = learning_rate(spec.schedule, spec.learning_rate, step, total)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            batch = train.pick(index)
-            images = augment(batch.images(), spec.augmentation, image_stream)
-            result = _update(model, optimizer, rule, images, batch.labels)
+            result = _update(model, optimizer, rule, images, labels)
             step += 1
             loss = result.loss.item()
             if not isfinite(loss):
@@ -116,10 +113,6 @@ def _update(
             field="batch_size",
         ) from error
     return result
-
-
-def _steps_per_epoch(train: Split, spec: TrainingSpec) -> int:
-    return -(-len(train) // spec.batch_size)
 
 
 def learning_rate(schedule: Schedule, highest: float, step: int, total: int) -> float:

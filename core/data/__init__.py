@@ -27,8 +27,7 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of every image."""
-        channels, height, width = self.train.pixels.shape[1:]
-        return channels, height, width
+        return self.train.shape
 
     def sha256(self) -> str:
         """Hash all images and labels, in order: the same data gives the same hash, wherever it came from."""

@@ -1,9 +1,23 @@
-"""One part of a data set: pixels as bytes, and labels."""
+"""One part of a data set that is small enough to live on the device: pixels as bytes, and labels."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from core.catalog import Augmentation
+from core.data.augmentation import augment
+
+
+class Batch(NamedTuple):
+    """What a training step takes in."""
+
+    images: Tensor
+    """(batch, channels, height, width) in [0, 1], in torch's default dtype."""
+    labels: Tensor
+    """(batch,) int64 class indices."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +34,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
     def to(self, device: torch.device) -> "Split":
         """Move the part to a device."""
         return Split(self.pixels.to(device), self.labels.to(device), self.white)
@@ -32,6 +52,29 @@ class Split:
         """Take the examples at `index` (n,)."""
         return Split(self.pixels[index], self.labels[index], self.white)
 
+    def read(self, index: Tensor) -> "Split":
+        """Hold the examples at `index` (n,) in memory, as they are; the same as `pick`, for they are there already."""
+        return self.pick(index)
+
     def images(self) -> Tensor:
         """Return the images as (examples, channels, height, width) in [0, 1], in torch's default dtype."""
         return self.pixels.to(torch.get_default_dtype()) / self.white
+
+    def batches(
+        self,
+        order: Iterable[Tensor],
+        augmentation: Augmentation,
+        generator: torch.Generator,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> Iterator[Batch]:
+        """Hand out a batch for each index (n,) in `order`, augmented, on the device.
+
+        Of several ranks each gets its part of every batch, and all draw for the whole of it, so that together they see
+        what one alone would. Between two batches the generator is where a run that goes on from there has to start.
+        """
+        for index in order:
+            batch = self.pick(index.to(self.labels.device))
+            images = augment(batch.images(), augmentation, generator)
+            yield Batch(images.tensor_split(ranks)[rank], batch.labels.tensor_split(ranks)[rank])
