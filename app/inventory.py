@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from core.catalog import ARCHITECTURES, DATASETS, MODELS, ArchitectureEntry, DatasetEntry
-from core.spec import AnySpec, FieldError, Name, TrainSpec, did_you_mean
+from core.spec import AnySpec, EvaluateSpec, FieldError, Name, TrainSpec, did_you_mean
 
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tar.xz")
+_FILES = (".zip", ".tar", ".tar.gz", ".tar.xz", ".npz")
 _name: TypeAdapter[str] = TypeAdapter(Name)
 
 
@@ -40,7 +40,7 @@ class Inventory:
         return {file.stem: LocalModel(file, size) for file, size in sizes.items() if size is not None}
 
     def local_datasets(self) -> dict[str, Path]:
-        """ImageFolder folders and archives by name. A name of the catalogue says where that data set lies."""
+        """Folders, archives and arrays by name. A name of the catalogue says where that data set lies."""
         named = ((_dataset_name(path), path) for path in sorted(self.datasets_dir.iterdir()))
         return {name: path for name, path in named if _is_name(name)}
 
@@ -53,10 +53,20 @@ class Inventory:
         """Find the images, where they lie in the datasets folder."""
         return self.local_datasets().get(spec.dataset)
 
+    def extra_data(self, spec: AnySpec) -> Path | None:
+        """Find the second data set of a run that trains on one."""
+        name = None if isinstance(spec, EvaluateSpec) else spec.extra_dataset
+        return self.local_datasets().get(name) if name else None
+
     def check_names(self, body: Mapping[str, Any]) -> list[FieldError]:
         """Say which names of a spec, valid or not, nothing here has."""
-        models = _unknown("base_model", "model", body, [*MODELS, *self.local_models()])
-        return models + _unknown("dataset", "data set", body, [*DATASETS, *self.local_datasets()])
+        local = self.local_datasets()
+        fetched = [entry.name for entry in DATASETS.values() if not entry.streamed]
+        return [
+            *_unknown("base_model", "model", body, [*MODELS, *self.local_models()]),
+            *_unknown("dataset", "data set", body, [*fetched, *local]),
+            *_unknown("extra_dataset", "data set", body, list(local)),
+        ]
 
     def check(self, spec: AnySpec) -> list[FieldError]:
         """Say which names of a spec nothing here has, and what does not fit together."""
@@ -66,7 +76,7 @@ class Inventory:
 def _dataset_name(path: Path) -> str:
     if path.is_dir():
         return path.name
-    ending = next((ending for ending in _ARCHIVES if path.name.endswith(ending)), None)
+    ending = next((ending for ending in _FILES if path.name.endswith(ending)), None)
     return path.name.removesuffix(ending) if ending and _size_of_file(path) is not None else ""
 
 
@@ -92,7 +102,8 @@ def _unknown(field: str, what: str, body: Mapping[str, Any], known: list[str]) -
     # What can be no name, the spec itself refuses.
     if not isinstance(name, str) or not _is_name(name) or name in known:
         return []
-    detail = f"there is no {what} {name!r} here; {did_you_mean(name, known)}"
+    remedy = did_you_mean(name, known) if known else "put it into the instance's folder"
+    detail = f"there is no {what} {name!r} here; {remedy}"
     return [FieldError(pointer=f"/{field}", code="unknown_name", detail=detail)]
 
 

@@ -78,7 +78,13 @@ def _run(spec: AnySpec, options: argparse.Namespace) -> Iterator[Event]:
         raise BadInput(
             f"cannot compute on {options.device!r}: {error}", hint="name a device such as cpu or cuda:0", field="device"
         ) from error
-    inputs = Inputs(weights=options.weights, data=options.data, device=device)
+    inputs = Inputs(
+        weights=options.weights,
+        data=options.data,
+        extra_data=options.extra_data,
+        workers=options.workers,
+        device=device,
+    )
     if isinstance(spec, EvaluateSpec):
         return score(spec, options.output, inputs)
     return fine_tune(spec, options.output, inputs)
@@ -119,6 +125,17 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--weights", type=Path, help="the base model's file, when it is not a shipped one")
         command.add_argument("--data", type=Path, help="the data set's folder or archive, when it is not built in")
+        if kind == "evaluate":
+            command.set_defaults(extra_data=None)
+        else:
+            command.add_argument(
+                "--extra-data", type=Path, help="a second labelled set to train on: a .npz file, a folder or an archive"
+            )
+        command.add_argument(
+            "--workers",
+            type=_count,
+            help="processes that read a data set too large for memory; by default one per core",
+        )
         command.add_argument("--device", help="where to compute, such as cpu or cuda:1")
         command.add_argument("--json", action="store_true", help="print events as JSON lines")
         command.add_argument(
@@ -152,6 +169,13 @@ def _read(text: str) -> Any:
         return text
 
 
+def _count(text: str) -> int:
+    """Read a whole number that may be 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes")
+    return int(text)
+
+
 def _spec(options: argparse.Namespace) -> AnySpec:
     """Put the spec together from file and options. Raises BadInput."""
     body = _file(options.spec) if options.spec else {}
@@ -167,10 +191,12 @@ def _spec(options: argparse.Namespace) -> AnySpec:
     for name, value in vars(options).items():
         if name.startswith("spec.") and value is not None:
             _set(body, name.removeprefix("spec.").split("."), value)
+    if options.extra_data and not body.get("extra_dataset"):
+        body["extra_dataset"] = options.extra_data.name.partition(".")[0]
     if options.data and "dataset" not in body:
         raise BadInput(
             f"{options.data} is given, but not which data set it holds",
-            hint="add --dataset: cifar10, or any name for images of your own",
+            hint="add --dataset: cifar10, cifar100, imagenet, or any name for images of your own",
             field="dataset",
         )
     try:

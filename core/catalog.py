@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 Norm = Literal["linf", "l2", "l1"]
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 
-Augmentation = Literal["none", "crop-flip"]
+Augmentation = Literal["none", "crop-flip", "resized-crop-flip"]
 
 
 class Entry(BaseModel):
@@ -46,8 +46,14 @@ class DatasetEntry(Entry):
     """Epochs of a run from random weights."""
     batch_size: int
     """Images per training step."""
+    steps: dict[Norm, int]
+    """Steps of the training attack per norm."""
+    weight_decay: float
+    """Weight decay of SGD."""
     augmentation: Augmentation
     """What training does to an image before it attacks it."""
+    streamed: bool = False
+    """Whether it is too large for memory and comes from the files of a folder, which a run must be given."""
 
 
 class ArchitectureEntry(Entry):
@@ -85,6 +91,8 @@ class MethodEntry(Entry):
     """The most norms it works with."""
 
 
+_TEN_STEPS: dict[Norm, int] = dict.fromkeys(NORMS, 10)
+
 DATASETS: Mapping[str, DatasetEntry] = {
     entry.name: entry
     for entry in (
@@ -99,6 +107,8 @@ DATASETS: Mapping[str, DatasetEntry] = {
             epochs=3,
             train_epochs=30,
             batch_size=64,
+            steps=_TEN_STEPS,
+            weight_decay=5e-4,
             augmentation="none",
         ),
         DatasetEntry(
@@ -112,7 +122,40 @@ DATASETS: Mapping[str, DatasetEntry] = {
             epochs=3,
             train_epochs=80,
             batch_size=128,
+            steps=_TEN_STEPS,
+            weight_decay=5e-4,
             augmentation="crop-flip",
+        ),
+        DatasetEntry(
+            name="cifar100",
+            description="CIFAR-100 through torchvision: 60,000 colour images of 32 x 32 pixels in 100 fine classes.",
+            shape=(3, 32, 32),
+            classes=100,
+            train_examples=50_000,
+            test_examples=10_000,
+            eps={"linf": 8 / 255, "l2": 0.5, "l1": 12.0},
+            epochs=3,
+            train_epochs=80,
+            batch_size=128,
+            steps=_TEN_STEPS,
+            weight_decay=5e-4,
+            augmentation="crop-flip",
+        ),
+        DatasetEntry(
+            name="imagenet",
+            description="ImageNet (ILSVRC 2012), from a folder with train/<wnid>/ and val/<wnid>/, at 224 x 224.",
+            shape=(3, 224, 224),
+            classes=1000,
+            train_examples=1_281_167,
+            test_examples=50_000,
+            eps={"linf": 4 / 255, "l2": 2.0, "l1": 255.0},
+            epochs=1,
+            train_epochs=90,
+            batch_size=128,
+            steps={"linf": 5, "l2": 5, "l1": 15},
+            weight_decay=1e-4,
+            augmentation="resized-crop-flip",
+            streamed=True,
         ),
     )
 }

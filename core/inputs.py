@@ -11,9 +11,9 @@ from torch import nn
 
 from core import checkpoint, data, models
 from core.data.split import Split
-from core.errors import DoesNotFit
+from core.errors import BadInput, DoesNotFit
 from core.events import Started
-from core.spec import AnySpec, TrainSpec
+from core.spec import AnySpec, EvaluateSpec, TrainSpec
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class Inputs:
     """The base model's file; None for one that Temper ships."""
     data: Path | None = None
     """The data set's folder or archive; None for one that Temper knows."""
+    extra_data: Path | None = None
+    """The second data set's file, folder or archive, where the run trains on one."""
+    workers: int | None = None
+    """Processes that read a data set too large for memory; None for one per core."""
     device: torch.device | None = None
     """Where to compute; None for the GPU, or the CPU where there is none."""
 
@@ -59,7 +63,7 @@ class Loaded:
 
 def load(spec: AnySpec, inputs: Inputs) -> Loaded:
     """Load what a spec names. Raises BadInput, BadDataset, BadWeights, and DoesNotFit when data and model differ."""
-    dataset = data.load(spec.dataset, inputs.data)
+    dataset = data.load(spec.dataset, inputs.data, extra=_extra_path(spec, inputs), workers=inputs.workers)
     base_sha256 = None
     if isinstance(spec, TrainSpec):
         blueprint = models.Blueprint(spec.architecture, dataset.shape, len(dataset.classes))
@@ -77,6 +81,22 @@ def load(spec: AnySpec, inputs: Inputs) -> Loaded:
     # the weights alone make torch choose it, whatever the layout of the images.
     model = model.to(device, memory_format=torch.channels_last)
     return Loaded(spec, model, blueprint, base_sha256, dataset, test, device)
+
+
+def _extra_path(spec: AnySpec, inputs: Inputs) -> Path | None:
+    """Find the second data set that a spec names, if any."""
+    name = None if isinstance(spec, EvaluateSpec) else spec.extra_dataset
+    if name and inputs.extra_data is None:
+        raise BadInput(
+            f"there is no path to the extra data {name!r}", hint="give it with --extra-data", field="extra_dataset"
+        )
+    if inputs.extra_data and not name:
+        raise BadInput(
+            f"{inputs.extra_data} is given, but the run names no extra data set",
+            hint="name it with extra_dataset",
+            field="extra_dataset",
+        )
+    return inputs.extra_data
 
 
 def _check_fit(name: str, blueprint: models.Blueprint, dataset: data.Dataset) -> None:

@@ -101,7 +101,8 @@ class Method(_Part):
     steps: Annotated[
         dict[Norm, Steps], BeforeValidator(_one_for_all, json_schema_input_type=Steps | dict[Norm, Steps])
     ] = Field(default_factory=lambda data: dict.fromkeys(data["norms"], 10))
-    """Steps of the training attack for each attacked norm; one number stands for all."""
+    """Steps of the training attack for each attacked norm; one number stands for all. By default 10, on ImageNet 5, and
+    15 for l1."""
 
     @field_validator("name")
     @classmethod
@@ -282,12 +283,26 @@ class _Trained(_Measured):
     straight line for three tenths of the run, then down to zero. constant: no change."""
     momentum: StrictFloat = Field(default=0.9, ge=0, lt=1)
     """Momentum of SGD."""
-    weight_decay: StrictFloat = Field(default=5e-4, ge=0, le=1)
+    weight_decay: StrictFloat = Field(default_factory=_dataset_default("weight_decay", 5e-4), ge=0, le=1)
     """Weight decay of SGD; when training from random weights, not on biases and batch norm."""
     augmentation: Augmentation = Field(default_factory=_dataset_default("augmentation", "none"))
-    """crop-flip: a random crop after padding by an eighth of the size, and a horizontal flip half the time."""
+    """crop-flip: a random crop after padding by an eighth of the size, and a horizontal flip half the time.
+    resized-crop-flip: a random crop of 8 to 100 % of the area, resized, and the flip."""
     train_examples: StrictInt | None = Field(default=None, ge=1)
     """Train on so many images, drawn once with the seed; null for all of them."""
+    extra_dataset: Name | None = Field(default=None, min_length=1)
+    """A second labelled set to train on, by its name among the data sets of this machine: a part of each batch comes
+    from it, and an epoch is still every image of the first set once; null for none."""
+    extra_share: StrictFloat = Field(default=0.5, gt=0, lt=1)
+    """The part of each batch that comes from the second set, where there is one."""
+
+    @field_validator("method")
+    @classmethod
+    def _steps_of_the_dataset(cls, method: Method, info: ValidationInfo) -> Method:
+        entry = DATASETS.get(info.data.get("dataset", ""))
+        if entry is None or "steps" in method.model_fields_set:
+            return method
+        return method.model_copy(update={"steps": {norm: entry.steps[norm] for norm in method.norms}})
 
     @field_validator("method")
     @classmethod
@@ -305,6 +320,17 @@ class _Trained(_Measured):
                 },
             )
         return method
+
+    @field_validator("extra_dataset")
+    @classmethod
+    def _room_for_both(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name and info.data.get("batch_size") == 1:
+            raise PydanticCustomError(
+                "batch_too_small",
+                "a batch of one image has no room for a second data set: set batch_size to 2 or more",
+                {"pointer": "/batch_size"},
+            )
+        return name
 
 
 class FineTuneSpec(_Trained, _FromBase):

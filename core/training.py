@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from core import checkpoint
 from core.data import Dataset
 from core.data.split import Split
+from core.data.stream import Stream
 from core.data.training_set import TrainingSet
 from core.errors import Diverged, OutOfMemory
 from core.evaluation import judge, save_reports
@@ -36,7 +37,7 @@ def fine_tune(spec: TrainingSpec, output: Path, inputs: Inputs | None = None) ->
     checkpoint.make_folder(output)
     loaded = load(spec, inputs or Inputs())
     model, test = loaded.model, loaded.test
-    train = TrainingSet(_training_part(spec, loaded.dataset)).to(loaded.device)
+    train = TrainingSet(_training_part(spec, loaded.dataset), loaded.dataset.extra, spec.extra_share).to(loaded.device)
     started = loaded.started(train_examples=len(train), total_steps=spec.epochs * train.steps(spec.batch_size))
     yield started
     before = None
@@ -52,7 +53,7 @@ def fine_tune(spec: TrainingSpec, output: Path, inputs: Inputs | None = None) ->
     yield Finished(reports=reports, seconds=time.monotonic() - begun)
 
 
-def _training_part(spec: TrainingSpec, dataset: Dataset) -> Split:
+def _training_part(spec: TrainingSpec, dataset: Dataset) -> Split | Stream:
     if spec.train_examples is None or spec.train_examples >= len(dataset.train):
         return dataset.train
     order = torch.randperm(len(dataset.train), generator=_stream(spec.seed, "subset"))

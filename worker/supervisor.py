@@ -37,7 +37,11 @@ _KILLED_FROM_OUTSIDE = {-signal.SIGKILL, 128 + signal.SIGKILL, -signal.SIGTERM, 
 
 def core_command(claim: Claim, folder: Path, inventory: Inventory) -> list[str]:
     """Write the command of the training process; its spec lies in the work folder."""
-    paths = {"--weights": inventory.weights(claim.spec), "--data": inventory.data(claim.spec)}
+    paths = {
+        "--weights": inventory.weights(claim.spec),
+        "--data": inventory.data(claim.spec),
+        "--extra-data": inventory.extra_data(claim.spec),
+    }
     given = [part for option, path in paths.items() if path for part in (option, str(path))]
     spec = str(folder / "spec.json")
     options = ["--json", "--output", str(folder), *given, "--until-stdin-closes"]

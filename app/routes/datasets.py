@@ -16,11 +16,10 @@ router = APIRouter(tags=["catalogue"], dependencies=[Depends(authenticate)])
 @router.get("/datasets", responses=problems())
 def list_datasets(service: TheService) -> schemas.Page[schemas.Dataset]:
     """List the data sets that a job can use."""
-    shipped = [_shipped(entry) for entry in DATASETS.values()]
-    local = service.inventory.local_datasets().items()
-    return schemas.page(
-        [*shipped, *(_local(name, path) for name, path in local if name not in DATASETS)], has_more=False
-    )
+    local = service.inventory.local_datasets()
+    shipped = [_shipped(entry) for entry in DATASETS.values() if not entry.streamed or entry.name in local]
+    own = [_local(name, path) for name, path in local.items() if name not in DATASETS]
+    return schemas.page([*shipped, *own], has_more=False)
 
 
 def _shipped(entry: DatasetEntry) -> schemas.Dataset:

@@ -1,4 +1,4 @@
-"""Data sets: images in [0, 1] and labels, small enough to live on the device as bytes.
+"""Data sets: images in [0, 1] and labels, small ones as bytes on the device, large ones streamed from their files.
 
 A data set is a name in `core.catalog.DATASETS`, or an ImageFolder folder or archive at a path. The order of both parts
 is fixed, so that "the first 300 test points" means the same everywhere. A new one is a file here and an entry there.
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.catalog import DATASETS
-from core.data import cifar10, digits, image_folder
+from core.data import arrays, cifar, digits, extra_data, image_folder, imagenet
 from core.data.split import Split
-from core.errors import BadInput
+from core.data.stream import Stream
+from core.errors import BadDataset, BadInput
 from core.spec import did_you_mean
 
 
@@ -19,10 +20,12 @@ from core.spec import did_you_mean
 class Dataset:
     """A training and a test part that share their classes."""
 
-    train: Split
-    test: Split
+    train: Split | Stream
+    test: Split | Stream
     classes: tuple[str, ...]
     """The name behind each label."""
+    extra: Split | Stream | None = None
+    """A second labelled set of the same classes, for training."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -30,20 +33,23 @@ class Dataset:
         return self.train.shape
 
     def sha256(self) -> str:
-        """Hash all images and labels, in order: the same data gives the same hash, wherever it came from."""
+        """Hash the data: of sets in memory all images and labels, of streamed ones the names and sizes of the files."""
         digest = hashlib.sha256()
-        for split in (self.train, self.test):
-            digest.update(repr((tuple(split.pixels.shape), split.white)).encode())
-            digest.update(split.pixels.numpy().tobytes())
-            digest.update(split.labels.numpy().tobytes())
+        for part in (self.train, self.test, self.extra):
+            if part is not None:
+                part.feed(digest)
         return digest.hexdigest()
 
 
-def load(name: str, path: Path | None = None) -> Dataset:
+def load(name: str, path: Path | None = None, *, extra: Path | None = None, workers: int | None = None) -> Dataset:
     """Load a data set by its name, or from a path for one that the catalogue does not know.
 
-    For cifar10 the path is the folder that torchvision keeps it in. Raises BadInput for an unknown name without a path,
-    and BadDataset when the images cannot be read.
+    For cifar10 and cifar100 the path is the folder that torchvision keeps it in, or the images as an ImageFolder; for
+    imagenet the folder that holds `train/` and `val/`. extra: a second labelled set, as `extra_data.load` reads it.
+    workers: processes that read a streamed set, by default one per core.
+
+    Raises BadInput for a name that needs a path and has none, or the other way round, BadDataset when images cannot be
+    read, and DoesNotFit for extra data of another shape or other classes.
     """
     match name:
         case "digits" if path is not None:
@@ -53,13 +59,34 @@ def load(name: str, path: Path | None = None) -> Dataset:
                 field="dataset",
             )
         case "digits":
-            return Dataset(*digits.load())
-        case "cifar10":
-            return Dataset(*cifar10.load(path))
-    if path is None:
-        raise BadInput(
-            f"there is no data set {name!r}",
-            hint=f"{did_you_mean(name, DATASETS)}, or give a folder or archive with --data",
+            dataset = Dataset(*digits.load())
+        case "cifar10" | "cifar100":
+            dataset = Dataset(*cifar.load(name, path))
+        case _ if path is None:
+            raise _needs_path(name)
+        case _ if arrays.is_arrays(path):
+            raise BadDataset(
+                f"{path.name} holds no test part", hint="train on it beside another set, as extra data", field="dataset"
+            )
+        case "imagenet":
+            dataset = Dataset(*imagenet.load(path, workers=workers))
+        case _:
+            dataset = Dataset(*image_folder.load(path))
+    if extra is None:
+        return dataset
+    second = extra_data.load(extra, like=dataset.train, classes=dataset.classes)
+    return Dataset(dataset.train, dataset.test, dataset.classes, second)
+
+
+def _needs_path(name: str) -> BadInput:
+    if name in DATASETS:
+        return BadInput(
+            f"{name} cannot be fetched: it has to be on this machine",
+            hint="give the folder that holds its train/ and val/ with --data",
             field="dataset",
         )
-    return Dataset(*image_folder.load(path))
+    return BadInput(
+        f"there is no data set {name!r}",
+        hint=f"{did_you_mean(name, DATASETS)}, or give a folder or archive with --data",
+        field="dataset",
+    )

@@ -16,22 +16,35 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from core.data.class_folders import PARTS, SUFFIXES, name_classes
 from core.data.split import Split
 from core.errors import BadDataset
 
-_PARTS = {"train": "train", "test": "test", "val": "test", "valid": "test"}
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _LARGEST_FILE = 64 * 2**20
 
 
 def load(path: Path) -> tuple[Split, Split, tuple[str, ...]]:
     """Load the training part, the test part and the class names. Raises BadDataset naming the file at fault."""
+    found = _collect(path)
+    counts = {place: len(images) for place, images in found.images.items()}
+    classes = name_classes(counts, ("train", "test"), path.name)
+    return found.split("train", classes), found.split("test", classes), classes
+
+
+def load_training_part(path: Path) -> tuple[Split, tuple[str, ...]]:
+    """Load the training part and its class names, of a data set that may have no test part. Raises BadDataset."""
+    found = _collect(path)
+    counts = {place: len(images) for place, images in found.images.items()}
+    classes = name_classes(counts, ("train",), path.name)
+    return found.split("train", classes), classes
+
+
+def _collect(path: Path) -> "_Collected":
     found = _Collected()
     for name, content in _members(path):
         found.add(name, content)
-    classes = found.classes(path)
-    return found.split("train", classes), found.split("test", classes), classes
+    return found
 
 
 @dataclass
@@ -45,10 +58,10 @@ class _Collected:
         """Take in a file, or a folder where there is no content."""
         path = PurePosixPath(name)
         place = path.parts[-2:] if content is None else path.parts[-3:-1]
-        if len(place) < 2 or place[0] not in _PARTS or place[1].startswith("."):
+        if len(place) < 2 or place[0] not in PARTS or place[1].startswith("."):
             return
-        images = self.images.setdefault((_PARTS[place[0]], place[1]), [])
-        if content is None or path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
+        images = self.images.setdefault((PARTS[place[0]], place[1]), [])
+        if content is None or path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             return
         pixels = _decode(name, content)
         self.first = self.first or (name, pixels.shape[:2])
@@ -56,33 +69,10 @@ class _Collected:
             sizes = [f"{width} x {height}" for height, width in (self.first[1], pixels.shape[:2])]
             raise BadDataset(
                 f"images differ in size: {self.first[0]} is {sizes[0]}, {name} is {sizes[1]}",
-                hint="resize all images to one size",
+                hint="resize all images to one size, or call a folder imagenet to have them cropped to 224 x 224",
                 field="dataset",
             )
         images.append((name, pixels))
-
-    def classes(self, path: Path) -> tuple[str, ...]:
-        """Name the classes, once it is sure that both parts have images of each."""
-        names = {part: {label for its_part, label in self.images if its_part == part} for part in ("train", "test")}
-        for part, labels in names.items():
-            if not labels:
-                raise BadDataset(
-                    f"no images found under '{part}/' in {path.name}",
-                    hint="lay it out as train/<class>/<image> and test/<class>/<image>, as JPEG, PNG or WebP",
-                    field="dataset",
-                )
-        for part, label in sorted((part, label) for part in names for label in names["train"] | names["test"]):
-            if not self.images.get((part, label)):
-                raise BadDataset(
-                    f"class '{label}' has no images under '{part}/' in {path.name}",
-                    hint="add images of that class, or remove it from both parts",
-                    field="dataset",
-                )
-        if len(names["train"]) < 2:
-            raise BadDataset(
-                f"{path.name} has a single class", hint="a classifier needs two classes or more", field="dataset"
-            )
-        return tuple(sorted(names["train"]))
 
     def split(self, part: str, classes: tuple[str, ...]) -> Split:
         """Stack the images of a part in an order that is fixed and mixes the classes."""
@@ -164,7 +154,7 @@ def _tar_members(path: Path) -> Iterator[tuple[str, bytes | None]]:
 
 
 def _is_wanted(name: str, size: int) -> bool:
-    if PurePosixPath(name).suffix.lower() not in _SUFFIXES:
+    if PurePosixPath(name).suffix.lower() not in SUFFIXES:
         return False
     if size > _LARGEST_FILE:
         raise BadDataset(f"{name} is {size / 2**20:.0f} MiB", hint="images may have up to 64 MiB", field="dataset")

@@ -1,5 +1,6 @@
 """One part of a data set that is small enough to live on the device: pixels as bytes, and labels."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -55,6 +56,17 @@ class Split:
     def read(self, index: Tensor) -> "Split":
         """Hold the examples at `index` (n,) in memory, as they are; the same as `pick`, for they are there already."""
         return self.pick(index)
+
+    def joined(self, other: "Split") -> "Split":
+        """Put the examples of another part, of the same shape and white, behind these."""
+        assert self.white == other.white, "bytes of one meaning only"
+        return Split(torch.cat([self.pixels, other.pixels]), torch.cat([self.labels, other.labels]), self.white)
+
+    def feed(self, digest: "hashlib._Hash") -> None:
+        """Hash all images and labels, in order: the same data gives the same hash, wherever it came from."""
+        digest.update(repr((tuple(self.pixels.shape), self.white)).encode())
+        digest.update(self.pixels.numpy().tobytes())
+        digest.update(self.labels.numpy().tobytes())
 
     def images(self) -> Tensor:
         """Return the images as (examples, channels, height, width) in [0, 1], in torch's default dtype."""

@@ -2,39 +2,64 @@
 
 An epoch is a list of indices, one tensor for each batch, drawn before it begins: a run that was cut off after k batches
 draws the same list and goes on with `order[k:]`.
+
+With extra data, a fixed share of each batch comes from the second set, and an epoch is every image of the first set
+once (Carmon et al. 2019, arXiv 1905.13736; Croce & Hein 2022 for their models with extra data): with half of each
+batch, ceil(2 N / batch size) batches.
 """
 
 from collections.abc import Iterable, Iterator
+from copy import copy
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from core.catalog import Augmentation
 from core.data.split import Batch, Split
+from core.data.stream import Stream
 
 
 class TrainingSet:
     """The images of a run's training batches."""
 
-    def __init__(self, main: Split) -> None:
-        """Train on the images of `main`, each once in an epoch."""
-        self._part = main
+    def __init__(self, main: Split | Stream, extra: Split | Stream | None = None, share: float = 0.5) -> None:
+        """Train on each image of `main` once in an epoch; where there is `extra`, it gives `share` of each batch."""
         self._main = len(main)
+        self._extra = 0 if extra is None else len(extra)
+        self._share = share
+        self._part = main if extra is None else main.joined(extra)  # type: ignore[arg-type]  # both are of one kind
 
     def __len__(self) -> int:
+        """Count the main images."""
         return self._main
 
-    def to(self, device: torch.device) -> "TrainingSet":
+    def to(self, device: torch.device) -> Self:
         """Let batches come on a device."""
-        return TrainingSet(self._part.to(device))
+        moved = copy(self)
+        moved._part = self._part.to(device)
+        return moved
 
     def steps(self, batch_size: int) -> int:
         """Count the batches of an epoch."""
-        return -(-self._main // batch_size)
+        return -(-self._main // self._main_images(batch_size))
 
     def draw_order(self, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-        """Draw the order of an epoch: for each batch the indices (n,) of its images."""
-        return list(torch.randperm(self._main, generator=generator).split(batch_size))
+        """Draw the order of an epoch: for each batch the indices (n,) of its images, extra ones behind the main ones.
+
+        Extra images are drawn without replacement until they have all been seen. The last batch may be smaller.
+        """
+        from_main = self._main_images(batch_size)
+        main = torch.randperm(self._main, generator=generator).split(from_main)
+        if not self._extra:
+            return list(main)
+        from_extra = batch_size - from_main
+        counts = [round(len(part) * from_extra / from_main) for part in main]
+        rounds = -(-sum(counts) // self._extra)
+        drawn = torch.cat([torch.randperm(self._extra, generator=generator) for _ in range(rounds)])
+        extra = (drawn[: sum(counts)] + self._main).split(counts)
+        # Shuffled within the batch, so that ranks that share a batch share both sets.
+        return [_shuffled(torch.cat(parts), generator) for parts in zip(main, extra, strict=True)]
 
     def batches(
         self,
@@ -47,3 +72,13 @@ class TrainingSet:
     ) -> Iterator[Batch]:
         """Hand out a batch for each index in `order`, augmented, on the device; see `Split.batches`."""
         return self._part.batches(order, augmentation, generator, rank=rank, ranks=ranks)
+
+    def _main_images(self, batch_size: int) -> int:
+        """Count the images of a full batch that come from the main set: one at least, and not all."""
+        if not self._extra:
+            return batch_size
+        return batch_size - min(max(round(batch_size * self._share), 1), batch_size - 1)
+
+
+def _shuffled(index: Tensor, generator: torch.Generator) -> Tensor:
+    return index[torch.randperm(len(index), generator=generator)]

@@ -314,12 +314,13 @@ def test_models_and_datasets_of_the_operator_are_listed_beside_the_shipped_ones(
     (settings.models_dir / "notes.txt").touch()
     (settings.datasets_dir / "flowers").mkdir()
     (settings.datasets_dir / "birds.tar.xz").touch()
+    (settings.datasets_dir / "pseudo-labelled.npz").touch()
     models = {model["id"]: model for model in api.get("/models").json()["data"]}
     datasets = {dataset["id"]: dataset for dataset in api.get("/datasets").json()["data"]}
     assert models.keys() == {"digits-cnn-linf", "mine"}
     assert (models["mine"]["source"], models["mine"]["size"]) == ("local", 4)
     assert (models["digits-cnn-linf"]["source"], models["digits-cnn-linf"]["norm"]) == ("shipped", "linf")
-    assert datasets.keys() == {"digits", "cifar10", "flowers", "birds"}
+    assert datasets.keys() == {"digits", "cifar10", "cifar100", "flowers", "birds", "pseudo-labelled"}
     assert datasets["digits"]["shape"] == [1, 8, 8]
     assert post(api, {"base_model": "mine", "dataset": "flowers", "eps": {"linf": 0.1, "l1": 1}})["status"] == "queued"
 
@@ -333,7 +334,27 @@ def test_only_what_a_job_can_name_and_a_run_can_read_is_listed(api, settings):
     (settings.datasets_dir / "with space").mkdir()
     (settings.datasets_dir / ".hidden").mkdir()
     assert [model["id"] for model in api.get("/models").json()["data"]] == ["digits-cnn-linf"]
-    assert {dataset["id"] for dataset in api.get("/datasets").json()["data"]} == {"digits", "cifar10"}
+    assert {dataset["id"] for dataset in api.get("/datasets").json()["data"]} == {"digits", "cifar10", "cifar100"}
+
+
+def test_a_data_set_that_has_to_be_here_is_offered_once_it_is(api, settings):
+    body = {"base_model": "digits-cnn-linf", "dataset": "imagenet"}
+    refused = api.post("/jobs", json=body)
+    assert refused.status_code == 422
+    assert "no data set 'imagenet' here" in refused.text
+    assert "imagenet" not in {dataset["id"] for dataset in api.get("/datasets").json()["data"]}
+    (settings.datasets_dir / "imagenet").mkdir()
+    assert "imagenet" in {dataset["id"] for dataset in api.get("/datasets").json()["data"]}
+    assert "no data set" not in api.post("/jobs", json=body).text
+
+
+def test_extra_data_is_looked_for_among_the_data_sets_of_the_instance(api, settings):
+    body = {"base_model": "digits-cnn-linf", "extra_dataset": "pseudo-labelled"}
+    refused = api.post("/jobs", json=body)
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["pointer"] == "/extra_dataset"
+    (settings.datasets_dir / "pseudo-labelled.npz").touch()
+    assert post(api, body)["status"] == "queued"
 
 
 def test_methods_and_architectures_are_listed(api):

@@ -51,7 +51,7 @@ def test_the_smallest_job_is_resolved_in_full_from_the_catalogue() -> None:
     assert spec.method.norms == ("linf", "l1")
     assert spec.method.steps == {"linf": 10, "l1": 10}
     assert spec.schedule == "piecewise"
-    assert None not in spec.model_dump(exclude={"train_examples"}).values()
+    assert None not in spec.model_dump(exclude={"train_examples", "extra_dataset"}).values()
 
 
 def test_cifar10_gets_the_recipe_of_the_paper() -> None:
@@ -65,12 +65,37 @@ def test_cifar10_gets_the_recipe_of_the_paper() -> None:
     assert train.learning_rate == 0.05
 
 
+def test_imagenet_gets_the_recipe_of_the_paper() -> None:
+    spec = parse({"base_model": "mine", "dataset": "imagenet", "method": {"name": "sat"}})
+    assert isinstance(spec, FineTuneSpec)
+    assert spec.eps == {"linf": 4 / 255, "l2": 2.0, "l1": 255.0}
+    assert (spec.epochs, spec.batch_size, spec.weight_decay) == (1, 128, 1e-4)
+    assert spec.method.steps == {"linf": 5, "l2": 5, "l1": 15}
+    assert spec.augmentation == "resized-crop-flip"
+    assert not cautions(parse({"base_model": "mine", "dataset": "imagenet"})), "E-AT covers l2 at these radii"
+
+
+def test_steps_that_a_job_gives_are_kept_on_every_data_set() -> None:
+    spec = parse({"base_model": "mine", "dataset": "imagenet", "method": {"name": "e-at", "steps": 10}})
+    assert isinstance(spec, FineTuneSpec)
+    assert spec.method.steps == {"linf": 10, "l1": 10}
+    assert parse(json.loads(spec.model_dump_json())) == spec
+    own = parse({"base_model": "mine", "dataset": "birds", "eps": {"linf": 0.1, "l1": 1}})
+    assert isinstance(own, FineTuneSpec)
+    assert own.method.steps == {"linf": 10, "l1": 10}
+
+
+def test_cifar100_gets_the_radii_of_the_field() -> None:
+    assert parse({"base_model": "mine", "dataset": "cifar100"}).eps == {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+
+
 @pytest.mark.parametrize(
     "body",
     [
         _SMALLEST,
         {"kind": "evaluate", **_SMALLEST},
         {"kind": "train", "architecture": "digits-cnn", "dataset": "digits", "method": "nat"},
+        {"base_model": "mine", "dataset": "imagenet", "extra_dataset": "more", "extra_share": 0.25},
     ],
 )
 def test_a_resolved_spec_reads_back_as_itself(body: dict[str, Any]) -> None:
@@ -136,6 +161,17 @@ def test_one_number_of_steps_stands_for_every_attacked_norm() -> None:
         ({"method": {"name": "e-at", "steps": 1e6}}, "/method/steps", "one whole number"),
         ({"base_model": ""}, "/base_model", "shipped: digits-cnn-linf"),
         ({"name": "red\x1b[31m"}, "/name", "match pattern"),
+        ({"extra_dataset": ""}, "/extra_dataset", "at least 1 character"),
+        ({"extra_dataset": "../more"}, "/extra_dataset", "match pattern"),
+        ({"extra_dataset": "more", "batch_size": 1}, "/batch_size", "set batch_size to 2 or more"),
+        ({"extra_share": 0.0}, "/extra_share", "greater than 0"),
+        ({"extra_share": 1.0}, "/extra_share", "less than 1"),
+        ({"augmentation": "crop"}, "/augmentation", "resized-crop-flip"),
+        (
+            {"kind": "evaluate", "extra_dataset": "more"},
+            "/extra_dataset",
+            "a run of kind evaluate has no extra_dataset",
+        ),
         ({"kind": "evaluate", "epochs": 3}, "/epochs", "a run of kind evaluate has no epochs"),
     ],
 )

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from core import checkpoint, training
-from core.data.augmentation import augment
 from core.errors import Diverged
 from core.events import Entered, Event, Finished, Reports, Saved, Started, Stepped
 from core.spec import FineTuneSpec, TrainSpec, parse
@@ -158,21 +157,3 @@ def test_a_subset_is_drawn_once_with_the_seed(digits) -> None:  # type: ignore[n
     assert len(first) == 128
     assert torch.equal(first.pixels, again.pixels)
     assert not torch.equal(first.pixels, other.pixels)
-
-
-def test_crop_flip_shifts_and_mirrors_whole_images() -> None:
-    images = torch.arange(1, 65.0).view(1, 1, 8, 8).repeat(200, 2, 1, 1) / 64
-    seen = augment(images, "crop-flip", torch.Generator().manual_seed(0))
-    assert seen.shape == images.shape
-    padded = torch.nn.functional.pad(images[0], [1] * 4)
-    windows = [padded[:, top : top + 8, left : left + 8] for top in range(3) for left in range(3)]
-    known = {window.numpy().tobytes(): 0 for shifted in windows for window in (shifted, shifted.flip(2))}
-    for image in seen:
-        known[image.contiguous().numpy().tobytes()] += 1
-    assert len(known) == 18
-    assert min(known.values()) >= 1, "each of 9 shifts, plain and mirrored, comes up in 200 draws"
-
-
-def test_no_augmentation_is_no_change() -> None:
-    images = torch.rand(2, 1, 8, 8)
-    assert augment(images, "none", torch.Generator()) is images

@@ -101,15 +101,18 @@ def test_a_job_succeeds_with_history_curve_and_files(place, post):
 def test_the_command_names_local_files_and_no_shipped_ones(place, settings):
     (settings.models_dir / "mine.safetensors").touch()
     (settings.datasets_dir / "birds.tar.xz").touch()
-    spec = parse({"base_model": "mine", "dataset": "birds", "eps": {"linf": 0.1, "l1": 1}})
+    (settings.datasets_dir / "more-birds.npz").touch()
+    body = {"base_model": "mine", "dataset": "birds", "extra_dataset": "more-birds", "eps": {"linf": 0.1, "l1": 1}}
+    spec = parse(body)
     command = core_command(jobs.Claim("job_1", 1, spec), Path("/work"), place.inventory)
     assert command[1:4] == ["-m", "core", "finetune"]
     assert command[command.index("--weights") + 1] == str(settings.models_dir / "mine.safetensors")
     assert command[command.index("--data") + 1] == str(settings.datasets_dir / "birds.tar.xz")
+    assert command[command.index("--extra-data") + 1] == str(settings.datasets_dir / "more-birds.npz")
     shipped = core_command(
         jobs.Claim("job_1", 1, parse({"base_model": "digits-cnn-linf"})), Path("/w"), place.inventory
     )
-    assert not {"--weights", "--data"} & set(shipped)
+    assert not {"--weights", "--data", "--extra-data"} & set(shipped)
 
 
 def test_a_failure_of_the_run_is_the_jobs_failure(place, post):

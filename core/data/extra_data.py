@@ -1,0 +1,72 @@
+"""Extra data: a second labelled set to train on, such as the 500,000 pseudo-labelled images of Carmon et al. 2019.
+
+It must have the first set's shape and classes; how the two share a batch is `core.data.training_set`'s.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from core.data import arrays, image_folder, imagenet
+from core.data.split import Split
+from core.data.stream import Stream
+from core.errors import BadDataset, DoesNotFit
+
+
+def load(path: Path, *, like: Split | Stream, classes: tuple[str, ...]) -> Split | Stream:
+    """Load a second set beside one whose training part is `like`.
+
+    Reads a `.npz` file of arrays, or the `train/<class>/<image>` of a folder or archive, whose classes are then matched
+    by name. Pixels are in the first set's units, 0 to 255 but for the digits. Raises BadDataset when it cannot be read
+    and DoesNotFit when it is of another shape or has other classes.
+    """
+    try:
+        found, names = _read(path, like)
+    except BadDataset as error:
+        raise BadDataset(error.message, hint=error.hint, field="extra_dataset") from error
+    if found.shape != like.shape:
+        raise DoesNotFit(
+            f"extra images in {path.name} are {_describe(found.shape)}, those of the data set {_describe(like.shape)}",
+            hint="resize one of them",
+            field="extra_dataset",
+        )
+    if names:
+        return _renumbered(found, names, classes, path)
+    low, high = int(found.labels.min()), int(found.labels.max())
+    if low < 0 or high >= len(classes):
+        raise DoesNotFit(
+            f"labels in {path.name} go from {low} to {high}, the data set has {len(classes)} classes",
+            hint=f"label the extra images from 0 to {len(classes) - 1}",
+            field="extra_dataset",
+        )
+    return found
+
+
+def _read(path: Path, like: Split | Stream) -> tuple[Split | Stream, tuple[str, ...]]:
+    """Read images and, where they have any, the names of their classes."""
+    if isinstance(like, Stream):
+        return imagenet.load_training_part(path, workers=like.workers)
+    found, names = (arrays.load(path), ()) if arrays.is_arrays(path) else image_folder.load_training_part(path)
+    if int(found.pixels.max()) > like.white:
+        raise BadDataset(
+            f"pixels in {path.name} go up to {int(found.pixels.max())}, white is {like.white} in the data set",
+            hint="store both in the same units",
+            field="extra_dataset",
+        )
+    return replace(found, white=like.white), names
+
+
+def _describe(shape: tuple[int, int, int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _renumbered(found: Split | Stream, names: tuple[str, ...], classes: tuple[str, ...], path: Path) -> Split | Stream:
+    """Number the classes as the first set does."""
+    strangers = sorted(set(names) - set(classes))
+    if strangers:
+        raise DoesNotFit(
+            f"class '{strangers[0]}' of {path.name} is none of the data set's {len(classes)} classes",
+            hint="name the extra classes as those of the data set, and leave out others",
+            field="extra_dataset",
+        )
+    numbers = found.labels.new_tensor([classes.index(name) for name in names])
+    return replace(found, labels=numbers[found.labels])

@@ -1,0 +1,90 @@
+"""ImageNet (ILSVRC 2012) and folders like it: large images of mixed size, streamed from `train/<class>/<image>`.
+
+Preprocessing is the field's: training takes a random resized crop and a flip, evaluation resizes the shorter side to
+256 and takes the middle 224 x 224, both bilinear. The order of both parts is fixed and mixes the classes, so that "the
+first 1000 test points" means the same everywhere.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+
+from core.data.class_folders import PARTS, SUFFIXES, name_classes
+from core.data.stream import Stream
+from core.errors import BadDataset
+
+_Files = dict[tuple[str, str], list[tuple[str, int]]]
+"""Name and size of each image, by part and class."""
+
+
+def load(folder: Path, *, workers: int | None = None) -> tuple[Stream, Stream, tuple[str, ...]]:
+    """List the training part, the test part and the class names. Raises BadDataset, also for an empty file."""
+    files = _find(folder)
+    classes = _classes(files, ("train", "test"), folder)
+    train, test = (_stream(folder, files, part, classes, workers) for part in ("train", "test"))
+    return train, test, classes
+
+
+def load_training_part(folder: Path, *, workers: int | None = None) -> tuple[Stream, tuple[str, ...]]:
+    """List the training part and its class names, of a folder that may have no test part. Raises BadDataset."""
+    files = _find(folder)
+    classes = _classes(files, ("train",), folder)
+    return _stream(folder, files, "train", classes, workers), classes
+
+
+def _classes(files: _Files, parts: tuple[str, ...], folder: Path) -> tuple[str, ...]:
+    return name_classes({place: len(images) for place, images in files.items()}, parts, folder.name)
+
+
+def _find(folder: Path) -> _Files:
+    if not folder.is_dir():
+        there = folder.exists()
+        raise BadDataset(
+            f"{folder} is not a folder" if there else f"there is nothing at {folder}",
+            hint="unpack it: images of this size are read from their own files" if there else "check the path",
+            field="dataset",
+        )
+    files: _Files = {}
+    for part_folder in _folders(folder):
+        if part := PARTS.get(part_folder.name):
+            for class_folder in _folders(part_folder):
+                images = files.setdefault((part, class_folder.name), [])
+                images.extend(_images(class_folder, f"{part_folder.name}/{class_folder.name}"))
+    return files
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    return (entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(folder: Path, name: str) -> Iterator[tuple[str, int]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if PurePosixPath(entry.name).suffix.lower() in SUFFIXES and not entry.name.startswith("."):
+                size = entry.stat().st_size
+                if size == 0:
+                    raise BadDataset(
+                        f"{name}/{entry.name} is empty", hint="replace or remove this file", field="dataset"
+                    )
+                yield f"{name}/{entry.name}", size
+
+
+def _stream(folder: Path, files: _Files, part: str, classes: tuple[str, ...], workers: int | None) -> Stream:
+    found = [
+        (os.fsencode(name), size, label)
+        for label, class_name in enumerate(classes)
+        for name, size in sorted(files[part, class_name])
+    ]
+    names, sizes, labels = zip(*found, strict=True)
+    # numpy promises that RandomState's stream stays the same in every version.
+    order = np.random.RandomState(0).permutation(len(found))
+    return Stream(
+        folder,
+        np.array(names)[order],
+        np.array(sizes, dtype=np.int64)[order],
+        torch.tensor(labels)[torch.from_numpy(order)],
+        workers=workers,
+    )

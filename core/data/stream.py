@@ -1,0 +1,261 @@
+"""One part of a data set that is too large for memory: image files, read and cropped by worker processes.
+
+The workers hand over bytes in page-locked memory; they become numbers in [0, 1] on the device. What is done to an image
+hangs on the seed of its batch and on its place in the set, not on who reads it or when: so a run gives the same images
+with any number of workers, and a run that goes on in the middle of an epoch the same as one that was never cut off.
+"""
+
+import hashlib
+import io
+import os
+import random
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import exp, log, sqrt
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from core.catalog import Augmentation
+from core.data.split import Batch, Split
+from core.errors import BadDataset, UserError
+
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_CHUNK = 50
+"""Images that a worker reads at once for evaluation."""
+
+_MOST_WORKERS = 16
+"""More than this takes memory, and no training step is so fast (benchmarks/loader.py)."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Image files of the training or the test part, all cropped to one size."""
+
+    root: Path
+    """The folder that the names start from."""
+    names: np.ndarray
+    """(examples,) paths below `root`, as bytes: one array, for a list would be copied into each worker process."""
+    sizes: np.ndarray
+    """(examples,) int64 bytes of each file."""
+    labels: Tensor
+    """(examples,) int64 class indices."""
+    size: int = 224
+    """Height and width of the crop."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where batches go."""
+    workers: int | None = None
+    """Processes that read; None for one per core, 0 to read in this one."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        return 3, self.size, self.size
+
+    def to(self, device: torch.device) -> "Stream":
+        """Let batches come on a device."""
+        return replace(self, device=device)
+
+    def pick(self, index: Tensor) -> "Stream":
+        """Take the examples at `index` (n,)."""
+        chosen = index.cpu()
+        return replace(self, names=self.names[chosen], sizes=self.sizes[chosen], labels=self.labels[chosen])
+
+    def first(self, examples: int) -> Split:
+        """Read the first so many examples into memory, or all where there are fewer."""
+        return self.read(torch.arange(min(examples, len(self))))
+
+    def read(self, index: Tensor) -> Split:
+        """Read the examples at `index` (n,) into memory, as they are evaluated."""
+        jobs = [_Job(0, tuple(chunk.tolist()), "none") for chunk in index.split(_CHUNK)]
+        pixels = torch.cat([pixels for pixels, _ in self._load(jobs, self._number_of_workers(1))])
+        return Split(_channels_first(pixels), self.labels[index.cpu()]).to(self.device)
+
+    def joined(self, other: "Stream") -> "Stream":
+        """Put the examples of another stream behind these."""
+        names = [
+            np.array([os.fsencode(part.root / os.fsdecode(name)) for name in part.names]) for part in (self, other)
+        ]
+        return replace(
+            self,
+            root=Path(),
+            names=np.concatenate(names),
+            sizes=np.concatenate([self.sizes, other.sizes]),
+            labels=torch.cat([self.labels, other.labels]),
+        )
+
+    def feed(self, digest: "hashlib._Hash") -> None:
+        """Hash the names, sizes and labels of the files; reading all their pixels would take hours."""
+        digest.update(repr(("stream", len(self), self.size)).encode())
+        for content in (b"\0".join(self.names.tolist()), self.sizes.tobytes(), self.labels.numpy().tobytes()):
+            digest.update(content)
+
+    def batches(
+        self,
+        order: Iterable[Tensor],
+        augmentation: Augmentation,
+        generator: torch.Generator,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> Iterator[Batch]:
+        """Hand out a batch for each index (n,) in `order`, augmented, on the device; see `Split.batches`.
+
+        Raises BadDataset naming a file that cannot be read.
+        """
+        # The workers run ahead, and draw for batches that nobody has seen: from a copy.
+        ahead = generator.clone_state()
+        parts = (index.tensor_split(ranks)[rank] for index in order)
+        jobs = [_Job(_draw_seed(ahead), tuple(part.tolist()), augmentation) for part in parts]
+        for pixels, labels in self._load(jobs, self._number_of_workers(ranks)):
+            _draw_seed(generator)
+            images = _channels_first(pixels.to(self.device, non_blocking=True)).to(torch.get_default_dtype())
+            yield Batch(images / 255, labels.to(self.device, non_blocking=True))
+
+    def _number_of_workers(self, ranks: int) -> int:
+        if self.workers is not None:
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(min(cores // ranks, _MOST_WORKERS), 1)
+
+    def _load(self, jobs: "Sequence[_Job]", workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Read batch after batch: pixels (n, size, size, 3) uint8, and labels (n,)."""
+        loader = DataLoader(
+            _Files(self.root, self.names, self.labels, self.size),
+            # With no batch size of its own it hands each job over as it is.
+            sampler=jobs,
+            batch_size=None,
+            num_workers=min(workers, len(jobs)),
+            pin_memory=self.device.type == "cuda",
+            # Seeds that nobody here uses must not come from the global random state.
+            generator=torch.Generator(),
+        )
+        try:
+            for found in loader:
+                if isinstance(found, _Damaged):
+                    raise BadDataset(
+                        f"cannot read {found.name}: {found.reason}",
+                        hint="replace or remove this file",
+                        field="dataset",
+                    )
+                yield found
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            raise UserError(
+                f"a process that reads images died: {str(error).splitlines()[0]}",
+                hint="give the container more shared memory, or read with fewer --workers",
+                field="workers",
+            ) from error
+
+
+def _channels_first(pixels: Tensor) -> Tensor:
+    return pixels.permute(0, 3, 1, 2).contiguous()
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
+
+
+class _Job(NamedTuple):
+    """A batch to be read."""
+
+    seed: int
+    places: tuple[int, ...]
+    augmentation: Augmentation
+
+
+class _Damaged(NamedTuple):
+    """A file that cannot be read; DataLoader would not bring our exceptions over whole."""
+
+    name: str
+    reason: str
+
+
+class _Files(Dataset):
+    """What a worker process has."""
+
+    def __init__(self, root: Path, names: np.ndarray, labels: Tensor, size: int) -> None:
+        self._root, self._names, self._labels, self._size = root, names, labels, size
+
+    def __getitem__(self, job: _Job) -> tuple[Tensor, Tensor] | _Damaged:
+        pixels = np.empty((len(job.places), self._size, self._size, 3), dtype=np.uint8)
+        for row, place in enumerate(job.places):
+            name = os.fsdecode(self._names[place])
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", Image.DecompressionBombWarning)
+                    with Image.open(io.BytesIO((self._root / name).read_bytes()), formats=_FORMATS) as image:
+                        draw = random.Random(f"{job.seed}/{place}")
+                        pixels[row] = np.asarray(_view(image.convert("RGB"), self._size, job.augmentation, draw))
+            except UnidentifiedImageError:
+                return _Damaged(name, "it is not a JPEG, PNG or WebP image")
+            except (
+                OSError,
+                ValueError,
+                SyntaxError,
+                Image.DecompressionBombError,
+                Image.DecompressionBombWarning,
+            ) as error:
+                return _Damaged(name, str(error))
+        return torch.from_numpy(pixels), self._labels[list(job.places)]
+
+
+def _view(image: Image.Image, size: int, augmentation: Augmentation, draw: random.Random) -> Image.Image:
+    """Cut a square out of an image, as it is evaluated or as training changes it."""
+    match augmentation:
+        case "none":
+            return centre(image, size)
+        case "crop-flip":
+            # Outside an image lies black.
+            margin = size // 8
+            left, top = (int(draw.random() * (2 * margin + 1)) - margin for _ in range(2))
+            return _flip(centre(image, size).crop((left, top, left + size, top + size)), draw)
+        case "resized-crop-flip":
+            box = draw_box(image.width, image.height, draw)
+            return _flip(image.crop(box).resize((size, size), Image.Resampling.BILINEAR), draw)
+
+
+def centre(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to 8/7 of `size` (256 for 224) and cut `size` x `size` out of the middle."""
+    short = size * 8 // 7
+    width, height = image.size
+    if width <= height:
+        width, height = short, int(short * height / width)
+    else:
+        width, height = int(short * width / height), short
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+
+
+def draw_box(width: int, height: int, draw: random.Random) -> tuple[int, int, int, int]:
+    """Draw the box (left, top, right, bottom) of Inception's random resized crop (Szegedy et al. 2015).
+
+    8 to 100 % of the area, of a shape from 3:4 to 4:3; after ten boxes that are not inside, the largest such in the
+    middle.
+    """
+    narrowest, widest = 3 / 4, 4 / 3
+    for _ in range(10):
+        area = width * height * (0.08 + 0.92 * draw.random())
+        shape = exp(log(narrowest) + (log(widest) - log(narrowest)) * draw.random())
+        across, down = round(sqrt(area * shape)), round(sqrt(area / shape))
+        if 0 < across <= width and 0 < down <= height:
+            left, top = int(draw.random() * (width - across + 1)), int(draw.random() * (height - down + 1))
+            return left, top, left + across, top + down
+    across = min(width, round(height * widest))
+    down = min(height, round(width / narrowest))
+    left, top = (width - across) // 2, (height - down) // 2
+    return left, top, left + across, top + down
+
+
+def _flip(image: Image.Image, draw: random.Random) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else image

@@ -1,0 +1,73 @@
+"""CIFAR-10 and CIFAR-100, from torchvision's files or from images."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core import data
+from core.catalog import DATASETS
+from core.errors import BadDataset
+from tests.core.data.pictures import image, write
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_is_read_through_torchvision(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.datasets
+
+    kind = getattr(torchvision.datasets, name.upper())
+    root = tmp_path / kind.base_folder
+    root.mkdir()
+    classes = [f"class {number:02}" for number in range(DATASETS[name].classes)]
+    rows = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
+    labels = "labels" if name == "cifar10" else "fine_labels"
+    content = {"data": rows, labels: [0, 3, 9, 3]}
+    files = {"train": content, "test": content, "meta": {kind.meta["key"]: classes}}
+    sums = {}
+    for file, part in files.items():
+        (root / file).write_bytes(pickle.dumps(part))
+        sums[file] = hashlib.md5((root / file).read_bytes()).hexdigest()
+    monkeypatch.setattr(kind, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(kind, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(kind, "meta", {"filename": "meta", "key": kind.meta["key"], "md5": sums["meta"]})
+    dataset = data.load(name, tmp_path)
+    assert dataset.shape == DATASETS[name].shape
+    assert dataset.classes == tuple(classes)
+    assert dataset.train.labels.tolist() == [0, 3, 9, 3]
+    assert np.array_equal(dataset.test.first(4).pixels.numpy(), rows.reshape(4, 3, 32, 32))
+
+
+@pytest.mark.parametrize("how", ["folder", "zip"])
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_cifar_is_read_from_images_where_the_path_holds_those(
+    name: str, classes: int, how: str, tmp_path: Path
+) -> None:
+    files = {
+        f"{part}/{label:02}/0.png": image(label, size=(32, 32))
+        for part in ("train", "test")
+        for label in range(classes)
+    }
+    dataset = data.load(name, write(files, tmp_path, how))
+    assert dataset.shape == (3, 32, 32)
+    assert torch.equal(dataset.test.first(99).pixels[:, 0, 0, 0].long(), dataset.test.labels[:99])
+
+
+@pytest.mark.parametrize(("size", "classes"), [((32, 32), 9), ((30, 32), 10)])
+def test_images_that_are_not_cifar10_are_refused_under_its_name(
+    size: tuple[int, int], classes: int, tmp_path: Path
+) -> None:
+    files = {f"{part}/{label}/0.png": image(0, size=size) for part in ("train", "test") for label in range(classes)}
+    with pytest.raises(BadDataset, match=f"not CIFAR-10: 3 x 32 x {size[0]} images in {classes} classes"):
+        data.load("cifar10", write(files, tmp_path, "folder"))
+
+
+def test_cifar10_that_cannot_be_fetched_is_told_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setattr(CIFAR10, "url", "file:///nowhere/cifar-10-python.tar.gz")
+    with pytest.raises(BadDataset, match="cannot fetch CIFAR-10") as caught:
+        data.load("cifar10", tmp_path)
+    assert "cifar-10-python.tar.gz" in caught.value.hint

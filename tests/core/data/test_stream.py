@@ -1,0 +1,259 @@
+"""Streamed sets: what a worker makes of a file, in which order, and what is refused."""
+
+import io
+import os
+import random
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms
+import torchvision.transforms.functional as tvf
+from PIL import Image
+from torch import Tensor
+
+from core import data
+from core.catalog import Augmentation
+from core.data import stream
+from core.data.split import Batch
+from core.data.stream import Stream, centre, draw_box
+from core.errors import BadDataset, UserError
+from tests.core.data.pictures import write
+
+_SIZES = [(300, 240), (90, 310), (256, 256), (40, 50)]
+
+
+def _noise(number: int, kind: str = "PNG") -> bytes:
+    """Encode an image of mixed size whose content its number decides."""
+    width, height = _SIZES[number % len(_SIZES)]
+    pixels = np.random.default_rng(number).integers(0, 256, (height // 10, width // 10, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).resize((width, height)).save(content, kind)
+    return content.getvalue()
+
+
+def _files() -> dict[str, bytes]:
+    return {
+        f"{part}/{wnid}/{number}.JPEG": _noise(10 * row + number, "JPEG")
+        for row, wnid in enumerate(("n01440764", "n01443537"))
+        for part, count in (("train", 6), ("val", 2))
+        for number in range(count)
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of six training and two test images, of four sizes."""
+    return write(_files(), tmp_path_factory.mktemp("ilsvrc"), "folder")
+
+
+@pytest.fixture
+def train(folder: Path) -> Stream:
+    """The training part, read in this process."""
+    part = data.load("imagenet", folder, workers=0).train
+    assert isinstance(part, Stream)
+    return part
+
+
+def _order(train: Stream, batch_size: int = 4) -> list[Tensor]:
+    return list(torch.randperm(len(train), generator=torch.Generator().manual_seed(7)).split(batch_size))
+
+
+def _batches(
+    train: Stream, order: list[Tensor], augmentation: Augmentation = "resized-crop-flip", **share: int
+) -> list[Batch]:
+    return list(train.batches(order, augmentation, torch.Generator().manual_seed(3), **share))
+
+
+def _same(one: list[Batch], other: list[Batch]) -> bool:
+    pairs = list(zip(one, other, strict=True))
+    return all(torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in pairs)
+
+
+def test_images_of_mixed_size_become_batches_of_one_size(train: Stream, folder: Path) -> None:
+    dataset = data.load("imagenet", folder)
+    assert dataset.classes == ("n01440764", "n01443537")
+    assert dataset.shape == (3, 224, 224)
+    batches = _batches(train, _order(train, 5))
+    assert [tuple(batch.images.shape) for batch in batches] == [(5, 3, 224, 224), (5, 3, 224, 224), (2, 3, 224, 224)]
+    assert torch.cat([batch.labels for batch in batches]).bincount().tolist() == [6, 6]
+    assert all(batch.images.dtype == torch.float32 and batch.images.is_contiguous() for batch in batches)
+    assert all(batch.images.min() >= 0 and batch.images.max() <= 1 for batch in batches)
+
+
+@pytest.mark.parametrize("size", [(300, 240), (240, 301), (257, 999), (40, 50)])
+def test_the_view_for_evaluation_is_torchvisions_to_the_bit(size: tuple[int, int]) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    theirs = torchvision.transforms.Compose(
+        [torchvision.transforms.Resize(256), torchvision.transforms.CenterCrop(224)]
+    )(picture)
+    assert np.array_equal(np.asarray(centre(picture, 224)), np.asarray(theirs))
+
+
+def test_test_points_are_read_in_a_fixed_order_as_they_are_evaluated(folder: Path) -> None:
+    test = data.load("imagenet", folder, workers=0).test
+    assert isinstance(test, Stream)
+    points = test.first(3)
+    assert points.labels.tolist() == test.labels[:3].tolist()
+    for place, pixels in enumerate(points.pixels):
+        with Image.open(folder / os.fsdecode(test.names[place])) as picture:
+            assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(centre(picture, 224)))
+    assert torch.equal(test.first(100).pixels[:3], points.pixels)
+    assert len(test.first(100)) == 4
+
+
+def test_a_training_image_is_torchvisions_resized_crop_of_the_drawn_box(train: Stream, folder: Path) -> None:
+    (batch,) = _batches(train, [torch.tensor([3])])
+    seed = stream._draw_seed(torch.Generator().manual_seed(3))
+    draw = random.Random(f"{seed}/3")
+    with Image.open(folder / os.fsdecode(train.names[3])) as picture:
+        left, top, right, bottom = draw_box(picture.width, picture.height, draw)
+        crop = tvf.resized_crop(picture, top, left, bottom - top, right - left, [224, 224])
+    seen = torch.from_numpy(np.array(tvf.hflip(crop) if draw.random() < 0.5 else crop)).permute(2, 0, 1) / 255
+    assert torch.equal(batch.images[0], seen)
+
+
+def test_boxes_are_inside_and_of_the_areas_and_shapes_of_the_recipe() -> None:
+    draw = random.Random(0)
+    boxes = [draw_box(500, 375, draw) for _ in range(4000)]
+    assert all(0 <= left < right <= 500 and 0 <= top < bottom <= 375 for left, top, right, bottom in boxes)
+    sides = np.array([(right - left, bottom - top) for left, top, right, bottom in boxes])
+    areas, shapes = sides.prod(1) / (500 * 375), sides[:, 0] / sides[:, 1]
+    assert areas.min() > 0.07
+    assert areas.max() <= 1
+    assert shapes.min() > 0.73
+    assert shapes.max() < 1.36
+    # All but the boxes that do not fit are uniform in area: half of those below .4 are below .24.
+    assert abs((areas < 0.24).sum() / (areas < 0.4).sum() - 0.5) < 0.05
+
+
+def test_where_no_box_fits_the_middle_is_taken() -> None:
+    assert draw_box(10, 1000, random.Random(0)) == (0, 493, 10, 506)
+    assert draw_box(1000, 9, random.Random(0)) == (494, 0, 506, 9)
+
+
+def test_the_same_draws_give_the_same_images_and_others_others(train: Stream) -> None:
+    order = _order(train)
+    once, again = _batches(train, order), _batches(train, order)
+    assert _same(once, again)
+    other = list(train.batches(order, "resized-crop-flip", torch.Generator().manual_seed(4)))
+    assert not _same(once, other)
+
+
+def test_processes_that_read_change_nothing_and_leave_the_global_random_state_alone(train: Stream) -> None:
+    order = _order(train)
+    state = torch.get_rng_state()
+    assert _same(_batches(replace(train, workers=2), order), _batches(train, order))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_run_that_goes_on_in_the_middle_of_an_epoch_sees_what_it_would_have_seen(train: Stream) -> None:
+    order = _order(train, 3)
+    generator = torch.Generator().manual_seed(3)
+    # Two processes are ahead of what has been handed out.
+    running: Iterator[Batch] = replace(train, workers=2).batches(order, "resized-crop-flip", generator)
+    next(running), next(running)
+    state = generator.get_state()
+    rest = list(running)
+    generator.set_state(state)
+    assert _same(list(train.batches(order[2:], "resized-crop-flip", generator)), rest)
+
+
+def test_ranks_together_see_what_one_alone_would(train: Stream) -> None:
+    order = _order(train, 5)
+    alone = _batches(train, order)
+    shares = [_batches(train, order, rank=rank, ranks=2) for rank in range(2)]
+    together = [
+        Batch(*(torch.cat(halves) for halves in zip(*parts, strict=True))) for parts in zip(*shares, strict=True)
+    ]
+    assert _same(together, alone)
+
+
+def test_crop_flip_moves_the_view_for_evaluation_by_an_eighth_at_most(train: Stream) -> None:
+    index = torch.arange(8)
+    still = train.read(index).images()
+    (moved,) = _batches(train, [index], "crop-flip")
+    padded = torch.nn.functional.pad(still, [28] * 4)
+    for image, place in zip(moved.images, padded, strict=True):
+        views = place.unfold(1, 224, 1).unfold(2, 224, 1)
+        found = [
+            bool((views[:, top, left] == view).all())
+            for view in (image, image.flip(2))
+            for top in range(57)
+            for left in range(57)
+            if torch.equal(views[0, top, left, 100], view[0, 100])
+        ]
+        assert any(found)
+
+
+def test_picked_examples_keep_their_files_and_labels(train: Stream) -> None:
+    index = torch.tensor([5, 0, 9])
+    chosen = train.pick(index)
+    assert torch.equal(chosen.labels, train.labels[index])
+    assert torch.equal(chosen.read(torch.arange(3)).pixels, train.read(index).pixels)
+
+
+def test_the_hash_is_of_names_and_sizes(folder: Path, tmp_path: Path) -> None:
+    here = data.load("imagenet", folder).sha256()
+    files = _files()
+    assert data.load("imagenet", write(files, tmp_path / "same", "folder")).sha256() == here
+    renamed = {name.replace("/5.", "/55."): content for name, content in files.items()}
+    assert data.load("imagenet", write(renamed, tmp_path / "renamed", "folder")).sha256() != here
+    longer = files | {"train/n01440764/5.JPEG": files["train/n01440764/5.JPEG"] + b" "}
+    assert data.load("imagenet", write(longer, tmp_path / "longer", "folder")).sha256() != here
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(_noise(1, "JPEG")[:-200], "truncated"), (b"hello", "not a JPEG"), (_noise(1, "BMP"), "not a JPEG")],
+)
+def test_a_damaged_file_is_named_when_it_is_met(content: bytes, reason: str, workers: int, tmp_path: Path) -> None:
+    files = _files() | {"train/n01440764/4.JPEG": content}
+    train = data.load("imagenet", write(files, tmp_path, "folder"), workers=workers).train
+    assert isinstance(train, Stream)
+    with pytest.raises(BadDataset, match=f"cannot read train/n01440764/4.JPEG: .*{reason}") as caught:
+        _batches(train, _order(train))
+    assert caught.value.field == "dataset"
+
+
+_BAD = {
+    "an empty file": (_files() | {"train/n01440764/4.JPEG": b""}, "train/n01440764/4.JPEG is empty"),
+    "one class": ({name: content for name, content in _files().items() if "n01440764" in name}, "single class"),
+    "no test part": ({name: content for name, content in _files().items() if "train" in name}, "test/"),
+    "test images in no class folder": (
+        {name: content for name, content in _files().items() if "train" in name} | {"val/0.JPEG": _noise(0)},
+        "test/",
+    ),
+    "a class without test images": (_files() | {"train/n02/0.JPEG": _noise(0)}, "n02"),
+}
+
+
+@pytest.mark.parametrize("what", list(_BAD))
+def test_a_folder_that_cannot_be_used_is_refused_before_the_run(what: str, tmp_path: Path) -> None:
+    files, said = _BAD[what]
+    with pytest.raises(BadDataset, match=said) as caught:
+        data.load("imagenet", write(files, tmp_path, "folder"))
+    assert caught.value.hint
+
+
+def test_an_archive_or_nothing_in_place_of_the_folder_is_told_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(BadDataset, match="not a folder") as caught:
+        data.load("imagenet", write(_files(), tmp_path, "zip"))
+    assert "unpack" in caught.value.hint
+    with pytest.raises(BadDataset, match="nothing at"):
+        data.load("imagenet", tmp_path / "nowhere")
+    with pytest.raises(UserError, match="cannot be fetched") as told:
+        data.load("imagenet")
+    assert "--data" in told.value.hint
+
+
+def test_a_reading_process_that_dies_is_told_with_a_remedy(train: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream._Files, "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match="a process that reads images died") as caught:
+        _batches(replace(train, workers=1), _order(train))
+    assert "shared memory" in caught.value.hint
