@@ -36,8 +36,28 @@ class Noise:
         """Draw once per batch that has points among `places`, and give each of its points the same numbers."""
         return self._draw(places, lambda count, stream: torch.rand(*shape, generator=stream).expand(count, *shape))
 
-    def _draw(self, places: Tensor, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+    def counts(self, places: Tensor) -> list[int]:
+        """Count the places in each batch."""
         batch = torch.bucketize(places.cpu(), self._edges[1:], right=True)
-        counts = torch.bincount(batch, minlength=len(self._streams)).tolist()
+        counts: list[int] = torch.bincount(batch, minlength=len(self._streams)).tolist()
+        return counts
+
+    def shared_and_own(self, counts: Sequence[int], shared: int, own: int) -> tuple[Tensor, Tensor]:
+        """Draw `shared` numbers per batch and then `own` per point, uniform in [0, 1); counts: points in each batch.
+
+        Returns (points, shared), with the same numbers for all points of a batch, and (points, own), on the host. One
+        draw per batch: a stream gives the same numbers one by one as together.
+        """
+        drawn = [
+            (count, torch.rand(shared + count * own, generator=stream))
+            for count, stream in zip(counts, self._streams, strict=True)
+            if count
+        ]
+        first = [numbers[:shared].expand(count, shared) for count, numbers in drawn]
+        rest = [numbers[shared:].view(count, own) for count, numbers in drawn]
+        return (first[0], rest[0]) if len(drawn) == 1 else (torch.cat(first), torch.cat(rest))
+
+    def _draw(self, places: Tensor, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        counts = self.counts(places)
         drawn = [draw(count, stream) for count, stream in zip(counts, self._streams, strict=True) if count]
         return torch.cat(drawn).to(places.device)
