@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from core.catalog import ARCHITECTURES, DATASETS, MODELS, ArchitectureEntry, DatasetEntry
+from core.catalog import DATASETS, MODELS, ArchitectureEntry, DatasetEntry, find_architecture
 from core.spec import AnySpec, EvaluateSpec, FieldError, Name, TrainSpec, did_you_mean
 
 _FILES = (".zip", ".tar", ".tar.gz", ".tar.xz", ".npz")
@@ -113,7 +113,8 @@ def _misfit(spec: AnySpec) -> list[FieldError]:
     if dataset is None:
         return []
     if isinstance(spec, TrainSpec):
-        return _does_not_take(ARCHITECTURES[spec.architecture], dataset)
+        architecture = find_architecture(spec.architecture)
+        return _does_not_take(architecture, dataset) if architecture else []
     model = MODELS.get(spec.base_model)
     if model is None:
         return []

@@ -1,7 +1,8 @@
-"""The command line of the library: python -m core train|finetune|evaluate.
+"""The command line of the library: python -m core train|finetune|evaluate|import-weights.
 
     python -m core finetune examples/digits.json --epochs 5 --eps.l1 2 --output runs/digits
     python -m core evaluate --base-model digits-cnn-linf --evaluation.protocol standard --output runs/base
+    python -m core import-weights carmon.pt --published Carmon2019Unlabeled --output models/carmon.safetensors
 
 The options are the fields of the spec, with their help; the spec file gives what they do not. Each event is a line on
 stdout, as text or as JSON. Exit status: 0 done, 2 the input is at fault, 1 the program is.
@@ -14,7 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,9 +26,12 @@ from core.catalog import NORMS
 from core.errors import BadInput, UserError
 from core.events import Event, Failed, Warned
 from core.narration import narrate
-from core.spec import SPECS, AnySpec, EvaluateSpec, Evaluation, Method, cautions, explain, parse
+from core.published import PUBLISHED
+from core.spec import SPECS, AnySpec, EvaluateSpec, Evaluation, ImportSpec, Method, cautions, explain, parse
 
 _PARTS: Mapping[str, type[BaseModel]] = {"method": Method, "evaluation": Evaluation}
+
+_IMPORT = "import-weights"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,6 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     # A library that prints must not get between the events.
     with redirect_stdout(sys.stderr):
         try:
+            if options.kind == _IMPORT:
+                for line in _import(options):
+                    print(line, file=say.keywords["file"], flush=True)
+                return 0
             spec = _spec(options)
             for caution in () if options.json else cautions(spec):
                 say(Warned(code=caution.code, message=caution.message))
@@ -145,7 +153,65 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 f"--{name.replace('_', '-')}", dest=f"spec.{name}", type=read, metavar="VALUE", help=help_text
             )
+    _add_import(commands)
     return parser
+
+
+def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(_IMPORT, help=ImportSpec.__doc__, description=ImportSpec.__doc__, allow_abbrev=False)
+    command.add_argument(
+        "file", nargs="?", type=Path, help="the weights: a safetensors file, or a torch file of tensors"
+    )
+    command.add_argument(
+        "--output", type=Path, help="the checkpoint to write; by default FILE's name with .safetensors"
+    )
+    command.add_argument("--list", action="store_true", help="list the published weights that are known by name")
+    command.add_argument("--json", action="store_true", help="print a failure, or what was written, as a JSON line")
+    command.set_defaults(until_stdin_closes=False)
+    aliases = {"architecture": ["--arch"], "published": ["--robustbench"]}
+    for name, help_text, _ in _options(ImportSpec):
+        if "." not in name:
+            command.add_argument(
+                f"--{name}", *aliases.get(name, ()), dest=f"spec.{name}", metavar="VALUE", help=help_text
+            )
+
+
+def _import(options: argparse.Namespace) -> Iterator[str]:
+    """Import weights, or list those that are known, and say in lines what was done."""
+    if options.list:
+        for entry in PUBLISHED.values():
+            yield f"{entry.name}: {entry.description}"
+            yield f"  {entry.architecture}, {entry.norm} {entry.eps:.4g}, licence {entry.licence or 'not stated'}"
+            yield f"  {entry.source}"
+        return
+    if options.file is None:
+        raise BadInput(
+            "the file is missing", hint="python -m core import-weights FILE --architecture NAME", field="file"
+        )
+    given = {name.removeprefix("spec."): value for name, value in vars(options).items() if name.startswith("spec.")}
+    if isinstance(given["classes"], str):
+        given["classes"] = _read(given["classes"])
+    with _said_field_by_field(_IMPORT):
+        spec = ImportSpec.model_validate({name: value for name, value in given.items() if value is not None})
+    from core.conversion import import_weights
+
+    done = import_weights(options.file, spec, options.output or Path(f"{options.file.stem}.safetensors"))
+    if options.json:
+        yield json.dumps({"path": str(done.path), "sha256": done.sha256, "header": done.header.model_dump(mode="json")})
+        return
+    blueprint = done.header.blueprint
+    source = f"{options.file}, {done.key}" if done.key else options.file
+    yield f"read {source}: {blueprint.architecture}, {done.parameters:,} parameters"
+    yield f"  images {' x '.join(map(str, blueprint.shape))}, {blueprint.classes} classes"
+    yield (
+        f"  normalised by mean {list(blueprint.mean)}, std {list(blueprint.std)}"
+        if blueprint.mean
+        else ("  not normalised: neither the file nor an option names mean and std")
+    )
+    if left_out := done.header.origin and done.header.origin.left_out:
+        yield f"  left out {len(left_out)} that the network does not run, such as {left_out[0]}"
+    yield f"wrote {done.path} ({done.path.stat().st_size:,} bytes, sha256 {done.sha256})"
+    yield f"  use it with --weights {done.path}, or put it into a service's models folder"
 
 
 def _options(model: type[BaseModel]) -> Iterator[tuple[str, str, Callable[[str], Any]]]:
@@ -199,15 +265,22 @@ def _spec(options: argparse.Namespace) -> AnySpec:
             hint="add --dataset: cifar10, cifar100, imagenet, or any name for images of your own",
             field="dataset",
         )
-    try:
+    with _said_field_by_field(options.kind):
         return parse(body)
+
+
+@contextmanager
+def _said_field_by_field(kind: str) -> Iterator[None]:
+    """Turn what validation finds into one BadInput."""
+    try:
+        yield
     except ValidationError as error:
         problems = {problem.pointer.lstrip("/").replace("/", "."): problem.detail for problem in explain(error)}
         field, first = next(iter(problems.items()))
         alone = len(problems) == 1
         raise BadInput(
             first if alone else "; ".join(f"{name}: {detail}" for name, detail in problems.items()),
-            hint=f"see python -m core {options.kind} --help",
+            hint=f"see python -m core {kind} --help",
             field=field if alone else None,
         ) from error
 

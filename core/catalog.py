@@ -5,6 +5,7 @@ service lists it. Radii and recipes are those of Croce & Hein (ICML 2022, arXiv 
 data set, and ours, measured, where it does not.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -187,8 +188,101 @@ ARCHITECTURES: Mapping[str, ArchitectureEntry] = {
             shape=None,
             learning_rate=0.05,
         ),
+        ArchitectureEntry(
+            name="resnet-18",
+            description="ResNet-18 (He et al. 2015) for small images; 11.2 million parameters.",
+            shape=None,
+            learning_rate=0.01,
+        ),
+        ArchitectureEntry(
+            name="resnet-50",
+            description="ResNet-50 for small images, as MadryLab's robust models for CIFAR-10.",
+            shape=None,
+            learning_rate=0.01,
+        ),
+        ArchitectureEntry(
+            name="wide-resnet-28-10",
+            description="WideResNet-28-10 (Zagoruyko & Komodakis 2016) as in TRADES; 36.5 million parameters.",
+            shape=None,
+            learning_rate=0.01,
+        ),
+        ArchitectureEntry(
+            name="wide-resnet-34-10",
+            description="WideResNet-34-10 as in TRADES; 46.2 million parameters.",
+            shape=None,
+            learning_rate=0.01,
+        ),
+        ArchitectureEntry(
+            name="wide-resnet-34-20",
+            description="WideResNet-34-20 as in TRADES; 184.5 million parameters.",
+            shape=None,
+            learning_rate=0.01,
+        ),
+        ArchitectureEntry(
+            name="wide-resnet-70-16",
+            description="WideResNet-70-16 as in TRADES; 266.8 million parameters.",
+            shape=None,
+            learning_rate=0.01,
+        ),
+        ArchitectureEntry(
+            name="dm-wide-resnet-28-10",
+            description="WideResNet-28-10 with SiLU, as Gowal et al. 2020 build it.",
+            shape=None,
+            learning_rate=0.01,
+        ),
+        ArchitectureEntry(
+            name="dm-wide-resnet-34-20",
+            description="WideResNet-34-20 with SiLU, as Gowal et al. 2020 build it.",
+            shape=None,
+            learning_rate=0.01,
+        ),
+        ArchitectureEntry(
+            name="dm-wide-resnet-70-16",
+            description="WideResNet-70-16 with SiLU, as Gowal et al. 2020 build it.",
+            shape=None,
+            learning_rate=0.01,
+        ),
+        ArchitectureEntry(
+            name="imagenet-resnet-50",
+            description="ResNet-50 for ImageNet, as torchvision builds it.",
+            shape=None,
+            learning_rate=0.005,
+        ),
+        ArchitectureEntry(
+            name="imagenet-resnet-50-gelu",
+            description="ResNet-50 for ImageNet with GELU (Bai et al. 2021).",
+            shape=None,
+            learning_rate=0.005,
+        ),
+        ArchitectureEntry(
+            name="deit-s",
+            description="DeiT-S (Touvron et al. 2021), a vision transformer of 22 million parameters, through timm.",
+            shape=(3, 224, 224),
+            learning_rate=1e-4,
+        ),
+        ArchitectureEntry(
+            name="xcit-s12",
+            description="XCiT-S12 (El-Nouby et al. 2021), a transformer with patches of 16 pixels, through timm.",
+            shape=(3, 224, 224),
+            learning_rate=1e-4,
+        ),
     )
 }
+
+TIMM = "timm/"
+"""How the name of a network begins that the timm library builds."""
+
+
+def find_architecture(name: str) -> ArchitectureEntry | None:
+    """Find a network by name: one of ARCHITECTURES, or "timm/" and a name of timm's; None for what can be neither.
+
+    Whether timm has a network of that name, only the run finds out.
+    """
+    if re.fullmatch(rf"{TIMM}[a-z0-9_]+", name):
+        # Most of timm's networks are transformers or train as they do; the E-AT paper takes this rate for XCiT.
+        return ArchitectureEntry(name=name, description="A classifier of timm's.", shape=None, learning_rate=1e-4)
+    return ARCHITECTURES.get(name)
+
 
 MODELS: Mapping[str, ModelEntry] = {
     entry.name: entry

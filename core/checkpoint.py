@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 from contextlib import suppress
+from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
 from functools import cache
 from importlib import metadata
@@ -20,13 +21,48 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from core.catalog import MODELS
+from core.catalog import MODELS, Norm
 from core.errors import BadInput, BadWeights, DiskFull, UserError
 from core.events import Reports
 from core.models import Blueprint, build
-from core.spec import Spec, did_you_mean
+from core.spec import FineTuneSpec, Spec, TrainSpec, did_you_mean
 
 _KEY = "temper"
+
+
+class Origin(BaseModel):
+    """Where imported weights come from."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    file: str
+    """The name of the file they were read from."""
+    sha256: str
+    """Hash of that file."""
+    published: str | None = None
+    """The name in `core.published` that they were imported as."""
+    licence: str | None = None
+    """Their licence, where we know it."""
+    dataset: str | None = None
+    """The data set they were trained on, where the import said so."""
+    norm: Norm | None = None
+    """The norm they are said to be robust to."""
+    eps: float | None = None
+    """The radius they are said to be robust at."""
+    robust: float | None = None
+    """Their published accuracy under AutoAttack at this norm and radius."""
+    left_out: tuple[str, ...] = ()
+    """What the file held and the network does not run."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """How robust a checkpoint says it is in a norm."""
+
+    eps: float
+    """The radius."""
+    robust: float | None
+    """The robust accuracy measured on the test part of the data it was trained on; None where nothing says it."""
 
 
 class Header(BaseModel):
@@ -38,8 +74,11 @@ class Header(BaseModel):
     """Version of this header."""
     blueprint: Blueprint
     """The network."""
-    spec: Spec
-    """The resolved spec of the run that made it; with the base and the data it says how to make it again."""
+    spec: Spec | None
+    """The resolved spec of the run that made it; with the base and the data it says how to make it again. Null for
+    imported weights."""
+    origin: Origin | None = None
+    """Where imported weights come from; null where a run made them."""
     seed: int
     """The seed of that run."""
     step: int
@@ -48,12 +87,27 @@ class Header(BaseModel):
     """The evaluations of that run."""
     base_sha256: str | None
     """Hash of the weights file that the run started from; null for random weights."""
-    data_sha256: str
-    """Hash of the images and labels."""
+    data_sha256: str | None
+    """Hash of the images and labels; null for imported weights."""
     versions: dict[str, str]
     """Versions of what computed: python, torch and the like."""
     commit: str | None
     """The git commit of Temper, where there was one; with a + when files differed from it."""
+
+    def claims(self) -> dict[Norm, Claim]:
+        """Say which norms it was made robust to, at which radius, and how robust it was found to be."""
+        if self.origin:
+            norm, eps = self.origin.norm, self.origin.eps
+            return {norm: Claim(eps, self.origin.robust)} if norm and eps else {}
+        if not isinstance(self.spec, FineTuneSpec | TrainSpec):
+            return {}
+        after = self.reports.after if self.reports else None
+        found = {norm: rate.value for norm, rate in after.robust.items()} if after else {}
+        return {norm: Claim(self.spec.eps[norm], found.get(norm)) for norm in self.spec.method.norms}
+
+    def trained_on(self, name: str, sha256: str) -> bool:
+        """Whether it was trained on this data set, as far as it knows."""
+        return self.origin.dataset == name if self.origin else self.data_sha256 == sha256
 
 
 def save_checkpoint(path: Path, model: nn.Module, header: Header) -> str:
@@ -130,13 +184,13 @@ def read_header(path: Path) -> Header:
     except (SafetensorError, OSError) as error:
         raise BadWeights(
             f"{path.name} is not a safetensors file: {error}",
-            hint="give a .safetensors checkpoint made by Temper; .pt and .pth files are not read",
+            hint="give a checkpoint made by Temper; python -m core import-weights makes one of other files",
             field="base_model",
         ) from error
     if text is None:
         raise BadWeights(
             f"{path.name} is a safetensors file, but does not say which network it holds",
-            hint="give a checkpoint made by Temper",
+            hint="give a checkpoint made by Temper; python -m core import-weights makes one of other files",
             field="base_model",
         )
     try:
@@ -183,7 +237,7 @@ def hash_file(path: Path) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Name the versions of everything that computes."""
-    names = ("temper", "torch", "torchvision", "numpy", "safetensors", "pyautoattack")
+    names = ("temper", "torch", "torchvision", "timm", "numpy", "safetensors", "pyautoattack")
     found = {"python": platform.python_version()}
     for name in names:
         with suppress(metadata.PackageNotFoundError):

@@ -38,6 +38,7 @@ from core.events import (
 )
 from core.geometry import length
 from core.inputs import Inputs, load
+from core.preflight import preflight
 from core.spec import AnySpec, EvaluateSpec, Protocol
 
 Attack = Callable[..., AttackResult]
@@ -261,6 +262,7 @@ def score(spec: EvaluateSpec, output: Path, inputs: Inputs | None = None) -> Ite
     loaded = load(spec, inputs or Inputs())
     started = loaded.started(train_examples=0, total_steps=0)
     yield started
+    yield from preflight(loaded)
     report = yield from judge(loaded.model, loaded.test, spec, "result")
     reports = Reports(before=None, after=report)
     yield Entered(phase="publishing")

@@ -39,6 +39,8 @@ class Loaded:
     spec: AnySpec
     model: nn.Module
     blueprint: models.Blueprint
+    header: checkpoint.Header | None
+    """What the base model says about itself; None for random weights."""
     base_sha256: str | None
     dataset: data.Dataset
     test: Split
@@ -64,7 +66,7 @@ class Loaded:
 def load(spec: AnySpec, inputs: Inputs) -> Loaded:
     """Load what a spec names. Raises BadInput, BadDataset, BadWeights, and DoesNotFit when data and model differ."""
     dataset = data.load(spec.dataset, inputs.data, extra=_extra_path(spec, inputs), workers=inputs.workers)
-    base_sha256 = None
+    header, base_sha256 = None, None
     if isinstance(spec, TrainSpec):
         blueprint = models.Blueprint(spec.architecture, dataset.shape, len(dataset.classes))
         with torch.random.fork_rng(devices=[]):
@@ -80,7 +82,7 @@ def load(spec: AnySpec, inputs: Inputs) -> Loaded:
     # Convolutions run 1.3 to 2.5 times as fast with channels last, on the CPU too (benchmarks/epoch.py); in this layout
     # the weights alone make torch choose it, whatever the layout of the images.
     model = model.to(device, memory_format=torch.channels_last)
-    return Loaded(spec, model, blueprint, base_sha256, dataset, test, device)
+    return Loaded(spec, model, blueprint, header, base_sha256, dataset, test, device)
 
 
 def _extra_path(spec: AnySpec, inputs: Inputs) -> Path | None:

@@ -29,7 +29,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from core.catalog import ARCHITECTURES, DATASETS, METHODS, MODELS, NORMS, Augmentation, Norm
+from core.catalog import ARCHITECTURES, DATASETS, METHODS, MODELS, NORMS, Augmentation, Norm, find_architecture
+from core.published import PUBLISHED, find_published
 
 Kind = Literal["finetune", "train", "evaluate"]
 Protocol = Literal["fast", "paper", "standard"]
@@ -182,12 +183,12 @@ class _FromBase(_Run):
 
 class _FromScratch(_Run):
     architecture: str = Field(examples=list(ARCHITECTURES))
-    """The network to train, by its name in the catalogue."""
+    """The network to train, by its name in the catalogue, or timm/ and a name of timm's, such as timm/convnext_atto."""
 
     @field_validator("architecture")
     @classmethod
     def _is_known(cls, name: str) -> str:
-        return _known("architecture", name, ARCHITECTURES)
+        return name if find_architecture(name) else _known("architecture", name, ARCHITECTURES)
 
 
 class _Measured(_Run):
@@ -263,8 +264,8 @@ def _dataset_default(field: str, otherwise: Any) -> Any:
 
 def _default_learning_rate(data: Mapping[str, Any]) -> float:
     base = MODELS.get(data.get("base_model", ""))
-    architecture = base.architecture if base else data.get("architecture", "")
-    return ARCHITECTURES[architecture].learning_rate if architecture in ARCHITECTURES else 0.01
+    entry = find_architecture(base.architecture if base else data.get("architecture", ""))
+    return entry.learning_rate if entry else 0.01
 
 
 class _Trained(_Measured):
@@ -357,6 +358,83 @@ class EvaluateSpec(_Measured, _FromBase):
 
     kind: Literal["evaluate"] = "evaluate"
     """Evaluate a model."""
+
+
+def _read_numbers(value: Any) -> Any:
+    """Take "0.49, 0.48, 0.45" as a list: a terminal has no other."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Normalisation = Annotated[
+    tuple[Annotated[float, Field(allow_inf_nan=False)], ...], BeforeValidator(_read_numbers), Field(max_length=16)
+]
+
+
+class ImportSpec(_Part):
+    """Turn weights of others into a checkpoint that a run can start from."""
+
+    architecture: str = Field(default="", examples=list(ARCHITECTURES))
+    """The network, by its name in the catalogue, or timm/ and a name of timm's."""
+    published: str = ""
+    """What the file is, by a name of RobustBench's such as Carmon2019Unlabeled, where --list has it: then network, data
+    set, normalisation and what is claimed of it are known."""
+    dataset: str = ""
+    """The data set the weights were trained on, by its name in the catalogue: it says image size and classes."""
+    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_read_numbers)] = Field(
+        default=(), max_length=3
+    )
+    """Channels, height and width of the images they were trained on, where the data set is not in the catalogue."""
+    classes: StrictInt | None = Field(default=None, ge=2)
+    """How many classes they tell apart; by default as many as the data set has, or the last layer."""
+    mean: Normalisation = ()
+    """Per channel, what is subtracted from images in [0, 1] first; by default what the file holds, or nothing."""
+    std: Normalisation = ()
+    """Per channel, what they are divided by then; by default what the file holds, or nothing."""
+    norm: Norm | None = None
+    """The norm the weights are said to be robust to, which every run then checks."""
+    eps: Radius | None = None
+    """The radius they are said to be robust at, in pixel units of images in [0, 1]."""
+    key: str = ""
+    """Where in the file the weights are, such as state_dict; by default they are found, averaged ones first."""
+
+    @field_validator("architecture")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        return name if not name or find_architecture(name) else _known("architecture", name, ARCHITECTURES)
+
+    @field_validator("published")
+    @classmethod
+    def _is_published(cls, name: str) -> str:
+        found = [entry.name for entry in find_published(name)]
+        if len(found) > 1:
+            raise PydanticCustomError(
+                "ambiguous_name", "{name} names several: give one of {names}", {"name": name, "names": ", ".join(found)}
+            )
+        if name and not found:
+            return _known("published model", name, PUBLISHED)
+        return found[0] if found else ""
+
+    @field_validator("dataset")
+    @classmethod
+    def _dataset_is_known(cls, name: str) -> str:
+        return name if not name else _known("data set", name, DATASETS)
+
+    @field_validator("shape")
+    @classmethod
+    def _three_sides(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(shape) not in (0, 3):
+            raise PydanticCustomError("shape", 'give channels, height and width, such as "3,32,32"')
+        return shape
+
+    @field_validator("eps")
+    @classmethod
+    def _with_its_norm(cls, eps: float | None, info: ValidationInfo) -> float | None:
+        norm = info.data.get("norm")
+        if (eps is None) != (norm is None):
+            raise PydanticCustomError("claim", "give norm and eps together, or neither")
+        if eps is not None and norm is not None:
+            check_radius(norm, eps, None)
+        return eps
 
 
 def _kind(value: Any) -> Any:

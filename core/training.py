@@ -24,6 +24,7 @@ from core.evaluation import judge, save_reports
 from core.events import Entered, Event, Finished, Reports, Saved, Started, Stepped
 from core.inputs import Inputs, Loaded, load
 from core.methods import BatchLoss, TrainingRule, build
+from core.preflight import preflight
 from core.spec import FineTuneSpec, Schedule, TrainingSpec
 
 
@@ -40,6 +41,7 @@ def fine_tune(spec: TrainingSpec, output: Path, inputs: Inputs | None = None) ->
     train = TrainingSet(_training_part(spec, loaded.dataset), loaded.dataset.extra, spec.extra_share).to(loaded.device)
     started = loaded.started(train_examples=len(train), total_steps=spec.epochs * train.steps(spec.batch_size))
     yield started
+    yield from preflight(loaded)
     before = None
     if isinstance(spec, FineTuneSpec) and spec.evaluation.include_base:
         before = yield from judge(model, test, spec, "base")

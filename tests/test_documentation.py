@@ -21,7 +21,7 @@ from app.database import Database
 from app.main import create_app
 from app.settings import Settings
 from client import commands, records
-from core import catalog, events, spec
+from core import catalog, events, published, spec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -75,7 +75,7 @@ def models_of(module: ModuleType) -> Iterator[type[BaseModel]]:
             yield value
 
 
-@pytest.mark.parametrize("module", [spec, events, catalog, schemas, records], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [spec, events, catalog, published, schemas, records], ids=lambda module: module.__name__)
 def test_every_field_is_described(module: ModuleType) -> None:
     silent = [
         f"{model.__name__}.{name}"

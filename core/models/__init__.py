@@ -9,10 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from core.catalog import ARCHITECTURES
+from core.catalog import ARCHITECTURES, TIMM, find_architecture
 from core.errors import BadInput, DoesNotFit
 from core.models.digits_cnn import DigitsCNN
+from core.models.dm_wide_resnet import DMWideResNet
+from core.models.imagenet_resnet import imagenet_resnet_50
 from core.models.preact_resnet import PreActResNet8, PreActResNet18
+from core.models.resnet import resnet_18, resnet_50
+from core.models.timm_classifier import timm_classifier
+from core.models.wide_resnet import WideResNet
 from core.spec import did_you_mean
 
 
@@ -21,7 +26,7 @@ class Blueprint:
     """All that is needed to build a network again, before its weights are loaded."""
 
     architecture: str
-    """A name in `core.catalog.ARCHITECTURES`."""
+    """A name in `core.catalog.ARCHITECTURES`, or timm/ and a name of timm's."""
     shape: tuple[int, int, int]
     """Channels, height and width of the images it was made for."""
     classes: int
@@ -50,11 +55,11 @@ class Normalized(nn.Module):
 
 
 def build(blueprint: Blueprint) -> nn.Module:
-    """Build a network with fresh weights, drawn from torch's global generator.
+    """Build a network with fresh weights, drawn from torch's global generator, on torch's default device.
 
-    Raises BadInput for an unknown architecture and DoesNotFit for images that it cannot take.
+    Raises BadInput for an unknown architecture and DoesNotFit for images or classes that it cannot take.
     """
-    entry = ARCHITECTURES.get(blueprint.architecture)
+    entry = find_architecture(blueprint.architecture)
     if entry is None:
         raise BadInput(
             f"there is no architecture {blueprint.architecture!r}",
@@ -67,19 +72,48 @@ def build(blueprint: Blueprint) -> nn.Module:
             hint="choose an architecture for this image size, or resize the images",
             field="dataset",
         )
-    channels, _, _ = blueprint.shape
-    match blueprint.architecture:
-        case "digits-cnn":
-            network: nn.Module = DigitsCNN(blueprint.classes)
-        case "preact-resnet-8":
-            network = PreActResNet8(channels, blueprint.classes)
-        case "preact-resnet-18":
-            network = PreActResNet18(channels, blueprint.classes, nn.ReLU())
-        case "preact-resnet-18-softplus":
-            network = PreActResNet18(channels, blueprint.classes, nn.Softplus(beta=1))
-        case other:
-            raise AssertionError(f"{other} is in the catalogue but not built here")
+    if blueprint.classes < 2:
+        raise DoesNotFit(
+            f"a classifier tells at least 2 classes apart, not {blueprint.classes}",
+            hint="give a data set, or weights, with 2 classes or more",
+            field="dataset",
+        )
+    if isinstance(network := _network(blueprint), DMWideResNet):
+        return network  # it normalises between its padding and its first convolution
     return Normalized(network, blueprint.mean, blueprint.std) if blueprint.mean else network
+
+
+def _network(blueprint: Blueprint) -> nn.Module:
+    channels, _, _ = blueprint.shape
+    classes = blueprint.classes
+    match blueprint.architecture.split("-"):
+        case ["digits", "cnn"]:
+            return DigitsCNN(classes)
+        case ["preact", "resnet", "8"]:
+            return PreActResNet8(channels, classes)
+        case ["preact", "resnet", "18"]:
+            return PreActResNet18(channels, classes, nn.ReLU())
+        case ["preact", "resnet", "18", "softplus"]:
+            return PreActResNet18(channels, classes, nn.Softplus(beta=1))
+        case ["resnet", "18"]:
+            return resnet_18(channels, classes)
+        case ["resnet", "50"]:
+            return resnet_50(channels, classes)
+        case ["wide", "resnet", depth, width]:
+            return WideResNet(int(depth), int(width), channels=channels, classes=classes)
+        case ["dm", "wide", "resnet", depth, width]:
+            mean, std = blueprint.mean, blueprint.std
+            return DMWideResNet(int(depth), int(width), channels=channels, classes=classes, mean=mean, std=std)
+        case ["imagenet", "resnet", "50"]:
+            return imagenet_resnet_50(channels, classes, nn.ReLU)
+        case ["imagenet", "resnet", "50", "gelu"]:
+            return imagenet_resnet_50(channels, classes, nn.GELU)
+        case ["deit", "s"]:
+            return timm_classifier("deit_small_patch16_224", blueprint.shape, classes)
+        case ["xcit", "s12"]:
+            return timm_classifier("xcit_small_12_p16_224", blueprint.shape, classes)
+    assert blueprint.architecture.startswith(TIMM), f"{blueprint.architecture} is in the catalogue but not built here"
+    return timm_classifier(blueprint.architecture.removeprefix(TIMM), blueprint.shape, classes)
 
 
 def describe(shape: tuple[int, int, int]) -> str:

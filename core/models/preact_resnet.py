@@ -31,7 +31,13 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet18(nn.Module):
-    """Map images (batch, channels, height, width) in [0, 1], at least 8 pixels a side, to logits (batch, classes)."""
+    """Map images (batch, channels, height, width) in [0, 1], at least 8 pixels a side, to logits (batch, classes).
+
+    Parameters are named as in Fast-AT (Wong et al. 2020, arXiv 2001.03994).
+    """
+
+    unused = ("model_preact_hl1.",)
+    """How parameters begin that the field's checkpoints hold and no network of this family runs."""
 
     def __init__(self, channels: int, classes: int, activation: nn.Module) -> None:
         super().__init__()

@@ -1,24 +1,116 @@
 """Networks: what they take, what they give, and that normalisation is theirs."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet18
 
-from core.catalog import ARCHITECTURES
+from core.catalog import ARCHITECTURES, find_architecture
 from core.errors import BadInput, DoesNotFit
-from core.models import Blueprint, build
+from core.models import Blueprint, build, dm_wide_resnet, wide_resnet
+from core.models.dm_wide_resnet import DMWideResNet
 
 
-@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def outline(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Build a network without its numbers, which costs nothing."""
+    with torch.device("meta"):
+        return build(Blueprint(name, shape, classes)).eval()
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "timm/test_resnet", "timm/test_vit"])
 def test_every_architecture_of_the_catalogue_gives_logits(name: str) -> None:
-    shape = ARCHITECTURES[name].shape or (3, 32, 32)
-    model = build(Blueprint(name, shape, 7)).eval()
-    assert model(torch.rand(2, *shape)).shape == (2, 7)
+    entry = find_architecture(name)
+    assert entry is not None
+    shape = entry.shape or ((3, 64, 64) if "imagenet" in name or "timm" in name else (3, 32, 32))
+    assert outline(name, shape, 7)(torch.rand(2, *shape, device="meta")).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", ["preact-resnet-18", "preact-resnet-18-softplus"])
-def test_preact_resnet_18_has_the_parameters_of_the_paper(name: str) -> None:
-    model = build(Blueprint(name, (3, 32, 32), 10))
-    assert sum(parameter.numel() for parameter in model.parameters()) == 11_172_170
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "parameters"),
+    [
+        ("preact-resnet-18", (3, 32, 32), 10, 11_172_170),
+        ("preact-resnet-18-softplus", (3, 32, 32), 10, 11_172_170),
+        ("resnet-18", (3, 32, 32), 10, 11_173_962),
+        ("resnet-50", (3, 32, 32), 10, 23_520_842),
+        ("wide-resnet-28-10", (3, 32, 32), 10, 36_479_194),
+        ("wide-resnet-34-10", (3, 32, 32), 10, 46_160_474),
+        ("wide-resnet-70-16", (3, 32, 32), 10, 266_796_506),
+        ("dm-wide-resnet-28-10", (3, 32, 32), 10, 36_479_194),
+        ("dm-wide-resnet-70-16", (3, 32, 32), 10, 266_796_506),
+        ("imagenet-resnet-50", (3, 224, 224), 1000, 25_557_032),
+        ("imagenet-resnet-50-gelu", (3, 224, 224), 1000, 25_557_032),
+        ("deit-s", (3, 224, 224), 1000, 22_050_664),
+        ("xcit-s12", (3, 224, 224), 1000, 26_253_304),
+    ],
+)
+def test_network_has_the_parameters_of_the_literature(
+    name: str, shape: tuple[int, int, int], classes: int, parameters: int
+) -> None:
+    assert sum(parameter.numel() for parameter in outline(name, shape, classes).parameters()) == parameters
+
+
+def test_resnet_18_computes_what_torchvision_computes_with_a_small_stem() -> None:
+    network = build(Blueprint("resnet-18", (3, 32, 32), 10)).eval()
+    peer = resnet18(num_classes=10).eval()
+    peer.conv1, peer.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    renamed = {
+        name.replace("downsample", "shortcut").replace("fc.", "linear."): tensor
+        for name, tensor in peer.state_dict().items()
+    }
+    network.load_state_dict(renamed)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(network(images), peer(images))
+
+
+@pytest.mark.parametrize(
+    ("block", "first", "activation", "offset"),
+    [(dm_wide_resnet.Block, "conv_0", F.silu, 1), (wide_resnet.Block, "conv1", F.relu, 0)],
+)
+def test_halving_pads_below_and_right_in_the_silu_family_and_all_round_in_the_other(
+    block: type[nn.Module], first: str, activation: Callable[[Tensor], Tensor], offset: int
+) -> None:
+    network = block(1, 2, 2).eval()
+    convolution = getattr(network, first)
+    with torch.no_grad():
+        convolution.weight.zero_()
+        convolution.weight[:, :, 1, 1] = 1  # passes on the pixel at its centre
+    seen: list[Tensor] = []
+    convolution.register_forward_hook(lambda *call: seen.append(call[2]))
+    image = torch.rand(1, 1, 4, 4)
+    network(image)
+    expected = activation(image)[:, :, offset::2, offset::2].expand(1, 2, 2, 2)
+    torch.testing.assert_close(seen[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_silu_family_pads_with_black_before_it_normalises() -> None:
+    network = DMWideResNet(10, 1, channels=1, classes=10, mean=(0.3,), std=(0.2,)).eval()
+    images = torch.rand(2, 1, 28, 28)
+    torch.testing.assert_close(network(images), network(F.pad(images, (2, 2, 2, 2))))
+
+
+def test_gelu_takes_the_place_of_every_relu() -> None:
+    inside = [type(module).__name__ for module in outline("imagenet-resnet-50-gelu", (3, 64, 64), 10).modules()]
+    assert "ReLU" not in inside
+    assert inside.count("GELU") == 17
+
+
+def test_timm_network_is_built_for_the_size_of_the_images() -> None:
+    network = outline("timm/test_vit", (3, 96, 96), 5)
+    assert network(torch.rand(1, 3, 96, 96, device="meta")).shape == (1, 5)
+
+
+def test_an_unknown_name_of_timm_is_answered_with_a_guess() -> None:
+    with pytest.raises(BadInput) as caught:
+        build(Blueprint("timm/convnext_ato", (3, 32, 32), 10))
+    assert "timm/convnext_atto" in caught.value.hint
+
+
+def test_a_single_class_is_refused() -> None:
+    with pytest.raises(DoesNotFit, match="at least 2 classes"):
+        build(Blueprint("digits-cnn", (1, 8, 8), 1))
 
 
 def test_softplus_makes_the_network_smooth_and_relu_does_not() -> None:

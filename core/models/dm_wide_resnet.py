@@ -1,0 +1,86 @@
+"""Wide ResNets with SiLU as Gowal et al. 2020 (arXiv 2010.03593) and those after them build and name them.
+
+They differ from the other family in more than names: the convolutions that halve the image pad below and to the right
+only, as TensorFlow does, and images whose side is no multiple of 8 are padded with zeros before they are normalised.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Batch norm, SiLU, convolution, twice; the shortcut starts after the first SiLU where it projects."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.batchnorm_0 = nn.BatchNorm2d(inputs)
+        self.conv_0 = nn.Conv2d(inputs, outputs, 3, stride=stride, bias=False)
+        self.batchnorm_1 = nn.BatchNorm2d(outputs)
+        self.conv_1 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.shortcut: nn.Module | None = None
+        if inputs != outputs:
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+        self._border = (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Add to the features what the two convolutions see in them."""
+        active = F.silu(self.batchnorm_0(features))
+        kept = features if self.shortcut is None else self.shortcut(active)
+        seen = F.silu(self.batchnorm_1(self.conv_0(F.pad(active, self._border))))
+        return self.conv_1(seen) + kept
+
+
+class Group(nn.Module):
+    """Blocks of one width, the first of which may halve the image."""
+
+    def __init__(self, blocks: int, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        first = Block(inputs, outputs, stride)
+        self.block = nn.Sequential(first, *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Run the blocks."""
+        return self.block(features)
+
+
+class DMWideResNet(nn.Module):
+    """Map images (batch, channels, height, width) in [0, 1] to logits (batch, classes).
+
+    depth: layers, 4 more than a multiple of 6. width: how many times wider than a plain ResNet. mean, std: per channel,
+    what normalises the images inside; empty for nothing.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        *,
+        channels: int,
+        classes: int,
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
+    ) -> None:
+        super().__init__()
+        blocks = (depth - 4) // 6
+        self.register_buffer("mean", torch.tensor(mean or (0.0,)).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std or (1.0,)).view(-1, 1, 1), persistent=False)
+        self.init_conv = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        self.layer = nn.Sequential(
+            Group(blocks, 16, 16 * width, 1),
+            Group(blocks, 16 * width, 32 * width, 2),
+            Group(blocks, 32 * width, 64 * width, 2),
+        )
+        self.batchnorm = nn.BatchNorm2d(64 * width)
+        self.logits = nn.Linear(64 * width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pad, normalise, classify."""
+        below, right = -images.shape[2] % 8, -images.shape[3] % 8
+        images = F.pad(images, (right // 2, right - right // 2, below // 2, below - below // 2))
+        features = self.layer(self.init_conv((images - self.mean) / self.std))
+        features = F.silu(self.batchnorm(features))
+        return self.logits(F.adaptive_avg_pool2d(features, 1).flatten(1))

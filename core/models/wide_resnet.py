@@ -1,0 +1,66 @@
+"""Wide ResNets (Zagoruyko & Komodakis 2016, arXiv 1605.07146), as TRADES and its successors build and name them.
+
+Carmon et al. 2019, Zhang et al. 2019 and most robust WideResNets of their time share these names. Some of their
+checkpoints hold a `sub_block1` besides, which their networks own and never run: reading them leaves it out.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Batch norm, ReLU, convolution, twice; the shortcut starts after the first ReLU where it projects."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.convShortcut: nn.Module | None = None
+        if inputs != outputs:
+            self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Add to the features what the two convolutions see in them."""
+        active = F.relu(self.bn1(features))
+        kept = features if self.convShortcut is None else self.convShortcut(active)
+        return self.conv2(F.relu(self.bn2(self.conv1(active)))) + kept
+
+
+class Group(nn.Module):
+    """Blocks of one width, the first of which may halve the image."""
+
+    def __init__(self, blocks: int, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        first = Block(inputs, outputs, stride)
+        self.layer = nn.Sequential(first, *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Run the blocks."""
+        return self.layer(features)
+
+
+class WideResNet(nn.Module):
+    """Map images (batch, channels, height, width), at least 4 pixels a side, to logits (batch, classes).
+
+    depth: layers, 4 more than a multiple of 6. width: how many times wider than a plain ResNet.
+    """
+
+    unused = ("sub_block1.",)
+    """How parameters begin that the field's checkpoints hold and no network of this family runs."""
+
+    def __init__(self, depth: int, width: int, *, channels: int, classes: int) -> None:
+        super().__init__()
+        blocks = (depth - 4) // 6
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        self.block1 = Group(blocks, 16, 16 * width, 1)
+        self.block2 = Group(blocks, 16 * width, 32 * width, 2)
+        self.block3 = Group(blocks, 32 * width, 64 * width, 2)
+        self.bn1 = nn.BatchNorm2d(64 * width)
+        self.fc = nn.Linear(64 * width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify."""
+        features = self.block3(self.block2(self.block1(self.conv1(images))))
+        return self.fc(F.adaptive_avg_pool2d(F.relu(self.bn1(features)), 1).flatten(1))
