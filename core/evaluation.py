@@ -262,7 +262,7 @@ def score(spec: EvaluateSpec, output: Path, inputs: Inputs | None = None) -> Ite
     loaded = load(spec, inputs or Inputs())
     started = loaded.started(train_examples=0, total_steps=0)
     yield started
-    yield from preflight(loaded)
+    yield from preflight(loaded, started)
     report = yield from judge(loaded.model, loaded.test, spec, "result")
     reports = Reports(before=None, after=report)
     yield Entered(phase="publishing")

@@ -81,7 +81,7 @@ def load(spec: AnySpec, inputs: Inputs) -> Loaded:
     test = dataset.test.first(spec.evaluation.examples).to(device)
     # Convolutions run 1.3 to 2.5 times as fast with channels last, on the CPU too (benchmarks/epoch.py); in this layout
     # the weights alone make torch choose it, whatever the layout of the images.
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     return Loaded(spec, model, blueprint, header, base_sha256, dataset, test, device)
 
 

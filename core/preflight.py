@@ -18,7 +18,7 @@ from core.catalog import Norm, find_architecture
 from core.checkpoint import Claim
 from core.data.split import Split
 from core.errors import BadWeights, DoesNotFit
-from core.events import Warned
+from core.events import Started, Warned
 from core.inputs import Loaded
 from core.models import Blueprint
 from core.spec import FineTuneSpec
@@ -32,12 +32,15 @@ _DEVIATIONS = 3
 _Statistics = tuple[float, ...]
 
 
-def preflight(loaded: Loaded) -> Iterator[Warned]:
-    """Warn of what is doubtful about a run's base model. Raises BadWeights and DoesNotFit for what is hopeless."""
+def preflight(loaded: Loaded, started: Started) -> Iterator[Warned]:
+    """Warn of what is doubtful about a run's base model, once the run has started.
+
+    Raises BadWeights and DoesNotFit for what is hopeless.
+    """
     header, spec = loaded.header, loaded.spec
     if header is None:
         return
-    at_home = header.trained_on(spec.dataset, loaded.dataset.sha256())
+    at_home = header.trained_on(spec.dataset, started.data_sha256)
     claims = {norm: Claim(claim.eps, claim.robust if at_home else None) for norm, claim in header.claims().items()}
     yield from examine(loaded.model, loaded.test, loaded.blueprint, claims)
     entry = find_architecture(loaded.blueprint.architecture)

@@ -41,7 +41,7 @@ def fine_tune(spec: TrainingSpec, output: Path, inputs: Inputs | None = None) ->
     train = TrainingSet(_training_part(spec, loaded.dataset), loaded.dataset.extra, spec.extra_share).to(loaded.device)
     started = loaded.started(train_examples=len(train), total_steps=spec.epochs * train.steps(spec.batch_size))
     yield started
-    yield from preflight(loaded)
+    yield from preflight(loaded, started)
     before = None
     if isinstance(spec, FineTuneSpec) and spec.evaluation.include_base:
         before = yield from judge(model, test, spec, "base")

@@ -75,7 +75,9 @@ def models_of(module: ModuleType) -> Iterator[type[BaseModel]]:
             yield value
 
 
-@pytest.mark.parametrize("module", [spec, events, catalog, published, schemas, records], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [spec, events, catalog, published, schemas, records], ids=lambda module: module.__name__
+)
 def test_every_field_is_described(module: ModuleType) -> None:
     silent = [
         f"{model.__name__}.{name}"

@@ -18,7 +18,7 @@ from core.events import Started, Warned
 from core.inputs import Inputs
 from core.models import Blueprint, Normalized
 from core.preflight import examine, preflight
-from core.spec import EvaluateSpec, FineTuneSpec, parse
+from core.spec import AnySpec, EvaluateSpec, FineTuneSpec, parse
 from core.training import fine_tune
 
 _DIGITS = Blueprint("digits-cnn", (1, 8, 8), 10)
@@ -170,15 +170,20 @@ def test_a_run_reports_what_it_found_right_after_it_started(kind: str, base: nn.
     assert events[1].code == "preflight_scaling"
 
 
+def _preflight(spec: AnySpec) -> list[Warned]:
+    loaded = inputs.load(spec, Inputs())
+    return list(preflight(loaded, loaded.started(train_examples=0, total_steps=0)))
+
+
 def test_random_weights_are_not_examined(tmp_path: Path) -> None:
     spec = parse({"kind": "train", "architecture": "digits-cnn", "dataset": "digits"})
-    assert list(preflight(inputs.load(spec, Inputs()))) == []
+    assert _preflight(spec) == []
 
 
 def test_a_learning_rate_far_above_the_networks_own_is_a_warning() -> None:
     spec = parse({"base_model": "digits-cnn-linf", "learning_rate": 0.2})
     assert isinstance(spec, FineTuneSpec)
-    (warned,) = preflight(inputs.load(spec, Inputs()))
+    (warned,) = _preflight(spec)
     assert warned.code == "preflight_learning_rate"
 
 
