@@ -231,6 +231,8 @@ class Method(Record):
     """The fewest norms it works with."""
     max_norms: int
     """The most norms it works with."""
+    options: dict[str, str | float]
+    """What a job can set of it beside norms and steps, each with its default."""
 
 
 class Version(Record):

@@ -90,6 +90,8 @@ class MethodEntry(Entry):
     """The fewest norms it works with."""
     max_norms: int
     """The most norms it works with."""
+    options: dict[str, str | float] = {}
+    """What a job can set of it beside norms and steps, each with its default."""
 
 
 _TEN_STEPS: dict[Norm, int] = dict.fromkeys(NORMS, 10)
@@ -299,6 +301,8 @@ MODELS: Mapping[str, ModelEntry] = {
     )
 }
 
+_ADVERSARIAL: dict[str, str | float] = {"loss": "cross-entropy"}
+
 METHODS: Mapping[str, MethodEntry] = {
     entry.name: entry
     for entry in (
@@ -315,6 +319,7 @@ METHODS: Mapping[str, MethodEntry] = {
             norms=None,
             min_norms=1,
             max_norms=1,
+            options=_ADVERSARIAL,
         ),
         MethodEntry(
             name="sat",
@@ -322,6 +327,32 @@ METHODS: Mapping[str, MethodEntry] = {
             norms=("linf", "l2", "l1"),
             min_norms=2,
             max_norms=3,
+            options=_ADVERSARIAL,
+        ),
+        MethodEntry(
+            name="avg",
+            description="All norms on every batch, the mean of their losses; thrice the cost (Tramèr & Boneh 2019).",
+            norms=("linf", "l2", "l1"),
+            min_norms=2,
+            max_norms=3,
+            options=_ADVERSARIAL,
+        ),
+        MethodEntry(
+            name="max",
+            description="All norms on every batch, of each image the worst; thrice the cost (Tramèr & Boneh 2019).",
+            norms=("linf", "l2", "l1"),
+            min_norms=2,
+            max_norms=3,
+            options=_ADVERSARIAL,
+        ),
+        MethodEntry(
+            name="msd",
+            description="Multi steepest descent: one attack that tries every norm at each step; twice the cost "
+            "(Maini et al. 2020).",
+            norms=("linf", "l2", "l1"),
+            min_norms=2,
+            max_norms=3,
+            options=_ADVERSARIAL,
         ),
         MethodEntry(
             name="e-at",
@@ -330,6 +361,24 @@ METHODS: Mapping[str, MethodEntry] = {
             norms=("linf", "l1"),
             min_norms=2,
             max_norms=3,
+            options=_ADVERSARIAL,
+        ),
+        MethodEntry(
+            name="ramp",
+            description="MAX of two norms, with their answers drawn together; twice the cost (Jiang & Singh 2024).",
+            norms=("linf", "l1"),
+            min_norms=2,
+            max_norms=2,
+            options={**_ADVERSARIAL, "pairing": 0.5},
+        ),
+        MethodEntry(
+            name="pat",
+            description="Perceptual adversarial training: images that look alike to the model itself, no l_p ball "
+            "(Laidlaw et al. 2021).",
+            norms=(),
+            min_norms=0,
+            max_norms=0,
+            options={"bound": 0.5},
         ),
     )
 }

@@ -165,7 +165,7 @@ class Stepped(_Record):
     learning_rate: float
     """Learning rate of this step."""
     norm: Norm | None
-    """The norm that was attacked; null where none was."""
+    """The norm that was attacked; null where none was, or several were."""
     counts: dict[Norm, NormCount]
     """Per attacked norm, the running counts: those E-AT draws by."""
     seconds: float

@@ -29,7 +29,7 @@ def narrate(event: Event) -> Iterator[str]:
         case Stepped() if event.step % max(event.total_steps // 20, 1) == 0 or event.step == event.total_steps:
             yield (
                 f"  epoch {event.epoch:5.2f}  step {event.step}/{event.total_steps}  loss {event.loss:.4f}"
-                f"  {event.norm or 'clean':4}  lr {event.learning_rate:.2g}  {event.seconds:.0f} s"
+                f"  {_attacked(event):4}  lr {event.learning_rate:.2g}  {event.seconds:.0f} s"
             )
         case Attacked():
             share = event.robust / event.examples
@@ -47,6 +47,12 @@ def narrate(event: Event) -> Iterator[str]:
         case Failed():
             yield f"failed: {f'{event.field}: ' if event.field else ''}{event.message}"
             yield f"  {event.hint}"
+
+
+def _attacked(event: Stepped) -> str:
+    if event.norm:
+        return event.norm
+    return "+".join(event.counts) if event.counts else "-"
 
 
 def table(reports: dict[str, Report | None]) -> Iterator[str]:

@@ -35,6 +35,7 @@ from core.published import PUBLISHED, find_published
 Kind = Literal["finetune", "train", "evaluate"]
 Protocol = Literal["fast", "paper", "standard"]
 Schedule = Literal["piecewise", "one-cycle", "constant"]
+Loss = Literal["cross-entropy", "trades"]
 
 
 # Short and without exponents: Fraction("1e999999999") would compute for hours.
@@ -88,6 +89,19 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
+def _option(name: str) -> Any:
+    """Make the default of a method's option: what the catalogue says, or null where the method does not take it."""
+
+    def default(data: Mapping[str, Any]) -> Any:
+        return METHODS[data["name"]].options.get(name)
+
+    return default
+
+
+def _default_beta(data: Mapping[str, Any]) -> float | None:
+    return 6.0 if data["loss"] == "trades" else None
+
+
 def _one_for_all(steps: Any, info: ValidationInfo) -> Any:
     return dict.fromkeys(info.data.get("norms", ()), steps) if type(steps) is int else steps
 
@@ -104,6 +118,17 @@ class Method(_Part):
     ] = Field(default_factory=lambda data: dict.fromkeys(data["norms"], 10))
     """Steps of the training attack for each attacked norm; one number stands for all. By default 10, on ImageNet 5, and
     15 for l1."""
+    loss: Loss | None = Field(default_factory=_option("loss"))
+    """What the attack drives up and the update brings down. cross-entropy: that of the adversarial images. trades: the
+    divergence of the adversarial answers from the clean ones, times beta, to which the update adds the cross-entropy of
+    the clean images (Zhang et al. 2019). Null for the methods nat and pat."""
+    beta: Annotated[StrictFloat, Field(gt=0, le=100)] | None = Field(default_factory=_default_beta)
+    """Weight of the divergence in the TRADES loss; null for the cross-entropy."""
+    pairing: Annotated[StrictFloat, Field(ge=0, le=100)] | None = Field(default_factory=_option("pairing"))
+    """Weight of RAMP's logit pairing loss, the paper's lambda: from the first to the second of the norms. Null for the
+    other methods."""
+    bound: Annotated[StrictFloat, Field(gt=0, le=10)] | None = Field(default_factory=_option("bound"))
+    """How different, by LPIPS in the model's own features, PAT may make an image look. Null for the other methods."""
 
     @field_validator("name")
     @classmethod
@@ -134,6 +159,32 @@ class Method(_Part):
                 {"norms": ", ".join(norms) or "none"},
             )
         return {norm: steps[norm] for norm in norms}
+
+    @field_validator("loss", "pairing", "bound")
+    @classmethod
+    def _is_taken(cls, value: Any, info: ValidationInfo) -> Any:
+        entry = METHODS.get(info.data.get("name", ""))
+        if entry and value is not None and info.field_name not in entry.options:
+            taking = [other.name for other in METHODS.values() if info.field_name in other.options]
+            raise PydanticCustomError(
+                "option_not_taken",
+                "method {method} has no {option}: leave it out, or choose from {taking}",
+                {"method": entry.name, "option": info.field_name, "taking": ", ".join(taking)},
+            )
+        if entry and value is None and info.field_name in entry.options:
+            default = entry.options[info.field_name]
+            raise PydanticCustomError("missing", "give a value, or leave it out for {default}", {"default": default})
+        return value
+
+    @field_validator("beta")
+    @classmethod
+    def _is_for_trades(cls, beta: float | None, info: ValidationInfo) -> float | None:
+        loss = info.data.get("loss", "trades" if beta else None)
+        if beta is not None and loss != "trades":
+            raise PydanticCustomError("option_not_taken", "beta belongs to the TRADES loss: set method.loss to trades")
+        if beta is None and loss == "trades":
+            raise PydanticCustomError("missing", "give a value, or leave it out for 6")
+        return beta
 
 
 def _named_method(value: Any) -> Any:
@@ -491,8 +542,16 @@ def cautions(spec: AnySpec) -> tuple[Caution, ...]:
         )
     if isinstance(spec, EvaluateSpec):
         return tuple(found)
-    if not spec.method.norms:
+    if spec.method.name == "nat":
         found.append(Caution(code="no_attack", message="natural training attacks nothing: expect no robustness"))
+    if spec.method.name == "pat":
+        found.append(
+            Caution(
+                code="no_norm_attacked",
+                message="perceptual training attacks no l_p ball: expect less robustness at eps than from the other "
+                "methods, and more against changes that are no ball",
+            )
+        )
     extremes = spec.method.name == "e-at" and "l2" not in spec.method.norms
     # The convex hull of the linf and the l1 ball contains an l2 ball of about this radius (Croce & Hein 2020, 2022).
     if extremes and eps.keys() >= set(NORMS) and sqrt(eps["l1"] * eps["linf"]) < eps["l2"]:

@@ -1,7 +1,8 @@
 """What an attack drives up: one loss per point.
 
 Every loss takes (logits, labels, targets) with logits (batch, classes), labels (batch,) and targets (batch,), the class
-to move towards, and returns (batch,). The untargeted ones do not look at the targets.
+to move towards, and returns (batch,). The untargeted ones do not look at the targets; for the divergence they are the
+logits (batch, classes) to move away from.
 
 The difference of logits ratio (DLR) is from Croce & Hein 2020 (arXiv 2003.01690, sections 4 and 4.2). It is defined for
 3 classes or more, its targeted form for 4 or more. With fewer classes the scale is taken from the logits there are;
@@ -10,6 +11,7 @@ with 2 it is one, since any ratio of differences would then be constant and have
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,6 +24,19 @@ def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of the true class."""
     del targets
     return F.cross_entropy(logits, labels, reduction="none")
+
+
+def kl_divergence(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """KL(softmax targets || softmax logits), how far the answers are from the logits `targets` (batch, classes)."""
+    del labels
+    return F.kl_div(logits.log_softmax(1), targets.log_softmax(1), reduction="none", log_target=True).sum(1)
+
+
+def margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """How far the best wrong class is above the true one (Carlini & Wagner 2017); positive where the model is wrong."""
+    del targets
+    wrong = logits.scatter(1, labels[:, None], -torch.inf)
+    return wrong.amax(1) - _pick(logits, labels)
 
 
 def dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:

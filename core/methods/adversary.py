@@ -1,29 +1,105 @@
-"""The inner attack that the adversarial methods share: APGD from the clean images, as in Croce & Hein 2022."""
+"""What the adversarial methods share: the inner attack, and what the update makes of the points it found.
+
+The attack is APGD from the clean images on the cross-entropy, as in Croce & Hein 2022, and the update minimises the
+cross-entropy of what came out. With the TRADES loss (Zhang et al. 2019, arXiv 1901.08573) the update minimises
+CE(clean) + beta * KL(p_clean || p_adversarial), with the gradient through both, and the attack drives up that same
+divergence from the answers that the model gave before it. The divergence has no slope at the clean image, so such an
+attack starts from a random point of the ball.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.attacks import AttackResult, frozen
 from core.attacks.apgd import apgd
+from core.attacks.losses import Loss, cross_entropy, kl_divergence
+from core.attacks.passes import look
 from core.catalog import Norm
 from core.events import NormCount
+from core.geometry import random_start
 from core.spec import Method
 
-# Training starts l1 attacks with a twentieth of the pixels, evaluation with a fifth.
-_DENSITY = 0.05
+
+@dataclass(frozen=True)
+class Aim:
+    """What an attack drives up, and from where. The defaults are the attacks' own."""
+
+    loss: Loss = cross_entropy
+    targets: Tensor | None = None
+    """(batch, classes) for the divergence: the logits to move away from."""
+    start: Tensor | None = None
+    """(batch, channels, height, width); None for the clean images."""
 
 
 class Adversary:
-    """Attacks training batches and counts, per norm, how many images it was shown and how many withstood it."""
+    """Attacks training batches, counts per norm how they fared, and turns what it found into a loss."""
 
-    def __init__(self, method: Method, eps: Mapping[Norm, float]) -> None:
+    # Training starts l1 attacks with a twentieth of the pixels, evaluation with a fifth.
+    density = 0.05
+
+    def __init__(self, method: Method, eps: Mapping[Norm, float], generator: torch.Generator) -> None:
         self.counts = {norm: NormCount(seen=0, robust=0) for norm in method.norms}
         self._steps = method.steps
-        self._eps = eps
+        self._eps = {norm: eps[norm] for norm in method.norms}
+        self._beta = method.beta
+        self._generator = generator
 
-    def attack(self, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:
-        """Return the highest-loss points found around the images, with the model in eval mode meanwhile."""
-        result = apgd(model, images, labels, norm, self._eps[norm], steps=self._steps[norm], density=_DENSITY)
+    def attack(self, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) -> AttackResult:
+        """Find the highest-loss points around the images, with the model in eval mode meanwhile, and count them."""
+        aim = self.aim(model, images, norm)
+        result = apgd(
+            model,
+            images,
+            labels,
+            norm,
+            self._eps[norm],
+            steps=self._steps[norm],
+            start=aim.start,
+            targets=aim.targets,
+            loss=aim.loss,
+            density=self.density,
+        )
+        self.count(norm, result.robust)
+        return result
+
+    def attack_each(self, model: nn.Module, images: Tensor, labels: Tensor) -> list[AttackResult]:
+        """Attack the same images in every norm, in the order of `counts`."""
+        return [self.attack(model, images, labels, norm) for norm in self.counts]
+
+    def aim(self, model: nn.Module, images: Tensor, norm: Norm) -> Aim:
+        """Say what an attack on these images, starting in this norm's ball, drives up."""
+        if self._beta is None:
+            return Aim()
+        with frozen(model):
+            answers = look(model, images)
+        return Aim(kl_divergence, answers, random_start(images, norm, self._eps[norm], self._generator))
+
+    def count(self, norm: Norm, robust: Tensor) -> None:
+        """Enter how a batch fared; robust (batch,): the images that stayed right throughout."""
         count = self.counts[norm]
-        self.counts[norm] = NormCount(seen=count.seen + len(labels), robust=count.robust + int(result.robust.sum()))
-        return result.adversarial
+        self.counts[norm] = NormCount(seen=count.seen + len(robust), robust=count.robust + int(robust.sum()))
+
+    def logits(self, model: nn.Module, images: Tensor, *adversarial: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """Look at adversarial batches, and for TRADES at the clean one: logits (batch, classes) of each, clean first.
+
+        All go through the model in one pass, so batch norm takes its statistics from all of them together.
+        """
+        clean = () if self._beta is None else (images,)
+        batches = (*clean, *adversarial)
+        logits = list(model(torch.cat(batches)).chunk(len(batches)))
+        return (logits.pop(0) if clean else None), logits
+
+    def judge(self, clean: Tensor | None, adversarial: Tensor, labels: Tensor) -> Tensor:
+        """Turn the logits of one adversarial batch, and for TRADES of the clean one, into the mean loss."""
+        if clean is None or self._beta is None:
+            return F.cross_entropy(adversarial, labels)
+        return F.cross_entropy(clean, labels) + self._beta * kl_divergence(adversarial, labels, clean).mean()
+
+    def loss(self, model: nn.Module, images: Tensor, labels: Tensor, *adversarial: Tensor) -> Tensor:
+        """Turn adversarial batches into the mean of their losses."""
+        clean, found = self.logits(model, images, *adversarial)
+        return torch.stack([self.judge(clean, logits, labels) for logits in found]).mean()

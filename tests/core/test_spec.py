@@ -9,9 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from core.catalog import ARCHITECTURES, DATASETS, METHODS, MODELS, NORMS
-from core.spec import SPECS, EvaluateSpec, FineTuneSpec, TrainSpec, cautions, check_radius, explain, parse
+from core.spec import SPECS, EvaluateSpec, FineTuneSpec, Method, TrainSpec, cautions, check_radius, explain, parse
 
 _SMALLEST = {"base_model": "digits-cnn-linf"}
+_SHARED = {"name", "norms", "steps"}
 
 
 def _errors(body: Any) -> dict[str, str]:
@@ -106,7 +107,13 @@ def test_a_resolved_spec_reads_back_as_itself(body: dict[str, Any]) -> None:
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent / "specs").glob("*.json")), ids=lambda path: path.name)
 def test_specs_stored_by_earlier_releases_still_load(path: Path) -> None:
     stored = json.loads(path.read_text())
-    assert json.loads(parse(stored).model_dump_json()).items() >= stored.items()
+    assert _says_all_of(json.loads(parse(stored).model_dump_json()), stored)
+
+
+def _says_all_of(loaded: Any, stored: Any) -> bool:
+    if isinstance(stored, dict):
+        return all(key in loaded and _says_all_of(loaded[key], value) for key, value in stored.items())
+    return bool(loaded == stored)
 
 
 def test_radii_may_be_fractions_and_are_put_in_order() -> None:
@@ -119,6 +126,19 @@ def test_one_number_of_steps_stands_for_every_attacked_norm() -> None:
     spec = parse({**_SMALLEST, "method": {"name": "sat", "steps": 7}})
     assert isinstance(spec, FineTuneSpec)
     assert spec.method.steps == {"linf": 7, "l2": 7, "l1": 7}
+
+
+def test_a_method_comes_with_its_own_options_and_no_others() -> None:
+    def options(method: str | dict[str, Any]) -> dict[str, Any]:
+        spec = parse({**_SMALLEST, "method": method})
+        assert isinstance(spec, FineTuneSpec)
+        return {name: value for name, value in spec.method.model_dump(exclude_none=True).items() if name not in _SHARED}
+
+    assert options("nat") == {}
+    assert options("e-at") == {"loss": "cross-entropy"}
+    assert options({"name": "msd", "loss": "trades"}) == {"loss": "trades", "beta": 6}
+    assert options("ramp") == {"loss": "cross-entropy", "pairing": 0.5}
+    assert options({"name": "pat", "bound": 1}) == {"bound": 1}
 
 
 @pytest.mark.parametrize(
@@ -144,6 +164,17 @@ def test_one_number_of_steps_stands_for_every_attacked_norm() -> None:
         ({"method": "single"}, "/method/norms", "set method.norms"),
         ({"method": {"name": "e-at", "norms": ["linf", "linf"]}}, "/method/norms", "each once"),
         ({"method": {"name": "e-at", "steps": {"linf": 5}}}, "/method/steps", "one number for all"),
+        ({"method": {"name": "e-at", "bound": 0.5}}, "/method/bound", "method e-at has no bound"),
+        ({"method": {"name": "sat", "pairing": 1}}, "/method/pairing", "choose from ramp"),
+        ({"method": {"name": "pat", "loss": "trades"}}, "/method/loss", "method pat has no loss"),
+        ({"method": {"name": "nat", "loss": "trades"}}, "/method/loss", "choose from single"),
+        ({"method": {"name": "pat", "bound": None}}, "/method/bound", "leave it out for 0.5"),
+        ({"method": {"name": "e-at", "beta": 3}}, "/method/beta", "set method.loss to trades"),
+        ({"method": {"name": "e-at", "loss": "trades", "beta": 0}}, "/method/beta", "greater than 0"),
+        ({"method": {"name": "e-at", "loss": "trades", "beta": None}}, "/method/beta", "leave it out for 6"),
+        ({"method": {"name": "e-at", "loss": "hinge"}}, "/method/loss", "'cross-entropy' or 'trades'"),
+        ({"method": {"name": "ramp", "norms": ["linf", "l2", "l1"]}}, "/method/norms", "takes 2 of"),
+        ({"method": {"name": "pat", "norms": ["l2"]}}, "/method/norms", "takes 0 of"),
         ({"epochs": 0}, "/epochs", "greater than or equal to 1"),
         ({"learning_rate": 0}, "/learning_rate", "greater than 0"),
         ({"base_model": "../../etc/passwd"}, "/base_model", "match pattern"),
@@ -210,6 +241,7 @@ def test_a_spec_that_is_likely_to_disappoint_comes_with_cautions() -> None:
     assert _codes({**_SMALLEST, "eps": {"linf": 0.15, "l2": 0.5, "l1": 1.5}}) == {"l2_not_covered"}
     assert _codes({**_SMALLEST, "method": "sat"}) == set()
     assert _codes({**_SMALLEST, "method": "nat"}) == {"no_attack"}
+    assert _codes({**_SMALLEST, "method": "pat"}) == {"no_norm_attacked"}
     assert _codes({"kind": "evaluate", **_SMALLEST, "eps": {"linf": 0.1}}) == {"eps_differs_from_base"}
 
 
@@ -228,4 +260,5 @@ def test_the_catalogue_is_consistent() -> None:
         assert DATASETS[model.dataset].eps[model.norm] == model.eps
     for method in METHODS.values():
         assert method.norms is None or method.min_norms <= len(method.norms) <= method.max_norms
+        assert method.options.keys() <= Method.model_fields.keys()
     assert isinstance(parse({"kind": "evaluate", "base_model": "digits-cnn-linf"}), EvaluateSpec)

@@ -1,0 +1,108 @@
+"""Attacks on what an image looks like, not on its pixels: the fast Lagrangian attack of Laidlaw et al. 2021.
+
+arXiv 2006.12655, section 4 and appendix A.3. How alike two images look is measured by LPIPS (Zhang et al. 2018) in the
+features of the attacked model itself, "self-bounded": feature maps, each position scaled to length one over its
+channels, are compared by their l2 distance, every map weighing as much whatever its resolution.
+"""
+
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from core.attacks import AttackResult, frozen
+from core.attacks.losses import margin
+from core.errors import BadInput
+from core.geometry import per_image, rescale
+
+# The distance's slope along a step is taken over this length in pixel units (l2), as in the authors' code.
+_PROBE = 0.1
+# A point that is wrong by so many logits strives for more distance from the boundary no longer, only for likeness.
+_ENOUGH = 1.0
+_TINY = 1e-10
+
+
+def perceptual(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    bound: float,
+    *,
+    generator: torch.Generator,
+    steps: int = 10,
+) -> AttackResult:
+    """Raise the margin loss of images that the model has right, while they stay within `bound` of LPIPS or are fined.
+
+    Minimises weight * max(0, LPIPS - bound) - margin by normalised gradient steps. Over the run the weight grows from
+    1 to 10 and a step's length, in units of LPIPS, falls from the bound to a tenth of it. Nothing brings a point back
+    that ends outside the bound, so that is for training, not for measuring. Images that the model has wrong are
+    returned as they are. `loss` is the margin at `adversarial`. Costs 2 steps + 2 forward and `steps` backward passes.
+
+    Raises BadInput for a model without feature maps.
+    """
+    with frozen(model):
+        with torch.no_grad():
+            logits, own = look_closely(model, images)
+        right = logits.argmax(1) == labels
+        noise = torch.randn(images.shape, generator=generator, device=generator.device)
+        current = (images + 0.01 * noise.to(images.device)).clamp(0, 1)
+        robust = right.clone()
+        for step in range(steps):
+            progress = step / steps
+            point = current.detach().requires_grad_()
+            logits, features = look_closely(model, point)
+            fine = 10**progress * (_distance(features, own) - bound).clamp(min=0)
+            (gradient,) = torch.autograd.grad((fine - margin(logits, labels, labels).clamp(max=_ENOUGH)).sum(), point)
+            with torch.no_grad():
+                robust &= logits.argmax(1) == labels
+                downhill = -rescale(gradient, "l2")
+                _, beyond = look_closely(model, current + _PROBE * downhill)
+                slope = _distance(beyond, features) / _PROBE
+                length = bound * 0.1**progress / (slope + 1e-4)
+                current = (current + per_image(length, images) * downhill).clamp(0, 1)
+        with torch.no_grad():
+            adversarial = torch.where(per_image(right, images), current, images)
+            logits = model(adversarial)
+            robust &= logits.argmax(1) == labels
+            return AttackResult(adversarial, robust, loss=margin(logits, labels, labels))
+
+
+def look_closely(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute logits (batch, classes), and the features (batch, ...) whose l2 distance is the model's own LPIPS.
+
+    The features are the last map of each resolution, so the output of each stage of a convolutional network and the
+    tokens of a transformer; what is pooled to a point is none. Raises BadInput where there is no map at all.
+    """
+    maps: dict[tuple[int, ...], Tensor] = {}
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        del module, inputs
+        if isinstance(output, Tensor) and output.dim() == 3:
+            output = output.transpose(1, 2)
+        if isinstance(output, Tensor) and output.dim() in (3, 4) and prod(output.shape[2:]) > 1:
+            maps[output.shape[2:]] = output
+
+    handles = [module.register_forward_hook(keep) for module in model.modules()]
+    try:
+        logits = model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not maps:
+        raise BadInput(
+            "the model has no feature maps to compare images by",
+            hint="choose a convolutional network or a transformer, or another method than pat",
+            field="method",
+        )
+    return logits, torch.cat([_normalized(features).flatten(1) for features in maps.values()], 1)
+
+
+def _normalized(features: Tensor) -> Tensor:
+    """Scale each position to length one over the channels, and the whole by the root of the number of positions."""
+    # Not the root of a sum of squares, whose gradient is no number where all channels are zero.
+    lengths = features.norm(dim=1, keepdim=True) + _TINY
+    return features / lengths / prod(features.shape[2:]) ** 0.5
+
+
+def _distance(features: Tensor, others: Tensor) -> Tensor:
+    return (features - others).norm(dim=1)

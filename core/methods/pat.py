@@ -1,0 +1,32 @@
+"""PAT: perceptual adversarial training (Laidlaw et al. 2021, arXiv 2006.12655), bounded by the model's own features.
+
+It attacks no l_p ball: what it gives against linf, l2 and l1 is by the way.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.attacks.perceptual import perceptual
+from core.catalog import Norm
+from core.events import NormCount
+from core.methods import BatchLoss
+from core.spec import Method
+
+
+class Rule:
+    """Turns a batch into its loss at points that look alike to the model."""
+
+    def __init__(self, method: Method, eps: Mapping[Norm, float], generator: torch.Generator) -> None:
+        del eps
+        assert method.bound is not None
+        self.counts: dict[Norm, NormCount] = {}
+        self._bound = method.bound
+        self._generator = generator
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> BatchLoss:
+        """Attack the images that the model has right, leave the others, and take the mean cross-entropy."""
+        found = perceptual(model, images, labels, self._bound, generator=self._generator)
+        return BatchLoss(F.cross_entropy(model(found.adversarial), labels), norm=None)

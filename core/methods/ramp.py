@@ -1,0 +1,44 @@
+"""RAMP: logit pairing between two norms (Jiang & Singh 2024, arXiv 2402.06827), in its form for fine-tuning.
+
+The two norms are those with the worst trade-off between them, q and r in the order of `method.norms`; the paper finds
+linf and l1 at the usual radii. The gradient projection that the paper adds for training from random weights is no part
+of it.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from core.attacks.losses import kl_divergence
+from core.catalog import Norm
+from core.methods import BatchLoss
+from core.methods.adversary import Adversary
+from core.methods.max import keep_worst
+from core.spec import Method
+
+
+class Rule(Adversary):
+    """Turns a batch into its loss under the worse of two attacks, plus how far the answers to the two lie apart."""
+
+    def __init__(self, method: Method, eps: Mapping[Norm, float], generator: torch.Generator) -> None:
+        super().__init__(method, eps, generator)
+        assert method.pairing is not None
+        self._pairing = method.pairing
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> BatchLoss:
+        """Attack in both norms; the loss is MAX's, and the pairing loss times its weight."""
+        found = self.attack_each(model, images, labels)
+        clean, (q, r) = self.logits(model, images, *(result.adversarial for result in found))
+        worse = self.judge(clean, keep_worst(found, [q, r]), labels)
+        return BatchLoss(worse + self._pairing * pair(q, r, labels), norm=None)
+
+
+def pair(q: Tensor, r: Tensor, labels: Tensor) -> Tensor:
+    """Take KL(softmax q || softmax r), averaged over the points that q has right; zero where there is none.
+
+    q and r are logits (batch, classes) of the same images under two attacks, labels (batch,). The gradient flows
+    through both.
+    """
+    right = q.argmax(1) == labels
+    return (kl_divergence(r, labels, q) * right).sum() / right.sum().clamp(min=1)
