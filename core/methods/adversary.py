@@ -4,11 +4,12 @@ The attack is APGD from the clean images on the cross-entropy, as in Croce & Hei
 cross-entropy of what came out. With the TRADES loss (Zhang et al. 2019, arXiv 1901.08573) the update minimises
 CE(clean) + beta * KL(p_clean || p_adversarial), with the gradient through both, and the attack drives up that same
 divergence from the answers that the model gave before it. The divergence has no slope at the clean image, so such an
-attack starts from a random point of the ball.
+attack starts a little beside it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,10 @@ from core.attacks.losses import Loss, cross_entropy, kl_divergence
 from core.attacks.passes import look
 from core.catalog import Norm
 from core.events import NormCount
-from core.geometry import random_start
 from core.spec import Method
+
+# How far beside the images an attack on the divergence starts, as a pixel's standard deviation; TRADES has the same.
+_NUDGE = 0.001
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Adversary:
 
     def attack(self, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) -> AttackResult:
         """Find the highest-loss points around the images, with the model in eval mode meanwhile, and count them."""
-        aim = self.aim(model, images, norm)
+        aim = self.aim(model, images)
         result = apgd(
             model,
             images,
@@ -70,13 +73,25 @@ class Adversary:
         """Attack the same images in every norm, in the order of `counts`."""
         return [self.attack(model, images, labels, norm) for norm in self.counts]
 
-    def aim(self, model: nn.Module, images: Tensor, norm: Norm) -> Aim:
-        """Say what an attack on these images, starting in this norm's ball, drives up."""
+    def aim(self, model: nn.Module, images: Tensor) -> Aim:
+        """Say what an attack on these images drives up, in whatever norm."""
         if self._beta is None:
             return Aim()
         with frozen(model):
             answers = look(model, images)
-        return Aim(kl_divergence, answers, random_start(images, norm, self._eps[norm], self._generator))
+        return Aim(kl_divergence, answers, self._beside(images))
+
+    def _beside(self, images: Tensor) -> Tensor:
+        """Change a few pixels of each image by very little, away from the nearer end of the box.
+
+        So few that an l1 attack, which goes by what its start has changed, takes its first step on `density` of them.
+        """
+        pixels = prod(images.shape[1:])
+        source = {"generator": self._generator, "device": self._generator.device}
+        places = torch.rand(len(images), pixels, **source).topk(max(round(1.5 * self.density * pixels), 1)).indices
+        sizes = _NUDGE * torch.randn(places.shape, **source).abs()
+        nudge = torch.zeros(len(images), pixels, device=sizes.device).scatter(1, places, sizes)
+        return images + nudge.to(images).view_as(images) * torch.where(images > 0.5, -1, 1)
 
     def count(self, norm: Norm, robust: Tensor) -> None:
         """Enter how a batch fared; robust (batch,): the images that stayed right throughout."""

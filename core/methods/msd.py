@@ -12,7 +12,7 @@ class Rule(Adversary):
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> BatchLoss:
         """Attack the batch, then take the mean loss of what came out."""
-        aim = self.aim(model, images, next(iter(self.counts)))
+        aim = self.aim(model, images)
         found = steepest(
             model,
             images,

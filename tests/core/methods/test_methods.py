@@ -230,7 +230,7 @@ def test_ramp_pairs_nothing_when_nothing_is_right() -> None:
 
 def test_trades_adds_beta_times_the_divergence_from_the_clean_answers() -> None:
     loss, gradient, _ = _by_hand({"name": "single", "norms": ["linf"], "loss": "trades", "beta": 2})
-    # To either side of the clean answer the divergence grows outwards. By its random start each image went up or down.
+    # To either side of the clean answer the divergence grows outwards. By its start each image went up or down.
     down = torch.tensor([[0.4, 0.4, 0.4, 0.4], [0.9, 0.4, 0.4, 0.4]])
 
     def formula(slopes: Tensor, first: int, second: int) -> Tensor:
@@ -271,8 +271,19 @@ def test_trades_attacks_the_divergence_from_the_model_s_answers_in_eval_mode(
     with torch.no_grad():
         reached = kl_divergence(base(found.adversarial), batch[1], clean)
     torch.testing.assert_close(reached, found.loss)
-    assert (reached >= divergences).all()
-    assert reached.mean() > 5 * divergences.mean()
+    assert reached.mean() > 5 * divergences.mean(), "far above a random point of the ball"
+
+
+def test_an_attack_on_the_divergence_starts_beside_the_image_where_it_has_a_slope(
+    base: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
+    aim = _rule({"name": "msd", "loss": "trades"}).aim(base, batch[0])
+    change = (aim.start - batch[0]).flatten(1)
+    # 1.5 times a twentieth of 64 pixels, so that an l1 attack's first step changes a twentieth.
+    assert ((change != 0).sum(1) == 5).all()
+    assert change.abs().max() < 0.01
+    assert aim.start.min() >= 0
+    assert aim.start.max() <= 1
 
 
 def test_pat_takes_the_loss_of_the_perceptual_attack(base: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
