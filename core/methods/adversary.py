@@ -86,11 +86,12 @@ class Adversary:
 
         So few that an l1 attack, which goes by what its start has changed, takes its first step on `density` of them.
         """
+        source = self._generator
         pixels = prod(images.shape[1:])
-        source = {"generator": self._generator, "device": self._generator.device}
-        places = torch.rand(len(images), pixels, **source).topk(max(round(1.5 * self.density * pixels), 1)).indices
-        sizes = _NUDGE * torch.randn(places.shape, **source).abs()
-        nudge = torch.zeros(len(images), pixels, device=sizes.device).scatter(1, places, sizes)
+        count = max(round(1.5 * self.density * pixels), 1)
+        chances = torch.rand(len(images), pixels, generator=source, device=source.device)
+        sizes = _NUDGE * torch.randn(len(images), count, generator=source, device=source.device).abs()
+        nudge = torch.zeros_like(chances).scatter(1, chances.topk(count).indices, sizes)
         return images + nudge.to(images).view_as(images) * torch.where(images > 0.5, -1, 1)
 
     def count(self, norm: Norm, robust: Tensor) -> None:
