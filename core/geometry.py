@@ -120,14 +120,16 @@ def _project_l1(images: Tensor, perturbed: Tensor, eps: float) -> Tensor:
 
 
 def step_onto_plane(points: Tensor, slope: Tensor, height: Tensor, norm: Norm) -> Tensor:
-    """Find the shortest step (batch, ...) inside the box that brings a linear function down, or up, to zero.
+    """Find the shortest step inside the box that brings a linear function down, or up, to zero.
 
-    slope (batch, ...): the gradient of the function of each point; height (batch,): its value at the point. Where it
-    is zero nowhere in the box, the step goes as far towards zero as the box allows. Pixels without slope stay.
+    slope (batch, channels, height, width): the gradient of each function. points: of the same shape, a point for each
+    function, or several such batches stacked (count, batch, ...); height (batch,) or (count, batch): the value there.
+    The steps have the shape of the points. Where a function is zero nowhere in the box, the step goes as far towards
+    zero as the box allows. Pixels without slope stay.
     """
-    towards = torch.where(per_image(height < 0, slope), 1.0, -1.0) * slope.sign()
-    room = torch.where(towards > 0, 1 - points, points).flatten(1)
-    steepness, drop = slope.abs().flatten(1), height.abs()[:, None]
+    towards = torch.where(height[..., None, None, None] < 0, 1.0, -1.0) * slope.sign()
+    room = torch.where(towards > 0, 1 - points, points).flatten(-3)
+    steepness, drop = slope.abs().flatten(-3), height.abs()[..., None]
     match norm:
         case "linf":
             reach = _spread(steepness, (steepness > 0).to(slope.dtype), room, drop)
@@ -136,36 +138,41 @@ def step_onto_plane(points: Tensor, slope: Tensor, height: Tensor, norm: Norm) -
             reach = _spread(steepness, steepness, room, drop)
         case "l1":
             reach = _pick_steepest(steepness, room, drop)
-    return towards * reach.view_as(slope)
+    return towards * reach.view_as(points)
 
 
 def _spread(steepness: Tensor, pace: Tensor, room: Tensor, drop: Tensor) -> Tensor:
     """Move all pixels at their pace for one common time, each until its room ends, so that they make up the drop.
 
-    All (batch, pixels), drop (batch, 1). That is the shortest step by the optimality conditions: in linf all pixels
-    move alike, in l2 in proportion to their slope. What they make up grows with the time in straight pieces that only
-    get flatter, so that Newton's method from the left meets the time in few steps without sorting where pixels stop.
+    steepness, pace (batch, pixels), room (..., batch, pixels), drop (..., batch, 1). That is the shortest step by the
+    optimality conditions: in linf all pixels move alike, in l2 in proportion to their slope. What they make up grows
+    with the time in straight pieces that only get flatter, so that Newton's method from the left meets the time in few
+    steps without sorting where pixels stop.
     """
     ends, whole, rate = room / pace, steepness * room, steepness * pace
-    time = drop / rate.sum(1, keepdim=True)
+    time = drop / rate.sum(-1, keepdim=True)
     for _ in range(_NEWTON_STEPS):
         ended = ends <= time
-        missing = drop - torch.where(ended, whole, 0).sum(1, keepdim=True)
-        moving = torch.where(ended, 0, rate).sum(1, keepdim=True)
+        missing = drop - torch.where(ended, whole, 0).sum(-1, keepdim=True)
+        moving = torch.where(ended, 0, rate).sum(-1, keepdim=True)
         time = torch.where(moving > 0, missing / moving, time)
     # Out of reach in the whole box: Newton's method would run away; every pixel goes as far as it can.
-    in_reach = whole.sum(1, keepdim=True) > drop
+    in_reach = whole.sum(-1, keepdim=True) > drop
     return torch.where(pace > 0, torch.where(in_reach, (time * pace).minimum(room), room), 0)
 
 
 def _pick_steepest(steepness: Tensor, room: Tensor, drop: Tensor) -> Tensor:
-    """Move the steepest pixels first, each as far as it has room, until they make up the drop: the shortest in l1."""
-    ordered, order = steepness.sort(1, descending=True)
-    ordered_room = room.gather(1, order)
+    """Move the steepest pixels first, each as far as it has room, until they make up the drop: the shortest in l1.
+
+    Shapes as for `_spread`.
+    """
+    ordered, order = steepness.sort(-1, descending=True)
+    order = order.expand_as(room)
+    ordered_room = room.gather(-1, order)
     whole = ordered * ordered_room
-    missing = drop - (whole.cumsum(1) - whole)
+    missing = drop - (whole.cumsum(-1) - whole)
     reach = (missing / ordered).clamp(min=0).minimum(ordered_room)
-    return torch.zeros_like(room).scatter(1, order, torch.where(ordered > _FLAT, reach, 0))
+    return torch.zeros_like(room).scatter(-1, order, torch.where(ordered > _FLAT, reach, 0))
 
 
 def random_start(images: Tensor, norm: Norm, eps: float, generator: torch.Generator) -> Tensor:

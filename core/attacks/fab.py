@@ -38,14 +38,11 @@ class _Walks:
         """Cross the plane where the linear function of these slopes, this high at the current points, is zero."""
         height_at_image = height + (slope * (self.images - self.current)).flatten(1).sum(1)
         steps = step_onto_plane(
-            torch.cat([self.current, self.images]),
-            torch.cat([slope, slope]),
-            torch.cat([height, height_at_image]),
-            norm,
+            torch.stack([self.current, self.images]), slope, torch.stack([height, height_at_image]), norm
         )
-        near, far = length(steps, norm).clamp(min=1e-8).chunk(2)
+        near, far = length(steps.flatten(0, 1), norm).clamp(min=1e-8).chunk(2)
         share = per_image((near / (near + far)).clamp(max=_MOST_FROM_IMAGE), slope)
-        from_here, from_image = (_OVERSHOOT * steps).chunk(2)
+        from_here, from_image = _OVERSHOOT * steps
         self.current = ((self.current + from_here) * (1 - share) + (self.images + from_image) * share).clamp(0, 1)
 
     def turn_back(self, which: Tensor) -> None:

@@ -197,21 +197,29 @@ def _check_shortest(point: np.ndarray, slope: np.ndarray, height: np.ndarray, st
 def test_steps_onto_planes_are_those_of_pyautoattack(norm: Norm, pixels: int) -> None:
     theirs = {"linf": projection_linf, "l2": projection_l2, "l1": projection_l1}[norm]
     generator = torch.Generator().manual_seed(4)
-    points = (1.6 * torch.rand(40, pixels, generator=generator) - 0.3).clamp(0, 1)
-    slopes = torch.randn(40, pixels, generator=generator)
+    points = (1.6 * torch.rand(40, 1, pixels // 8, 8, generator=generator) - 0.3).clamp(0, 1)
+    slopes = torch.randn(points.shape, generator=generator)
     # From next to the plane to twice as far as most of the box.
-    heights = torch.logspace(-3, 0, 40) * 0.5 * slopes.abs().sum(1) * torch.randn(40, generator=generator).sign()
-    expected = theirs(points, slopes, (slopes * points).sum(1) - heights)
-    torch.testing.assert_close(step_onto_plane(points, slopes, heights, norm), expected, atol=2e-4, rtol=1e-3)
+    heights = (
+        torch.logspace(-3, 0, 40) * 0.5 * slopes.abs().sum((1, 2, 3)) * torch.randn(40, generator=generator).sign()
+    )
+    expected = theirs(points.flatten(1), slopes.flatten(1), (slopes * points).sum((1, 2, 3)) - heights)
+    steps = step_onto_plane(points, slopes, heights, norm)
+    torch.testing.assert_close(steps.flatten(1), expected, atol=2e-4, rtol=1e-3)
+    # Stacked points give what each gives by itself.
+    others = points.flip(0)
+    stacked = step_onto_plane(torch.stack([points, others]), slopes, torch.stack([heights, -heights]), norm)
+    torch.testing.assert_close(stacked[0], steps)
+    torch.testing.assert_close(stacked[1], step_onto_plane(others, slopes, -heights, norm))
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_step_onto_a_plane_is_exact_where_pixels_end_at_every_scale(norm: Norm) -> None:
     generator = torch.Generator().manual_seed(5)
-    points, slopes = (10 ** (-6 * torch.rand(50, 64, generator=generator)) for _ in range(2))
-    heights = (points * slopes).sum(1) * torch.linspace(0.01, 0.99, 50)
+    points, slopes = (10 ** (-6 * torch.rand(50, 1, 8, 8, generator=generator)) for _ in range(2))
+    heights = (points * slopes).sum((1, 2, 3)) * torch.linspace(0.01, 0.99, 50)
     steps = step_onto_plane(points, slopes, heights, norm)
-    torch.testing.assert_close((slopes * -steps).sum(1), heights, atol=0, rtol=1e-4)
+    torch.testing.assert_close((slopes * -steps).sum((1, 2, 3)), heights, atol=0, rtol=1e-4)
 
 
 @pytest.mark.parametrize("norm", NORMS)
