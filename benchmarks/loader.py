@@ -208,9 +208,8 @@ def main() -> None:
         train = data.load("imagenet", folder).train.to(device)
         assert isinstance(train, Stream)
         per_image = cost(train, options.read_batch_size, 5)
-        print(
-            f"{options.images} JPEGs of {mean / 1e3:.0f} kB, {1e3 * per_image:.1f} CPU ms/image, {cores} cores, {device}"
-        )
+        machine = f"{cores} cores, {device}"
+        print(f"{options.images} JPEGs of {mean / 1e3:.0f} kB, {1e3 * per_image:.1f} CPU ms/image; {machine}")
         print(f"\n{'workers':>8}{'images/s':>10}{'first batch':>13}")
         readings = []
         for workers in numbers:
@@ -231,7 +230,8 @@ def main() -> None:
             )
     if options.output:
         content = {
-            "machine": {"cores": cores, "device": str(device), **checkpoint.versions()},
+            # What else the machine did counts: images/s and "needs here" are lower for it.
+            "machine": {"cores": cores, "load": os.getloadavg()[0], "device": str(device), **checkpoint.versions()},
             "images": options.images,
             "mean_bytes": mean,
             "cpu_milliseconds_per_image": round(1000 * per_image, 2),

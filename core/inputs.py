@@ -65,7 +65,13 @@ class Loaded:
 
 def load(spec: AnySpec, inputs: Inputs) -> Loaded:
     """Load what a spec names. Raises BadInput, BadDataset, BadWeights, and DoesNotFit when data and model differ."""
-    dataset = data.load(spec.dataset, inputs.data, extra=_extra_path(spec, inputs), workers=inputs.workers)
+    dataset = data.load(
+        spec.dataset,
+        inputs.data,
+        extra=_extra_path(spec, inputs),
+        workers=inputs.workers,
+        interpolation=spec.evaluation.interpolation,
+    )
     header, base_sha256 = None, None
     if isinstance(spec, TrainSpec):
         blueprint = models.Blueprint(spec.architecture, dataset.shape, len(dataset.classes))

@@ -34,6 +34,7 @@ from core.published import PUBLISHED, find_published
 
 Kind = Literal["finetune", "train", "evaluate"]
 Protocol = Literal["fast", "paper", "standard"]
+Interpolation = Literal["bilinear", "bicubic"]
 Schedule = Literal["piecewise", "one-cycle", "constant"]
 Loss = Literal["cross-entropy", "trades"]
 
@@ -203,6 +204,9 @@ class Evaluation(_Part):
     """Whether fine-tuning evaluates the base model too, for the row "before"."""
     batch_size: StrictInt = Field(default=250, ge=1, le=100_000)
     """Points that share one stream of random numbers (AutoAttack's `bs`), so part of what defines a verdict."""
+    interpolation: Interpolation = "bilinear"
+    """How ImageNet's images are resized, 256 at the shorter side, before the middle is cut out: as the base model had
+    it. Data sets whose images have one size are not resized."""
 
 
 def _default_dataset(data: Mapping[str, Any]) -> str:

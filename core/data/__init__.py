@@ -13,7 +13,7 @@ from core.data import arrays, cifar, digits, extra_data, image_folder, imagenet
 from core.data.split import Split
 from core.data.stream import Stream
 from core.errors import BadDataset, BadInput
-from core.spec import did_you_mean
+from core.spec import Interpolation, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,20 @@ class Dataset:
         return digest.hexdigest()
 
 
-def load(name: str, path: Path | None = None, *, extra: Path | None = None, workers: int | None = None) -> Dataset:
+def load(
+    name: str,
+    path: Path | None = None,
+    *,
+    extra: Path | None = None,
+    workers: int | None = None,
+    interpolation: Interpolation = "bilinear",
+) -> Dataset:
     """Load a data set by its name, or from a path for one that the catalogue does not know.
 
     For cifar10 and cifar100 the path is the folder that torchvision keeps it in, or the images as an ImageFolder; for
     imagenet the folder that holds `train/` and `val/`. extra: a second labelled set, as `extra_data.load` reads it.
-    workers: processes that read a streamed set, by default one per core.
+    workers: processes that read a streamed set, by default one per core. interpolation: how its images are resized for
+    evaluation.
 
     Raises BadInput for a name that needs a path and has none, or the other way round, BadDataset when images cannot be
     read, and DoesNotFit for extra data of another shape or other classes.
@@ -69,7 +77,7 @@ def load(name: str, path: Path | None = None, *, extra: Path | None = None, work
                 f"{path.name} holds no test part", hint="train on it beside another set, as extra data", field="dataset"
             )
         case "imagenet":
-            dataset = Dataset(*imagenet.load(path, workers=workers))
+            dataset = Dataset(*imagenet.load(path, workers=workers, interpolation=interpolation))
         case _:
             dataset = Dataset(*image_folder.load(path))
     if extra is None:

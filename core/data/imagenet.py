@@ -1,12 +1,13 @@
 """ImageNet (ILSVRC 2012) and folders like it: large images of mixed size, streamed from `train/<class>/<image>`.
 
 Preprocessing is the field's: training takes a random resized crop and a flip, evaluation resizes the shorter side to
-256 and takes the middle 224 x 224, both bilinear. The order of both parts is fixed and mixes the classes, so that "the
-first 1000 test points" means the same everywhere.
+256 and takes the middle 224 x 224, bilinear or, for some models, bicubic. The order of both parts is fixed and mixes
+the classes, so that "the first 1000 test points" means the same everywhere.
 """
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,16 +16,20 @@ import torch
 from core.data.class_folders import PARTS, SUFFIXES, name_classes
 from core.data.stream import Stream
 from core.errors import BadDataset
+from core.spec import Interpolation
 
 _Files = dict[tuple[str, str], list[tuple[str, int]]]
 """Name and size of each image, by part and class."""
 
 
-def load(folder: Path, *, workers: int | None = None) -> tuple[Stream, Stream, tuple[str, ...]]:
+def load(
+    folder: Path, *, workers: int | None = None, interpolation: Interpolation = "bilinear"
+) -> tuple[Stream, Stream, tuple[str, ...]]:
     """List the training part, the test part and the class names. Raises BadDataset, also for an empty file."""
     files = _find(folder)
     classes = _classes(files, ("train", "test"), folder)
-    train, test = (_stream(folder, files, part, classes, workers) for part in ("train", "test"))
+    parts = (_stream(folder, files, part, classes, workers) for part in ("train", "test"))
+    train, test = (replace(part, interpolation=interpolation) for part in parts)
     return train, test, classes
 
 

@@ -25,8 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 from core.catalog import Augmentation
 from core.data.split import Batch, Split
 from core.errors import BadDataset, UserError
+from core.spec import Interpolation
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _CHUNK = 50
 """Images that a worker reads at once for evaluation."""
 
@@ -48,6 +50,8 @@ class Stream:
     """(examples,) int64 class indices."""
     size: int = 224
     """Height and width of the crop."""
+    interpolation: Interpolation = "bilinear"
+    """How images are resized for evaluation; training's random crops are always bilinear."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where batches go."""
     workers: int | None = None
@@ -130,7 +134,7 @@ class Stream:
     def _load(self, jobs: "Sequence[_Job]", workers: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Read batch after batch: pixels (n, size, size, 3) uint8, and labels (n,)."""
         loader = DataLoader(
-            _Files(self.root, self.names, self.labels, self.size),
+            _Files(self.root, self.names, self.labels, self.size, _FILTERS[self.interpolation]),
             # With no batch size of its own it hands each job over as it is.
             sampler=jobs,
             batch_size=None,
@@ -184,8 +188,9 @@ class _Damaged(NamedTuple):
 class _Files(Dataset):
     """What a worker process has."""
 
-    def __init__(self, root: Path, names: np.ndarray, labels: Tensor, size: int) -> None:
-        self._root, self._names, self._labels, self._size = root, names, labels, size
+    def __init__(self, root: Path, names: np.ndarray, labels: Tensor, size: int, resampling: Image.Resampling) -> None:
+        self._root, self._names, self._labels = root, names, labels
+        self._size, self._resampling = size, resampling
 
     def __getitem__(self, job: _Job) -> tuple[Tensor, Tensor] | _Damaged:
         pixels = np.empty((len(job.places), self._size, self._size, 3), dtype=np.uint8)
@@ -196,7 +201,7 @@ class _Files(Dataset):
                     warnings.simplefilter("error", Image.DecompressionBombWarning)
                     with Image.open(io.BytesIO((self._root / name).read_bytes()), formats=_FORMATS) as image:
                         draw = random.Random(f"{job.seed}/{place}")
-                        pixels[row] = np.asarray(_view(image.convert("RGB"), self._size, job.augmentation, draw))
+                        pixels[row] = self._view(image.convert("RGB"), job.augmentation, draw)
             except UnidentifiedImageError:
                 return _Damaged(name, "it is not a JPEG, PNG or WebP image")
             except (
@@ -209,23 +214,25 @@ class _Files(Dataset):
                 return _Damaged(name, str(error))
         return torch.from_numpy(pixels), self._labels[list(job.places)]
 
+    def _view(self, image: Image.Image, augmentation: Augmentation, draw: random.Random) -> np.ndarray:
+        """Cut a square out of an image, as it is evaluated or as training changes it."""
+        size = self._size
+        match augmentation:
+            case "none":
+                view = centre(image, size, self._resampling)
+            case "crop-flip":
+                # Outside an image lies black.
+                margin = size // 8
+                left, top = (int(draw.random() * (2 * margin + 1)) - margin for _ in range(2))
+                box = (left, top, left + size, top + size)
+                view = _flip(centre(image, size, self._resampling).crop(box), draw)
+            case "resized-crop-flip":
+                inside = image.crop(draw_box(image.width, image.height, draw))
+                view = _flip(inside.resize((size, size), Image.Resampling.BILINEAR), draw)
+        return np.asarray(view)
 
-def _view(image: Image.Image, size: int, augmentation: Augmentation, draw: random.Random) -> Image.Image:
-    """Cut a square out of an image, as it is evaluated or as training changes it."""
-    match augmentation:
-        case "none":
-            return centre(image, size)
-        case "crop-flip":
-            # Outside an image lies black.
-            margin = size // 8
-            left, top = (int(draw.random() * (2 * margin + 1)) - margin for _ in range(2))
-            return _flip(centre(image, size).crop((left, top, left + size, top + size)), draw)
-        case "resized-crop-flip":
-            box = draw_box(image.width, image.height, draw)
-            return _flip(image.crop(box).resize((size, size), Image.Resampling.BILINEAR), draw)
 
-
-def centre(image: Image.Image, size: int) -> Image.Image:
+def centre(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
     """Resize the shorter side to 8/7 of `size` (256 for 224) and cut `size` x `size` out of the middle."""
     short = size * 8 // 7
     width, height = image.size
@@ -234,7 +241,7 @@ def centre(image: Image.Image, size: int) -> Image.Image:
     else:
         width, height = int(short * width / height), short
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+    return image.resize((width, height), resampling).crop((left, top, left + size, top + size))
 
 
 def draw_box(width: int, height: int, draw: random.Random) -> tuple[int, int, int, int]:

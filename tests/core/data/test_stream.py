@@ -22,6 +22,7 @@ from core.data import stream
 from core.data.split import Batch
 from core.data.stream import Stream, centre, draw_box
 from core.errors import BadDataset, UserError
+from core.spec import Interpolation
 from tests.core.data.pictures import write
 
 _SIZES = [(300, 240), (90, 310), (256, 256), (40, 50)]
@@ -31,8 +32,12 @@ def _noise(number: int, kind: str = "PNG") -> bytes:
     """Encode an image of mixed size whose content its number decides."""
     width, height = _SIZES[number % len(_SIZES)]
     pixels = np.random.default_rng(number).integers(0, 256, (height // 10, width // 10, 3), dtype=np.uint8)
+    return _encoded(Image.fromarray(pixels).resize((width, height)), kind)
+
+
+def _encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
     content = io.BytesIO()
-    Image.fromarray(pixels).resize((width, height)).save(content, kind)
+    picture.save(content, kind)
     return content.getvalue()
 
 
@@ -85,13 +90,18 @@ def test_images_of_mixed_size_become_batches_of_one_size(train: Stream, folder: 
     assert all(batch.images.min() >= 0 and batch.images.max() <= 1 for batch in batches)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(300, 240), (240, 301), (257, 999), (40, 50)])
-def test_the_view_for_evaluation_is_torchvisions_to_the_bit(size: tuple[int, int]) -> None:
+def test_the_view_for_evaluation_is_torchvisions_to_the_bit(
+    size: tuple[int, int], interpolation: Interpolation, tmp_path: Path
+) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
-    theirs = torchvision.transforms.Compose(
-        [torchvision.transforms.Resize(256), torchvision.transforms.CenterCrop(224)]
-    )(picture)
-    assert np.array_equal(np.asarray(centre(picture, 224)), np.asarray(theirs))
+    files = {f"{part}/{wnid}/0.png": _encoded(picture) for part in ("train", "val") for wnid in ("n01", "n02")}
+    folder = write(files, tmp_path, "folder")
+    points = data.load("imagenet", folder, workers=0, interpolation=interpolation).test.first(1)
+    resize = torchvision.transforms.Resize(256, tvf.InterpolationMode(interpolation))
+    theirs = torchvision.transforms.CenterCrop(224)(resize(picture))
+    assert np.array_equal(points.pixels[0].permute(1, 2, 0).numpy(), np.asarray(theirs))
 
 
 def test_test_points_are_read_in_a_fixed_order_as_they_are_evaluated(folder: Path) -> None:
@@ -101,7 +111,9 @@ def test_test_points_are_read_in_a_fixed_order_as_they_are_evaluated(folder: Pat
     assert points.labels.tolist() == test.labels[:3].tolist()
     for place, pixels in enumerate(points.pixels):
         with Image.open(folder / os.fsdecode(test.names[place])) as picture:
-            assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(centre(picture, 224)))
+            assert np.array_equal(
+                pixels.permute(1, 2, 0).numpy(), np.asarray(centre(picture, 224, Image.Resampling.BILINEAR))
+            )
     assert torch.equal(test.first(100).pixels[:3], points.pixels)
     assert len(test.first(100)) == 4
 
