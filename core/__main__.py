@@ -1,7 +1,9 @@
-"""The command line of the library: python -m core train|finetune|evaluate|import-weights.
+"""The command line of the library: python -m core train|finetune|evaluate|merge|import-weights.
 
     python -m core finetune examples/digits.json --epochs 5 --eps.l1 2 --output runs/digits
     python -m core evaluate --base-model digits-cnn-linf --evaluation.protocol standard --output runs/base
+    python -m core evaluate examples/digits-evaluate.json --shard 1/2 --output runs/1   (and 2/2, anywhere, any time)
+    python -m core merge runs/1 runs/2 --output runs/whole
     python -m core import-weights carmon.pt --published Carmon2019Unlabeled --output models/carmon.safetensors
 
 The options are the fields of the spec, with their help; the spec file gives what they do not. Each event is a line on
@@ -24,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from core.catalog import NORMS
 from core.errors import BadInput, UserError
-from core.events import Event, Failed, Warned
+from core.events import Event, Failed, Finished, Reports, Warned
 from core.narration import narrate
 from core.published import PUBLISHED
 from core.spec import SPECS, AnySpec, EvaluateSpec, Evaluation, ImportSpec, Method, cautions, explain, parse
@@ -32,6 +34,7 @@ from core.spec import SPECS, AnySpec, EvaluateSpec, Evaluation, ImportSpec, Meth
 _PARTS: Mapping[str, type[BaseModel]] = {"method": Method, "evaluation": Evaluation}
 
 _IMPORT = "import-weights"
+_MERGE = "merge"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,10 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
                 for line in _import(options):
                     print(line, file=say.keywords["file"], flush=True)
                 return 0
-            spec = _spec(options)
-            for caution in () if options.json else cautions(spec):
-                say(Warned(code=caution.code, message=caution.message))
-            for event in _run(spec, options):
+            for event in _merge(options) if options.kind == _MERGE else _begin(options):
                 say(event)
         except UserError as error:
             say(_failed(error))
@@ -67,6 +67,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _failed(error: UserError) -> Failed:
     return Failed(code=error.code, message=error.message, hint=error.hint, field=error.field, retryable=error.retryable)
+
+
+def _begin(options: argparse.Namespace) -> Iterator[Event]:
+    spec = _spec(options)
+    for caution in () if options.json else cautions(spec):
+        yield Warned(code=caution.code, message=caution.message)
+    yield from _run(spec, options)
 
 
 def _run(spec: AnySpec, options: argparse.Namespace) -> Iterator[Event]:
@@ -94,8 +101,37 @@ def _run(spec: AnySpec, options: argparse.Namespace) -> Iterator[Event]:
         device=device,
     )
     if isinstance(spec, EvaluateSpec):
-        return score(spec, options.output, inputs)
+        return score(spec, options.output, inputs, shard=options.shard)
     return fine_tune(spec, options.output, inputs)
+
+
+def _merge(options: argparse.Namespace) -> Iterator[Event]:
+    """Put the reports of shards together."""
+    from core.checkpoint import make_folder
+    from core.evaluation import save_reports
+    from core.verdicts import merge
+
+    merged = merge([_report(folder) for folder in options.folders])
+    assert merged.after
+    make_folder(options.output)
+    yield save_reports(merged, merged.run, options.output, step=0, epoch=0)
+    yield Finished(reports=merged, seconds=merged.after.seconds)
+
+
+def _report(folder: Path) -> Reports:
+    path = folder / "report.json" if folder.is_dir() else folder
+    try:
+        return Reports.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BadInput(
+            f"cannot read {path}: {error.strerror}",
+            hint="name the output folders of: python -m core evaluate ... --shard I/N",
+            field="merge",
+        ) from error
+    except ValidationError as error:
+        raise BadInput(
+            f"{path} is not a report of this version of Temper", hint="evaluate that shard again", field="merge"
+        ) from error
 
 
 def _say_json(event: Event, file: TextIO) -> None:
@@ -149,12 +185,29 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--until-stdin-closes", action="store_true", help="end when stdin does: for a run that a program starts"
         )
+        if kind == "evaluate":
+            command.add_argument(
+                "--shard",
+                type=_read_shard,
+                metavar="I/N",
+                help="evaluate only the I-th of N shares of the logical batches; merge puts the reports together",
+            )
         for name, help_text, read in _options(model):
             command.add_argument(
                 f"--{name.replace('_', '-')}", dest=f"spec.{name}", type=read, metavar="VALUE", help=help_text
             )
+    _add_merge(commands)
     _add_import(commands)
     return parser
+
+
+def _add_merge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    help_text = "Put the reports of an evaluation's shards together, to the very report of the whole."
+    command = commands.add_parser(_MERGE, help=help_text, description=help_text, allow_abbrev=False)
+    command.add_argument("folders", nargs="+", type=Path, help="what the shards wrote: their folders or report files")
+    command.add_argument("--output", type=Path, default=Path("runs") / "merge", help="folder for the whole's report")
+    command.add_argument("--json", action="store_true", help="print events as JSON lines")
+    command.set_defaults(until_stdin_closes=False)
 
 
 def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -212,6 +265,13 @@ def _import(options: argparse.Namespace) -> Iterator[str]:
         yield f"  left out {len(left_out)} that the network does not run, such as {left_out[0]}"
     yield f"wrote {done.path} ({done.path.stat().st_size:,} bytes, sha256 {done.sha256})"
     yield f"  use it with --weights {done.path}, or put it into a service's models folder"
+
+
+def _read_shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shard such as 1/4")
+    return int(number), int(count)
 
 
 def _options(model: type[BaseModel]) -> Iterator[tuple[str, str, Callable[[str], Any]]]:

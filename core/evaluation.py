@@ -1,26 +1,33 @@
 """How robust a model is: AutoAttack per norm, and the union per point.
 
-Each norm's attacks run one after the other on the points that are still right, in logical batches formed anew before
-each attack, with a generator seeded anew for each batch: so a seed and a batch size give the verdicts of AutoAttack
-(Croce & Hein 2020, arXiv 2003.01690). A point counts for the union if it is right under every norm.
+The points are cut into logical batches of a fixed size, in order. Each norm's attacks run one after the other on the
+points of a batch that are still right, with random numbers seeded anew for each batch: so the verdicts of a batch are
+those of AutoAttack (Croce & Hein 2020, arXiv 2003.01690) on that batch, whatever other batches are computed with it. A
+point counts for the union if it is right under every norm.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
-from math import sqrt
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from core import checkpoint
+from core import checkpoint, verdicts
 from core.attacks import AttackResult, frozen
 from core.attacks.apgd import apgd_ce, apgd_t
-from core.attacks.losses import dlr
-from core.attacks.reference import fab_t, square
+from core.attacks.fab import fab_t
+from core.attacks.noise import Noise
+from core.attacks.passes import look
+from core.attacks.reference import Name, reference
+from core.attacks.square import square
 from core.catalog import NORMS, Norm
 from core.data.split import Split
+from core.doubts import doubts_about
+from core.errors import BadInput, OutOfMemory
 from core.events import (
     Attacked,
     AttackRecord,
@@ -29,7 +36,7 @@ from core.events import (
     Event,
     Finished,
     Flag,
-    Rate,
+    Part,
     Report,
     Reports,
     Saved,
@@ -38,16 +45,27 @@ from core.events import (
 )
 from core.geometry import length
 from core.inputs import Inputs, load
+from core.models.folding import folded
 from core.preflight import preflight
-from core.spec import AnySpec, EvaluateSpec, Protocol
+from core.spec import AnySpec, Engine, EvaluateSpec, Protocol
+from core.verdicts import Kept
 
 Attack = Callable[..., AttackResult]
 
+_NAMES: tuple[Name, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 _TARGETS = 9
+# Points that are attacked together, and after which a broken evaluation goes on: as many whole logical batches as fit.
+_GROUP = 1024
+# Points that go through the model together. More make a CPU's caches overflow; a GPU wants many.
+_AT_ONCE = {"cpu": 256, "cuda": 1024}
 
 
-def attacks_of(protocol: Protocol, norm: Norm) -> dict[str, Attack]:
+def attacks_of(protocol: Protocol, norm: Norm, engine: Engine = "temper") -> dict[str, Attack]:
     """Name the attacks of a protocol in the order they run, with AutoAttack's settings for the norm."""
+    if engine == "reference":
+        names = _NAMES[: {"fast": 1, "paper": 2, "standard": 4}[protocol]]
+        steps = 20 if protocol == "fast" else 100
+        return {name: partial(reference, name=name, steps=steps) for name in names}
     if protocol == "fast":
         return {"apgd-ce": partial(apgd_ce, steps=20)}
     restarts, targets = (5, 5) if norm == "l1" else (1, _TARGETS)
@@ -67,6 +85,7 @@ def evaluate(
     eps: Mapping[Norm, float],
     *,
     protocol: Protocol = "paper",
+    engine: Engine = "temper",
     seed: int = 0,
     batch_size: int = 250,
 ) -> Report:
@@ -75,9 +94,8 @@ def evaluate(
     images (examples, channels, height, width) in [0, 1] and labels (examples,) lie on the model's device; eps gives a
     radius per norm in pixel units. batch_size: points that share one stream of random numbers.
     """
-    steps = evaluating(
-        model, images, labels, eps, subject="result", protocol=protocol, seed=seed, batch_size=batch_size
-    )
+    options = Options(protocol=protocol, engine=engine, seed=seed, batch_size=batch_size)
+    steps = evaluating(model, images, labels, eps, options=options, subject="result")
     while True:
         try:
             next(steps)
@@ -86,208 +104,215 @@ def evaluate(
             return report
 
 
+@dataclass(frozen=True)
+class Options:
+    """How an evaluation is made, as `core.spec.Evaluation` says it, and how much of it."""
+
+    protocol: Protocol
+    engine: Engine
+    seed: int
+    batch_size: int
+    part: Part | None = None
+    """Which part of an evaluation this is."""
+    keep: Path | None = None
+    """A file for what is found on the way, so that a broken evaluation goes on with it."""
+
+
 def evaluating(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     eps: Mapping[Norm, float],
     *,
+    options: Options,
     subject: Subject,
-    protocol: Protocol,
-    seed: int,
-    batch_size: int,
 ) -> Generator[Attacked, None, Report]:
-    """Do as `evaluate` does, reporting after each attack."""
+    """Do as `evaluate` does, reporting after each attack. Raises OutOfMemory where not even one point fits."""
     begun = time.monotonic()
     norms = [norm for norm in NORMS if norm in eps]
     with frozen(model):
-        clean = _right(model, images, labels, batch_size)
-        flags = _doubts(model, images[:batch_size], labels[:batch_size], protocol)
+        search = _Search(model, images, labels, eps, options)
+        doubts = []
+        if not options.part or options.part.first == 0:
+            doubts = search.doubts()
+        clean = search.right(images, labels)
         records: list[AttackRecord] = []
         robust: dict[Norm, Tensor] = {}
-        total = sum(len(attacks_of(protocol, norm)) for norm in norms)
+        total = sum(len(attacks_of(options.protocol, norm, options.engine)) for norm in norms)
         for norm in norms:
             robust[norm] = clean.clone()
-            for name, attack in attacks_of(protocol, norm).items():
-                record = _run(name, attack, model, images, labels, norm, eps[norm], robust[norm], seed, batch_size)
-                records.append(record)
+            for name, attack in attacks_of(options.protocol, norm, options.engine).items():
+                records.append(search.run(name, attack, norm, robust[norm]))
                 yield Attacked(
                     subject=subject,
                     norm=norm,
                     attack=name,
-                    robust=record.robust,
+                    robust=records[-1].robust,
                     examples=len(labels),
                     done=len(records),
                     total=total,
                 )
-    union = torch.stack(list(robust.values())).all(0)
-    return Report(
-        protocol=protocol,
-        examples=len(labels),
-        seed=seed,
-        batch_size=batch_size,
+        search.kept.close()
+    return verdicts.report(
+        protocol=options.protocol,
+        engine=options.engine,
+        seed=options.seed,
+        batch_size=options.batch_size,
         eps=dict(eps),
-        clean=rate(int(clean.sum()), len(labels)),
-        robust={norm: rate(int(points.sum()), len(labels)) for norm, points in robust.items()},
-        union=rate(int(union.sum()), len(labels)),
-        average=sum(int(points.sum()) for points in robust.values()) / (len(robust) * len(labels)),
-        attacks=tuple(records),
-        flags=(*flags, *_square_flags(records, len(labels))),
-        verdicts={name: _digits(points) for name, points in [("clean", clean), *robust.items(), ("union", union)]},
+        clean=verdicts.digits(clean),
+        robust={norm: verdicts.digits(points) for norm, points in robust.items()},
+        records=records,
+        flags=doubts,
         seconds=time.monotonic() - begun,
+        part=options.part,
     )
 
 
-def _digits(right: Tensor) -> str:
-    return "".join("01"[verdict] for verdict in right.tolist())
+class _Search:
+    """Attacks on a model's points, a group of logical batches at a time."""
 
+    def __init__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, eps: Mapping[Norm, float], options: Options
+    ) -> None:
+        self._model, self._images, self._labels, self._eps, self._options = model, images, labels, eps, options
+        self._at_once = _AT_ONCE.get(images.device.type, 256)
+        # Attacks search on a copy that is quicker to compute; what they find is judged by the model itself.
+        self._quick = folded(model, images[:8]) if options.engine == "temper" else model
+        self.kept = Kept(options.keep, identity=self._identity() if options.keep else "")
 
-def _run(
-    name: str,
-    attack: Attack,
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    norm: Norm,
-    eps: float,
-    robust: Tensor,
-    seed: int,
-    batch_size: int,
-) -> AttackRecord:
-    """Run one attack on the points that are still right, and cross out in `robust` those that fall."""
-    begun = time.monotonic()
-    standing = robust.nonzero().squeeze(1)
-    for batch in standing.split(batch_size):
-        points, answers = images[batch], labels[batch]
-        generator = torch.Generator().manual_seed(seed)
-        result = attack(model, points, answers, norm, eps, generator=generator)
+    def doubts(self) -> list[Flag]:
+        """Look for reasons to doubt the evaluation, on the first logical batch."""
+        images, labels = (points[: self._options.batch_size] for points in (self._images, self._labels))
+        protocol = self._options.protocol
+        return list(doubts_about(self._model, images, labels, protocol, targets=_TARGETS, at_once=self._at_once))
+
+    def right(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Say of each point (examples,) whether the model classifies it right."""
+        return look(self._model, images, at_once=self._at_once).argmax(1) == labels
+
+    def run(self, name: str, attack: Attack, norm: Norm, robust: Tensor) -> AttackRecord:
+        """Run one attack on the points that are still right, and cross out in `robust` those that fall."""
+        begun = time.monotonic()
+        attacked = int(robust.sum())
+        size = self._options.batch_size
+        group = max(_GROUP // size, 1) * size
+        for first in range(0, len(robust), group):
+            key = f"{norm}/{name}/{first}"
+            part = slice(first, first + group)
+            known = self.kept.get(key)
+            if known is not None:
+                robust[part] = verdicts.read_digits(known, robust.device)
+                continue
+            self._attack_group(name, attack, norm, first, robust[part])
+            self.kept.put(key, robust[part])
+        return AttackRecord(
+            norm=norm, attack=name, attacked=attacked, robust=int(robust.sum()), seconds=time.monotonic() - begun
+        )
+
+    def _attack_group(self, name: str, attack: Attack, norm: Norm, first: int, robust: Tensor) -> None:
+        """Attack the logical batches that begin at point `first`, and cross out those points of theirs that fall."""
+        standing = robust.nonzero().squeeze(1)
+        if len(standing) == 0:
+            return
+        images, labels, eps = self._images[first + standing], self._labels[first + standing], self._eps[norm]
+        counts = [int(batch.sum()) for batch in robust.split(self._options.batch_size)]
+        sizes = [count for count in counts if count]
+
+        def search(at_once: int) -> AttackResult:
+            noise = Noise(self._options.seed, sizes)
+            return attack(self._quick, images, labels, norm, eps, noise=noise, at_once=at_once)
+
+        result = self._where_it_fits(search)
         # The verdict is a fresh look at what the attack hands over, not the attack's own word.
-        robust[batch] = _right(model, result.adversarial, answers, batch_size)
-        found = result.adversarial[~robust[batch]]
-        excess = length(found - points[~robust[batch]], norm) / eps - 1
+        right = self.right(result.adversarial, labels)
+        found = result.adversarial[~right]
+        excess = length(found - images[~right], norm) / eps - 1
         assert not (excess > 1e-4).any(), f"{name} left the {norm} ball by {excess.max():.1e} of its radius"
         assert not ((found < 0) | (found > 1)).any(), f"{name} left the box"
-    return AttackRecord(
-        norm=norm,
-        attack=name,
-        attacked=len(standing),
-        robust=int(robust.sum()),
-        seconds=time.monotonic() - begun,
-    )
+        robust[standing] = right
+
+    def _where_it_fits(self, search: Callable[[int], AttackResult]) -> AttackResult:
+        """Search with as many points at once as the device has memory for."""
+        while True:
+            try:
+                return search(self._at_once)
+            except torch.OutOfMemoryError as error:
+                if self._at_once == 1:
+                    raise OutOfMemory(
+                        f"attacking one image does not fit the memory of {self._images.device}",
+                        hint="use a device with more memory, or a smaller evaluation.batch_size",
+                        field="evaluation.batch_size",
+                    ) from error
+                self._at_once //= 2
+
+    def _identity(self) -> str:
+        """Hash what the verdicts depend on."""
+        asked = (self._options.protocol, self._options.engine, self._options.seed, self._options.batch_size)
+        digest = hashlib.sha256(repr((asked, dict(self._eps), self._options.part, checkpoint.versions())).encode())
+        tensors = [self._images, self._labels, *self._model.state_dict().values()]
+        for tensor in tensors:
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
-@torch.no_grad()
-def _right(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
-    """Say of each point (examples,) whether the model classifies it right."""
-    logits = torch.cat([model(batch) for batch in images.split(batch_size)])
-    return logits.argmax(1) == labels
+def score(
+    spec: EvaluateSpec, output: Path, inputs: Inputs | None = None, *, shard: tuple[int, int] | None = None
+) -> Iterator[Event]:
+    """Evaluate the base model of a spec, and write `report.json` into `output`.
 
-
-def rate(count: int, total: int) -> Rate:
-    """Turn a count into a share with its 95 % score interval (Wilson 1927)."""
-    z = 1.959964
-    share = count / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    spread = z / (1 + z * z / total) * sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    # The share itself, where rounding would leave it outside its own interval.
-    low = max(0.0, centre - spread) if count else 0.0
-    high = min(1.0, centre + spread) if count < total else 1.0
-    return Rate(value=share, count=count, total=total, low=low, high=high)
-
-
-def _doubts(model: nn.Module, images: Tensor, labels: Tensor, protocol: Protocol) -> list[Flag]:
-    """Look for what makes such an evaluation unreliable, as AutoAttack's checks do, on the first batch."""
-    flags = []
-    with torch.no_grad():
-        answers = [model(images) for _ in range(5)]
-    logits = answers[0]
-    directions = [answer / (answer.norm(dim=1, keepdim=True) + 1e-10) for answer in answers]
-    if any((direction - directions[0]).norm(dim=1).max() > 1e-4 for direction in directions):
-        flags.append(
-            Flag(
-                code="randomized",
-                message="the model answers differently each time; attacks that expect one answer overrate it",
-            )
-        )
-    if logits.min() > -1e-5 and logits.max() < 1 + 1e-5 and (logits.sum(1) - 1).abs().max() < 1e-5:
-        flags.append(
-            Flag(
-                code="probabilities", message="the model returns probabilities; attacks need logits, before the softmax"
-            )
-        )
-    if still := _points_without_gradient(model, images, labels):
-        flags.append(
-            Flag(
-                code="zero_gradients",
-                message=f"{still} of {len(labels)} points have no gradient; gradient-based attacks cannot move them",
-            )
-        )
-    classes = logits.shape[1]
-    if protocol != "fast" and classes <= _TARGETS:
-        scale = "" if classes > 3 else "; the DLR loss, defined for four classes, uses the logits there are"
-        flags.append(
-            Flag(
-                code="few_classes",
-                message=f"with {classes} classes, targeted attacks have {classes - 1} targets, not {_TARGETS}{scale}",
-            )
-        )
-    return flags
-
-
-def _points_without_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> int:
-    points = images.clone().requires_grad_()
-    with torch.enable_grad():
-        logits = model(points)
-        (gradient,) = torch.autograd.grad(dlr(logits, labels, labels).sum(), points)
-    # Where the model is wrong to begin with, this loss may be flat and nothing is amiss.
-    right = logits.argmax(1) == labels
-    return int((right & (gradient.flatten(1).abs().sum(1) == 0)).sum())
-
-
-def _square_flags(records: list[AttackRecord], examples: int) -> Iterator[Flag]:
-    for record in records:
-        if record.attack == "square" and (record.attacked - record.robust) / examples > 0.002:
-            yield Flag(
-                code="square_improves",
-                message=f"Square, without gradients, fooled {record.attacked - record.robust} points that the "
-                "gradient-based attacks did not: their gradients may be masked",
-                norm=record.norm,
-            )
-
-
-def score(spec: EvaluateSpec, output: Path, inputs: Inputs | None = None) -> Iterator[Event]:
-    """Evaluate the base model of a spec, and write `report.json` into `output`."""
+    shard: (number, count) to evaluate one of `count` shares of the logical batches, numbered from 1; `verdicts.merge`
+    puts their reports together. Raises BadInput where there are fewer logical batches than shards.
+    """
     begun = time.monotonic()
     checkpoint.make_folder(output)
     loaded = load(spec, inputs or Inputs())
+    part, test = (None, loaded.test) if shard is None else _share(loaded.test, spec.evaluation.batch_size, *shard)
     started = loaded.started(train_examples=0, total_steps=0)
     yield started
     yield from preflight(loaded, started)
-    report = yield from judge(loaded.model, loaded.test, spec, "result")
+    report = yield from judge(loaded.model, test, spec, "result", keep=output / "verdicts.json", part=part)
     reports = Reports(before=None, after=report)
     yield Entered(phase="publishing")
     yield save_reports(reports, started, output, step=0, epoch=0)
     yield Finished(reports=reports, seconds=time.monotonic() - begun)
 
 
-def judge(model: nn.Module, test: Split, spec: AnySpec, subject: Subject) -> Generator[Event, None, Report]:
-    """Evaluate a model on test points as a spec asks for, reporting all the while."""
+def _share(test: Split, batch_size: int, number: int, count: int) -> tuple[Part, Split]:
+    """Cut out the logical batches of one shard: shards differ by one batch at most, and follow each other."""
+    batches = -(-len(test) // batch_size)
+    if count > batches:
+        raise BadInput(
+            f"{len(test)} points in logical batches of {batch_size} cannot be cut into {count} shards",
+            hint=f"use {batches} shards or fewer, or a smaller evaluation.batch_size",
+            field="shard",
+        )
+    first, end = (batches * edge // count * batch_size for edge in (number - 1, number))
+    return Part(index=number, count=count, first=first), test.pick(torch.arange(first, min(end, len(test))))
+
+
+def judge(
+    model: nn.Module,
+    test: Split,
+    spec: AnySpec,
+    subject: Subject,
+    *,
+    keep: Path | None = None,
+    part: Part | None = None,
+) -> Generator[Event, None, Report]:
+    """Evaluate a model on test points as a spec asks for, reporting all the while.
+
+    keep: a file for what is found on the way, so that a broken evaluation goes on with it. part: which part of the
+    evaluation these points are.
+    """
     yield Entered(phase="evaluating", subject=subject)
-    report = yield from evaluating(
-        model,
-        test.images(),
-        test.labels,
-        spec.eps,
-        subject=subject,
-        protocol=spec.evaluation.protocol,
-        seed=spec.seed,
-        batch_size=spec.evaluation.batch_size,
-    )
+    asked = spec.evaluation
+    options = Options(asked.protocol, asked.engine, spec.seed, asked.batch_size, part=part, keep=keep)
+    report = yield from evaluating(model, test.images(), test.labels, spec.eps, options=options, subject=subject)
     yield Evaluated(subject=subject, report=report)
     return report
 
 
-def save_reports(reports: Reports, started: Started, output: Path, *, step: int, epoch: float) -> Saved:
+def save_reports(reports: Reports, started: Started | None, output: Path, *, step: int, epoch: float) -> Saved:
     """Write the evaluations of a run into `report.json`, with what the run was."""
     path = output / "report.json"
     content = reports.model_copy(update={"run": started}).model_dump_json(indent=1).encode()

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from core.catalog import Norm
-from core.spec import Protocol, Spec
+from core.spec import Engine, Protocol, Spec
 
 Phase = Literal["preparing", "training", "evaluating", "publishing"]
 Subject = Literal["base", "result"]
@@ -89,11 +89,24 @@ class AttackRecord(_Record):
     """How long it took."""
 
 
+class Part(_Record):
+    """Which part of an evaluation a report is about, where it is not the whole."""
+
+    index: int
+    """Its number, from 1."""
+    count: int
+    """How many parts there are."""
+    first: int
+    """The place of its first point among all test points, from 0."""
+
+
 class Report(_Record):
     """How robust a model is. Robust and union accuracy count a point only if it is right on the clean image too."""
 
     protocol: Protocol
     """The attacks that were run."""
+    engine: Engine = "temper"
+    """Whose code ran them."""
     examples: int
     """Test points evaluated."""
     seed: int
@@ -118,6 +131,8 @@ class Report(_Record):
     """Per point, in the data set's fixed order: 1 where the model is right, 0 where it is not."""
     seconds: float
     """How long the evaluation took."""
+    part: Part | None = None
+    """Which part of an evaluation this is; null for the whole."""
 
 
 class Reports(_Record):

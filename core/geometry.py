@@ -5,6 +5,9 @@ makes the host wait for the device. The l1 geometry follows Croce & Hein, "Mind 
 the way onto a plane their FAB (ICML 2020, arXiv 1907.02044, section 3.1).
 """
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -175,16 +178,28 @@ def _pick_steepest(steepness: Tensor, room: Tensor, drop: Tensor) -> Tensor:
     return torch.zeros_like(room).scatter(-1, order, torch.where(ordered > _FLAT, reach, 0))
 
 
-def random_start(images: Tensor, norm: Norm, eps: float, generator: torch.Generator) -> Tensor:
+class Draws(Protocol):
+    """A source of random numbers for some of a set of points, as `core.attacks.noise.Noise` is one."""
+
+    def normal(self, places: Tensor, shape: Sequence[int]) -> Tensor:
+        """Draw (len(places), *shape) standard normal numbers."""
+
+    def uniform(self, places: Tensor, shape: Sequence[int]) -> Tensor:
+        """Draw (len(places), *shape) numbers, uniform in [0, 1)."""
+
+
+def random_start(images: Tensor, norm: Norm, eps: float, draws: Draws, places: Tensor) -> Tensor:
     """Draw a starting point in ball and box as APGD does: at distance eps before it is brought into the box.
 
-    The numbers come from the generator's own device, so that one seed means the same start everywhere.
+    places (batch,): which points these images are, for the draws.
     """
-    if norm == "linf":
-        noise = 2 * torch.rand(images.shape, generator=generator, device=generator.device) - 1
-    else:
-        noise = torch.randn(images.shape, generator=generator, device=generator.device)
-    noise = noise.to(images.device)
+    shape = images.shape[1:]
+    match norm:
+        case "linf":
+            noise = 2 * draws.uniform(places, shape) - 1
+        case "l2" | "l1":
+            noise = draws.normal(places, shape)
+    noise = noise.to(images)
     if norm == "l1":
         return project(images, images + noise, "l1", eps)
     return (images + eps * rescale(noise, norm)).clamp(0, 1)

@@ -35,6 +35,7 @@ from core.published import PUBLISHED, find_published
 Kind = Literal["finetune", "train", "evaluate"]
 Protocol = Literal["fast", "paper", "standard"]
 Interpolation = Literal["bilinear", "bicubic"]
+Engine = Literal["temper", "reference"]
 Schedule = Literal["piecewise", "one-cycle", "constant"]
 Loss = Literal["cross-entropy", "trades"]
 
@@ -198,12 +199,16 @@ class Evaluation(_Part):
     protocol: Protocol = "paper"
     """fast: APGD on the cross-entropy, 1 x 20 iterations per norm, for curves. paper: APGD-CE and targeted APGD,
     10 x 100 iterations per norm, as in the tables of the E-AT paper. standard: all of AutoAttack."""
+    engine: Engine = "temper"
+    """Whose code attacks. temper: ours, which gives AutoAttack's verdicts in less time. reference: pyautoattack, the
+    original's port, for a number that it signs."""
     examples: StrictInt = Field(default=1000, ge=1, le=1_000_000)
     """Test points to evaluate: the first so many in the data set's fixed order, or all where there are fewer."""
     include_base: StrictBool = True
     """Whether fine-tuning evaluates the base model too, for the row "before"."""
     batch_size: StrictInt = Field(default=250, ge=1, le=100_000)
-    """Points that share one stream of random numbers (AutoAttack's `bs`), so part of what defines a verdict."""
+    """Points that share one stream of random numbers (AutoAttack's `bs`), so part of what defines a verdict. How many
+    are computed together is another matter and changes nothing."""
     interpolation: Interpolation = "bilinear"
     """How ImageNet's images are resized, 256 at the shorter side, before the middle is cut out: as the base model had
     it. Data sets whose images have one size are not resized."""

@@ -1,13 +1,15 @@
 """Attacks: pure functions with one contract.
 
-    attack(model, images, labels, norm, eps, *, generator, ...) -> AttackResult
+    attack(model, images, labels, norm, eps, *, noise, at_once, ...) -> AttackResult
 
 model       maps images to logits (batch, classes); it is attacked in eval mode and handed back in the mode it was in,
             with its parameters' gradients and `requires_grad` untouched
 images      (batch, channels, height, width) in [0, 1]
 labels      (batch,) class indices
 norm, eps   the ball: "linf", "l2" or "l1", and its radius in pixel units of images in [0, 1]
-generator   the only source of randomness: the global random state is neither read nor changed
+noise       the only source of randomness, a stream per logical batch (`core.attacks.noise`): the global random state is
+            neither read nor changed
+at_once     how many points go through the model together; changes time and memory, not the verdicts
 """
 
 from collections.abc import Iterator

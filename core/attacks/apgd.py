@@ -7,13 +7,15 @@ the targeted DLR loss against the likeliest wrong classes; for l1 both shrink th
 
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from core.attacks import AttackResult, frozen
 from core.attacks.losses import Loss, cross_entropy, targeted_dlr
+from core.attacks.noise import Noise
+from core.attacks.passes import look, look_uphill
 from core.catalog import Norm
 from core.geometry import ascend, count_changed, per_image, project, random_start
 
@@ -147,6 +149,7 @@ def apgd(
     loss: Loss = cross_entropy,
     density: float = 0.2,
     goal: Goal = "loss",
+    at_once: int | None = None,
 ) -> AttackResult:
     """Search the ball for points of high loss in one run of `steps` gradient steps from `start` (default: the images).
 
@@ -159,7 +162,7 @@ def apgd(
     targets = labels if targets is None else targets
     with frozen(model), torch.no_grad():
         current = (images if start is None else start).clamp(0, 1)
-        logits, first_loss, gradient = _look(model, current, labels, targets, loss)
+        logits, first_loss, gradient = look_uphill(model, current, loss, labels, targets, at_once=at_once)
         right = logits.argmax(1) == labels
         result = AttackResult(adversarial=current.clone(), robust=right.clone(), loss=first_loss.clone())
         place = torch.arange(len(images), device=images.device)
@@ -177,9 +180,12 @@ def apgd(
             if len(points.place) == 0:
                 break
             points.move(rule, norm, eps, inertia=rule.inertia if step else 0.0)
-            logits, values, points.gradient = _look(
-                model, points.current, points.labels, points.targets, loss, with_gradient=step < steps - 1
-            )
+            aims = points.labels, points.targets
+            if step < steps - 1:
+                logits, values, points.gradient = look_uphill(model, points.current, loss, *aims, at_once=at_once)
+            else:
+                logits = look(model, points.current, at_once=at_once)
+                values = loss(logits, *aims)
             right = logits.argmax(1) == points.labels
             points.remember(values)
             result.robust[points.place] &= right
@@ -191,21 +197,6 @@ def apgd(
         return result
 
 
-def _look(
-    model: nn.Module, points: Tensor, labels: Tensor, targets: Tensor, loss: Loss, *, with_gradient: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute logits (batch, classes), losses (batch,) and the losses' gradients with respect to the points."""
-    if not with_gradient:
-        logits = model(points)
-        return logits, loss(logits, labels, targets), torch.zeros_like(points)
-    points = points.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = model(points)
-        values = loss(logits, labels, targets)
-        (gradient,) = torch.autograd.grad(values.sum(), points)
-    return logits.detach(), values.detach(), gradient
-
-
 def apgd_ce(
     model: nn.Module,
     images: Tensor,
@@ -213,15 +204,16 @@ def apgd_ce(
     norm: Norm,
     eps: float,
     *,
-    generator: torch.Generator,
+    noise: Noise,
     restarts: int = 1,
     steps: int = 100,
+    at_once: int | None = None,
 ) -> AttackResult:
     """Attack the cross-entropy from `restarts` random starts, each on the points that withstood those before."""
-    result = _clean(model, images, labels)
+    search = _Search(model, images, labels, norm, eps, noise=noise, steps=steps, at_once=at_once)
     for _ in range(restarts):
-        _attack_standing(model, images, labels, norm, eps, result, generator=generator, steps=steps, rank=None)
-    return result
+        search.run(cross_entropy, targets=labels)
+    return search.result
 
 
 def apgd_t(
@@ -231,86 +223,74 @@ def apgd_t(
     norm: Norm,
     eps: float,
     *,
-    generator: torch.Generator,
+    noise: Noise,
     targets: int = 9,
     steps: int = 100,
+    at_once: int | None = None,
 ) -> AttackResult:
     """Attack towards the `targets` likeliest classes after the first, one after the other, on the targeted DLR loss.
 
     With fewer classes than that, all of them are tried.
     """
-    result = _clean(model, images, labels)
-    for rank in range(2, targets + 2):
-        _attack_standing(model, images, labels, norm, eps, result, generator=generator, steps=steps, rank=rank)
-    return result
+    search = _Search(model, images, labels, norm, eps, noise=noise, steps=steps, at_once=at_once)
+    likeliest = search.logits.argsort(1)
+    for rank in range(2, min(targets + 1, likeliest.shape[1]) + 1):
+        search.run(targeted_dlr, targets=likeliest[:, -rank])
+    return search.result
 
 
-def _clean(model: nn.Module, images: Tensor, labels: Tensor) -> AttackResult:
-    with frozen(model), torch.no_grad():
-        logits = model(images)
-        loss = cross_entropy(logits, labels, labels)
-        return AttackResult(adversarial=images.clone(), robust=logits.argmax(1) == labels, loss=loss)
+class _Search:
+    """Runs from random starts, one after the other, each on the points that withstood those before."""
 
-
-def _attack_standing(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    norm: Norm,
-    eps: float,
-    result: AttackResult,
-    *,
-    generator: torch.Generator,
-    steps: int,
-    rank: int | None,
-) -> None:
-    """Attack the points that still stand and enter into `result` those that fall; rank: of the class to move to."""
-    standing = result.robust.nonzero().squeeze(1)
-    if len(standing) == 0:
-        return
-    images, labels = images[standing], labels[standing]
-    targets, loss = None, cross_entropy
-    if rank is not None:
-        with frozen(model), torch.no_grad():
-            order = model(images).argsort(1)
-        if rank > order.shape[1]:
-            return
-        targets, loss = order[:, -rank], targeted_dlr
-    found = _run_from_anywhere(
-        model, images, labels, norm, eps, generator=generator, steps=steps, targets=targets, loss=loss
-    )
-    fallen = standing[~found.robust]
-    result.robust[fallen] = False
-    result.adversarial[fallen] = found.adversarial[~found.robust]
-    result.loss[fallen] = found.loss[~found.robust]
-
-
-def _run_from_anywhere(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    norm: Norm,
-    eps: float,
-    *,
-    generator: torch.Generator,
-    steps: int,
-    targets: Tensor | None,
-    loss: Loss,
-) -> AttackResult:
-    """Run from a random start; for l1 in balls of 3 eps, 2 eps and eps, each from the best point of the one before."""
-    early = ceil(0.3 * steps)
-    stages: list[tuple[int, int, Goal]] = [(1, steps, "error")]
-    if norm == "l1":
-        stages = [(3, early, "loss"), (2, early, "loss"), (1, steps - 2 * early, "error")]
-    best = random_start(images, norm, stages[0][0] * eps, generator)
-    for factor, count, goal in stages:
-        radius = factor * eps
-        if norm == "l1":
-            # The reference draws a start at every stage and does not use it; drawing it too keeps the streams in step.
-            torch.randn(images.shape, generator=generator, device=generator.device)
-            best = project(images, best, norm, radius)
-        result = apgd(
-            model, images, labels, norm, radius, steps=count, start=best, targets=targets, loss=loss, goal=goal
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        norm: Norm,
+        eps: float,
+        *,
+        noise: Noise,
+        steps: int,
+        at_once: int | None,
+    ) -> None:
+        with frozen(model):
+            self.logits = look(model, images, at_once=at_once)
+        self.result = AttackResult(
+            adversarial=images.clone(),
+            robust=self.logits.argmax(1) == labels,
+            loss=cross_entropy(self.logits, labels, labels),
         )
-        best = result.adversarial
-    return result
+        self._model, self._images, self._labels, self._norm, self._eps = model, images, labels, norm, eps
+        self._noise, self._steps, self._at_once = noise, steps, at_once
+
+    def run(self, loss: Loss, *, targets: Tensor) -> None:
+        """Run once on the points that still stand, and enter those that fall into the result; targets (batch,)."""
+        standing = self.result.robust.nonzero().squeeze(1)
+        if len(standing) == 0:
+            return
+        found = self._run(standing, loss, targets[standing])
+        fallen = standing[~found.robust]
+        self.result.robust[fallen] = False
+        self.result.adversarial[fallen] = found.adversarial[~found.robust]
+        self.result.loss[fallen] = found.loss[~found.robust]
+
+    def _run(self, places: Tensor, loss: Loss, targets: Tensor) -> AttackResult:
+        """Run from a random start; for l1 in balls of 3 eps, 2 eps, eps, each from the best point of the one before."""
+        images, labels, norm = self._images[places], self._labels[places], self._norm
+        early = ceil(0.3 * self._steps)
+        stages: list[tuple[int, int, Goal]] = [(1, self._steps, "error")]
+        if norm == "l1":
+            stages = [(3, early, "loss"), (2, early, "loss"), (1, self._steps - 2 * early, "error")]
+        best = random_start(images, norm, stages[0][0] * self._eps, self._noise, places)
+        for factor, steps, goal in stages:
+            radius = factor * self._eps
+            if norm == "l1":
+                # The reference draws a start at every stage and does not use it; drawing it too keeps the streams in
+                # step.
+                self._noise.normal(places, images.shape[1:])
+                best = project(images, best, norm, radius)
+            options: dict[str, Any] = {"steps": steps, "start": best, "targets": targets, "loss": loss, "goal": goal}
+            result = apgd(self._model, images, labels, norm, radius, **options, at_once=self._at_once)
+            best = result.adversarial
+        return result

@@ -16,6 +16,8 @@ class Noise:
 
     def __init__(self, seed: int, sizes: Sequence[int]) -> None:
         """Seed a stream for each logical batch. sizes: points per batch, in the order in which they lie."""
+        self.seed = seed
+        self.sizes = tuple(sizes)
         self._streams = [torch.Generator().manual_seed(seed) for _ in sizes]
         self._edges = torch.tensor([0, *sizes]).cumsum(0)
 

@@ -1,82 +1,57 @@
-"""FAB-T and Square as pyautoattack computes them (Croce & Hein 2020, Andriushchenko et al. 2020; MIT licence).
+"""AutoAttack as pyautoattack computes it (Croce & Hein 2020; MIT licence): the `reference` engine of an evaluation.
 
-The library seeds and uses torch's global generator and writes parameter gradients; here it runs on a copy of the one
-and without the other, so that these attacks keep the contract of `core.attacks`.
+Each logical batch is a call of its `run_standard_evaluation` with one attack. The library seeds and uses torch's global
+generator and writes parameter gradients; here it runs on a copy of the one and without the other, so that it keeps the
+contract of `core.attacks`.
 """
 
-from collections.abc import Callable
+from typing import Literal
 
 import torch
-from pyautoattack.fab_pt import FABAttack_PT
-from pyautoattack.square import SquareAttack
+from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from core.attacks import AttackResult, frozen
 from core.attacks.losses import cross_entropy
+from core.attacks.noise import Noise
 from core.catalog import Norm
 
-_NAMES: dict[Norm, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+Name = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
+NAMES: dict[Norm, Literal["Linf", "L2", "L1"]] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
-def fab_t(
+def reference(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     norm: Norm,
     eps: float,
     *,
-    generator: torch.Generator,
-    targets: int = 9,
+    noise: Noise,
+    name: Name,
+    steps: int = 100,
+    at_once: int | None = None,
 ) -> AttackResult:
-    """Look for the closest boundary towards each of the likeliest wrong classes. `loss` is the cross-entropy."""
-    with frozen(model), torch.no_grad():
-        targets = min(targets, model(images[:1]).shape[1] - 1)
-    attack = FABAttack_PT(
-        model,
-        norm=_NAMES[norm],
-        eps=eps,
-        n_restarts=1,
-        n_iter=100,
-        seed=generator.initial_seed(),
-        verbose=False,
-        device=images.device,
-    )
-    attack.targeted = True
-    attack.n_target_classes = targets
-    return _run(attack.perturb, model, images, labels)
+    """Run one attack of AutoAttack's standard version. `loss` is the cross-entropy.
 
-
-def square(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    norm: Norm,
-    eps: float,
-    *,
-    generator: torch.Generator,
-    queries: int = 5000,
-) -> AttackResult:
-    """Search at random with square-shaped changes, without gradients. `loss` is the cross-entropy."""
-    attack = SquareAttack(
-        model,
-        p_init=0.8,
-        n_queries=queries,
-        eps=eps,
-        norm=_NAMES[norm],
-        n_restarts=1,
-        seed=generator.initial_seed(),
-        verbose=False,
-        device=images.device,
-        resc_schedule=False,
-    )
-    return _run(attack.perturb, model, images, labels)
-
-
-def _run(perturb: Callable[[Tensor, Tensor], Tensor], model: nn.Module, images: Tensor, labels: Tensor) -> AttackResult:
+    steps: iterations of APGD. at_once is ignored: the library computes whole logical batches.
+    """
+    del at_once
     devices = [images.device] if images.device.type == "cuda" else []
-    with frozen(model), torch.random.fork_rng(devices=devices):
-        # The library views tensors flat, which only works on contiguous ones.
-        adversarial = perturb(images.contiguous(), labels).detach()
-        with torch.no_grad():
-            logits = model(adversarial)
+    with frozen(model), torch.no_grad():
+        logits = model(images[:1])
+        attack = AutoAttack(model, norm=NAMES[norm], eps=eps, seed=noise.seed, version="standard", device=images.device)
+        attack.attacks_to_run = [name]
+        attack.apgd.n_iter = steps
+        # The library takes nine wrong classes to be there, and breaks where they are not.
+        for targeted in (attack.apgd_targeted, attack.fab):
+            targeted.n_target_classes = min(targeted.n_target_classes, logits.shape[1] - 1)
+        found = []
+        for points, answers in zip(images.split(noise.sizes), labels.split(noise.sizes), strict=True):
+            with torch.random.fork_rng(devices=devices):
+                # The library views tensors flat, which only works on contiguous ones.
+                adversarial, _ = attack.run_standard_evaluation(points.contiguous(), answers, batch_size=len(points))
+            found.append(adversarial.detach())
+        adversarial = torch.cat(found)
+        logits = model(adversarial)
     return AttackResult(adversarial, logits.argmax(1) == labels, cross_entropy(logits, labels, labels))

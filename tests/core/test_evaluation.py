@@ -1,16 +1,20 @@
 """Robust accuracy: what counts, what is flagged, and whether it is AutoAttack's number."""
 
-from collections.abc import Callable
+from collections.abc import Generator, Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from core.attacks import AttackResult
+from core import evaluation
 from core.catalog import NORMS, Norm
-from core.evaluation import attacks_of, evaluate, rate
-from core.events import Report
+from core.errors import BadInput
+from core.evaluation import Options, attacks_of, evaluate, evaluating, score
+from core.events import Attacked, Finished, Report, Reports
+from core.spec import EvaluateSpec, parse
+from core.verdicts import merge
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
 
@@ -71,80 +75,125 @@ def test_protocols_list_the_attacks_of_the_field() -> None:
     assert list(attacks_of("standard", "l2")) == ["apgd-ce", "apgd-t", "fab-t", "square"]
 
 
-@pytest.mark.parametrize(
-    ("count", "total", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (573, 1000, 0.5422, 0.6033)],
-)
-def test_intervals_are_wilsons(count: int, total: int, low: float, high: float) -> None:
-    interval = rate(count, total)
-    assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-4)
-
-
-class _Doubtful(nn.Module):
-    """A small linear classifier with something wrong."""
-
-    def __init__(self, classes: int, spoil: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.linear = nn.Linear(64, classes)
-        self.spoil = spoil
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.spoil(self.linear(images.flatten(1)))
-
-
-@pytest.mark.parametrize(
-    ("code", "spoil"),
-    [
-        ("randomized", lambda logits: logits + 0.1 * torch.randn_like(logits)),
-        ("probabilities", lambda logits: logits.softmax(1)),
-        ("zero_gradients", lambda logits: (logits * 1e3).round() + 0 * logits),
-    ],
-)
-def test_what_makes_an_evaluation_unreliable_is_flagged(
-    code: str, spoil: Callable[[Tensor], Tensor], test_digits: tuple[Tensor, Tensor]
-) -> None:
-    images = test_digits[0][:10]
-    torch.manual_seed(0)
-    sound, doubtful = _Doubtful(10, lambda logits: logits), _Doubtful(10, spoil)
-    reports = [
-        evaluate(model, images, model(images).argmax(1), {"linf": 0.01}, protocol="fast") for model in (sound, doubtful)
-    ]
-    assert reports[0].flags == ()
-    assert code in {flag.code for flag in reports[1].flags}
-
-
-def test_few_classes_are_flagged_with_what_is_done_instead(test_digits: tuple[Tensor, Tensor]) -> None:
-    images = test_digits[0][:6]
-    model = _Doubtful(3, lambda logits: logits)
-    report = evaluate(model, images, model(images).argmax(1), {"linf": 0.01}, protocol="paper")
-    (flag,) = report.flags
-    assert flag.code == "few_classes"
-    assert "2 targets" in flag.message
-    assert "four classes" in flag.message
-
-
-def test_square_beating_the_gradient_attacks_is_flagged(
-    monkeypatch: pytest.MonkeyPatch, test_digits: tuple[Tensor, Tensor]
-) -> None:
-    from core import evaluation
-
-    def nothing(model: nn.Module, images: Tensor, labels: Tensor, *_: object, **__: object) -> AttackResult:
-        return AttackResult(images, torch.ones(len(images), dtype=torch.bool), torch.zeros(len(images)))
-
-    real = attacks_of("standard", "linf")["square"]
-    monkeypatch.setattr(evaluation, "attacks_of", lambda *_: {"apgd-ce": nothing, "square": real})
-    images = test_digits[0][:20]
-    torch.manual_seed(0)
-    model = _Doubtful(10, lambda logits: logits)
-    report = evaluate(model, images, model(images).argmax(1), {"linf": 0.3}, protocol="standard")
-    assert [(flag.code, flag.norm) for flag in report.flags if flag.code == "square_improves"] == [
-        ("square_improves", "linf")
-    ]
-
-
 def test_standard_runs_all_four_attacks(base: nn.Module, test_digits: tuple[Tensor, Tensor]) -> None:
     images, labels = (points[:6] for points in test_digits)
     state = torch.get_rng_state()
     report = evaluate(base, images, labels, {"l1": 1.5}, protocol="standard")
     assert [record.attack for record in report.attacks] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_reference_engine_is_pyautoattack_and_says_so(base: nn.Module, test_digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = (points[:24] for points in test_digits)
+    report = evaluate(base, images, labels, {"l1": 1.5}, protocol="fast", engine="reference")
+    assert report.engine == "reference"
+    assert report.verdicts == evaluate(base, images, labels, {"l1": 1.5}, protocol="fast").verdicts
+
+
+def test_what_is_computed_together_changes_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, base: nn.Module, test_digits: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = (points[:50] for points in test_digits)
+    together = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=8)
+    monkeypatch.setattr(evaluation, "_GROUP", 8)
+    monkeypatch.setattr(evaluation, "_AT_ONCE", {"cpu": 5})
+    apart = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=8)
+    assert together.verdicts == apart.verdicts
+
+
+def test_a_batch_that_does_not_fit_is_computed_in_smaller_parts(
+    monkeypatch: pytest.MonkeyPatch, base: nn.Module, test_digits: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = (points[:40] for points in test_digits)
+    expected = evaluate(base, images, labels, {"l2": 0.5}, protocol="fast")
+    largest = []
+
+    def small(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        # The clean images are looked at first, all at once; it is the attack that needs the memory.
+        if torch.is_grad_enabled() and len(inputs[0]) > 16:
+            raise torch.OutOfMemoryError
+        largest.append(len(inputs[0]) if torch.is_grad_enabled() else 0)
+
+    monkeypatch.setattr(evaluation, "folded", lambda model, _: model)
+    monkeypatch.setattr(evaluation, "doubts_about", lambda *_, **__: [])
+    base.register_forward_pre_hook(small)
+    monkeypatch.setattr(evaluation, "_AT_ONCE", {"cpu": 40})
+    assert evaluate(base, images, labels, {"l2": 0.5}, protocol="fast").verdicts == expected.verdicts
+    assert max(largest) <= 16
+
+
+def test_a_broken_evaluation_goes_on_where_it_was(
+    tmp_path: Path, base: nn.Module, test_digits: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = (points[:30] for points in test_digits)
+    options = Options("fast", "temper", seed=0, batch_size=10, keep=tmp_path / "verdicts.json")
+    whole = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=10)
+    broken = evaluating(base, images, labels, _EPS, options=options, subject="result")
+    assert [next(broken).norm for _ in range(2)] == ["linf", "l2"]
+    broken.close()
+
+    seen = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        nonlocal seen
+        seen += len(inputs[0])
+
+    base.features.register_forward_pre_hook(count)
+    steps = list(_report(evaluating(base, images, labels, _EPS, options=options, subject="result")))
+    resumed = seen
+    assert steps[-1].verdicts == whole.verdicts
+    assert [record.attacked for record in steps[-1].attacks] == [record.attacked for record in whole.attacks]
+    assert list(tmp_path.iterdir()) == []
+    seen = 0
+    list(_report(evaluating(base, images, labels, _EPS, options=options, subject="result")))
+    assert resumed < 0.6 * seen, "two of three norms were known"
+
+
+def test_what_another_model_left_is_not_taken_up(
+    tmp_path: Path, base: nn.Module, test_digits: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = (points[:20] for points in test_digits)
+    options = Options("fast", "temper", seed=0, batch_size=10, keep=tmp_path / "verdicts.json")
+    broken = evaluating(base, images, labels, {"linf": 0.15}, options=options, subject="result")
+    next(broken)
+    broken.close()
+    with torch.no_grad():
+        base.classifier.weight.neg_()
+    expected = evaluate(base, images, labels, {"linf": 0.15}, protocol="fast", batch_size=10)
+    *_, report = _report(evaluating(base, images, labels, {"linf": 0.15}, options=options, subject="result"))
+    assert report.verdicts == expected.verdicts
+
+
+def _report(steps: Generator[Attacked, None, Report]) -> Iterator[Report]:
+    yield (yield from steps)  # type: ignore[misc]
+
+
+def test_shards_merge_to_the_very_report_of_the_whole(tmp_path: Path) -> None:
+    body = {"kind": "evaluate", "base_model": "digits-cnn-linf"}
+    spec = parse({**body, "evaluation": {"protocol": "fast", "examples": 70, "batch_size": 16}})
+    assert isinstance(spec, EvaluateSpec)
+    reports = []
+    for number in (2, 3, 1):
+        *_, finished = score(spec, tmp_path / str(number), shard=(number, 3))
+        assert isinstance(finished, Finished)
+        reports.append(Reports.model_validate_json((tmp_path / str(number) / "report.json").read_bytes()))
+    *_, finished = score(spec, tmp_path / "whole")
+    assert isinstance(finished, Finished)
+    merged, whole = merge(reports).after, finished.reports.after
+    assert merged is not None
+    assert whole is not None
+    assert _without_times(merged) == _without_times(whole)
+    assert [report.after.part.first for report in reports if report.after and report.after.part] == [16, 48, 0]
+
+
+def _without_times(report: Report) -> Report:
+    attacks = tuple(record.model_copy(update={"seconds": 0.0}) for record in report.attacks)
+    return report.model_copy(update={"seconds": 0.0, "attacks": attacks})
+
+
+def test_more_shards_than_logical_batches_are_refused(tmp_path: Path) -> None:
+    spec = parse({"kind": "evaluate", "base_model": "digits-cnn-linf", "evaluation": {"examples": 70}})
+    assert isinstance(spec, EvaluateSpec)
+    with pytest.raises(BadInput, match="2 shards") as caught:
+        list(score(spec, tmp_path, shard=(1, 2)))
+    assert caught.value.field == "shard"

@@ -10,6 +10,7 @@ from pyautoattack.fab_projections import projection_l1, projection_l2, projectio
 from scipy.optimize import linprog
 from torch import Tensor
 
+from core.attacks.noise import Noise
 from core.catalog import NORMS, Norm
 from core.geometry import ascend, count_changed, length, per_image, project, random_start, rescale, step_onto_plane
 
@@ -130,7 +131,7 @@ def test_a_zero_perturbation_has_no_direction(norm: Norm) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_random_starts_lie_in_ball_and_box_and_repeat_with_the_seed(norm: Norm) -> None:
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(3))
-    first, again, other = (random_start(images, norm, 0.3, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    first, again, other = (random_start(images, norm, 0.3, Noise(seed, [6]), torch.arange(6)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert (length(first - images, norm) <= 0.3 * (1 + 1e-5)).all()

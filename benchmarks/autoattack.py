@@ -1,0 +1,341 @@
+"""Compare our AutoAttack with pyautoattack: the verdict of every point, image passes, and time, in one run.
+
+    python -m benchmarks.autoattack                          digits: a linf base, after E-AT, natural; 3 and 20 classes
+    python -m benchmarks.autoattack --cifar ARCHIVE          and preact-resnet-8 on CIFAR-10 (JPEG), trained and not
+    python -m benchmarks.autoattack --peers                  and APGD of adv-lib and torchattacks, where installed:
+                                                             pip install adv-lib==0.2.8 torchattacks==3.5.1
+
+Same points, seed and logical batch. "flips" counts the points on which two runs disagree: ours and pyautoattack, and
+pyautoattack and itself with the model computing its batches in halves, which is the noise to judge ours by. A pass is
+one image through the model, forward or backward. Cells already in the output file are not run again.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core import checkpoint, data
+from core.attacks.apgd import apgd
+from core.catalog import DATASETS, NORMS, Norm
+from core.evaluation import evaluate
+from core.events import Report
+from core.models import Blueprint, build
+from core.spec import Engine, Protocol, parse
+from core.training import fine_tune
+
+RESULTS = Path(__file__).parent / "results" / "autoattack.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, points, and what is done to them."""
+
+    name: str
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    eps: dict[Norm, float]
+    protocol: Protocol = "standard"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one evaluation took."""
+
+    forward: int
+    """Images that went forward through the model."""
+    backward: int
+    """Images whose gradient was computed."""
+    seconds: float
+    by_attack: dict[str, float]
+    """Seconds of each attack."""
+
+    @property
+    def passes(self) -> int:
+        """Image passes, forward and backward."""
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One norm on one model."""
+
+    model: str
+    norm: Norm
+    eps: float
+    protocol: Protocol
+    points: int
+    classes: int
+    clean: int
+    ours: int
+    """Points robust by us."""
+    theirs: int
+    """Points robust by pyautoattack."""
+    flips: int
+    """Points on which we and pyautoattack disagree."""
+    their_own_flips: int | None
+    """Points on which pyautoattack disagrees with itself, the model computing its batches in halves."""
+    our_cost: Cost
+    their_cost: Cost
+
+    @property
+    def faster(self) -> float:
+        """How many times less time ours took."""
+        return self.their_cost.seconds / self.our_cost.seconds
+
+    @property
+    def fewer(self) -> float:
+        """How many times fewer image passes ours took."""
+        return self.their_cost.passes / self.our_cost.passes
+
+
+class InHalves(nn.Module):
+    """A model that computes its batches in two halves: another physical batch, the same function."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify."""
+        return torch.cat([self.model(half) for half in images.split(max(-(-len(images) // 2), 1))])
+
+
+class SomeClasses(nn.Module):
+    """A model that only tells the first classes apart."""
+
+    def __init__(self, model: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.model = model
+        self.classes = classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify."""
+        return self.model(images)[:, : self.classes]
+
+
+class TwoModels(nn.Module):
+    """Two models side by side, so twice the classes; the second one's are less likely throughout."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first = first
+        self.second = second
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify."""
+        return torch.cat([self.first(images), self.second(images) - 1], 1)
+
+
+@contextmanager
+def counting(model: nn.Module) -> Iterator[dict[str, int]]:
+    """Count images that pass through the model's last linear layer, forward and backward."""
+    passes = {"forward": 0, "backward": 0}
+
+    def count(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        passes["forward"] += len(output)
+        if output.requires_grad:
+            output.register_hook(lambda gradient: passes.update(backward=passes["backward"] + len(gradient)))
+
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    handle = last.register_forward_hook(count)
+    yield passes
+    handle.remove()
+
+
+def measure(case: Case, norm: Norm, engine: Engine, *, halves: bool = False) -> tuple[Report, Cost]:
+    """Evaluate a case under one norm, all points in one logical batch."""
+    model = InHalves(case.model) if halves else case.model
+    eps = {norm: case.eps[norm]}
+    with counting(model) as passes:
+        begun = time.perf_counter()
+        report = evaluate(
+            model,
+            case.images,
+            case.labels,
+            eps,
+            protocol=case.protocol,
+            engine=engine,
+            batch_size=len(case.labels),
+        )
+        seconds = time.perf_counter() - begun
+    by_attack = {record.attack: round(record.seconds, 2) for record in report.attacks}
+    return report, Cost(passes["forward"], passes["backward"], round(seconds, 2), by_attack)
+
+
+def compare(case: Case, norm: Norm, *, own: bool = True) -> Cell:
+    """Evaluate three times: ours, theirs, and theirs in halves."""
+    ours, our_cost = measure(case, norm, "temper")
+    theirs, their_cost = measure(case, norm, "reference")
+    halved = measure(case, norm, "reference", halves=True)[0] if own else None
+    return Cell(
+        model=case.name,
+        norm=norm,
+        eps=case.eps[norm],
+        protocol=case.protocol,
+        points=len(case.labels),
+        classes=case.model(case.images[:1]).shape[1],
+        clean=ours.clean.count,
+        ours=ours.robust[norm].count,
+        theirs=theirs.robust[norm].count,
+        flips=flips(ours, theirs, norm),
+        their_own_flips=None if halved is None else flips(theirs, halved, norm),
+        our_cost=our_cost,
+        their_cost=their_cost,
+    )
+
+
+def flips(one: Report, other: Report, norm: Norm) -> int:
+    """Count the points on which two reports disagree."""
+    return sum(a != b for a, b in zip(one.verdicts[norm], other.verdicts[norm], strict=True))
+
+
+def ready(model: nn.Module) -> nn.Module:
+    """Prepare a model as users of AutoAttack do: eval mode, no parameter gradients."""
+    return model.eval().requires_grad_(requires_grad=False).to(memory_format=torch.channels_last)
+
+
+def digits_base() -> nn.Module:
+    """The shipped digits model."""
+    return ready(checkpoint.load(checkpoint.find_weights("digits-cnn-linf", None))[0])
+
+
+def made(**spec: Any) -> nn.Module:
+    """Train or fine-tune a model on the digits."""
+    quick = {"protocol": "fast", "examples": 1, **({} if "architecture" in spec else {"include_base": False})}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in fine_tune(parse({"dataset": "digits", "evaluation": quick, **spec}), Path(folder)):
+            pass
+        return ready(checkpoint.load(Path(folder) / "checkpoint.safetensors")[0])
+
+
+def digits_cases(points: int) -> Iterator[Callable[[], Case]]:
+    """The digits: the linf base, that base after E-AT, a natural model, and other numbers of classes."""
+    part = data.load("digits").test
+    images, labels = part.images(), part.labels
+    eps = DATASETS["digits"].eps
+    some = (labels < 3).nonzero().squeeze(1)[:points]
+
+    def after_e_at() -> nn.Module:
+        return made(base_model="digits-cnn-linf", epochs=3)
+
+    def natural() -> nn.Module:
+        return made(kind="train", architecture="digits-cnn", method="nat", epochs=10)
+
+    yield lambda: Case("digits linf base", digits_base(), images[:points], labels[:points], eps)
+    yield lambda: Case("digits after E-AT", after_e_at(), images[:points], labels[:points], eps)
+    yield lambda: Case("digits natural", natural(), images[:points], labels[:points], eps)
+    yield lambda: Case("digits, 3 classes", SomeClasses(digits_base(), 3), images[some], labels[some], eps)
+    yield lambda: Case(
+        "digits, 20 classes", TwoModels(digits_base(), after_e_at()), images[:200], labels[:200], eps, "paper"
+    )
+
+
+def cifar_cases(archive: Path, base: Path | None, points: int) -> Iterator[Callable[[], Case]]:
+    """preact-resnet-8 on CIFAR-10 (JPEG): trained, and untrained, whose own answers are then the labels.
+
+    At the `paper` protocol: all of `standard` would take hours on two cores.
+    """
+    part = data.load("cifar10-jpeg", archive).test.first(points)
+    images = part.images()
+    small: dict[Norm, float] = {"linf": 1 / 255, "l2": 0.1, "l1": 1.0}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        fresh = ready(build(Blueprint("preact-resnet-8", (3, 32, 32), 10)))
+    trained = ready(checkpoint.load(checkpoint.find_weights("cifar10-small-linf", base))[0])
+    eps = DATASETS["cifar10"].eps
+    yield lambda: Case("cifar10-small-linf", trained, images, part.labels, eps, "paper")
+    yield lambda: Case("untrained preact-resnet-8", fresh, images, fresh(images).argmax(1), small, "paper")
+
+
+def peers(case: Case, norm: Norm) -> dict[str, float]:
+    """Seconds of 100 iterations of APGD-CE on all points, by library, those that are installed."""
+    images, labels, eps, model = case.images, case.labels, case.eps[norm], case.model
+    runs: dict[str, Callable[[], Any]] = {
+        "temper": lambda: apgd(model, images, labels, norm, eps, steps=100, goal="error"),
+    }
+    try:
+        from adv_lib.attacks import apgd as their_apgd
+
+        number = {"linf": float("inf"), "l2": 2, "l1": 1}[norm]
+        runs["adv-lib"] = lambda: their_apgd(model, images, labels, eps=eps, norm=number, n_restarts=1)
+    except ImportError:
+        pass
+    try:
+        from torchattacks import APGD
+
+        if norm != "l1":
+            name = {"linf": "Linf", "l2": "L2"}[norm]
+            runs["torchattacks"] = lambda: APGD(model, norm=name, eps=eps, steps=100, n_restarts=1)(images, labels)
+    except ImportError:
+        pass
+    found = {}
+    for name, run in runs.items():
+        begun = time.perf_counter()
+        with torch.random.fork_rng():
+            run()
+        found[name] = round(time.perf_counter() - begun, 2)
+    return found
+
+
+def show(cell: Cell) -> str:
+    """Lay out a cell as a row."""
+    ours, theirs = cell.our_cost, cell.their_cost
+    own = "-" if cell.their_own_flips is None else cell.their_own_flips
+    return (
+        f"{cell.model:26}{cell.norm:6}{cell.points:6}{cell.clean:6}{cell.ours:6}{cell.theirs:7}{cell.flips:6}{own:>6}"
+        f"{ours.passes / 1e6:9.2f}{theirs.passes / 1e6:7.2f}"
+        f"{ours.seconds:9.1f}{theirs.seconds:8.1f}{cell.fewer:8.1f}{cell.faster:8.1f}"
+    )
+
+
+def main() -> None:
+    """Print a table, and keep every cell as soon as it is measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar", type=Path, help="the CIFAR-10 (JPEG) archive")
+    parser.add_argument("--base", type=Path, help="weights of the trained preact-resnet-8, if not the shipped ones")
+    parser.add_argument("--points", type=int, default=300)
+    parser.add_argument("--only", default="", help="only the models whose name contains this")
+    parser.add_argument("--peers", action="store_true", help="time the APGD of other libraries too")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    empty: dict[str, Any] = {"cells": [], "apgd": []}
+    stored = json.loads(options.output.read_text()) if options.output.exists() else empty
+    known = {(cell["model"], cell["norm"]) for cell in stored["cells"]}
+    cases = list(digits_cases(options.points))
+    if options.cifar:
+        cases += cifar_cases(options.cifar, options.base, min(options.points, 200))
+    print(
+        f"{'model':26}{'norm':6}{'points':>6}{'clean':>6}{'ours':>6}{'theirs':>7}{'flips':>6}{'own':>6}"
+        f"{'passes/M':>9}{'theirs':>7}{'seconds':>9}{'theirs':>8}{'fewer':>8}{'faster':>8}"
+    )
+    for make in cases:
+        case = make()
+        if options.only not in case.name:
+            continue
+        for norm in NORMS:
+            if (case.name, norm) not in known:
+                cell = compare(case, norm)
+                print(show(cell), flush=True)
+                row = asdict(cell) | {"fewer": round(cell.fewer, 2), "faster": round(cell.faster, 2)}
+                stored["cells"].append(row)
+            if options.peers and case.name == "digits linf base":
+                stored["apgd"] = [row for row in stored["apgd"] if row["norm"] != norm]
+                stored["apgd"].append({"model": case.name, "norm": norm, "seconds": peers(case, norm)})
+                print(stored["apgd"][-1], flush=True)
+            machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), **checkpoint.versions()}
+            options.output.write_text(json.dumps({**stored, "machine": machine}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

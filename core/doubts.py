@@ -1,0 +1,62 @@
+"""Reasons to doubt an evaluation, or to know more about it, as AutoAttack's checks look for them.
+
+Croce & Hein 2020 (arXiv 2003.01690) run such checks beside AutoAttack; here they are `flags` of the report.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor, nn
+
+from core.attacks.losses import dlr
+from core.attacks.passes import look, look_uphill
+from core.events import AttackRecord, Flag
+from core.spec import Protocol
+
+
+def doubts_about(
+    model: nn.Module, images: Tensor, labels: Tensor, protocol: Protocol, *, targets: int, at_once: int | None = None
+) -> Iterator[Flag]:
+    """Look at a model in eval mode on some points. targets: wrong classes that the protocol's attacks move towards."""
+    answers = [look(model, images, at_once=at_once) for _ in range(5)]
+    logits = answers[0]
+    directions = [answer / (answer.norm(dim=1, keepdim=True) + 1e-10) for answer in answers]
+    if any((direction - directions[0]).norm(dim=1).max() > 1e-4 for direction in directions):
+        yield Flag(
+            code="randomized",
+            message="the model answers differently each time; attacks that expect one answer overrate it",
+        )
+    if logits.min() > -1e-5 and logits.max() < 1 + 1e-5 and (logits.sum(1) - 1).abs().max() < 1e-5:
+        yield Flag(
+            code="probabilities", message="the model returns probabilities; attacks need logits, before the softmax"
+        )
+    if still := _points_without_gradient(model, images, labels, at_once):
+        yield Flag(
+            code="zero_gradients",
+            message=f"{still} of {len(labels)} points have no gradient; gradient-based attacks cannot move them",
+        )
+    classes = logits.shape[1]
+    if protocol != "fast" and classes <= targets:
+        scale = "" if classes > 3 else "; the DLR loss, defined for four classes, uses the logits there are"
+        yield Flag(
+            code="few_classes",
+            message=f"with {classes} classes, targeted attacks have {classes - 1} targets, not {targets}{scale}",
+        )
+
+
+def _points_without_gradient(model: nn.Module, images: Tensor, labels: Tensor, at_once: int | None) -> int:
+    logits, _, gradient = look_uphill(model, images, dlr, labels, labels, at_once=at_once)
+    # Where the model is wrong to begin with, this loss may be flat and nothing is amiss.
+    right = logits.argmax(1) == labels
+    return int((right & (gradient.flatten(1).abs().sum(1) == 0)).sum())
+
+
+def doubts_from_square(records: Iterable[AttackRecord], examples: int) -> Iterator[Flag]:
+    """Doubt gradients that find less than Square does without them; examples: points evaluated."""
+    for record in records:
+        if record.attack == "square" and (record.attacked - record.robust) / examples > 0.002:
+            yield Flag(
+                code="square_improves",
+                message=f"Square, without gradients, fooled {record.attacked - record.robust} points that the "
+                "gradient-based attacks did not: their gradients may be masked",
+                norm=record.norm,
+            )
