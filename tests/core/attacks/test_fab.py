@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
-from benchmarks.parity import NAMES
 from core.attacks.fab import fab_t
 from core.attacks.noise import Noise
+from core.attacks.reference import NAMES
 from core.catalog import NORMS, Norm
 from core.geometry import length
 

@@ -7,8 +7,8 @@ import torch
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from benchmarks.parity import NAMES
 from core.attacks.noise import Noise
+from core.attacks.reference import NAMES
 from core.attacks.square import square
 from core.catalog import NORMS, Norm
 from core.geometry import length
