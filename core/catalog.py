@@ -298,6 +298,15 @@ MODELS: Mapping[str, ModelEntry] = {
             eps=0.15,
             sha256="3e43096d9bb301f2c3390de2a8efb1dbaa47ce879dde08f7137a53ff43c17684",
         ),
+        ModelEntry(
+            name="cifar10-small-linf",
+            description="PreAct ResNet-8, trained on CIFAR-10 (JPEG) from random weights to be robust to linf.",
+            architecture="preact-resnet-8",
+            dataset="cifar10",
+            norm="linf",
+            eps=8 / 255,
+            sha256="854f01c23c44800d0c5338beb0ebb7e5e21c25bd1fe6de1cdb1110ca5a2892e1",
+        ),
     )
 }
 

@@ -64,7 +64,7 @@ def attacks_of(protocol: Protocol, norm: Norm, engine: Engine = "temper") -> dic
     """Name the attacks of a protocol in the order they run, with AutoAttack's settings for the norm."""
     if engine == "reference":
         names = _NAMES[: {"fast": 1, "paper": 2, "standard": 4}[protocol]]
-        steps = 20 if protocol == "fast" else 100
+        steps = 20 if protocol == "fast" else None
         return {name: partial(reference, name=name, steps=steps) for name in names}
     if protocol == "fast":
         return {"apgd-ce": partial(apgd_ce, steps=20)}

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from pyautoattack import AutoAttack
+from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
 from core.attacks import AttackResult, frozen
@@ -29,12 +30,13 @@ def reference(
     *,
     noise: Noise,
     name: Name,
-    steps: int = 100,
+    steps: int | None = None,
     at_once: int | None = None,
 ) -> AttackResult:
     """Run one attack of AutoAttack's standard version. `loss` is the cross-entropy.
 
-    steps: iterations of APGD. at_once is ignored: the library computes whole logical batches.
+    steps: run APGD-CE once with so many iterations, instead of as often and as long as AutoAttack does. at_once is
+    ignored: the library computes whole logical batches.
     """
     del at_once
     devices = [images.device] if images.device.type == "cuda" else []
@@ -42,7 +44,17 @@ def reference(
         logits = model(images[:1])
         attack = AutoAttack(model, norm=NAMES[norm], eps=eps, seed=noise.seed, version="standard", device=images.device)
         attack.attacks_to_run = [name]
-        attack.apgd.n_iter = steps
+        if steps is not None:
+            attack.apgd = APGDAttack(
+                model,
+                n_iter=steps,
+                norm=NAMES[norm],
+                eps=eps,
+                seed=noise.seed,
+                device=images.device,
+                use_largereps=attack.apgd.use_largereps,
+                logger=attack.logger,
+            )
         # The library takes nine wrong classes to be there, and breaks where they are not.
         for targeted in (attack.apgd_targeted, attack.fab):
             targeted.n_target_classes = min(targeted.n_target_classes, logits.shape[1] - 1)

@@ -35,6 +35,7 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
         graph.set_submodule(name, fuse_conv_bn_eval(convolution, norm))
         node.replace_all_uses_with(before)
         graph.graph.erase_node(node)
+    graph.delete_all_unused_submodules()
     graph.recompile()
     expected, found = model(images), graph(images)
     scale = expected.abs().amax().clamp(min=1e-6)
