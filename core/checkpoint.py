@@ -88,7 +88,7 @@ class Header(BaseModel):
     base_sha256: str | None
     """Hash of the weights file that the run started from; null for random weights."""
     data_sha256: str | None
-    """Hash of the images and labels; null for imported weights."""
+    """Hash of the images and labels, or of the files of a streamed set; null for imported weights."""
     versions: dict[str, str]
     """Versions of what computed: python, torch and the like."""
     commit: str | None

@@ -41,7 +41,7 @@ class Started(_Record):
     base_sha256: str | None
     """Hash of the base model's weights file."""
     data_sha256: str
-    """Hash of the images and labels."""
+    """Hash of the images and labels; of a streamed set, of the names, sizes and labels of its files."""
     versions: dict[str, str]
     """Versions of what computes: python, torch and the like."""
     commit: str | None

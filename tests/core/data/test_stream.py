@@ -16,13 +16,16 @@ import torchvision.transforms.functional as tvf
 from PIL import Image
 from torch import Tensor
 
-from core import data
+from core import checkpoint, data
 from core.catalog import Augmentation
 from core.data import stream
 from core.data.split import Batch
 from core.data.stream import Stream, centre, draw_box
 from core.errors import BadDataset, UserError
-from core.spec import Interpolation
+from core.events import Started
+from core.inputs import Inputs
+from core.spec import Interpolation, TrainSpec, parse
+from core.training import fine_tune
 from tests.core.data.pictures import write
 
 _SIZES = [(300, 240), (90, 310), (256, 256), (40, 50)]
@@ -207,6 +210,7 @@ def test_picked_examples_keep_their_files_and_labels(train: Stream) -> None:
     chosen = train.pick(index)
     assert torch.equal(chosen.labels, train.labels[index])
     assert torch.equal(chosen.read(torch.arange(3)).pixels, train.read(index).pixels)
+    assert train.read(index[:0]).images().shape == (0, 3, 224, 224)
 
 
 def test_the_hash_is_of_names_and_sizes(folder: Path, tmp_path: Path) -> None:
@@ -269,3 +273,28 @@ def test_a_reading_process_that_dies_is_told_with_a_remedy(train: Stream, monkey
     with pytest.raises(UserError, match="a process that reads images died") as caught:
         _batches(replace(train, workers=1), _order(train))
     assert "shared memory" in caught.value.hint
+
+
+@pytest.mark.slow
+def test_a_run_on_a_streamed_set_ends_with_the_same_weights_however_many_processes_read(
+    folder: Path, tmp_path: Path
+) -> None:
+    spec = parse(
+        {
+            "kind": "train",
+            "architecture": "preact-resnet-8",
+            "dataset": "imagenet",
+            "method": {"name": "single", "norms": ["linf"], "steps": 1},
+            "eps": {"linf": "4/255"},
+            "epochs": 1,
+            "batch_size": 5,
+            "evaluation": {"protocol": "fast", "examples": 2},
+        }
+    )
+    assert isinstance(spec, TrainSpec)
+    for workers in (0, 2):
+        events = list(fine_tune(spec, tmp_path / str(workers), Inputs(data=folder, workers=workers)))
+        assert isinstance(events[0], Started)
+        assert (events[0].train_examples, events[0].test_examples, events[0].total_steps) == (12, 2, 3)
+    one, other = (checkpoint.load(tmp_path / run / "checkpoint.safetensors")[0].state_dict() for run in ("0", "2"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
