@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from core.attacks import frozen
 from core.attacks.apgd import apgd
+from core.attacks.passes import look
 from core.catalog import Norm, find_architecture
 from core.checkpoint import Claim
 from core.data.split import Split
@@ -25,6 +26,8 @@ from core.spec import FineTuneSpec
 
 _POINTS = 128
 _ATTACKED = 64
+# Together in a pass: fewer than any training step holds, so that the examination fits wherever the run does.
+_AT_ONCE = 32
 _STEPS = 10
 # A difference of accuracies, or a shortfall, counts from three standard deviations: in a thousand sound models, one.
 _DEVIATIONS = 3
@@ -60,10 +63,9 @@ def examine(model: nn.Module, test: Split, blueprint: Blueprint, claims: Mapping
     part = test.first(_POINTS)
     images, labels = part.images(), part.labels
     with frozen(model):
-        with torch.no_grad():
-            logits = model(images)
-            _refuse(logits, blueprint.classes)
-            yield from _unsteady(model, images, logits)
+        logits = look(model, images, at_once=_AT_ONCE)
+        _refuse(logits, blueprint.classes)
+        yield from _unsteady(model, images[:_AT_ONCE], logits[:_AT_ONCE])
         right = logits.argmax(1) == labels
         yield from _without_gradient(model, images[:_ATTACKED], labels[:_ATTACKED])
         yield from _misled(model, images, labels, right, blueprint)
@@ -93,8 +95,8 @@ def _refuse(logits: Tensor, classes: int) -> None:
 
 
 def _unsteady(model: nn.Module, images: Tensor, logits: Tensor) -> Iterator[Warned]:
-    scale = logits.abs().max().clamp(min=1e-6)
-    if ((model(images) - logits).abs().max() / scale) > 1e-3:
+    limit = 1e-3 * logits.abs().max().clamp(min=1e-6)
+    if (look(model, images) - logits).abs().max() > limit:
         yield Warned(
             code="preflight_randomized",
             message="the model answers the same images differently each time: attacks that expect one answer overrate "
@@ -102,7 +104,7 @@ def _unsteady(model: nn.Module, images: Tensor, logits: Tensor) -> Iterator[Warn
         )
         return
     half = max(len(images) // 2, 1)
-    if ((model(images[:half]) - logits[:half]).abs().max() / scale) > 1e-3:
+    if (look(model, images[:half]) - logits[:half]).abs().max() > limit:
         yield Warned(
             code="preflight_batch_dependent",
             message="the model's answer to an image depends on the images beside it: its batch norm has no running "
@@ -111,6 +113,23 @@ def _unsteady(model: nn.Module, images: Tensor, logits: Tensor) -> Iterator[Warn
 
 
 def _without_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Warned]:
+    parts = zip(images.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True)
+    still = sum(_without(model, points, answers) for points, answers in parts)
+    if still == len(images):
+        raise BadWeights(
+            "no gradient reaches the images through the model: nothing can be trained on attacks that need one",
+            hint="a network of rounded, detached or saturated values hides its gradient: use other weights",
+            field="base_model",
+        )
+    if still > len(images) / 10:
+        yield Warned(
+            code="preflight_gradients",
+            message=f"{still} of {len(images)} images have no gradient: attacks cannot move them, and overrate it",
+        )
+
+
+def _without(model: nn.Module, images: Tensor, labels: Tensor) -> int:
+    """Count the images at which the margin of the right class has no gradient."""
     points = images.clone().requires_grad_()
     with torch.enable_grad():
         logits = model(points)
@@ -118,20 +137,10 @@ def _without_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Itera
         best, order = logits.topk(2)
         other = torch.where(order[:, 0] == labels, best[:, 1], best[:, 0])
         margin = (logits.gather(1, labels[:, None]).squeeze(1) - other).sum()
-        alive = margin.requires_grad
-        gradient = torch.autograd.grad(margin, points, allow_unused=True)[0] if alive else None
-    still = len(points) if gradient is None else int((gradient.flatten(1).abs().amax(1) == 0).sum())
-    if still == len(points):
-        raise BadWeights(
-            "no gradient reaches the images through the model: nothing can be trained on attacks that need one",
-            hint="a network of rounded, detached or saturated values hides its gradient: use other weights",
-            field="base_model",
-        )
-    if still > len(points) / 10:
-        yield Warned(
-            code="preflight_gradients",
-            message=f"{still} of {len(points)} images have no gradient: attacks cannot move them, and overrate it",
-        )
+    if not margin.requires_grad:
+        return len(points)
+    (gradient,) = torch.autograd.grad(margin, points, allow_unused=True)
+    return len(points) if gradient is None else int((gradient.flatten(1).abs().amax(1) == 0).sum())
 
 
 @dataclass(frozen=True)
@@ -184,15 +193,14 @@ def _tuple(values: Tensor) -> _Statistics:
 
 def _misled(model: nn.Module, images: Tensor, labels: Tensor, right: Tensor, blueprint: Blueprint) -> Iterator[Warned]:
     """Look whether the model sees better when its images are scaled otherwise, and whether it sees at all."""
-    total = len(labels)
+    total, count = len(labels), int(right.sum())
     found: dict[int, _Scaling] = {}
-    for scaling in _scalings(images, blueprint):
-        with torch.no_grad():
-            other = model(scaling(images)).argmax(1) == labels
+    # Where nearly all are right, no other scaling can do noticeably better.
+    for scaling in _scalings(images, blueprint) if total - count > total / 20 else ():
+        other = look(model, scaling(images), at_once=_AT_ONCE).argmax(1) == labels
         won, lost = int((other & ~right).sum()), int((right & ~other).sum())
         if won - lost > max(_DEVIATIONS * sqrt(won + lost), total / 20):
             found.setdefault(int(other.sum()), scaling)
-    count = int(right.sum())
     if found:
         best = max(found)
         yield Warned(
@@ -212,11 +220,11 @@ def _misled(model: nn.Module, images: Tensor, labels: Tensor, right: Tensor, blu
 
 def _overrated(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm, claim: Claim) -> Iterator[Warned]:
     """Look whether a quick attack, which finds less than AutoAttack, already finds more than is claimed."""
-    attacked = apgd(model, images, labels, norm, claim.eps, steps=_STEPS, goal="error")
-    robust, total = int(attacked.robust.sum()), len(labels)
+    parts = list(zip(images.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True))
+    attacks = (apgd(model, *part, norm, claim.eps, steps=_STEPS, goal="error") for part in parts)
+    robust, total = sum(int(attack.robust.sum()) for attack in attacks), len(labels)
     if claim.robust is None:
-        with torch.no_grad():
-            clean = int((model(images).argmax(1) == labels).sum())
+        clean = int((look(model, images, at_once=_AT_ONCE).argmax(1) == labels).sum())
         # Adversarially trained models keep half of their accuracy or more, others next to none.
         least, said = clean / 5, "is said to be robust"
     else:

@@ -212,6 +212,7 @@ def compare(weights: Mapping[str, Tensor], network: nn.Module) -> Fit:
     Not counted are the batch counters of batch norm, which old files lack and nothing here uses, and the parameters
     that the field's checkpoints of this family hold without use.
     """
+    weights = _by_the_names_of(network, weights)
     unused: tuple[str, ...] = getattr(network, "unused", ())
     ours = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if not _counts_batches(name)}
     theirs = {
@@ -228,6 +229,15 @@ def compare(weights: Mapping[str, Tensor], network: nn.Module) -> Fit:
     )
 
 
+def _by_the_names_of(network: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Rename what a family's own code has renamed since its checkpoints were published."""
+    renamed: Mapping[str, str] = getattr(network, "renamed", {})
+    return {
+        next((new + name.removeprefix(old) for old, new in renamed.items() if name.startswith(old)), name): tensor
+        for name, tensor in weights.items()
+    }
+
+
 def _counts_batches(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
@@ -235,6 +245,7 @@ def _counts_batches(name: str) -> bool:
 def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Load weights that fit into a model as `core.models.build` makes it; name those that it left out."""
     network = bare_network(model)
+    weights = _by_the_names_of(network, weights)
     names = network.state_dict().keys()
     network.load_state_dict(
         {

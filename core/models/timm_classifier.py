@@ -40,4 +40,7 @@ def timm_classifier(name: str, shape: tuple[int, int, int], classes: int) -> nn.
             hint="choose another network, or resize the images",
             field="architecture",
         ) from error
+    if name.startswith("xcit"):
+        # As timm called it when robust XCiTs were published.
+        network.renamed = {"pos_embeder.": "pos_embed."}  # type: ignore[assignment]  # no tensor
     return network

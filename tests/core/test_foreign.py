@@ -138,6 +138,15 @@ def test_every_family_comes_back_from_a_file_in_the_fields_conventions(
     assert left_out == tuple(unused)
 
 
+def test_a_robust_xcit_is_read_by_the_names_that_timm_had_when_it_was_published() -> None:
+    with torch.device("meta"):
+        network = build(Blueprint("xcit-s12", (3, 224, 224), 10))
+    weights = network.state_dict()
+    published = {name.replace("pos_embed.", "pos_embeder."): tensor for name, tensor in weights.items()}
+    assert published.keys() != weights.keys()
+    assert foreign.compare(published, network).whole
+
+
 def test_prefixes_are_cut_at_the_start_and_nowhere_else(tmp_path: Path) -> None:
     names = ["module.model.conv.weight", "module.submodule.model.bias", "encoder.module.scale"]
     torch.save({name: torch.full((1,), float(index)) for index, name in enumerate(names)}, tmp_path / "w.pt")

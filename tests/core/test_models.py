@@ -37,6 +37,7 @@ def test_every_architecture_of_the_catalogue_gives_logits(name: str) -> None:
         ("resnet-50", (3, 32, 32), 10, 23_520_842),
         ("wide-resnet-28-10", (3, 32, 32), 10, 36_479_194),
         ("wide-resnet-34-10", (3, 32, 32), 10, 46_160_474),
+        ("wide-resnet-34-20", (3, 32, 32), 10, 184_531_674),
         ("wide-resnet-70-16", (3, 32, 32), 10, 266_796_506),
         ("dm-wide-resnet-28-10", (3, 32, 32), 10, 36_479_194),
         ("dm-wide-resnet-70-16", (3, 32, 32), 10, 266_796_506),
@@ -50,6 +51,30 @@ def test_network_has_the_parameters_of_the_literature(
     name: str, shape: tuple[int, int, int], classes: int, parameters: int
 ) -> None:
     assert sum(parameter.numel() for parameter in outline(name, shape, classes).parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("preact-resnet-18", "conv1.weight layer1.0.bn1.weight layer2.0.shortcut.0.weight bn.bias linear.bias"),
+        ("resnet-50", "bn1.weight layer1.0.conv3.weight layer1.0.shortcut.1.running_var linear.weight"),
+        (
+            "wide-resnet-28-10",
+            "conv1.weight block1.layer.0.convShortcut.weight block3.layer.3.bn2.bias bn1.bias fc.bias",
+        ),
+        (
+            "dm-wide-resnet-28-10",
+            "init_conv.weight layer.0.block.0.shortcut.weight layer.2.block.3.conv_1.weight "
+            "layer.1.block.0.batchnorm_0.running_mean batchnorm.weight logits.bias",
+        ),
+        ("imagenet-resnet-50-gelu", "conv1.weight layer1.0.downsample.1.running_var layer4.2.bn3.bias fc.weight"),
+        ("deit-s", "cls_token pos_embed patch_embed.proj.weight blocks.11.attn.qkv.bias norm.weight head.weight"),
+        ("xcit-s12", "patch_embed.proj.0.0.weight blocks.11.gamma3 cls_attn_blocks.1.attn.q.weight head.bias"),
+    ],
+)
+def test_parameters_are_named_as_in_the_fields_checkpoints(name: str, parameters: str) -> None:
+    shape = find_architecture(name).shape or (3, 64, 64)  # type: ignore[union-attr]
+    assert set(parameters.split()) <= outline(name, shape, 10).state_dict().keys()
 
 
 def test_resnet_18_computes_what_torchvision_computes_with_a_small_stem() -> None:
