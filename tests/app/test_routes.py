@@ -15,6 +15,7 @@ from app.main import create_app
 from app.storage import LocalStore
 from app.tables import ApiKey
 from core import events as reported
+from core.catalog import MODELS
 from tests.instance import DIGITS, add_key, add_project, calling
 
 WEIGHTS = bytes(range(256)) * 40
@@ -317,7 +318,7 @@ def test_models_and_datasets_of_the_operator_are_listed_beside_the_shipped_ones(
     (settings.datasets_dir / "pseudo-labelled.npz").touch()
     models = {model["id"]: model for model in api.get("/models").json()["data"]}
     datasets = {dataset["id"]: dataset for dataset in api.get("/datasets").json()["data"]}
-    assert models.keys() == {"digits-cnn-linf", "mine"}
+    assert models.keys() == {*MODELS, "mine"}
     assert (models["mine"]["source"], models["mine"]["size"]) == ("local", 4)
     assert (models["digits-cnn-linf"]["source"], models["digits-cnn-linf"]["norm"]) == ("shipped", "linf")
     assert datasets.keys() == {"digits", "cifar10", "cifar100", "flowers", "birds", "pseudo-labelled"}
@@ -333,7 +334,7 @@ def test_only_what_a_job_can_name_and_a_run_can_read_is_listed(api, settings):
     (settings.datasets_dir / "gone.zip").symlink_to("nowhere")
     (settings.datasets_dir / "with space").mkdir()
     (settings.datasets_dir / ".hidden").mkdir()
-    assert [model["id"] for model in api.get("/models").json()["data"]] == ["digits-cnn-linf"]
+    assert [model["id"] for model in api.get("/models").json()["data"]] == list(MODELS)
     assert {dataset["id"] for dataset in api.get("/datasets").json()["data"]} == {"digits", "cifar10", "cifar100"}
 
 
