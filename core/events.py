@@ -33,7 +33,9 @@ class Started(_Record):
     parameters: int
     """How many parameters the network has."""
     train_examples: int
-    """Images it trains on."""
+    """Images it trains on, each once in an epoch."""
+    extra_examples: int = 0
+    """Images of the second data set, which share the batches with them."""
     test_examples: int
     """Images it evaluates on."""
     total_steps: int

@@ -54,6 +54,7 @@ class Loaded:
             architecture=self.blueprint.architecture,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             train_examples=train_examples,
+            extra_examples=0 if self.dataset.extra is None else len(self.dataset.extra),
             test_examples=len(self.test),
             total_steps=total_steps,
             base_sha256=self.base_sha256,

@@ -23,7 +23,9 @@ def narrate(event: Event) -> Iterator[str]:
     match event:
         case Started():
             yield f"{event.spec.kind} on {event.spec.dataset}: {event.architecture}, {event.parameters:,} parameters"
-            yield f"  {event.train_examples:,} training and {event.test_examples:,} test images, on {event.device}"
+            extra = f" (and {event.extra_examples:,} extra)" if event.extra_examples else ""
+            images = f"{event.train_examples:,} training{extra} and {event.test_examples:,} test images"
+            yield f"  {images}, on {event.device}"
         case Entered():
             yield event.phase + (f" ({event.subject})" if event.subject else "")
         case Stepped() if event.step % max(event.total_steps // 20, 1) == 0 or event.step == event.total_steps:

@@ -15,6 +15,7 @@ from core.data.training_set import TrainingSet
 from core.errors import BadDataset, BadInput, DoesNotFit, UserError
 from core.events import Finished, Started, Stepped
 from core.inputs import Inputs, load
+from core.narration import narrate
 from core.spec import FineTuneSpec, parse
 from core.training import fine_tune
 from tests.core.data.pictures import image, two_classes, write
@@ -172,7 +173,10 @@ def test_a_run_takes_half_of_each_batch_from_its_extra_data(digits: data.Dataset
     assert isinstance(spec, FineTuneSpec)
     events = list(fine_tune(spec, tmp_path / "run", Inputs(extra_data=path)))
     assert isinstance(events[0], Started)
-    assert events[0].total_steps == 3
+    # 32 of the 64 images of a batch come from each set.
+    assert events[0].total_steps == -(-events[0].train_examples // 32) == 3
+    assert events[0].extra_examples == 300
+    assert "training (and 300 extra) and 1 test images" in "\n".join(narrate(events[0]))
     assert events[0].data_sha256 != digits.sha256()
     assert sum(isinstance(event, Stepped) for event in events) == 3
     assert isinstance(events[-1], Finished)
