@@ -68,14 +68,33 @@ def ascend(gradient: Tensor, norm: Norm, *, density: Tensor | None = None) -> Te
 
 def _largest(sizes: Tensor, density: Tensor | None) -> Tensor:
     """Mark the entries not smaller than the one at quantile 1 - density of their image."""
-    ordered = sizes.flatten(1).sort(1).values
-    pixels = ordered.shape[1]
+    flat = sizes.flatten(1)
+    pixels = flat.shape[1]
     if density is None:
-        threshold = ordered[:, -1:]
+        threshold = flat.amax(1, keepdim=True)
     else:
         rank = ((1 - density) * pixels).clamp(0, pixels - 1).long()
-        threshold = ordered.gather(1, rank[:, None])
+        threshold = _nth_largest(flat, (pixels - rank)[:, None])
     return sizes >= per_image(threshold.squeeze(1), sizes)
+
+
+def _nth_largest(sizes: Tensor, n: Tensor) -> Tensor:
+    """Find the n-th largest entry (batch, 1) of sizes (batch, pixels), none negative; n (batch, 1) counts from 1."""
+    if sizes.device.type == "cpu":
+        # Partial sorting is quickest, but the host has to know how far to sort: on a GPU it would wait for that.
+        return sizes.topk(int(n.max()), 1).values.gather(1, n - 1)
+    return _nth_largest_by_bits(sizes, n)
+
+
+def _nth_largest_by_bits(sizes: Tensor, n: Tensor) -> Tensor:
+    """Numbers that are not negative are ordered as their bits are: build the answer up from its highest bit."""
+    kind = torch.int32 if sizes.dtype == torch.float32 else torch.int64
+    bits = sizes.contiguous().view(kind)
+    found = torch.zeros_like(n, dtype=kind)
+    for bit in reversed(range(31 if kind == torch.int32 else 63)):
+        larger = found | (1 << bit)
+        found = torch.where((bits >= larger).sum(1, keepdim=True) >= n, larger, found)
+    return found.view(sizes.dtype)
 
 
 def project(images: Tensor, perturbed: Tensor, norm: Norm, eps: float) -> Tensor:

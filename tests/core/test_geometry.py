@@ -10,6 +10,7 @@ from pyautoattack.fab_projections import projection_l1, projection_l2, projectio
 from scipy.optimize import linprog
 from torch import Tensor
 
+from core import geometry
 from core.attacks.noise import Noise
 from core.catalog import NORMS, Norm
 from core.geometry import ascend, count_changed, length, per_image, project, random_start, rescale, step_onto_plane
@@ -228,3 +229,15 @@ def test_no_slope_means_no_step(norm: Norm) -> None:
     points = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(6))
     steps = step_onto_plane(points, torch.zeros_like(points), torch.tensor([1.0, -1.0, 0.0]), norm)
     assert torch.equal(steps, torch.zeros_like(points))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_the_nth_largest_is_the_one_that_sorting_gives(dtype: torch.dtype, on_cpu: bool) -> None:
+    sizes = torch.rand(8, 50, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    sizes[0] = 0
+    sizes[1, :30] = 0.25
+    n = torch.tensor([1, 20, 50, 1, 2, 25, 49, 50])[:, None]
+    expected = sizes.sort(1, descending=True).values.gather(1, n - 1)
+    found = geometry._nth_largest(sizes, n) if on_cpu else geometry._nth_largest_by_bits(sizes, n)
+    assert torch.equal(found, expected)
