@@ -2,7 +2,8 @@
 
 Andriushchenko et al. 2020 (arXiv 1912.00049): algorithm 1 is the search, algorithm 2 its moves for linf, algorithm 3
 those for l2. For l1 the moves are those of l2 with lengths in l1 and a projection onto ball and box (Croce & Hein 2021,
-arXiv 2103.01208). Settings, and the order in which random numbers are drawn, are AutoAttack's.
+arXiv 2103.01208). Settings, rounding, and the order in which random numbers are drawn are AutoAttack's: what a point is
+moved to depends on every comparison before it, and in l2 and l1 on when its batch-mates fall.
 
 No pass is spent on a point that has fallen, nor on a move that is known not to help: one that leaves the point where it
 is, or that has been tried since the point last moved.
@@ -21,7 +22,7 @@ from core.attacks import AttackResult, frozen
 from core.attacks.noise import Noise
 from core.attacks.passes import look
 from core.catalog import Norm
-from core.geometry import length, project, rescale
+from core.geometry import length, project, project_by_sorting, rescale
 
 # The share of the image that the first windows cover, and the queries after which it halves.
 _SHARE = 0.8
@@ -63,7 +64,7 @@ def square(
             # With more kinds of moves than queries, hardly any would come twice.
             points.tried = place.new_zeros(len(points.place), kinds, dtype=torch.bool) if kinds <= count else None
             _search(model, points, moves, windows, count, result, noise, at_once)
-        result.adversarial[points.place] = points.best
+        result.adversarial[points.place] = points.best.clamp(0, 1)
         result.loss[points.place] = points.lead
         return result
 
@@ -98,7 +99,7 @@ class _Points:
     images: Tensor
     labels: Tensor
     best: Tensor
-    """Where the lead was highest; inside ball and box."""
+    """Where the lead was highest; inside ball and box but for rounding."""
     lead: Tensor
     """(points,): of the best wrong class over the true one; below 0."""
     counts: list[int]
@@ -111,7 +112,7 @@ class _Points:
         if bool(standing.all()):
             return
         place, fallen = self.place[~standing], ~standing
-        result.adversarial[place] = self.best[fallen]
+        result.adversarial[place] = self.best[fallen].clamp(0, 1)
         result.loss[place] = self.lead[fallen]
         # Where two logits are equal, a point of lead 0 need not be an error.
         result.robust[place] = answers[fallen] == self.labels[fallen]
@@ -271,11 +272,10 @@ class _Bumps:
         delta = (points.best - points.images).flatten(2)
         held = delta.gather(2, pixels)
         rest = delta.scatter(2, pixels, 0)
-        size = self._room(
-            length(delta, self._norm)[:, None], self._size(held), self._size(rest.gather(2, other_pixels))
-        )
-        content = self._rescale(self._draw(windows.side, shared[:, 4], signs) + self._rescale(held)) * size[:, :, None]
-        delta = rest.scatter_(2, other_pixels, 0).scatter_(2, pixels, content).view_as(points.images)
+        rest = rest.scatter_(2, other_pixels, 0)
+        content = self._draw(windows.side, shared[:, 4], signs) + self._rescale(held)
+        content = self._fill(content, length(delta, self._norm)[:, None, None], self._size(delta - rest))
+        delta = rest.scatter_(2, pixels, content).view_as(points.images)
 
         kinds = ((positions * windows.positions + other_positions) * 2 + (shared[:, 4] > 0.5)) * 3**channels
         return self._into_ball(points.images, delta), kinds + _number(signs)
@@ -288,26 +288,30 @@ class _Bumps:
         return self._bumps[side][(turned > 0.5).long()][:, None] * signs[:, :, None]
 
     def _size(self, content: Tensor) -> Tensor:
-        """Measure a window in each channel: (points, channels, pixels) -> (points, channels)."""
-        return length(content.flatten(0, 1), self._norm).view(content.shape[:2])
+        """Measure each channel: (points, channels, pixels) -> (points, channels, 1)."""
+        return length(content.flatten(0, 1), self._norm).view(*content.shape[:2], 1)
 
     def _rescale(self, content: Tensor) -> Tensor:
-        """Give a window length one in each channel."""
+        """Give each channel length one."""
         return rescale(content.flatten(0, 1), self._norm).view_as(content)
 
-    def _room(self, whole: Tensor, held: Tensor, given: Tensor) -> Tensor:
-        """Say how long a window may become per channel, from the lengths of the perturbation (points, 1) and of what
-        the window and the emptied one held (points, channels)."""
-        channels = held.shape[1]
+    def _fill(self, content: Tensor, whole: Tensor, windows: Tensor) -> Tensor:
+        """Make each channel of a window as long as both windows were together, with its share of what the ball leaves.
+
+        whole: the length of the perturbation (points, 1, 1); windows: of its part in the windows (points, channels, 1).
+        """
+        channels = content.shape[1]
+        radius = torch.full_like(whole, self._eps)
         if self._norm == "l1":
-            # Longer than fits, with several channels: the projection shortens it where that costs least.
-            return (self._eps - whole).clamp(min=0) + (held + given) * channels
-        return ((self._eps**2 - whole.square()).clamp(min=0) / channels + held.square() + given.square()).sqrt()
+            # Longer than fits, with several channels: the projection shortens it.
+            return self._rescale(content) * ((radius - whole).clamp(min=0) / channels + windows) * channels
+        left = (radius.square() - whole.square()).clamp(min=0)
+        return self._rescale(content) * (left / channels + windows.square()).sqrt()
 
     def _into_ball(self, images: Tensor, delta: Tensor) -> Tensor:
         """Bring perturbations into ball and box; for l2, after making them as long as the ball allows."""
         if self._norm == "l1":
-            return project(images, images + delta, "l1", self._eps * (1 - 1e-6))
+            return project_by_sorting(images, delta, self._eps * (1 - 1e-6))
         return (images + rescale(delta, "l2") * self._eps).clamp(0, 1)
 
 

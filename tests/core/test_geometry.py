@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from pyautoattack.autopgd_base import L1_projection
 from pyautoattack.fab_projections import projection_l1, projection_l2, projection_linf
 from scipy.optimize import linprog
 from torch import Tensor
@@ -13,7 +14,17 @@ from torch import Tensor
 from core import geometry
 from core.attacks.noise import Noise
 from core.catalog import NORMS, Norm
-from core.geometry import ascend, count_changed, length, per_image, project, random_start, rescale, step_onto_plane
+from core.geometry import (
+    ascend,
+    count_changed,
+    length,
+    per_image,
+    project,
+    project_by_sorting,
+    random_start,
+    rescale,
+    step_onto_plane,
+)
 
 _DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
@@ -52,6 +63,21 @@ def test_points_already_inside_stay_where_they_are(norm: Norm, case: tuple[Tenso
     images, moved, eps = case
     inside = images + 0.9 * (project(images, moved, norm, eps) - images)
     torch.testing.assert_close(project(images, inside, norm, eps), inside, atol=1e-6, rtol=1e-5)
+
+
+@given(points())
+def test_sorting_projects_as_halving_does(case: tuple[Tensor, Tensor, float]) -> None:
+    images, moved, eps = case
+    sorted_out = project_by_sorting(images, moved - images, eps)
+    torch.testing.assert_close(sorted_out, project(images, moved, "l1", eps), atol=1e-5, rtol=0)
+
+
+def test_sorting_projects_with_the_bits_of_autoattack() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(40, 3, 12, 12, generator=generator)
+    delta = torch.randn(images.shape, generator=generator) * torch.logspace(-3, 0.5, 40).view(-1, 1, 1, 1)
+    theirs = images + delta + L1_projection(images, delta, 12.0)
+    assert torch.equal(project_by_sorting(images, delta, 12.0), theirs)
 
 
 @settings(max_examples=40)

@@ -91,17 +91,17 @@ def test_verdicts_at_the_settings_of_autoattack_flip_no_more_than_its_own(
     assert (ours != whole).sum() <= (whole != in_parts).sum()
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 10, 10), (2, 6, 11)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 15, 15), (2, 6, 11)])
 @pytest.mark.parametrize("norm", NORMS)
 def test_points_found_are_those_of_pyautoattack(norm: Norm, shape: tuple[int, int, int]) -> None:
     model, images, labels = _case(shape, 30, 5)
-    eps = {"linf": 0.03, "l2": 0.2, "l1": 1.0}[norm]
+    eps = {"linf": 0.02, "l2": 0.2, "l1": 1.0}[norm]
     result = square(model, images, labels, norm, eps, noise=Noise(0, [30]), queries=120)
     theirs = _theirs(model, images, labels, norm, eps, queries=120)
     right = _robust(model, theirs, labels)
     assert torch.equal(result.robust, right)
-    assert 3 <= right.sum() <= 23
-    torch.testing.assert_close(result.adversarial[~right], theirs[~right], atol=1e-5, rtol=0)
+    assert 3 <= right.sum() <= 24
+    torch.testing.assert_close(result.adversarial[~right], theirs[~right], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("norm", NORMS)
