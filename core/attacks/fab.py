@@ -88,8 +88,8 @@ def fab_t(
         )
         wrong_classes = logits.argsort(1, descending=True)[:, 1 : targets + 1]
         # Side by side, a point that would fall on its first walk costs the steps of several: on 100 digits in l1, where
-        # two in three fall, a tenth more passes. Fuller batches take that back: a tenth less time, on 10 points
-        # less than half of it.
+        # two in three fall, a tenth more passes. Fuller batches take that back: a tenth less time there, and less than
+        # half the time on 10 points.
         room = at_once or len(images) * targets
         tried = 0
         while tried < wrong_classes.shape[1] and bool(result.robust.any()):
@@ -107,8 +107,9 @@ def _walk(
 ) -> None:
     """Take the steps, and enter into `result` the points that fall."""
     for _ in range(steps):
-        # The gradient is not taken along with the look that judges a step, as APGD does: half to five in six of those
-        # looks found the walk across the boundary, where it turns back and needs the gradient of another point.
+        # The gradient is not taken along with the look that judges a step, as in APGD: on the digits base half (l1) to
+        # five in six (l2) of those looks find the walk across the boundary, where it turns back and needs the gradient
+        # of another point. The wasted backward passes would cost more than the looks saved.
         _, height, slope = look_uphill(
             model, walks.current, _lead_of_target, walks.labels, walks.targets, at_once=at_once
         )
