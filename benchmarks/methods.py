@@ -1,7 +1,7 @@
 """Fine-tune one base model by every method, and print the first table of the E-AT paper for them.
 
-    python -m benchmarks.methods                                  the digits base, 3 seeds, 300 test points
-    python -m benchmarks.methods --cifar ARCHIVE --base FILE      a base for CIFAR-10 (JPEG): 3 epochs on 10,000 images
+    python -m benchmarks.methods                      the digits base, 3 seeds, 300 test points
+    python -m benchmarks.methods --cifar ARCHIVE      the small base for CIFAR-10 (JPEG): 10,000 images, 500 test points
 
 Every cell is a run as a user would start it. What is done is written after each run, and a second start goes on from
 there. --points, --seeds and --train-examples make it smaller; give --output then, for it is not the whole.
@@ -290,15 +290,13 @@ class _Worker:
 def main() -> None:
     """Measure what is not yet measured, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar", type=Path, metavar="ARCHIVE", help="CIFAR-10 as JPEGs in folders; needs --base")
-    parser.add_argument("--base", type=Path, metavar="FILE", help="the base model's file, for --cifar")
+    parser.add_argument("--cifar", type=Path, metavar="ARCHIVE", help="CIFAR-10 as JPEGs in folders")
+    parser.add_argument("--base", type=Path, metavar="FILE", help="another base model, as a file")
     parser.add_argument("--points", type=int, help="test points; by default 300, and 500 with --cifar")
     parser.add_argument("--seeds", type=int, help="by default 3, and 1 with --cifar")
     parser.add_argument("--train-examples", type=int, help="training images; by default all, and 10,000 with --cifar")
     parser.add_argument("--output", type=Path, help="the JSON file; by default in benchmarks/results")
     options = parser.parse_args()
-    if bool(options.cifar) != bool(options.base):
-        parser.error("--cifar and --base go together")
     inputs = Inputs(weights=options.base, data=options.cifar)
     setting = _setting(options)
     name = "methods-cifar10.json" if options.cifar else "methods-digits.json"
@@ -324,7 +322,8 @@ def main() -> None:
 
 def _setting(options: argparse.Namespace) -> Setting:
     dataset = DATASETS["cifar10" if options.cifar else "digits"]
-    base = options.base.stem if options.base else "digits-cnn-linf"
+    shipped = "cifar10-small-linf" if options.cifar else "digits-cnn-linf"
+    base = options.base.stem if options.base else shipped
     weights = checkpoint.find_weights(base, options.base)
     entry = find_architecture(checkpoint.load(weights)[1].blueprint.architecture)
     assert entry is not None
