@@ -14,7 +14,7 @@ from core.attacks.losses import kl_divergence
 from core.attacks.perceptual import perceptual
 from core.catalog import METHODS, Norm
 from core.events import NormCount
-from core.geometry import random_start
+from core.geometry import project
 from core.methods import TrainingRule, build
 from core.methods.ramp import pair
 from core.spec import Method
@@ -263,8 +263,9 @@ def test_trades_attacks_the_divergence_from_the_model_s_answers_in_eval_mode(
     base.eval()
     with torch.no_grad():
         clean = base(batch[0])
-        start = random_start(batch[0], "l2", 0.5, torch.Generator().manual_seed(0))
-        divergences = kl_divergence(base(start), batch[1], clean)
+        noise = torch.randn(batch[0].shape, generator=torch.Generator().manual_seed(0))
+        anywhere = project(batch[0], batch[0] + noise, "l2", 0.5)
+        divergences = kl_divergence(base(anywhere), batch[1], clean)
     base.train()
     found = rule.attack(base, *batch, "l2")
     base.eval()
