@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.database import now, seconds_from_now
 from app.schemas import Action, Failure, Progress, Status
-from app.tables import Attempt, Checkpoint, Event, Job, Metric, new_id
+from app.tables import Attempt, Checkpoint, Event, Job, Metric, State, new_id
 from core import events as reported
 from core.spec import AnySpec, cautions, parse
 
@@ -256,6 +256,32 @@ def save(session: Session, claim: Claim, saved: reported.Saved, *, key: str) -> 
     _append(session, job, [("saved", details)])
 
 
+def save_state(session: Session, claim: Claim, saved: reported.Saved, *, name: str, key: str) -> str | None:
+    """Let the job's next attempt begin with a file that already lies in the object store; give the key of the one whose
+    place it takes. Raises LostOwnership."""
+    details = saved.model_dump(mode="json", exclude={"type", "path"})
+    job = _one(claim, _update(session, *_owned(claim), events=1))
+    _append(session, job, [("saved", details)])
+    before = session.get(State, (claim.job_id, saved.kind))
+    superseded = before.key if before else None
+    values = {"epoch": claim.epoch, "step": saved.step, "name": name, "key": key, "sha256": saved.sha256}
+    session.merge(State(job_id=claim.job_id, kind=saved.kind, **values))
+    return superseded
+
+
+def states(session: Session, claim: Claim) -> Sequence[State]:
+    """List the files that this attempt begins with."""
+    return session.scalars(select(State).where(State.job_id == claim.job_id)).all()
+
+
+def forget_states(session: Session, claim: Claim) -> bool:
+    """Let go of the job's states when no attempt will need them any more, and nobody; say whether that is so."""
+    done = session.scalars(select(Job.status).where(Job.id == claim.job_id)).one() in ("succeeded", "cancelled")
+    if done:
+        session.execute(delete(State).where(State.job_id == claim.job_id))
+    return done
+
+
 def succeed(session: Session, claim: Claim, reports: reported.Reports) -> None:
     """End the job well. One that is being cancelled ends cancelled all the same. Raises LostOwnership."""
     results = {
@@ -272,7 +298,7 @@ def fail(session: Session, claim: Claim, failure: Failure) -> None:
 
 
 def hand_back(session: Session, claim: Claim) -> None:
-    """Let another worker have the job; this is no loss. Raises LostOwnership."""
+    """Let another worker have the job, to go on from its last state; this is no loss. Raises LostOwnership."""
     _end(session, claim, "queued", event="job.handed_back", outcome="handed_back")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.tables import Checkpoint, Event, Job, Metric
@@ -61,13 +61,24 @@ def find_checkpoint(session: Session, project_id: str, checkpoint_id: str) -> Ch
 
 
 def training_curve(session: Session, job: Job, *, after_step: int, max_points: int) -> Sequence[Metric]:
-    """Read the steps of the current attempt, thinned out evenly; the last step always stays."""
-    of_attempt = Metric.job_id == job.id, Metric.epoch == job.epoch, Metric.step > after_step
-    count, last = session.execute(select(func.count(), func.max(Metric.step)).where(*of_attempt)).one()
+    """Read the steps up to the current attempt's last one, thinned out evenly; the last step always stays.
+
+    Where an attempt went on from an earlier one's state, the steps before that are the earlier one's.
+    """
+    of_attempt = Metric.job_id == job.id, Metric.epoch == job.epoch
+    last = session.scalar(select(func.max(Metric.step)).where(*of_attempt))
+    if last is None:
+        return []
+    newest = func.row_number().over(partition_by=Metric.step, order_by=Metric.epoch.desc())
+    of_job = Metric.job_id == job.id, Metric.step > after_step, Metric.step <= last
+    numbered = select(Metric.epoch, Metric.step, newest.label("place")).where(*of_job).subquery()
+    count = session.scalar(select(func.count()).select_from(numbered).where(numbered.c.place == 1)) or 0
     stride = -(-count // max_points) or 1
+    same = and_(Metric.epoch == numbered.c.epoch, Metric.step == numbered.c.step)
     # From the end, so that the last step stays and no more than max_points are left.
-    kept = select(Metric).where(*of_attempt, (last - Metric.step) % stride == 0) if count else None
-    return session.scalars(kept.order_by(Metric.step)).all() if kept is not None else []
+    kept = numbered.c.place == 1, (last - Metric.step) % stride == 0
+    curve = select(Metric).join(numbered, same).where(Metric.job_id == job.id, *kept)
+    return session.scalars(curve.order_by(Metric.step)).all()
 
 
 def versions(session: Session, job_ids: Iterable[str]) -> dict[str, int]:

@@ -183,3 +183,23 @@ class Checkpoint(Table):
     created_at: Mapped[datetime] = mapped_column(default=now())
 
     __table_args__ = (ForeignKeyConstraint([job_id, epoch], [Attempt.job_id, Attempt.epoch], ondelete="CASCADE"),)
+
+
+class State(Table):
+    """A file in the object store that the job's next attempt begins with: the newest of each kind."""
+
+    __tablename__ = "states"
+
+    job_id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    """state or best."""
+    epoch: Mapped[int] = mapped_column()
+    """The attempt that wrote it."""
+    step: Mapped[int]
+    name: Mapped[str]
+    """What the training process calls the file."""
+    key: Mapped[str]
+    """Where the object store keeps it."""
+    sha256: Mapped[str] = mapped_column(String(64))
+
+    __table_args__ = (ForeignKeyConstraint([job_id, epoch], [Attempt.job_id, Attempt.epoch], ondelete="CASCADE"),)

@@ -7,7 +7,10 @@
     python -m core import-weights carmon.pt --published Carmon2019Unlabeled --output models/carmon.safetensors
 
 The options are the fields of the spec, with their help; the spec file gives what they do not. Each event is a line on
-stdout, as text or as JSON. Exit status: 0 done, 2 the input is at fault, 1 the program is.
+stdout, as text or as JSON. Exit status: 0 done, 2 the input is at fault, 1 the program is, 75 asked to pause.
+
+A training run that was cut off goes on when the same command is run again. SIGTERM pauses it, SIGUSR1 makes it deliver
+the best weights so far. On several GPUs: torchrun --standalone --nproc-per-node 4 -m core finetune ...
 """
 
 import argparse
@@ -26,10 +29,11 @@ from pydantic import BaseModel, ValidationError
 
 from core.catalog import NORMS
 from core.errors import BadInput, UserError
-from core.events import Event, Failed, Finished, Reports, Warned
+from core.events import PAUSED, Event, Failed, Finished, Paused, Reports, Warned
 from core.narration import narrate
 from core.published import PUBLISHED
 from core.spec import SPECS, AnySpec, EvaluateSpec, Evaluation, ImportSpec, Method, cautions, explain, parse
+from core.wishes import Interrupted, Wishes, heed_signals
 
 _PARTS: Mapping[str, type[BaseModel]] = {"method": Method, "evaluation": Evaluation}
 
@@ -40,43 +44,49 @@ _MERGE = "merge"
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     options = _parser().parse_args(arguments)
-    say = partial(_say_json if options.json else _say_text, file=sys.stdout)
+    # Of several processes the first one speaks; what goes wrong in another is for its log.
+    stream = sys.stdout if os.environ.get("RANK", "0") == "0" else sys.stderr
+    say = partial(_say_json if options.json else _say_text, file=stream)
+    wishes = Wishes()
     if options.until_stdin_closes:
         threading.Thread(target=_exit_with_stdin, daemon=True).start()
     # A library that prints must not get between the events.
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr), heed_signals(wishes):
         try:
             if options.kind == _IMPORT:
                 for line in _import(options):
                     print(line, file=say.keywords["file"], flush=True)
                 return 0
-            for event in _merge(options) if options.kind == _MERGE else _begin(options):
-                say(event)
+            last = None
+            for last in _merge(options) if options.kind == _MERGE else _begin(options, wishes):
+                say(last)
         except UserError as error:
             say(_failed(error))
             return 2
         except KeyboardInterrupt:
             return 130
+        except Interrupted:
+            return PAUSED
         except Exception as error:
             traceback.print_exc()
             message = f"{type(error).__name__}: {error}"
             say(Failed(code="internal_error", message=message, hint="please report this with the log"))
             return 1
-    return 0
+    return PAUSED if isinstance(last, Paused) else 0
 
 
 def _failed(error: UserError) -> Failed:
     return Failed(code=error.code, message=error.message, hint=error.hint, field=error.field, retryable=error.retryable)
 
 
-def _begin(options: argparse.Namespace) -> Iterator[Event]:
+def _begin(options: argparse.Namespace, wishes: Wishes) -> Iterator[Event]:
     spec = _spec(options)
     for caution in () if options.json else cautions(spec):
         yield Warned(code=caution.code, message=caution.message)
-    yield from _run(spec, options)
+    yield from _run(spec, options, wishes)
 
 
-def _run(spec: AnySpec, options: argparse.Namespace) -> Iterator[Event]:
+def _run(spec: AnySpec, options: argparse.Namespace, wishes: Wishes) -> Iterator[Event]:
     # Threads of GNU OpenMP spin while they wait, by default so long that on a machine with other work to do half the
     # time is lost (measured on 2 cores, digits: 45 s against 22 s); spinning briefly costs a tenth on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -102,7 +112,7 @@ def _run(spec: AnySpec, options: argparse.Namespace) -> Iterator[Event]:
     )
     if isinstance(spec, EvaluateSpec):
         return score(spec, options.output, inputs, shard=options.shard)
-    return fine_tune(spec, options.output, inputs)
+    return fine_tune(spec, options.output, inputs, wishes=wishes, restart=options.restart)
 
 
 def _merge(options: argparse.Namespace) -> Iterator[Event]:
@@ -182,6 +192,10 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--device", help="where to compute, such as cpu or cuda:1")
         command.add_argument("--json", action="store_true", help="print events as JSON lines")
+        if kind != "evaluate":
+            command.add_argument(
+                "--restart", action="store_true", help="begin anew where the output folder holds a run that was cut off"
+            )
         command.add_argument(
             "--until-stdin-closes", action="store_true", help="end when stdin does: for a run that a program starts"
         )
@@ -312,6 +326,8 @@ def _spec(options: argparse.Namespace) -> AnySpec:
             hint=f"run: python -m core {body['kind']}",
             field="kind",
         )
+    if options.kind != "evaluate" and "WORLD_SIZE" in os.environ:
+        body.setdefault("gpus", int(os.environ["WORLD_SIZE"]))
     if options.weights and options.kind != "train":
         body.setdefault("base_model", options.weights.stem)
     for name, value in vars(options).items():

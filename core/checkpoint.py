@@ -83,6 +83,8 @@ class Header(BaseModel):
     """The seed of that run."""
     step: int
     """Training steps behind the weights."""
+    stopped_at: int | None = None
+    """The step at which somebody stopped the run early; null where it ran to its end."""
     reports: Reports | None = None
     """The evaluations of that run."""
     base_sha256: str | None

@@ -1,9 +1,10 @@
 """What a run reports: one JSON line per event, typed. No torch.
 
 `core.training.fine_tune` and `core.evaluation.score` yield these; `python -m core --json` prints them, the service
-stores them, the client shows them. A run opens with Started and closes with Finished or Failed.
+stores them, the client shows them. A run opens with Started and closes with Finished, Paused or Failed.
 """
 
+import os
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -48,6 +49,16 @@ class Started(_Record):
     """Versions of what computes: python, torch and the like."""
     commit: str | None
     """The git commit of Temper, where there is one."""
+
+
+class Resumed(_Record):
+    """The training goes on from the state that an earlier run has left."""
+
+    type: Literal["resumed"] = "resumed"
+    step: int
+    """Training steps behind it."""
+    epoch: float
+    """Epochs behind it."""
 
 
 class Rate(_Record):
@@ -186,7 +197,27 @@ class Stepped(_Record):
     counts: dict[Norm, NormCount]
     """Per attacked norm, the running counts: those E-AT draws by."""
     seconds: float
-    """Seconds since training began."""
+    """Seconds of training so far, those before the run was resumed included."""
+
+
+class Monitored(_Record):
+    """How the model fares on the held-out training images after an epoch."""
+
+    type: Literal["monitored"] = "monitored"
+    step: int
+    """Training steps behind it."""
+    epoch: float
+    """Epochs behind it."""
+    examples: int
+    """Held-out images."""
+    robust: dict[Norm, float]
+    """Share, per norm, that withstands APGD on the cross-entropy with 20 steps."""
+    training_attack: dict[Norm, float]
+    """Share, per attacked norm, that withstands the attack that the training uses."""
+    union: Rate
+    """Images that withstand every norm's stronger attack."""
+    seconds: float
+    """How long it took."""
 
 
 class Attacked(_Record):
@@ -223,8 +254,9 @@ class Saved(_Record):
     """A file has been written whole."""
 
     type: Literal["saved"] = "saved"
-    kind: Literal["checkpoint", "report"]
-    """What it holds."""
+    kind: Literal["checkpoint", "report", "state", "best"]
+    """What it holds: the model that the run delivers; its evaluations; all that the run needs to go on from there; the
+    best weights so far on the held-out images, as a checkpoint."""
     path: str
     """Where it lies."""
     sha256: str
@@ -245,6 +277,20 @@ class Warned(_Record):
     """Stable, for programs."""
     message: str
     """For people."""
+
+
+PAUSED = os.EX_TEMPFAIL
+"""The exit status of a run that was asked to pause: the same command, run again, goes on."""
+
+
+class Paused(_Record):
+    """The run was asked to pause; its state is saved, and the same run can go on from there."""
+
+    type: Literal["paused"] = "paused"
+    step: int
+    """Training steps behind it."""
+    epoch: float
+    """Epochs behind it."""
 
 
 class Finished(_Record):
@@ -273,7 +319,20 @@ class Failed(_Record):
     """Whether trying again unchanged can succeed."""
 
 
-Event = Started | Entered | Stepped | Attacked | Evaluated | Saved | Warned | Finished | Failed
+Event = (
+    Started
+    | Resumed
+    | Entered
+    | Stepped
+    | Monitored
+    | Attacked
+    | Evaluated
+    | Saved
+    | Warned
+    | Paused
+    | Finished
+    | Failed
+)
 _adapter: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 

@@ -10,7 +10,10 @@ from core.events import (
     Event,
     Failed,
     Finished,
+    Monitored,
+    Paused,
     Report,
+    Resumed,
     Saved,
     Started,
     Stepped,
@@ -33,15 +36,22 @@ def narrate(event: Event) -> Iterator[str]:
                 f"  epoch {event.epoch:5.2f}  step {event.step}/{event.total_steps}  loss {event.loss:.4f}"
                 f"  {_attacked(event):4}  lr {event.learning_rate:.2g}  {event.seconds:.0f} s"
             )
+        case Resumed():
+            yield f"goes on after step {event.step} (epoch {event.epoch:.2f})"
+        case Monitored():
+            norms = "  ".join(f"{norm} {100 * share:.1f}" for norm, share in event.robust.items())
+            yield f"  held out: {norms}  union {100 * event.union.value:.1f}  (fast, {event.examples} images, per cent)"
         case Attacked():
             share = event.robust / event.examples
             yield f"  {event.norm:4} {event.attack:8} {share:6.1%} still right  ({event.done}/{event.total})"
         case Evaluated():
             yield from (f"  doubt: {flag.message}" for flag in event.report.flags)
-        case Saved():
+        case Saved() if event.kind in ("checkpoint", "report"):
             yield f"  {event.kind}: {event.path} ({event.size:,} bytes, sha256 {event.sha256})"
         case Warned():
             yield f"warning: {event.message}"
+        case Paused():
+            yield f"paused after step {event.step}; the same command goes on from there"
         case Finished():
             before, after = event.reports.before, event.reports.after
             yield from table({"before": before, "after": after} if before else {"model": after})

@@ -38,6 +38,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 Engine = Literal["temper", "reference"]
 Schedule = Literal["piecewise", "one-cycle", "constant"]
 Loss = Literal["cross-entropy", "trades"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 # Short and without exponents: Fraction("1e999999999") would compute for hours.
@@ -322,6 +323,19 @@ def _dataset_default(field: str, otherwise: Any) -> Any:
     return default
 
 
+def _default_held_out(data: Mapping[str, Any]) -> int | None:
+    """A twentieth of the training images, at most 256, where their number is known before they are read."""
+    entry = DATASETS.get(data["dataset"])
+    if entry is None:
+        return None
+    return count_held_out(min(entry.train_examples, data.get("train_examples") or entry.train_examples))
+
+
+def count_held_out(train_examples: int) -> int:
+    """Say how many of so many training images are held out when nobody says how many."""
+    return min(256, train_examples // 20)
+
+
 def _default_learning_rate(data: Mapping[str, Any]) -> float:
     base = MODELS.get(data.get("base_model", ""))
     entry = find_architecture(base.architecture if base else data.get("architecture", ""))
@@ -356,6 +370,20 @@ class _Trained(_Measured):
     from it, and an epoch is still every image of the first set once; null for none."""
     extra_share: StrictFloat = Field(default=0.5, gt=0, lt=1)
     """The part of each batch that comes from the second set, where there is one."""
+    held_out: StrictInt | None = Field(default_factory=_default_held_out, ge=0, le=100_000)
+    """Of these, keep so many aside, drawn with the seed: after each epoch they show how robust the model is, in every
+    norm of eps, and which epoch's weights are the best so far. 0 for none; null for a twentieth, at most 256."""
+    precision: Precision = "auto"
+    """Arithmetic of training: fp32, or bf16 inside the network and fp32 around it. auto: bf16 on a GPU that computes in
+    it, else fp32. Evaluations are always fp32."""
+    gpus: StrictInt = Field(default=1, ge=1, le=64)
+    """How many GPUs train together, each on its share of every batch."""
+    halve_batches: StrictBool = False
+    """Whether a batch that does not fit the memory is computed in two halves from then on, whose gradients add up; each
+    half has its own batch norm statistics. On one GPU only."""
+    save_minutes: StrictFloat = Field(default=10.0, ge=0, le=1440)
+    """Save the state of the training, from which a run that was cut off goes on, after each epoch and within one after
+    so many minutes; 0 for after every step."""
 
     @field_validator("method")
     @classmethod

@@ -2,175 +2,260 @@
 
 Fine-tuning follows Croce & Hein 2022 (arXiv 2105.12508, section 5): SGD with momentum, a learning rate that drops in
 thirds of the run and is set before every step, the cross-entropy of the adversarial batch, the last weights are kept.
-To stop a run is to stop iterating: everything it holds is freed with it.
+To stop a run is to stop iterating: everything it holds is freed with it, and the same call goes on from its last state.
 """
 
-import hashlib
 import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from core import checkpoint
+from core import checkpoint, state
+from core.course import Course, stream
 from core.data import Dataset
 from core.data.split import Split
 from core.data.stream import Stream
 from core.data.training_set import TrainingSet
-from core.errors import Diverged, OutOfMemory
+from core.errors import BadInput, BadWeights, Diverged
 from core.evaluation import judge, save_reports
-from core.events import Entered, Event, Finished, Reports, Saved, Started, Stepped
-from core.inputs import Inputs, Loaded, load
-from core.methods import BatchLoss, TrainingRule, build
+from core.events import Entered, Event, Finished, Paused, Report, Reports, Resumed, Saved, Stepped
+from core.inputs import Inputs, load
+from core.monitoring import alarm, monitor
 from core.preflight import preflight
-from core.spec import FineTuneSpec, Schedule, TrainingSpec
+from core.ranks import Ranks, joined
+from core.spec import FineTuneSpec, TrainingSpec, count_held_out
+from core.state import Best, Progress, State
+from core.wishes import Wishes
+
+_BEST = "best.safetensors"
 
 
-def fine_tune(spec: TrainingSpec, output: Path, inputs: Inputs | None = None) -> Iterator[Event]:
+def fine_tune(
+    spec: TrainingSpec,
+    output: Path,
+    inputs: Inputs | None = None,
+    *,
+    wishes: Wishes | None = None,
+    restart: bool = False,
+) -> Iterator[Event]:
     """Fine-tune a base model, or train a network from random weights, and prove what came of it.
 
-    Writes `checkpoint.safetensors` and `report.json` into `output`. The same spec, inputs and device give the same
-    weights. Raises the errors of `core.errors`.
+    Writes `checkpoint.safetensors` and `report.json` into `output`, and on the way state files, from which the same
+    call goes on when it was cut off; they are removed at the end. `best.safetensors` holds the best epoch's weights.
+    The same spec, inputs and device give the same weights. wishes: heeded after each step. restart: begin anew where
+    there is a state. In several processes, started by torchrun, only the first one reports and writes. Raises the
+    errors of `core.errors`.
     """
-    begun = time.monotonic()
-    checkpoint.make_folder(output)
-    loaded = load(spec, inputs or Inputs())
-    model, test = loaded.model, loaded.test
-    train = TrainingSet(_training_part(spec, loaded.dataset), loaded.dataset.extra, spec.extra_share).to(loaded.device)
-    started = loaded.started(train_examples=len(train), total_steps=spec.epochs * train.steps(spec.batch_size))
-    yield started
-    yield from preflight(loaded, started)
-    before = None
-    if isinstance(spec, FineTuneSpec) and spec.evaluation.include_base:
-        before = yield from judge(model, test, spec, "base")
-    yield Entered(phase="training")
-    yield from _train(model, train, spec)
-    after = yield from judge(model, test, spec, "result")
-    reports = Reports(before=before, after=after)
-    yield Entered(phase="publishing")
-    yield _save(spec, loaded, started, reports, output)
-    yield save_reports(reports, started, output, step=started.total_steps, epoch=spec.epochs)
-    yield Finished(reports=reports, seconds=time.monotonic() - begun)
+    inputs = inputs or Inputs()
+    with joined(spec.gpus, inputs.device) as ranks:
+        run = _Run(spec, output, replace(inputs, device=ranks.device), ranks, wishes or Wishes())
+        for event in run.events(restart=restart):
+            if ranks.first:
+                yield event
+
+
+class _Run:
+    """One call of fine_tune, in one process."""
+
+    def __init__(self, spec: TrainingSpec, output: Path, inputs: Inputs, ranks: Ranks, wishes: Wishes) -> None:
+        self.begun = time.monotonic()
+        checkpoint.make_folder(output)
+        self.spec, self.output, self.ranks, self.wishes = spec, output, ranks, wishes
+        self.loaded = load(spec, inputs)
+        part, held_out = _hold_out(spec, _training_part(spec, self.loaded.dataset))
+        self.held_out = held_out.to(ranks.device)
+        train = TrainingSet(part, self.loaded.dataset.extra, spec.extra_share).to(ranks.device)
+        self.course = Course(spec, self.loaded.model, train, ranks)
+        self.started = self.loaded.started(train_examples=len(train), total_steps=self.course.total_steps)
+        self.before: Report | None = None
+        self.best: Best | None = None
+        self.stopped_at: int | None = None
+        self.saved: Saved | None = None
+        """The last state file that this call has written or gone on from."""
+        self.saved_at = time.monotonic()
+
+    @property
+    def _verdicts(self) -> Path:
+        """Where an evaluation keeps what it has found so far."""
+        return self.output / "verdicts.json"
+
+    def events(self, *, restart: bool) -> Iterator[Event]:
+        """Do everything, and tell it."""
+        yield self.started
+        found = None if restart else state.latest(self.output, self.started)
+        # Nobody removes or writes a state before everybody has looked for one.
+        self.ranks.wait()
+        if found:
+            self._restore(found)
+            yield Resumed(step=self.course.step, epoch=self.course.epoch)
+        elif self.ranks.first:
+            yield from preflight(self.loaded, self.started)
+            state.clear(self.output)
+            (self.output / _BEST).unlink(missing_ok=True)
+            if isinstance(self.spec, FineTuneSpec) and self.spec.evaluation.include_base:
+                self.before = yield from judge(
+                    self.loaded.model, self.loaded.test, self.spec, "base", keep=self._verdicts
+                )
+                yield self._save_state()
+        yield Entered(phase="training")
+        self.wishes.stepping = True
+        try:
+            yield from self._train()
+        finally:
+            self.wishes.stepping = False
+        # A wish may have come after the last step was over.
+        if self.course.pausing or self.wishes.pause:
+            yield Paused(step=self.course.step, epoch=self.course.epoch)
+        elif self.ranks.first:
+            yield from self._deliver()
+
+    def _train(self) -> Generator[Event, None, None]:
+        """Take all steps that are left, and after each do what is due."""
+        course = self.course
+        course.start_clock()
+        self.saved_at = time.monotonic()
+        self.loaded.model.train()
+        while course.step < course.total_steps and self.stopped_at is None and not course.pausing:
+            for event in course.take_step(self.wishes):
+                if isinstance(event, Stepped) and not isfinite(event.loss):
+                    raise self._diverged(f"the loss is {event.loss} at step {event.step}")
+                yield event
+            if course.stopping and course.step < course.total_steps:
+                self.stopped_at = course.step
+            if self.ranks.first:
+                yield from self._look_back()
+        self.loaded.model.eval()
+
+    def _look_back(self) -> Generator[Event, None, None]:
+        """Monitor at the end of an epoch, and save the state then, when it is time, and when the run is to end here."""
+        ends = self.course.step % self.course.steps_per_epoch == 0 or self.stopped_at is not None
+        due = time.monotonic() - self.saved_at >= 60 * self.spec.save_minutes
+        if not (ends or due or self.course.pausing):
+            return
+        if not self.course.is_finite():
+            raise self._diverged(f"weights are no longer numbers after step {self.course.step}")
+        if ends and len(self.held_out):
+            yield from self._monitor()
+        yield self._save_state()
+
+    def _monitor(self) -> Generator[Event, None, None]:
+        """Look how the model fares on the held-out images, and keep the best weights."""
+        course = self.course
+        seen = monitor(self.loaded.model, self.held_out, self.spec, step=course.step, epoch=course.epoch)
+        yield seen
+        if warning := alarm(seen):
+            yield warning
+        if self.best is None or seen.union.count >= self.best.union.count:
+            self.best = Best(step=course.step, union=seen.union)
+            yield self._save_weights("best", self.output / _BEST, step=course.step, reports=None)
+
+    def _diverged(self, what: str) -> Diverged:
+        kept = f"; the last good state, of step {self.saved.step}, is {self.saved.path}" if self.saved else ""
+        return Diverged(what + kept, hint="lower the learning rate", field="learning_rate")
+
+    def _save_state(self) -> Saved:
+        course = self.course
+        progress = Progress(
+            spec=self.spec,
+            base_sha256=self.started.base_sha256,
+            data_sha256=self.started.data_sha256,
+            step=course.step,
+            epoch=course.epoch,
+            seconds=course.seconds,
+            counts=course.counts,
+            parts=course.parts,
+            best=self.best,
+            stopped_at=self.stopped_at,
+            before=self.before,
+        )
+        self.saved = state.save(self.output, State(progress, course.tensors()))
+        self.saved_at = time.monotonic()
+        return self.saved
+
+    def _restore(self, found: State) -> None:
+        progress = found.progress
+        self.course.restore(
+            found.tensors,
+            step=progress.step,
+            parts=progress.parts,
+            counts=progress.counts,
+            seconds=progress.seconds,
+        )
+        self.before, self.stopped_at = progress.before, progress.stopped_at
+        self.best = progress.best if self._best_weights() else None
+
+    def _best_weights(self) -> tuple[nn.Module, checkpoint.Header] | None:
+        """Load the best weights, where there are any and they are this run's."""
+        with suppress(BadWeights):
+            model, header = checkpoint.load(self.output / _BEST)
+            same = (header.spec, header.base_sha256, header.data_sha256)
+            if same == (self.spec, self.started.base_sha256, self.started.data_sha256):
+                return model, header
+        return None
+
+    def _deliver(self) -> Generator[Event, None, None]:
+        """Evaluate the last weights, or the best ones where the run was stopped early, and write all files."""
+        model, step = self.loaded.model, self.course.step
+        if self.stopped_at is not None and self.best and (kept := self._best_weights()):
+            model.load_state_dict(kept[0].state_dict())
+            step = kept[1].step
+        after = yield from judge(model, self.loaded.test, self.spec, "result", keep=self._verdicts)
+        reports = Reports(before=self.before, after=after)
+        yield Entered(phase="publishing")
+        yield self._save_weights("checkpoint", self.output / "checkpoint.safetensors", step=step, reports=reports)
+        epoch = step / self.course.steps_per_epoch
+        yield save_reports(reports, self.started, self.output, step=step, epoch=epoch)
+        state.clear(self.output)
+        yield Finished(reports=reports, seconds=time.monotonic() - self.begun)
+
+    def _save_weights(
+        self, kind: Literal["checkpoint", "best"], path: Path, *, step: int, reports: Reports | None
+    ) -> Saved:
+        header = checkpoint.Header(
+            blueprint=self.loaded.blueprint,
+            spec=self.spec,
+            seed=self.spec.seed,
+            step=step,
+            stopped_at=self.stopped_at,
+            reports=reports,
+            base_sha256=self.started.base_sha256,
+            data_sha256=self.started.data_sha256,
+            versions=self.started.versions,
+            commit=self.started.commit,
+        )
+        sha256 = checkpoint.save_checkpoint(path, self.loaded.model, header)
+        return Saved(
+            kind=kind,
+            path=str(path),
+            sha256=sha256,
+            size=path.stat().st_size,
+            step=step,
+            epoch=step / self.course.steps_per_epoch,
+        )
 
 
 def _training_part(spec: TrainingSpec, dataset: Dataset) -> Split | Stream:
     if spec.train_examples is None or spec.train_examples >= len(dataset.train):
         return dataset.train
-    order = torch.randperm(len(dataset.train), generator=_stream(spec.seed, "subset"))
+    order = torch.randperm(len(dataset.train), generator=stream(spec.seed, "subset"))
     return dataset.train.pick(order[: spec.train_examples])
 
 
-def _train(model: nn.Module, train: TrainingSet, spec: TrainingSpec) -> Generator[Event, None, None]:
-    """Run all training steps, reporting each."""
-    begun = time.monotonic()
-    order_stream, image_stream = _stream(spec.seed, "order"), _stream(spec.seed, "augmentation")
-    rule = build(spec.method, spec.eps, _stream(spec.seed, "norms"))
-    optimizer = torch.optim.SGD(
-        _parameter_groups(model, spec), lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay
-    )
-    steps_per_epoch = train.steps(spec.batch_size)
-    total = spec.epochs * steps_per_epoch
-    step = 0
-    model.train()
-    for _ in range(spec.epochs):
-        order = train.draw_order(spec.batch_size, order_stream)
-        for images, labels in train.batches(order, spec.augmentation, image_stream):
-            rate = learning_rate(spec.schedule, spec.learning_rate, step, total)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            result = _update(model, optimizer, rule, images, labels)
-            step += 1
-            loss = result.loss.item()
-            if not isfinite(loss):
-                raise Diverged(
-                    f"the loss is {loss} at step {step}", hint="lower the learning rate", field="learning_rate"
-                )
-            yield Stepped(
-                step=step,
-                total_steps=total,
-                epoch=step / steps_per_epoch,
-                loss=loss,
-                learning_rate=rate,
-                norm=result.norm,
-                counts=rule.counts,
-                seconds=time.monotonic() - begun,
-            )
-    model.eval()
-
-
-def _update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, rule: TrainingRule, images: Tensor, labels: Tensor
-) -> BatchLoss:
-    """Take one step down the method's loss. Raises OutOfMemory with a batch size that may fit."""
-    try:
-        result = rule(model, images, labels)
-        optimizer.zero_grad()
-        result.loss.backward()
-        optimizer.step()
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(
-            f"a batch of {len(labels)} images does not fit the memory of {images.device}",
-            hint=f"set batch_size to {max(len(labels) // 2, 1)} or less",
-            field="batch_size",
-        ) from error
-    return result
-
-
-def learning_rate(schedule: Schedule, highest: float, step: int, total: int) -> float:
-    """Return the learning rate of a step, counted from 0, in a run of `total` steps.
-
-    piecewise drops on the last step of a third, as the E-AT code does: its clock reads the end of the step.
-    """
-    match schedule:
-        case "constant":
-            return highest
-        case "piecewise":
-            thirds = 3 * (step + 1) // total
-            return highest / 10 ** min(thirds, 2)
-        case "one-cycle":
-            progress = (step + 0.5) / total
-            return highest * min(progress / 0.3, (1 - progress) / 0.7)
-
-
-def _parameter_groups(model: nn.Module, spec: TrainingSpec) -> list[dict]:
-    """Group the parameters: from random weights, biases and batch norm are not decayed; every group has one rate.
-
-    The E-AT code schedules only its first group and so trains the second at a constant rate of 1.0; this does not.
-    """
-    if isinstance(spec, FineTuneSpec):
-        return [{"params": list(model.parameters())}]
-    decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    kept = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
-
-
-def _stream(seed: int, purpose: str) -> torch.Generator:
-    """Make the random stream for one purpose, so that no part of a run disturbs the draws of another."""
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def _save(spec: TrainingSpec, loaded: Loaded, started: Started, reports: Reports, output: Path) -> Saved:
-    path = output / "checkpoint.safetensors"
-    header = checkpoint.Header(
-        blueprint=loaded.blueprint,
-        spec=spec,
-        seed=spec.seed,
-        step=started.total_steps,
-        reports=reports,
-        base_sha256=started.base_sha256,
-        data_sha256=started.data_sha256,
-        versions=started.versions,
-        commit=started.commit,
-    )
-    sha256 = checkpoint.save_checkpoint(path, loaded.model, header)
-    return Saved(
-        kind="checkpoint",
-        path=str(path),
-        sha256=sha256,
-        size=path.stat().st_size,
-        step=started.total_steps,
-        epoch=spec.epochs,
-    )
+def _hold_out(spec: TrainingSpec, part: Split | Stream) -> tuple[Split | Stream, Split]:
+    """Divide the training images into those that train and those that are held out. Raises BadInput."""
+    held_out = count_held_out(len(part)) if spec.held_out is None else spec.held_out
+    if held_out >= len(part):
+        raise BadInput(
+            f"{held_out} of {len(part)} training images held out leave none to train on",
+            hint=f"set held_out to {count_held_out(len(part))}, or to 0 for none",
+            field="held_out",
+        )
+    order = torch.randperm(len(part), generator=stream(spec.seed, "held-out"))
+    kept = part.pick(order[held_out:].sort().values) if held_out else part
+    return kept, part.read(order[:held_out].sort().values)

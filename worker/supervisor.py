@@ -10,11 +10,12 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
+from time import monotonic
 
 from sqlalchemy.orm import Session
 
@@ -31,6 +32,8 @@ from worker.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+_STATES = "states"
+"""Where, below an attempt's prefix, its states lie."""
 # The kernel's own way to say it, and Python's and the shell's.
 _KILLED_FROM_OUTSIDE = {-signal.SIGKILL, 128 + signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM}
 
@@ -44,8 +47,10 @@ def core_command(claim: Claim, folder: Path, inventory: Inventory) -> list[str]:
     }
     given = [part for option, path in paths.items() if path for part in (option, str(path))]
     spec = str(folder / "spec.json")
+    gpus = getattr(claim.spec, "gpus", 1)
+    together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus), "-m"] if gpus > 1 else []
     options = ["--json", "--output", str(folder), *given, "--until-stdin-closes"]
-    return [sys.executable, "-m", "core", claim.spec.kind, spec, *options]
+    return [sys.executable, "-m", *together, "core", claim.spec.kind, spec, *options]
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ def run(claim: Claim, place: Workplace) -> None:
     log.info("job %s: attempt %d begins", claim.job_id, claim.epoch)
     try:
         with _work_folder(claim, place) as folder:
+            _fetch_states(folder, claim, place)
             _run_in(folder, claim, place)
     except LostOwnership:
         log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.epoch)
@@ -89,6 +95,36 @@ def _work_folder(claim: Claim, place: Workplace) -> Iterator[Path]:
         shutil.rmtree(of_job, ignore_errors=True)
 
 
+def _fetch_states(folder: Path, claim: Claim, place: Workplace) -> None:
+    """Put the files that an earlier attempt has left for this one into its folder, as far as they can be had."""
+    with place.database.reading() as session:
+        states = jobs.states(session, claim)
+    for state in states:
+        path = folder / state.name
+        try:
+            _fetch(state.key, state.sha256, path, claim, place)
+        except StorageUnavailable as error:
+            log.warning("job %s: attempt %d begins without its %s: %s", claim.job_id, claim.epoch, state.kind, error)
+            path.unlink(missing_ok=True)
+        else:
+            log.info("job %s: attempt %d goes on from step %d", claim.job_id, claim.epoch, state.step)
+
+
+def _fetch(key: str, sha256: str, path: Path, claim: Claim, place: Workplace) -> None:
+    """Copy an object into a file, keeping the lease meanwhile. Raises StorageUnavailable, also when it is damaged."""
+    arrived, renewed_at = hashlib.sha256(), monotonic()
+    with path.open("wb") as file:
+        for chunk in place.store.read(key):
+            arrived.update(chunk)
+            file.write(chunk)
+            if monotonic() - renewed_at > place.settings.heartbeat_seconds:
+                renewed_at = monotonic()
+                with place.database.writing() as session:
+                    jobs.heartbeat(session, claim, lease_seconds=place.settings.lease_seconds)
+    if arrived.hexdigest() != sha256:
+        raise StorageUnavailable(f"{key}: it is not what was stored")
+
+
 def _run_in(folder: Path, claim: Claim, place: Workplace) -> None:
     command = place.command(claim, folder, place.inventory)
     with (
@@ -101,6 +137,7 @@ def _run_in(folder: Path, claim: Claim, place: Workplace) -> None:
             lease.write(partial(jobs.fail, claim=claim, failure=_not_stored(error)))
         else:
             lease.write(_ending(last, trainer, lease, claim, place))
+    _discard_states(claim, place)
     log.info("job %s: attempt %d is over", claim.job_id, claim.epoch)
 
 
@@ -111,15 +148,57 @@ def _follow(trainer: Trainer, lease: Lease, claim: Claim, place: Workplace, fold
         lease.write(partial(jobs.record, claim=claim, events=batch))
         last = batch[-1]
         if isinstance(last, reported.Saved):
-            key = _deliver(last, claim, place.store, folder)
-            lease.write(partial(jobs.save, claim=claim, saved=last, key=key))
+            _store(last, lease, claim, place, folder)
     return last
 
 
-def _deliver(saved: reported.Saved, claim: Claim, store: ObjectStore, folder: Path) -> str:
+def _store(saved: reported.Saved, lease: Lease, claim: Claim, place: Workplace, folder: Path) -> None:
+    """Deliver a file and make it real; a state takes the place of the one before it. Raises StorageUnavailable.
+
+    The training does not wait: a state that it has replaced by a newer one meanwhile is left out.
+    """
+    name = Path(saved.path).name
+    if saved.kind in ("checkpoint", "report"):
+        key = _deliver(saved, f"{claim.prefix}/{name}", place.store, folder)
+        lease.write(partial(jobs.save, claim=claim, saved=saved, key=key))
+        return
+    key = f"{claim.prefix}/{_STATES}/{saved.kind}-{saved.step}/{name}"
+    try:
+        _deliver(saved, key, place.store, folder)
+    except StorageUnavailable:
+        if _is_there(folder / name, saved.sha256):
+            raise
+        _discard(key.rpartition("/")[0], place.store)
+        return
+    superseded = lease.write(partial(jobs.save_state, claim=claim, saved=saved, name=name, key=key))
+    if superseded:
+        _discard(superseded.rpartition("/")[0], place.store)
+
+
+def _is_there(path: Path, sha256: str) -> bool:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    return False
+
+
+def _discard_states(claim: Claim, place: Workplace) -> None:
+    """Remove the states of a job that has ended well or was given up, those of its lost attempts included."""
+    with place.database.writing() as session:
+        done = jobs.forget_states(session, claim)
+    for epoch in range(1, claim.epoch + 1) if done else ():
+        _discard(f"{replace(claim, epoch=epoch).prefix}/{_STATES}", place.store)
+
+
+def _discard(prefix: str, store: ObjectStore) -> None:
+    try:
+        store.delete(prefix)
+    except StorageUnavailable as error:
+        log.warning("what is no longer needed stays in the object store: %s", error)
+
+
+def _deliver(saved: reported.Saved, key: str, store: ObjectStore, folder: Path) -> str:
     """Put a file into the object store and see that it has arrived. Raises StorageUnavailable."""
     name = Path(saved.path).name
-    key = f"{claim.prefix}/{name}"
     store.put(key, folder / name)
     arrived = hashlib.sha256()
     for chunk in store.read(key):
@@ -138,7 +217,8 @@ def _ending(
     if isinstance(last, reported.Failed):
         return partial(jobs.fail, claim=claim, failure=Failure(**last.model_dump(exclude={"type"})))
     exit_code = trainer.wait()
-    if lease.stopped:
+    # Of several processes the exit code is torchrun's, which knows nothing of a pause.
+    if lease.stopped or exit_code == reported.PAUSED or isinstance(last, reported.Paused):
         return partial(jobs.hand_back, claim=claim)
     if exit_code in _KILLED_FROM_OUTSIDE:
         return partial(jobs.lose, claim=claim, max_losses=place.settings.max_losses)

@@ -52,11 +52,10 @@ def test_a_run_as_json_lines_ends_with_its_files(run: Command, tmp_path: Path) -
     assert events[0].type == "started"
     assert isinstance(events[-1], Finished)
     assert any(isinstance(event, Stepped) for event in events)
-    assert {Path(event.path).name for event in events if isinstance(event, Saved)} == {
-        "checkpoint.safetensors",
-        "report.json",
-    }
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.safetensors", "report.json"]
+    delivered = [event for event in events if isinstance(event, Saved) and event.kind != "state"]
+    names = sorted(Path(event.path).name for event in delivered)
+    assert names == ["best.safetensors", "checkpoint.safetensors", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_what_one_run_makes_the_next_can_start_from(run: Command, tmp_path: Path) -> None:

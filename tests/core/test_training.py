@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from core import checkpoint, training
+from core.course import learning_rate, parameter_groups
 from core.errors import Diverged
-from core.events import Entered, Event, Finished, Reports, Saved, Started, Stepped
+from core.events import Attacked, Entered, Event, Finished, Reports, Saved, Started, Stepped
 from core.spec import FineTuneSpec, TrainSpec, parse
-from core.training import fine_tune, learning_rate
+from core.training import fine_tune
 
 _GOLDEN = Path(__file__).parent / "golden" / "e_at_digits.json"
 _QUICK = {
@@ -45,7 +46,7 @@ def double_precision() -> Iterator[None]:
 
 @pytest.mark.usefixtures("double_precision")
 def test_the_first_twenty_losses_and_norms_are_those_on_record(tmp_path: Path) -> None:
-    spec = _spec(train_examples=None, evaluation={"protocol": "fast", "examples": 1, "include_base": False})
+    spec = _spec(train_examples=None, held_out=0, evaluation={"protocol": "fast", "examples": 1, "include_base": False})
     steps = []
     for event in fine_tune(spec, tmp_path):
         if isinstance(event, Stepped):
@@ -59,8 +60,10 @@ def test_the_first_twenty_losses_and_norms_are_those_on_record(tmp_path: Path) -
 
 def test_a_run_reports_its_story_in_order(tmp_path: Path) -> None:
     events = list(fine_tune(_spec(), tmp_path))
-    told = [event.type for event in events if not isinstance(event, Stepped | Entered) and event.type != "attacked"]
-    assert told == ["started", "evaluated", "evaluated", "saved", "saved", "finished"]
+    told = [event.type for event in events if not isinstance(event, Stepped | Entered | Saved | Attacked)]
+    assert told == ["started", "evaluated", "monitored", "evaluated", "finished"]
+    saved = [(event.kind, event.step) for event in events if isinstance(event, Saved)]
+    assert saved == [("state", 0), ("best", 2), ("state", 2), ("checkpoint", 2), ("report", 2)]
     phases = [(event.phase, event.subject) for event in events if isinstance(event, Entered)]
     assert phases == [("evaluating", "base"), ("training", None), ("evaluating", "result"), ("publishing", None)]
     started, finished = events[0], events[-1]
@@ -97,7 +100,7 @@ def test_stopping_the_iteration_frees_the_model(tmp_path: Path, monkeypatch: pyt
     models = []
     load = training.load
     monkeypatch.setattr(training, "load", lambda *args: models.append(weakref.ref((it := load(*args)).model)) or it)
-    run = fine_tune(_spec(), tmp_path)
+    run = fine_tune(_spec(evaluation={**_QUICK["evaluation"], "include_base": False}), tmp_path)
     assert any(isinstance(event, Stepped) for event in run)
     run.close()
     gc.collect()
@@ -146,7 +149,7 @@ def test_from_random_weights_all_parameters_follow_the_schedule_and_only_matrice
     spec = parse({"kind": "train", "architecture": "digits-cnn", "dataset": "digits"})
     assert isinstance(spec, TrainSpec)
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Linear(2, 2))
-    optimizer = torch.optim.SGD(training._parameter_groups(model, spec), lr=1.0, weight_decay=spec.weight_decay)
+    optimizer = torch.optim.SGD(parameter_groups(model, spec), lr=1.0, weight_decay=spec.weight_decay)
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert {p.dim() > 1: decays[id(p)] for p in model.parameters()} == {True: 5e-4, False: 0.0}
     assert len(decays) == len(list(model.parameters()))

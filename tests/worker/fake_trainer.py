@@ -41,11 +41,11 @@ def report(spec, right):
     }
 
 
-def save(folder, kind, name, content):
+def save(folder, kind, name, content, step=STEPS):
     path = folder / name
     path.write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
-    say("saved", kind=kind, path=str(path), sha256=digest, size=len(content), step=STEPS, epoch=1.0)
+    say("saved", kind=kind, path=str(path), sha256=digest, size=len(content), step=step, epoch=step / STEPS)
 
 
 def evaluate(spec, subject, right):
@@ -55,13 +55,23 @@ def evaluate(spec, subject, right):
     say("evaluated", subject=subject, report=report(spec, right))
 
 
-def train(spec, seconds):
+def train(spec, seconds, folder):
+    """A file holds the step it is the state of; with the wish for states, every step gets one."""
     counts = {"linf": {"seen": 4, "robust": 2}, "l1": {"seen": 4, "robust": 1}}
+    begin = max((int(path.read_text()) for path in folder.glob("state-*")), default=0)
+    if begin:
+        assert (folder / "best.safetensors").read_text() == str(begin)
+        say("resumed", step=begin, epoch=begin / STEPS)
     say("entered", phase="training")
-    for step in range(1, STEPS + 1):
+    for step in range(begin + 1, STEPS + 1):
         time.sleep(seconds)
         say("stepped", step=step, total_steps=STEPS, epoch=step / STEPS, loss=2.0 / step, learning_rate=0.05,
             norm="linf", counts=counts, seconds=float(step))  # fmt: skip
+        if "states" in spec["metadata"]:
+            save(folder, "best", "best.safetensors", str(step).encode(), step)
+            save(folder, "state", f"state-{step}.safetensors", str(step).encode(), step)
+        if spec["metadata"].get("cut") == str(step):
+            act(spec["metadata"]["act"], folder)
 
 
 def act(name, folder):
@@ -74,6 +84,10 @@ def act(name, folder):
         case "killed once" if not once.exists():
             once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        case "pause once" if not once.exists():
+            once.touch()
+            say("paused", step=5, epoch=0.5)
+            sys.exit(75)
         case "hang":
             time.sleep(600)
         case "hang deaf":
@@ -108,8 +122,9 @@ def main():
         total_steps=STEPS, base_sha256=None, data_sha256="0" * 64, versions={}, commit=None)  # fmt: skip
     say("entered", phase="preparing")
     evaluate(spec, "base", 1)
-    train(spec, float(wish.get("seconds", "0")))
-    act(wish.get("act", ""), folder)
+    train(spec, float(wish.get("seconds", "0")), folder)
+    if "cut" not in wish:
+        act(wish.get("act", ""), folder)
     evaluate(spec, "result", 3)
     say("entered", phase="publishing")
     reports = {"before": report(spec, 1), "after": report(spec, 3)}

@@ -15,8 +15,11 @@ from sqlalchemy.exc import OperationalError
 
 from app import jobs
 from app.inventory import Inventory
+from app.jobs import LostOwnership
+from app.reading import training_curve
 from app.storage import LocalStore, StorageFull, StorageUnavailable
-from app.tables import Attempt, Checkpoint, Event, Job, Metric
+from app.tables import Attempt, Checkpoint, Event, Job, Metric, State
+from core.events import Saved
 from core.spec import parse
 from tests.worker.fake_worker import fake_command
 from tests.worker.processes import processes_with, wait_until
@@ -63,14 +66,21 @@ def types(place, job_id):
         return session.scalars(select(Event.type).where(Event.job_id == job_id).order_by(Event.seq)).all()
 
 
+def told(place, held, type_):
+    """Count what the attempt has said so far."""
+    if type_ == "stepped":
+        return len(steps_told(place, held.epoch))
+    return types(place, held.job_id).count(type_)
+
+
 @contextlib.contextmanager
-def running(place):
-    """Run the next job in a thread until the block ends it."""
+def running(place, *, says="stepped", count=10):
+    """Run the next job in a thread until the block ends it, which begins when the job has said something so often."""
     held = claim(place)
     thread = threading.Thread(target=run, args=(held, place))
     thread.start()
     try:
-        wait_until(lambda: (get(place, held.job_id).progress or {}).get("step") == 10)
+        wait_until(lambda: told(place, held, says) == count)
         yield held
     finally:
         thread.join(20)
@@ -152,6 +162,88 @@ def test_a_job_that_kills_its_process_every_time_fails_in_the_end(place, post):
     run_next(place)
     assert get(place, job_id).failure["code"] == "repeated_crash"
     assert claim(place) is None
+
+
+def steps_told(place, attempt):
+    with place.database.reading() as session:
+        return session.scalars(select(Metric.step).where(Metric.epoch == attempt).order_by(Metric.step)).all()
+
+
+def states_of(place, job_id):
+    return sorted(path.name for path in (place.settings.objects_dir / "jobs" / job_id).rglob("*states/*/*"))
+
+
+@pytest.mark.parametrize("act", ["killed once", "pause once"])
+def test_the_next_attempt_goes_on_from_the_last_state(place, post, act):
+    job_id = post(states="yes", cut="6", act=act)
+    run_next(place)
+    job = get(place, job_id)
+    assert (job.status, job.infra_losses) == ("queued", int(act == "killed once"))
+    # Of each kind the store holds the newest alone, however many there were.
+    assert states_of(place, job_id) == ["best.safetensors", "state-6.safetensors"]
+    run_next(place)
+    assert get(place, job_id).status == "succeeded"
+    assert "resumed" in types(place, job_id)
+    assert (steps_told(place, 1), steps_told(place, 2)) == ([1, 2, 3, 4, 5, 6], [7, 8, 9, 10])
+    with place.database.reading() as session:
+        curve = training_curve(session, get(place, job_id), after_step=0, max_points=100)
+        assert [(metric.step, metric.epoch) for metric in curve] == [(n, 1 if n <= 6 else 2) for n in range(1, 11)]
+        few = training_curve(session, get(place, job_id), after_step=2, max_points=4)
+        assert [metric.step for metric in few] == [4, 6, 8, 10]
+        assert session.scalars(select(State)).all() == []
+    assert states_of(place, job_id) == []
+
+
+def test_a_worker_that_stops_hands_its_job_back_with_the_state(place, post):
+    job_id = post(states="yes", act="hang")
+    with running(place):
+        place.stopping.set()
+    assert states_of(place, job_id) == ["best.safetensors", "state-10.safetensors"]
+    place.stopping.clear()
+    with running(place, says="resumed", count=1) as held, place.database.writing() as session:
+        jobs.request_cancel(session, job_id)
+    assert held.epoch == 2
+    assert steps_told(place, 2) == []
+    assert get(place, job_id).status == "cancelled"
+    assert states_of(place, job_id) == []
+
+
+@pytest.mark.parametrize("harm", ["damaged", "gone"])
+def test_without_a_whole_state_the_next_attempt_begins_anew(place, post, harm):
+    job_id = post(states="yes", cut="6", act="killed once")
+    run_next(place)
+    (state,) = (place.settings.objects_dir / "jobs" / job_id).rglob("state-6.safetensors")
+    state.unlink()
+    if harm == "damaged":
+        state.write_text("7")
+    run_next(place)
+    assert get(place, job_id).status == "succeeded"
+    assert steps_told(place, 2) == list(range(1, 11))
+
+
+def test_a_state_that_cannot_be_stored_fails_the_job_and_one_that_was_replaced_does_not(place, post, settings):
+    job_id = post(states="yes")
+    run_next(replace(place, store=BrokenStore(settings.objects_dir, StorageUnavailable("key: gone"))))
+    # Ten states in a millisecond: nearly all were replaced before the supervisor had seen them, the last one was not.
+    assert get(place, job_id).failure["code"] == "storage_unavailable"
+
+
+def test_a_state_that_is_not_ours_to_save_changes_nothing(place, post):
+    job_id = post(states="yes", cut="6", act="killed once")
+    run_next(place)
+    lost = claim(place)
+    with place.database.writing() as session:
+        session.execute(update(Job).values(epoch=lost.epoch + 1, owner="other"))
+    saved = Saved(kind="state", path="x", sha256="0" * 64, size=1, step=9, epoch=0.9)
+    with pytest.raises(LostOwnership), place.database.writing() as session:
+        jobs.save_state(session, lost, saved, name="x", key="k")
+    assert states_of(place, job_id) == ["best.safetensors", "state-6.safetensors"]
+
+
+def test_a_job_on_several_gpus_is_started_by_torchrun(place):
+    spec = parse({"base_model": "digits-cnn-linf", "gpus": 4})
+    command = core_command(jobs.Claim("job_1", 1, spec), Path("/w"), place.inventory)
+    assert command[1:8] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "-m", "core"]
 
 
 def test_printed_text_that_is_no_event_is_a_warning(place, post):

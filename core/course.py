@@ -1,0 +1,354 @@
+"""A training run from step to step: batches in a seeded order, the method's loss, the optimiser, the random streams.
+
+All that the next step depends on goes into a `core.state` file and comes back from it, so that on a CPU a run that was
+cut off and went on ends with the same bits as one that was not.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from core.catalog import Norm
+from core.data.split import Batch
+from core.data.training_set import TrainingSet
+from core.errors import BadInput, OutOfMemory
+from core.events import NormCount, Stepped, Warned
+from core.methods import build
+from core.precision import in_precision
+from core.ranks import Ranks, share_batch_norm
+from core.spec import FineTuneSpec, Schedule, TrainingSpec
+from core.wishes import Wishes
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of a batch, or of a process's share of it."""
+
+    loss: float
+    """Mean over the whole batch of the losses in the share."""
+    norm: Norm | None
+    """The norm that was attacked."""
+    seen: dict[Norm, int]
+    """Images attacked, per norm."""
+    robust: dict[Norm, int]
+    """Those of them that withstood it."""
+
+
+class Course:
+    """A run between two steps."""
+
+    def __init__(self, spec: TrainingSpec, model: nn.Module, train: TrainingSet, ranks: Ranks) -> None:
+        self.spec, self.model, self.ranks = spec, model, ranks
+        self.step = 0
+        self.parts = 1
+        """In how many parts a batch is computed: 1, or 2 after it was found not to fit the memory."""
+        self.pausing = False
+        """Whether any process was asked to pause."""
+        self.stopping = False
+        """Whether any process was asked to stop."""
+        self.steps_per_epoch = train.steps(spec.batch_size)
+        self.total_steps = spec.epochs * self.steps_per_epoch
+        self._train = train
+        self._streams = {name: stream(spec.seed, name) for name in ("order", "augmentation", "norms")}
+        self._layers = _LayerDraws(spec.seed, ranks)
+        self._rule = build(spec.method, spec.eps, self._streams["norms"])
+        if ranks.size > 1:
+            share_batch_norm(model)
+        self._forward = in_precision(model, spec.precision, ranks.device)
+        self._optimizer = torch.optim.SGD(
+            parameter_groups(model, spec),
+            lr=spec.learning_rate,
+            momentum=spec.momentum,
+            weight_decay=spec.weight_decay,
+            fused=ranks.device.type == "cuda",
+        )
+        self._order: list[Tensor] = []
+        self._batches: Iterator[Batch] = iter(())
+        self._order_at_epoch = self._streams["order"].get_state()
+        self._seconds = 0.0
+        self._since = time.monotonic()
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, as a fraction."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def counts(self) -> dict[Norm, NormCount]:
+        """The method's counts."""
+        return self._rule.counts
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far."""
+        return self._seconds + time.monotonic() - self._since
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+        return learning_rate(self.spec.schedule, self.spec.learning_rate, self.step, self.total_steps)
+
+    def start_clock(self) -> None:
+        """Count the seconds from now on."""
+        self._since = time.monotonic()
+
+    def take_step(self, wishes: Wishes) -> Iterator[Stepped | Warned]:
+        """Train on the next batch, with the model in train mode, and say how that went.
+
+        Raises OutOfMemory with a batch size that may fit.
+        """
+        images, labels, whole = self._next_batch()
+        rate = self.learning_rate
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        parts, counts = self.parts, self.counts
+        with self._layers.drawing():
+            outcome = self._agree(self._update(images, labels, whole), wishes)
+        # Draws within a share differ with its size; the next batch's must not.
+        self.ranks.follow(self._streams["norms"])
+        self._rule.counts = {
+            norm: NormCount(seen=count.seen + outcome.seen[norm], robust=count.robust + outcome.robust[norm])
+            for norm, count in counts.items()
+        }
+        self.step += 1
+        if self.parts > parts:
+            yield Warned(
+                code="batch_halved",
+                message=f"a batch of {whole} images does not fit the memory of {self.ranks.device}: each is "
+                "computed in two halves from now on, with batch norm statistics of their own",
+            )
+        yield Stepped(
+            step=self.step,
+            total_steps=self.total_steps,
+            epoch=self.epoch,
+            loss=outcome.loss,
+            learning_rate=rate,
+            norm=outcome.norm,
+            counts=self.counts,
+            seconds=self.seconds,
+        )
+
+    def _next_batch(self) -> tuple[Tensor, Tensor, int]:
+        """Take this process's share of the next batch: its images, its labels, and the size of the whole batch."""
+        place = self.step % self.steps_per_epoch
+        if place == 0 or not self._order:
+            draws = self._streams["order"]
+            self._order_at_epoch = draws.get_state()
+            self._order = self._train.draw_order(self.spec.batch_size, draws)
+            self._check_shares()
+            self._batches = self._train.batches(
+                self._order[place:],
+                self.spec.augmentation,
+                self._streams["augmentation"],
+                rank=self.ranks.rank,
+                ranks=self.ranks.size,
+            )
+        images, labels = next(self._batches)
+        return images, labels, len(self._order[place])
+
+    def _check_shares(self) -> None:
+        smallest = min(len(index) for index in self._order)
+        if smallest < self.ranks.size:
+            raise BadInput(
+                f"the smallest batch of an epoch has {smallest} images, too few for {self.ranks.size} processes",
+                hint="choose another batch_size",
+                field="batch_size",
+            )
+
+    def _update(self, images: Tensor, labels: Tensor, whole: int) -> _Outcome:
+        """Take one step down the method's loss."""
+        counts, draws = self.counts, self._streams["norms"].get_state()
+        while True:
+            try:
+                outcome = self._accumulate(images, labels, whole, counts, draws)
+                self.ranks.add_all([weight.grad for weight in self.model.parameters() if weight.grad is not None])
+                break
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if not self._may_halve(whole):
+                    raise self._out_of_memory(whole) from error
+                self.parts = 2
+        try:
+            self._optimizer.step()
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory(whole) from error
+        return outcome
+
+    def _accumulate(
+        self, images: Tensor, labels: Tensor, whole: int, counts: Mapping[Norm, NormCount], draws: Tensor
+    ) -> _Outcome:
+        """Add up the gradients of the parts of this process's share, each weighed by its part of the whole batch.
+
+        Every part begins with the same counts and draws, so that all attack the same norm.
+        """
+        self._optimizer.zero_grad()
+        outcome = _Outcome(0.0, None, dict.fromkeys(counts, 0), dict.fromkeys(counts, 0))
+        parts = zip(images.tensor_split(self.parts), labels.tensor_split(self.parts), strict=True)
+        for some, answers in parts:
+            self._rule.counts = dict(counts)
+            self._streams["norms"].set_state(draws)
+            result = self._rule(self._forward, some, answers)
+            loss = result.loss * (len(answers) / whole)
+            loss.backward()
+            outcome = _Outcome(
+                loss=outcome.loss + loss.item(),
+                norm=result.norm,
+                seen={norm: outcome.seen[norm] + self.counts[norm].seen - counts[norm].seen for norm in counts},
+                robust={norm: outcome.robust[norm] + self.counts[norm].robust - counts[norm].robust for norm in counts},
+            )
+        return outcome
+
+    def _agree(self, outcome: _Outcome, wishes: Wishes) -> _Outcome:
+        """Put together what the processes found, and what each of them was asked for."""
+        if self.ranks.size == 1:
+            self.pausing, self.stopping = wishes.pause, wishes.stop
+            return outcome
+        mine = [outcome.loss, wishes.pause, wishes.stop, *outcome.seen.values(), *outcome.robust.values()]
+        summed = self.ranks.add(torch.tensor(mine, dtype=torch.float64, device=self.ranks.device)).tolist()
+        loss, pause, stop, *numbers = summed
+        self.pausing, self.stopping = pause > 0, stop > 0
+        norms = list(outcome.seen)
+        seen, robust = numbers[: len(norms)], numbers[len(norms) :]
+        return _Outcome(
+            loss,
+            outcome.norm,
+            {norm: round(number) for norm, number in zip(norms, seen, strict=True)},
+            {norm: round(number) for norm, number in zip(norms, robust, strict=True)},
+        )
+
+    def _may_halve(self, batch: int) -> bool:
+        # With several processes the others would wait for this one's second half in the middle of their first.
+        return self.spec.halve_batches and self.parts == 1 and self.ranks.size == 1 and batch > 1
+
+    def _out_of_memory(self, batch: int) -> OutOfMemory:
+        fits = max(batch // (2 * self.parts), 1)
+        halve = "" if self.spec.halve_batches else ", or set halve_batches to true"
+        return OutOfMemory(
+            f"a batch of {batch} images does not fit the memory of {self.ranks.device}",
+            hint=f"set batch_size to {fits} or less{halve}",
+            field="batch_size",
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give all that the next step depends on, by name; `restore` takes it back."""
+        place = self.step % self.steps_per_epoch
+        random = {name: source.get_state() for name, source in self._streams.items()} | self._layers.states()
+        # Within an epoch the order is drawn anew, from where it was drawn at the epoch's beginning.
+        random["order"] = self._order_at_epoch if place else random["order"]
+        momenta = {
+            str(number): self._optimizer.state[weight]["momentum_buffer"]
+            for number, weight in enumerate(self._weights())
+            if self._optimizer.state[weight].get("momentum_buffer") is not None
+        }
+        found = {"model": self.model.state_dict(), "momentum": momenta, "random": random}
+        return {f"{part}/{name}": tensor for part, its in found.items() for name, tensor in its.items()}
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], *, step: int, parts: int, counts: dict[Norm, NormCount], seconds: float
+    ) -> None:
+        """Go back to where `tensors` was called, after so many steps."""
+        self.step, self.parts, self._seconds = step, parts, seconds
+        self._rule.counts = dict(counts)
+        self.model.load_state_dict(_under("model", tensors))
+        momenta = _under("momentum", tensors)
+        for number, weight in enumerate(self._weights()):
+            if str(number) in momenta:
+                # In the weight's own memory layout.
+                buffer = torch.empty_like(weight, requires_grad=False).copy_(momenta[str(number)])
+                self._optimizer.state[weight]["momentum_buffer"] = buffer
+        random = _under("random", tensors)
+        for name, source in self._streams.items():
+            source.set_state(random[name])
+        self._layers.restore(random)
+
+    def is_finite(self) -> bool:
+        """Say whether every weight is a number."""
+        return all(bool(torch.isfinite(tensor).all()) for tensor in self.model.state_dict().values())
+
+    def _weights(self) -> Iterator[nn.Parameter]:
+        for group in self._optimizer.param_groups:
+            yield from group["params"]
+
+
+class _LayerDraws:
+    """What layers such as dropout draw from: torch's global stream, but only while the model trains.
+
+    Otherwise the global state is the caller's, and stays as it is. Each process draws for its own images.
+    """
+
+    def __init__(self, seed: int, ranks: Ranks) -> None:
+        self._gpus = [ranks.device] if ranks.device.type == "cuda" else []
+        self._stands_for_all = ranks.first
+        name = f"layers/{ranks.rank}"
+        self._states = [stream(seed, name).get_state()]
+        self._states += [stream(seed, name, gpu).get_state() for gpu in self._gpus]
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Let the global stream be this one."""
+        with torch.random.fork_rng(devices=self._gpus):
+            torch.set_rng_state(self._states[0])
+            for gpu, state in zip(self._gpus, self._states[1:], strict=True):
+                torch.cuda.set_rng_state(state, gpu)
+            yield
+            self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in self._gpus)]
+
+    def states(self) -> dict[str, Tensor]:
+        """Name the states."""
+        return {f"layers-{number}": state for number, state in enumerate(self._states)}
+
+    def restore(self, states: Mapping[str, Tensor]) -> None:
+        """Go on from those of the first process; another one, or another kind of device, keeps what it began with."""
+        names = list(self.states())
+        if self._stands_for_all and all(name in states for name in names):
+            self._states = [states[name] for name in names]
+
+
+def _under(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = f"{part}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def learning_rate(schedule: Schedule, highest: float, step: int, total: int) -> float:
+    """Return the learning rate of a step, counted from 0, in a run of `total` steps.
+
+    piecewise drops on the last step of a third, as the E-AT code does: its clock reads the end of the step.
+    """
+    match schedule:
+        case "constant":
+            return highest
+        case "piecewise":
+            thirds = 3 * (step + 1) // total
+            return highest / 10 ** min(thirds, 2)
+        case "one-cycle":
+            progress = (step + 0.5) / total
+            return highest * min(progress / 0.3, (1 - progress) / 0.7)
+
+
+def parameter_groups(model: nn.Module, spec: TrainingSpec) -> list[dict]:
+    """Group the parameters: from random weights, biases and batch norm are not decayed; every group has one rate.
+
+    The E-AT code schedules only its first group and so trains the second at a constant rate of 1.0; this does not.
+    """
+    if isinstance(spec, FineTuneSpec):
+        return [{"params": list(model.parameters())}]
+    decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    kept = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+
+
+def stream(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Make the random stream for one purpose, so that no part of a run disturbs the draws of another."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """On a CPU torch says it in words alone."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
