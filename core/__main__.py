@@ -273,7 +273,7 @@ def _import(options: argparse.Namespace) -> Iterator[str]:
     yield (
         f"  normalised by mean {list(blueprint.mean)}, std {list(blueprint.std)}"
         if blueprint.mean
-        else ("  not normalised: neither the file nor an option names mean and std")
+        else ("  not normalised: the network takes images in [0, 1] as they are")
     )
     if left_out := done.header.origin and done.header.origin.left_out:
         yield f"  left out {len(left_out)} that the network does not run, such as {left_out[0]}"

@@ -25,6 +25,7 @@ from core.catalog import MODELS, Norm
 from core.errors import BadInput, BadWeights, DiskFull, UserError
 from core.events import Reports
 from core.models import Blueprint, build
+from core.models.foreign import compare
 from core.spec import FineTuneSpec, Spec, TrainSpec, did_you_mean
 
 _KEY = "temper"
@@ -158,13 +159,20 @@ def load(path: Path) -> tuple[nn.Module, Header]:
     try:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        model.load_state_dict(weights)
-    except (SafetensorError, RuntimeError) as error:
+    except SafetensorError as error:
         raise BadWeights(
-            f"the weights in {path.name} do not fit {header.blueprint.architecture}: {error}",
-            hint="the file is damaged, or was made by another version: export it again",
+            f"the weights in {path.name} cannot be read: {error}",
+            hint="the file is damaged: copy or download it again",
             field="base_model",
         ) from error
+    if not (fit := compare(weights, model)).whole:
+        raise BadWeights(
+            f"the weights in {path.name} do not fit {header.blueprint.architecture}: {fit.report()}",
+            hint="the file is damaged, or was made by another version: export it again",
+            field="base_model",
+        )
+    # Batch norm counts its batches and never looks at the count, so that a file may lack it.
+    model.load_state_dict(weights, strict=False)
     if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
         raise BadWeights(
             f"{path.name} holds weights that are not numbers",

@@ -475,9 +475,9 @@ class ImportSpec(_Part):
     classes: StrictInt | None = Field(default=None, ge=2)
     """How many classes they tell apart; by default as many as the data set has, or the last layer."""
     mean: Normalisation = ()
-    """Per channel, what is subtracted from images in [0, 1] first; by default what the file holds, or nothing."""
+    """Per channel, what is subtracted from images in [0, 1] first; by default what the file holds, is published, or is 0."""
     std: Normalisation = ()
-    """Per channel, what they are divided by then; by default what the file holds, or nothing."""
+    """Per channel, what they are divided by then; by default what the file holds, is published, or is 1."""
     norm: Norm | None = None
     """The norm the weights are said to be robust to, which every run then checks."""
     eps: Radius | None = None

@@ -77,8 +77,13 @@ class Fit:
         """How much of both is shared, in [0, 1]."""
         return self.shared / (self.shared + len(self.missing) + len(self.unexpected) + len(self.different))
 
-    def lines(self, *, most: int = 8) -> Iterator[str]:
-        """Say what does not fit, up to `most` lines of a kind."""
+    def report(self) -> str:
+        """Say in lines what does not fit: how many names of each kind, then the names."""
+        counts = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.different}
+        summary = ", ".join(f"{len(names)} {kind}" for kind, names in counts.items() if names)
+        return "\n  ".join([f"{self.shared} parameters fit, {summary}", *self._lines(most=8)])
+
+    def _lines(self, *, most: int) -> Iterator[str]:
         kinds = {
             "missing": [f"{name} {list(shape)}" for name, shape in self.missing.items()],
             "unexpected": [f"{name} {list(shape)}" for name, shape in self.unexpected.items()],
@@ -308,27 +313,23 @@ def convert(foreign: Foreign, blueprint: Blueprint, name: str) -> tuple[nn.Modul
 
 
 def _misfit(foreign: Foreign, blueprint: Blueprint, name: str, fit: Fit) -> UserError:
-    counts = {"missing": fit.missing, "unexpected": fit.unexpected, "of another shape": fit.different}
-    summary = ", ".join(f"{len(names)} {kind}" for kind, names in counts.items() if names)
     fits = fitting(foreign.weights, blueprint.shape)
     whole = [known for known, other in fits.items() if other.whole]
     best = next(iter(fits), None)
     if blueprint.architecture in whole:
-        hint = f"they fit {blueprint.architecture} with another number of classes: leave --classes and --dataset out"
+        classes = count_classes(foreign.weights, blueprint.architecture, blueprint.shape)
+        hint = f"they tell {classes} classes apart, not {blueprint.classes}: add --classes {classes}"
     elif whole:
         hint = f"they fit {' or '.join(whole)}: give that as --architecture"
-    elif best and fits[best].share > max(fit.share, 0.5):
+    elif fit.share > 0.5 and (best is None or fit.share >= fits[best].share):
+        hint = "it is the network that comes closest, but the file is not whole, or from a variant of it"
+    elif best and fits[best].share > 0.5:
         hint = f"{best} comes closest: {fits[best].share:.0%} of the names and shapes are its own"
     else:
         hint = (
             f"no network of the catalogue comes close; known: {', '.join(ARCHITECTURES)}, and timm/ with timm's names"
         )
-    report = "\n".join(f"  {line}" for line in fit.lines())
-    return BadWeights(
-        f"{name} does not fit {blueprint.architecture}: {fit.shared} parameters fit, {summary}\n{report}",
-        hint=hint,
-        field="architecture",
-    )
+    return BadWeights(f"{name} does not fit {blueprint.architecture}: {fit.report()}", hint=hint, field="architecture")
 
 
 def check_normalisation(channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

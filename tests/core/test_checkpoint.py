@@ -110,6 +110,12 @@ def test_a_file_that_is_no_checkpoint_is_refused_with_a_remedy(saved: Path, what
     assert saved.name in caught.value.message
 
 
+def test_weights_of_another_network_are_reported_name_by_name(saved: Path) -> None:
+    _corrupt(saved, "other network")
+    with pytest.raises(BadWeights, match=r"classifier.bias \[10\], the network has \[7\]"):
+        checkpoint.load(saved)
+
+
 class _Canary:
     def __init__(self, path: Path) -> None:
         self.path = path

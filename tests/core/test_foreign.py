@@ -243,10 +243,17 @@ def test_weights_that_nearly_fit_another_network_are_told_which() -> None:
     assert caught.value.hint.startswith("preact-resnet-8 comes closest")
 
 
+def test_a_file_that_lacks_a_part_of_its_own_network_is_told_so(network: nn.Module) -> None:
+    weights = {name: tensor for name, tensor in network.state_dict().items() if name != "classifier.bias"}
+    with pytest.raises(BadWeights, match=r"1 missing\n  missing: classifier\.bias") as caught:
+        convert(Foreign(weights), _DIGITS, "w.pt")
+    assert "not whole" in caught.value.hint
+
+
 def test_another_number_of_classes_is_recognised_as_that(network: nn.Module) -> None:
     with pytest.raises(BadWeights, match=r"classifier.bias \[10\], the network has \[100\]") as caught:
         convert(Foreign(network.state_dict()), Blueprint("digits-cnn", (1, 8, 8), 100), "w.pt")
-    assert "another number of classes" in caught.value.hint
+    assert "add --classes 10" in caught.value.hint
 
 
 def test_weights_that_are_not_numbers_are_refused(network: nn.Module) -> None:
