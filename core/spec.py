@@ -468,16 +468,16 @@ class ImportSpec(_Part):
     set, normalisation and what is claimed of it are known."""
     dataset: str = ""
     """The data set the weights were trained on, by its name in the catalogue: it says image size and classes."""
-    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_read_numbers)] = Field(
+    shape: Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], BeforeValidator(_read_numbers)] = Field(
         default=(), max_length=3
     )
     """Channels, height and width of the images they were trained on, where the data set is not in the catalogue."""
-    classes: StrictInt | None = Field(default=None, ge=2)
+    classes: StrictInt | None = Field(default=None, ge=2, le=1_000_000)
     """How many classes they tell apart; by default as many as the data set has, or the last layer."""
     mean: Normalisation = ()
-    """Per channel, what is subtracted from images in [0, 1] first; by default what the file holds, is published, or is 0."""
+    """Per channel, what is subtracted from images in [0, 1] first; by default what the file holds or is published."""
     std: Normalisation = ()
-    """Per channel, what they are divided by then; by default what the file holds, is published, or is 1."""
+    """Per channel, what they are divided by then; by default what the file holds or is published."""
     norm: Norm | None = None
     """The norm the weights are said to be robust to, which every run then checks."""
     eps: Radius | None = None
