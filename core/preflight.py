@@ -31,6 +31,8 @@ _AT_ONCE = 32
 _STEPS = 10
 # A difference of accuracies, or a shortfall, counts from three standard deviations: in a thousand sound models, one.
 _DEVIATIONS = 3
+# Fewer points than this decide nothing.
+_ENOUGH = 20
 
 _Statistics = tuple[float, ...]
 
@@ -210,7 +212,7 @@ def _misled(model: nn.Module, images: Tensor, labels: Tensor, right: Tensor, blu
         )
         return
     chance = 1 / blueprint.classes
-    if count <= total * chance + _DEVIATIONS * sqrt(total * chance * (1 - chance)):
+    if total >= _ENOUGH and count <= total * chance + _DEVIATIONS * sqrt(total * chance * (1 - chance)):
         yield Warned(
             code="preflight_chance",
             message=f"{count} of {total} images are right, which is no better than guessing among {blueprint.classes} "
@@ -226,7 +228,7 @@ def _overrated(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm, cla
     if claim.robust is None:
         clean = int((look(model, images, at_once=_AT_ONCE).argmax(1) == labels).sum())
         # Adversarially trained models keep half of their accuracy or more, others next to none.
-        least, said = clean / 5, "is said to be robust"
+        least, said = clean / 5 if clean >= _ENOUGH else 0, "is said to be robust"
     else:
         spread = sqrt(total * claim.robust * (1 - claim.robust))
         least, said = total * claim.robust - _DEVIATIONS * spread, f"is said to be {claim.robust:.0%} robust"

@@ -142,6 +142,13 @@ def test_a_model_less_robust_than_it_claims_is_named(claim: Claim, base: nn.Modu
     assert f"linf at {claim.eps:g}" in said["preflight_claim"]
 
 
+def test_a_handful_of_points_decides_nothing(base: nn.Module, digits: Dataset) -> None:
+    rotated = _Around(base, after=lambda logits: logits.roll(1, dims=1))
+    for count in (1, 5):
+        assert list(examine(rotated, digits.test.first(count), _DIGITS, {})) == []
+        assert list(examine(base, digits.test.first(count), _DIGITS, {"linf": Claim(0.6, None)})) == []
+
+
 def _imported(path: Path, base: nn.Module, **origin: object) -> Path:
     header = Header(
         blueprint=replace(_DIGITS, mean=(-1.0,), std=(1.0,)),
