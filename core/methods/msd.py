@@ -14,7 +14,7 @@ class Rule(Adversary):
         """Attack the batch, then take the mean loss of what came out."""
         aim = self.aim(model, images)
         found = steepest(
-            model,
+            self.quick(model, images),
             images,
             labels,
             self._eps,

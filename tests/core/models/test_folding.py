@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from core.models import Blueprint, build
-from core.models.folding import folded
+from core.models.folding import Twin, folded
 
 
 @pytest.mark.parametrize(
@@ -48,4 +48,30 @@ class _Mistaken(nn.Module):
 def test_a_graph_that_gives_other_logits_is_not_used() -> None:
     torch.manual_seed(0)
     model = _Mistaken().eval()
+    assert folded(model, torch.rand(2, 1, 2, 2)) is model
+
+
+def test_a_twin_follows_the_model_through_training_and_leaves_it_alone() -> None:
+    torch.manual_seed(0)
+    model = build(Blueprint("preact-resnet-8", (3, 16, 16), 10)).eval()
+    images = torch.rand(16, 3, 16, 16)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    twin = Twin(model)
+    first = twin.of(model, images)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    model.train()
+    model(images).square().mean().backward()
+    optimizer.step()
+    model.eval()
+    again = twin.of(model, images)
+    assert again is first
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_in_which_nothing_folds_is_left_as_it_is() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
     assert folded(model, torch.rand(2, 1, 2, 2)) is model
