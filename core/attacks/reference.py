@@ -16,6 +16,7 @@ from core.attacks import AttackResult, frozen
 from core.attacks.losses import cross_entropy
 from core.attacks.noise import Noise
 from core.catalog import Norm
+from core.errors import BadInput
 
 Name = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 NAMES: dict[Norm, Literal["Linf", "L2", "L1"]] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -35,6 +36,8 @@ def reference(
 ) -> AttackResult:
     """Run one attack of AutoAttack's standard version. `loss` is the cross-entropy.
 
+    Raises BadInput where the library cannot: targeted, with fewer than four classes.
+
     steps: run APGD-CE once with so many iterations, instead of as often and as long as AutoAttack does. at_once is
     ignored: the library computes whole logical batches.
     """
@@ -42,6 +45,12 @@ def reference(
     devices = [images.device] if images.device.type == "cuda" else []
     with frozen(model), torch.no_grad():
         logits = model(images[:1])
+        if name == "apgd-t" and logits.shape[1] < 4:
+            raise BadInput(
+                f"pyautoattack's targeted attack takes four classes or more, the model has {logits.shape[1]}",
+                hint="leave evaluation.engine at temper, or use evaluation.protocol fast",
+                field="evaluation.engine",
+            )
         attack = AutoAttack(model, norm=NAMES[norm], eps=eps, seed=noise.seed, version="standard", device=images.device)
         attack.attacks_to_run = [name]
         if steps is not None:

@@ -90,6 +90,14 @@ def test_the_reference_engine_is_pyautoattack_and_says_so(base: nn.Module, test_
     assert report.verdicts == evaluate(base, images, labels, {"l1": 1.5}, protocol="fast").verdicts
 
 
+def test_the_reference_engine_refuses_what_pyautoattack_cannot(test_digits: tuple[Tensor, Tensor]) -> None:
+    images = test_digits[0][:4]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(BadInput, match="four classes") as caught:
+        evaluate(model, images, model(images).argmax(1), {"linf": 0.1}, engine="reference")
+    assert caught.value.field == "evaluation.engine"
+
+
 def test_what_is_computed_together_changes_no_verdict(
     monkeypatch: pytest.MonkeyPatch, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
