@@ -67,7 +67,7 @@ class Progress(_Answer):
     learning_rate: float | None
     """Learning rate of the last step."""
     norm: Norm | None
-    """The norm attacked in the last step."""
+    """The norm attacked in the last step; null where none was, or several were."""
     counts: dict[Norm, NormCount]
     """Per attacked norm, how the training images fared."""
     subject: Subject | None
@@ -189,7 +189,7 @@ class Metric(_Answer):
     learning_rate: float
     """Learning rate of this step."""
     norm: Norm | None
-    """The norm that was attacked."""
+    """The norm that was attacked; null where none was, or several were."""
     counts: dict[Norm, NormCount]
     """Per attacked norm, the running counts."""
 

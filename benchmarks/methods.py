@@ -151,7 +151,7 @@ class Results:
         count = self.setting.train_examples
         images = "all training images" if count is None else f"{count:,} training images"
         yield f"`{self.setting.base}` fine-tuned for {self.setting.epochs} epochs on {images}; {eps}."
-        yield f"`paper` protocol on {self.setting.points} test points, seeds: {self.setting.seeds}; per cent, mean ± "
+        yield f"`paper` protocol on {self.setting.points} test points, seeds: {self.setting.seeds}; per cent, mean and"
         yield "deviation. s/epoch: wall time of training as it was. cost: CPU time, measured by turns, relative to the"
         yield "mean of the `single` rows. forward, backward: passes per training image."
         if verdict := self.verdict():

@@ -35,7 +35,7 @@ class Progress(Record):
     learning_rate: float | None
     """Learning rate of the last step."""
     norm: Norm | None
-    """The norm attacked in the last step."""
+    """The norm attacked in the last step; None where none was, or several were."""
     counts: dict[Norm, NormCount]
     """Per attacked norm, how the training images fared."""
     subject: Subject | None
@@ -153,7 +153,7 @@ class Metric(Record):
     learning_rate: float
     """Learning rate of this step."""
     norm: Norm | None
-    """The norm that was attacked."""
+    """The norm that was attacked; None where none was, or several were."""
     counts: dict[Norm, NormCount]
     """Per attacked norm, the running counts."""
 

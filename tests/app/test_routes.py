@@ -359,7 +359,10 @@ def test_extra_data_is_looked_for_among_the_data_sets_of_the_instance(api, setti
 
 
 def test_methods_and_architectures_are_listed(api):
-    assert {"nat", "single", "sat", "e-at"} <= {method["id"] for method in api.get("/methods").json()["data"]}
+    methods = {method["id"]: method["options"] for method in api.get("/methods").json()["data"]}
+    assert methods.keys() >= {"nat", "single", "sat", "avg", "max", "msd", "e-at", "ramp", "pat"}
+    assert methods["nat"] == {}
+    assert methods["ramp"] == {"loss": "cross-entropy", "pairing": 0.5}
     assert "digits-cnn" in {each["id"] for each in api.get("/architectures").json()["data"]}
 
 
