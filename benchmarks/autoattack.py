@@ -6,7 +6,7 @@
                                                              pip install adv-lib==0.2.8 torchattacks==3.5.1
 
 Same points, seed and logical batch; each as its users run it, pyautoattack on the model as it was loaded. "flips"
-counts the points on which two runs disagree: ours and pyautoattack, and pyautoattack and itself with the model computing
+counts the points on which two runs disagree: ours and pyautoattack, pyautoattack and itself with the model computing
 its batches in halves, which is the noise to judge ours by. A pass is one image through the model, forward or backward.
 Cells already in the output file are not run again.
 """
