@@ -311,7 +311,9 @@ def peers(case: Case, norm: Norm) -> dict[str, float]:
         from adv_lib.attacks import apgd as their_apgd
 
         number = {"linf": float("inf"), "l2": 2, "l1": 1}[norm]
-        runs["adv-lib"] = lambda: their_apgd(model, images, labels, eps=eps, norm=number, n_restarts=1)
+        runs["adv-lib"] = lambda: their_apgd(
+            model, images, labels, eps=eps, norm=number, n_iter=100, n_restarts=1, loss_function="ce"
+        )
     except ImportError:
         pass
     try:
