@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from app import schemas
 from app.jobs import allowed_actions
 from app.storage import StorageUnavailable
-from core.spec import FieldError
+from core.advice import FieldError
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from core.advice import FieldError
 from core.catalog import DATASETS, MODELS, ArchitectureEntry, DatasetEntry, find_architecture
-from core.spec import AnySpec, EvaluateSpec, FieldError, Name, TrainSpec, did_you_mean
+from core.spec import AnySpec, EvaluateSpec, Name, TrainSpec, did_you_mean
 
 _FILES = (".zip", ".tar", ".tar.gz", ".tar.xz", ".npz")
 _name: TypeAdapter[str] = TypeAdapter(Name)

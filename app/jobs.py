@@ -22,7 +22,8 @@ from app.database import now, seconds_from_now
 from app.schemas import Action, Failure, Progress, Status
 from app.tables import Attempt, Checkpoint, Event, Job, Metric, State, new_id
 from core import events as reported
-from core.spec import AnySpec, cautions, parse
+from core.advice import cautions
+from core.spec import AnySpec, parse
 
 Row = TypeVar("Row")
 

@@ -9,9 +9,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from core.advice import Caution, FieldError
 from core.catalog import Norm
 from core.events import NormCount, Phase, Rate, Subject
-from core.spec import Caution, FieldError, Kind, Spec
+from core.spec import Kind, Spec
 
 Status = Literal["queued", "running", "pausing", "paused", "stopping", "cancelling", "succeeded", "failed", "cancelled"]
 Action = Literal["cancel"]

@@ -16,7 +16,7 @@ TemperError
 
 from pydantic import BaseModel, ConfigDict
 
-from core.spec import FieldError
+from core.advice import FieldError
 
 
 class Problem(BaseModel):

@@ -4,8 +4,8 @@
     from core.training import fine_tune           the loop, a generator of events
     from core.evaluation import evaluate          robust accuracy per norm and in the union
     from core.attacks.apgd import apgd            one attack
-    python -m core train|finetune|evaluate        the same from a shell
+    python -m core train|finetune|evaluate|...    the same from a shell
 
-Only `spec`, `events`, `catalog` and `errors` may be imported by the service: they load in an instant, without torch.
-Nothing is re-exported here, so that importing one of those four stays that light.
+Only `spec`, `advice`, `events`, `catalog`, `published` and `errors` may be imported by the service: they load in an
+instant, without torch. Nothing is re-exported here, so that importing one of those stays that light.
 """

@@ -27,12 +27,13 @@ from typing import Any, TextIO
 
 from pydantic import BaseModel, ValidationError
 
+from core.advice import cautions, explain
 from core.catalog import NORMS
 from core.errors import BadInput, UserError
 from core.events import PAUSED, Event, Failed, Finished, Paused, Reports, Warned
 from core.narration import narrate
 from core.published import PUBLISHED
-from core.spec import SPECS, AnySpec, EvaluateSpec, Evaluation, ImportSpec, Method, cautions, explain, parse
+from core.spec import SPECS, AnySpec, EvaluateSpec, Evaluation, ImportSpec, Method, parse
 from core.wishes import Interrupted, Wishes, heed_signals
 
 _PARTS: Mapping[str, type[BaseModel]] = {"method": Method, "evaluation": Evaluation}

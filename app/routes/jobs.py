@@ -33,8 +33,9 @@ from app.errors import (
     UnsupportedMediaType,
     problems,
 )
+from core.advice import FieldError, cautions, explain
 from core.events import Reports
-from core.spec import AnySpec, FieldError, Kind, Spec, cautions, explain, parse
+from core.spec import AnySpec, Kind, Spec, parse
 
 router = APIRouter(tags=["jobs"])
 

@@ -14,8 +14,8 @@ from app.database import now
 from app.errors import PROBLEMS, InvalidSpec
 from app.storage import LocalStore
 from app.tables import ApiKey
+from core.advice import FieldError
 from core.events import Reports, Saved
-from core.spec import FieldError
 from tests.instance import DIGITS, add_key, add_project, calling, new_instance, serving
 
 
