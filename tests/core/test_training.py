@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from core import checkpoint, training
@@ -109,9 +110,13 @@ def test_stopping_the_iteration_frees_the_model(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_loss_that_is_no_number_is_told_as_such(tmp_path: Path) -> None:
-    spec = _spec(learning_rate=10, weight_decay=1, epochs=40, schedule="constant", method="nat")
-    with pytest.raises(Diverged, match="step"):
+    spec = _spec(learning_rate=10, weight_decay=1, epochs=40, schedule="constant", method="nat", save_minutes=0.0)
+    with pytest.raises(Diverged, match="the last good state, of step") as caught:
         list(fine_tune(spec, tmp_path))
+    assert caught.value.field == "learning_rate"
+    newest = max(tmp_path.glob("state-*"))
+    assert str(newest) in caught.value.message
+    assert all(bool(tensor.isfinite().all()) for tensor in load_file(newest).values())
 
 
 def test_the_checkpoint_explains_itself(tmp_path: Path) -> None:

@@ -1,0 +1,237 @@
+"""From step to step: memory, several processes, arithmetic, random layers."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from core import checkpoint, course
+from core.course import Course
+from core.data.split import Split
+from core.data.training_set import TrainingSet
+from core.errors import BadInput, OutOfMemory
+from core.events import Stepped, Warned
+from core.methods import BatchLoss
+from core.precision import Bfloat16, in_precision
+from core.ranks import Ranks, joined
+from core.spec import FineTuneSpec, parse
+from core.training import fine_tune
+from core.wishes import Wishes
+
+_ROOT = Path(__file__).parents[2]
+_CPU = torch.device("cpu")
+_ALONE = Ranks(0, 1, _CPU)
+
+
+def _spec(**change: object) -> FineTuneSpec:
+    body = {"base_model": "digits-cnn-linf", "batch_size": 8, "method": "nat", "schedule": "constant", **change}
+    spec = parse(body)
+    assert isinstance(spec, FineTuneSpec)
+    return spec
+
+
+def _linear(*before: nn.Module) -> nn.Module:
+    model = nn.Sequential(*before, nn.Flatten(), nn.Linear(64, 10))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view(parameter.shape))
+    return model.train()
+
+
+def _course(spec: FineTuneSpec, model: nn.Module, digits: Split) -> Course:
+    return Course(spec, model, TrainingSet(digits), _ALONE)
+
+
+def _steps(run: Course, count: int) -> list[Stepped | Warned]:
+    return [event for _ in range(count) for event in run.take_step(Wishes())]
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.fixture
+def few(digits) -> Split:  # type: ignore[no-untyped-def]
+    """Forty training digits: five batches of eight."""
+    return digits.train.first(40)
+
+
+def test_random_layers_go_on_where_they_were_and_leave_the_global_state_alone(few: Split) -> None:
+    spec, whole, cut, resumed = _spec(), *(_linear(nn.Dropout(0.5)) for _ in range(3))
+    before = torch.get_rng_state()
+    one = _course(spec, whole, few)
+    _steps(one, 4)
+    other = _course(spec, cut, few)
+    _steps(other, 3)
+    kept = {name: tensor.clone() for name, tensor in other.tensors().items()}
+    torch.rand(3)
+    again = _course(spec, resumed, few)
+    again.restore(kept, step=3, parts=1, counts={}, seconds=9.0)
+    _steps(again, 1)
+    assert _same(whole, resumed)
+    assert not _same(whole, cut)
+    assert again.seconds >= 9
+    torch.set_rng_state(before)
+    _steps(one, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+Rule = Callable[[nn.Module, Tensor, Tensor], BatchLoss]
+
+
+@pytest.fixture
+def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Exception], None]:
+    """Give the device memory for so many images at once."""
+
+    def limit(images_at_once: int, error: Exception) -> None:
+        build = course.build
+
+        def scarce(*arguments: object) -> Rule:
+            rule = build(*arguments)  # type: ignore[arg-type]
+            free = type(rule).__call__
+
+            def call(self: Rule, model: nn.Module, images: Tensor, labels: Tensor) -> BatchLoss:
+                if len(images) > images_at_once:
+                    raise error
+                return free(self, model, images, labels)
+
+            rule.__class__ = type("Scarce", (type(rule),), {"__call__": call})
+            return rule
+
+        monkeypatch.setattr(course, "build", scarce)
+
+    return limit
+
+
+_ON_CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), _ON_CPU])
+def test_a_batch_that_does_not_fit_is_told_with_one_that_may(
+    few: Split, memory_for: Callable[[int, Exception], None], error: Exception
+) -> None:
+    memory_for(5, error)
+    with pytest.raises(OutOfMemory) as caught:
+        _steps(_course(_spec(), _linear(), few), 1)
+    assert (caught.value.field, caught.value.hint) == (
+        "batch_size",
+        "set batch_size to 4 or less, or set halve_batches to true",
+    )
+
+
+def test_another_runtime_error_is_no_lack_of_memory(few: Split, memory_for: Callable[[int, Exception], None]) -> None:
+    memory_for(5, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        _steps(_course(_spec(halve_batches=True), _linear(), few), 1)
+
+
+def test_a_halved_batch_takes_the_step_of_the_whole_one(
+    few: Split, memory_for: Callable[[int, Exception], None]
+) -> None:
+    method = {"name": "sat", "steps": 2}
+    whole, halved = _linear(), _linear()
+    one = _course(_spec(method=method), whole, few)
+    expected = _steps(one, 3)
+    memory_for(4, torch.OutOfMemoryError("CUDA out of memory"))
+    other = _course(_spec(method=method, halve_batches=True), halved, few)
+    warning, *told = _steps(other, 3)
+    assert isinstance(warning, Warned)
+    assert warning.code == "batch_halved"
+    assert [event.norm for event in told] == [event.norm for event in expected]  # type: ignore[union-attr]
+    assert one.counts == other.counts
+    for a, b in zip(whole.parameters(), halved.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_halving_once_is_all_that_is_done(few: Split, memory_for: Callable[[int, Exception], None]) -> None:
+    memory_for(3, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(OutOfMemory) as caught:
+        _steps(_course(_spec(halve_batches=True), _linear(), few), 1)
+    assert caught.value.hint == "set batch_size to 2 or less"
+
+
+def test_bf16_computes_the_network_in_bfloat16_and_all_around_it_in_float32() -> None:
+    seen = {}
+
+    class Watched(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            seen["in"] = images.dtype
+            out = self.linear(images.flatten(1))
+            seen["out"] = out.dtype
+            return out
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 10)
+
+    model = Watched()
+    images = torch.rand(3, 1, 8, 8, requires_grad=True)
+    logits = in_precision(model, "bf16", _CPU)(images)
+    (gradient,) = torch.autograd.grad(logits.sum(), images)
+    assert (seen["in"], seen["out"]) == (torch.float32, torch.bfloat16)
+    assert logits.dtype == gradient.dtype == torch.float32
+    assert torch.allclose(logits, model(images), atol=0.02)
+    assert in_precision(model, "fp32", _CPU) is in_precision(model, "auto", _CPU) is model
+
+
+def test_training_in_bf16_goes_where_training_in_fp32_goes(few: Split) -> None:
+    models = {precision: _linear() for precision in ("fp32", "bf16")}
+    for precision, model in models.items():
+        _steps(_course(_spec(precision=precision, method={"name": "e-at", "steps": 2}), model, few), 2)
+    start = _linear()
+    moved = {name: model[1].weight - start[1].weight for name, model in models.items()}  # type: ignore[index, union-attr, operator]
+    error = (moved["bf16"] - moved["fp32"]).norm() / moved["fp32"].norm()
+    assert 0 < error < 0.1
+    assert all(parameter.dtype == torch.float32 for parameter in models["bf16"].parameters())
+    assert not isinstance(models["bf16"], Bfloat16)
+
+
+def test_more_gpus_than_there_are_is_refused_with_their_number() -> None:
+    with pytest.raises(BadInput, match=f"asks for 64 GPUs, this machine has {torch.cuda.device_count()}") as caught:
+        next(fine_tune(_spec(gpus=64), Path("nowhere")))
+    assert caught.value.field == "gpus"
+
+
+def test_several_processes_are_started_by_torchrun_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInput) as caught, joined(2, _CPU):
+        pass
+    assert "torchrun --standalone --nproc-per-node 2" in caught.value.hint
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match="processes started is 2"), joined(1, _CPU):
+        pass
+
+
+def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(
+        _spec(
+            method={"name": "e-at", "steps": 3},
+            batch_size=32,
+            epochs=1,
+            train_examples=105,
+            held_out=10,
+            augmentation="crop-flip",
+            evaluation={"protocol": "fast", "examples": 10, "include_base": False},
+        ).model_dump_json(exclude={"gpus"})
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = ["-m", "core", "finetune", str(spec), "--device", "cpu", "--output", str(tmp_path / "two"), "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *run], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # The last batch has 31 images: one process computes 16 of them and the other 15.
+    assert [line.count('"stepped"') for line in done.stdout.splitlines()].count(1) == 3
+    list(fine_tune(_spec(**json.loads(spec.read_text())), tmp_path / "one"))
+    one, two = (
+        checkpoint.load(tmp_path / folder / "checkpoint.safetensors")[0].state_dict() for folder in ("one", "two")
+    )
+    start = checkpoint.load(checkpoint.find_weights("digits-cnn-linf", None))[0].state_dict()
+    for name, weight in one.items():
+        assert torch.allclose(weight, two[name], atol=1e-5), name
+    assert not torch.allclose(one["classifier.weight"], start["classifier.weight"], atol=1e-4)
