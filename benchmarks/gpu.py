@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.autoattack import Case, compare, ready, show
+from benchmarks.autoattack import Case, compare, show
 from benchmarks.methods import METHODS, MULTI_NORM, RESULTS, Run, Setting
 from benchmarks.pieces import Piece, Whole, cut, join
 from core import checkpoint, data
@@ -99,6 +99,7 @@ class Scale:
     compared: int
     """Test points on which ours and pyautoattack run."""
     compared_protocol: Protocol
+    """paper or standard: pyautoattack has no fewer steps, so `fast` would compare unequal attacks."""
     side: int
     """Rows and columns of the matrices whose product is timed."""
 
@@ -182,7 +183,7 @@ FULL = Scale(
 TINY = Scale(
     title="Multiple-norm robustness, the benchmark for a GPU at the size of a CPU",
     note="**CPU, tiny: proves that the script runs, says nothing about quality.** A small network, few digits and few "
-    "epochs, `fast` in place of AutoAttack's `standard`; the paper's numbers beside it are of another network and "
+    "epochs, `paper` in place of AutoAttack's `standard`; the paper's numbers beside it are of another network and "
     "other images. No GPU was at hand.",
     command="python -m benchmarks.gpu --tiny",
     base_name="gpu-tiny-base",
@@ -195,7 +196,7 @@ TINY = Scale(
     train_examples=256,
     points=10,
     compared=20,
-    compared_protocol="fast",
+    compared_protocol="paper",
     side=512,
 )
 
@@ -565,7 +566,7 @@ class Bench:
     def compare(self, name: str, norm: Norm) -> None:
         """Run AutoAttack, ours and pyautoattack, on the model of a row."""
         path = self.base() if name == "base" else self.train(name, self.inputs())
-        model = ready(checkpoint.load(path)[0]).to(self.device)
+        model = checkpoint.load(path)[0].requires_grad_(requires_grad=False).to(self.device)
         images, labels = self.test.images(), self.test.labels
         # The first call on a device also waits for what it loads and tries out.
         model(images)
