@@ -325,11 +325,11 @@ def peers(case: Case, norm: Norm) -> dict[str, float]:
     except ImportError:
         pass
     found = {}
-    for name, run in runs.items():
+    for library, run in runs.items():
         begun = time.perf_counter()
         with torch.random.fork_rng():
             run()
-        found[name] = round(time.perf_counter() - begun, 2)
+        found[library] = round(time.perf_counter() - begun, 2)
     return found
 
 
