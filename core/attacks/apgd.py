@@ -5,6 +5,7 @@ linf and l2 after Croce & Hein 2020 (arXiv 2003.01690, algorithm 1), l1 after Cr
 the targeted DLR loss against the likeliest wrong classes; for l1 both shrink the ball from 3 eps over 2 eps to eps.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any, Literal
@@ -17,9 +18,10 @@ from core.attacks.losses import Loss, cross_entropy, targeted_dlr
 from core.attacks.noise import Noise
 from core.attacks.passes import look, look_uphill
 from core.catalog import Norm
-from core.geometry import ascend, count_changed, per_image, project, random_start
+from core.geometry import ascend, count_changed, per_image, project, project_as_autoattack, random_start
 
 Goal = Literal["loss", "error"]
+Projection = Callable[[Tensor, Tensor, Norm, float], Tensor]
 
 
 class _PerPoint:
@@ -112,13 +114,15 @@ class _Points(_PerPoint):
     best_gradient: Tensor
     best_loss: Tensor
 
-    def move(self, rule: _Halving | _Sparsifying, norm: Norm, eps: float, *, inertia: float) -> None:
+    def move(
+        self, rule: _Halving | _Sparsifying, norm: Norm, eps: float, *, inertia: float, projection: Projection
+    ) -> None:
         """Take one step uphill inside ball and box, carried on a little in the direction of the step before."""
         step = per_image(rule.size, self.images) * ascend(self.gradient, norm, density=rule.density)
-        aim = project(self.images, self.current + step, norm, eps)
+        aim = projection(self.images, self.current + step, norm, eps)
         if rule.inertia:
             carried = self.current + (aim - self.current) * (1 - inertia) + (self.current - self.previous) * inertia
-            aim = project(self.images, carried, norm, eps)
+            aim = projection(self.images, carried, norm, eps)
         self.previous, self.current = self.current, aim
 
     def remember(self, loss: Tensor) -> None:
@@ -149,6 +153,7 @@ def apgd(
     loss: Loss = cross_entropy,
     density: float = 0.2,
     goal: Goal = "loss",
+    projection: Projection = project,
     at_once: int | None = None,
 ) -> AttackResult:
     """Search the ball for points of high loss in one run of `steps` gradient steps from `start` (default: the images).
@@ -157,7 +162,8 @@ def apgd(
     steps + 1 forward and `steps` backward passes. With goal "error" it is the first misclassified iterate (the last one
     where there is none), and a point that has one costs no further passes, as an evaluation wants it.
     `robust` says whether every iterate, the start included, was right; `loss` is the highest seen. density is the share
-    of pixels that the first l1 step changes; given a `start`, the start's own sparsity decides.
+    of pixels that the first l1 step changes; given a `start`, the start's own sparsity decides. projection: how points
+    are brought into ball and box.
     """
     targets = labels if targets is None else targets
     with frozen(model), torch.no_grad():
@@ -179,7 +185,7 @@ def apgd(
                 rule.keep(standing)
             if len(points.place) == 0:
                 break
-            points.move(rule, norm, eps, inertia=rule.inertia if step else 0.0)
+            points.move(rule, norm, eps, inertia=rule.inertia if step else 0.0, projection=projection)
             aims = points.labels, points.targets
             if step < steps - 1:
                 logits, values, points.gradient = look_uphill(model, points.current, loss, *aims, at_once=at_once)
@@ -272,7 +278,8 @@ class _Search:
         found = self._run(standing, loss, targets[standing])
         fallen = standing[~found.robust]
         self.result.robust[fallen] = False
-        self.result.adversarial[fallen] = found.adversarial[~found.robust]
+        # AutoAttack's projection in l1 may leave the box by rounding.
+        self.result.adversarial[fallen] = found.adversarial[~found.robust].clamp(0, 1)
         self.result.loss[fallen] = found.loss[~found.robust]
 
     def _run(self, places: Tensor, loss: Loss, targets: Tensor) -> AttackResult:
@@ -289,8 +296,9 @@ class _Search:
                 # The reference draws a start at every stage and does not use it; drawing it too keeps the streams in
                 # step.
                 self._noise.normal(places, images.shape[1:])
-                best = project(images, best, norm, radius)
+                best = project_as_autoattack(images, best, norm, radius)
             options: dict[str, Any] = {"steps": steps, "start": best, "targets": targets, "loss": loss, "goal": goal}
-            result = apgd(self._model, images, labels, norm, radius, **options, at_once=self._at_once)
+            options |= {"projection": project_as_autoattack, "at_once": self._at_once}
+            result = apgd(self._model, images, labels, norm, radius, **options)
             best = result.adversarial
         return result

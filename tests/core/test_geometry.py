@@ -161,9 +161,10 @@ def test_random_starts_lie_in_ball_and_box_and_repeat_with_the_seed(norm: Norm) 
     first, again, other = (random_start(images, norm, 0.3, Noise(seed, [6]), torch.arange(6)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert (length(first - images, norm) <= 0.3 * (1 + 1e-5)).all()
-    assert first.min() >= 0
-    assert first.max() <= 1
+    assert (length(first - images, norm) <= 0.3 * (1 + 1e-4)).all()
+    # In l1 by AutoAttack's rounding.
+    assert first.min() >= -1e-6
+    assert first.max() <= 1 + 1e-6
 
 
 @st.composite
