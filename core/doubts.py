@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
-from core.attacks.losses import dlr
+from core.attacks.losses import Loss, cross_entropy, dlr
 from core.attacks.passes import look, look_uphill
 from core.events import AttackRecord, Flag
 from core.spec import Protocol
@@ -29,10 +29,18 @@ def doubts_about(
         yield Flag(
             code="probabilities", message="the model returns probabilities; attacks need logits, before the softmax"
         )
-    if still := _points_without_gradient(model, images, labels, at_once):
+    if still := _points_without_gradient(model, images, labels, dlr, at_once):
         yield Flag(
             code="zero_gradients",
             message=f"{still} of {len(labels)} points have no gradient; gradient-based attacks cannot move them",
+        )
+    elif (saturated := _points_without_gradient(model, images, labels, cross_entropy, at_once)) > len(labels) / 10:
+        # Of a sound model that is very sure of some points the rest tells enough.
+        blind = "it is all that this protocol attacks with" if protocol == "fast" else "other attacks have to find them"
+        yield Flag(
+            code="saturated",
+            message=f"the logits are so large that the cross-entropy of {saturated} of {len(labels)} points has no "
+            f"gradient: APGD on it cannot move them, and {blind}",
         )
     classes = logits.shape[1]
     if protocol != "fast" and classes <= targets:
@@ -43,8 +51,8 @@ def doubts_about(
         )
 
 
-def _points_without_gradient(model: nn.Module, images: Tensor, labels: Tensor, at_once: int | None) -> int:
-    logits, _, gradient = look_uphill(model, images, dlr, labels, labels, at_once=at_once)
+def _points_without_gradient(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, at_once: int | None) -> int:
+    logits, _, gradient = look_uphill(model, images, loss, labels, labels, at_once=at_once)
     # Where the model is wrong to begin with, this loss may be flat and nothing is amiss.
     right = logits.argmax(1) == labels
     return int((right & (gradient.flatten(1).abs().sum(1) == 0)).sum())

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from core.attacks import frozen
 from core.attacks.apgd import apgd
-from core.attacks.passes import look
+from core.attacks.losses import cross_entropy
+from core.attacks.passes import look, look_uphill
 from core.catalog import Norm, find_architecture
 from core.checkpoint import Claim
 from core.data.split import Split
@@ -127,6 +128,22 @@ def _without_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Itera
         yield Warned(
             code="preflight_gradients",
             message=f"{still} of {len(images)} images have no gradient: attacks cannot move them, and overrate it",
+        )
+    else:
+        yield from _saturated(model, images, labels)
+
+
+def _saturated(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Warned]:
+    """Training and the quicker attacks go by the cross-entropy, which is flat where the logits are far too large."""
+    logits, _, gradient = look_uphill(model, images, cross_entropy, labels, labels, at_once=_AT_ONCE)
+    right = logits.argmax(1) == labels
+    flat = int((right & (gradient.flatten(1).abs().amax(1) == 0)).sum())
+    if flat > len(images) / 10:
+        yield Warned(
+            code="preflight_saturated",
+            message="the logits are so large that the cross-entropy has no gradient at "
+            f"{flat} of {len(images)} images: training on it learns nothing there, and the fast protocol overrates "
+            "the model; divide the last layer by a constant, which changes no answer",
         )
 
 

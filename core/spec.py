@@ -276,7 +276,13 @@ class _Measured(_Run):
         if not name and "base_model" in cls.model_fields and "base_model" not in info.data:
             raise PydanticCustomError(CONSEQUENCE, "the base model decides the data set")
         if not name:
-            raise PydanticCustomError("missing", "name the data set; built in: {names}", {"names": ", ".join(DATASETS)})
+            base = info.data.get("base_model", "")
+            other = f"; no base model is shipped as {base!r}, so it does not say which: {did_you_mean(base, MODELS)}"
+            raise PydanticCustomError(
+                "missing",
+                "name the data set; built in: {names}{other}",
+                {"names": ", ".join(DATASETS), "other": other if base else ""},
+            )
         return name
 
     @field_validator("eps")

@@ -29,6 +29,7 @@ class _Doubtful(nn.Module):
         ("randomized", lambda logits: logits + 0.1 * torch.randn_like(logits)),
         ("probabilities", lambda logits: logits.softmax(1)),
         ("zero_gradients", lambda logits: (logits * 1e3).round() + 0 * logits),
+        ("saturated", lambda logits: logits * 1e5),
     ],
 )
 def test_what_makes_an_evaluation_unreliable_is_flagged(

@@ -89,6 +89,13 @@ def test_gradients_that_many_images_lack_are_a_warning(base: nn.Module, digits: 
     assert set(_findings(_Around(base, before=deaf), digits)) == {"preflight_gradients"}
 
 
+def test_logits_so_large_that_training_is_blind_are_a_warning(base: nn.Module, digits: Dataset) -> None:
+    with torch.no_grad():
+        base.classifier.weight.mul_(1e4)
+        base.classifier.bias.mul_(1e4)
+    assert "preflight_saturated" in _findings(base, digits)
+
+
 @pytest.mark.parametrize("shape", [(10, 7), (10, 11)])
 def test_another_number_of_classes_is_refused(shape: tuple[int, int], base: nn.Module, digits: Dataset) -> None:
     widen = torch.ones(shape)
