@@ -24,7 +24,7 @@ from core.data.stream import Stream
 from core.data.training_set import TrainingSet
 from core.errors import BadInput, BadWeights, Diverged
 from core.evaluation import judge, save_reports
-from core.events import Entered, Event, Finished, Paused, Report, Reports, Resumed, Saved, Stepped
+from core.events import Entered, Event, Finished, Paused, Report, Reports, Resumed, Saved, Stepped, Warned
 from core.inputs import Inputs, load
 from core.monitoring import alarm, monitor
 from core.preflight import preflight
@@ -34,6 +34,7 @@ from core.state import Best, Progress, State
 from core.wishes import Wishes
 
 _BEST = "best.safetensors"
+_CHECKPOINT = "checkpoint.safetensors"
 
 
 def fine_tune(
@@ -95,6 +96,7 @@ class _Run:
             self._restore(found)
             yield Resumed(step=self.course.step, epoch=self.course.epoch)
         elif self.ranks.first:
+            yield from self._foretell()
             yield from preflight(self.loaded, self.started)
             state.clear(self.output)
             (self.output / _BEST).unlink(missing_ok=True)
@@ -115,6 +117,14 @@ class _Run:
         elif self.ranks.first:
             yield from self._deliver()
 
+    def _foretell(self) -> Iterator[Warned]:
+        """Say what will be lost: the result of an earlier run in the same folder."""
+        if (self.output / _CHECKPOINT).exists():
+            yield Warned(
+                code="overwrites",
+                message=f"{self.output / _CHECKPOINT} of an earlier run is replaced when this one ends",
+            )
+
     def _train(self) -> Generator[Event, None, None]:
         """Take all steps that are left, and after each do what is due."""
         course = self.course
@@ -128,6 +138,11 @@ class _Run:
                 yield event
             if course.stopping and course.step < course.total_steps:
                 self.stopped_at = course.step
+                yield Warned(
+                    code="stopped_early",
+                    message=f"stopped at step {course.step} of {course.total_steps}, as asked: the best weights so far "
+                    "are evaluated and delivered",
+                )
             if self.ranks.first:
                 yield from self._look_back()
         self.loaded.model.eval()
@@ -208,7 +223,7 @@ class _Run:
         after = yield from judge(model, self.loaded.test, self.spec, "result", keep=self._verdicts)
         reports = Reports(before=self.before, after=after)
         yield Entered(phase="publishing")
-        yield self._save_weights("checkpoint", self.output / "checkpoint.safetensors", step=step, reports=reports)
+        yield self._save_weights("checkpoint", self.output / _CHECKPOINT, step=step, reports=reports)
         epoch = step / self.course.steps_per_epoch
         yield save_reports(reports, self.started, self.output, step=step, epoch=epoch)
         state.clear(self.output)

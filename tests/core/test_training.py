@@ -14,7 +14,7 @@ from torch import Tensor
 from core import checkpoint, training
 from core.course import learning_rate, parameter_groups
 from core.errors import Diverged
-from core.events import Attacked, Entered, Event, Finished, Reports, Saved, Started, Stepped
+from core.events import Attacked, Entered, Event, Finished, Reports, Saved, Started, Stepped, Warned
 from core.spec import FineTuneSpec, TrainSpec, parse
 from core.training import fine_tune
 
@@ -165,3 +165,10 @@ def test_a_subset_is_drawn_once_with_the_seed(digits) -> None:  # type: ignore[n
     assert len(first) == 128
     assert torch.equal(first.pixels, again.pixels)
     assert not torch.equal(first.pixels, other.pixels)
+
+
+def test_a_result_that_is_about_to_be_replaced_is_named(tmp_path: Path) -> None:
+    spec = _spec(train_examples=32, evaluation={"protocol": "fast", "examples": 5, "include_base": False})
+    codes = [[event.code for event in fine_tune(spec, tmp_path) if isinstance(event, Warned)] for _ in range(2)]
+    assert codes[0] == []
+    assert codes[1] == ["overwrites"]
