@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from core.catalog import ARCHITECTURES
 from core.errors import BadInput, BadWeights, UserError
-from core.models import Blueprint, Normalized, build
+from core.models import Blueprint, Normalized, build, describe
 
 # Averaged weights first: where a file holds both, the published figures are theirs.
 _CONTAINERS = (
@@ -327,7 +327,8 @@ def _misfit(foreign: Foreign, blueprint: Blueprint, name: str, fit: Fit) -> User
         hint = f"{best} comes closest: {fits[best].share:.0%} of the names and shapes are its own"
     else:
         hint = (
-            f"no network of the catalogue comes close; known: {', '.join(ARCHITECTURES)}, and timm/ with timm's names"
+            f"no network for images of {describe(blueprint.shape)} comes close; known: {', '.join(ARCHITECTURES)}, and "
+            "timm/ with timm's names"
         )
     return BadWeights(f"{name} does not fit {blueprint.architecture}: {fit.report()}", hint=hint, field="architecture")
 
