@@ -21,11 +21,6 @@ class Noise:
         self._streams = [torch.Generator().manual_seed(seed) for _ in sizes]
         self._edges = torch.tensor([0, *sizes]).cumsum(0)
 
-    @property
-    def points(self) -> int:
-        """How many points all batches hold."""
-        return int(self._edges[-1])
-
     def normal(self, places: Tensor, shape: Sequence[int]) -> Tensor:
         """Draw (len(places), *shape) standard normal numbers; places (n,): which of all points, in rising order."""
         return self._draw(places, lambda count, stream: torch.randn(count, *shape, generator=stream))
@@ -33,10 +28,6 @@ class Noise:
     def uniform(self, places: Tensor, shape: Sequence[int]) -> Tensor:
         """Draw (len(places), *shape) numbers, uniform in [0, 1)."""
         return self._draw(places, lambda count, stream: torch.rand(count, *shape, generator=stream))
-
-    def shared(self, places: Tensor, shape: Sequence[int]) -> Tensor:
-        """Draw once per batch that has points among `places`, and give each of its points the same numbers."""
-        return self._draw(places, lambda count, stream: torch.rand(*shape, generator=stream).expand(count, *shape))
 
     def counts(self, places: Tensor) -> list[int]:
         """Count the places in each batch."""

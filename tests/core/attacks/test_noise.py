@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from core.attacks.noise import Noise
 
@@ -23,6 +22,7 @@ def test_each_point_gets_the_numbers_of_its_batch_alone(draw: str) -> None:
 
 
 def test_shared_numbers_are_the_same_for_a_whole_batch() -> None:
-    numbers: Tensor = Noise(1, [2, 3]).shared(torch.tensor([0, 1, 3]), (4,))
+    noise = Noise(1, [2, 3])
+    numbers, _ = noise.shared_and_own(noise.counts(torch.tensor([0, 1, 3])), 4, 0)
     assert torch.equal(numbers[0], numbers[1])
     assert torch.equal(numbers[0], torch.rand(4, generator=torch.Generator().manual_seed(1)))
