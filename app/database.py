@@ -1,7 +1,8 @@
 """The database: one short transaction per request or task, committed here and nowhere else; and its clock.
 
-SQLite (WAL) is the default. A transaction that will write says so when it opens, because SQLite cannot upgrade a read
-without risking `database is locked`; elsewhere the two kinds of session are alike.
+SQLite (WAL) is the default, Postgres the database of a server. A transaction that will write says so when it opens,
+because SQLite cannot upgrade a read without risking `database is locked`; in Postgres the two kinds of session are
+alike.
 """
 
 import sqlite3
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from alembic import command
@@ -17,7 +19,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, DateTime, Dialect, Engine, TypeDecorator, create_engine, event
+from sqlalchemy import Connection, DateTime, Dialect, Engine, TypeDecorator, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.ext.compiler import compiles
@@ -28,6 +30,22 @@ from sqlalchemy.sql.functions import FunctionElement
 
 THREADS = 16
 """Threads of an API process that may hold a connection at once; the pool has one for each."""
+_MIGRATING = 0x7E3BE5
+"""Any number, as long as every process takes the same one for its lock."""
+_POSTGRES: dict[str, Any] = {
+    "pool_recycle": 1800,
+    "pool_timeout": 10,
+    "connect_args": {
+        "connect_timeout": 5,
+        # A connection to a machine that has gone ends within half a minute, and a statement never waits for ever.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 20_000,
+        "options": "-c timezone=UTC -c statement_timeout=15s -c lock_timeout=5s "
+        "-c idle_in_transaction_session_timeout=30s",
+    },
+}
 
 
 class Timestamp(TypeDecorator[datetime]):
@@ -70,7 +88,8 @@ class Database:
     """One engine, and the two ways to open a transaction on it."""
 
     def __init__(self, url: str) -> None:
-        self.engine = create_engine(url, pool_size=THREADS, max_overflow=4, pool_pre_ping=True)
+        options = _POSTGRES if make_url(url).get_backend_name() == "postgresql" else {}
+        self.engine = create_engine(url, pool_size=THREADS, max_overflow=4, pool_pre_ping=True, **options)
         if self.engine.dialect.name == "sqlite":
             _adapt_to_sqlite(self.engine)
         self._writing_engine = self.engine.execution_options(temper_writes=True)
@@ -90,6 +109,9 @@ class Database:
     def migrate(self) -> None:
         """Bring the schema to this code's version. Safe when two processes start at once: the second one waits."""
         with self._writing_engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                # SQLite's writing transaction is a lock by itself.
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATING})")
             config = _alembic()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
@@ -144,13 +166,29 @@ def _spill(connection: Connection) -> None:
         connection.exec_driver_sql(f"PRAGMA cache_size = {before}")
 
 
+def _use_a_log(connection: sqlite3.Connection) -> None:
+    """Switch to WAL. Where several processes do so on a new file at once, SQLite refuses without waiting."""
+    deadline = monotonic() + 5
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if monotonic() > deadline:
+                raise
+            sleep(0.01)
+        else:
+            return
+
+
 def _adapt_to_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         # SQLAlchemy begins transactions below; the driver's own begin comes too late to be IMMEDIATE.
         assert isinstance(connection, sqlite3.Connection)
         connection.isolation_level = None
-        for pragma in ("busy_timeout = 5000", "journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+        connection.execute("PRAGMA busy_timeout = 5000")
+        _use_a_log(connection)
+        for pragma in ("synchronous = NORMAL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")

@@ -305,6 +305,7 @@ def hand_back(session: Session, claim: Claim) -> None:
 
 def lose(session: Session, claim: Claim, *, max_losses: int) -> None:
     """Note that the training process was killed from outside, and let the job start again. Raises LostOwnership."""
+    _hold(session, claim)
     if _cancelled(session, claim):
         return
     _one(claim, _lose(session, *_owned(claim), failure=_REPEATED_CRASH, max_losses=max_losses))
@@ -325,8 +326,14 @@ def request_cancel(session: Session, job_id: str) -> Job:
 
 
 def _end(session: Session, claim: Claim, to: Status, **values: Any) -> None:
+    _hold(session, claim)
     if not _cancelled(session, claim):
         _one(claim, _leave(session, to, *_owned(claim), **values))
+
+
+def _hold(session: Session, claim: Claim) -> None:
+    """Keep others from changing the job until this transaction ends. Raises LostOwnership."""
+    _one(claim, session.scalars(select(Job.id).where(*_owned(claim)).with_for_update()).all())
 
 
 def _cancelled(session: Session, claim: Claim) -> bool:

@@ -5,13 +5,21 @@ from collections.abc import Iterator
 
 import httpx2
 import pytest
+from hypothesis import settings as hypothesis
 
 from app.database import Database
 from app.settings import Settings
 from app.tables import Project, Table
 from tests.instance import add_key, add_project, calling, new_instance, serving
+from tests.servers import Postgres, postgres
 
 Instance = tuple[Settings, Database]
+
+# The first example of a test pays for imports, and both cores may be busy. The gate asks the same questions each time:
+# what it finds must come from the change. `pytest --hypothesis-profile explore` asks new ones.
+hypothesis.register_profile("gate", deadline=None, derandomize=True)
+hypothesis.register_profile("explore", deadline=None, max_examples=500)
+hypothesis.load_profile("gate")
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +27,13 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """One instance for all tests; `settings` and `database` hand it out and clean up behind each."""
     with new_instance(tmp_path_factory.mktemp("instance")) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """One Postgres for all tests; each that breaks things makes its own."""
+    with postgres() as server:
+        yield server
 
 
 @pytest.fixture

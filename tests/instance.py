@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import uvicorn
@@ -19,7 +20,7 @@ DIGITS = {"base_model": "digits-cnn-linf"}
 
 
 @contextmanager
-def new_instance(folder: Path) -> Iterator[tuple[Settings, Database]]:
+def new_instance(folder: Path, **chosen: Any) -> Iterator[tuple[Settings, Database]]:
     """Make an instance in a folder of its own, with clocks that suit a test."""
     settings = Settings(
         data_dir=folder,
@@ -28,6 +29,7 @@ def new_instance(folder: Path) -> Iterator[tuple[Settings, Database]]:
         heartbeat_seconds=0.1,
         lease_seconds=30,
         cancel_grace_seconds=1,
+        **chosen,
     )
     settings.make_folders()
     database = open_database(settings.database_url)

@@ -7,7 +7,9 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from types import ModuleType
 from typing import get_args
 
@@ -67,6 +69,11 @@ def test_tree_in_the_readme_is_the_disk() -> None:
     assert (untold, gone) == (set(), [])
 
 
+def answers() -> list[ModuleType]:
+    """The modules of `app.schemas`."""
+    return [import_module(f"app.schemas.{found.name}") for found in iter_modules(schemas.__path__)]
+
+
 def models_of(module: ModuleType) -> Iterator[type[BaseModel]]:
     """The public models that a module defines."""
     public = (value for name, value in vars(module).items() if not name.startswith("_"))
@@ -76,7 +83,7 @@ def models_of(module: ModuleType) -> Iterator[type[BaseModel]]:
 
 
 @pytest.mark.parametrize(
-    "module", [spec, events, catalog, published, schemas, records], ids=lambda module: module.__name__
+    "module", [spec, events, catalog, published, *answers(), records], ids=lambda module: module.__name__
 )
 def test_every_field_is_described(module: ModuleType) -> None:
     silent = [

@@ -12,12 +12,17 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# In SQLite's words; a server database says the same in its own.
-TERMINAL_STATES_ARE_FINAL = """
-CREATE TRIGGER jobs_terminal_states_are_final BEFORE UPDATE OF status ON jobs
-WHEN old.status IN ('succeeded', 'failed', 'cancelled') AND new.status <> old.status
-BEGIN SELECT RAISE(ABORT, 'a job that has ended keeps its status'); END
-"""
+CHANGED = "old.status IN ('succeeded', 'failed', 'cancelled') AND new.status <> old.status"
+COMPLAINT = "a job that has ended keeps its status"
+TRIGGER = "CREATE TRIGGER jobs_terminal_states_are_final BEFORE UPDATE OF status ON jobs"
+TERMINAL_STATES_ARE_FINAL = {
+    "sqlite": [f"{TRIGGER} WHEN {CHANGED} BEGIN SELECT RAISE(ABORT, '{COMPLAINT}'); END"],
+    "postgresql": [
+        "CREATE FUNCTION refuse_to_leave_a_terminal_state() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION '{COMPLAINT}' USING ERRCODE = 'check_violation'; END $$",
+        f"{TRIGGER} FOR EACH ROW WHEN ({CHANGED}) EXECUTE FUNCTION refuse_to_leave_a_terminal_state()",
+    ],
+}
 
 
 def upgrade() -> None:
@@ -139,9 +144,12 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("job_id", "epoch", "step", name=op.f("pk_metrics")),
     )
-    op.execute(TERMINAL_STATES_ARE_FINAL)
+    for statement in TERMINAL_STATES_ARE_FINAL[op.get_bind().dialect.name]:
+        op.execute(statement)
 
 
 def downgrade() -> None:
     for table in ("metrics", "checkpoints", "events", "attempts", "jobs", "api_keys", "projects"):
         op.drop_table(table)
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("DROP FUNCTION refuse_to_leave_a_terminal_state()")

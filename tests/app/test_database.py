@@ -16,6 +16,8 @@ from app.database import Database, _alembic, now, open_database, seconds_from_no
 from app.tables import Project, Table
 from tests.instance import new_instance
 
+on_sqlite = pytest.mark.parametrize("instance", ["sqlite"], indirect=True)
+
 
 def test_the_migrations_make_the_tables_of_the_code(database):
     with database.engine.connect() as connection:
@@ -23,8 +25,11 @@ def test_the_migrations_make_the_tables_of_the_code(database):
     assert database.is_migrated()
 
 
-def test_two_processes_may_migrate_at_once(tmp_path):
+@pytest.mark.parametrize("backend", ["sqlite", "postgres"])
+def test_two_processes_may_migrate_at_once(tmp_path, backend, postgres_server):
     url = f"sqlite:///{tmp_path}/temper.db"
+    if backend == "postgres":
+        url = postgres_server.create_database("migrated_at_once")
     barrier = threading.Barrier(4)
 
     def migrate(_):
@@ -40,8 +45,12 @@ def test_two_processes_may_migrate_at_once(tmp_path):
         assert list(pool.map(migrate, range(4))) == [True] * 4
 
 
-def test_migrations_can_be_taken_back(tmp_path):
-    database = open_database(f"sqlite:///{tmp_path}/temper.db")
+@pytest.mark.parametrize("backend", ["sqlite", "postgres"])
+def test_migrations_can_be_taken_back(tmp_path, backend, postgres_server):
+    url = f"sqlite:///{tmp_path}/temper.db"
+    if backend == "postgres":
+        url = postgres_server.create_database("taken_back")
+    database = open_database(url)
     with database.engine.begin() as connection:
         config = _alembic()
         config.attributes["connection"] = connection
@@ -58,6 +67,7 @@ def test_a_database_of_a_newer_version_is_refused_in_a_sentence(tmp_path):
             open_database(settings.database_url)
 
 
+@on_sqlite
 def test_a_trial_write_reaches_the_disk_and_changes_nothing(database, settings):
     log = settings.data_dir / "temper.db-wal"
     with database.engine.connect() as connection:
@@ -67,6 +77,7 @@ def test_a_trial_write_reaches_the_disk_and_changes_nothing(database, settings):
     assert database.is_migrated()
 
 
+@on_sqlite
 def test_many_threads_write_without_a_locked_database(database):
     def write(number):
         with database.writing() as session:
@@ -105,6 +116,7 @@ def test_time_is_said_in_the_words_of_postgres_too():
     assert said == "(clock_timestamp() + (30) * interval '1 second')"
 
 
+@on_sqlite
 def test_sqlite_runs_in_wal_and_checks_foreign_keys(database, settings):
     with database.reading() as session:
         assert session.scalar(text("PRAGMA journal_mode")) == "wal"

@@ -5,15 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
 from torch import Tensor, nn
 
 from core import checkpoint, data
 from core.data import Dataset
-
-# The first example of a test pays for imports, and both cores may be busy.
-settings.register_profile("temper", deadline=None)
-settings.load_profile("temper")
 
 _CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 

@@ -191,7 +191,8 @@ def test_no_step_inside_the_box_onto_the_plane_is_shorter(norm: Norm, case: tupl
     most = (slopes.abs() * room).flatten(1).sum(1)
     torch.testing.assert_close(left.abs(), (heights.abs() - most).clamp(min=0), atol=1e-5, rtol=1e-5)
     for point, slope, height, step, reach in zip(points, slopes, heights, steps, most, strict=True):
-        if 0 < abs(height) < 0.999 * reach:
+        # The linear program holds its equations to 1e-7, and takes a smaller height than that for out of reach.
+        if 1e-5 < abs(height) < 0.999 * reach:
             _check_shortest(*(tensor.flatten().double().numpy() for tensor in (point, slope, height, step)), norm)
 
 

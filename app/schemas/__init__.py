@@ -1,0 +1,37 @@
+"""What the API answers with. What it accepts is `core.spec`; what a run reports is `core.events`."""
+
+from app.schemas.answer import Answer, Listed, Page, headers, page
+from app.schemas.catalogue import Architecture, Dataset, Method, Model
+from app.schemas.checkpoints import Checkpoint
+from app.schemas.jobs import Action, DryRun, Failure, Job, Links, Metric, Metrics, Progress, Result, Results, Status
+from app.schemas.problems import ConflictProblem, Problem
+from app.schemas.service import Health, Index, Version
+
+__all__ = [
+    "Action",
+    "Answer",
+    "Architecture",
+    "Checkpoint",
+    "ConflictProblem",
+    "Dataset",
+    "DryRun",
+    "Failure",
+    "Health",
+    "Index",
+    "Job",
+    "Links",
+    "Listed",
+    "Method",
+    "Metric",
+    "Metrics",
+    "Model",
+    "Page",
+    "Problem",
+    "Progress",
+    "Result",
+    "Results",
+    "Status",
+    "Version",
+    "headers",
+    "page",
+]

@@ -1,0 +1,48 @@
+"""What every answer shares: no field has a default, for an answer says everything, with null for what is not known."""
+
+from collections.abc import Mapping
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+Item = TypeVar("Item")
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True, json_schema_serialization_defaults_required=True)
+
+
+def headers(descriptions: Mapping[str, str]) -> dict[str, Any]:
+    """Describe the headers of an answer for the OpenAPI document."""
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in descriptions.items()}
+
+
+class Listed(Answer):
+    """Something that has an id."""
+
+    id: str
+    """What other routes and specs call it by. The ids of jobs and checkpoints sort by time of creation."""
+
+
+ListedItem = TypeVar("ListedItem", bound=Listed)
+
+
+class Page(Answer, Generic[Item]):
+    """A part of a list. The next part is `?after=<last_id>`."""
+
+    object: Literal["list"]
+    """What this is."""
+    data: list[Item]
+    """The items."""
+    has_more: bool
+    """Whether there is a next part."""
+    first_id: str | None
+    """The first item's id (an event's seq)."""
+    last_id: str | None
+    """The last item's id (an event's seq): the cursor of the next part."""
+
+
+def page(items: list[ListedItem], *, has_more: bool) -> Page[ListedItem]:
+    """Wrap a part of a list, with the ids of its ends."""
+    first, last = (items[0].id, items[-1].id) if items else (None, None)
+    return Page(object="list", data=items, has_more=has_more, first_id=first, last_id=last)

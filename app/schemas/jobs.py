@@ -1,0 +1,183 @@
+"""A job, and what it shows of itself."""
+
+from datetime import datetime
+from typing import Literal
+
+from app.schemas.answer import Answer, Listed
+from core.advice import Caution
+from core.catalog import Norm
+from core.events import NormCount, Phase, Rate, Subject
+from core.spec import Kind, Spec
+
+Status = Literal["queued", "running", "pausing", "paused", "stopping", "cancelling", "succeeded", "failed", "cancelled"]
+Action = Literal["cancel"]
+
+
+class Failure(Answer):
+    """Why a job failed."""
+
+    code: str
+    """Stable, for programs: from `core.errors`, or the service's own worker_lost, repeated_crash, storage_unavailable,
+    disk_full, internal_error."""
+    message: str
+    """What happened."""
+    hint: str
+    """What to do."""
+    field: str | None
+    """The spec field or input it is about."""
+    retryable: bool
+    """Whether the same job can succeed when it is posted again unchanged."""
+
+
+class Progress(Answer):
+    """How far the current attempt is. Training fields keep their last value while the result is evaluated."""
+
+    step: int
+    """Training steps done."""
+    total_steps: int
+    """Training steps of the whole run."""
+    epoch: float
+    """Epochs done, as a fraction."""
+    loss: float | None
+    """Loss of the last step."""
+    learning_rate: float | None
+    """Learning rate of the last step."""
+    norm: Norm | None
+    """The norm attacked in the last step; null where none was, or several were."""
+    counts: dict[Norm, NormCount]
+    """Per attacked norm, how the training images fared."""
+    subject: Subject | None
+    """The model under evaluation, during an evaluation."""
+    attack: str | None
+    """The attack that was done last in this evaluation."""
+    attack_norm: Norm | None
+    """The norm of that attack."""
+    attacks_done: int
+    """Attacks done in this evaluation."""
+    attacks_total: int
+    """Attacks of this evaluation; 0 while none is done."""
+    fraction: float | None
+    """Share of the current phase that is done: of the steps in training, of the attacks in evaluation."""
+    seconds_remaining: float | None
+    """Estimate for the rest of the training phase, from its mean pace."""
+
+
+class Result(Answer):
+    """The numbers of one evaluation; the whole of it is in the report."""
+
+    clean: Rate
+    """Accuracy without attack."""
+    robust: dict[Norm, Rate]
+    """Robust accuracy per norm."""
+    union: Rate
+    """Points that are right under every norm at once."""
+
+
+class Results(Answer):
+    """The table of a job."""
+
+    before: Result | None
+    """The base model, where the job evaluates it."""
+    after: Result | None
+    """The model that the job delivers, or the one it was asked to evaluate."""
+
+
+class Links(Answer):
+    """Where the rest of a job is."""
+
+    self: str
+    """The job."""
+    events: str
+    """Its history."""
+    metrics: str
+    """Its training curve."""
+    checkpoints: str
+    """Its checkpoints."""
+    report: str
+    """Its evaluations, point by point."""
+
+
+class Job(Listed):
+    """A run that was asked for, and how it fares."""
+
+    object: Literal["job"]
+    """What this is."""
+    name: str
+    """A label for people."""
+    kind: Kind
+    """What the run does."""
+    status: Status
+    """Where the job is in its life."""
+    phase: Phase | None
+    """What the run does now, while it runs."""
+    is_terminal: bool
+    """Whether the status can no longer change."""
+    allowed_actions: list[Action]
+    """What may be asked of the job now: each is `POST /jobs/{id}/<action>`."""
+    created_at: datetime
+    """When it was posted."""
+    updated_at: datetime
+    """When it last changed."""
+    started_at: datetime | None
+    """When its current or last attempt began."""
+    finished_at: datetime | None
+    """When it came to its end."""
+    spec: Spec
+    """The resolved spec: everything that happens."""
+    cautions: list[Caution]
+    """What is valid and yet likely to disappoint."""
+    metadata: dict[str, str]
+    """The user's own pairs."""
+    attempt: int
+    """How often a worker has claimed it."""
+    progress: Progress | None
+    """How far the current attempt is."""
+    failure: Failure | None
+    """Why it failed, if it did."""
+    results: Results | None
+    """Its table, once there is a row."""
+    checkpoint: str | None
+    """Id of its latest checkpoint."""
+    links: Links
+    """Where the rest is."""
+
+
+class DryRun(Answer):
+    """What a job would be, had it been posted."""
+
+    valid: Literal[True]
+    """An invalid spec is answered with 422."""
+    spec: Spec
+    """The resolved spec."""
+    cautions: list[Caution]
+    """What is valid and yet likely to disappoint."""
+
+
+class Metric(Answer):
+    """One training step."""
+
+    step: int
+    """Steps done, this one included."""
+    epoch: float
+    """Epochs done, as a fraction."""
+    loss: float
+    """Mean loss of the batch."""
+    learning_rate: float
+    """Learning rate of this step."""
+    norm: Norm | None
+    """The norm that was attacked; null where none was, or several were."""
+    counts: dict[Norm, NormCount]
+    """Per attacked norm, the running counts."""
+
+
+class Metrics(Answer):
+    """The training curve of a job's current or last attempt."""
+
+    object: Literal["metrics"]
+    """What this is."""
+    job_id: str
+    """The job."""
+    attempt: int
+    """The attempt it belongs to."""
+    data: list[Metric]
+    """By step, thinned out evenly to `max_points`; the last step is always there."""

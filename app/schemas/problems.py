@@ -1,0 +1,35 @@
+"""What went wrong with a request."""
+
+from app.schemas.answer import Answer
+from app.schemas.jobs import Action, Status
+from core.advice import FieldError
+
+
+class Problem(Answer):
+    """What went wrong with a request, as RFC 9457 has it."""
+
+    type: str
+    """A page on this server that explains the code."""
+    title: str
+    """The kind of problem, in words."""
+    status: int
+    """The HTTP status."""
+    detail: str
+    """What is wrong here, and what to do."""
+    instance: str
+    """The path of the request."""
+    code: str
+    """Stable, for programs."""
+    request_id: str
+    """Also in the X-Request-Id header."""
+    errors: list[FieldError]
+    """One entry per field that is wrong."""
+
+
+class ConflictProblem(Problem):
+    """An action that the job's status does not allow."""
+
+    current_status: Status
+    """Where the job is."""
+    allowed_actions: list[Action]
+    """What may be asked of it now."""

