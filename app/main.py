@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from anyio.to_thread import current_default_thread_limiter
+from anyio.to_thread import current_default_thread_limiter, run_sync
 from fastapi import APIRouter, FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -26,6 +26,7 @@ from app.routes import checkpoints, datasets, events, health, jobs, methods, mod
 from app.settings import Settings
 from app.storage import LocalStore
 from app.tables import new_id
+from app.upkeep import Premises, Upkeep
 from app.watch import Watch
 from core.spec import EvaluateSpec, TrainSpec
 
@@ -82,9 +83,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     current_default_thread_limiter().total_tokens = THREADS
     polling = asyncio.create_task(service.watch.run())
+    upkeep = Upkeep(Premises(service.settings, service.database, service.store))
+    upkeep.start()
     _stop_on_signals(service.watch)
     yield
     service.watch.stop()
+    await run_sync(upkeep.stop)
     polling.cancel()
     with suppress(asyncio.CancelledError):
         await polling

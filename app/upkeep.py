@@ -1,0 +1,76 @@
+"""What has to be done now and then, whoever does it: every API process runs all chores, each in a thread of its own.
+
+A chore is idempotent and safe in several processes at once: it takes what it works on by a short transaction. It may be
+cut off anywhere, and must not wait for anything without a limit.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Event, Thread
+
+from sqlalchemy.exc import OperationalError
+
+from app import jobs
+from app.database import Database
+from app.settings import Settings
+from app.storage import ObjectStore, StorageUnavailable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Premises:
+    """What a chore is given."""
+
+    settings: Settings
+    database: Database
+    store: ObjectStore
+
+
+@dataclass(frozen=True)
+class Chore:
+    """Something to do every so many seconds."""
+
+    name: str
+    every: float
+    do: Callable[[Premises], None]
+
+
+def take_back_expired_jobs(premises: Premises) -> None:
+    """Queue the jobs of lost workers again; where no worker is left, nobody else would."""
+    with premises.database.writing() as session:
+        jobs.expire(session, max_losses=premises.settings.max_losses)
+
+
+CHORES: Sequence[Chore] = (Chore("take back expired jobs", 15, take_back_expired_jobs),)
+
+
+class Upkeep:
+    """The threads that do the chores."""
+
+    def __init__(self, premises: Premises, chores: Sequence[Chore] = CHORES) -> None:
+        self._premises = premises
+        self._stopping = Event()
+        self._threads = [Thread(target=self._repeat, args=(chore,), daemon=True) for chore in chores]
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Let each chore end what it is at."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    def _repeat(self, chore: Chore) -> None:
+        while not self._stopping.wait(chore.every):
+            try:
+                chore.do(self._premises)
+            except (OperationalError, StorageUnavailable) as error:
+                log.warning("cannot %s now: %s", chore.name, getattr(error, "orig", error))
+            except Exception:
+                # A mistake in one round must not end the chore for good.
+                log.exception("could not %s", chore.name)

@@ -1,0 +1,53 @@
+"""Chores: done again and again, whatever befalls one round."""
+
+import time
+from threading import Event
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
+
+from app import jobs
+from app.storage import LocalStore
+from app.tables import Attempt, Job
+from app.upkeep import Chore, Premises, Upkeep, take_back_expired_jobs
+from core.spec import parse
+
+SPEC = parse({"base_model": "digits-cnn-linf"})
+
+
+def premises(settings, database):
+    return Premises(settings, database, LocalStore(settings.objects_dir))
+
+
+def test_a_chore_goes_on_after_a_round_that_failed(settings, database):
+    rounds, done = [], Event()
+
+    def fail_twice(_):
+        rounds.append(len(rounds))
+        if len(rounds) == 1:
+            raise OperationalError("", {}, Exception("away"))
+        if len(rounds) == 2:
+            raise ZeroDivisionError
+        done.set()
+
+    upkeep = Upkeep(premises(settings, database), [Chore("fail", 0.01, fail_twice)])
+    upkeep.start()
+    assert done.wait(5)
+    upkeep.stop()
+    ended = len(rounds)
+    time.sleep(0.05)
+    assert len(rounds) == ended
+
+
+def test_a_job_whose_worker_is_lost_is_queued_again_without_any_worker(settings, database, project):
+    with database.writing() as session:
+        jobs.create(session, project.id, SPEC)
+        held = jobs.claim(session, worker="w", lease_seconds=30, max_losses=5)
+    take_back_expired_jobs(premises(settings, database))
+    with database.writing() as session:
+        assert session.get_one(Job, held.job_id).status == "running"
+        session.execute(update(Job).values(lease_until=Job.created_at))
+    take_back_expired_jobs(premises(settings, database))
+    with database.reading() as session:
+        assert session.get_one(Job, held.job_id).status == "queued"
+        assert session.scalars(select(Attempt.outcome)).all() == ["lost"]
