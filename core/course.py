@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from core.attacks.compiling import Compiled, pays
 from core.catalog import Norm
 from core.data.split import Batch
 from core.data.training_set import TrainingSet
 from core.errors import BadInput, OutOfMemory
 from core.events import NormCount, Stepped, Warned
 from core.methods import build
+from core.methods.adversary import Adversary
 from core.precision import in_precision
 from core.ranks import Ranks, share_batch_norm
 from core.spec import FineTuneSpec, Schedule, TrainingSpec
@@ -72,6 +74,7 @@ class Course:
         self._order_at_epoch = self._streams["order"].get_state()
         self._seconds = 0.0
         self._since = time.monotonic()
+        self._pace = Pace()
 
     @property
     def epoch(self) -> float:
@@ -103,6 +106,7 @@ class Course:
         Raises OutOfMemory with a batch size that may fit.
         """
         images, labels, whole = self._next_batch()
+        yield from self._compile(images)
         rate = self.learning_rate
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -116,6 +120,7 @@ class Course:
             for norm, count in counts.items()
         }
         self.step += 1
+        self._pace.tick(time.monotonic())
         if self.parts > parts:
             yield Warned(
                 code="batch_halved",
@@ -132,6 +137,23 @@ class Course:
             counts=self.counts,
             seconds=self.seconds,
         )
+
+    def _compile(self, images: Tensor) -> Iterator[Warned]:
+        """Compile the network that the attacks look at when that is asked for, or pays; images: the next batch."""
+        rule, wish = self._rule, self.spec.compile
+        if not isinstance(rule, Adversary) or rule.compiled or wish == "never":
+            return
+        if wish == "auto":
+            pace, left = self._pace.seconds, self.total_steps - self.step
+            if self.ranks.device.type != "cuda" or pace is None or not pays(pace=pace, steps=left):
+                return
+        rule.compiled = Compiled()
+        rule.quick(self._forward, images)
+        if rule.compiled.refusal:
+            yield Warned(
+                code="not_compiled",
+                message=f"the attacked network could not be compiled and is used as it is: {rule.compiled.refusal}",
+            )
 
     def _next_batch(self) -> tuple[Tensor, Tensor, int]:
         """Take this process's share of the next batch: its images, its labels, and the size of the whole batch."""
@@ -274,6 +296,27 @@ class Course:
     def _weights(self) -> Iterator[nn.Parameter]:
         for group in self._optimizer.param_groups:
             yield from group["params"]
+
+
+class Pace:
+    """How long a step takes, without the first few, which pay for what is done once."""
+
+    first = 5
+    enough = 20
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._began: float | None = None
+        self.seconds: float | None = None
+        """Seconds per step, once it is known."""
+
+    def tick(self, now: float) -> None:
+        """Take in that a step has ended."""
+        self._steps += 1
+        if self._steps == self.first:
+            self._began = now
+        elif self._began is not None and self._steps == self.enough:
+            self.seconds = (now - self._began) / (self.enough - self.first)
 
 
 class _LayerDraws:

@@ -37,6 +37,7 @@ Engine = Literal["temper", "reference"]
 Schedule = Literal["piecewise", "one-cycle", "constant"]
 Loss = Literal["cross-entropy", "trades"]
 Precision = Literal["auto", "fp32", "bf16"]
+Compile = Literal["auto", "always", "never"]
 
 
 # Short and without exponents: Fraction("1e999999999") would compute for hours.
@@ -380,6 +381,9 @@ class _Trained(_Measured):
     precision: Precision = "auto"
     """Arithmetic of training: fp32, or bf16 inside the network and fp32 around it. auto: bf16 on a GPU that computes in
     it, else fp32. Evaluations are always fp32."""
+    compile: Compile = "auto"
+    """Whether the network that attacks look at is compiled (torch.compile), which changes results only by rounding.
+    auto: on a GPU, once the steps that are left would win back the minute that it costs."""
     gpus: StrictInt = Field(default=1, ge=1, le=64)
     """How many GPUs train together, each on its share of every batch."""
     halve_batches: StrictBool = False

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from core.attacks import AttackResult, frozen
 from core.attacks.apgd import apgd
+from core.attacks.compiling import Compiled
 from core.attacks.losses import Loss, cross_entropy, kl_divergence
 from core.attacks.passes import look
 from core.catalog import Norm
@@ -51,6 +52,8 @@ class Adversary:
         self._eps = {norm: eps[norm] for norm in method.norms}
         self._beta = method.beta
         self._generator = generator
+        self.compiled: Compiled | None = None
+        """Set for the attacks to go through a compiled network."""
         self._twin: Twin | None = None
 
     def attack(self, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) -> AttackResult:
@@ -76,7 +79,8 @@ class Adversary:
         if self._twin is None:
             self._twin = Twin(model)
         with frozen(model):
-            return self._twin.of(model, images)
+            twin = self._twin.of(model, images)
+            return self.compiled.of(twin, images) if self.compiled else twin
 
     def attack_each(self, model: nn.Module, images: Tensor, labels: Tensor) -> list[AttackResult]:
         """Attack the same images in every norm, in the order of `counts`."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from core import checkpoint, course
+from core.attacks import compiling
 from core.course import Course
 from core.data.split import Split
 from core.data.training_set import TrainingSet
@@ -190,6 +191,38 @@ def test_training_in_bf16_goes_where_training_in_fp32_goes(few: Split) -> None:
     assert 0 < error < 0.1
     assert all(parameter.dtype == torch.float32 for parameter in models["bf16"].parameters())
     assert not isinstance(models["bf16"], Bfloat16)
+
+
+def test_what_cannot_be_compiled_is_said_once_and_trained_as_it_is(few: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(network: nn.Module, dynamic: bool) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(compiling.torch, "compile", refuse)
+    models = {wish: _linear() for wish in ("always", "never")}
+    told = {
+        wish: _steps(_course(_spec(compile=wish, method={"name": "e-at", "steps": 2}), model, few), 3)
+        for wish, model in models.items()
+    }
+    warnings = [event for event in told["always"] if isinstance(event, Warned)]
+    assert [warning.code for warning in warnings] == ["not_compiled"]
+    assert "no compiler" in warnings[0].message
+    assert len(told["never"]) == 3
+    assert _same(models["always"], models["never"])
+
+
+def test_a_cpu_compiles_nothing_by_itself(few: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(course, "pays", lambda **_: True)
+    assert len(_steps(_course(_spec(epochs=10, method={"name": "e-at", "steps": 1}), _linear(), few), 30)) == 30
+
+
+@pytest.mark.slow
+def test_training_against_the_compiled_network_goes_where_training_without_it_goes(few: Split) -> None:
+    models = {wish: _linear() for wish in ("always", "never")}
+    for wish, model in models.items():
+        told = _steps(_course(_spec(compile=wish, method={"name": "e-at", "steps": 2}), model, few), 4)
+        assert not any(isinstance(event, Warned) for event in told)
+    for a, b in zip(models["always"].parameters(), models["never"].parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_more_gpus_than_there_are_is_refused_with_their_number() -> None:
