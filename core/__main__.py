@@ -41,8 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     options = make_parser().parse_args(arguments)
     # Of several processes the first one speaks; what goes wrong in another is for its log.
-    stream = sys.stdout if os.environ.get("RANK", "0") == "0" else sys.stderr
-    say = partial(_say_json if options.json else _say_text, file=stream)
+    speaks = os.environ.get("RANK", "0") == "0"
+    say = partial(_say_json if options.json else _say_text, file=sys.stdout if speaks else sys.stderr)
     wishes = Wishes()
     if options.until_stdin_closes:
         threading.Thread(target=_exit_with_stdin, daemon=True).start()
@@ -55,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
                 return 0
             last = None
             for last in _merge(options) if options.kind == MERGE else _begin(options, wishes):
-                say(last)
+                if speaks:
+                    say(last)
         except UserError as error:
             say(_failed(error))
             return 2
@@ -113,11 +114,12 @@ def _run(spec: AnySpec, options: argparse.Namespace, wishes: Wishes) -> Iterator
 
 def _merge(options: argparse.Namespace) -> Iterator[Event]:
     """Put the reports of shards together."""
+    reports = [_report(folder) for folder in options.folders]
     from core.checkpoint import make_folder
     from core.evaluation import save_reports
     from core.verdicts import merge
 
-    merged = merge([_report(folder) for folder in options.folders])
+    merged = merge(reports)
     assert merged.after
     make_folder(options.output)
     yield save_reports(merged, merged.run, options.output, step=0, epoch=0)
@@ -169,11 +171,12 @@ def _import(options: argparse.Namespace) -> Iterator[str]:
         raise BadInput(
             "the file is missing", hint="python -m core import-weights FILE --architecture NAME", field="file"
         )
+    wanted = read_import(options)
+    if not options.file.is_file():
+        raise BadInput(f"there is no file {options.file}", hint="check the path", field="file")
     from core.conversion import import_weights
 
-    done = import_weights(
-        options.file, read_import(options), options.output or Path(f"{options.file.stem}.safetensors")
-    )
+    done = import_weights(options.file, wanted, options.output or Path(f"{options.file.stem}.safetensors"))
     if options.json:
         yield json.dumps({"path": str(done.path), "sha256": done.sha256, "header": done.header.model_dump(mode="json")})
         return

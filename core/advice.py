@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from core.catalog import MODELS, NORMS
-from core.spec import CONSEQUENCE, SPECS, AnySpec, EvaluateSpec, Evaluation, Method, did_you_mean
+from core.spec import CONSEQUENCE, EXTRA_SHARE, SPECS, AnySpec, EvaluateSpec, Evaluation, Method, did_you_mean
 
 
 class Caution(BaseModel):
@@ -39,6 +39,13 @@ def cautions(spec: AnySpec) -> tuple[Caution, ...]:
         )
     if isinstance(spec, EvaluateSpec):
         return tuple(found)
+    if "extra_share" in spec.model_fields_set and spec.extra_share != EXTRA_SHARE and not spec.extra_dataset:
+        found.append(
+            Caution(
+                code="extra_share_unused",
+                message="extra_share changes nothing without a second data set: name one as extra_dataset",
+            )
+        )
     if spec.method.name == "nat":
         found.append(Caution(code="no_attack", message="natural training attacks nothing: expect no robustness"))
     if spec.method.name == "pat":
@@ -97,11 +104,32 @@ def _field_error(details: ErrorDetails) -> FieldError:
             pointer = "/kind"
         case "missing" if detail == "Field required":
             detail = "this field is required"
+        case kind_of_error if kind_of_error in _REMEDIES:
+            detail = _REMEDIES[kind_of_error].format(**context)
         case "dict_type" | "model_type" | "model_attributes_type":
             detail = f"give an object, such as {_OBJECTS.get(path[-1] if path else '', '{}')}"
     return FieldError(pointer=pointer, code=details["type"], detail=detail)
 
 
+# Pydantic says what it expected; an author wants to know what to write.
+_REMEDIES: Mapping[str, str] = {
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "finite_number": "give a finite number",
+    "float_type": "give a number",
+    "int_type": "give a whole number, without a point or quotes",
+    "int_from_float": "give a whole number",
+    "bool_type": "give true or false, without quotes",
+    "string_type": "give text in quotes",
+    "string_too_long": "use at most {max_length} characters",
+    "string_too_short": "use at least {min_length} characters",
+    "too_long": "give at most {max_length}",
+    "literal_error": "choose {expected}",
+    "list_type": 'give a list, such as ["linf", "l1"]',
+    "tuple_type": 'give a list, such as ["linf", "l1"]',
+}
 _OBJECTS = {
     "eps": '{"linf": "8/255", "l1": 12}',
     "evaluation": '{"protocol": "fast"}',

@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from core.advice import explain
-from core.catalog import NORMS
+from core.catalog import DATASETS, NORMS
 from core.errors import BadInput
-from core.spec import SPECS, AnySpec, Evaluation, ImportSpec, Method, parse
+from core.spec import SPECS, AnySpec, Evaluation, ImportSpec, Method, did_you_mean, parse
 
 IMPORT = "import-weights"
 MERGE = "merge"
@@ -116,11 +116,22 @@ def _options(model: type[BaseModel]) -> Iterator[tuple[str, str, Callable[[str],
         if name == "kind":
             continue
         text = " ".join((field.description or "").split()).replace("%", "%%")
-        yield name, text, str if field.annotation is str else _read
+        yield name, text, _reader(field.annotation)
         if name == "eps":
             yield from ((f"eps.{norm}", f"The radius for {norm}.", _read) for norm in NORMS)
         if part := _PARTS.get(name):
             yield from ((f"{name}.{inner}", text, read) for inner, text, read in _options(part))
+
+
+def _reader(annotation: Any) -> Callable[[str], Any]:
+    if annotation is str:
+        return str
+    return _read_list if get_origin(annotation) in (tuple, list) else _read
+
+
+def _read_list(text: str) -> Any:
+    """Read a JSON list, or words with commas between them."""
+    return _read(text) if text.startswith("[") else text.split(",")
 
 
 def _read(text: str) -> Any:
@@ -157,6 +168,13 @@ def read_spec(options: argparse.Namespace) -> AnySpec:
             _set(body, name.removeprefix("spec.").split("."), value)
     if options.extra_data and not body.get("extra_dataset"):
         body["extra_dataset"] = options.extra_data.name.partition(".")[0]
+    dataset = body.get("dataset")
+    if isinstance(dataset, str) and dataset not in DATASETS and not options.data:
+        raise BadInput(
+            f"Temper has no data set {dataset!r} of its own; {did_you_mean(dataset, DATASETS)}",
+            hint="name one of these, or say with --data where the images are",
+            field="dataset",
+        )
     if options.data and "dataset" not in body:
         raise BadInput(
             f"{options.data} is given, but not which data set it holds",

@@ -65,6 +65,7 @@ Name = Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-
 Steps = Annotated[StrictInt, Field(ge=1, le=1000)]
 
 
+EXTRA_SHARE = 0.5
 # The type that pydantic gives the errors which merely follow from others.
 CONSEQUENCE = "default_factory_not_called"
 
@@ -105,7 +106,13 @@ def _default_beta(data: Mapping[str, Any]) -> float | None:
 
 
 def _one_for_all(steps: Any, info: ValidationInfo) -> Any:
-    return dict.fromkeys(info.data.get("norms", ()), steps) if type(steps) is int else steps
+    if type(steps) is not int:
+        return steps
+    if "norms" in info.data and not info.data["norms"]:
+        raise PydanticCustomError(
+            "option_not_taken", "method {method} attacks no norm: leave steps out", {"method": info.data.get("name")}
+        )
+    return dict.fromkeys(info.data.get("norms", ()), steps)
 
 
 class Method(_Part):
@@ -373,7 +380,7 @@ class _Trained(_Measured):
     extra_dataset: Name | None = Field(default=None, min_length=1)
     """A second labelled set to train on, by its name among the data sets of this machine: a part of each batch comes
     from it, and an epoch is still every image of the first set once; null for none."""
-    extra_share: StrictFloat = Field(default=0.5, gt=0, lt=1)
+    extra_share: StrictFloat = Field(default=EXTRA_SHARE, gt=0, lt=1)
     """The part of each batch that comes from the second set, where there is one."""
     held_out: StrictInt | None = Field(default_factory=_default_held_out, ge=0, le=100_000)
     """Of these, keep so many aside, drawn with the seed: after each epoch they show how robust the model is, in every

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.__main__ import main
+from core.arguments import make_parser, read_spec
 from core.events import Event, Failed, Finished, Saved, Stepped, read
 from core.spec import SPECS
 
@@ -86,7 +87,7 @@ def test_options_stand_over_the_file_they_come_with(run: Command, tmp_path: Path
     [
         (["--base-model", "digits-cnn-lnf", "--dataset", "digits"], "did you mean 'digits-cnn-linf'?"),
         (["--base-model", "digits-cnn-linf", "--eps.linf", "8"], "8/255"),
-        (["--base-model", "digits-cnn-linf", "--epochs", "0"], "greater than or equal to 1"),
+        (["--base-model", "digits-cnn-linf", "--epochs", "0"], "at least 1"),
         (["--base-model", "digits-cnn-linf", "--dataset", "pets", "--eps.linf", "0.1", "--eps.l1", "1"], "--data"),
         (["--base-model", "digits-cnn-linf", "--dataset", "imagenet"], "holds its train/ and val/ with --data"),
         (["--base-model", "digits-cnn-linf", "--dataset", "imagenet", "--data", "nowhere"], "nothing at nowhere"),
@@ -112,6 +113,20 @@ def test_a_path_to_data_without_its_name_is_refused(run: Command, tmp_path: Path
     done = run("evaluate", "--base-model", "digits-cnn-linf", "--data", tmp_path)
     assert done.returncode == 2
     assert "add --dataset" in done.stdout
+
+
+def test_a_list_may_be_given_as_words_with_commas(tmp_path: Path) -> None:
+    common = ["finetune", "--base-model", "digits-cnn-linf", "--method", "sat", "--method.norms"]
+    read = [read_spec(make_parser().parse_args([*common, norms])) for norms in ("linf,l1", '["linf", "l1"]')]
+    assert read[0] == read[1]
+    assert read[0].method.norms == ("linf", "l1")  # type: ignore[union-attr]
+
+
+def test_an_unknown_data_set_is_refused_before_anything_else_is_asked(run: Command) -> None:
+    done = run("evaluate", "--base-model", "digits-cnn-linf", "--dataset", "digit")
+    assert done.returncode == 2
+    assert "did you mean 'digits'?" in done.stdout
+    assert "eps" not in done.stdout
 
 
 def test_an_abbreviated_option_is_not_guessed_at() -> None:

@@ -98,7 +98,7 @@ def test_the_list_names_every_published_model_and_where_it_is(capsys: Say) -> No
         (["--dataset", "digits"], "add --architecture"),
         (["--arch", "preact-resnet-18"], "add --dataset"),
         (["--arch", "digits-cnn", "--dataset", "digit"], "did you mean 'digits'?"),
-        (["--arch", "digits-cnn", "--dataset", "digits", "--classes", "1"], "greater than or equal to 2"),
+        (["--arch", "digits-cnn", "--dataset", "digits", "--classes", "1"], "at least 2"),
         (["--arch", "digits-cnn", "--dataset", "digits", "--mean", "0.5"], "do not normalise"),
         (["--arch", "digits-cnn", "--dataset", "digits", "--mean", "0.5", "--std", "0"], "do not normalise"),
         (["--arch", "digits-cnn", "--dataset", "digits", "--mean", "grey", "--std", "1"], "mean"),

@@ -176,17 +176,17 @@ def test_a_method_comes_with_its_own_options_and_no_others() -> None:
         ({"method": {"name": "e-at", "loss": "hinge"}}, "/method/loss", "'cross-entropy' or 'trades'"),
         ({"method": {"name": "ramp", "norms": ["linf", "l2", "l1"]}}, "/method/norms", "takes 2 of"),
         ({"method": {"name": "pat", "norms": ["l2"]}}, "/method/norms", "takes 0 of"),
-        ({"epochs": 0}, "/epochs", "greater than or equal to 1"),
+        ({"epochs": 0}, "/epochs", "at least 1"),
         ({"learning_rate": 0}, "/learning_rate", "greater than 0"),
         ({"base_model": "../../etc/passwd"}, "/base_model", "match pattern"),
         ({"base_model": "mine"}, "/dataset", "name the data set"),
         ({"metadata": {"k": "v" * 513}}, "/metadata/k", "at most 512"),
-        ({"seed": -1}, "/seed", "greater than or equal to 0"),
-        ({"epochs": True}, "/epochs", "valid integer"),
-        ({"epochs": "3"}, "/epochs", "valid integer"),
-        ({"epochs": 3.5}, "/epochs", "valid integer"),
-        ({"learning_rate": "0.1"}, "/learning_rate", "valid number"),
-        ({"evaluation": {"include_base": "no"}}, "/evaluation/include_base", "valid boolean"),
+        ({"seed": -1}, "/seed", "at least 0"),
+        ({"epochs": True}, "/epochs", "whole number"),
+        ({"epochs": "3"}, "/epochs", "whole number"),
+        ({"epochs": 3.5}, "/epochs", "whole number"),
+        ({"learning_rate": "0.1"}, "/learning_rate", "give a number"),
+        ({"evaluation": {"include_base": "no"}}, "/evaluation/include_base", "true or false"),
         ({"eps": {"linf": True, "l1": 1}}, "/eps/linf", '"8/255"'),
         ({"eps": 8}, "/eps", '{"linf": "8/255"'),
         ({"evaluation": "fast"}, "/evaluation", '{"protocol": "fast"}'),
@@ -197,6 +197,8 @@ def test_a_method_comes_with_its_own_options_and_no_others() -> None:
         ({"extra_dataset": "../more"}, "/extra_dataset", "match pattern"),
         ({"extra_dataset": "more", "batch_size": 1}, "/batch_size", "set batch_size to 2 or more"),
         ({"extra_share": 0.0}, "/extra_share", "greater than 0"),
+        ({"method": {"name": "nat", "steps": 3}}, "/method/steps", "attacks no norm: leave steps out"),
+        ({"method": {"name": "sat", "norms": "linf"}}, "/method/norms", 'such as ["linf", "l1"]'),
         ({"extra_share": 1.0}, "/extra_share", "less than 1"),
         ({"augmentation": "crop"}, "/augmentation", "resized-crop-flip"),
         (
@@ -242,6 +244,7 @@ def test_a_spec_that_is_likely_to_disappoint_comes_with_cautions() -> None:
     assert _codes({**_SMALLEST, "eps": {"linf": 0.15, "l2": 0.5, "l1": 1.5}}) == {"l2_not_covered"}
     assert _codes({**_SMALLEST, "method": "sat"}) == set()
     assert _codes({**_SMALLEST, "method": "nat"}) == {"no_attack"}
+    assert _codes({**_SMALLEST, "method": "sat", "extra_share": 0.3}) == {"extra_share_unused"}
     assert _codes({**_SMALLEST, "method": "pat"}) == {"no_norm_attacked"}
     assert _codes({"kind": "evaluate", **_SMALLEST, "eps": {"linf": 0.1}}) == {"eps_differs_from_base"}
 
