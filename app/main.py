@@ -24,7 +24,7 @@ from app.dependencies import Service
 from app.inventory import Inventory
 from app.routes import checkpoints, datasets, events, health, jobs, methods, models
 from app.settings import Settings
-from app.storage import LocalStore
+from app.storage import open_store
 from app.tables import new_id
 from app.upkeep import Premises, Upkeep
 from app.watch import Watch
@@ -63,7 +63,7 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
     app.state.service = Service(
         settings,
         database,
-        LocalStore(settings.objects_dir),
+        open_store(settings),
         Inventory(settings.models_dir, settings.datasets_dir),
         Watch(database, every=settings.watch_seconds),
     )
@@ -92,6 +92,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     polling.cancel()
     with suppress(asyncio.CancelledError):
         await polling
+    service.store.close()
     service.database.close()
 
 

@@ -1,20 +1,29 @@
 """Every environment variable of the service, typed. Each begins with TEMPER_ and has a default that works."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+SECRETS = Path("/run/secrets")
+"""Where Docker puts secrets: a file of a variable's name, in small letters, says the same as the variable."""
+
 
 class Settings(BaseSettings):
     """How this instance runs."""
 
-    model_config = SettingsConfigDict(env_prefix="TEMPER_", frozen=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TEMPER_",
+        frozen=True,
+        use_attribute_docstrings=True,
+        secrets_dir=SECRETS if SECRETS.is_dir() else None,
+    )
 
     data_dir: Path = Field(default_factory=lambda: Path.home() / ".temper")
     """Where everything lies: database, objects, work folders, local models and data sets."""
@@ -46,6 +55,22 @@ class Settings(BaseSettings):
     """Time between asking a training process to end and killing it."""
     max_losses: int = Field(default=5, ge=1)
     """A job whose worker or training process has vanished this many times fails."""
+    s3_bucket: str | None = Field(default=None, min_length=3, max_length=63)
+    """Bucket that keeps checkpoints, reports and uploads; without one, the data folder does."""
+    s3_endpoint_url: str | None = None
+    """Where API and workers reach the S3 server; by default Amazon's."""
+    s3_public_endpoint_url: str | None = None
+    """Where clients reach the S3 server, if not at the same address: it is part of what is signed."""
+    s3_region: str = "us-east-1"
+    """Region that requests to the S3 server are signed for."""
+    s3_access_key_id: SecretStr | None = None
+    """Access key to the bucket; without one, boto3 looks where it always does."""
+    s3_secret_access_key: SecretStr | None = None
+    """The access key's secret."""
+    s3_timeout_seconds: float = Field(default=20, gt=0)
+    """How long the S3 server may be silent before a request is sent again."""
+    storage_proxy: bool = False
+    """Whether clients reach the S3 server through the API only, which then passes on all bytes."""
 
     @field_validator("database_url")
     @classmethod
@@ -67,6 +92,20 @@ class Settings(BaseSettings):
         if heartbeat * 3 > info.data.get("lease_seconds", heartbeat * 3):
             raise ValueError("must be at most a third of TEMPER_LEASE_SECONDS")
         return heartbeat
+
+    @field_validator("s3_endpoint_url", "s3_public_endpoint_url")
+    @classmethod
+    def _of_a_server(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^/?#@\s]+/?", url):
+            raise ValueError("write http:// or https://, a host and perhaps a port, and no path")
+        return url and url.rstrip("/")
+
+    @field_validator("s3_secret_access_key")
+    @classmethod
+    def _with_its_key(cls, secret: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if (secret is None) != (info.data.get("s3_access_key_id") is None):
+            raise ValueError("set TEMPER_S3_ACCESS_KEY_ID and TEMPER_S3_SECRET_ACCESS_KEY both, or neither")
+        return secret
 
     @property
     def objects_dir(self) -> Path:

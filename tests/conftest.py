@@ -11,7 +11,7 @@ from app.database import Database
 from app.settings import Settings
 from app.tables import Project, Table
 from tests.instance import add_key, add_project, calling, new_instance, serving
-from tests.servers import Postgres, postgres
+from tests.servers import Postgres, Swift, postgres, swift
 
 Instance = tuple[Settings, Database]
 
@@ -33,6 +33,13 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
 def postgres_server() -> Iterator[Postgres]:
     """One Postgres for all tests; each that breaks things makes its own."""
     with postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Swift]:
+    """One S3 server for all tests; each that breaks things makes its own."""
+    with swift() as server:
         yield server
 
 

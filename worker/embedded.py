@@ -13,7 +13,7 @@ from app.database import open_database
 from app.inventory import Inventory
 from app.jobs import Claim
 from app.settings import Settings
-from app.storage import LocalStore
+from app.storage import open_store
 from worker.supervisor import Workplace, run
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def open_workplace() -> Workplace:
     return Workplace(
         settings,
         open_database(settings.database_url),
-        LocalStore(settings.objects_dir),
+        open_store(settings),
         Inventory(settings.models_dir, settings.datasets_dir),
     )
 
@@ -70,6 +70,7 @@ def serve(place: Workplace) -> None:
         signal.signal(number, lambda *_: place.stopping.set())
     log.info("worker ready")
     work(place)
+    place.store.close()
     place.database.close()
 
 

@@ -17,6 +17,10 @@ from app.settings import Settings
         ("TEMPER_DATABASE_URL", "nosuch://here/x", "TEMPER_DATABASE_URL: not a database .*nosuch"),
         ("TEMPER_DATABASE_URL", "mssql+pymssql://here/x", "TEMPER_DATABASE_URL: not a database .*pymssql"),
         ("TEMPER_DATABASE_URL", "sqlite://", "TEMPER_DATABASE_URL: .* must be a file"),
+        ("TEMPER_S3_ENDPOINT_URL", "storage:8333", "TEMPER_S3_ENDPOINT_URL: write http:// or https://, a host"),
+        ("TEMPER_S3_PUBLIC_ENDPOINT_URL", "http://here/path", "TEMPER_S3_PUBLIC_ENDPOINT_URL: .* no path"),
+        ("TEMPER_S3_SECRET_ACCESS_KEY", "x", "TEMPER_S3_SECRET_ACCESS_KEY: set TEMPER_S3_ACCESS_KEY_ID and .* both"),
+        ("TEMPER_S3_ACCESS_KEY_ID", "x", "TEMPER_S3_SECRET_ACCESS_KEY: set TEMPER_S3_ACCESS_KEY_ID and .* both"),
         ("TEMPER_DATA_DIR", "/proc/nowhere", "TEMPER_DATA_DIR: cannot make /proc/nowhere"),
     ],
 )
@@ -33,6 +37,15 @@ def test_the_database_lies_in_the_data_folder_by_default(tmp_path, monkeypatch):
     assert settings.database_url == f"sqlite:///{tmp_path}/temper.db"
     assert settings.host == "127.0.0.1"
     assert settings.models_dir.is_dir()
+
+
+def test_secrets_can_come_from_files_and_are_not_shown(tmp_path):
+    (tmp_path / "temper_s3_access_key_id").write_text("the key")
+    (tmp_path / "temper_s3_secret_access_key").write_text("the secret\n")
+    settings = Settings(_secrets_dir=tmp_path)
+    assert settings.s3_access_key_id.get_secret_value() == "the key"
+    assert settings.s3_secret_access_key.get_secret_value() == "the secret"
+    assert "the secret" not in repr(settings)
 
 
 def test_a_database_that_cannot_be_opened_is_told_in_a_sentence():

@@ -1,0 +1,36 @@
+"""Where checkpoints, reports and uploads lie: a folder of this machine, or a bucket of an S3 server."""
+
+from app.settings import Settings
+from app.storage.contract import MOST_PARTS, SMALLEST_PART, ObjectStore, SignedRequest, StorageFull, StorageUnavailable
+from app.storage.local import LocalStore
+
+__all__ = [
+    "MOST_PARTS",
+    "SMALLEST_PART",
+    "LocalStore",
+    "ObjectStore",
+    "SignedRequest",
+    "StorageFull",
+    "StorageUnavailable",
+    "open_store",
+]
+
+
+def open_store(settings: Settings) -> ObjectStore:
+    """Open the store that the settings name. Nothing is sent yet."""
+    if not settings.s3_bucket:
+        return LocalStore(settings.objects_dir)
+    # Only a server needs boto3, which takes longer to load than all the rest.
+    from app.storage.s3 import S3Store
+
+    access_key_id, secret_access_key = settings.s3_access_key_id, settings.s3_secret_access_key
+    return S3Store(
+        settings.s3_bucket,
+        endpoint_url=settings.s3_endpoint_url,
+        public_endpoint_url=settings.s3_public_endpoint_url,
+        region=settings.s3_region,
+        access_key_id=access_key_id.get_secret_value() if access_key_id else None,
+        secret_access_key=secret_access_key.get_secret_value() if secret_access_key else None,
+        timeout=settings.s3_timeout_seconds,
+        proxied=settings.storage_proxy,
+    )
