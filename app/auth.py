@@ -1,36 +1,26 @@
-"""Who asks: an API key leads to a project. A key is stored as the hash of a secret that nobody can read back."""
+"""Who asks: an API key leads to a project, and its scopes say what may be asked."""
 
-import hashlib
 import json
 import os
-import secrets
-import string
 from contextlib import suppress
-from hmac import compare_digest
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy import or_, select, update
+from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
 
-from app.database import Database, now, seconds_from_now
+from app import keys
+from app.database import Database
 from app.dependencies import TheService
-from app.errors import Unauthorized
+from app.errors import Forbidden, Unauthorized
+from app.keys import Caller
+from app.schemas import Scope
 from app.tables import ApiKey, Project
 
-_ALPHABET = string.ascii_letters + string.digits
 _bearer = HTTPBearer(auto_error=False, description="An API key: tmp_...")
-
-
-def new_key(session: Session, project: Project) -> str:
-    """Make a key to a project. This is the only time that it can be read."""
-    lookup, secret = _random(8), _random(32)
-    key = f"tmp_{lookup}_{secret}"
-    session.add(ApiKey(project_id=project.id, lookup=lookup, sha256=_hash(key)))
-    return key
 
 
 def first_key(database: Database, *, url: str, credentials_file: Path | None) -> str | None:
@@ -41,51 +31,60 @@ def first_key(database: Database, *, url: str, credentials_file: Path | None) ->
         project = Project(name="default")
         session.add(project)
         session.flush()
-        key = new_key(session, project)
+        _, secret = keys.new_key(session, project, name="first key")
         if credentials_file:
-            _store(credentials_file, {"url": url, "api_key": key})
-    return key
+            _store(credentials_file, {"url": url, "api_key": secret})
+    return secret
 
 
 def authenticate(
     service: TheService, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> str:
-    """Find the project of the request's key. Raises Unauthorized."""
-    with service.database.reading() as session:
-        found = _find(session, credentials.credentials) if credentials else None
-    if found is None:
-        detail = "send a valid API key as 'Authorization: Bearer tmp_...'"
-        raise Unauthorized(detail, headers={"WWW-Authenticate": "Bearer"})
-    key, is_stale = found
+) -> Caller:
+    """Find out who asks. Raises Unauthorized."""
+    if credentials is None:
+        raise _unauthorized("the request has no API key")
+    try:
+        with service.database.reading() as session:
+            key, is_stale = keys.find(session, credentials.credentials)
+    except keys.BadKey as error:
+        raise _unauthorized(str(error)) from None
     if is_stale:
         # Where nothing can be written, reading goes on.
         with suppress(OperationalError), service.database.writing() as session:
-            session.execute(update(ApiKey).where(ApiKey.id == key.id).values(last_used_at=now()))
-    return key.project_id
+            keys.note_use(session, key.id)
+    return Caller(key.id, key.project_id, frozenset(key.scopes), key.expires_at)
 
 
-ProjectId = Annotated[str, Depends(authenticate)]
+TheCaller = Annotated[Caller, Depends(authenticate)]
 
 
-def _find(session: Session, key: str) -> tuple[ApiKey, bool] | None:
-    """Find a key's row, and whether its last use was noted over a minute ago: noting each would cost too much."""
-    stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < seconds_from_now(-60))
-    lookup = key.removeprefix("tmp_")[:8]
-    found = session.execute(
-        select(ApiKey, stale).where(ApiKey.lookup == lookup, ApiKey.revoked_at.is_(None))
-    ).one_or_none()
-    if found is None:
-        return None
-    row, is_stale = found
-    return (row, is_stale) if compare_digest(row.sha256, _hash(key)) else None
+def _project(caller: TheCaller) -> str:
+    return caller.project_id
 
 
-def _hash(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+ProjectId = Annotated[str, Depends(_project)]
 
 
-def _random(length: int) -> str:
-    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+@dataclass(frozen=True)
+class Needs:
+    """The check that a key has a scope."""
+
+    scope: Scope
+
+    def __call__(self, caller: TheCaller) -> None:
+        """Raise Forbidden where it has not."""
+        if self.scope not in caller.scopes:
+            raise Forbidden(self.scope)
+
+
+def needs(scope: Scope) -> Any:
+    """Declare the scope that a route needs: `dependencies=[needs("jobs:read")]`. Every route with a key has one."""
+    return Depends(Needs(scope))
+
+
+def _unauthorized(reason: str) -> Unauthorized:
+    detail = f"{reason}; send a valid one as 'Authorization: Bearer tmp_...'"
+    return Unauthorized(detail, headers={"WWW-Authenticate": "Bearer"})
 
 
 def _store(path: Path, content: dict[str, str]) -> None:

@@ -54,6 +54,10 @@ class Timestamp(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """SQLite would store a moment of another zone as if it were UTC."""
+        return value.astimezone(UTC) if value else value
+
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         """Name the zone."""
         return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value

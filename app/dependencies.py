@@ -3,14 +3,17 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import AfterValidator, AwareDatetime
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
 from app.database import Database
+from app.errors import UnsupportedMediaType
 from app.inventory import Inventory
 from app.settings import Settings
 from app.storage import ObjectStore
@@ -56,6 +59,13 @@ def _once(request: Request) -> None:
         raise RequestValidationError(repeated)
 
 
+def _require_json(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        detail = f"the body is declared as {media_type or 'nothing'}; send it with Content-Type: application/json"
+        raise UnsupportedMediaType(detail)
+
+
 def cursor(prefix: str) -> Callable[[str | None], str | None]:
     """Make the check of a list's cursor: an id of what is listed."""
 
@@ -67,9 +77,21 @@ def cursor(prefix: str) -> Callable[[str | None], str | None]:
     return check
 
 
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise PydanticCustomError("out_of_range", "choose a time of this age, such as 2030-01-31T12:00:00Z") from None
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""A time with its zone, as callers write it."""
 JobId = Annotated[str, Path(description="The job's id.")]
 CheckpointId = Annotated[str, Path(description="The checkpoint's id.")]
+KeyId = Annotated[str, Path(description="The key's id, such as key_...; not the key itself.")]
+AnyProjectId = Annotated[str, Path(description="The project's id.")]
 Once = Depends(_once)
+Json = Depends(_require_json)
 
 # By default FastAPI ends a dependency after the answer is sent: a 201 would leave before the commit.
 Reading = Annotated[Session, Depends(_reading, scope="function")]

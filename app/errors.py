@@ -77,6 +77,19 @@ class Unauthorized(Problem):
     status, code = 401, "unauthorized"
 
 
+class Forbidden(Problem):
+    """The API key is valid but may not do this. `required_scope` names the scope it lacks, where it lacks one: use a
+    key that has it. GET /me shows what a key may do."""
+
+    status, code = 403, "forbidden"
+
+    def __init__(self, scope: schemas.Scope | None = None, detail: str | None = None) -> None:
+        lacking = f"this needs a key with the scope {scope}, which yours lacks; GET /me shows what it may do"
+        named = f', error="insufficient_scope", scope="{scope}"' if scope else ""
+        headers = {"WWW-Authenticate": f'Bearer realm="temper"{named}'}
+        super().__init__(detail or lacking, headers=headers, required_scope=scope)
+
+
 class NotFound(Problem):
     """There is nothing at this address, or it belongs to another project."""
 
@@ -108,6 +121,13 @@ class ActionNotAllowed(Problem):
         super().__init__(detail, current_status=current, allowed_actions=allowed)
 
 
+class LastAdminKey(Problem):
+    """The key is the last valid one with the scope admin: without it nobody could manage projects and keys any more.
+    Make another one first."""
+
+    status, code = 409, "last_admin_key"
+
+
 class BodyTooLarge(Problem):
     """The body is larger than this service takes. A job spec is a few hundred bytes: models and data sets are named in
     it, not sent with it."""
@@ -134,6 +154,16 @@ class InvalidSpec(Problem):
 
     def __init__(self, errors: Sequence[FieldError], *, found: int = 0) -> None:
         super().__init__(_summary(errors, found), errors=errors)
+
+
+class InvalidBody(Problem):
+    """The body is not what the route takes. Each entry of `errors` names a field by its JSON pointer and says what to
+    do."""
+
+    status, code = 422, "invalid_body"
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__(_summary(errors), errors=errors)
 
 
 class InvalidParameter(Problem):
@@ -206,7 +236,7 @@ def declare(*classes: type[Problem]) -> dict[int | str, dict[str, Any]]:
 
 def problems(*classes: type[Problem]) -> dict[int | str, dict[str, Any]]:
     """Declare the problems of a route that needs a key."""
-    return declare(*classes, Unauthorized, DatabaseUnavailable)
+    return declare(*classes, Unauthorized, Forbidden, DatabaseUnavailable)
 
 
 def name_media_type(document: dict[str, Any]) -> dict[str, Any]:
@@ -244,7 +274,7 @@ def answer(request: Request, problem: Problem) -> Response:
 
 
 def _answer(request: Request, error: Exception) -> Response:
-    problem = error if isinstance(error, Problem) else _as_problem(error)
+    problem = error if isinstance(error, Problem) else _as_problem(request, error)
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         # Only a mistake of ours needs a traceback: a full disk would fill the log with them.
         trace = error if isinstance(problem, InternalError) else None
@@ -253,10 +283,10 @@ def _answer(request: Request, error: Exception) -> Response:
     return answer(request, problem)
 
 
-def _as_problem(error: Exception) -> Problem:
+def _as_problem(request: Request, error: Exception) -> Problem:
     match error:
         case RequestValidationError():
-            return _invalid(error)
+            return _invalid(request, error)
         case HTTPException():
             return _refused(error)
         case OperationalError():
@@ -291,15 +321,17 @@ def _refused(error: HTTPException) -> Problem:
             return MalformedBody("the body cannot be read as JSON; send one JSON object in UTF-8", headers=headers)
 
 
-def _invalid(error: RequestValidationError) -> Problem:
+def _invalid(request: Request, error: RequestValidationError) -> Problem:
     details = error.errors()
     if details[0]["type"] == "json_invalid":
         place = details[0]["loc"][1]
         reason = details[0]["ctx"]["error"]
         return MalformedBody(f"the body is not JSON, from character {place} on: {reason}; send one JSON object")
-    if details[0]["loc"] == ("body",):
+    if details[0]["loc"] == ("body",) and request.url.path.endswith("/jobs"):
         missing = FieldError(pointer="", code="missing", detail="send a job spec as the JSON body")
         return InvalidSpec([missing])
+    if details[0]["loc"][0] == "body":
+        return InvalidBody([_in_body(each["loc"][1:], each["type"], each["msg"]) for each in details])
     return InvalidParameter(
         [
             FieldError(
@@ -308,6 +340,11 @@ def _invalid(error: RequestValidationError) -> Problem:
             for each in details
         ]
     )
+
+
+def _in_body(place: Sequence[str | int], code: str, message: str) -> FieldError:
+    pointer = "".join(f"/{part}" for part in place)
+    return FieldError(pointer=pointer, code=code, detail=message.removeprefix("Value error, "))
 
 
 def _summary(errors: Sequence[FieldError], found: int = 0) -> str:

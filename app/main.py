@@ -22,7 +22,7 @@ from app import auth, errors
 from app.database import THREADS, Database, open_database
 from app.dependencies import Service
 from app.inventory import Inventory
-from app.routes import checkpoints, datasets, events, health, jobs, methods, models
+from app.routes import checkpoints, datasets, events, health, jobs, keys, methods, models, projects
 from app.settings import Settings
 from app.storage import open_store
 from app.tables import new_id
@@ -68,7 +68,7 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
         Watch(database, every=settings.watch_seconds),
     )
     router = APIRouter()
-    for part in (jobs, events, checkpoints, models, datasets, methods, health):
+    for part in (jobs, events, checkpoints, models, datasets, methods, keys, projects, health):
         router.include_router(part.router)
     app.include_router(router)
     app.include_router(router, prefix="/v1", include_in_schema=False)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Generic, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy import ColumnElement, and_, func, literal, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from app.database import Timestamp, now
 from app.tables import Checkpoint, Event, Job, Metric
 
 Row = TypeVar("Row")
@@ -40,18 +42,18 @@ def list_jobs(
     where: list[ColumnElement[bool]] = [Job.project_id == project_id]
     where += [getattr(Job, column) == value for column, value in matching.items() if value is not None]
     where += [Job.labels[key].as_string() == value for key, value in labels.items()]
-    return _part(session, Job, Job.id, where, after=after, limit=limit, order=order)
+    return list_rows(session, Job, Job.id, where, after=after, limit=limit, order=order)
 
 
 def list_events(session: Session, job_id: str, *, after: int, limit: int) -> Part[Event]:
     """List a job's history from a place on."""
-    return _part(session, Event, Event.seq, [Event.job_id == job_id], after=after, limit=limit, order="asc")
+    return list_rows(session, Event, Event.seq, [Event.job_id == job_id], after=after, limit=limit, order="asc")
 
 
 def list_checkpoints(session: Session, job_id: str, *, after: str | None, limit: int) -> Part[Checkpoint]:
     """List a job's checkpoints by age."""
     where = [Checkpoint.job_id == job_id]
-    return _part(session, Checkpoint, Checkpoint.id, where, after=after, limit=limit, order="asc")
+    return list_rows(session, Checkpoint, Checkpoint.id, where, after=after, limit=limit, order="asc")
 
 
 def find_checkpoint(session: Session, project_id: str, checkpoint_id: str) -> Checkpoint | None:
@@ -81,13 +83,18 @@ def training_curve(session: Session, job: Job, *, after_step: int, max_points: i
     return session.scalars(curve.order_by(Metric.step)).all()
 
 
+def is_past(session: Session, moment: datetime) -> bool:
+    """Whether a moment has gone by, by the database's clock."""
+    return bool(session.scalar(select(literal(moment, Timestamp()) <= now())))
+
+
 def versions(session: Session, job_ids: Iterable[str]) -> dict[str, int]:
     """Read how often each of these jobs has changed."""
     rows = session.execute(select(Job.id, Job.version).where(Job.id.in_(job_ids)))
     return {row.id: row.version for row in rows}
 
 
-def _part(
+def list_rows(
     session: Session,
     table: type[Row],
     cursor: InstrumentedAttribute[str] | InstrumentedAttribute[int],
@@ -97,6 +104,7 @@ def _part(
     limit: int,
     order: Order,
 ) -> Part[Row]:
+    """List rows by the column that is the cursor, from behind `after` on."""
     query = select(table).where(*where).order_by(cursor.asc() if order == "asc" else cursor.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(cursor > after if order == "asc" else cursor < after)

@@ -9,7 +9,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from ulid import ULID
 
 from app.database import Timestamp, now
-from app.schemas import Status
+from app.schemas import Scope, Status
 from core.events import Phase
 
 
@@ -45,6 +45,10 @@ class Project(Table):
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("prj"))
     name: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(default=now())
+    quotas: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """Its own limits, where they differ from the instance's."""
+    out_of_gpu_until: Mapped[datetime | None]
+    """Its GPU time of this month is used up: no job of it is claimed before then."""
 
 
 class ApiKey(Table):
@@ -53,12 +57,17 @@ class ApiKey(Table):
     __tablename__ = "api_keys"
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("key"))
-    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id), index=True)
     lookup: Mapped[str] = mapped_column(String(8), unique=True)
     """The part of the key that finds this row."""
     sha256: Mapped[str] = mapped_column(String(64))
     """Hash of the whole key: it has 190 random bits, so a slow hash would add nothing."""
+    name: Mapped[str] = mapped_column(default="")
+    scopes: Mapped[list[Scope]] = mapped_column(JSON)
+    created_by: Mapped[str | None]
+    """The key that made it."""
     created_at: Mapped[datetime] = mapped_column(default=now())
+    expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     """To the minute."""
     revoked_at: Mapped[datetime | None]
@@ -90,6 +99,8 @@ class Job(Table):
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     results: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     failure: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    estimate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What it was expected to take when it was posted."""
     report_key: Mapped[str | None]
     """Where the object store keeps the report."""
     checkpoint_id: Mapped[str | None]
@@ -116,6 +127,7 @@ class Job(Table):
         UniqueConstraint(project_id, idempotency_key),
         Index("ix_jobs_waiting", status, priority.desc(), "id"),
         Index("ix_jobs_of_project", project_id, "id"),
+        Index("ix_jobs_of_project_by_status", project_id, status),
     )
 
 

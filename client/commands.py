@@ -1,20 +1,17 @@
 """The commands of `temper`: each asks the service one thing and shows the answer, for people or for programs."""
 
 import json
-import sys
 import time
-from collections.abc import Mapping, Sequence
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel, TypeAdapter
-from rich.console import ConsoleRenderable, RenderableType
 
-from client import display, monitor
+from client import access, display, monitor
 from client.errors import TemperError
+from client.output import Output, console, show
 from client.records import Job
 from client.serve import serve_until_stopped
 from client.temper import Temper
@@ -24,12 +21,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-# A file has no width: lines there are as long as they are.
-console = display.Screen(width=None if sys.stdout.isatty() else 200, highlight=False)
+app.add_typer(access.keys, name="keys")
+app.add_typer(access.projects, name="projects")
 
 _STATUSES = "queued, running, succeeded, failed, cancelling or cancelled"
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job, as submit and list show it.")]
-Output = Annotated[Literal["text", "json"], typer.Option(help="text for people, json for programs.")]
 
 
 def _show_version(asked: bool) -> None:
@@ -78,7 +74,7 @@ def submit(
     with Temper() as temper:
         if dry_run:
             answer = temper.submit(body, dry_run=True)
-            _show(answer, display.dry_run_card(answer), output)
+            show(answer, display.dry_run_card(answer), output)
             return
         job = temper.submit(body)
         if watch:
@@ -86,7 +82,7 @@ def submit(
         elif wait:
             _wait(temper, [job.id], None, output)
         else:
-            _show(job, f"{job.id} is {job.status}; follow it with: temper watch {job.id}", output)
+            show(job, f"{job.id} is {job.status}; follow it with: temper watch {job.id}", output)
 
 
 @app.command()
@@ -121,7 +117,7 @@ def list_jobs(
     with Temper() as temper:
         found = temper.list(**{name: value for name, value in given.items() if value})
         jobs = list(islice(found, limit))
-    _show(jobs, display.jobs_table(jobs) if jobs else "no jobs", output)
+    show(jobs, display.jobs_table(jobs) if jobs else "no jobs", output)
 
 
 @app.command()
@@ -129,7 +125,7 @@ def get(job_id: JobId, output: Output = "text") -> None:
     """Show a job as it stands."""
     with Temper() as temper:
         job = temper.get(job_id)
-    _show(job, display.job_card(job), output)
+    show(job, display.job_card(job), output)
 
 
 @app.command()
@@ -141,7 +137,7 @@ def events(
     """Show what has happened to a job so far."""
     with Temper() as temper:
         for event in temper.stream(job_id) if follow else temper.events(job_id):
-            _show(event, display.event_line(event), output)
+            show(event, display.event_line(event), output)
 
 
 @app.command()
@@ -149,7 +145,7 @@ def cancel(job_id: JobId, output: Output = "text") -> None:
     """Cancel a job. What it has delivered stays."""
     with Temper() as temper:
         job = temper.cancel(job_id)
-    _show(job, f"{job.id} is {job.status}", output)
+    show(job, f"{job.id} is {job.status}", output)
 
 
 @app.command()
@@ -157,7 +153,7 @@ def report(job_id: JobId, output: Output = "text") -> None:
     """Show the table of a job: accuracy before and after, clean and under attack."""
     with Temper() as temper:
         reports = temper.report(job_id)
-    _show(reports, display.report_card(reports), output)
+    show(reports, display.report_card(reports), output)
 
 
 @app.command()
@@ -170,7 +166,7 @@ def download(
     with Temper() as temper:
         file = temper.download(identifier, path)
     size = file.stat().st_size
-    _show({"path": str(file), "size": size}, f"{file}, {size:,} bytes, sha256 checked", output)
+    show({"path": str(file), "size": size}, f"{file}, {size:,} bytes, sha256 checked", output)
 
 
 @app.command()
@@ -178,7 +174,7 @@ def models(output: Output = "text") -> None:
     """List the base models that a job can name."""
     with Temper() as temper:
         found = list(temper.models())
-    _show(found, display.models_table(found), output)
+    show(found, display.models_table(found), output)
 
 
 @app.command()
@@ -186,7 +182,7 @@ def datasets(output: Output = "text") -> None:
     """List the data sets that a job can name."""
     with Temper() as temper:
         found = list(temper.datasets())
-    _show(found, display.datasets_table(found), output)
+    show(found, display.datasets_table(found), output)
 
 
 @app.command()
@@ -194,7 +190,7 @@ def methods(output: Output = "text") -> None:
     """List the training methods that a job can name."""
     with Temper() as temper:
         found = list(temper.methods())
-    _show(found, display.methods_table(found), output)
+    show(found, display.methods_table(found), output)
 
 
 @app.command()
@@ -206,7 +202,7 @@ def version(output: Output = "text") -> None:
     except TemperError as error:
         service, where = None, str(error)
     versions = {"client": _own_version(), "service": service}
-    _show(versions, f"client  {versions['client']}\nservice {service or 'none'} ({where})", output)
+    show(versions, f"client  {versions['client']}\nservice {service or 'none'} ({where})", output)
 
 
 def _watch(temper: Temper, job_id: str, output: str) -> None:
@@ -219,7 +215,7 @@ def _watch(temper: Temper, job_id: str, output: str) -> None:
             err=True,
         )
         raise typer.Exit(130) from None
-    _show(job, display.job_card(job), output)
+    show(job, display.job_card(job), output)
     _exit_by([job])
 
 
@@ -240,20 +236,13 @@ def _wait(temper: Temper, job_ids: list[str], timeout: float | None, output: str
     for job_id in job_ids:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         jobs.append(temper.wait(job_id, timeout=left))
-        _show(jobs[-1], display.job_card(jobs[-1]), output)
+        show(jobs[-1], display.job_card(jobs[-1]), output)
     _exit_by(jobs)
 
 
 def _exit_by(jobs: list[Job]) -> None:
     if any(job.status != "succeeded" for job in jobs):
         raise typer.Exit(1)
-
-
-def _show(answer: BaseModel | Sequence[BaseModel] | Mapping[str, Any], as_text: RenderableType, output: str) -> None:
-    if output == "json":
-        typer.echo(TypeAdapter(Any).dump_json(answer, ensure_ascii=True).decode())
-    else:
-        console.print(as_text, soft_wrap=not isinstance(as_text, ConsoleRenderable))
 
 
 def _read_spec(file: typer.FileText, changes: list[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from client.records import Dataset, DryRun, Job, Method, Model, Result
+from client.records import ApiKey, Dataset, DryRun, Job, Method, Model, Project, Result
 from core.catalog import NORMS, Norm
 from core.events import Rate, Report, Reports, Stamped
 
@@ -135,6 +135,23 @@ def methods_table(methods: Iterable[Method]) -> RenderableType:
     return table
 
 
+def keys_table(keys: Iterable[ApiKey]) -> RenderableType:
+    """Show the API keys of a project."""
+    table = _table("id", "name", "begins with", "scopes", "last used", "state")
+    for key in keys:
+        used = f"{key.last_used_at.astimezone():%Y-%m-%d %H:%M}" if key.last_used_at else "never"
+        table.add_row(key.id, escape(key.name), key.prefix, " ".join(key.scopes), used, _state_of(key))
+    return table
+
+
+def projects_table(projects: Iterable[Project]) -> RenderableType:
+    """Show projects."""
+    table = _table("id", "name", "created")
+    for project in projects:
+        table.add_row(project.id, escape(project.name), f"{project.created_at.astimezone():%Y-%m-%d %H:%M}")
+    return table
+
+
 def event_line(event: Stamped) -> Text:
     """Show an event in a line."""
     time = f"{event.created_at.astimezone():%H:%M:%S}"
@@ -187,6 +204,12 @@ def _trimmed(segments: Iterable[Segment]) -> Iterator[Segment]:
         yield from line[:-1]
         yield from (last._replace(text=last.text.rstrip()) for last in line[-1:])
         yield Segment.line()
+
+
+def _state_of(key: ApiKey) -> str:
+    if key.revoked_at:
+        return f"revoked {key.revoked_at.astimezone():%Y-%m-%d}"
+    return f"until {key.expires_at.astimezone():%Y-%m-%d %H:%M}" if key.expires_at else "valid"
 
 
 def _rows(results: Iterable[Result | Report], eps: Mapping[Norm, float]) -> Iterator[tuple[str, list[Rate]]]:

@@ -4,7 +4,7 @@ client can talk to a newer service."""
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.errors import Unreadable
 from core.advice import Caution
@@ -233,6 +233,58 @@ class Method(Record):
     """The most norms it works with."""
     options: dict[str, str | float]
     """What a job can set of it beside norms and steps, each with its default."""
+
+
+class ApiKey(Record):
+    """A key to a project, without its secret."""
+
+    id: str
+    """What revoke takes."""
+    name: str
+    """A label for people."""
+    project_id: str
+    """The project that it opens."""
+    prefix: str
+    """How the key begins."""
+    scopes: tuple[str, ...]
+    """What it may do."""
+    created_at: datetime
+    """When it was made."""
+    expires_at: datetime | None
+    """From when on it is refused; None for never."""
+    last_used_at: datetime | None
+    """When it was last used, to the minute."""
+    revoked_at: datetime | None
+    """Since when it is refused for good."""
+
+
+class NewApiKey(ApiKey):
+    """A key that was just made."""
+
+    secret: str = Field(repr=False)
+    """The key itself, shown only this once."""
+
+
+class Project(Record):
+    """Whose things are whose."""
+
+    id: str
+    """What other commands call it by."""
+    name: str
+    """A label for people."""
+    created_at: datetime
+    """When it was made."""
+
+
+class Me(Record):
+    """Who asks."""
+
+    project: Project
+    """The project that the key opens."""
+    key: ApiKey
+    """The key in use."""
+    scopes: tuple[str, ...]
+    """What it may do."""
 
 
 class Version(Record):

@@ -2,7 +2,8 @@
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from math import inf
 from pathlib import Path
 from typing import Any, Literal, Self, overload
@@ -17,16 +18,20 @@ from client.download import download_file
 from client.errors import Answered, NoCheckpoint, StillRunning, TemperError, Unreachable
 from client.records import (
     Answer,
+    ApiKey,
     Checkpoint,
     Dataset,
     DryRun,
     Item,
     Job,
+    Me,
     Method,
     Metrics,
     Model,
+    NewApiKey,
     Page,
     Progress,
+    Project,
     Version,
     read,
 )
@@ -216,6 +221,41 @@ class Temper:
     def methods(self) -> Iterator[Method]:
         """Go through the training methods that a job can name."""
         return self._items(Page[Method], "/methods")
+
+    def me(self) -> Me:
+        """Say who this client is to the service: project, key and scopes."""
+        return self._get(Me, "/me")
+
+    def keys(self, *, project: str | None = None) -> Iterator[ApiKey]:
+        """Go through the API keys of a project, newest first; by default of one's own."""
+        return self._items(Page[ApiKey], "/api_keys", {"project_id": project} if project else None)
+
+    def create_key(
+        self,
+        name: str,
+        *,
+        scopes: Sequence[str] = (),
+        expires_at: datetime | None = None,
+        project: str | None = None,
+    ) -> NewApiKey:
+        """Make an API key: with one's own scopes but admin, where none are given. Its secret is shown only here."""
+        wish = {"name": name, "scopes": list(scopes) or None, "project_id": project}
+        wish["expires_at"] = expires_at.astimezone().isoformat() if expires_at else None
+        # Tried once: an answer that was lost must not leave a second key behind.
+        return read(NewApiKey, self._connection.request("POST", "/api_keys", patience=0, json=wish).content)
+
+    def revoke_key(self, key_id: str) -> ApiKey:
+        """Have a key refused from now on."""
+        path = f"/api_keys/{quote(key_id, safe='')}"
+        return read(ApiKey, self._connection.request("DELETE", path, patience=self._patience).content)
+
+    def projects(self) -> Iterator[Project]:
+        """Go through the projects, newest first. Takes a key with the scope admin."""
+        return self._items(Page[Project], "/projects")
+
+    def create_project(self, name: str) -> Project:
+        """Make a project. Takes a key with the scope admin."""
+        return read(Project, self._connection.request("POST", "/projects", patience=0, json={"name": name}).content)
 
     def version(self) -> Version:
         """Say what runs there."""

@@ -10,9 +10,10 @@ from typing import Any
 import httpx2
 import uvicorn
 
-from app.auth import new_key
 from app.database import Database, open_database
+from app.keys import new_key
 from app.main import create_app
+from app.schemas import SCOPES, Scope
 from app.settings import Settings
 from app.tables import Project
 
@@ -45,10 +46,10 @@ def add_project(database: Database) -> Project:
     return project
 
 
-def add_key(database: Database, project: Project) -> str:
-    """Make a key to a project."""
+def add_key(database: Database, project: Project, *scopes: Scope) -> str:
+    """Make a key to a project, that may do all or only what is given."""
     with database.writing() as session:
-        return new_key(session, project)
+        return new_key(session, project, scopes=scopes or SCOPES)[1]
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from pydantic import AfterValidator
 from sqlalchemy.orm import Session
 
 from app import reading, schemas, tables
-from app.auth import ProjectId
+from app.auth import ProjectId, needs
 from app.dependencies import CheckpointId, JobId, Once, Reading, TheService, cursor
 from app.errors import InvalidParameter, NotFound, RangeNotSatisfiable, StoreUnavailable, problems
 from app.routes.jobs import the_job
 
-router = APIRouter(tags=["checkpoints"])
+router = APIRouter(tags=["checkpoints"], dependencies=[needs("jobs:read")])
 
 _FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _HEADERS = schemas.headers(

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from app import schemas
-from app.auth import authenticate
+from app.auth import needs
 from app.dependencies import TheService
 from app.errors import problems
 from core.catalog import DATASETS, DatasetEntry
 
-router = APIRouter(tags=["catalogue"], dependencies=[Depends(authenticate)])
+router = APIRouter(tags=["catalogue"], dependencies=[needs("jobs:read")])
 
 
 @router.get("/datasets", responses=problems())

@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
 from app import jobs, reading, schemas, tables
-from app.auth import ProjectId
+from app.auth import ProjectId, needs
 from app.dependencies import JobId, Once, Service, TheService
 from app.errors import InvalidParameter, NotFound, TooManyStreams, problems
 from app.routes.jobs import the_job
@@ -24,7 +24,7 @@ _PING_SECONDS = 15
 @router.get(
     "/jobs/{job_id}/events",
     response_model=schemas.Page[Stamped],
-    dependencies=[Once],
+    dependencies=[needs("jobs:read"), Once],
     responses={
         200: {
             "description": "The list; or, with `Accept: text/event-stream`, each event as it comes (`id` is its seq), "

@@ -4,7 +4,7 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -18,8 +18,8 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
 from app import jobs, reading, schemas, tables
-from app.auth import ProjectId
-from app.dependencies import JobId, Once, Reading, Service, TheService, Writing, cursor
+from app.auth import ProjectId, needs
+from app.dependencies import JobId, Json, Once, Reading, Service, TheService, Writing, cursor
 from app.errors import (
     ActionNotAllowed,
     BodyTooLarge,
@@ -40,13 +40,6 @@ from core.spec import AnySpec, Kind, Spec, parse
 router = APIRouter(tags=["jobs"])
 
 _ETAG = schemas.headers({"ETag": "Changes when the job does."})
-
-
-def _require_json(request: Request) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        detail = f"the body is declared as {media_type or 'nothing'}; send it with Content-Type: application/json"
-        raise UnsupportedMediaType(detail)
 
 
 def _unchecked(body: Any, _: ValidatorFunctionWrapHandler) -> Any:
@@ -108,7 +101,7 @@ class JobFilter(BaseModel):
     "/jobs",
     status_code=201,
     response_model=schemas.Job,
-    dependencies=[Once, Depends(_require_json)],
+    dependencies=[needs("jobs:write"), Once, Json],
     responses={
         200: {"model": schemas.DryRun, "description": "With dry_run: the spec is valid, and nothing is stored."},
         201: {"headers": _ETAG | schemas.headers({"Location": "The job.", "Idempotent-Replayed": "true on a repeat."})},
@@ -149,7 +142,7 @@ def create_job(
     return show_job(created.job)
 
 
-@router.get("/jobs", responses=problems(InvalidParameter), dependencies=[Once])
+@router.get("/jobs", responses=problems(InvalidParameter), dependencies=[needs("jobs:read"), Once])
 def list_jobs(
     project_id: ProjectId, session: Reading, chosen: Annotated[JobFilter, Query()]
 ) -> schemas.Page[schemas.Job]:
@@ -169,7 +162,7 @@ def list_jobs(
 @router.get(
     "/jobs/{job_id}",
     response_model=schemas.Job,
-    dependencies=[Once],
+    dependencies=[needs("jobs:read"), Once],
     responses={
         200: {"headers": _ETAG},
         304: {"description": "The job has not changed since If-None-Match.", "headers": _ETAG},
@@ -203,7 +196,12 @@ async def get_job(
     return Response(show_job(job).model_dump_json(), headers=headers, media_type="application/json")
 
 
-@router.post("/jobs/{job_id}/cancel", status_code=202, responses=problems(NotFound, ActionNotAllowed))
+@router.post(
+    "/jobs/{job_id}/cancel",
+    status_code=202,
+    responses=problems(NotFound, ActionNotAllowed),
+    dependencies=[needs("jobs:write")],
+)
 def cancel_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schemas.Job:
     """Cancel a job: a waiting one at once, a running one within seconds. Asking twice is no error."""
     job = the_job(session, project_id, job_id)
@@ -213,7 +211,11 @@ def cancel_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schema
         raise ActionNotAllowed("cancel", refusal.status) from None
 
 
-@router.get("/jobs/{job_id}/metrics", responses=problems(NotFound, InvalidParameter), dependencies=[Once])
+@router.get(
+    "/jobs/{job_id}/metrics",
+    responses=problems(NotFound, InvalidParameter),
+    dependencies=[needs("jobs:read"), Once],
+)
 def get_metrics(
     job_id: JobId,
     project_id: ProjectId,
@@ -230,7 +232,10 @@ def get_metrics(
 
 
 @router.get(
-    "/jobs/{job_id}/report", response_model=Reports, responses=problems(NotFound, ReportNotReady, StoreUnavailable)
+    "/jobs/{job_id}/report",
+    response_model=Reports,
+    responses=problems(NotFound, ReportNotReady, StoreUnavailable),
+    dependencies=[needs("jobs:read")],
 )
 def get_report(job_id: JobId, project_id: ProjectId, session: Reading, service: TheService) -> Response:
     """Get the evaluations before and after, with the verdict on every point."""

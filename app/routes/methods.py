@@ -1,13 +1,13 @@
 """Training methods and networks that a job can name."""
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from app import schemas
-from app.auth import authenticate
+from app.auth import needs
 from app.errors import problems
 from core.catalog import ARCHITECTURES, METHODS
 
-router = APIRouter(tags=["catalogue"], dependencies=[Depends(authenticate)])
+router = APIRouter(tags=["catalogue"], dependencies=[needs("jobs:read")])
 
 
 @router.get("/methods", responses=problems())

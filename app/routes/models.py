@@ -1,15 +1,15 @@
 """Base models that a job can name: shipped ones and the operator's own."""
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from app import schemas
-from app.auth import authenticate
+from app.auth import needs
 from app.dependencies import TheService
 from app.errors import problems
 from app.inventory import LocalModel
 from core.catalog import MODELS, ModelEntry
 
-router = APIRouter(tags=["catalogue"], dependencies=[Depends(authenticate)])
+router = APIRouter(tags=["catalogue"], dependencies=[needs("jobs:read")])
 
 
 @router.get("/models", responses=problems())

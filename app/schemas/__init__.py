@@ -1,5 +1,6 @@
 """What the API answers with. What it accepts is `core.spec`; what a run reports is `core.events`."""
 
+from app.schemas.access import SCOPES, ApiKey, Me, NewApiKey, Project, Scope
 from app.schemas.answer import Answer, Listed, Page, headers, page
 from app.schemas.catalogue import Architecture, Dataset, Method, Model
 from app.schemas.checkpoints import Checkpoint
@@ -8,8 +9,10 @@ from app.schemas.problems import ConflictProblem, Problem
 from app.schemas.service import Health, Index, Version
 
 __all__ = [
+    "SCOPES",
     "Action",
     "Answer",
+    "ApiKey",
     "Architecture",
     "Checkpoint",
     "ConflictProblem",
@@ -21,15 +24,19 @@ __all__ = [
     "Job",
     "Links",
     "Listed",
+    "Me",
     "Method",
     "Metric",
     "Metrics",
     "Model",
+    "NewApiKey",
     "Page",
     "Problem",
     "Progress",
+    "Project",
     "Result",
     "Results",
+    "Scope",
     "Status",
     "Version",
     "headers",

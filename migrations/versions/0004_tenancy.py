@@ -1,18 +1,37 @@
-"""Projects, keys and their limits.
+"""Projects, keys and their limits. Keys from before it may do everything.
 
 Revision ID: 0004
 Revises: 0003
 """
+
+import sqlalchemy as sa
+from alembic import op
 
 revision = "0004"
 down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+ALL_SCOPES = '["jobs:read", "jobs:write", "files:write", "admin"]'
+
 
 def upgrade() -> None:
-    """Nothing yet."""
+    op.add_column("api_keys", sa.Column("name", sa.String(), nullable=False, server_default=""))
+    op.add_column("api_keys", sa.Column("scopes", sa.JSON(), nullable=False, server_default=ALL_SCOPES))
+    op.add_column("api_keys", sa.Column("created_by", sa.String(), nullable=True))
+    op.add_column("api_keys", sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True))
+    op.create_index(op.f("ix_api_keys_project_id"), "api_keys", ["project_id"])
+    op.add_column("projects", sa.Column("quotas", sa.JSON(), nullable=False, server_default="{}"))
+    op.add_column("projects", sa.Column("out_of_gpu_until", sa.DateTime(timezone=True), nullable=True))
+    op.add_column("jobs", sa.Column("estimate", sa.JSON(none_as_null=True), nullable=True))
+    op.create_index("ix_jobs_of_project_by_status", "jobs", ["project_id", "status"])
 
 
 def downgrade() -> None:
-    """Nothing yet."""
+    op.drop_index("ix_jobs_of_project_by_status", "jobs")
+    op.drop_column("jobs", "estimate")
+    op.drop_column("projects", "out_of_gpu_until")
+    op.drop_column("projects", "quotas")
+    op.drop_index(op.f("ix_api_keys_project_id"), "api_keys")
+    for column in ("expires_at", "created_by", "scopes", "name"):
+        op.drop_column("api_keys", column)

@@ -431,7 +431,8 @@ def test_the_openapi_document_declares_the_problems_of_every_route(settings, dat
             if path in open_routes:
                 continue
             assert {"401", "503"} <= answers.keys(), path
-            assert ("404" in answers) == ("{" in path), path
+            # A key or a list of keys may be asked for of a project that is named in the body or the query.
+            assert ("404" in answers) == ("{" in path or path == "/api_keys"), path
             assert route["description"], path
     assert document["paths"]["/jobs"]["post"]["responses"].keys() >= {"200", "201", "400", "413", "415", "422"}
     assert document["paths"]["/jobs/{job_id}/cancel"]["post"]["responses"].keys() >= {"202", "409"}

@@ -189,3 +189,29 @@ def test_no_service_is_told_with_the_remedy() -> None:
     assert refused.stderr.startswith("no answer from http://127.0.0.1:1")
     assert "temper serve" in refused.stderr
     assert json.loads(run_temper("version", "--output", "json", environment=environment).stdout)["service"] is None
+
+
+def test_a_key_is_made_used_and_revoked(temper: Command, monkeypatch: pytest.MonkeyPatch, service: Service) -> None:
+    made = json.loads(temper("keys", "create", "ci", "--scope", "jobs:read", "--days", "2", "--output", "json").stdout)
+    listed = temper("keys", "list").stdout
+    assert made["prefix"] in listed
+    assert made["secret"] not in listed
+    monkeypatch.setenv("TEMPER_URL", service.url)
+    with monkeypatch.context() as other:
+        other.setenv("TEMPER_API_KEY", made["secret"])
+        assert temper("list").returncode == 0
+        refused = temper("projects", "list")
+        assert (refused.returncode, "admin" in refused.stderr) == (1, True)
+    assert temper("keys", "revoke", made["id"]).returncode == 0
+    monkeypatch.setenv("TEMPER_API_KEY", made["secret"])
+    assert "revoked" in temper("list").stderr
+
+
+def test_a_project_is_made_and_a_key_to_it(temper: Command) -> None:
+    project = json.loads(temper("projects", "create", "vision", "--output", "json").stdout)
+    assert project["id"] in temper("projects", "list").stdout
+    secret, told = temper("keys", "create", "alice", "--project", project["id"]).stdout.splitlines()
+    assert secret.startswith("tmp_")
+    assert "jobs:read jobs:write files:write" in told
+    (key,) = json.loads(temper("keys", "list", "--project", project["id"], "--output", "json").stdout)
+    assert key["project_id"] == project["id"]

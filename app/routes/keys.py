@@ -1,0 +1,143 @@
+"""API keys: make, list and revoke them; and who a key is."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
+
+from app import keys, reading, schemas, tables
+from app.auth import TheCaller, needs
+from app.dependencies import Json, KeyId, Moment, Once, Reading, Writing, cursor
+from app.errors import (
+    BodyTooLarge,
+    Forbidden,
+    InvalidBody,
+    InvalidParameter,
+    LastAdminKey,
+    MalformedBody,
+    NotFound,
+    UnsupportedMediaType,
+    problems,
+)
+from app.routes.projects import show_project, the_project
+from core.advice import FieldError
+from core.spec import Text
+
+router = APIRouter(tags=["keys"])
+
+
+class KeyWish(BaseModel):
+    """The key to make."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    name: Text = Field(min_length=1, max_length=128, examples=["ci"])
+    """A label for people."""
+    scopes: list[schemas.Scope] | None = Field(default=None, min_length=1, max_length=len(schemas.SCOPES))
+    """What it may do; by default all that the key of this request may, but admin."""
+    expires_at: Moment | None = None
+    """From when on it is refused; by default when the key of this request is, if ever."""
+    project_id: str | None = Field(default=None, max_length=64)
+    """The project that it opens; by default the one of this request's key. Another one takes the scope admin."""
+
+
+@router.post(
+    "/api_keys",
+    status_code=201,
+    dependencies=[needs("jobs:write"), Once, Json],
+    responses=problems(MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody, NotFound),
+)
+def create_api_key(wish: KeyWish, caller: TheCaller, session: Writing, response: Response) -> schemas.NewApiKey:
+    """Make a key. Its secret is in this answer and can never be read again. A key without the scope admin makes keys of
+    its own project only, with no scope that it lacks, and with no later end."""
+    project = the_project(session, caller, wish.project_id or caller.project_id)
+    if wish.expires_at and reading.is_past(session, wish.expires_at):
+        past = FieldError(pointer="/expires_at", code="in_the_past", detail="choose a time to come, or leave it out")
+        raise InvalidBody([past])
+    scopes = wish.scopes or [scope for scope in schemas.SCOPES if scope in caller.scopes and scope != "admin"]
+    if not scopes:
+        missing = FieldError(pointer="/scopes", code="missing", detail=f"choose of {', '.join(schemas.SCOPES)}")
+        raise InvalidBody([missing])
+    expires_at = wish.expires_at or caller.expires_at
+    try:
+        key, secret = keys.delegate(session, caller, project, name=wish.name, scopes=scopes, expires_at=expires_at)
+    except keys.BeyondOwn as error:
+        raise Forbidden(detail=str(error)) from None
+    response.headers["Location"] = f"/api_keys/{key.id}"
+    response.headers["Cache-Control"] = "no-store"
+    return schemas.NewApiKey(secret=secret, **show_key(key).model_dump())
+
+
+@router.get("/api_keys", responses=problems(InvalidParameter, NotFound), dependencies=[needs("jobs:read"), Once])
+def list_api_keys(
+    caller: TheCaller,
+    session: Reading,
+    project_id: Annotated[
+        str | None, Query(max_length=64, description="Of another project than the key's; takes the scope admin.")
+    ] = None,
+    after: Annotated[
+        str | None, AfterValidator(cursor("key")), Query(description="The cursor: the `last_id` of the part before.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Keys in one part.")] = 20,
+    order: Annotated[reading.Order, Query(description="desc: newest first.")] = "desc",
+) -> schemas.Page[schemas.ApiKey]:
+    """List a project's keys, newest first, revoked and expired ones too."""
+    project = the_project(session, caller, project_id or caller.project_id)
+    part = keys.list_keys(session, project.id, after=after, limit=limit, order=order)
+    return schemas.page([show_key(key) for key in part.rows], has_more=part.has_more)
+
+
+@router.get("/api_keys/{key_id}", responses=problems(NotFound), dependencies=[needs("jobs:read")])
+def get_api_key(key_id: KeyId, caller: TheCaller, session: Reading) -> schemas.ApiKey:
+    """Get what is known of a key."""
+    return show_key(_the_key(session, caller, key_id))
+
+
+@router.delete("/api_keys/{key_id}", responses=problems(NotFound, LastAdminKey), dependencies=[needs("jobs:write")])
+def revoke_api_key(key_id: KeyId, caller: TheCaller, session: Writing) -> schemas.ApiKey:
+    """Revoke a key: from the next request on it is refused, everywhere. Twice is no error."""
+    key = _the_key(session, caller, key_id)
+    try:
+        return show_key(keys.revoke(session, caller, key))
+    except keys.BeyondOwn as error:
+        raise Forbidden(detail=str(error)) from None
+    except keys.LastAdminKey:
+        detail = "this is the last valid key with the scope admin; make another one before you revoke it"
+        raise LastAdminKey(detail) from None
+
+
+@router.get("/me", responses=problems(), dependencies=[needs("jobs:read")])
+def get_me(caller: TheCaller, session: Reading) -> schemas.Me:
+    """Tell who the key is, and what it may do."""
+    return schemas.Me(
+        project=show_project(session.get_one(tables.Project, caller.project_id)),
+        key=show_key(session.get_one(tables.ApiKey, caller.key_id)),
+        scopes=[scope for scope in schemas.SCOPES if scope in caller.scopes],
+    )
+
+
+def show_key(key: tables.ApiKey) -> schemas.ApiKey:
+    """Show a key without its secret."""
+    return schemas.ApiKey.model_validate(
+        {
+            "id": key.id,
+            "object": "api_key",
+            "name": key.name,
+            "project_id": key.project_id,
+            "prefix": keys.prefix(key),
+            "scopes": key.scopes,
+            "created_at": key.created_at,
+            "created_by": key.created_by,
+            "expires_at": key.expires_at,
+            "last_used_at": key.last_used_at,
+            "revoked_at": key.revoked_at,
+        }
+    )
+
+
+def _the_key(session: Session, caller: keys.Caller, key_id: str) -> tables.ApiKey:
+    key = keys.find_key(session, caller, key_id) if tables.is_id("key", key_id) else None
+    if key is None:
+        raise NotFound(f"there is no API key {key_id!r} in this project")
+    return key

@@ -1,0 +1,97 @@
+"""Projects: whose things are whose. All of them are an admin's to manage."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
+
+from app import keys, reading, schemas, tables
+from app.auth import TheCaller, needs
+from app.dependencies import AnyProjectId, Json, Once, Reading, Writing, cursor
+from app.errors import (
+    BodyTooLarge,
+    InvalidBody,
+    InvalidParameter,
+    MalformedBody,
+    NotFound,
+    UnsupportedMediaType,
+    problems,
+)
+from core.spec import Text
+
+router = APIRouter(tags=["projects"], dependencies=[needs("admin")])
+
+_BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody)
+
+
+class ProjectWish(BaseModel):
+    """The project to make."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    name: Text = Field(min_length=1, max_length=128, examples=["vision"])
+    """A label for people."""
+
+
+class ProjectChange(BaseModel):
+    """What to change; what is left out stays."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    name: Text | None = Field(default=None, min_length=1, max_length=128)
+    """A label for people."""
+
+
+@router.post("/projects", status_code=201, responses=problems(*_BODY), dependencies=[Once, Json])
+def create_project(wish: ProjectWish, session: Writing, response: Response) -> schemas.Project:
+    """Make a project. It has no key yet: make one with POST /api_keys and its id."""
+    project = tables.Project(name=wish.name)
+    session.add(project)
+    session.flush()
+    response.headers["Location"] = f"/projects/{project.id}"
+    return show_project(project)
+
+
+@router.get("/projects", responses=problems(InvalidParameter), dependencies=[Once])
+def list_projects(
+    session: Reading,
+    after: Annotated[
+        str | None, AfterValidator(cursor("prj")), Query(description="The cursor: the `last_id` of the part before.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Projects in one part.")] = 20,
+    order: Annotated[reading.Order, Query(description="desc: newest first.")] = "desc",
+) -> schemas.Page[schemas.Project]:
+    """List the projects, newest first."""
+    part = keys.list_projects(session, after=after, limit=limit, order=order)
+    return schemas.page([show_project(project) for project in part.rows], has_more=part.has_more)
+
+
+@router.get("/projects/{project_id}", responses=problems(NotFound))
+def get_project(project_id: AnyProjectId, caller: TheCaller, session: Reading) -> schemas.Project:
+    """Get a project."""
+    return show_project(the_project(session, caller, project_id))
+
+
+@router.patch("/projects/{project_id}", responses=problems(*_BODY, NotFound), dependencies=[Once, Json])
+def change_project(
+    project_id: AnyProjectId, change: ProjectChange, caller: TheCaller, session: Writing
+) -> schemas.Project:
+    """Change a project."""
+    project = the_project(session, caller, project_id)
+    if change.name is not None:
+        project.name = change.name
+    return show_project(project)
+
+
+def the_project(session: Session, caller: keys.Caller, project_id: str) -> tables.Project:
+    """Find a project that the caller may know of. Raises NotFound."""
+    project = keys.find_project(session, caller, project_id) if tables.is_id("prj", project_id) else None
+    if project is None:
+        raise NotFound(f"there is no project {project_id!r} that this key manages")
+    return project
+
+
+def show_project(project: tables.Project) -> schemas.Project:
+    """Show a project."""
+    return schemas.Project(id=project.id, object="project", name=project.name, created_at=project.created_at)
