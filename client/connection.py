@@ -22,6 +22,7 @@ class Connection:
     def __init__(self, credentials: Credentials, *, timeout: float) -> None:
         self.url = credentials.url.rstrip("/")
         self._timeout = timeout
+        self._elsewhere: httpx2.Client | None = None
         try:
             self._http = httpx2.Client(
                 base_url=self.url,
@@ -37,6 +38,8 @@ class Connection:
     def close(self) -> None:
         """Let go of the sockets."""
         self._http.close()
+        if self._elsewhere:
+            self._elsewhere.close()
 
     def request(self, method: str, path: str, *, patience: float, **arguments: Any) -> httpx2.Response:
         """Send a request, again while the service is away, and return its answer.
@@ -65,6 +68,25 @@ class Connection:
             yield response
 
     @contextmanager
+    def download(self, path: str, *, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        """Open a file that is read piece by piece, in the object store where the service sends us there, which never
+        sees the key. Raises Refused, ServiceFailed, httpx2.TransportError."""
+        with self.stream(path, headers=headers, follow_redirects=False) as response:
+            elsewhere = response.headers.get("Location") if response.has_redirect_location else None
+            if elsewhere is None:
+                yield response
+                return
+        if "X-Checksum-Sha256" not in response.headers:  # a proxy before the service wants another address of it
+            with self.stream(path, headers=headers) as response:
+                yield response
+            return
+        # The ETag is the service's; the store has another for the same content.
+        plain = {name: value for name, value in headers.items() if name != "If-Range"}
+        with self._without_key().stream("GET", response.url.join(elsewhere), headers=plain) as response:
+            _check_stream(response)
+            yield response
+
+    @contextmanager
     def listen(self, path: str, *, last_event_id: int, silence: float) -> Iterator[httpx2.EventSource]:
         """Open an event stream past an event; `silence` is how many seconds without a byte mean that it is broken.
 
@@ -77,10 +99,22 @@ class Connection:
 
     def unreachable(self, error: httpx2.TransportError) -> Unreachable:
         """Say in words that nobody answers."""
+        asked = error.request.url
+        if asked.copy_with(raw_path=b"/") != httpx2.URL(self.url).copy_with(raw_path=b"/"):
+            return Unreachable(
+                f"no answer from the object store at {asked.scheme}://{asked.netloc.decode()} ({_reason(error)}): the "
+                "service sends files there, so this machine has to reach it, or the service to set TEMPER_STORAGE_PROXY"
+            )
         return Unreachable(
             f"no answer from {self.url} ({_reason(error)}): start the service with `temper serve`, or set TEMPER_URL "
             "to where it runs"
         )
+
+    def _without_key(self) -> httpx2.Client:
+        """Speak with a server that is not the service."""
+        if self._elsewhere is None:
+            self._elsewhere = httpx2.Client(timeout=self._timeout)
+        return self._elsewhere
 
 
 class Pauses:
@@ -114,7 +148,9 @@ def _answered(response: httpx2.Response) -> Refused | ServiceFailed:
     try:
         problem = Problem.model_validate_json(response.content)
     except ValidationError:  # not our service, or not the service itself: a proxy
-        detail = f"{response.url} answered {response.status_code} {response.reason_phrase}"
+        # Without the query, which may carry a signature.
+        where = response.url.copy_with(query=None)
+        detail = f"{where} answered {response.status_code} {response.reason_phrase}"
         problem = Problem(status=response.status_code, code="unknown", detail=detail)
     return Refused(problem) if response.is_client_error else ServiceFailed(problem)
 

@@ -50,7 +50,7 @@ def _append(connection: Connection, checkpoint: Checkpoint, file: BufferedRandom
     headers = {"Accept-Encoding": "identity"}
     if file.tell():
         headers |= {"Range": f"bytes={file.tell()}-", "If-Range": f'"{checkpoint.sha256}"'}
-    with connection.stream(f"/checkpoints/{checkpoint.id}/download", headers=headers) as response:
+    with connection.download(f"/checkpoints/{checkpoint.id}/download", headers=headers) as response:
         if response.status_code != httpx2.codes.PARTIAL_CONTENT:
             file.seek(0)
             file.truncate()

@@ -5,7 +5,7 @@ from base64 import b64encode
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 from pydantic import AfterValidator
 from sqlalchemy.orm import Session
 
@@ -63,6 +63,15 @@ def get_checkpoint(checkpoint_id: CheckpointId, project_id: ProjectId, session: 
             "content": _FILE,
             "headers": _HEADERS | schemas.headers({"Content-Range": "Which bytes these are, and of how many."}),
         },
+        307: {
+            "description": "The file is in an object store: ask there, with the same Range and without the API key.",
+            "headers": schemas.headers(
+                {
+                    "Location": "The file's address for the next minutes.",
+                    "X-Checksum-Sha256": "SHA-256 of the whole file, in hexadecimal.",
+                }
+            ),
+        },
         **problems(NotFound, RangeNotSatisfiable, StoreUnavailable),
     },
 )
@@ -75,16 +84,21 @@ def download_checkpoint(
     range_: Annotated[str | None, Header(alias="Range", description="One span of bytes, to go on after a cut.")] = None,
     if_range: Annotated[str | None, Header(description="Heed Range only if this is still the ETag.")] = None,
 ) -> Response:
-    """Download the file. `X-Checksum-Sha256` and `Repr-Digest` carry the hash of the whole of it. HEAD gives only the
-    headers."""
+    """Download the file, here or, where it lies in an object store that clients reach, from there.
+    `X-Checksum-Sha256` carries the hash of the whole of it. HEAD gives only the headers."""
     checkpoint = _the_checkpoint(session, project_id, checkpoint_id)
+    file_name = f"{checkpoint.id}.safetensors"
+    signed = service.store.download_request(checkpoint.key, file_name=file_name)
+    if signed and request.method == "GET":
+        there = {"Cache-Control": "no-store", "X-Checksum-Sha256": checkpoint.sha256}
+        return RedirectResponse(signed.url, headers=there)
     etag = f'"{checkpoint.sha256}"'
     size = service.store.size(checkpoint.key)
     wanted = range_ if if_range in (None, etag) else None
     start, stop = _span(wanted, size) or (0, size)
     headers = {
         "Accept-Ranges": "bytes",
-        "Content-Disposition": f'attachment; filename="{checkpoint.id}.safetensors"',
+        "Content-Disposition": f'attachment; filename="{file_name}"',
         "Content-Length": str(stop - start),
         "ETag": etag,
         "Repr-Digest": f"sha-256=:{b64encode(bytes.fromhex(checkpoint.sha256)).decode()}:",

@@ -101,9 +101,8 @@ class S3Store:
 
     def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """Read the bytes from `start` to before `stop`, in chunks. What breaks is taken up again where it broke."""
-        stop = self.size(key) if stop is None else stop
         failures = 0
-        while start < stop:
+        while stop is None or start < stop:
             try:
                 for chunk in self._read_once(key, start, stop):
                     start += len(chunk)
@@ -285,9 +284,17 @@ class S3Store:
                 return []
             raise
 
-    def _read_once(self, key: str, start: int, stop: int) -> Iterator[bytes]:
+    def _read_once(self, key: str, start: int, stop: int | None) -> Iterator[bytes]:
+        last = "" if stop is None else stop - 1
+        # A range of an empty object, or of nothing at the end of any, is an error to S3.
+        wanted = {"Range": f"bytes={start}-{last}"} if start or stop else {}
         with _explained(key):
-            answer = self._s3.get_object(Bucket=self._bucket, Key=checked(key), Range=f"bytes={start}-{stop - 1}")
+            try:
+                answer = self._s3.get_object(Bucket=self._bucket, Key=checked(key), **wanted)
+            except ClientError as error:
+                if _code(error) == "InvalidRange" and stop is None:
+                    return
+                raise
         with closing(answer["Body"]) as body:
             yield from body.iter_chunks(CHUNK)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,13 @@ from client import (
     Unreachable,
     Unreadable,
 )
+from client.connection import Connection
+from client.credentials import Credentials
+from client.download import download_file
+from client.records import Checkpoint
 from core.spec import FineTuneSpec
-from tests.client.scripted import Request, Script, job_json
+from tests.client.scripted import Request, Script, job_json, scripted_server
+from tests.servers import free_port
 
 CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -187,6 +193,57 @@ def test_download_begins_anew_where_the_service_sends_all_again(temper: Temper, 
         lambda request: request.send(CONTENT),
     )
     assert temper.download("ckpt_1", tmp_path / "robust").read_bytes() == CONTENT
+
+
+def test_download_from_an_object_store_is_taken_up_again_there_and_the_key_stays_here(
+    temper: Temper, script: Script, tmp_path: Path
+) -> None:
+    half = len(CONTENT) // 2
+    with scripted_server() as store:
+        there = {"Location": f"{store.url}/bucket/key?X-Amz-Signature=secret", "X_Checksum_Sha256": SHA256}
+        send_there = [lambda request: request.send(b"", status=307, **there)] * 3
+        script.expect(checkpoint, *send_there)
+        store.expect(
+            lambda request: request.send(CONTENT[:half], announced=len(CONTENT)),
+            Request.hang_up,
+            lambda request: request.send(CONTENT[half:], status=206),
+        )
+        assert temper.download("ckpt_1", tmp_path / "robust").read_bytes() == CONTENT
+        assert [request.headers.get("Range") for request in store.requests] == [None, *[f"bytes={half}-"] * 2]
+        for request in store.requests:
+            assert "tmp_key" not in str(request)
+            assert "If-Range" not in request.headers
+
+
+def test_object_store_that_refuses_is_named_without_the_signature(
+    temper: Temper, script: Script, tmp_path: Path
+) -> None:
+    with scripted_server() as store:
+        there = {"Location": f"{store.url}/bucket/key?X-Amz-Signature=secret", "X_Checksum_Sha256": SHA256}
+        script.expect(checkpoint, lambda request: request.send(b"", status=307, **there))
+        store.expect(lambda request: request.send(b"<Error/>", status=403))
+        with pytest.raises(Refused, match=f"{store.url}/bucket/key answered 403") as refusal:
+            temper.download("ckpt_1", tmp_path / "robust")
+    assert "secret" not in str(refusal.value)
+
+
+def test_object_store_that_is_out_of_reach_is_told_from_the_service(script: Script, tmp_path: Path) -> None:
+    there = {"Location": f"http://127.0.0.1:{free_port()}/x?X-Amz-Signature=secret", "X_Checksum_Sha256": SHA256}
+    script.expect(*[lambda request: request.send(b"", status=307, **there)] * 9)
+    connection = Connection(Credentials(url=script.url, api_key="tmp_key"), timeout=5)
+    file = Checkpoint(
+        id="ckpt_1",
+        job_id="job_1",
+        created_at=datetime(2026, 11, 23, tzinfo=UTC),
+        step=1,
+        epoch=1.0,
+        size=1,
+        sha256=SHA256,
+    )
+    with pytest.raises(Unreachable, match=r"object store at http://127.*TEMPER_STORAGE_PROXY") as failure:
+        download_file(connection, file, tmp_path / "robust", patience=0.3)
+    connection.close()
+    assert "secret" not in str(failure.value)
 
 
 def test_damaged_download_leaves_nothing_behind(temper: Temper, script: Script, tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""A job whose files lie in a real S3 server: stored, read back, checked, and fetched from there."""
+
+import hashlib
+import json
+from contextlib import closing
+
+import httpx2
+import pytest
+
+from app import jobs
+from app.inventory import Inventory
+from app.settings import Settings
+from app.storage import open_store
+from client import Temper
+from core.spec import parse
+from tests.instance import DIGITS, add_key, serving
+from tests.worker.fake_worker import fake_command
+from worker.supervisor import Workplace, run
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server):
+    return s3_server.create_bucket()
+
+
+@pytest.fixture
+def place(settings, database, bucket):
+    """A worker's place with the fake trainer, before a bucket."""
+    settings = Settings(**{**settings.model_dump(), **bucket})
+    with closing(open_store(settings)) as store:
+        inventory = Inventory(settings.models_dir, settings.datasets_dir)
+        yield Workplace(settings, database, store, inventory, fake_command)
+
+
+def run_job(place, project):
+    with place.database.writing() as session:
+        job = jobs.create(session, project.id, parse(DIGITS)).job
+    with place.database.writing() as session:
+        claim = jobs.claim(session, worker="w", lease_seconds=30, max_losses=5)
+    run(claim, place)
+    return job.id
+
+
+def test_a_job_delivers_to_the_bucket_and_its_checkpoint_comes_from_there(place, project, tmp_path):
+    job_id = run_job(place, project)
+    assert not list(place.settings.objects_dir.rglob("*"))
+    prefix = f"jobs/{job_id}/attempts/1"
+    assert list(place.store.keys(f"jobs/{job_id}")) == [f"{prefix}/checkpoint.safetensors", f"{prefix}/report.json"]
+    key = add_key(place.database, project)
+    with serving(place.settings, place.database) as url, Temper(url, key) as temper:
+        assert temper.get(job_id).status == "succeeded"
+        (checkpoint,) = temper.checkpoints(job_id)
+        content = temper.download(job_id, tmp_path).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == checkpoint.sha256
+        assert temper.report(job_id).after.union.value == 0.75
+        with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as api:
+            path = f"/checkpoints/{checkpoint.id}/download"
+            sent_on = api.get(path)
+            assert (sent_on.status_code, sent_on.headers["cache-control"]) == (307, "no-store")
+            there = sent_on.headers["location"]
+            assert there.startswith(place.settings.s3_endpoint_url)
+            assert key not in there
+            part = httpx2.get(there, headers={"Range": "bytes=10-19"})
+            assert (part.status_code, part.content) == (206, content[10:20])
+            assert f"{checkpoint.id}.safetensors" in part.headers["content-disposition"]
+            head = api.head(path)
+            assert (head.status_code, head.headers["content-length"]) == (200, str(len(content)))
+            assert api.get("/checkpoints/ckpt_1/download").status_code == 404
+
+
+def test_where_clients_do_not_reach_the_bucket_the_api_passes_the_bytes_on(place, project, tmp_path):
+    job_id = run_job(place, project)
+    proxied = place.settings.model_copy(update={"storage_proxy": True})
+    key = add_key(place.database, project)
+    with serving(proxied, place.database) as url, httpx2.Client(headers={"Authorization": f"Bearer {key}"}) as api:
+        checkpoint = api.get(f"{url}/jobs/{job_id}").json()["checkpoint"]
+        whole = api.get(f"{url}/checkpoints/{checkpoint}/download")
+        assert whole.status_code == 200
+        assert hashlib.sha256(whole.content).hexdigest() == whole.headers["x-checksum-sha256"]
+        part = api.get(f"{url}/checkpoints/{checkpoint}/download", headers={"Range": "bytes=10-19"})
+        assert (part.status_code, part.content) == (206, whole.content[10:20])
+
+
+def test_what_arrives_damaged_in_the_bucket_is_not_taken_for_the_checkpoint(place, project, monkeypatch):
+    upload = place.store._s3.put_object
+
+    def damaged(**request):
+        body = bytes(request["Body"])
+        request |= {"Body": bytes([body[0] ^ 1]) + body[1:]}
+        request.pop("ChecksumSHA256")
+        return upload(**request)
+
+    monkeypatch.setattr(place.store._s3, "put_object", damaged)
+    job_id = run_job(place, project)
+    with place.database.reading() as session:
+        job = session.get_one(jobs.Job, job_id)
+        assert (job.status, job.checkpoint_id, job.failure["code"]) == ("failed", None, "storage_unavailable")
+        assert "what arrived is not what was sent" in json.dumps(job.failure)
