@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from app.database import Database
 from app.errors import UnsupportedMediaType
 from app.inventory import Inventory
+from app.queue import Doorbell
 from app.settings import Settings
 from app.storage import ObjectStore
 from app.tables import is_id
@@ -30,6 +31,7 @@ class Service:
     store: ObjectStore
     inventory: Inventory
     watch: Watch
+    doorbell: Doorbell
 
 
 def _service(request: Request) -> Service:

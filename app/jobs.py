@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -50,6 +50,8 @@ MOVES: Mapping[Status, frozenset[Status]] = {
 TERMINAL = frozenset(status for status, targets in MOVES.items() if not targets)
 HELD: frozenset[Status] = frozenset({"running", "pausing", "stopping", "cancelling"})
 """A worker has the job, under a lease."""
+GPUS = func.coalesce(Job.spec["gpus"].as_integer(), 1)
+"""How many GPUs a job asks for. An evaluation names no number: it takes one."""
 ACTIONS: Mapping[Action, Status] = {"cancel": "cancelling"}
 
 _WORKER_LOST = Failure(
@@ -162,10 +164,15 @@ def _same_request(session: Session, job: Job) -> Job:
     return first
 
 
-def claim(session: Session, *, worker: str, lease_seconds: float, max_losses: int) -> Claim | None:
-    """Take the next waiting job, those of lost workers included; None when nothing waits."""
+def claim(
+    session: Session, *, worker: str, lease_seconds: float, max_losses: int, gpus: int | None = None
+) -> Claim | None:
+    """Take the next waiting job, those of lost workers included; None when nothing waits that asks for as many GPUs at
+    most."""
     expire(session, max_losses=max_losses)
     waiting = select(Job.id).where(Job.status == "queued").order_by(Job.priority.desc(), Job.id).limit(1)
+    if gpus is not None:
+        waiting = waiting.where(gpus >= GPUS)
     claimed = _move(
         session,
         "running",
@@ -185,6 +192,12 @@ def claim(session: Session, *, worker: str, lease_seconds: float, max_losses: in
     job = claimed[0]
     session.add(Attempt(job_id=job.id, epoch=job.epoch, worker=worker))
     return Claim(job.id, job.epoch, parse(job.spec))
+
+
+def gpus_wanted(session: Session, *, seconds: float) -> Sequence[int]:
+    """Say what numbers of GPUs the jobs ask for that have waited for longer than so many seconds."""
+    for_long = Job.status == "queued", Job.updated_at < seconds_from_now(-seconds)
+    return session.scalars(select(GPUS).where(*for_long).distinct()).all()
 
 
 def expire(session: Session, *, max_losses: int) -> None:

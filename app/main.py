@@ -22,6 +22,7 @@ from app import auth, errors
 from app.database import THREADS, Database, open_database
 from app.dependencies import Service
 from app.inventory import Inventory
+from app.queue import open_doorbell
 from app.routes import checkpoints, datasets, events, health, jobs, keys, methods, models, projects
 from app.settings import Settings
 from app.storage import open_store
@@ -66,6 +67,7 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
         open_store(settings),
         Inventory(settings.models_dir, settings.datasets_dir),
         Watch(database, every=settings.watch_seconds),
+        open_doorbell(settings),
     )
     router = APIRouter()
     for part in (jobs, events, checkpoints, models, datasets, methods, keys, projects, health):
@@ -83,12 +85,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     current_default_thread_limiter().total_tokens = THREADS
     polling = asyncio.create_task(service.watch.run())
-    upkeep = Upkeep(Premises(service.settings, service.database, service.store))
+    service.doorbell.start()
+    upkeep = Upkeep(Premises(service.settings, service.database, service.store, service.doorbell))
     upkeep.start()
     _stop_on_signals(service.watch)
     yield
     service.watch.stop()
     await run_sync(upkeep.stop)
+    await run_sync(service.doorbell.stop)
     polling.cancel()
     with suppress(asyncio.CancelledError):
         await polling

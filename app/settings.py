@@ -3,7 +3,8 @@
 import re
 import sys
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
@@ -13,6 +14,9 @@ from sqlalchemy.exc import ArgumentError
 
 SECRETS = Path("/run/secrets")
 """Where Docker puts secrets: a file of a variable's name, in small letters, says the same as the variable."""
+
+ResourceClass = Literal["gpu", "cpu"]
+"""What a worker has; each class has its queue."""
 
 
 class Settings(BaseSettings):
@@ -29,6 +33,8 @@ class Settings(BaseSettings):
     """Where everything lies: database, objects, work folders, local models and data sets."""
     database_url: str = Field(default_factory=lambda data: f"sqlite:///{data['data_dir']}/temper.db")
     """SQLAlchemy URL of the database; by default an SQLite file in the data folder."""
+    broker_url: str = ""
+    """Redis or Valkey that tells the workers of new jobs; empty for none: then they poll."""
     host: str = "127.0.0.1"
     """Address the API binds to; the default is reachable from this machine only."""
     port: int = Field(default=8765, ge=1, le=65535)
@@ -43,6 +49,12 @@ class Settings(BaseSettings):
     """After this long a stream closes and the client resumes it with Last-Event-ID."""
     watch_seconds: float = Field(default=0.5, gt=0)
     """How often one API process looks for changes in the jobs that somebody waits for."""
+    resource_class: ResourceClass = "gpu"
+    """What this worker has: gpu, or cpu for one that takes no job of several GPUs."""
+    gpus: int | None = Field(default=None, ge=1)
+    """Most GPUs that a job of this worker may ask for; by default any number, and it fails where there are fewer."""
+    pulse_file: Path = Field(default_factory=lambda data: data["data_dir"] / "worker.pulse")
+    """File that a worker touches as long as it looks for work or runs a job, for a health check."""
     poll_seconds: float = Field(default=1, gt=0)
     """How often an idle worker looks for work, and a busy one for a cancel."""
     lease_seconds: float = Field(default=60, gt=0)
@@ -85,6 +97,13 @@ class Settings(BaseSettings):
             raise ValueError("API and worker share the database, so it must be a file: write sqlite:////PATH/temper.db")
         return url
 
+    @field_validator("broker_url")
+    @classmethod
+    def _of_a_broker(cls, url: str) -> str:
+        if url and urlsplit(url).scheme not in ("redis", "rediss"):
+            raise ValueError("not a Redis or Valkey: write redis://HOST:6379/0, or leave it empty")
+        return url
+
     @field_validator("heartbeat_seconds")
     @classmethod
     def _in_time(cls, heartbeat: float, info: ValidationInfo) -> float:
@@ -106,6 +125,11 @@ class Settings(BaseSettings):
         if (secret is None) != (info.data.get("s3_access_key_id") is None):
             raise ValueError("set TEMPER_S3_ACCESS_KEY_ID and TEMPER_S3_SECRET_ACCESS_KEY both, or neither")
         return secret
+
+    @property
+    def most_gpus(self) -> int | None:
+        """What jobs this worker takes: those that ask for so many GPUs at most; None for all."""
+        return 1 if self.resource_class == "cpu" else self.gpus
 
     @property
     def objects_dir(self) -> Path:

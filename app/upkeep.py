@@ -13,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from app import jobs
 from app.database import Database
+from app.queue import Doorbell, needs
 from app.settings import Settings
 from app.storage import ObjectStore, StorageUnavailable
 
@@ -26,6 +27,7 @@ class Premises:
     settings: Settings
     database: Database
     store: ObjectStore
+    doorbell: Doorbell
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,20 @@ def take_back_expired_jobs(premises: Premises) -> None:
         jobs.expire(session, max_losses=premises.settings.max_losses)
 
 
-CHORES: Sequence[Chore] = (Chore("take back expired jobs", 15, take_back_expired_jobs),)
+def ring_again(premises: Premises) -> None:
+    """Tell the workers once more of jobs that have waited for a while: a ring may have been lost."""
+    if not premises.doorbell.is_there:
+        return
+    with premises.database.reading() as session:
+        waiting = jobs.gpus_wanted(session, seconds=10)
+    for resource in {needs(gpus) for gpus in waiting}:
+        premises.doorbell.ring(resource)
+
+
+CHORES: Sequence[Chore] = (
+    Chore("take back expired jobs", 15, take_back_expired_jobs),
+    Chore("ring for waiting jobs again", 10, ring_again),
+)
 
 
 class Upkeep:

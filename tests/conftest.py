@@ -11,7 +11,7 @@ from app.database import Database
 from app.settings import Settings
 from app.tables import Project, Table
 from tests.instance import add_key, add_project, calling, new_instance, serving
-from tests.servers import Postgres, Swift, postgres, swift
+from tests.servers import Postgres, Swift, Valkey, postgres, swift, valkey
 
 Instance = tuple[Settings, Database]
 
@@ -40,6 +40,13 @@ def postgres_server() -> Iterator[Postgres]:
 def s3_server() -> Iterator[Swift]:
     """One S3 server for all tests; each that breaks things makes its own."""
     with swift() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[Valkey]:
+    """One Valkey for all tests; each that breaks things makes its own."""
+    with valkey() as server:
         yield server
 
 

@@ -14,22 +14,24 @@ from app.inventory import Inventory
 from app.jobs import Claim
 from app.settings import Settings
 from app.storage import open_store
+from worker.bell import Bell
 from worker.supervisor import Workplace, run
 
 log = logging.getLogger(__name__)
 
 
-def work(place: Workplace) -> None:
+def work(place: Workplace, bell: Bell) -> None:
     """Claim and run jobs, several at once if the settings say so, until the workplace is stopping."""
-    slots = [Thread(target=_work_in_slot, args=(place,)) for _ in range(place.settings.concurrency)]
+    slots = [Thread(target=_work_in_slot, args=(place, bell)) for _ in range(place.settings.concurrency)]
     for slot in slots:
         slot.start()
     for slot in slots:
         slot.join()
 
 
-def _work_in_slot(place: Workplace) -> None:
+def _work_in_slot(place: Workplace, bell: Bell) -> None:
     while not place.stopping.is_set():
+        place.pulse.beat()
         try:
             claim = _claim(place)
             if claim:
@@ -40,7 +42,7 @@ def _work_in_slot(place: Workplace) -> None:
         except Exception:
             # A mistake of ours in one job must not end the others; its lease runs out, and the job is found again.
             log.exception("the supervisor failed")
-        place.stopping.wait(place.settings.poll_seconds)
+        bell.wait(place.settings.poll_seconds)
 
 
 def _claim(place: Workplace) -> Claim | None:
@@ -50,6 +52,7 @@ def _claim(place: Workplace) -> Claim | None:
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease_seconds=place.settings.lease_seconds,
             max_losses=place.settings.max_losses,
+            gpus=place.settings.most_gpus,
         )
 
 
@@ -66,10 +69,11 @@ def open_workplace() -> Workplace:
 
 def serve(place: Workplace) -> None:
     """Work until a signal says stop; running jobs are handed back."""
+    bell = Bell(place.stopping)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: place.stopping.set())
+        signal.signal(number, lambda *_: bell.stop())
     log.info("worker ready")
-    work(place)
+    work(place, bell)
     place.store.close()
     place.database.close()
 

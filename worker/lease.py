@@ -15,10 +15,13 @@ from app.database import Database
 from app.jobs import Claim, LostOwnership
 from app.schemas import Status
 from app.settings import Settings
+from worker.pulse import Pulse
 from worker.trainer import Trainer
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
+_TICK_SECONDS = 1.0
+"""Whoever cancels a job, or stops a worker, does not wait longer than this."""
 
 
 class Lease:
@@ -30,7 +33,7 @@ class Lease:
     """
 
     def __init__(
-        self, claim: Claim, trainer: Trainer, *, database: Database, settings: Settings, stopping: Event
+        self, claim: Claim, trainer: Trainer, *, database: Database, settings: Settings, stopping: Event, pulse: Pulse
     ) -> None:
         self.stopped = False
         self._lost = False
@@ -39,6 +42,7 @@ class Lease:
         self._database = database
         self._settings = settings
         self._stopping = stopping
+        self._pulse = pulse
         self._renewed_at = monotonic()
         self._released = Event()
         self._thread = Thread(target=self._keep, daemon=True)
@@ -65,7 +69,8 @@ class Lease:
         raise LostOwnership(self._claim.job_id)
 
     def _keep(self) -> None:
-        while not self._released.wait(self._settings.poll_seconds):
+        while not self._released.wait(min(self._settings.poll_seconds, _TICK_SECONDS)):
+            self._pulse.beat()
             try:
                 status = self._touch()
             except (LostOwnership, OperationalError) as error:

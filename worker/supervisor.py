@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -28,6 +28,7 @@ from app.settings import Settings
 from app.storage import ObjectStore, StorageFull, StorageUnavailable
 from core import events as reported
 from worker.lease import Lease
+from worker.pulse import Pulse
 from worker.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,11 @@ class Workplace:
     """Writes the command of the training process."""
     stopping: Event = field(default_factory=Event)
     """Set when this worker is to hand its jobs back."""
+
+    @cached_property
+    def pulse(self) -> Pulse:
+        """The sign of life of this worker."""
+        return Pulse(self.settings.pulse_file)
 
 
 def run(claim: Claim, place: Workplace) -> None:
@@ -129,7 +135,14 @@ def _run_in(folder: Path, claim: Claim, place: Workplace) -> None:
     command = place.command(claim, folder, place.inventory)
     with (
         Trainer(command, log=folder / "stderr.log") as trainer,
-        Lease(claim, trainer, database=place.database, settings=place.settings, stopping=place.stopping) as lease,
+        Lease(
+            claim,
+            trainer,
+            database=place.database,
+            settings=place.settings,
+            stopping=place.stopping,
+            pulse=place.pulse,
+        ) as lease,
     ):
         try:
             last = _follow(trainer, lease, claim, place, folder)

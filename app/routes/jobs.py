@@ -118,6 +118,7 @@ class JobFilter(BaseModel):
 def create_job(
     spec: Annotated[AnySpec, Depends(_check_spec)],
     project_id: ProjectId,
+    service: TheService,
     session: Writing,
     response: Response,
     *,
@@ -135,6 +136,7 @@ def create_job(
         created = jobs.create(session, project_id, spec, idempotency_key=idempotency_key)
     except jobs.KeyReused:
         raise IdempotencyKeyReused("this Idempotency-Key was used with another spec; make a new one") from None
+    service.doorbell.ring_after_commit(session, spec)
     response.headers["Location"] = f"/jobs/{created.job.id}"
     response.headers["ETag"] = _etag(created.job)
     if created.replayed:

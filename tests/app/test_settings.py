@@ -21,6 +21,7 @@ from app.settings import Settings
         ("TEMPER_S3_PUBLIC_ENDPOINT_URL", "http://here/path", "TEMPER_S3_PUBLIC_ENDPOINT_URL: .* no path"),
         ("TEMPER_S3_SECRET_ACCESS_KEY", "x", "TEMPER_S3_SECRET_ACCESS_KEY: set TEMPER_S3_ACCESS_KEY_ID and .* both"),
         ("TEMPER_S3_ACCESS_KEY_ID", "x", "TEMPER_S3_SECRET_ACCESS_KEY: set TEMPER_S3_ACCESS_KEY_ID and .* both"),
+        ("TEMPER_BROKER_URL", "valkey://here", "TEMPER_BROKER_URL: not a Redis or Valkey: write redis://HOST:6379/0"),
         ("TEMPER_DATA_DIR", "/proc/nowhere", "TEMPER_DATA_DIR: cannot make /proc/nowhere"),
     ],
 )

@@ -7,6 +7,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from app import jobs
+from app.queue import open_doorbell
 from app.storage import LocalStore
 from app.tables import Attempt, Job
 from app.upkeep import Chore, Premises, Upkeep, take_back_expired_jobs
@@ -16,7 +17,7 @@ SPEC = parse({"base_model": "digits-cnn-linf"})
 
 
 def premises(settings, database):
-    return Premises(settings, database, LocalStore(settings.objects_dir))
+    return Premises(settings, database, LocalStore(settings.objects_dir), open_doorbell(settings))
 
 
 def test_a_chore_goes_on_after_a_round_that_failed(settings, database):

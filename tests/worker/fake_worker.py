@@ -1,11 +1,11 @@
-"""`python -m worker.embedded` with the fake trainer."""
+"""`python -m worker.embedded`, or with a broker `python -m worker.main`, with the fake trainer."""
 
 import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from worker.embedded import open_workplace, serve
+from worker import embedded, main
 from worker.supervisor import core_command
 
 
@@ -16,5 +16,6 @@ def fake_command(claim, folder, inventory):
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
-    serve(replace(open_workplace(), command=fake_command))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    place = replace(embedded.open_workplace(), command=fake_command)
+    sys.exit(main.serve(place) if place.settings.broker_url else embedded.serve(place))
