@@ -1,10 +1,11 @@
-"""The command line of the library: python -m core train|finetune|evaluate|merge|import-weights.
+"""The command line of the library: python -m core train|finetune|evaluate|merge|import-weights|examine-....
 
     python -m core finetune examples/digits.json --epochs 5 --eps.l1 2 --output runs/digits
     python -m core evaluate --base-model digits-cnn-linf --evaluation.protocol standard --output runs/base
     python -m core evaluate examples/digits-evaluate.json --shard 1/2 --output runs/1   (and 2/2, anywhere, any time)
     python -m core merge runs/1 runs/2 --output runs/whole
     python -m core import-weights carmon.pt --published Carmon2019Unlabeled --output models/carmon.safetensors
+    python -m core examine-dataset pets.zip --output runs/pets   (and examine-model weights.pt: files of strangers)
 
 The options are the fields of the spec, with their help; the spec file gives what they do not. Each event is a line on
 stdout, as text or as JSON. Exit status: 0 done, 2 the input is at fault, 1 the program is, 75 asked to pause.
@@ -21,17 +22,19 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from pydantic import ValidationError
 
 from core.advice import cautions
-from core.arguments import IMPORT, MERGE, make_parser, read_import, read_spec
+from core.arguments import EXAMINE_DATASET, EXAMINE_MODEL, IMPORT, MERGE, make_parser, read_import, read_spec
 from core.errors import BadInput, UserError
 from core.events import PAUSED, Event, Failed, Finished, Paused, Reports, Warned
-from core.narration import narrate
+from core.findings import DatasetFindings, ModelFindings
+from core.narration import describe, narrate
 from core.published import PUBLISHED
 from core.spec import AnySpec, EvaluateSpec
 from core.wishes import Interrupted, Wishes, heed_signals
@@ -49,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     # A library that prints must not get between the events.
     with redirect_stdout(sys.stderr), heed_signals(wishes):
         try:
-            if options.kind == IMPORT:
-                for line in _import(options):
+            if options.kind in (IMPORT, EXAMINE_DATASET, EXAMINE_MODEL):
+                for line in _import(options) if options.kind == IMPORT else _examine(options):
                     print(line, file=say.keywords["file"], flush=True)
                 return 0
             last = None
@@ -105,6 +108,7 @@ def _run(spec: AnySpec, options: argparse.Namespace, wishes: Wishes) -> Iterator
         data=options.data,
         extra_data=options.extra_data,
         workers=options.workers,
+        leave_out_unusable=options.leave_out_unusable,
         device=device,
     )
     if isinstance(spec, EvaluateSpec):
@@ -193,6 +197,32 @@ def _import(options: argparse.Namespace) -> Iterator[str]:
         yield f"  left out {len(left_out)} that the network does not run, such as {left_out[0]}"
     yield f"wrote {done.path} ({done.path.stat().st_size:,} bytes, sha256 {done.sha256})"
     yield f"  use it with --weights {done.path}, or put it into a service's models folder"
+
+
+def _examine(options: argparse.Namespace) -> Iterator[str]:
+    """Examine a stranger's file under limits, and say in lines what was found."""
+    from core.confinement import Limits, confined
+    from core.data.archive import Caps
+    from core.examination import examine_dataset, examine_model
+
+    limits = _given(Limits(), seconds=options.most_seconds, memory_bytes=options.most_memory)
+    caps = _given(Caps(), total_bytes=options.most_bytes)
+    found: DatasetFindings | ModelFindings
+    with confined(limits):
+        if options.kind == EXAMINE_DATASET:
+            found = examine_dataset(options.file, options.output, caps=caps)
+        else:
+            found = examine_model(options.file, read_import(options), options.output, max_bytes=caps.total_bytes)
+    if options.json:
+        yield found.model_dump_json()
+        return
+    yield from describe(found)
+    yield f"wrote {options.output / 'report.json'}"
+
+
+def _given(limits: Any, **values: int | None) -> Any:
+    """Put in what was said on the command line."""
+    return replace(limits, **{name: value for name, value in values.items() if value is not None})
 
 
 if __name__ == "__main__":

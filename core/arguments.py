@@ -17,6 +17,8 @@ from core.spec import SPECS, AnySpec, Evaluation, ImportSpec, Method, did_you_me
 
 IMPORT = "import-weights"
 MERGE = "merge"
+EXAMINE_DATASET = "examine-dataset"
+EXAMINE_MODEL = "examine-model"
 _PARTS: Mapping[str, type[BaseModel]] = {"method": Method, "evaluation": Evaluation}
 
 
@@ -46,6 +48,11 @@ def make_parser() -> argparse.ArgumentParser:
                 "--extra-data", type=Path, help="a second labelled set to train on: a .npz file, a folder or an archive"
             )
         command.add_argument(
+            "--leave-out-unusable",
+            action="store_true",
+            help="leave out images that cannot be read or differ in size, in place of ending the run",
+        )
+        command.add_argument(
             "--workers",
             type=_count,
             help="processes that read a data set too large for memory; by default one per core",
@@ -72,6 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
             )
     _add_merge(commands)
     _add_import(commands)
+    _add_examinations(commands)
     return parser
 
 
@@ -95,12 +103,41 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--list", action="store_true", help="list the published weights that are known by name")
     command.add_argument("--json", action="store_true", help="print a failure, or what was written, as a JSON line")
     command.set_defaults(until_stdin_closes=False)
+    _add_import_fields(command)
+
+
+def _add_import_fields(command: argparse.ArgumentParser) -> None:
     aliases = {"architecture": ["--arch"], "published": ["--robustbench"]}
     for name, help_text, _ in _options(ImportSpec):
         if "." not in name:
             command.add_argument(
                 f"--{name}", *aliases.get(name, ()), dest=f"spec.{name}", metavar="VALUE", help=help_text
             )
+
+
+def _add_examinations(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    for name, what, help_text in (
+        (EXAMINE_DATASET, "an ImageFolder in a zip archive", "Say what is in a data set of a stranger, within limits."),
+        (
+            EXAMINE_MODEL,
+            "safetensors, or a torch file of tensors",
+            "Make a checkpoint of a stranger's weights, within limits.",
+        ),
+    ):
+        command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
+        command.add_argument("file", type=Path, help=what)
+        command.add_argument(
+            "--output", type=Path, default=Path("runs") / name, help="folder for the report and what belongs to it"
+        )
+        command.add_argument("--most-bytes", type=_count, help="most bytes of the file, unpacked and decoded")
+        command.add_argument("--most-seconds", type=_count, help="most time")
+        command.add_argument("--most-memory", type=_count, help="most bytes of memory")
+        command.add_argument("--json", action="store_true", help="print a failure, or the report, as a JSON line")
+        command.add_argument(
+            "--until-stdin-closes", action="store_true", help="end when stdin does: where a program starts it"
+        )
+        if name == EXAMINE_MODEL:
+            _add_import_fields(command)
 
 
 def _read_shard(text: str) -> tuple[int, int]:
@@ -145,7 +182,7 @@ def _read(text: str) -> Any:
 def _count(text: str) -> int:
     """Read a whole number that may be 0."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
     return int(text)
 
 

@@ -28,7 +28,8 @@ from core.models import Blueprint, build
 from core.models.foreign import compare
 from core.spec import FineTuneSpec, Spec, TrainSpec, did_you_mean
 
-_KEY = "temper"
+KEY = "temper"
+"""Where in the metadata of a safetensors file the header lies."""
 
 
 class Origin(BaseModel):
@@ -119,7 +120,7 @@ def save_checkpoint(path: Path, model: nn.Module, header: Header) -> str:
     Raises DiskFull when there is no room.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return write_file(path, save(weights, metadata={_KEY: header.model_dump_json()}))
+    return write_file(path, save(weights, metadata={KEY: header.model_dump_json()}))
 
 
 def make_folder(path: Path) -> None:
@@ -186,7 +187,7 @@ def read_header(path: Path) -> Header:
     """Read only what a checkpoint says about itself. Raises BadWeights when it is not a Temper checkpoint."""
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
+            text = (file.metadata() or {}).get(KEY)
     except FileNotFoundError as error:
         raise BadWeights(
             f"there is no file {path}", hint="check the path of the weights", field="base_model"

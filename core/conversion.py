@@ -6,9 +6,9 @@ from pathlib import Path
 from core import checkpoint
 from core.catalog import DATASETS
 from core.checkpoint import Header, Origin
-from core.errors import BadInput
+from core.errors import BadInput, BadWeights
 from core.models import Blueprint
-from core.models.foreign import Foreign, check_normalisation, convert, count_classes, read
+from core.models.foreign import Foreign, check_normalisation, convert, count_classes, fitting, read
 from core.published import PUBLISHED, PublishedEntry
 from core.spec import ImportSpec
 
@@ -69,6 +69,46 @@ def import_weights(file: Path, spec: ImportSpec, output: Path) -> Imported:
     return Imported(output, sha256, header, parameters, foreign.key)
 
 
+def recognise(file: Path, spec: ImportSpec) -> ImportSpec:
+    """Tell from the weights in `file` which network they belong to, where the spec does not name one.
+
+    Raises BadWeights when they fit none, and BadInput when they fit several, or one that takes images of several sizes.
+    """
+    foreign = read(file, key=spec.key)
+    dataset = DATASETS.get(spec.dataset)
+    known = [dataset] if dataset else list(DATASETS.values())
+    # A convolution, the first one among them, says how many channels it takes.
+    channels = {tensor.shape[1] for tensor in foreign.weights.values() if tensor.dim() == 4}
+    shapes = [_three(spec.shape)] if spec.shape else sorted({entry.shape for entry in known})
+    shapes = [shape for shape in shapes if shape[0] in channels]
+    fits = {shape: fitting(foreign.weights, shape) for shape in shapes}
+    whole = {(name, shape) for shape, found in fits.items() for name, fit in found.items() if fit.whole}
+    names = sorted({name for name, _ in whole})
+    if not names:
+        every = [(fit.share, name) for found in fits.values() for name, fit in found.items()]
+        share, name = max(every, default=(0.0, ""))
+        closest = f"{name} comes closest, {share:.0%} of the names and shapes are its own: " if share > 0.5 else ""
+        raise BadWeights(
+            f"{file.name} holds the weights of no network that is known here",
+            hint=f"{closest}say which it is with architecture; timm/NAME is any classifier of timm's",
+            field="architecture",
+        )
+    if len(names) > 1:
+        raise BadInput(
+            f"the weights in {file.name} fit {' and '.join(names)}, which differ in what no weights show",
+            hint="say which it is with architecture",
+            field="architecture",
+        )
+    if len(whole) > 1:
+        raise BadInput(
+            f"the weights in {file.name} are those of {names[0]}, which takes images of several sizes",
+            hint="say which images they were trained on, with dataset or with shape such as 3,32,32",
+            field="shape",
+        )
+    ((name, shape),) = whole
+    return spec.model_copy(update={"architecture": name, "shape": shape})
+
+
 def _blueprint(spec: ImportSpec, published: PublishedEntry | None, foreign: Foreign) -> Blueprint:
     """Say which network the weights belong to: what the user says goes before what the file says, and that before what
     the catalogue says. The user and the file must not contradict each other."""
@@ -87,15 +127,19 @@ def _blueprint(spec: ImportSpec, published: PublishedEntry | None, foreign: Fore
             hint="add --dataset, or --shape such as 3,32,32",
             field="shape",
         )
-    channels, height, width = shape
-    size = (channels, height, width)
+    size = _three(shape)
     classes = spec.classes or (dataset.classes if dataset else published.classes if published else None)
     classes = classes or count_classes(foreign.weights, architecture, size)
     # Where the weights have no last layer of this network, they do not fit, which the report says better.
     classes = classes or 10
     mean, std = _normalisation(spec, published, foreign)
-    check_normalisation(channels, mean, std)
+    check_normalisation(size[0], mean, std)
     return Blueprint(architecture, size, classes, mean=mean, std=std)
+
+
+def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    channels, height, width = shape
+    return channels, height, width
 
 
 def _normalisation(

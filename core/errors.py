@@ -7,6 +7,7 @@
     ├── DoesNotFit     a model and a data set that do not belong together
     ├── Diverged       the loss is no longer a number
     ├── OutOfMemory    the batch does not fit the device
+    ├── OverLimit      a file takes more time, memory or room than it may
     └── DiskFull       a file could not be written
 
 The service stores `code`, `message`, `hint` and `retryable` as a job's `failure`; the command line prints them.
@@ -63,6 +64,12 @@ class OutOfMemory(UserError):
     """The batch does not fit the device."""
 
     code = "out_of_memory"
+
+
+class OverLimit(UserError):
+    """A file takes more time, memory or room than it may."""
+
+    code = "over_limit"
 
 
 class DiskFull(UserError):

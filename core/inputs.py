@@ -3,6 +3,7 @@
 A spec holds names, never paths: the command line and the service say where the files behind the names lie.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from core.data.split import Split
 from core.errors import BadInput, DoesNotFit
 from core.events import Started
 from core.spec import AnySpec, EvaluateSpec, TrainSpec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Inputs:
     """The second data set's file, folder or archive, where the run trains on one."""
     workers: int | None = None
     """Processes that read a data set too large for memory; None for one per core."""
+    leave_out_unusable: bool = False
+    """Whether images that cannot be read or differ in size are left out, in place of ending the run."""
     device: torch.device | None = None
     """Where to compute; None for the GPU, or the CPU where there is none."""
 
@@ -72,6 +77,7 @@ def load(spec: AnySpec, inputs: Inputs) -> Loaded:
         extra=_extra_path(spec, inputs),
         workers=inputs.workers,
         interpolation=spec.evaluation.interpolation,
+        leave_out=_say_left_out if inputs.leave_out_unusable else None,
     )
     header, base_sha256 = None, None
     if isinstance(spec, TrainSpec):
@@ -90,6 +96,10 @@ def load(spec: AnySpec, inputs: Inputs) -> Loaded:
     # the weights alone make torch choose it, whatever the layout of the images.
     model = model.to(device).to(memory_format=torch.channels_last)
     return Loaded(spec, model, blueprint, header, base_sha256, dataset, test, device)
+
+
+def _say_left_out(name: str, reason: str) -> None:
+    log.info("left out %s: %s", name, reason)
 
 
 def _extra_path(spec: AnySpec, inputs: Inputs) -> Path | None:

@@ -19,6 +19,7 @@ from core.events import (
     Stepped,
     Warned,
 )
+from core.findings import DatasetFindings, ModelFindings
 
 
 def narrate(event: Event) -> Iterator[str]:
@@ -79,3 +80,20 @@ def table(reports: dict[str, Report | None]) -> Iterator[str]:
     if rows:
         report = next(reversed(rows.values()))
         yield f"{report.protocol} protocol, {report.examples} test points, per cent"
+
+
+def describe(found: DatasetFindings | ModelFindings) -> Iterator[str]:
+    """Say in lines what an examination has found."""
+    sizes = f"images {' x '.join(map(str, found.shape))}"
+    if isinstance(found, ModelFindings):
+        told = ", told from the weights" if found.recognised else ""
+        yield f"{found.architecture}{told}: {found.parameters:,} parameters, {sizes}, {found.classes} classes"
+        yield from (f"  doubtful ({doubt.code}): {doubt.message}" for doubt in found.doubts)
+        return
+    yield f"{len(found.classes)} classes, {sizes}"
+    yield f"  {found.train_examples:,} training and {found.test_examples:,} test images, {found.ignored:,} other files"
+    for reason, count in found.refused_by_reason.items():
+        yield f"  refused {count:,}: {reason}"
+    if found.overlap.count:
+        twins = found.overlap.examples[0]
+        yield f"  {found.overlap.count:,} test images are in the training part, too: {twins.test} is {twins.train}"

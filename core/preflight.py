@@ -76,6 +76,20 @@ def examine(model: nn.Module, test: Split, blueprint: Blueprint, claims: Mapping
             yield from _overrated(model, images[:_ATTACKED], labels[:_ATTACKED], norm, claim)
 
 
+def examine_on_noise(model: nn.Module, blueprint: Blueprint) -> Iterator[Warned]:
+    """Warn of what is doubtful about a model where there are no images for it: what needs none, and no labels.
+
+    Raises BadWeights and DoesNotFit for what is hopeless.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(_AT_ONCE, *blueprint.shape, generator=generator)
+    with frozen(model):
+        logits = look(model, images, at_once=_AT_ONCE)
+        _refuse(logits, blueprint.classes)
+        yield from _unsteady(model, images, logits)
+        yield from _without_gradient(model, images, logits.argmax(1))
+
+
 def _refuse(logits: Tensor, classes: int) -> None:
     if logits.dim() != 2 or logits.shape[1] != classes:
         raise DoesNotFit(

@@ -23,7 +23,7 @@ from app.database import Database
 from app.main import create_app
 from app.settings import Settings
 from client import commands, records
-from core import catalog, events, published, spec
+from core import catalog, events, findings, published, spec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -83,7 +83,7 @@ def models_of(module: ModuleType) -> Iterator[type[BaseModel]]:
 
 
 @pytest.mark.parametrize(
-    "module", [spec, events, catalog, published, *answers(), records], ids=lambda module: module.__name__
+    "module", [spec, events, findings, catalog, published, *answers(), records], ids=lambda module: module.__name__
 )
 def test_every_field_is_described(module: ModuleType) -> None:
     silent = [

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from core.catalog import DATASETS
 from core.data import arrays, cifar, digits, extra_data, image_folder, imagenet
+from core.data.image_folder import LeaveOut
 from core.data.split import Split
 from core.data.stream import Stream
 from core.errors import BadDataset, BadInput
@@ -48,13 +49,15 @@ def load(
     extra: Path | None = None,
     workers: int | None = None,
     interpolation: Interpolation = "bilinear",
+    leave_out: LeaveOut | None = None,
 ) -> Dataset:
     """Load a data set by its name, or from a path for one that the catalogue does not know.
 
     For cifar10 and cifar100 the path is the folder that torchvision keeps it in, or the images as an ImageFolder; for
     imagenet the folder that holds `train/` and `val/`. extra: a second labelled set, as `extra_data.load` reads it.
     workers: processes that read a streamed set, by default one per core. interpolation: how its images are resized for
-    evaluation.
+    evaluation. leave_out: told of each image of a folder or archive that cannot be used, and why, which then is no part
+    of the data; by default the first such image is an error.
 
     Raises BadInput for a name that needs a path and has none, or the other way round, BadDataset when images cannot be
     read, and DoesNotFit for extra data of another shape or other classes.
@@ -79,10 +82,10 @@ def load(
         case "imagenet":
             dataset = Dataset(*imagenet.load(path, workers=workers, interpolation=interpolation))
         case _:
-            dataset = Dataset(*image_folder.load(path))
+            dataset = Dataset(*image_folder.load(path, leave_out=leave_out))
     if extra is None:
         return dataset
-    second = extra_data.load(extra, like=dataset.train, classes=dataset.classes)
+    second = extra_data.load(extra, like=dataset.train, classes=dataset.classes, leave_out=leave_out)
     return Dataset(dataset.train, dataset.test, dataset.classes, second)
 
 

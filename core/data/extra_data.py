@@ -7,20 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from core.data import arrays, image_folder, imagenet
+from core.data.image_folder import LeaveOut
 from core.data.split import Split
 from core.data.stream import Stream
 from core.errors import BadDataset, DoesNotFit
 
 
-def load(path: Path, *, like: Split | Stream, classes: tuple[str, ...]) -> Split | Stream:
+def load(
+    path: Path, *, like: Split | Stream, classes: tuple[str, ...], leave_out: LeaveOut | None = None
+) -> Split | Stream:
     """Load a second set beside one whose training part is `like`.
 
     Reads a `.npz` file of arrays, or the `train/<class>/<image>` of a folder or archive, whose classes are then matched
-    by name. Pixels are in the first set's units, 0 to 255 but for the digits. Raises BadDataset when it cannot be read
-    and DoesNotFit when it is of another shape or has other classes.
+    by name. Pixels are in the first set's units, 0 to 255 but for the digits. leave_out: told of each image that cannot
+    be used. Raises BadDataset when it cannot be read and DoesNotFit when it is of another shape or has other classes.
     """
     try:
-        found, names = _read(path, like)
+        found, names = _read(path, like, leave_out)
     except BadDataset as error:
         raise BadDataset(error.message, hint=error.hint, field="extra_dataset") from error
     if found.shape != like.shape:
@@ -41,11 +44,15 @@ def load(path: Path, *, like: Split | Stream, classes: tuple[str, ...]) -> Split
     return found
 
 
-def _read(path: Path, like: Split | Stream) -> tuple[Split | Stream, tuple[str, ...]]:
+def _read(path: Path, like: Split | Stream, leave_out: LeaveOut | None) -> tuple[Split | Stream, tuple[str, ...]]:
     """Read images and, where they have any, the names of their classes."""
     if isinstance(like, Stream):
         return imagenet.load_training_part(path, workers=like.workers)
-    found, names = (arrays.load(path), ()) if arrays.is_arrays(path) else image_folder.load_training_part(path)
+    names: tuple[str, ...] = ()
+    if arrays.is_arrays(path):
+        found = arrays.load(path)
+    else:
+        found, names = image_folder.load_training_part(path, leave_out=leave_out)
     if int(found.pixels.max()) > like.white:
         raise BadDataset(
             f"pixels in {path.name} go up to {int(found.pixels.max())}, white is {like.white} in the data set",

@@ -1,49 +1,145 @@
 """ImageFolder data: `train/<class>/<image>` and `test/<class>/<image>`, in a folder or in a zip or tar archive.
 
 Archives are read member by member and never unpacked, so no name in one can reach a path outside. Every image must have
-the same size. Classes are numbered in the order of their names.
+the same size. Classes are numbered in the order of their names. What is wrong with an image ends the reading, unless
+the caller would rather leave such images out: then the size that most images have is the right one.
 """
 
 import io
+import struct
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from core.data.archive import Archive, Caps, ends_as_archive
 from core.data.class_folders import PARTS, SUFFIXES, name_classes
 from core.data.split import Split
 from core.errors import BadDataset
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _LARGEST_FILE = 64 * 2**20
+_MOST_PIXELS = 2**24
+# What the operator put there may be as large as the machine can hold.
+_OF_THE_OPERATOR = Caps(total_bytes=2**40)
+
+LeaveOut = Callable[[str, str], None]
+"""Takes the name of an image that is left out, and the reason."""
 
 
-def load(path: Path) -> tuple[Split, Split, tuple[str, ...]]:
-    """Load the training part, the test part and the class names. Raises BadDataset naming the file at fault."""
-    found = _collect(path)
+class Found(NamedTuple):
+    """An image, or a folder of a class."""
+
+    part: str
+    label: str
+    name: str
+    pixels: np.ndarray | None
+    """(height, width) grey or (height, width, 3) colour bytes; None for a folder."""
+
+
+def load(path: Path, *, leave_out: LeaveOut | None = None) -> tuple[Split, Split, tuple[str, ...]]:
+    """Load the training part, the test part and the class names. Raises BadDataset naming the file at fault.
+
+    leave_out: told of each image that cannot be used, which then is no part of the data; by default the first ends it.
+    """
+    found = _collect(path, leave_out)
     counts = {place: len(images) for place, images in found.images.items()}
     classes = name_classes(counts, ("train", "test"), path.name)
     return found.split("train", classes), found.split("test", classes), classes
 
 
-def load_training_part(path: Path) -> tuple[Split, tuple[str, ...]]:
+def load_training_part(path: Path, *, leave_out: LeaveOut | None = None) -> tuple[Split, tuple[str, ...]]:
     """Load the training part and its class names, of a data set that may have no test part. Raises BadDataset."""
-    found = _collect(path)
+    found = _collect(path, leave_out)
     counts = {place: len(images) for place, images in found.images.items()}
     classes = name_classes(counts, ("train",), path.name)
     return found.split("train", classes), classes
 
 
-def _collect(path: Path) -> "_Collected":
+def look_through(
+    path: Path,
+    *,
+    leave_out: LeaveOut | None = None,
+    ignore: Callable[[str], None] | None = None,
+    caps: Caps | None = None,
+) -> Iterator[Found]:
+    """Go through the images of both parts, and the folders of their classes, as the files lie.
+
+    ignore: told of each file that is no image by its name or place. caps: what a zip archive may hold. Raises
+    BadDataset.
+    """
+    caps = caps or _OF_THE_OPERATOR
+    bad = None if leave_out is None else _unlike_most(path, caps)
+    first: tuple[str, tuple[int, ...]] | None = None
+    for name, content in _members(path, caps):
+        file = PurePosixPath(name)
+        place = file.parts[-2:] if content is None else file.parts[-3:-1]
+        in_place = len(place) == 2 and place[0] in PARTS and not place[1].startswith(".")
+        if content is None:
+            if in_place:
+                yield Found(PARTS[place[0]], place[1], name, None)
+            continue
+        if in_place:
+            # Also a class whose folder holds no image is one.
+            yield Found(PARTS[place[0]], place[1], name, None)
+        if not in_place or not _is_image(name):
+            if ignore:
+                ignore(name)
+            continue
+        try:
+            if bad and name in bad:
+                raise _Unusable(bad[name])
+            pixels = _decode(content)
+        except _Unusable as reason:
+            if leave_out is None:
+                raise BadDataset(
+                    f"cannot read {name}: {reason}", hint="replace or remove this file", field="dataset"
+                ) from reason.__cause__
+            leave_out(name, str(reason))
+            continue
+        first = first or (name, pixels.shape[:2])
+        if pixels.shape[:2] != first[1]:
+            sizes = [f"{width} x {height}" for height, width in (first[1], pixels.shape[:2])]
+            raise BadDataset(
+                f"images differ in size: {first[0]} is {sizes[0]}, {name} is {sizes[1]}",
+                hint="resize all images to one size, or call a folder imagenet to have them cropped to 224 x 224",
+                field="dataset",
+            )
+        yield Found(PARTS[place[0]], place[1], name, pixels)
+
+
+def _unlike_most(path: Path, caps: Caps) -> dict[str, str]:
+    """Find the images that differ in size from most, by their headers alone, with the reason to leave each out."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for name, content in _members(path, caps):
+        if content is not None and _is_image(name):
+            try:
+                sizes[name] = _size(content)
+            except _Unusable:
+                continue
+    if not sizes:
+        return {}
+    # Of two sizes that are as frequent, the smaller: the answer must not hang on the order of the files.
+    counts = Counter(sizes.values())
+    usual = min(counts, key=lambda size: (-counts[size], size))
+    reason = f"it is not {usual[0]} x {usual[1]}, the size of most images"
+    return {name: reason for name, size in sizes.items() if size != usual}
+
+
+def _collect(path: Path, leave_out: LeaveOut | None) -> "_Collected":
     found = _Collected()
-    for name, content in _members(path):
-        found.add(name, content)
+    for each in look_through(path, leave_out=leave_out):
+        found.add(each)
     return found
 
 
@@ -52,27 +148,11 @@ class _Collected:
     """The images seen so far, by part and class."""
 
     images: dict[tuple[str, str], list[tuple[str, np.ndarray]]] = field(default_factory=dict)
-    first: tuple[str, tuple[int, ...]] | None = None
 
-    def add(self, name: str, content: bytes | None) -> None:
-        """Take in a file, or a folder where there is no content."""
-        path = PurePosixPath(name)
-        place = path.parts[-2:] if content is None else path.parts[-3:-1]
-        if len(place) < 2 or place[0] not in PARTS or place[1].startswith("."):
-            return
-        images = self.images.setdefault((PARTS[place[0]], place[1]), [])
-        if content is None or path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-            return
-        pixels = _decode(name, content)
-        self.first = self.first or (name, pixels.shape[:2])
-        if pixels.shape[:2] != self.first[1]:
-            sizes = [f"{width} x {height}" for height, width in (self.first[1], pixels.shape[:2])]
-            raise BadDataset(
-                f"images differ in size: {self.first[0]} is {sizes[0]}, {name} is {sizes[1]}",
-                hint="resize all images to one size, or call a folder imagenet to have them cropped to 224 x 224",
-                field="dataset",
-            )
-        images.append((name, pixels))
+    def add(self, found: Found) -> None:
+        images = self.images.setdefault((found.part, found.label), [])
+        if found.pixels is not None:
+            images.append((found.name, found.pixels))
 
     def split(self, part: str, classes: tuple[str, ...]) -> Split:
         """Stack the images of a part in an order that is fixed and mixes the classes."""
@@ -94,26 +174,64 @@ def _channels(pixels: np.ndarray, *, in_colour: bool) -> np.ndarray:
     return np.repeat(pixels[None], 3, axis=0) if in_colour else pixels[None]
 
 
-def _decode(name: str, content: bytes) -> np.ndarray:
-    """Decode one image to (height, width) grey or (height, width, 3) colour bytes."""
+class _Unusable(Exception):
+    """An image cannot be used; says why."""
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    """Read an image's width and height from its header, without decoding it. Raises _Unusable."""
+    with _opened(content) as image:
+        return image.size
+
+
+def _decode(content: bytes) -> np.ndarray:
+    """Decode one image to (height, width) grey or (height, width, 3) colour bytes. Raises _Unusable."""
+    with _opened(content) as image:
+        return np.asarray(image if image.mode == "L" else image.convert("RGB"))
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[Image.Image]:
+    """Open an image of a known kind and sane size; what is wrong with it then, or inside the block, is _Unusable."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-                return np.asarray(image if image.mode == "L" else image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        reason = "it is not a JPEG, PNG or WebP image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise BadDataset(
-            f"cannot read {name}: {reason}", hint="replace or remove this file", field="dataset"
-        ) from error
+                width, height = image.size
+                if width * height > _MOST_PIXELS:
+                    raise _Unusable(f"it is {width} x {height}, a decompression bomb or far too large")
+                if ends_as_archive(content):
+                    raise _Unusable("it is an archive as well as an image")
+                yield image
+    except UnidentifiedImageError as error:
+        raise _Unusable("it is not a JPEG, PNG or WebP image") from error
+    except MemoryError as error:
+        raise _Unusable("it takes more memory than there is") from error
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise _Unusable(str(error) or type(error).__name__) from error
 
 
-def _members(path: Path) -> Iterator[tuple[str, bytes | None]]:
+def _is_image(name: str) -> bool:
+    """Whether a file is an image by its name."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _members(path: Path, caps: Caps) -> Iterator[tuple[str, bytes | None]]:
     """Go through the files (name, content) and folders (name, None) of a folder or archive."""
     if path.is_dir():
         yield from _folder_members(path)
     elif zipfile.is_zipfile(path):
-        yield from _zip_members(path)
+        yield from _zip_members(path, caps)
     elif path.is_file():
         yield from _tar_members(path)
     else:
@@ -129,16 +247,13 @@ def _folder_members(path: Path) -> Iterator[tuple[str, bytes | None]]:
             yield name, entry.read_bytes() if _is_wanted(name, entry.stat().st_size) else b""
 
 
-def _zip_members(path: Path) -> Iterator[tuple[str, bytes | None]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if entry.is_dir():
-                    yield entry.filename, None
-                else:
-                    yield entry.filename, archive.read(entry) if _is_wanted(entry.filename, entry.file_size) else b""
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-        raise _damaged(path, error) from error
+def _zip_members(path: Path, caps: Caps) -> Iterator[tuple[str, bytes | None]]:
+    with Archive(path, caps) as archive:
+        for member in archive.members:
+            if member.is_folder:
+                yield member.name, None
+            else:
+                yield member.name, archive.read(member) if _is_wanted(member.name, member.size) else b""
 
 
 def _tar_members(path: Path) -> Iterator[tuple[str, bytes | None]]:
@@ -154,7 +269,7 @@ def _tar_members(path: Path) -> Iterator[tuple[str, bytes | None]]:
 
 
 def _is_wanted(name: str, size: int) -> bool:
-    if PurePosixPath(name).suffix.lower() not in SUFFIXES:
+    if not _is_image(name):
         return False
     if size > _LARGEST_FILE:
         raise BadDataset(f"{name} is {size / 2**20:.0f} MiB", hint="images may have up to 64 MiB", field="dataset")

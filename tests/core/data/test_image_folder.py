@@ -61,7 +61,9 @@ def test_names_that_point_outside_an_archive_reach_nothing(tmp_path: Path) -> No
     inner = tmp_path / "inner"
     inner.mkdir()
     files = two_classes() | {"../../train/cat/8.png": image(8), "/train/dog/9.png": image(9)}
-    data.load("mine", write(files, inner, "zip"))
+    data.load("mine", write(files, inner, "tar"))
+    with pytest.raises(BadDataset, match="leads out of the archive"):
+        data.load("mine", write(files, inner, "zip"))
     assert [path.name for path in tmp_path.iterdir()] == ["inner"]
 
 
