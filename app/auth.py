@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
 from app import keys
 from app.database import Database
-from app.dependencies import TheService
-from app.errors import Forbidden, Unauthorized
+from app.dependencies import Service, TheService
+from app.errors import Forbidden, RateLimited, Unauthorized
 from app.keys import Caller
+from app.limits import POLICY
 from app.schemas import Scope
 from app.tables import ApiKey, Project
 
@@ -38,16 +39,18 @@ def first_key(database: Database, *, url: str, credentials_file: Path | None) ->
 
 
 def authenticate(
-    service: TheService, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    request: Request,
+    service: TheService,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
-    """Find out who asks. Raises Unauthorized."""
+    """Find out who asks, and count it. Raises Unauthorized, RateLimited."""
     if credentials is None:
         raise _unauthorized("the request has no API key")
-    try:
-        with service.database.reading() as session:
-            key, is_stale = keys.find(session, credentials.credentials)
-    except keys.BadKey as error:
-        raise _unauthorized(str(error)) from None
+    key, is_stale = _find(service, credentials.credentials, request.client.host if request.client else "")
+    request.state.standing = standing = service.requests.count(key.id)
+    if standing and not standing.granted:
+        detail = f"this key has made {standing.limit} requests in {standing.window} s, which is its limit"
+        raise RateLimited(detail, seconds=standing.reset, policies=[POLICY])
     if is_stale:
         # Where nothing can be written, reading goes on.
         with suppress(OperationalError), service.database.writing() as session:
@@ -80,6 +83,20 @@ class Needs:
 def needs(scope: Scope) -> Any:
     """Declare the scope that a route needs: `dependencies=[needs("jobs:read")]`. Every route with a key has one."""
     return Depends(Needs(scope))
+
+
+def _find(service: Service, text: str, address: str) -> tuple[ApiKey, bool]:
+    fingerprint = keys.fingerprint(text)
+    if seconds := service.failures.seconds_to_wait(address, fingerprint):
+        raise RateLimited(f"too many wrong API keys came from {address}", seconds=seconds)
+    try:
+        with service.database.reading() as session:
+            found = keys.find(session, text)
+    except keys.BadKey as error:
+        service.failures.note(address, fingerprint)
+        raise _unauthorized(str(error)) from None
+    service.failures.trust(fingerprint)
+    return found
 
 
 def _unauthorized(reason: str) -> Unauthorized:

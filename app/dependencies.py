@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from app.database import Database
 from app.errors import UnsupportedMediaType
 from app.inventory import Inventory
+from app.limits import Failures, Requests
 from app.queue import Doorbell
 from app.settings import Settings
 from app.storage import ObjectStore
@@ -32,6 +33,8 @@ class Service:
     inventory: Inventory
     watch: Watch
     doorbell: Doorbell
+    requests: Requests
+    failures: Failures
 
 
 def _service(request: Request) -> Service:

@@ -43,13 +43,13 @@ class Problem(Exception):
         *,
         errors: Sequence[FieldError] = (),
         headers: Mapping[str, str] | None = None,
-        **extra: Any,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(detail)
         self.detail = _shorten(detail)
         self.errors = [_brief(error) for error in errors[:MOST_ERRORS]]
         self.headers = headers or {}
-        self.extra = extra
+        self.extra = extra or {}
 
     @classmethod
     def title(cls) -> str:
@@ -87,7 +87,7 @@ class Forbidden(Problem):
         lacking = f"this needs a key with the scope {scope}, which yours lacks; GET /me shows what it may do"
         named = f', error="insufficient_scope", scope="{scope}"' if scope else ""
         headers = {"WWW-Authenticate": f'Bearer realm="temper"{named}'}
-        super().__init__(detail or lacking, headers=headers, required_scope=scope)
+        super().__init__(detail or lacking, headers=headers, extra={"required_scope": scope})
 
 
 class NotFound(Problem):
@@ -118,7 +118,7 @@ class ActionNotAllowed(Problem):
         allowed = allowed_actions(current)
         remedy = f"allowed now: {', '.join(allowed)}" if allowed else "nothing can be asked of it any more"
         detail = f"a job that is {current} cannot be given the action {action}; {remedy}"
-        super().__init__(detail, current_status=current, allowed_actions=allowed)
+        super().__init__(detail, extra={"current_status": current, "allowed_actions": allowed})
 
 
 class LastAdminKey(Problem):
@@ -181,6 +181,18 @@ class IdempotencyKeyReused(Problem):
     status, code = 422, "idempotency_key_reused"
 
 
+class RateLimited(Problem):
+    """The key, or an address that has sent many wrong keys, asks too often. Try again after the seconds in Retry-After.
+    The headers RateLimit-Policy and RateLimit tell how many requests a key has left, before there are none."""
+
+    status, code = 429, "rate_limited"
+    schema = schemas.RateLimitProblem
+
+    def __init__(self, detail: str, *, seconds: int, policies: Sequence[str] = ()) -> None:
+        violated = {"violated-policies": list(policies)}
+        super().__init__(f"{detail}; try again in {seconds} s", headers={"Retry-After": str(seconds)}, extra=violated)
+
+
 class InternalError(Problem):
     """The service made a mistake. Its log has the details under the request id."""
 
@@ -236,7 +248,7 @@ def declare(*classes: type[Problem]) -> dict[int | str, dict[str, Any]]:
 
 def problems(*classes: type[Problem]) -> dict[int | str, dict[str, Any]]:
     """Declare the problems of a route that needs a key."""
-    return declare(*classes, Unauthorized, Forbidden, DatabaseUnavailable)
+    return declare(*classes, Unauthorized, Forbidden, RateLimited, DatabaseUnavailable)
 
 
 def name_media_type(document: dict[str, Any]) -> dict[str, Any]:

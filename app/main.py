@@ -22,6 +22,7 @@ from app import auth, errors
 from app.database import THREADS, Database, open_database
 from app.dependencies import Service
 from app.inventory import Inventory
+from app.limits import Failures, Requests, TellStanding
 from app.queue import open_doorbell
 from app.routes import checkpoints, datasets, events, health, jobs, keys, methods, models, projects
 from app.settings import Settings
@@ -68,6 +69,8 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
         Inventory(settings.models_dir, settings.datasets_dir),
         Watch(database, every=settings.watch_seconds),
         open_doorbell(settings),
+        Requests(settings.broker_url, limit=settings.rate_limit, seconds=settings.rate_limit_seconds),
+        Failures(limit=settings.auth_failures),
     )
     router = APIRouter()
     for part in (jobs, events, checkpoints, models, datasets, methods, keys, projects, health):
@@ -75,6 +78,7 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
     app.include_router(router)
     app.include_router(router, prefix="/v1", include_in_schema=False)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(TellStanding)
     app.add_middleware(RequestId)
     errors.install(app)
     return app

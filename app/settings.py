@@ -43,6 +43,12 @@ class Settings(BaseSettings):
     """Where the first start stores url and key for the local command line, readable by its owner only."""
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
     """Largest request body."""
+    rate_limit: int = Field(default=6000, ge=1)
+    """Requests that one API key may make in the time below, counted in the broker where there is one."""
+    rate_limit_seconds: int = Field(default=60, ge=1, le=3600)
+    """The time in which the requests of a key are counted, in whole seconds."""
+    auth_failures: int = Field(default=100, ge=1)
+    """Wrong API keys in a minute after which an address is not listened to, but with a key that was right before."""
     max_streams: int = Field(default=200, ge=1)
     """Event streams that one API process serves at once."""
     max_stream_seconds: float = Field(default=900, gt=0)

@@ -25,6 +25,7 @@ def new_instance(folder: Path, **chosen: Any) -> Iterator[tuple[Settings, Databa
     """Make an instance in a folder of its own, with clocks that suit a test."""
     settings = Settings(
         data_dir=folder,
+        auth_failures=10_000,
         watch_seconds=0.02,
         poll_seconds=0.02,
         heartbeat_seconds=0.1,

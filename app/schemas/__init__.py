@@ -5,7 +5,7 @@ from app.schemas.answer import Answer, Listed, Page, headers, page
 from app.schemas.catalogue import Architecture, Dataset, Method, Model
 from app.schemas.checkpoints import Checkpoint
 from app.schemas.jobs import Action, DryRun, Failure, Job, Links, Metric, Metrics, Progress, Result, Results, Status
-from app.schemas.problems import ConflictProblem, Problem
+from app.schemas.problems import ConflictProblem, Problem, RateLimitProblem
 from app.schemas.service import Health, Index, Version
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Problem",
     "Progress",
     "Project",
+    "RateLimitProblem",
     "Result",
     "Results",
     "Scope",

@@ -1,5 +1,7 @@
 """What went wrong with a request."""
 
+from pydantic import Field
+
 from app.schemas.answer import Answer
 from app.schemas.jobs import Action, Status
 from core.advice import FieldError
@@ -24,6 +26,13 @@ class Problem(Answer):
     """Also in the X-Request-Id header."""
     errors: list[FieldError]
     """One entry per field that is wrong."""
+
+
+class RateLimitProblem(Problem):
+    """Too many requests."""
+
+    violated_policies: list[str] = Field(alias="violated-policies")
+    """Which policies of the RateLimit-Policy header; empty where it was about wrong keys."""
 
 
 class ConflictProblem(Problem):

@@ -1,0 +1,164 @@
+"""How often a key may ask, and how often an address may be wrong about one.
+
+A key's requests are counted in a moving window: in the broker, where there is one, so that all API processes count
+together; else in this process. Where the broker is away, nobody is refused for that: a warning is logged, and for some
+seconds it is not asked at all, so that no request waits for it twice. Failures to authenticate are counted in this
+process, always. The headers are those of draft-ietf-httpapi-ratelimit-headers of September 2025.
+"""
+
+import logging
+import math
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from threading import Lock
+
+from limits import RateLimitItemPerSecond
+from limits.errors import StorageError
+from limits.storage import MemoryStorage, RedisStorage
+from limits.strategies import MovingWindowRateLimiter
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+POLICY = "requests"
+"""What the headers call the limit."""
+_PATIENCE_SECONDS = 0.25
+"""How long a request waits for the broker."""
+_AWAY_SECONDS = 5.0
+"""How long the broker is left alone after it has not answered."""
+_MOST_TRUSTED = 4096
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a key stands after a request."""
+
+    granted: bool
+    limit: int
+    window: int
+    """Seconds."""
+    remaining: int
+    reset: int
+    """Seconds until the oldest request that counts no longer does."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Say it in headers."""
+        return {
+            "RateLimit-Policy": f'"{POLICY}";q={self.limit};w={self.window}',
+            "RateLimit": f'"{POLICY}";r={self.remaining};t={self.reset}',
+        }
+
+
+class Requests:
+    """The requests of each key in the last so many seconds."""
+
+    def __init__(self, broker_url: str, *, limit: int, seconds: int) -> None:
+        self._item = RateLimitItemPerSecond(limit, seconds)
+        self._window = MovingWindowRateLimiter(_store(broker_url))
+        self._lock = Lock()
+        self._is_away = False
+        self._ask_from = 0.0
+
+    def count(self, key_id: str) -> Standing | None:
+        """Count a request; None where the broker cannot be asked. Waits a moment at most."""
+        if not self._may_ask():
+            return None
+        try:
+            granted = self._window.hit(self._item, key_id)
+            reset, remaining = self._window.get_window_stats(self._item, key_id)
+        except StorageError as error:
+            self._leave_alone(error)
+            return None
+        self._is_back()
+        seconds = min(max(1, math.ceil(reset - time.time())), self._item.get_expiry())
+        return Standing(granted, self._item.amount, self._item.get_expiry(), max(0, remaining), seconds)
+
+    def _may_ask(self) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            if now < self._ask_from:
+                return False
+            if self._is_away:
+                # One request finds out whether it is back; the others do not wait with it.
+                self._ask_from = now + _AWAY_SECONDS
+            return True
+
+    def _is_back(self) -> None:
+        if self._is_away:
+            with self._lock:
+                self._is_away = False
+                self._ask_from = 0.0
+
+    def _leave_alone(self, error: StorageError) -> None:
+        with self._lock:
+            self._is_away = True
+            self._ask_from = time.monotonic() + _AWAY_SECONDS
+        log.warning("requests are not limited now: the broker cannot be asked: %s", error.storage_error)
+
+
+class Failures:
+    """The failures to authenticate of each address in the last minute, and the keys that were right lately: whoever
+    shares an address with somebody who guesses is not shut out."""
+
+    def __init__(self, *, limit: int) -> None:
+        self._item = RateLimitItemPerSecond(limit, 60)
+        self._window = MovingWindowRateLimiter(MemoryStorage())
+        self._lock = Lock()
+        self._trusted: OrderedDict[str, None] = OrderedDict()
+
+    def seconds_to_wait(self, address: str, fingerprint: str) -> int:
+        """Say how long a key from this address is not even looked up."""
+        if fingerprint in self._trusted or self._window.test(self._item, address):
+            return 0
+        reset, _ = self._window.get_window_stats(self._item, address)
+        return max(1, math.ceil(reset - time.time()))
+
+    def trust(self, fingerprint: str) -> None:
+        """Note that a key was right."""
+        with self._lock:
+            self._trusted[fingerprint] = None
+            self._trusted.move_to_end(fingerprint)
+            if len(self._trusted) > _MOST_TRUSTED:
+                self._trusted.popitem(last=False)
+
+    def note(self, address: str, fingerprint: str) -> None:
+        """Note that a key was wrong."""
+        with self._lock:
+            self._trusted.pop(fingerprint, None)
+        self._window.hit(self._item, address)
+
+
+class TellStanding:
+    """Put where the key stands into the headers of each answer, refusals included."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+
+        async def send_with_standing(message: Message) -> None:
+            standing: Standing | None = scope.get("state", {}).get("standing")
+            if standing and message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(standing.headers)
+            await send(message)
+
+        await self.app(scope, receive, send_with_standing)
+
+
+def _store(broker_url: str) -> MemoryStorage | RedisStorage:
+    if not broker_url:
+        return MemoryStorage()
+    return RedisStorage(
+        broker_url,
+        key_prefix="temper:limits",
+        wrap_exceptions=True,
+        socket_timeout=_PATIENCE_SECONDS,
+        socket_connect_timeout=_PATIENCE_SECONDS,
+        retry=Retry(NoBackoff(), 0),  # type: ignore[arg-type]  # the client's options, of which `limits` types a few
+    )
