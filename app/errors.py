@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from app import schemas
-from app.jobs import allowed_actions
+from app.jobs import NotAllowed
 from app.storage import StorageUnavailable
 from core.advice import FieldError
 
@@ -114,11 +114,11 @@ class ActionNotAllowed(Problem):
     status, code = 409, "action_not_allowed"
     schema = schemas.ConflictProblem
 
-    def __init__(self, action: schemas.Action, current: schemas.Status) -> None:
-        allowed = allowed_actions(current)
+    def __init__(self, action: str, refusal: NotAllowed) -> None:
+        allowed = refusal.allowed_actions
         remedy = f"allowed now: {', '.join(allowed)}" if allowed else "nothing can be asked of it any more"
-        detail = f"a job that is {current} cannot be given the action {action}; {remedy}"
-        super().__init__(detail, extra={"current_status": current, "allowed_actions": allowed})
+        detail = f"a job that is {refusal.status} cannot be given the action {action}; {remedy}"
+        super().__init__(detail, extra={"current_status": refusal.status, "allowed_actions": allowed})
 
 
 class LastAdminKey(Problem):

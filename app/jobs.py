@@ -1,43 +1,43 @@
-"""The life of a job: create, claim, heartbeat, record, save, end, cancel. No HTTP in it.
+"""The life of a job: create, claim, ask, lose, end. What a run reports in between is `app.recording`. No HTTP in it.
 
-    queued -> running -> succeeded | failed             running -> queued (worker lost or stopped)
+    queued -> running -> succeeded | failed             running | stopping -> queued (worker lost or stopped)
     running -> pausing -> paused -> queued              running -> stopping -> succeeded
-    queued | running | paused -> cancelling -> cancelled
+    queued | running | pausing | paused | stopping -> cancelling -> cancelled
 
-Every change of status goes through `MOVES`, in one UPDATE that also appends to the job's history. A worker owns a job
-by its epoch, under a lease in the database's own time: a write under an older epoch changes nothing and raises
-LostOwnership. The caller opens the transaction and commits it.
+Every change of status goes through `MOVES`, in one UPDATE that also appends to the job's history; what people may ask
+for is in `ACTIONS`. What ends, ends for good: the database itself refuses to change it, and a retry is another job that
+goes on where this one was. The caller opens the transaction and commits it.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self
 
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.database import now, seconds_from_now
-from app.schemas import Action, Failure, Progress, Status
-from app.tables import Attempt, Checkpoint, Event, Job, Metric, State, new_id
+from app.ownership import HELD, Claim, append, change, only, owned
+from app.schemas import Action, Failure, Results, Status
+from app.settings import Settings
+from app.tables import Attempt, Checkpoint, Job, State, new_id
 from core import events as reported
 from core.advice import cautions
 from core.spec import AnySpec, parse
-
-Row = TypeVar("Row")
 
 MOVES: Mapping[Status, frozenset[Status]] = {
     #: Waits for a worker.
     "queued": frozenset({"running", "cancelling"}),
     #: A worker has it.
     "running": frozenset({"queued", "pausing", "stopping", "cancelling", "succeeded", "failed"}),
-    #: Its worker was asked to put it aside.
-    "pausing": frozenset({"paused", "failed"}),
+    #: Its worker was asked to put it aside. It may be done before it hears of that.
+    "pausing": frozenset({"paused", "cancelling", "succeeded", "failed"}),
     #: Waits for somebody to resume it.
     "paused": frozenset({"queued", "cancelling"}),
     #: Its worker was asked to deliver what there is.
-    "stopping": frozenset({"succeeded", "failed"}),
+    "stopping": frozenset({"queued", "cancelling", "succeeded", "failed"}),
     #: Its worker was asked to give up.
     "cancelling": frozenset({"cancelled"}),
     #: All files are there.
@@ -48,54 +48,65 @@ MOVES: Mapping[Status, frozenset[Status]] = {
     "cancelled": frozenset(),
 }
 TERMINAL = frozenset(status for status, targets in MOVES.items() if not targets)
-HELD: frozenset[Status] = frozenset({"running", "pausing", "stopping", "cancelling"})
-"""A worker has the job, under a lease."""
 GPUS = func.coalesce(Job.spec["gpus"].as_integer(), 1)
 """How many GPUs a job asks for. An evaluation names no number: it takes one."""
-ACTIONS: Mapping[Action, Status] = {"cancel": "cancelling"}
-
-_WORKER_LOST = Failure(
-    code="worker_lost",
-    message="The job's worker vanished too often.",
-    hint="See whether the worker's machine runs out of memory or is being restarted, then post the job again.",
-    field=None,
-    retryable=True,
-)
-_REPEATED_CRASH = Failure(
-    code="repeated_crash",
-    message="The training process was killed too often, most likely because the machine ran out of memory.",
-    hint="Lower batch_size and evaluation.batch_size, or give the worker more memory, then post the job again.",
-    field=None,
-    retryable=False,
-)
-_NO_PROGRESS = Progress(
-    step=0,
-    total_steps=0,
-    epoch=0.0,
-    loss=None,
-    learning_rate=None,
-    norm=None,
-    counts={},
-    subject=None,
-    attack=None,
-    attack_norm=None,
-    attacks_done=0,
-    attacks_total=0,
-    fraction=None,
-    seconds_remaining=None,
-)
 
 
-class LostOwnership(Exception):
-    """Another worker has the job by now, or it has ended: whoever asked must stop at once."""
+@dataclass(frozen=True)
+class Rule:
+    """When an action may be asked for."""
+
+    allowed: frozenset[Status]
+    """Where it changes something."""
+    granted: frozenset[Status]
+    """Where it has been done or is no longer needed, so that asking again changes nothing and is no error."""
+
+
+ACTIONS: Mapping[Action, Rule] = {
+    "pause": Rule(frozenset({"running"}), frozenset({"pausing", "paused"})),
+    "resume": Rule(frozenset({"paused"}), frozenset({"queued", "running"})),
+    "stop": Rule(frozenset({"running"}), frozenset({"stopping"})),
+    "cancel": Rule(
+        frozenset({"queued", "running", "pausing", "paused", "stopping"}), frozenset({"cancelling", "cancelled"})
+    ),
+    "retry": Rule(frozenset({"failed", "cancelled"}), frozenset()),
+}
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the service bears with losses: of workers, and of training processes killed from outside."""
+
+    max_losses: int = 5
+    """So many in all, and the job fails."""
+    max_losses_in_place: int = 3
+    """So many in a row without anything new saved, and the job fails."""
+    backoff_seconds: float = 5
+    """How long a job waits after its first loss; after each further one twice as long."""
+    max_backoff_seconds: float = 300
+    """The longest wait."""
+    cancel_seconds: float = 45
+    """So long after a cancel the job is cancelled, whether its worker has heeded it or not."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Read it off the settings."""
+        return cls(
+            max_losses=settings.max_losses,
+            max_losses_in_place=settings.max_losses_in_place,
+            backoff_seconds=settings.loss_backoff_seconds,
+            max_backoff_seconds=settings.max_loss_backoff_seconds,
+            cancel_seconds=settings.cancel_limit_seconds,
+        )
 
 
 class NotAllowed(Exception):
     """The job's status does not allow the action."""
 
-    def __init__(self, status: Status) -> None:
-        super().__init__(status)
-        self.status = status
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.status)
+        self.status = job.status
+        self.allowed_actions = allowed_actions(job)
 
 
 class KeyReused(Exception):
@@ -110,27 +121,26 @@ class Created:
     replayed: bool
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One worker's hold on a job."""
-
-    job_id: str
-    epoch: int
-    spec: AnySpec
-
-    @property
-    def prefix(self) -> str:
-        """Where this attempt's files go in the object store; nobody else writes there."""
-        return f"jobs/{self.job_id}/attempts/{self.epoch}"
-
-
-def allowed_actions(status: Status) -> list[Action]:
+def allowed_actions(job: Job) -> list[Action]:
     """Say what may be asked of a job."""
-    return [action for action, target in ACTIONS.items() if target in MOVES[status]]
+    # An evaluation has nothing to deliver before its end.
+    never = {"stop"} if job.kind == "evaluate" else set()
+    return [action for action, rule in ACTIONS.items() if job.status in rule.allowed and action not in never]
 
 
-def create(session: Session, project_id: str, spec: AnySpec, *, idempotency_key: str | None = None) -> Created:
-    """Queue a job, or find the one that this key has queued before. Raises KeyReused where that has another spec."""
+def create(
+    session: Session,
+    project_id: str,
+    spec: AnySpec,
+    *,
+    idempotency_key: str | None = None,
+    retry_of: str | None = None,
+    cloned_from: str | None = None,
+) -> Created:
+    """Queue a job, or find the one that this key has queued before. Raises KeyReused where that has another spec.
+
+    retry_of: the job where this one goes on, which has one retry at most. cloned_from: the job whose spec it varies.
+    """
     body = spec.model_dump_json()
     job = Job(
         id=new_id("job"),
@@ -145,6 +155,8 @@ def create(session: Session, project_id: str, spec: AnySpec, *, idempotency_key:
         spec=spec.model_dump(mode="json"),
         cautions=[caution.model_dump() for caution in cautions(spec)],
         labels=dict(spec.metadata),
+        retry_of=retry_of,
+        cloned_from=cloned_from,
         event_seq=1,
     )
     try:
@@ -152,25 +164,29 @@ def create(session: Session, project_id: str, spec: AnySpec, *, idempotency_key:
             session.add(job)
     except IntegrityError:
         return Created(_same_request(session, job), replayed=True)
-    _append(session, job, [("job.created", {})])
+    lineage = {"retry_of": retry_of, "cloned_from": cloned_from}
+    append(session, job, [("job.created", {name: value for name, value in lineage.items() if value})])
     return Created(job, replayed=False)
 
 
 def _same_request(session: Session, job: Job) -> Job:
+    if job.retry_of:
+        return session.scalars(select(Job).where(Job.retry_of == job.retry_of)).one()
     same_key = Job.project_id == job.project_id, Job.idempotency_key == job.idempotency_key
     first = session.scalars(select(Job).where(*same_key)).one()
-    if first.fingerprint != job.fingerprint:
+    if first.fingerprint != job.fingerprint or first.cloned_from != job.cloned_from:
         raise KeyReused
     return first
 
 
 def claim(
-    session: Session, *, worker: str, lease_seconds: float, max_losses: int, gpus: int | None = None
+    session: Session, *, worker: str, lease_seconds: float, patience: Patience, gpus: int | None = None
 ) -> Claim | None:
     """Take the next waiting job, those of lost workers included; None when nothing waits that asks for as many GPUs at
     most."""
-    expire(session, max_losses=max_losses)
-    waiting = select(Job.id).where(Job.status == "queued").order_by(Job.priority.desc(), Job.id).limit(1)
+    expire(session, patience)
+    due = or_(Job.not_before.is_(None), Job.not_before <= now())
+    waiting = select(Job.id).where(Job.status == "queued", due).order_by(Job.priority.desc(), Job.id).limit(1)
     if gpus is not None:
         waiting = waiting.where(gpus >= GPUS)
     claimed = _move(
@@ -182,6 +198,7 @@ def claim(
         epoch=Job.epoch + 1,
         owner=worker,
         lease_until=seconds_from_now(lease_seconds),
+        not_before=None,
         started_at=now(),
         phase="preparing",
         progress=None,
@@ -191,6 +208,9 @@ def claim(
         return None
     job = claimed[0]
     session.add(Attempt(job_id=job.id, epoch=job.epoch, worker=worker))
+    if job.stop_requested:
+        # The worker that was asked is gone; so that nobody has to ask again.
+        _move(session, "stopping", Job.id == job.id)
     return Claim(job.id, job.epoch, parse(job.spec))
 
 
@@ -200,188 +220,216 @@ def gpus_wanted(session: Session, *, seconds: float) -> Sequence[int]:
     return session.scalars(select(GPUS).where(*for_long).distinct()).all()
 
 
-def expire(session: Session, *, max_losses: int) -> None:
-    """Take back the jobs whose lease has run out. Any process may do this at any time."""
-    expired = Job.lease_until < now()
-    _leave(session, "cancelled", expired, Job.status == "cancelling")
-    _lose(session, expired, failure=_WORKER_LOST, max_losses=max_losses)
+def expire(session: Session, patience: Patience) -> None:
+    """Take back the jobs whose lease has run out, and those whose worker does not heed a cancel. Any process may do
+    this at any time."""
+    lapsed = and_(Job.status.in_(HELD), Job.lease_until < now())
+    ignored = and_(Job.status == "cancelling", Job.asked_at < seconds_from_now(-patience.cancel_seconds))
+    # In one order, and past the rows that somebody else is at.
+    found = select(Job).where(or_(lapsed, ignored)).order_by(Job.id).with_for_update(skip_locked=True)
+    for job in session.scalars(found, execution_options={"populate_existing": True}).all():
+        _lose(session, job, patience, code="worker_lost", cause="the worker was no longer heard of")
 
 
 def heartbeat(session: Session, claim: Claim, *, lease_seconds: float) -> Status:
     """Renew the lease; the status says what is asked of the worker. Raises LostOwnership."""
-    renewed = (
-        update(Job).where(*_owned(claim)).values(lease_until=seconds_from_now(lease_seconds)).returning(Job.status)
-    )
-    return _one(claim, session.scalars(renewed).all())
+    renewed = update(Job).where(*owned(claim)).values(lease_until=seconds_from_now(lease_seconds))
+    return only(claim, session.scalars(renewed.returning(Job.status)).all())
 
 
 def look(session: Session, claim: Claim) -> Status:
     """Read what is asked of the worker. Raises LostOwnership."""
-    return _one(claim, session.scalars(select(Job.status).where(*_owned(claim))).all())
-
-
-def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> None:
-    """Store what the run has reported, in one go. Saved files are `save`'s. Raises LostOwnership."""
-    job = _one(claim, session.scalars(select(Job).where(*_owned(claim))).all())
-    progress = Progress.model_validate(job.progress) if job.progress else _NO_PROGRESS
-    results = dict(job.results or {"before": None, "after": None})
-    phase = job.phase
-    for event in events:
-        progress = _advance(progress, event)
-        match event:
-            case reported.Entered():
-                phase = event.phase
-            case reported.Evaluated():
-                results["before" if event.subject == "base" else "after"] = _numbers(event.report)
-            case reported.Stepped():
-                session.add(_metric(claim, event))
-    entries = [_entry(event) for event in events if not isinstance(event, reported.Stepped | reported.Saved)]
-    (job,) = _update(
-        session,
-        Job.id == claim.job_id,
-        events=len(entries),
-        phase=phase,
-        progress=progress.model_dump(mode="json"),
-        results=results if any(results.values()) else None,
-    )
-    _append(session, job, entries)
-
-
-def save(session: Session, claim: Claim, saved: reported.Saved, *, key: str) -> None:
-    """Make a file real that already lies in the object store. Raises LostOwnership."""
-    details = saved.model_dump(mode="json", exclude={"type", "path"})
-    if saved.kind == "report":
-        values = {"report_key": key}
-    else:
-        checkpoint = Checkpoint(
-            id=new_id("ckpt"),
-            job_id=claim.job_id,
-            epoch=claim.epoch,
-            step=saved.step,
-            progress=saved.epoch,
-            key=key,
-            size=saved.size,
-            sha256=saved.sha256,
-        )
-        session.add(checkpoint)
-        details["checkpoint"] = checkpoint.id
-        values = {"checkpoint_id": checkpoint.id}
-    job = _one(claim, _update(session, *_owned(claim), events=1, **values))
-    _append(session, job, [("saved", details)])
-
-
-def save_state(session: Session, claim: Claim, saved: reported.Saved, *, name: str, key: str) -> str | None:
-    """Let the job's next attempt begin with a file that already lies in the object store; give the key of the one whose
-    place it takes. Raises LostOwnership."""
-    details = saved.model_dump(mode="json", exclude={"type", "path"})
-    job = _one(claim, _update(session, *_owned(claim), events=1))
-    _append(session, job, [("saved", details)])
-    before = session.get(State, (claim.job_id, saved.kind))
-    superseded = before.key if before else None
-    values = {"epoch": claim.epoch, "step": saved.step, "name": name, "key": key, "sha256": saved.sha256}
-    session.merge(State(job_id=claim.job_id, kind=saved.kind, **values))
-    return superseded
-
-
-def states(session: Session, claim: Claim) -> Sequence[State]:
-    """List the files that this attempt begins with."""
-    return session.scalars(select(State).where(State.job_id == claim.job_id)).all()
-
-
-def forget_states(session: Session, claim: Claim) -> bool:
-    """Let go of the job's states when no attempt will need them any more, and nobody; say whether that is so."""
-    done = session.scalars(select(Job.status).where(Job.id == claim.job_id)).one() in ("succeeded", "cancelled")
-    if done:
-        session.execute(delete(State).where(State.job_id == claim.job_id))
-    return done
+    return only(claim, session.scalars(select(Job.status).where(*owned(claim))).all())
 
 
 def succeed(session: Session, claim: Claim, reports: reported.Reports) -> None:
     """End the job well. One that is being cancelled ends cancelled all the same. Raises LostOwnership."""
-    results = {
-        "before": reports.before and _numbers(reports.before),
-        "after": reports.after and _numbers(reports.after),
-    }
-    _end(session, claim, "succeeded", results=results)
+    job = _hold(session, claim)
+    if job.status == "cancelling":
+        _leave(session, job, "cancelled")
+        return
+    _leave(session, job, "succeeded", results=Results.of(reports).model_dump(mode="json"))
 
 
 def fail(session: Session, claim: Claim, failure: Failure) -> None:
     """End the job badly. One that is being cancelled ends cancelled all the same. Raises LostOwnership."""
-    content = failure.model_dump()
-    _end(session, claim, "failed", details={"failure": content}, failure=content)
+    job = _hold(session, claim)
+    if job.status == "cancelling":
+        _leave(session, job, "cancelled")
+    else:
+        _fail(session, job, failure, cause=failure.message)
 
 
 def hand_back(session: Session, claim: Claim) -> None:
-    """Let another worker have the job, to go on from its last state; this is no loss. Raises LostOwnership."""
-    _end(session, claim, "queued", event="job.handed_back", outcome="handed_back")
+    """Put the job aside where somebody asked for that, else let another worker go on from its last state; this is no
+    loss. Raises LostOwnership."""
+    job = _hold(session, claim)
+    match job.status:
+        case "cancelling":
+            _leave(session, job, "cancelled")
+        case "pausing":
+            _leave(session, job, "paused")
+        case _:
+            _leave(session, job, "queued", event="job.handed_back", outcome="handed_back")
 
 
-def lose(session: Session, claim: Claim, *, max_losses: int) -> None:
-    """Note that the training process was killed from outside, and let the job start again. Raises LostOwnership."""
-    _hold(session, claim)
-    if _cancelled(session, claim):
-        return
-    _one(claim, _lose(session, *_owned(claim), failure=_REPEATED_CRASH, max_losses=max_losses))
+def lose(session: Session, claim: Claim, *, cause: str, patience: Patience) -> None:
+    """Note that the training process was killed from outside, and let the job start again. Raises LostOwnership.
+
+    cause: what is known of it, for people.
+    """
+    _lose(session, _hold(session, claim), patience, code="repeated_crash", cause=cause)
 
 
-def request_cancel(session: Session, job_id: str) -> Job:
-    """Cancel a waiting job, or ask the worker of a running one to give up. Raises NotAllowed."""
-    job = session.get_one(Job, job_id, with_for_update=True)
-    if job.status in ("cancelling", "cancelled"):
+def ask(session: Session, job_id: str, action: Action) -> Job:
+    """Pause, resume, stop or cancel a job: a waiting one at once, one that a worker has by asking the worker. Asking
+    again changes nothing. Raises NotAllowed."""
+    job = _lock(session, job_id)
+    if job.status in ACTIONS[action].granted or (action == "stop" and job.stop_requested):
         return job
-    if "cancelling" not in MOVES[job.status]:
-        raise NotAllowed(job.status)
-    nobody_has_it = job.status not in HELD
-    _move(session, "cancelling", Job.id == job_id)
-    if nobody_has_it:
-        _leave(session, "cancelled", Job.id == job_id)
+    if action not in allowed_actions(job):
+        raise NotAllowed(job)
+    this = Job.id == job_id
+    match action:
+        case "pause":
+            (job,) = _move(session, "pausing", this, asked_at=now())
+        case "resume":
+            (job,) = _move(session, "queued", this, event="job.resumed", not_before=None)
+        case "stop":
+            (job,) = _move(session, "stopping", this, asked_at=now(), stop_requested=True)
+        case "cancel":
+            nobody_has_it = job.status not in HELD
+            (job,) = _move(session, "cancelling", this, asked_at=now())
+            if nobody_has_it:
+                job = _leave(session, job, "cancelled")
     return job
 
 
-def _end(session: Session, claim: Claim, to: Status, **values: Any) -> None:
-    _hold(session, claim)
-    if not _cancelled(session, claim):
-        _one(claim, _leave(session, to, *_owned(claim), **values))
+def retry(session: Session, job_id: str) -> Created:
+    """Queue a job with the spec of one that has failed or was cancelled, to go on from its last state. There is one
+    retry of a job: asking again finds it. Raises NotAllowed."""
+    job = _lock(session, job_id)
+    if "retry" not in allowed_actions(job):
+        raise NotAllowed(job)
+    first = session.scalars(select(Job).where(Job.retry_of == job_id)).one_or_none()
+    if first:
+        return Created(first, replayed=True)
+    return create(session, job.project_id, parse(job.spec), retry_of=job_id)
 
 
-def _hold(session: Session, claim: Claim) -> None:
+def remove(session: Session, job_id: str) -> None:
+    """Delete an ended job's rows; its files are the caller's to delete, after the commit. Raises NotAllowed."""
+    job = _lock(session, job_id)
+    if job.status not in TERMINAL:
+        raise NotAllowed(job)
+    session.execute(delete(Job).where(Job.id == job_id))
+
+
+def _lock(session: Session, job_id: str) -> Job:
+    return session.get_one(Job, job_id, with_for_update=True, populate_existing=True)
+
+
+def _hold(session: Session, claim: Claim) -> Job:
     """Keep others from changing the job until this transaction ends. Raises LostOwnership."""
-    _one(claim, session.scalars(select(Job.id).where(*_owned(claim)).with_for_update()).all())
+    held = select(Job).where(*owned(claim)).with_for_update()
+    return only(claim, session.scalars(held, execution_options={"populate_existing": True}).all())
 
 
-def _cancelled(session: Session, claim: Claim) -> bool:
-    return bool(_leave(session, "cancelled", *_owned(claim), Job.status == "cancelling"))
+def _lose(session: Session, job: Job, patience: Patience, *, code: str, cause: str) -> None:
+    """Let a job that was lost do what is asked of it without its worker, start again, or fail when it was one loss too
+    many."""
+    match job.status:
+        case "cancelling":
+            _leave(session, job, "cancelled", outcome="lost", cause=cause)
+            return
+        case "pausing":
+            counted = {"infra_losses": job.infra_losses + 1, "losses_in_place": job.losses_in_place + 1}
+            _leave(session, job, "paused", outcome="lost", cause=cause, **counted)
+            return
+    losses, in_place = job.infra_losses + 1, job.losses_in_place + 1
+    counted = {"infra_losses": losses, "losses_in_place": in_place}
+    if in_place >= patience.max_losses_in_place:
+        failure = _repeated_crash(f"The job was lost {in_place} times without getting any further", cause)
+        _fail(session, job, failure, outcome="lost", cause=cause, **counted)
+    elif losses >= patience.max_losses:
+        story = f"The job was lost {losses} times"
+        failure = _worker_lost(story, cause) if code == "worker_lost" else _repeated_crash(story, cause)
+        _fail(session, job, failure, outcome="lost", cause=cause, **counted)
+    else:
+        wait = min(patience.backoff_seconds * 2 ** (losses - 1), patience.max_backoff_seconds)
+        later = {"not_before": seconds_from_now(wait), **counted}
+        _leave(
+            session,
+            job,
+            "queued",
+            event="job.recovered",
+            details={"cause": cause},
+            outcome="lost",
+            cause=cause,
+            **later,
+        )
 
 
-def _lose(session: Session, *where: ColumnElement[bool], failure: Failure, max_losses: int) -> Sequence[Job]:
-    """Queue the running jobs again, or fail those that have been lost once too often."""
+def _fail(session: Session, job: Job, failure: Failure, **values: Any) -> None:
     content = failure.model_dump()
-    losses = Job.infra_losses + 1
-    where = (*where, Job.status == "running")
-    failed = _leave(
-        session,
-        "failed",
-        *where,
-        losses >= max_losses,
-        details={"failure": content},
-        failure=content,
-        infra_losses=losses,
+    _leave(session, job, "failed", details={"failure": content}, failure=content, **values)
+
+
+def _worker_lost(story: str, cause: str) -> Failure:
+    return Failure(
+        code="worker_lost",
+        message=f"{story}; the last time {cause}.",
+        hint="See whether the worker's machine runs out of memory or is being restarted, then retry the job: it goes "
+        "on from its last state.",
+        field=None,
+        retryable=True,
     )
-    queued = _leave(session, "queued", *where, event="job.recovered", outcome="lost", infra_losses=losses)
-    return [*failed, *queued]
+
+
+def _repeated_crash(story: str, cause: str) -> Failure:
+    return Failure(
+        code="repeated_crash",
+        message=f"{story}; the last time {cause}. Most likely the machine runs out of memory.",
+        hint="Lower batch_size and evaluation.batch_size, or give the worker more memory, then post the job again.",
+        field=None,
+        retryable=False,
+    )
 
 
 def _leave(
-    session: Session, to: Status, *where: ColumnElement[bool], outcome: str | None = None, **values: Any
-) -> Sequence[Job]:
-    """Move jobs out of their workers' hands."""
+    session: Session, job: Job, to: Status, *, outcome: str | None = None, cause: str | None = None, **values: Any
+) -> Job:
+    """Move a job out of its worker's hands, with the end of the attempt."""
     if to in TERMINAL:
         values["finished_at"] = now()
-    jobs = _move(session, to, *where, lease_until=None, phase=None, **values)
-    for job in jobs:
-        attempt = update(Attempt).where(Attempt.job_id == job.id, Attempt.epoch == job.epoch)
-        session.execute(attempt.values(ended_at=now(), outcome=outcome or to))
-    return jobs
+    if to in ("failed", "cancelled"):
+        _keep_best(session, job)
+    (job,) = _move(session, to, Job.id == job.id, lease_until=None, phase=None, **values)
+    attempt = update(Attempt).where(Attempt.job_id == job.id, Attempt.epoch == job.epoch, Attempt.ended_at.is_(None))
+    session.execute(attempt.values(ended_at=now(), outcome=outcome or to, cause=cause))
+    return job
+
+
+def _keep_best(session: Session, job: Job) -> None:
+    """Let the best weights of a run that delivers none be its checkpoint."""
+    of_job = State.job_id == job.id, State.kind == "best"
+    best = session.scalars(select(State).where(*of_job).order_by(State.epoch.desc(), State.step.desc())).first()
+    if best is None or job.checkpoint_id is not None:
+        return
+    checkpoint = Checkpoint(
+        id=new_id("ckpt"),
+        job_id=job.id,
+        epoch=best.epoch,
+        step=best.step,
+        progress=best.progress,
+        key=best.key,
+        size=best.size,
+        sha256=best.sha256,
+    )
+    session.add(checkpoint)
+    (job,) = change(session, Job.id == job.id, events=1, checkpoint_id=checkpoint.id)
+    told = {"kind": "best", "sha256": best.sha256, "size": best.size, "step": best.step, "epoch": best.progress}
+    append(session, job, [("saved", {**told, "checkpoint": checkpoint.id})])
 
 
 def _move(
@@ -394,75 +442,7 @@ def _move(
 ) -> Sequence[Job]:
     """Change the status of the jobs that may make this move, and say so in their history."""
     sources = [status for status, targets in MOVES.items() if to in targets]
-    jobs = _update(session, *where, Job.status.in_(sources), events=1, status=to, **values)
+    jobs = change(session, *where, Job.status.in_(sources), events=1, status=to, **values)
     for job in jobs:
-        _append(session, job, [(event or f"job.{to}", {"attempt": job.epoch, **(details or {})})])
+        append(session, job, [(event or f"job.{to}", {"attempt": job.epoch, **(details or {})})])
     return jobs
-
-
-def _update(session: Session, *where: ColumnElement[bool], events: int, **values: Any) -> Sequence[Job]:
-    """Change rows, make it visible, and reserve places in their history."""
-    changed = {"version": Job.version + 1, "updated_at": now(), "event_seq": Job.event_seq + events, **values}
-    statement = update(Job).where(*where).values(changed).returning(Job)
-    options = {"synchronize_session": False, "populate_existing": True}
-    return session.scalars(statement, execution_options=options).all()
-
-
-def _append(session: Session, job: Job, entries: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    first = job.event_seq - len(entries) + 1
-    for seq, (kind, data) in enumerate(entries, start=first):
-        session.add(Event(job_id=job.id, seq=seq, type=kind, data=data))
-
-
-def _owned(claim: Claim) -> tuple[ColumnElement[bool], ...]:
-    return Job.id == claim.job_id, Job.epoch == claim.epoch, Job.status.in_(HELD)
-
-
-def _one(claim: Claim, rows: Sequence[Row]) -> Row:
-    if not rows:
-        raise LostOwnership(claim.job_id)
-    return rows[0]
-
-
-def _entry(event: reported.Event) -> tuple[str, dict[str, Any]]:
-    """The history leaves out what is long: the verdict on every single point is in the report."""
-    verdicts = {"verdicts": True}
-    long: dict[str, Any] = {"type": True, "report": verdicts, "reports": {"before": verdicts, "after": verdicts}}
-    return event.type, event.model_dump(mode="json", exclude=long)
-
-
-def _numbers(report: reported.Report) -> dict[str, Any]:
-    return report.model_dump(mode="json", include={"clean", "robust", "union"})
-
-
-def _metric(claim: Claim, event: reported.Stepped) -> Metric:
-    return Metric(
-        job_id=claim.job_id,
-        epoch=claim.epoch,
-        step=event.step,
-        progress=event.epoch,
-        loss=event.loss,
-        learning_rate=event.learning_rate,
-        norm=event.norm,
-        counts={norm: count.model_dump() for norm, count in event.counts.items()},
-    )
-
-
-def _advance(progress: Progress, event: reported.Event) -> Progress:
-    match event:
-        case reported.Started():
-            change: dict[str, Any] = {"total_steps": event.total_steps}
-        case reported.Entered():
-            change = {"subject": event.subject, "attack": None, "attack_norm": None, "fraction": None}
-            change |= {"attacks_done": 0, "attacks_total": 0, "seconds_remaining": None}
-        case reported.Stepped():
-            change = event.model_dump(exclude={"type", "seconds", "counts"})
-            change["counts"] = event.counts
-            change["fraction"] = event.step / event.total_steps
-            change["seconds_remaining"] = event.seconds / event.step * (event.total_steps - event.step)
-        case reported.Attacked():
-            change = {"subject": event.subject, "attack": event.attack, "attack_norm": event.norm}
-            change |= {"attacks_done": event.done, "attacks_total": event.total, "fraction": event.done / event.total}
-        case _:
-            return progress
-    return progress.model_copy(update=change)

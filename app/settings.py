@@ -71,8 +71,22 @@ class Settings(BaseSettings):
     """Jobs that one worker process runs side by side."""
     cancel_grace_seconds: float = Field(default=5, ge=0)
     """Time between asking a training process to end and killing it."""
+    cancel_limit_seconds: float = Field(default=45, gt=0)
+    """So long after a cancel a job counts as cancelled, whether its worker has heeded it or not."""
+    pause_grace_seconds: float = Field(default=60, ge=0)
+    """Time for a training process to save its state when it is paused or its worker stops; then it is killed."""
+    stall_seconds: float = Field(default=1800, gt=0)
+    """A training process without a sign of life for this long, or for 20 of its steps, is killed and started anew."""
+    publish_seconds: float = Field(default=1800, ge=0)
+    """How long a finished run waits for the object store to take its files before its job fails."""
     max_losses: int = Field(default=5, ge=1)
     """A job whose worker or training process has vanished this many times fails."""
+    max_losses_in_place: int = Field(default=3, ge=1)
+    """So does one that has vanished this many times in a row without anything new saved."""
+    loss_backoff_seconds: float = Field(default=5, ge=0)
+    """How long a job waits after its first loss; after each further one twice as long."""
+    max_loss_backoff_seconds: float = Field(default=300, ge=0)
+    """The longest such wait."""
     s3_bucket: str | None = Field(default=None, min_length=3, max_length=63)
     """Bucket that keeps checkpoints, reports and uploads; without one, the data folder does."""
     s3_endpoint_url: str | None = None

@@ -103,6 +103,7 @@ class Job(Table):
     """What it was expected to take when it was posted."""
     report_key: Mapped[str | None]
     """Where the object store keeps the report."""
+    report_sha256: Mapped[str | None] = mapped_column(String(64))
     checkpoint_id: Mapped[str | None]
     """The latest checkpoint."""
 
@@ -117,6 +118,22 @@ class Job(Table):
     lease_until: Mapped[datetime | None]
     infra_losses: Mapped[int] = mapped_column(default=0)
     """How often its worker or its training process has vanished."""
+    losses_in_place: Mapped[int] = mapped_column(default=0)
+    """How often in a row that was before anything new was saved."""
+    saved_step: Mapped[int] = mapped_column(default=-1)
+    """The training step of the furthest state."""
+    not_before: Mapped[datetime | None]
+    """When a worker may claim it again after a loss."""
+    asked_at: Mapped[datetime | None]
+    """When somebody last asked for a pause, a stop or a cancel."""
+    stop_requested: Mapped[bool] = mapped_column(default=False)
+    """Whether somebody has asked for a stop, which outlives the worker that was told."""
+    stopped_early: Mapped[bool] = mapped_column(default=False)
+    """Whether the run has heeded that."""
+    retry_of: Mapped[str | None]
+    """The job where this one goes on; not a reference, for lineage outlives that job."""
+    cloned_from: Mapped[str | None]
+    """The job whose spec this one varies."""
 
     created_at: Mapped[datetime] = mapped_column(default=now())
     updated_at: Mapped[datetime] = mapped_column(default=now())
@@ -126,6 +143,7 @@ class Job(Table):
     __table_args__ = (
         UniqueConstraint(project_id, idempotency_key),
         Index("ix_jobs_waiting", status, priority.desc(), "id"),
+        Index("uq_jobs_retry_of", "retry_of", unique=True),
         Index("ix_jobs_of_project", project_id, "id"),
         Index("ix_jobs_of_project_by_status", project_id, status),
     )
@@ -142,7 +160,17 @@ class Attempt(Table):
     started_at: Mapped[datetime] = mapped_column(default=now())
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
-    """How it ended: the status that the job got by it, and lost or handed_back where that was queued."""
+    """How it ended: lost, handed_back, or the status that the job got by it."""
+    cause: Mapped[str | None]
+    """Why it was lost or has failed, for people."""
+    device: Mapped[str | None]
+    """What the training process computes on."""
+    resumed_step: Mapped[int | None]
+    """The training step of the state that it went on from."""
+    log_parts: Mapped[int] = mapped_column(default=0)
+    """How many parts of its log the object store has."""
+    log_size: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Their bytes."""
 
 
 class Event(Table):
@@ -198,20 +226,23 @@ class Checkpoint(Table):
 
 
 class State(Table):
-    """A file in the object store that the job's next attempt begins with: the newest of each kind."""
+    """A file in the object store that the job's next attempt can begin with: the newest two of each kind."""
 
     __tablename__ = "states"
 
     job_id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(primary_key=True)
     """state or best."""
-    epoch: Mapped[int] = mapped_column()
+    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     """The attempt that wrote it."""
-    step: Mapped[int]
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    progress: Mapped[float]
+    """Epochs of training done."""
     name: Mapped[str]
     """What the training process calls the file."""
     key: Mapped[str]
     """Where the object store keeps it."""
+    size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
 
     __table_args__ = (ForeignKeyConstraint([job_id, epoch], [Attempt.job_id, Attempt.epoch], ondelete="CASCADE"),)

@@ -42,7 +42,7 @@ class Chore:
 def take_back_expired_jobs(premises: Premises) -> None:
     """Queue the jobs of lost workers again; where no worker is left, nobody else would."""
     with premises.database.writing() as session:
-        jobs.expire(session, max_losses=premises.settings.max_losses)
+        jobs.expire(session, jobs.Patience.of(premises.settings))
 
 
 def ring_again(premises: Premises) -> None:

@@ -31,6 +31,8 @@ def new_instance(folder: Path, **chosen: Any) -> Iterator[tuple[Settings, Databa
         heartbeat_seconds=0.1,
         lease_seconds=30,
         cancel_grace_seconds=1,
+        loss_backoff_seconds=0,
+        publish_seconds=0.2,
         **chosen,
     )
     settings.make_folders()

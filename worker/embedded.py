@@ -11,7 +11,8 @@ from sqlalchemy.exc import OperationalError
 from app import jobs
 from app.database import open_database
 from app.inventory import Inventory
-from app.jobs import Claim
+from app.jobs import Patience
+from app.ownership import Claim
 from app.settings import Settings
 from app.storage import open_store
 from worker.bell import Bell
@@ -51,7 +52,7 @@ def _claim(place: Workplace) -> Claim | None:
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease_seconds=place.settings.lease_seconds,
-            max_losses=place.settings.max_losses,
+            patience=Patience.of(place.settings),
             gpus=place.settings.most_gpus,
         )
 

@@ -1,9 +1,11 @@
-"""Keeping hold of a job: a thread that renews the lease on time, however busy or silent the run is."""
+"""Keeping hold of a job: a thread that renews the lease on time, however busy or silent the run is, and passes on to
+the training process what is asked of it."""
 
 import logging
 from collections.abc import Callable
+from math import inf
 from threading import Event, Thread
-from time import monotonic, sleep
+from time import monotonic
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -12,11 +14,12 @@ from sqlalchemy.orm import Session
 
 from app import jobs
 from app.database import Database
-from app.jobs import Claim, LostOwnership
+from app.ownership import Claim, LostOwnership
 from app.schemas import Status
 from app.settings import Settings
 from worker.pulse import Pulse
 from worker.trainer import Trainer
+from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -25,24 +28,32 @@ _TICK_SECONDS = 1.0
 
 
 class Lease:
-    """A claim that is kept as long as the block runs, and the training process that has to end when it is not.
+    """A claim that is kept as long as the block runs, and the training process, once there is one, that has to end when
+    it is not.
 
-    The process is stopped when somebody cancels the job or this worker is to stop, and killed at once when the job is
-    another worker's or the database has been out of reach for two thirds of the lease, that is before anybody else can
-    have the job.
+    The process is asked to end when somebody pauses or cancels the job or this worker is to stop, and killed when it
+    does not in time. It is killed at once when it gets nowhere, when the job is another worker's, or when the database
+    has been out of reach for two thirds of the lease, that is before anybody else can have the job.
     """
 
-    def __init__(
-        self, claim: Claim, trainer: Trainer, *, database: Database, settings: Settings, stopping: Event, pulse: Pulse
-    ) -> None:
-        self.stopped = False
-        self._lost = False
+    def __init__(self, claim: Claim, *, database: Database, settings: Settings, stopping: Event, pulse: Pulse) -> None:
+        self.ending = Event()
+        """Set when the run was asked to end before its time."""
+        self.killed: str | None = None
+        """Why the process was killed, where nobody had asked for its end."""
+        self.started = Event()
+        """To be set when the process has said that it has started."""
+        self._lost = Event()
         self._claim = claim
-        self._trainer = trainer
         self._database = database
         self._settings = settings
         self._stopping = stopping
         self._pulse = pulse
+        self._process: tuple[Trainer, Watchdog] | None = None
+        self._kill_at: float | None = None
+        self._told_to_end = False
+        self._stop_early = False
+        self._told_to_stop = False
         self._renewed_at = monotonic()
         self._released = Event()
         self._thread = Thread(target=self._keep, daemon=True)
@@ -59,30 +70,65 @@ class Lease:
 
     def write(self, change: Callable[[Session], Answer]) -> Answer:
         """Commit a change, trying again while the database is out of reach. Raises LostOwnership."""
-        while not self._lost:
+        while not self._lost.is_set():
             try:
                 with self._database.writing() as session:
                     return change(session)
             except OperationalError as error:
                 log.warning("job %s: the database is out of reach: %s", self._claim.job_id, error.orig)
-                sleep(self._settings.poll_seconds)
+                self._lost.wait(self._settings.poll_seconds)
         raise LostOwnership(self._claim.job_id)
+
+    def watch_over(self, trainer: Trainer, watchdog: Watchdog) -> None:
+        """Pass on to this process, from now on, what is asked of the run."""
+        self._process = trainer, watchdog
 
     def _keep(self) -> None:
         while not self._released.wait(min(self._settings.poll_seconds, _TICK_SECONDS)):
             self._pulse.beat()
             try:
-                status = self._touch()
+                self._pass_on(self._touch())
             except (LostOwnership, OperationalError) as error:
                 if isinstance(error, LostOwnership) or self._age() > self._settings.lease_seconds * 2 / 3:
-                    self._lost = True
-                    self._trainer.kill()
-                    return
-            else:
-                if status == "cancelling" or self._stopping.is_set():
-                    self.stopped = True
-                    self._trainer.stop(grace=self._settings.cancel_grace_seconds)
-                    return
+                    self._lost.set()
+                    self.ending.set()
+            if self._process:
+                self._rule(*self._process)
+            if self._lost.is_set():
+                return
+
+    def _pass_on(self, status: Status) -> None:
+        """Note what is asked of the run by now."""
+        seconds = self._settings.pause_grace_seconds
+        if status == "cancelling":
+            # A cancel need not wait for the state that a pause does.
+            seconds = self._settings.cancel_grace_seconds
+        elif status != "pausing" and not self._stopping.is_set():
+            self._stop_early = status == "stopping"
+            return
+        self.ending.set()
+        self._kill_at = min(self._kill_at or inf, monotonic() + seconds)
+
+    def _rule(self, trainer: Trainer, watchdog: Watchdog) -> None:
+        """Ask of the process what is asked of the run; kill it where it is over its time or gets nowhere."""
+        if self._lost.is_set():
+            trainer.kill()
+        elif not trainer.runs:
+            return
+        elif self._kill_at is not None:
+            if not self._told_to_end:
+                self._told_to_end = True
+                trainer.ask_to_pause()
+            if monotonic() > self._kill_at:
+                log.warning("job %s: the training process is killed: it did not end in time", self._claim.job_id)
+                trainer.kill()
+        elif reason := watchdog.finds_it_stalled(heard_at=trainer.heard_at):
+            self.killed = reason
+            log.warning("job %s: the training process is killed: %s", self._claim.job_id, reason)
+            trainer.kill()
+        elif self._stop_early and self.started.is_set() and not self._told_to_stop:
+            self._told_to_stop = True
+            trainer.ask_to_stop_early()
 
     def _touch(self) -> Status:
         """Renew the lease when it is time, else only look what is asked."""

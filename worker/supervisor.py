@@ -11,30 +11,34 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Event
-from time import monotonic
 
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app import jobs
+from app import jobs, recording
 from app.database import Database
 from app.inventory import Inventory
-from app.jobs import Claim, LostOwnership
+from app.jobs import Patience
+from app.ownership import Claim, LostOwnership
 from app.schemas import Failure
 from app.settings import Settings
 from app.storage import ObjectStore, StorageFull, StorageUnavailable
 from core import events as reported
+from worker.delivery import Delivery, Postponed, fetch_states, remove_states
 from worker.lease import Lease
+from worker.machine import count_gpus
 from worker.pulse import Pulse
 from worker.trainer import Trainer
+from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-_STATES = "states"
-"""Where, below an attempt's prefix, its states lie."""
+Ending = Callable[[Session], None]
+"""Writes into the row how an attempt has ended."""
 # The kernel's own way to say it, and Python's and the shell's.
 _KILLED_FROM_OUTSIDE = {-signal.SIGKILL, 128 + signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM}
 
@@ -77,14 +81,22 @@ def run(claim: Claim, place: Workplace) -> None:
     """Run a claimed job to its end, or until it is another worker's. What can befall a run ends in its row."""
     log.info("job %s: attempt %d begins", claim.job_id, claim.epoch)
     try:
-        with _work_folder(claim, place) as folder:
-            _fetch_states(folder, claim, place)
-            _run_in(folder, claim, place)
+        with (
+            _work_folder(claim, place) as folder,
+            Lease(
+                claim, database=place.database, settings=place.settings, stopping=place.stopping, pulse=place.pulse
+            ) as lease,
+        ):
+            ending = _find_ending(lease, claim, place) or _run_in(folder, lease, claim, place)
+            lease.write(ending)
     except LostOwnership:
         log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.epoch)
     except OSError as error:
-        with place.database.writing() as session:
+        with suppress(LostOwnership), place.database.writing() as session:
             jobs.fail(session, claim, _not_started(error))
+    else:
+        _discard_states(claim, place)
+        log.info("job %s: attempt %d is over", claim.job_id, claim.epoch)
 
 
 @contextmanager
@@ -101,141 +113,104 @@ def _work_folder(claim: Claim, place: Workplace) -> Iterator[Path]:
         shutil.rmtree(of_job, ignore_errors=True)
 
 
-def _fetch_states(folder: Path, claim: Claim, place: Workplace) -> None:
+def _find_ending(lease: Lease, claim: Claim, place: Workplace) -> Ending | None:
+    """See whether an earlier attempt has delivered everything before it was lost, or the machine is not up to it."""
+    found = lease.write(partial(recording.published, claim=claim))
+    if found and (reports := _read_report(*found, place.store)):
+        log.info("job %s: an earlier attempt has delivered all of it", claim.job_id)
+        return partial(jobs.succeed, claim=claim, reports=reports)
+    wanted, there = getattr(claim.spec, "gpus", 1), count_gpus()
+    if wanted > 1 and wanted > there:
+        return partial(jobs.fail, claim=claim, failure=_too_few_gpus(wanted, there))
+    return None
+
+
+def _read_report(key: str, sha256: str, store: ObjectStore) -> reported.Reports | None:
+    """Read a report; None where it cannot be had, for then it is made anew."""
+    try:
+        content = b"".join(store.read(key))
+        if hashlib.sha256(content).hexdigest() == sha256:
+            return reported.Reports.model_validate_json(content)
+        log.warning("%s: it is not what was stored", key)
+    except (StorageUnavailable, ValidationError) as error:
+        log.warning("%s: %s", key, error)
+    return None
+
+
+def _run_in(folder: Path, lease: Lease, claim: Claim, place: Workplace) -> Ending:
+    """Run the training process and deliver its files; choose how the row learns of the end."""
+    try:
+        _begin_with_states(folder, lease, claim, place)
+        command = place.command(claim, folder, place.inventory)
+        launches = getattr(claim.spec, "gpus", 1) > 1
+        with Trainer(command, log=folder / "stderr.log", launches=launches) as trainer:
+            watchdog = Watchdog(folder, stall_seconds=place.settings.stall_seconds)
+            lease.watch_over(trainer, watchdog)
+            delivery = Delivery(claim, lease, folder, store=place.store, settings=place.settings)
+            last = _follow(trainer, watchdog, lease, claim, delivery)
+            if not isinstance(last, reported.Finished):
+                delivery.take_what_is_left()
+            return _ending(last, trainer, lease, claim, place)
+    except StorageUnavailable as error:
+        return partial(jobs.fail, claim=claim, failure=_not_stored(error))
+    except Postponed:
+        return partial(jobs.hand_back, claim=claim)
+
+
+def _begin_with_states(folder: Path, lease: Lease, claim: Claim, place: Workplace) -> None:
     """Put the files that an earlier attempt has left for this one into its folder, as far as they can be had."""
-    with place.database.reading() as session:
-        states = jobs.states(session, claim)
-    for state in states:
-        path = folder / state.name
-        try:
-            _fetch(state.key, state.sha256, path, claim, place)
-        except StorageUnavailable as error:
-            log.warning("job %s: attempt %d begins without its %s: %s", claim.job_id, claim.epoch, state.kind, error)
-            path.unlink(missing_ok=True)
-        else:
-            log.info("job %s: attempt %d goes on from step %d", claim.job_id, claim.epoch, state.step)
+    states = lease.write(partial(recording.states, claim=claim))
+    for warning in fetch_states(folder, claim, states, lease, place.store):
+        log.warning("job %s: %s", claim.job_id, warning.message)
+        lease.write(partial(recording.record, claim=claim, events=[warning]))
 
 
-def _fetch(key: str, sha256: str, path: Path, claim: Claim, place: Workplace) -> None:
-    """Copy an object into a file, keeping the lease meanwhile. Raises StorageUnavailable, also when it is damaged."""
-    arrived, renewed_at = hashlib.sha256(), monotonic()
-    with path.open("wb") as file:
-        for chunk in place.store.read(key):
-            arrived.update(chunk)
-            file.write(chunk)
-            if monotonic() - renewed_at > place.settings.heartbeat_seconds:
-                renewed_at = monotonic()
-                with place.database.writing() as session:
-                    jobs.heartbeat(session, claim, lease_seconds=place.settings.lease_seconds)
-    if arrived.hexdigest() != sha256:
-        raise StorageUnavailable(f"{key}: it is not what was stored")
-
-
-def _run_in(folder: Path, claim: Claim, place: Workplace) -> None:
-    command = place.command(claim, folder, place.inventory)
-    with (
-        Trainer(command, log=folder / "stderr.log") as trainer,
-        Lease(
-            claim,
-            trainer,
-            database=place.database,
-            settings=place.settings,
-            stopping=place.stopping,
-            pulse=place.pulse,
-        ) as lease,
-    ):
-        try:
-            last = _follow(trainer, lease, claim, place, folder)
-        except StorageUnavailable as error:
-            lease.write(partial(jobs.fail, claim=claim, failure=_not_stored(error)))
-        else:
-            lease.write(_ending(last, trainer, lease, claim, place))
-    _discard_states(claim, place)
-    log.info("job %s: attempt %d is over", claim.job_id, claim.epoch)
-
-
-def _follow(trainer: Trainer, lease: Lease, claim: Claim, place: Workplace, folder: Path) -> reported.Event | None:
+def _follow(
+    trainer: Trainer, watchdog: Watchdog, lease: Lease, claim: Claim, delivery: Delivery
+) -> reported.Event | None:
     """Store everything that the process reports, and give the last of it."""
     last = None
     for batch in trainer.batches():
-        lease.write(partial(jobs.record, claim=claim, events=batch))
+        watchdog.see(batch)
+        lease.write(partial(recording.record, claim=claim, events=batch))
+        if any(isinstance(event, reported.Started) for event in batch):
+            lease.started.set()
         last = batch[-1]
         if isinstance(last, reported.Saved):
-            _store(last, lease, claim, place, folder)
+            delivery.take(last)
     return last
 
 
-def _store(saved: reported.Saved, lease: Lease, claim: Claim, place: Workplace, folder: Path) -> None:
-    """Deliver a file and make it real; a state takes the place of the one before it. Raises StorageUnavailable.
-
-    The training does not wait: a state that it has replaced by a newer one meanwhile is left out.
-    """
-    name = Path(saved.path).name
-    if saved.kind in ("checkpoint", "report"):
-        key = _deliver(saved, f"{claim.prefix}/{name}", place.store, folder)
-        lease.write(partial(jobs.save, claim=claim, saved=saved, key=key))
-        return
-    key = f"{claim.prefix}/{_STATES}/{saved.kind}-{saved.step}/{name}"
-    try:
-        _deliver(saved, key, place.store, folder)
-    except StorageUnavailable:
-        if _is_there(folder / name, saved.sha256):
-            raise
-        _discard(key.rpartition("/")[0], place.store)
-        return
-    superseded = lease.write(partial(jobs.save_state, claim=claim, saved=saved, name=name, key=key))
-    if superseded:
-        _discard(superseded.rpartition("/")[0], place.store)
-
-
-def _is_there(path: Path, sha256: str) -> bool:
-    with suppress(FileNotFoundError), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
-    return False
-
-
 def _discard_states(claim: Claim, place: Workplace) -> None:
-    """Remove the states of a job that has ended well or was given up, those of its lost attempts included."""
+    """Remove the states of a job that has succeeded, those of its lost attempts included."""
     with place.database.writing() as session:
-        done = jobs.forget_states(session, claim)
-    for epoch in range(1, claim.epoch + 1) if done else ():
-        _discard(f"{replace(claim, epoch=epoch).prefix}/{_STATES}", place.store)
+        done = recording.forget_states(session, claim)
+    if done:
+        remove_states(claim, place.store)
 
 
-def _discard(prefix: str, store: ObjectStore) -> None:
-    try:
-        store.delete(prefix)
-    except StorageUnavailable as error:
-        log.warning("what is no longer needed stays in the object store: %s", error)
-
-
-def _deliver(saved: reported.Saved, key: str, store: ObjectStore, folder: Path) -> str:
-    """Put a file into the object store and see that it has arrived. Raises StorageUnavailable."""
-    name = Path(saved.path).name
-    store.put(key, folder / name)
-    arrived = hashlib.sha256()
-    for chunk in store.read(key):
-        arrived.update(chunk)
-    if arrived.hexdigest() != saved.sha256:
-        raise StorageUnavailable(f"{key}: what arrived is not what was sent")
-    return key
-
-
-def _ending(
-    last: reported.Event | None, trainer: Trainer, lease: Lease, claim: Claim, place: Workplace
-) -> Callable[[Session], None]:
-    """Choose how the row learns of the end. A job that is being cancelled ends cancelled by any of these."""
+def _ending(last: reported.Event | None, trainer: Trainer, lease: Lease, claim: Claim, place: Workplace) -> Ending:
+    """Read off the last event and the exit code how the run has ended. A job that is being cancelled ends cancelled by
+    any of these."""
     if isinstance(last, reported.Finished):
         return partial(jobs.succeed, claim=claim, reports=last.reports)
     if isinstance(last, reported.Failed):
         return partial(jobs.fail, claim=claim, failure=Failure(**last.model_dump(exclude={"type"})))
     exit_code = trainer.wait()
     # Of several processes the exit code is torchrun's, which knows nothing of a pause.
-    if lease.stopped or exit_code == reported.PAUSED or isinstance(last, reported.Paused):
+    if lease.ending.is_set() or exit_code == reported.PAUSED or isinstance(last, reported.Paused):
         return partial(jobs.hand_back, claim=claim)
-    if exit_code in _KILLED_FROM_OUTSIDE:
-        return partial(jobs.lose, claim=claim, max_losses=place.settings.max_losses)
+    if lease.killed or exit_code in _KILLED_FROM_OUTSIDE:
+        cause = f"its training process was killed: {lease.killed or _name(exit_code)}"
+        log.warning("job %s: attempt %d is lost: %s", claim.job_id, claim.epoch, cause)
+        return partial(jobs.lose, claim=claim, cause=cause, patience=Patience.of(place.settings))
+    log.warning("job %s: the training process ended with exit code %d and no reason", claim.job_id, exit_code)
     return partial(jobs.fail, claim=claim, failure=_crashed(exit_code, trainer.last_words()))
+
+
+def _name(exit_code: int) -> str:
+    """Name the signal of an exit code, which is negative where Python tells it and above 128 where a shell does."""
+    return f"by {signal.Signals(abs(exit_code) % 128).name}"
 
 
 def _crashed(exit_code: int, last_words: str) -> Failure:
@@ -256,6 +231,16 @@ def _not_stored(error: StorageUnavailable) -> Failure:
         hint=f"{'Make room in' if full else 'Look after'} the object store, then post the job again.",
         field=None,
         retryable=True,
+    )
+
+
+def _too_few_gpus(wanted: int, there: int) -> Failure:
+    return Failure(
+        code="bad_input",
+        message=f"The job asks for {wanted} GPUs; the worker that took it has {there}.",
+        hint=f"Set gpus to {max(there, 1)}, or run a worker on a machine that has {wanted}.",
+        field="gpus",
+        retryable=False,
     )
 
 

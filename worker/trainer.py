@@ -1,9 +1,10 @@
-"""The training process: `python -m core`, what it reports, and how it ends."""
+"""The training process: `python -m core`, what it reports, what can be asked of it, and how it ends."""
 
 import os
+import re
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -18,29 +19,35 @@ from core import events as reported
 
 _BATCH_SECONDS = 0.5
 _STDERR_TAIL = 2000
+_SECRET = re.compile(r"(TEMPER|AWS|PG|CELERY)_?.*|.*(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|API_KEY).*")
 
 
 class Trainer:
     """One training process in a process group of its own.
 
     It has no credentials, and its standard input is a pipe that closes when this process dies, however it dies: the
-    training process takes that as its own end.
+    training process takes that as its own end. launches: whether it is torchrun, whose children train, each in a
+    process group of its own.
     """
 
-    def __init__(self, command: Sequence[str], *, log: Path) -> None:
+    def __init__(self, command: Sequence[str], *, log: Path, launches: bool = False) -> None:
+        self.heard_at = monotonic()
+        """When it last reported something."""
         self._log = log
-        with log.open("wb") as stderr:
+        self._launches = launches
+        with log.open("ab") as stderr:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 start_new_session=True,
-                env={name: value for name, value in os.environ.items() if not name.startswith("TEMPER_")},
+                env=without_secrets(os.environ),
             )
         assert self._process.stdin
         assert self._process.stdout
         self._input, self._output = self._process.stdin, self._process.stdout
+        self._pipe = f"pipe:[{os.fstat(self._output.fileno()).st_ino}]"
         self._lines: SimpleQueue[bytes | None] = SimpleQueue()
         self._threads = [Thread(target=self._read), Thread(target=self._bury)]
         for thread in self._threads:
@@ -55,7 +62,6 @@ class Trainer:
         self.kill()
         for thread in self._threads:
             thread.join()
-        self._input.close()
         self._output.close()
 
     def batches(self) -> Iterator[list[reported.Event]]:
@@ -68,17 +74,26 @@ class Trainer:
             yield list(self._batch(line, due))
             due = monotonic() + _BATCH_SECONDS
 
-    def stop(self, *, grace: float) -> None:
-        """Ask the process to end, and kill it and its children after the grace."""
+    def ask_to_pause(self) -> None:
+        """Ask the process to save its state and end."""
         self._signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(grace)
-        self.kill()
+
+    def ask_to_stop_early(self) -> None:
+        """Ask the process to deliver the best weights so far. It must have said that it has started: before that, the
+        signal would end it."""
+        for process in _children(self._process.pid) if self._launches else [self._process.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGUSR1)
 
     def kill(self) -> None:
-        """Kill the process and its children."""
-        self._signal(signal.SIGKILL)
+        """Kill the process and all that it has started."""
+        self._kill_all()
         self._process.wait()
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
 
     def wait(self) -> int:
         """Wait for the end and give the exit code: negative for a signal."""
@@ -105,13 +120,42 @@ class Trainer:
 
     def _read(self) -> None:
         for line in self._output:
+            self.heard_at = monotonic()
             self._lines.put(line)
         self._lines.put(None)
 
     def _bury(self) -> None:
-        """Kill what the process leaves behind, which would hold its output open."""
+        """End what the process leaves behind, which would hold its output open."""
         self._process.wait()
+        self._kill_all()
+        self._input.close()
+
+    def _kill_all(self) -> None:
         self._signal(signal.SIGKILL)
+        # torchrun's children have process groups of their own, but one output.
+        for process in _holders(self._pipe):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """Leave out of an environment what configures the service, and whatever else is named like a secret."""
+    return {name: value for name, value in environment.items() if not _SECRET.fullmatch(name.upper())}
+
+
+def _holders(pipe: str) -> Iterator[int]:
+    """Find the processes whose standard output is this pipe, on systems that tell."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if str((folder / "fd/1").readlink()) == pipe:
+                yield int(folder.name)
+
+
+def _children(process: int) -> list[int]:
+    """Find a process's children, on systems that tell."""
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return []
 
 
 def _read_event(line: bytes) -> reported.Event:

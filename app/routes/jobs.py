@@ -1,4 +1,4 @@
-"""Jobs: post one, watch it, cancel it, and read what it measured."""
+"""Jobs: post one, find it, watch it, and read what it measured. What can be asked of it is in `app.routes.actions`."""
 
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +21,6 @@ from app import jobs, reading, schemas, tables
 from app.auth import ProjectId, needs
 from app.dependencies import JobId, Json, Once, Reading, Service, TheService, Writing, cursor
 from app.errors import (
-    ActionNotAllowed,
     BodyTooLarge,
     IdempotencyKeyReused,
     InvalidParameter,
@@ -40,6 +39,12 @@ from core.spec import AnySpec, Kind, Spec, parse
 router = APIRouter(tags=["jobs"])
 
 _ETAG = schemas.headers({"ETag": "Changes when the job does."})
+CREATED = _ETAG | schemas.headers({"Location": "The job.", "Idempotent-Replayed": "true on a repeat."})
+"""The headers of an answer that is a new job."""
+IdempotencyKey = Annotated[
+    str | None,
+    Header(min_length=1, max_length=255, description="A repeat with the same key makes no second job."),
+]
 
 
 def _unchecked(body: Any, _: ValidatorFunctionWrapHandler) -> Any:
@@ -49,11 +54,11 @@ def _unchecked(body: Any, _: ValidatorFunctionWrapHandler) -> Any:
 if TYPE_CHECKING:
     Unchecked = Any
 else:
-    # Documented as a spec, but whatever was sent: `_check_spec` can say more about it than FastAPI.
+    # Documented as a spec, but whatever was sent: `check_spec` can say more about it than FastAPI.
     Unchecked = Annotated[Spec, WrapValidator(_unchecked)]
 
 
-def _check_spec(body: Unchecked, service: TheService) -> AnySpec:
+def check_spec(body: Unchecked, service: TheService) -> AnySpec:
     """Validate the body, with errors that know what is in stock."""
     if not isinstance(body, dict):
         raise InvalidSpec([FieldError(pointer="", code="not_an_object", detail="send a job spec as one JSON object")])
@@ -104,7 +109,7 @@ class JobFilter(BaseModel):
     dependencies=[needs("jobs:write"), Once, Json],
     responses={
         200: {"model": schemas.DryRun, "description": "With dry_run: the spec is valid, and nothing is stored."},
-        201: {"headers": _ETAG | schemas.headers({"Location": "The job.", "Idempotent-Replayed": "true on a repeat."})},
+        201: {"headers": CREATED},
         **problems(
             MalformedBody,
             BodyTooLarge,
@@ -116,32 +121,20 @@ class JobFilter(BaseModel):
     },
 )
 def create_job(
-    spec: Annotated[AnySpec, Depends(_check_spec)],
+    spec: Annotated[AnySpec, Depends(check_spec)],
     project_id: ProjectId,
     service: TheService,
     session: Writing,
     response: Response,
     *,
     dry_run: Annotated[bool, Query(description="Validate and resolve the spec, and store nothing.")] = False,
-    idempotency_key: Annotated[
-        str | None,
-        Header(min_length=1, max_length=255, description="A repeat with the same key makes no second job."),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> schemas.Job | Response:
     """Queue a job. The smallest spec names a base model; all that it leaves out is answered resolved."""
     if dry_run:
         answer = schemas.DryRun(valid=True, spec=spec, cautions=list(cautions(spec)))
         return Response(answer.model_dump_json(), media_type="application/json")
-    try:
-        created = jobs.create(session, project_id, spec, idempotency_key=idempotency_key)
-    except jobs.KeyReused:
-        raise IdempotencyKeyReused("this Idempotency-Key was used with another spec; make a new one") from None
-    service.doorbell.ring_after_commit(session, spec)
-    response.headers["Location"] = f"/jobs/{created.job.id}"
-    response.headers["ETag"] = _etag(created.job)
-    if created.replayed:
-        response.headers["Idempotent-Replayed"] = "true"
-    return show_job(created.job)
+    return create_from(session, service, project_id, spec, response, idempotency_key=idempotency_key)
 
 
 @router.get("/jobs", responses=problems(InvalidParameter), dependencies=[needs("jobs:read"), Once])
@@ -198,21 +191,6 @@ async def get_job(
     return Response(show_job(job).model_dump_json(), headers=headers, media_type="application/json")
 
 
-@router.post(
-    "/jobs/{job_id}/cancel",
-    status_code=202,
-    responses=problems(NotFound, ActionNotAllowed),
-    dependencies=[needs("jobs:write")],
-)
-def cancel_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schemas.Job:
-    """Cancel a job: a waiting one at once, a running one within seconds. Asking twice is no error."""
-    job = the_job(session, project_id, job_id)
-    try:
-        return show_job(jobs.request_cancel(session, job.id))
-    except jobs.NotAllowed as refusal:
-        raise ActionNotAllowed("cancel", refusal.status) from None
-
-
 @router.get(
     "/jobs/{job_id}/metrics",
     responses=problems(NotFound, InvalidParameter),
@@ -255,6 +233,34 @@ def the_job(session: Session, project_id: str, job_id: str) -> tables.Job:
     return job
 
 
+def create_from(
+    session: Session,
+    service: Service,
+    project_id: str,
+    spec: AnySpec,
+    response: Response,
+    *,
+    idempotency_key: str | None,
+    cloned_from: str | None = None,
+) -> schemas.Job:
+    """Queue a job with this spec. Raises IdempotencyKeyReused."""
+    try:
+        created = jobs.create(session, project_id, spec, idempotency_key=idempotency_key, cloned_from=cloned_from)
+    except jobs.KeyReused:
+        raise IdempotencyKeyReused("this Idempotency-Key was used with another spec; make a new one") from None
+    service.doorbell.ring_after_commit(session, spec)
+    return show_created(created, response)
+
+
+def show_created(created: jobs.Created, response: Response) -> schemas.Job:
+    """Show a job to who has made it, or has made it before."""
+    response.headers["Location"] = f"/jobs/{created.job.id}"
+    response.headers["ETag"] = _etag(created.job)
+    if created.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    return show_job(created.job)
+
+
 def show_job(job: tables.Job) -> schemas.Job:
     """Show a job to its owner."""
     here = f"/jobs/{job.id}"
@@ -268,7 +274,7 @@ def show_job(job: tables.Job) -> schemas.Job:
             "status": job.status,
             "phase": job.phase,
             "is_terminal": job.status in jobs.TERMINAL,
-            "allowed_actions": jobs.allowed_actions(job.status),
+            "allowed_actions": jobs.allowed_actions(job),
             "created_at": job.created_at,
             "updated_at": job.updated_at,
             "started_at": job.started_at,
@@ -277,6 +283,11 @@ def show_job(job: tables.Job) -> schemas.Job:
             "cautions": job.cautions,
             "metadata": job.labels,
             "attempt": job.epoch,
+            "losses": job.infra_losses,
+            "not_before": job.not_before,
+            "stopped_early": job.stopped_early,
+            "retry_of": job.retry_of,
+            "cloned_from": job.cloned_from,
             "progress": job.progress,
             "failure": job.failure,
             "results": job.results,

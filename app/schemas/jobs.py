@@ -1,16 +1,16 @@
 """A job, and what it shows of itself."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Self
 
 from app.schemas.answer import Answer, Listed
 from core.advice import Caution
 from core.catalog import Norm
-from core.events import NormCount, Phase, Rate, Subject
+from core.events import NormCount, Phase, Rate, Report, Reports, Subject
 from core.spec import Kind, Spec
 
 Status = Literal["queued", "running", "pausing", "paused", "stopping", "cancelling", "succeeded", "failed", "cancelled"]
-Action = Literal["cancel"]
+Action = Literal["pause", "resume", "stop", "cancel", "retry"]
 
 
 class Failure(Answer):
@@ -72,6 +72,11 @@ class Result(Answer):
     union: Rate
     """Points that are right under every norm at once."""
 
+    @classmethod
+    def of(cls, report: Report) -> Self:
+        """Take the numbers of a report."""
+        return cls(clean=report.clean, robust=dict(report.robust), union=report.union)
+
 
 class Results(Answer):
     """The table of a job."""
@@ -80,6 +85,12 @@ class Results(Answer):
     """The base model, where the job evaluates it."""
     after: Result | None
     """The model that the job delivers, or the one it was asked to evaluate."""
+
+    @classmethod
+    def of(cls, reports: Reports) -> Self:
+        """Take the numbers of a run's reports."""
+        before, after = (report and Result.of(report) for report in (reports.before, reports.after))
+        return cls(before=before, after=after)
 
 
 class Links(Answer):
@@ -130,6 +141,16 @@ class Job(Listed):
     """The user's own pairs."""
     attempt: int
     """How often a worker has claimed it."""
+    losses: int
+    """How often its worker or its training process has vanished."""
+    not_before: datetime | None
+    """After a loss: when a worker may claim it again."""
+    stopped_early: bool
+    """Whether the run was stopped before its last step; `progress.step` says where."""
+    retry_of: str | None
+    """The failed or cancelled job from whose last state this one goes on."""
+    cloned_from: str | None
+    """The job whose spec this one varies."""
     progress: Progress | None
     """How far the current attempt is."""
     failure: Failure | None

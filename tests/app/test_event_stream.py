@@ -5,7 +5,7 @@ import json
 import threading
 import time
 
-from app import jobs
+from app import jobs, recording
 from app.settings import Settings
 from core import events as reported
 from tests.instance import DIGITS, add_key, calling, serving
@@ -21,11 +21,11 @@ def do(database, action, *args, **options):
 def start(api, database):
     """Post a job and claim it."""
     job_id = api.post("/jobs", json=DIGITS).json()["id"]
-    return job_id, do(database, jobs.claim, worker="w", lease_seconds=60, max_losses=5)
+    return job_id, do(database, jobs.claim, worker="w", lease_seconds=60, patience=jobs.Patience())
 
 
 def warn(database, held, count=1):
-    do(database, jobs.record, held, [reported.Warned(code="c", message="m")] * count)
+    do(database, recording.record, held, [reported.Warned(code="c", message="m")] * count)
 
 
 def messages(lines):
@@ -118,7 +118,7 @@ def test_a_stream_shows_progress_between_events(api, database):
     with api.stream("GET", f"/jobs/{job_id}/events", headers=STREAM) as stream:
         received = messages(stream.iter_lines())
         assert next(message for message in received if message.get("id") == "2")
-        do(database, jobs.record, held, [step])
+        do(database, recording.record, held, [step])
         progress = next(message for message in received if message.get("event") == "progress")
     assert "id" not in progress
     assert json.loads(progress["data"])["loss"] == 0.25

@@ -2,13 +2,15 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import DatabaseError
 
-from app import jobs
-from app.jobs import HELD, MOVES, TERMINAL, Claim, KeyReused, LostOwnership, NotAllowed
+from app import jobs, recording
+from app.jobs import ACTIONS, MOVES, TERMINAL, KeyReused, NotAllowed, Patience
+from app.ownership import HELD, Claim, LostOwnership
 from app.schemas import Failure
 from app.tables import Attempt, Checkpoint, Event, Job, Metric
 from core import events as reported
@@ -26,9 +28,10 @@ def create(database, project, spec=SPEC, **options):
         return jobs.create(session, project.id, spec, **options).job.id
 
 
-def claim(database, *, lease_seconds=30, max_losses=5, worker="w"):
+def claim(database, *, lease_seconds=30, worker="w", **patience):
     with database.writing() as session:
-        return jobs.claim(session, worker=worker, lease_seconds=lease_seconds, max_losses=max_losses)
+        patience = Patience(**{"backoff_seconds": 0, **patience})
+        return jobs.claim(session, worker=worker, lease_seconds=lease_seconds, patience=patience)
 
 
 def do(database, action, *args, **options):
@@ -87,9 +90,13 @@ def test_allowed_moves_are_those_of_the_design():
         ("running", "succeeded"),
         ("running", "failed"),
         ("pausing", "paused"),
+        ("pausing", "cancelling"),
+        ("pausing", "succeeded"),
         ("pausing", "failed"),
         ("paused", "queued"),
         ("paused", "cancelling"),
+        ("stopping", "queued"),
+        ("stopping", "cancelling"),
         ("stopping", "succeeded"),
         ("stopping", "failed"),
         ("cancelling", "cancelled"),
@@ -107,9 +114,42 @@ def test_a_job_makes_exactly_the_moves_of_the_table(database, project, source):
         assert get(database, job_id).status == (target if moved else source)
 
 
+ALLOWED = {
+    "queued": ["cancel"],
+    "running": ["pause", "stop", "cancel"],
+    "pausing": ["cancel"],
+    "paused": ["resume", "cancel"],
+    "stopping": ["cancel"],
+    "cancelling": [],
+    "succeeded": [],
+    "failed": ["retry"],
+    "cancelled": ["retry"],
+}
+
+
 @pytest.mark.parametrize("status", STATUSES)
-def test_actions_follow_from_the_moves(status):
-    assert jobs.allowed_actions(status) == (["cancel"] if status in ("queued", "running", "paused") else [])
+def test_what_may_be_asked_is_allowed_and_all_else_is_refused_or_has_been_granted(database, job_id, status):
+    put_in(database, job_id, status)
+    assert jobs.allowed_actions(get(database, job_id)) == ALLOWED[status]
+    for action in ("pause", "resume", "stop", "cancel"):
+        if action in ALLOWED[status]:
+            continue
+        before = rows(database)
+        if status in ACTIONS[action].granted:
+            assert do(database, jobs.ask, job_id, action).status == status
+        else:
+            with pytest.raises(NotAllowed) as refusal:
+                do(database, jobs.ask, job_id, action)
+            assert (refusal.value.status, refusal.value.allowed_actions) == (status, ALLOWED[status])
+        assert rows(database) == before
+
+
+def test_an_evaluation_cannot_be_stopped_early_for_it_has_nothing_to_deliver(database, project):
+    create(database, project, parse({"kind": "evaluate", "base_model": "digits-cnn-linf"}))
+    held = claim(database)
+    assert jobs.allowed_actions(get(database, held.job_id)) == ["pause", "cancel"]
+    with pytest.raises(NotAllowed):
+        do(database, jobs.ask, held.job_id, "stop")
 
 
 @pytest.mark.parametrize("ended", sorted(TERMINAL))
@@ -193,32 +233,84 @@ def test_an_expired_job_is_taken_over_and_the_loss_counted(database, project):
         assert session.scalars(select(Attempt.outcome).order_by(Attempt.epoch)).all() == ["lost", None]
 
 
+def attempts_until_it_fails(database, **patience):
+    return len(list(iter(lambda: claim(database, lease_seconds=-1, **patience), None)))
+
+
 def test_a_job_that_loses_its_worker_too_often_fails(database, project):
     job_id = create(database, project)
-    attempts = list(iter(lambda: claim(database, lease_seconds=-1, max_losses=3), None))
+    assert attempts_until_it_fails(database, max_losses=3, max_losses_in_place=9) == 3
     job = get(database, job_id)
-    assert len(attempts) == 3
     assert (job.status, job.failure["code"], job.infra_losses) == ("failed", "worker_lost", 3)
     assert job.finished_at
 
 
-def test_a_trainer_killed_too_often_is_a_repeated_crash(database, project):
+def test_a_job_that_takes_its_workers_down_without_getting_further_is_poison(database, project):
     job_id = create(database, project)
-    for _ in range(3):
-        do(database, jobs.lose, claim(database), max_losses=3)
+    other = create(database, project, parse({"base_model": "digits-cnn-linf", "priority": -1}))
+    assert attempts_until_it_fails(database, max_losses=9, max_losses_in_place=3) == 3 + 3
     job = get(database, job_id)
     assert (job.status, job.failure["code"], job.epoch) == ("failed", "repeated_crash", 3)
+    assert "3 times without getting any further" in job.failure["message"]
+    assert get(database, other).epoch == 3
+
+
+def test_a_trainer_killed_too_often_is_a_repeated_crash(database, project):
+    job_id = create(database, project)
+    patience = Patience(max_losses=3, max_losses_in_place=9, backoff_seconds=0)
+    for _ in range(3):
+        do(database, jobs.lose, claim(database), cause="it was killed by SIGKILL", patience=patience)
+    job = get(database, job_id)
+    assert (job.status, job.failure["code"], job.epoch) == ("failed", "repeated_crash", 3)
+    assert "it was killed by SIGKILL" in job.failure["message"]
+
+
+def test_losses_count_anew_when_a_job_has_got_further(database, project):
+    create(database, project)
+    for saved_step in (0, 1, 2, 2):
+        held = claim(database, max_losses=9)
+        state = SAVED.model_copy(update={"kind": "state", "step": saved_step})
+        do(database, recording.save_state, held, state, name="state", key=f"{held.prefix}/states/{saved_step}/state")
+        do(database, jobs.lose, held, cause="c", patience=Patience(max_losses=9, backoff_seconds=0))
+    job = get(database, held.job_id)
+    # The last attempt has saved nothing that was not there before.
+    assert (job.status, job.infra_losses, job.losses_in_place) == ("queued", 4, 2)
+
+
+def test_a_lost_job_waits_longer_each_time_but_not_for_ever(database, project):
+    job_id = create(database, project)
+    waits = []
+    for _ in range(4):
+        held = claim(database)
+        patience = Patience(max_losses=9, max_losses_in_place=9, backoff_seconds=10, max_backoff_seconds=25)
+        do(database, jobs.lose, held, cause="c", patience=patience)
+        job = get(database, job_id)
+        waits.append(round((job.not_before - job.updated_at).total_seconds()))
+        assert claim(database) is None
+        let_pass(database, 60)
+    assert waits == [10, 20, 25, 25]
+    assert claim(database).epoch == 5
+
+
+def let_pass(database, seconds):
+    """Let the database's clock seem to have gone on."""
+    shift = timedelta(seconds=seconds)
+    with database.writing() as session:
+        for job in session.scalars(select(Job)):
+            for name in ("lease_until", "not_before", "asked_at"):
+                if moment := getattr(job, name):
+                    setattr(job, name, moment - shift)
 
 
 WRITES = {
     "heartbeat": lambda session, claim: jobs.heartbeat(session, claim, lease_seconds=30),
     "look": jobs.look,
-    "record": lambda session, claim: jobs.record(session, claim, [step(1), reported.Entered(phase="training")]),
-    "save": lambda session, claim: jobs.save(session, claim, SAVED, key="jobs/x"),
+    "record": lambda session, claim: recording.record(session, claim, [step(1), reported.Entered(phase="training")]),
+    "save": lambda session, claim: recording.save(session, claim, SAVED, key="jobs/x"),
     "succeed": lambda session, claim: jobs.succeed(session, claim, REPORTS),
     "fail": lambda session, claim: jobs.fail(session, claim, FAILURE),
     "hand_back": jobs.hand_back,
-    "lose": lambda session, claim: jobs.lose(session, claim, max_losses=5),
+    "lose": lambda session, claim: jobs.lose(session, claim, cause="c", patience=Patience()),
 }
 
 
@@ -250,7 +342,7 @@ def test_an_ended_job_takes_no_write_of_its_last_owner(database, claimed, ended)
 
 
 def test_what_a_run_reports_becomes_history_curve_and_progress(database, claimed):
-    do(database, jobs.record, claimed, [reported.Entered(phase="training"), step(1), step(2)])
+    do(database, recording.record, claimed, [reported.Entered(phase="training"), step(1), step(2)])
     job = get(database, claimed.job_id)
     assert job.phase == "training"
     assert (job.progress["step"], job.progress["fraction"], job.progress["seconds_remaining"]) == (2, 0.5, 4.0)
@@ -261,7 +353,7 @@ def test_what_a_run_reports_becomes_history_curve_and_progress(database, claimed
 
 def test_progress_follows_the_attacks_of_an_evaluation(database, claimed):
     attacked = reported.Attacked(subject="base", norm="l1", attack="apgd-ce", robust=3, examples=4, done=1, total=4)
-    do(database, jobs.record, claimed, [step(4), reported.Entered(phase="evaluating", subject="base"), attacked])
+    do(database, recording.record, claimed, [step(4), reported.Entered(phase="evaluating", subject="base"), attacked])
     progress = get(database, claimed.job_id).progress
     assert (progress["subject"], progress["attacks_done"], progress["fraction"]) == ("base", 1, 0.25)
     assert (progress["step"], progress["seconds_remaining"]) == (4, None)
@@ -269,7 +361,7 @@ def test_progress_follows_the_attacks_of_an_evaluation(database, claimed):
 
 def test_history_is_numbered_without_gaps_by_many_writers(database, claimed):
     def write(_):
-        do(database, jobs.record, claimed, [reported.Warned(code="c", message="m")] * 3)
+        do(database, recording.record, claimed, [reported.Warned(code="c", message="m")] * 3)
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(write, range(20)))
@@ -277,7 +369,7 @@ def test_history_is_numbered_without_gaps_by_many_writers(database, claimed):
 
 
 def test_a_saved_checkpoint_is_the_latest(database, claimed):
-    do(database, jobs.save, claimed, SAVED, key=f"{claimed.prefix}/checkpoint.safetensors")
+    do(database, recording.save, claimed, SAVED, key=f"{claimed.prefix}/checkpoint.safetensors")
     job = get(database, claimed.job_id)
     with database.reading() as session:
         checkpoint = session.scalars(select(Checkpoint)).one()
@@ -298,29 +390,168 @@ def test_a_job_handed_back_is_no_loss(database, claimed):
 
 
 def test_a_waiting_job_is_cancelled_at_once(database, job_id):
-    job = do(database, jobs.request_cancel, job_id)
+    job = do(database, jobs.ask, job_id, "cancel")
     assert (job.status, get(database, job_id).status) == ("cancelled", "cancelled")
     assert [kind for _, kind in history(database, job_id)] == ["job.created", "job.cancelling", "job.cancelled"]
     assert claim(database) is None
 
 
 def test_a_running_job_is_asked_to_give_up(database, claimed):
-    assert do(database, jobs.request_cancel, claimed.job_id).status == "cancelling"
+    assert do(database, jobs.ask, claimed.job_id, "cancel").status == "cancelling"
     assert do(database, jobs.heartbeat, claimed, lease_seconds=30) == "cancelling"
     assert do(database, jobs.look, claimed) == "cancelling"
 
 
 def test_cancelling_twice_changes_nothing_more(database, claimed):
-    do(database, jobs.request_cancel, claimed.job_id)
+    do(database, jobs.ask, claimed.job_id, "cancel")
     version = get(database, claimed.job_id).version
-    assert do(database, jobs.request_cancel, claimed.job_id).version == version
+    assert do(database, jobs.ask, claimed.job_id, "cancel").version == version
 
 
 @pytest.mark.parametrize("end", ["succeed", "fail", "hand_back", "lose"])
 def test_a_job_that_is_being_cancelled_ends_cancelled_whatever_its_run_says(database, claimed, end):
-    do(database, jobs.request_cancel, claimed.job_id)
+    do(database, jobs.ask, claimed.job_id, "cancel")
     do(database, WRITES[end], claimed)
     assert get(database, claimed.job_id).status == "cancelled"
+
+
+def test_a_paused_job_waits_for_its_resumption_and_goes_on_as_the_same_job(database, claimed):
+    assert do(database, jobs.ask, claimed.job_id, "pause").status == "pausing"
+    assert do(database, jobs.look, claimed) == "pausing"
+    do(database, jobs.hand_back, claimed)
+    job = get(database, claimed.job_id)
+    assert (job.status, job.lease_until, job.infra_losses) == ("paused", None, 0)
+    assert claim(database) is None
+    assert do(database, jobs.ask, claimed.job_id, "resume").status == "queued"
+    second = claim(database)
+    assert (second.job_id, second.epoch) == (claimed.job_id, 2)
+    with database.reading() as session:
+        assert session.scalars(select(Attempt.outcome).order_by(Attempt.epoch)).all() == ["paused", None]
+
+
+@pytest.mark.parametrize("asked", ["pause", "stop"])
+def test_a_job_that_was_done_before_it_heard_of_it_has_succeeded(database, claimed, asked):
+    do(database, jobs.ask, claimed.job_id, asked)
+    do(database, jobs.succeed, claimed, REPORTS)
+    assert get(database, claimed.job_id).status == "succeeded"
+
+
+def test_a_job_whose_worker_vanished_while_pausing_is_paused(database, project):
+    job_id = create(database, project)
+    claim(database, lease_seconds=-1)
+    put_in(database, job_id, "pausing")
+    assert claim(database) is None
+    job = get(database, job_id)
+    assert (job.status, job.infra_losses) == ("paused", 1)
+
+
+def test_a_wish_to_stop_outlives_the_worker_that_was_told(database, claimed):
+    do(database, jobs.ask, claimed.job_id, "stop")
+    do(database, jobs.heartbeat, claimed, lease_seconds=-1)
+    second = claim(database)
+    assert (second.epoch, do(database, jobs.look, second)) == (2, "stopping")
+    assert do(database, jobs.ask, claimed.job_id, "stop").status == "stopping"
+    kinds = [kind for _, kind in history(database, claimed.job_id)]
+    assert kinds[-3:] == ["job.recovered", "job.claimed", "job.stopping"]
+
+
+def test_a_run_that_was_stopped_early_says_so(database, claimed):
+    warning = reported.Warned(code="stopped_early", message="stopped at step 1 of 4")
+    do(database, recording.record, claimed, [step(1), warning])
+    job = get(database, claimed.job_id)
+    assert (job.stopped_early, job.progress["step"]) == (True, 1)
+
+
+def test_a_cancel_that_a_living_worker_does_not_heed_is_forced(database, claimed):
+    do(database, jobs.ask, claimed.job_id, "cancel")
+    do(database, jobs.expire, Patience(cancel_seconds=45))
+    assert get(database, claimed.job_id).status == "cancelling"
+    let_pass(database, 50)
+    do(database, jobs.heartbeat, claimed, lease_seconds=90)
+    do(database, jobs.expire, Patience(cancel_seconds=45))
+    assert get(database, claimed.job_id).status == "cancelled"
+    with pytest.raises(LostOwnership):
+        do(database, jobs.look, claimed)
+
+
+@pytest.mark.parametrize("ended", ["failed", "cancelled"])
+def test_a_retry_is_one_new_job_that_goes_on_where_the_old_one_ended(database, claimed, ended):
+    state = SAVED.model_copy(update={"kind": "state"})
+    do(database, recording.save_state, claimed, state, name="state", key=f"{claimed.prefix}/states/5/state")
+    put_in(database, claimed.job_id, ended)
+    barrier = threading.Barrier(6)
+
+    def retry(_):
+        barrier.wait()
+        with database.writing() as session:
+            made = jobs.retry(session, claimed.job_id)
+            return made.job.id, made.replayed
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(retry, range(6)))
+    assert sorted(replayed for _, replayed in answers) == [False] + [True] * 5
+    ((new_id),) = {job_id for job_id, _ in answers}
+    new, old = get(database, new_id), get(database, claimed.job_id)
+    assert (new.status, new.retry_of, new.spec) == ("queued", old.id, old.spec)
+    assert old.status == ended
+    held = claim(database)
+    assert [state.key for state in do(database, recording.states, held)] == [f"{claimed.prefix}/states/5/state"]
+    # A retry of a retry that has saved nothing of its own goes back to the first job's state.
+    do(database, jobs.fail, held, FAILURE)
+    do(database, jobs.retry, new_id)
+    assert len(do(database, recording.states, claim(database))) == 1
+
+
+@pytest.mark.parametrize("status", sorted(set(STATUSES) - {"failed", "cancelled"}))
+def test_only_a_job_that_ended_badly_can_be_retried(database, job_id, status):
+    put_in(database, job_id, status)
+    with pytest.raises(NotAllowed):
+        do(database, jobs.retry, job_id)
+
+
+@pytest.mark.parametrize("end", ["fail", "cancel"])
+def test_a_job_that_delivers_nothing_keeps_its_best_weights_as_a_checkpoint(database, claimed, end):
+    for number, count in ((2, 2), (4, 4)):
+        best = SAVED.model_copy(update={"kind": "best", "step": number, "size": count})
+        do(
+            database,
+            recording.save_state,
+            claimed,
+            best,
+            name="best",
+            key=f"{claimed.prefix}/states/best-{number}/best",
+        )
+    if end == "fail":
+        do(database, jobs.fail, claimed, FAILURE)
+    else:
+        do(database, jobs.ask, claimed.job_id, "cancel")
+        do(database, jobs.hand_back, claimed)
+    job = get(database, claimed.job_id)
+    with database.reading() as session:
+        checkpoint = session.scalars(select(Checkpoint)).one()
+    assert (checkpoint.id, checkpoint.step, checkpoint.size) == (job.checkpoint_id, 4, 4)
+    kinds = [kind for _, kind in history(database, job.id)]
+    assert (kinds[-2], kinds[-1]) == ("saved", f"job.{job.status}")
+    assert [seq for seq, _ in history(database, job.id)] == list(range(1, len(kinds) + 1))
+
+
+def test_of_each_kind_the_last_two_states_are_kept(database, claimed):
+    outdated = []
+    for number in (1, 2, 3):
+        state = SAVED.model_copy(update={"kind": "state", "step": number})
+        outdated += do(database, recording.save_state, claimed, state, name=f"state-{number}", key=f"k/{number}/s")
+    assert outdated == ["k/1/s"]
+    assert [state.step for state in do(database, recording.states, claimed)] == [3, 2]
+
+
+def test_a_removed_job_leaves_no_row(database, claimed):
+    do(database, recording.record, claimed, [step(1), reported.Entered(phase="training")])
+    do(database, recording.save, claimed, SAVED, key="k")
+    with pytest.raises(NotAllowed):
+        do(database, jobs.remove, claimed.job_id)
+    do(database, jobs.succeed, claimed, REPORTS)
+    do(database, jobs.remove, claimed.job_id)
+    assert rows(database) == []
 
 
 def test_a_job_whose_worker_vanished_while_cancelling_is_cancelled(database, project):
@@ -335,7 +566,7 @@ def test_a_job_whose_worker_vanished_while_cancelling_is_cancelled(database, pro
 def test_an_ended_job_cannot_be_cancelled(database, job_id, ended):
     put_in(database, job_id, ended)
     with pytest.raises(NotAllowed) as refusal, database.writing() as session:
-        jobs.request_cancel(session, job_id)
+        jobs.ask(session, job_id, "cancel")
     assert refusal.value.status == ended
 
 
@@ -348,7 +579,7 @@ def test_cancel_raced_with_success_gives_one_end(database, project):
         def cancel(job_id=job_id, barrier=barrier):
             barrier.wait()
             try:
-                do(database, jobs.request_cancel, job_id)
+                do(database, jobs.ask, job_id, "cancel")
             except NotAllowed:
                 return False
             return True
@@ -366,7 +597,7 @@ def test_every_visible_change_makes_a_new_version_and_a_heartbeat_does_not(datab
     before = get(database, claimed.job_id).version
     do(database, jobs.heartbeat, claimed, lease_seconds=30)
     assert get(database, claimed.job_id).version == before
-    do(database, jobs.record, claimed, [step(1)])
+    do(database, recording.record, claimed, [step(1)])
     assert get(database, claimed.job_id).version == before + 1
 
 

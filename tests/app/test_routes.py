@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app import jobs
+from app import jobs, recording
 from app.main import create_app
 from app.storage import LocalStore
 from app.tables import ApiKey
@@ -46,7 +46,7 @@ def post(api, body=DIGITS, **headers):
 
 def claim(database):
     with database.writing() as session:
-        return jobs.claim(session, worker="w", lease_seconds=60, max_losses=5)
+        return jobs.claim(session, worker="w", lease_seconds=60, patience=jobs.Patience())
 
 
 def do(database, action, *args, **options):
@@ -80,7 +80,7 @@ def finish(database, settings, tmp_path, held):
         store.put(key, tmp_path / kind)
         sha256 = hashlib.sha256(content).hexdigest()
         saved = reported.Saved(kind=kind, path=key, sha256=sha256, size=len(content), step=3, epoch=1.0)
-        do(database, jobs.save, held, saved, key=key)
+        do(database, recording.save, held, saved, key=key)
     do(database, jobs.succeed, held, REPORTS)
 
 
@@ -89,7 +89,7 @@ def done(api, database, settings, tmp_path):
     """A job that has succeeded."""
     job = post(api)
     held = claim(database)
-    do(database, jobs.record, held, steps(3))
+    do(database, recording.record, held, steps(3))
     finish(database, settings, tmp_path, held)
     return api.get(f"/jobs/{job['id']}").json()
 
@@ -152,7 +152,7 @@ def test_waiting_ends_when_the_job_changes(api, database):
 def test_waiting_without_an_etag_ends_with_the_job(api, database):
     job = post(api)
     held = claim(database)
-    do(database, jobs.record, held, steps(1))
+    do(database, recording.record, held, steps(1))
     threading.Timer(0.3, do, [database, jobs.succeed, held, REPORTS]).start()
     assert api.get(f"/jobs/{job['id']}", params={"wait": 20}).json()["status"] == "succeeded"
 
@@ -231,7 +231,7 @@ def test_a_waiting_job_is_cancelled_once_and_for_all(api):
 
 def test_a_running_job_shows_its_progress(api, database):
     job = post(api)
-    do(database, jobs.record, claim(database), [reported.Entered(phase="training"), *steps(4)[:2]])
+    do(database, recording.record, claim(database), [reported.Entered(phase="training"), *steps(4)[:2]])
     shown = api.get(f"/jobs/{job['id']}").json()
     assert (shown["status"], shown["phase"], shown["attempt"]) == ("running", "training", 1)
     assert (shown["progress"]["step"], shown["progress"]["total_steps"], shown["progress"]["norm"]) == (2, 4, "l1")
@@ -248,7 +248,7 @@ def test_a_finished_job_shows_its_results(done):
 
 def test_the_curve_is_thinned_out_and_keeps_its_last_step(api, database):
     job = post(api)
-    do(database, jobs.record, claim(database), steps(100))
+    do(database, recording.record, claim(database), steps(100))
 
     def shown(**options):
         metrics = api.get(f"/jobs/{job['id']}/metrics", params=options).json()

@@ -10,7 +10,7 @@ import re
 import pytest
 from sqlalchemy import select
 
-from app import jobs, reading
+from app import jobs, reading, recording
 from app.main import create_app
 from app.tables import ApiKey, Job, new_id
 from core.events import Saved
@@ -34,8 +34,8 @@ def foreign(database):
     add_key(database, other)
     with database.writing() as session:
         job = jobs.create(session, other.id, parse(DIGITS)).job
-        claim = jobs.claim(session, worker="w", lease_seconds=60, max_losses=5)
-        jobs.save(session, claim, SAVED, key="nowhere")
+        claim = jobs.claim(session, worker="w", lease_seconds=60, patience=jobs.Patience())
+        recording.save(session, claim, SAVED, key="nowhere")
         key = session.scalars(select(ApiKey.id).where(ApiKey.project_id == other.id)).one()
     with database.reading() as session:
         checkpoint = reading.list_checkpoints(session, job.id, after=None, limit=1).rows[0].id

@@ -43,7 +43,7 @@ def test_a_chore_goes_on_after_a_round_that_failed(settings, database):
 def test_a_job_whose_worker_is_lost_is_queued_again_without_any_worker(settings, database, project):
     with database.writing() as session:
         jobs.create(session, project.id, SPEC)
-        held = jobs.claim(session, worker="w", lease_seconds=30, max_losses=5)
+        held = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience())
     take_back_expired_jobs(premises(settings, database))
     with database.writing() as session:
         assert session.get_one(Job, held.job_id).status == "running"

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 STEPS = 10
+WISHES = {"pause": False, "stop": False, "stepping": False}
 
 
 def say(type_, **fields):
@@ -60,18 +61,30 @@ def train(spec, seconds, folder):
     counts = {"linf": {"seen": 4, "robust": 2}, "l1": {"seen": 4, "robust": 1}}
     begin = max((int(path.read_text()) for path in folder.glob("state-*")), default=0)
     if begin:
-        assert (folder / "best.safetensors").read_text() == str(begin)
+        best = folder / "best.safetensors"
+        if not best.exists():
+            say("warned", code="no_best", message="its best weights are gone")
+        else:
+            assert best.read_text() == str(begin)
         say("resumed", step=begin, epoch=begin / STEPS)
     say("entered", phase="training")
+    WISHES["stepping"] = True
     for step in range(begin + 1, STEPS + 1):
         time.sleep(seconds)
         say("stepped", step=step, total_steps=STEPS, epoch=step / STEPS, loss=2.0 / step, learning_rate=0.05,
             norm="linf", counts=counts, seconds=float(step))  # fmt: skip
-        if "states" in spec["metadata"]:
+        if "states" in spec["metadata"] or WISHES["pause"] or WISHES["stop"]:
             save(folder, "best", "best.safetensors", str(step).encode(), step)
             save(folder, "state", f"state-{step}.safetensors", str(step).encode(), step)
         if spec["metadata"].get("cut") == str(step):
             act(spec["metadata"]["act"], folder)
+        if WISHES["pause"]:
+            say("paused", step=step, epoch=step / STEPS)
+            sys.exit(75)
+        if WISHES["stop"]:
+            say("warned", code="stopped_early", message=f"stopped at step {step} of {STEPS}")
+            break
+    WISHES["stepping"] = False
 
 
 def act(name, folder):
@@ -84,6 +97,8 @@ def act(name, folder):
         case "killed once" if not once.exists():
             once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        case "stop itself":
+            os.kill(os.getpid(), signal.SIGSTOP)
         case "pause once" if not once.exists():
             once.touch()
             say("paused", step=5, epoch=0.5)
@@ -95,11 +110,26 @@ def act(name, folder):
             time.sleep(600)
         case "leave a child":
             os.fork() or time.sleep(600)
+        case "leave a child in another group" if not os.fork():
+            os.setsid()
+            time.sleep(600)
         case "print":
             print("not JSON", flush=True)
         case "fail":
             say("failed", code="bad_weights", message="no weights in it", hint="send weights", field="base_model")
             sys.exit(2)
+
+
+def heed_signals():
+    """As `core.wishes` does."""
+
+    def pause(*_):
+        WISHES["pause"] = True
+        if not WISHES["stepping"]:
+            sys.exit(75)
+
+    signal.signal(signal.SIGTERM, pause)
+    signal.signal(signal.SIGUSR1, lambda *_: WISHES.update(stop=True))
 
 
 def die_with_the_supervisor():
@@ -112,6 +142,7 @@ def main():
     kind, spec_file, *options = sys.argv[1:]
     assert "--json" in options
     assert "--until-stdin-closes" in options
+    heed_signals()
     threading.Thread(target=die_with_the_supervisor, daemon=True).start()
     folder = Path(options[options.index("--output") + 1])
     spec = json.loads(Path(spec_file).read_text())

@@ -36,7 +36,7 @@ def run_job(place, project):
     with place.database.writing() as session:
         job = jobs.create(session, project.id, parse(DIGITS)).job
     with place.database.writing() as session:
-        claim = jobs.claim(session, worker="w", lease_seconds=30, max_losses=5)
+        claim = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience())
     run(claim, place)
     return job.id
 

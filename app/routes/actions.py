@@ -1,0 +1,176 @@
+"""What can be asked of a job: pause, resume, stop, cancel, retry, clone, delete."""
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy.orm import Session
+
+from app import jobs, schemas
+from app.auth import ProjectId, needs
+from app.dependencies import JobId, Json, TheService, Writing
+from app.errors import (
+    ActionNotAllowed,
+    BodyTooLarge,
+    IdempotencyKeyReused,
+    InvalidBody,
+    InvalidParameter,
+    InvalidSpec,
+    MalformedBody,
+    NotFound,
+    UnsupportedMediaType,
+    problems,
+)
+from app.ownership import job_prefix
+from app.routes.jobs import (
+    CREATED,
+    IdempotencyKey,
+    check_spec,
+    create_from,
+    show_created,
+    show_job,
+    the_job,
+)
+from app.storage import StorageUnavailable
+from core.spec import parse
+
+router = APIRouter(tags=["jobs"])
+log = logging.getLogger(__name__)
+
+_MAY = [needs("jobs:write")]
+_asked = partial(router.post, status_code=202, responses=problems(NotFound, ActionNotAllowed), dependencies=_MAY)
+
+
+@_asked("/jobs/{job_id}/pause")
+def pause_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schemas.Job:
+    """Put a running job aside: it saves its state and frees its worker. Asking twice is no error."""
+    return _ask(session, project_id, job_id, "pause")
+
+
+@_asked("/jobs/{job_id}/resume")
+def resume_job(job_id: JobId, project_id: ProjectId, session: Writing, service: TheService) -> schemas.Job:
+    """Queue a paused job again, to go on from its state. Asking twice is no error."""
+    shown = _ask(session, project_id, job_id, "resume")
+    service.doorbell.ring_after_commit(session, shown.spec)
+    return shown
+
+
+@_asked("/jobs/{job_id}/stop")
+def stop_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schemas.Job:
+    """Stop a running training early: the best weights so far are evaluated and delivered, and the job succeeds. Asking
+    twice is no error."""
+    return _ask(session, project_id, job_id, "stop")
+
+
+@_asked("/jobs/{job_id}/cancel")
+def cancel_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schemas.Job:
+    """Cancel a job: a waiting one at once, a running one within seconds. Asking twice is no error."""
+    return _ask(session, project_id, job_id, "cancel")
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    status_code=201,
+    responses={201: {"headers": CREATED}, **problems(NotFound, ActionNotAllowed)},
+    dependencies=_MAY,
+)
+def retry_job(
+    job_id: JobId, project_id: ProjectId, session: Writing, service: TheService, response: Response
+) -> schemas.Job:
+    """Queue a new job with the spec of one that has failed or was cancelled, to go on from its last state. What has
+    ended stays as it is. A job has one retry: asking again answers with the same one."""
+    job = the_job(session, project_id, job_id)
+    try:
+        created = jobs.retry(session, job.id)
+    except jobs.NotAllowed as refusal:
+        raise ActionNotAllowed("retry", refusal) from None
+    service.doorbell.ring_after_commit(session, parse(created.job.spec))
+    return show_created(created, response)
+
+
+class Clone(BaseModel):
+    """How the new job is to differ."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    overrides: dict[str, Any] = {}
+    """Merged into the spec: objects field by field, all else replaced; null lets the default of a field be chosen anew.
+    A method of another name takes the place of the whole method."""
+
+
+@router.post(
+    "/jobs/{job_id}/clone",
+    status_code=201,
+    responses={
+        201: {"headers": CREATED},
+        **problems(
+            NotFound,
+            MalformedBody,
+            BodyTooLarge,
+            UnsupportedMediaType,
+            InvalidSpec,
+            InvalidBody,
+            InvalidParameter,
+            IdempotencyKeyReused,
+        ),
+    },
+    dependencies=[*_MAY, Json],
+)
+def clone_job(
+    job_id: JobId,
+    clone: Clone,
+    project_id: ProjectId,
+    session: Writing,
+    service: TheService,
+    response: Response,
+    *,
+    idempotency_key: IdempotencyKey = None,
+) -> schemas.Job:
+    """Queue a new job with the spec of this one and some changes."""
+    job = the_job(session, project_id, job_id)
+    spec = check_spec(_merged(job.spec, clone.overrides), service)
+    return create_from(
+        session, service, project_id, spec, response, idempotency_key=idempotency_key, cloned_from=job.id
+    )
+
+
+@router.delete("/jobs/{job_id}", status_code=204, responses=problems(NotFound, ActionNotAllowed), dependencies=_MAY)
+def delete_job(job_id: JobId, project_id: ProjectId, service: TheService) -> None:
+    """Delete a job that has ended, with its checkpoints, report and logs."""
+    with service.database.writing() as session:
+        job = the_job(session, project_id, job_id)
+        try:
+            jobs.remove(session, job.id)
+        except jobs.NotAllowed as refusal:
+            raise ActionNotAllowed("delete", refusal) from None
+    try:
+        service.store.delete(job_prefix(job_id))
+    except StorageUnavailable as error:
+        log.warning("the files of job %s are left to the sweep: %s", job_id, error)
+
+
+def _ask(session: Session, project_id: str, job_id: str, action: schemas.Action) -> schemas.Job:
+    job = the_job(session, project_id, job_id)
+    try:
+        return show_job(jobs.ask(session, job.id, action))
+    except jobs.NotAllowed as refusal:
+        raise ActionNotAllowed(action, refusal) from None
+
+
+def _merged(spec: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge as RFC 7396 has it, but for an object of another `name`, whose fields are not those of the old one."""
+    merged = dict(spec)
+    for name, value in changes.items():
+        before = merged.pop(name, None)
+        if (
+            isinstance(value, Mapping)
+            and isinstance(before, Mapping)
+            and value.get("name", before.get("name")) == before.get("name")
+        ):
+            merged[name] = _merged(before, value)
+        elif value is not None:
+            merged[name] = value
+    return merged
