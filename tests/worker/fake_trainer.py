@@ -65,7 +65,7 @@ def train(spec, seconds, folder):
         if not best.exists():
             say("warned", code="no_best", message="its best weights are gone")
         else:
-            assert best.read_text() == str(begin)
+            assert int(best.read_text()) <= begin
         say("resumed", step=begin, epoch=begin / STEPS)
     say("entered", phase="training")
     WISHES["stepping"] = True
