@@ -6,8 +6,10 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 RUN := $(VENV)/bin/
+COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header -p 3.11
+PART := --constraints requirements.lock --no-annotate
 
-.PHONY: help demo test serve check format lock clean
+.PHONY: help demo test serve client check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,9 +33,12 @@ format: $(READY) ## lay the code out and mend what ruff can mend
 	$(RUN)ruff format .
 	$(RUN)ruff check --fix .
 
-lock: ## write requirements.lock anew from pyproject.toml (needs uv)
-	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header -p 3.11 --all-extras pyproject.toml \
-		-o requirements.lock
+client: $(VENV)/client ## install the temper command alone, without torch
+
+lock: ## write requirements.lock anew from pyproject.toml, and the images' parts of it (needs uv)
+	$(COMPILE) --all-extras pyproject.toml -o requirements.lock
+	echo "setuptools>=82" | $(COMPILE) $(PART) --extra api --extra client pyproject.toml - -o deploy/api.lock
+	echo "setuptools>=82" | $(COMPILE) $(PART) --extra worker --extra client pyproject.toml - -o deploy/worker.lock
 
 clean: ## remove the virtual environment and all caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
@@ -50,4 +55,10 @@ $(READY): requirements.lock pyproject.toml
 		$(RUN)python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock && \
 		$(RUN)python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
 	fi
+	@touch $@
+
+$(VENV)/client: deploy/api.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/api.lock
+	$(RUN)python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

