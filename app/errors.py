@@ -141,6 +141,25 @@ class UnsupportedMediaType(Problem):
     status, code = 415, "unsupported_media_type"
 
 
+class WebhookExists(Problem):
+    """The project has a webhook with this address. Change that one: GET /webhooks lists them."""
+
+    status, code = 409, "webhook_exists"
+
+
+class TooManyWebhooks(Problem):
+    """The project has as many webhooks as it may. Delete one, or ask the operator for more (TEMPER_MAX_WEBHOOKS)."""
+
+    status, code = 409, "too_many_webhooks"
+
+
+class WebhookDisabled(Problem):
+    """The webhook is disabled, by a user or because its receiver answered 410, so nothing is sent to it. Enable it
+    first: PATCH it with {"disabled": false}."""
+
+    status, code = 409, "webhook_disabled"
+
+
 class RangeNotSatisfiable(Problem):
     """The Range header asks for bytes that the file does not have: the Content-Range header gives its size."""
 

@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app import webhooks
 from app.database import now, seconds_from_now
 from app.ownership import HELD, Claim, append, change, only, owned
 from app.schemas import Action, Failure, Results, Status
@@ -166,6 +167,7 @@ def create(
         return Created(_same_request(session, job), replayed=True)
     lineage = {"retry_of": retry_of, "cloned_from": cloned_from}
     append(session, job, [("job.created", {name: value for name, value in lineage.items() if value})])
+    webhooks.announce(session, job)
     return Created(job, replayed=False)
 
 
@@ -445,4 +447,5 @@ def _move(
     jobs = change(session, *where, Job.status.in_(sources), events=1, status=to, **values)
     for job in jobs:
         append(session, job, [(event or f"job.{to}", {"attempt": job.epoch, **(details or {})})])
+        webhooks.announce(session, job)
     return jobs

@@ -24,7 +24,7 @@ from app.dependencies import Service
 from app.inventory import Inventory
 from app.limits import Failures, Requests, TellStanding
 from app.queue import open_doorbell
-from app.routes import actions, checkpoints, datasets, events, health, jobs, keys, methods, models, projects
+from app.routes import actions, checkpoints, datasets, events, health, jobs, keys, methods, models, projects, webhooks
 from app.settings import Settings
 from app.storage import open_store
 from app.tables import new_id
@@ -73,7 +73,7 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
         Failures(limit=settings.auth_failures),
     )
     router = APIRouter()
-    for part in (jobs, actions, events, checkpoints, models, datasets, methods, keys, projects, health):
+    for part in (jobs, actions, events, checkpoints, models, datasets, methods, webhooks, keys, projects, health):
         router.include_router(part.router)
     app.include_router(router)
     app.include_router(router, prefix="/v1", include_in_schema=False)

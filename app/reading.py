@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, and_, func, literal, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.database import Timestamp, now
-from app.tables import Checkpoint, Event, Job, Metric
+from app.tables import Checkpoint, Delivery, Event, Job, Metric, Webhook
 
 Row = TypeVar("Row")
 Order = Literal["asc", "desc"]
@@ -86,6 +86,34 @@ def training_curve(session: Session, job: Job, *, after_step: int, max_points: i
 def is_past(session: Session, moment: datetime) -> bool:
     """Whether a moment has gone by, by the database's clock."""
     return bool(session.scalar(select(literal(moment, Timestamp()) <= now())))
+
+
+def list_webhooks(session: Session, project_id: str, *, after: str | None, limit: int) -> Part[Webhook]:
+    """List a project's webhooks by age."""
+    where = [Webhook.project_id == project_id]
+    return list_rows(session, Webhook, Webhook.id, where, after=after, limit=limit, order="asc")
+
+
+def find_webhook(session: Session, project_id: str, webhook_id: str) -> Webhook | None:
+    """Find a webhook of this project."""
+    owned = Webhook.id == webhook_id, Webhook.project_id == project_id
+    return session.scalars(select(Webhook).where(*owned)).one_or_none()
+
+
+def list_deliveries(
+    session: Session, webhook_id: str, *, status: str | None, after: str | None, limit: int
+) -> Part[Delivery]:
+    """List a webhook's deliveries, newest first."""
+    where = [Delivery.webhook_id == webhook_id]
+    if status:
+        where.append(Delivery.status == status)
+    return list_rows(session, Delivery, Delivery.id, where, after=after, limit=limit, order="desc")
+
+
+def find_delivery(session: Session, webhook_id: str, delivery_id: str) -> Delivery | None:
+    """Find a delivery of this webhook."""
+    owned = Delivery.id == delivery_id, Delivery.webhook_id == webhook_id
+    return session.scalars(select(Delivery).where(*owned)).one_or_none()
 
 
 def versions(session: Session, job_ids: Iterable[str]) -> dict[str, int]:

@@ -2,18 +2,20 @@
 
 import re
 import sys
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 SECRETS = Path("/run/secrets")
 """Where Docker puts secrets: a file of a variable's name, in small letters, says the same as the variable."""
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
 
 ResourceClass = Literal["gpu", "cpu"]
 """What a worker has; each class has its queue."""
@@ -103,6 +105,20 @@ class Settings(BaseSettings):
     """How long the S3 server may be silent before a request is sent again."""
     storage_proxy: bool = False
     """Whether clients reach the S3 server through the API only, which then passes on all bytes."""
+    max_webhooks: int = Field(default=20, ge=0)
+    """Webhooks that one project may have."""
+    webhook_http: bool = False
+    """Whether webhooks may be called by plain http, too."""
+    webhook_ports: Annotated[tuple[int, ...], NoDecode] = (443, 8443)
+    """Ports that webhooks may have, separated by commas."""
+    webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
+    """Host names and ranges (`ci.lan,10.1.0.0/16`) outside the public internet that webhooks may have, at any port."""
+    webhook_timeout_seconds: float = Field(default=15, gt=0)
+    """How long a webhook's receiver may take for its answer."""
+    webhook_pause_scale: float = Field(default=1, gt=0)
+    """Multiplies the pauses between the attempts to reach a webhook: 5 s, 5 min, 30 min, 2, 5, 10, 14, 20 and 24 h."""
+    webhook_keep_days: float = Field(default=30, gt=0)
+    """How long the log of what was sent to a webhook goes back."""
 
     @field_validator("database_url")
     @classmethod
@@ -145,6 +161,31 @@ class Settings(BaseSettings):
         if (secret is None) != (info.data.get("s3_access_key_id") is None):
             raise ValueError("set TEMPER_S3_ACCESS_KEY_ID and TEMPER_S3_SECRET_ACCESS_KEY both, or neither")
         return secret
+
+    @field_validator("webhook_ports", "webhook_allow", mode="before")
+    @classmethod
+    def _separated(cls, entries: Any) -> Any:
+        if isinstance(entries, str):
+            return tuple(entry.strip() for entry in entries.split(",") if entry.strip())
+        return entries
+
+    @field_validator("webhook_ports")
+    @classmethod
+    def _of_tcp(cls, ports: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(0 < port <= 65_535 for port in ports):
+            raise ValueError("ports go from 1 to 65535; write them as 443,8443")
+        return ports
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _names_or_ranges(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            try:
+                ip_network(entry)
+            except ValueError as error:
+                if "/" in entry or not _HOST.fullmatch(entry):
+                    raise ValueError(f"{entry!r}: {error}; write host names and ranges as ci.lan,10.1.0.0/16") from None
+        return entries
 
     @property
     def most_gpus(self) -> int | None:

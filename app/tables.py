@@ -246,3 +246,62 @@ class State(Table):
     sha256: Mapped[str] = mapped_column(String(64))
 
     __table_args__ = (ForeignKeyConstraint([job_id, epoch], [Attempt.job_id, Attempt.epoch], ondelete="CASCADE"),)
+
+
+class Webhook(Table):
+    """Somebody who wants to be told: an address of a project's, and the secret that signs what is sent there."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("whk"))
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
+    url: Mapped[str] = mapped_column()
+    events: Mapped[list[str]] = mapped_column(JSON)
+    """The types of event that it is told of every job; a job that names its address may ask for more."""
+    description: Mapped[str]
+    secret: Mapped[str]
+    """Signs, so it is kept as it is."""
+    previous_secret: Mapped[str | None]
+    """Signs too, for a while after the secret was changed."""
+    previous_until: Mapped[datetime | None]
+    disabled_at: Mapped[datetime | None]
+    disabled_reason: Mapped[str | None]
+    """requested, or gone where the receiver said so."""
+    created_at: Mapped[datetime] = mapped_column(default=now())
+    updated_at: Mapped[datetime] = mapped_column(default=now())
+
+    __table_args__ = (UniqueConstraint(project_id, url),)
+
+
+class Delivery(Table):
+    """One event on its way to one webhook. Written in the transaction in which the event happened, sent later."""
+
+    __tablename__ = "deliveries"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("dlv"))
+    """Also the webhook-id that the receiver sees, the same in every attempt."""
+    webhook_id: Mapped[str] = mapped_column(ForeignKey(Webhook.id, ondelete="CASCADE"))
+    type: Mapped[str]
+    job_id: Mapped[str | None]
+    payload: Mapped[str]
+    """The very text that is signed and sent."""
+    status: Mapped[str] = mapped_column(default="pending")
+    """pending, succeeded or failed."""
+    attempts: Mapped[int] = mapped_column(default=0)
+    """Since it was made or asked for again."""
+    epoch: Mapped[int] = mapped_column(default=0)
+    """How often a sender has claimed it; every claim's fencing token."""
+    lease_until: Mapped[datetime | None]
+    next_attempt_at: Mapped[datetime | None] = mapped_column(default=now())
+    response_status: Mapped[int | None]
+    """Of the last attempt, like the two that follow."""
+    duration: Mapped[float | None]
+    """Seconds."""
+    error: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(default=now())
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index("ix_deliveries_due", status, next_attempt_at),
+        Index("ix_deliveries_of_webhook", webhook_id, "id"),
+    )

@@ -6,12 +6,12 @@ cut off anywhere, and must not wait for anything without a limit.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Event, Thread
 
 from sqlalchemy.exc import OperationalError
 
-from app import jobs
+from app import jobs, relay, webhooks
 from app.database import Database
 from app.queue import Doorbell, needs
 from app.settings import Settings
@@ -28,6 +28,8 @@ class Premises:
     database: Database
     store: ObjectStore
     doorbell: Doorbell
+    stopping: Event = field(default_factory=Event)
+    """Set when a chore that waits for something is to leave it."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,22 @@ def ring_again(premises: Premises) -> None:
         premises.doorbell.ring(resource)
 
 
+def send_webhooks(premises: Premises) -> None:
+    """Send what webhooks are to be told, for as long as there is something to send."""
+    relay.send_all(premises.settings, premises.database, premises.stopping)
+
+
+def forget_old_deliveries(premises: Premises) -> None:
+    """Keep the log of deliveries to its length."""
+    with premises.database.writing() as session:
+        webhooks.forget(session, days=premises.settings.webhook_keep_days)
+
+
 CHORES: Sequence[Chore] = (
     Chore("take back expired jobs", 15, take_back_expired_jobs),
     Chore("ring for waiting jobs again", 10, ring_again),
+    Chore("send webhooks", 1, send_webhooks),
+    Chore("forget old deliveries", 3600, forget_old_deliveries),
 )
 
 
@@ -66,7 +81,6 @@ class Upkeep:
 
     def __init__(self, premises: Premises, chores: Sequence[Chore] = CHORES) -> None:
         self._premises = premises
-        self._stopping = Event()
         self._threads = [Thread(target=self._repeat, args=(chore,), daemon=True) for chore in chores]
 
     def start(self) -> None:
@@ -76,12 +90,12 @@ class Upkeep:
 
     def stop(self) -> None:
         """Let each chore end what it is at."""
-        self._stopping.set()
+        self._premises.stopping.set()
         for thread in self._threads:
             thread.join(timeout=5)
 
     def _repeat(self, chore: Chore) -> None:
-        while not self._stopping.wait(chore.every):
+        while not self._premises.stopping.wait(chore.every):
             try:
                 chore.do(self._premises)
             except (OperationalError, StorageUnavailable) as error:

@@ -38,6 +38,19 @@ Schedule = Literal["piecewise", "one-cycle", "constant"]
 Loss = Literal["cross-entropy", "trades"]
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "always", "never"]
+JobEvent = Literal[
+    "job.queued",
+    "job.running",
+    "job.pausing",
+    "job.paused",
+    "job.stopping",
+    "job.cancelling",
+    "job.succeeded",
+    "job.failed",
+    "job.cancelled",
+]
+"""A job of the service has got this status."""
+ENDINGS: tuple[JobEvent, ...] = ("job.succeeded", "job.failed", "job.cancelled")
 
 
 # Short and without exponents: Fraction("1e999999999") would compute for hours.

@@ -126,8 +126,8 @@ def test_curl_in_the_readme_calls_routes_that_exist(settings: Settings, database
         for path, methods in document["paths"].items()
         for method in methods
     }
-    (session,) = blocks("bash")
-    commands = [line for line in session.replace("\\\n", " ").splitlines() if "curl " in line]
+    sessions = "".join(blocks("bash"))
+    commands = [line for line in sessions.replace("\\\n", " ").splitlines() if "curl " in line]
     called = {_call(command) for command in commands}
     assert called
     assert called <= routes

@@ -23,6 +23,7 @@ from app.dependencies import JobId, Json, Once, Reading, Service, TheService, Wr
 from app.errors import (
     BodyTooLarge,
     IdempotencyKeyReused,
+    InvalidBody,
     InvalidParameter,
     InvalidSpec,
     MalformedBody,
@@ -114,6 +115,7 @@ class JobFilter(BaseModel):
             MalformedBody,
             BodyTooLarge,
             UnsupportedMediaType,
+            InvalidBody,
             InvalidSpec,
             InvalidParameter,
             IdempotencyKeyReused,

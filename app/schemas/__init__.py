@@ -7,6 +7,7 @@ from app.schemas.checkpoints import Checkpoint
 from app.schemas.jobs import Action, DryRun, Failure, Job, Links, Metric, Metrics, Progress, Result, Results, Status
 from app.schemas.problems import ConflictProblem, Problem, RateLimitProblem
 from app.schemas.service import Health, Index, Version
+from app.schemas.webhooks import Delivery, DeliveryStatus, DisabledReason, Webhook, WebhookWithSecret
 
 __all__ = [
     "SCOPES",
@@ -17,6 +18,9 @@ __all__ = [
     "Checkpoint",
     "ConflictProblem",
     "Dataset",
+    "Delivery",
+    "DeliveryStatus",
+    "DisabledReason",
     "DryRun",
     "Failure",
     "Health",
@@ -40,6 +44,8 @@ __all__ = [
     "Scope",
     "Status",
     "Version",
+    "Webhook",
+    "WebhookWithSecret",
     "headers",
     "page",
 ]

@@ -10,7 +10,7 @@ import re
 import pytest
 from sqlalchemy import select
 
-from app import jobs, reading, recording
+from app import jobs, reading, recording, webhooks
 from app.main import create_app
 from app.tables import ApiKey, Job, new_id
 from core.events import Saved
@@ -24,6 +24,7 @@ BODIES = {
     "POST /jobs": DIGITS,
     "POST /api_keys": {"name": "x"},
     "POST /projects": {"name": "x"},
+    "POST /webhooks": {"url": "https://93.184.216.34/"},
 }
 
 
@@ -36,10 +37,19 @@ def foreign(database):
         job = jobs.create(session, other.id, parse(DIGITS)).job
         claim = jobs.claim(session, worker="w", lease_seconds=60, patience=jobs.Patience())
         recording.save(session, claim, SAVED, key="nowhere")
+        hook = webhooks.create(session, other.id, url="https://93.184.216.34/", events=(), description="", limit=1)
+        delivery = webhooks.test(session, hook)
         key = session.scalars(select(ApiKey.id).where(ApiKey.project_id == other.id)).one()
     with database.reading() as session:
         checkpoint = reading.list_checkpoints(session, job.id, after=None, limit=1).rows[0].id
-    return {"job_id": job.id, "checkpoint_id": checkpoint, "key_id": key, "project_id": other.id}
+    return {
+        "job_id": job.id,
+        "checkpoint_id": checkpoint,
+        "key_id": key,
+        "project_id": other.id,
+        "webhook_id": hook.id,
+        "delivery_id": delivery.id,
+    }
 
 
 def operations(settings, database):

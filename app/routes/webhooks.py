@@ -1,0 +1,270 @@
+"""Webhooks: who is told how jobs fare, what was sent to them, and how they know that it came from here."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
+
+from app import addresses, reading, schemas, tables, webhooks
+from app.auth import ProjectId, needs
+from app.dependencies import Json, Once, Reading, Service, TheService, Writing, cursor
+from app.errors import (
+    BodyTooLarge,
+    InvalidBody,
+    InvalidParameter,
+    MalformedBody,
+    NotFound,
+    TooManyWebhooks,
+    UnsupportedMediaType,
+    WebhookDisabled,
+    WebhookExists,
+    problems,
+)
+from core.advice import FieldError
+from core.spec import ENDINGS, JobEvent, Text
+
+router = APIRouter(tags=["webhooks"])
+
+WebhookId = Annotated[str, Path(description="The webhook's id.")]
+DeliveryId = Annotated[str, Path(description="The delivery's id: the `webhook-id` of the message.")]
+After = Query(description="The cursor: the `last_id` of the part before.")
+
+_BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody)
+
+
+class NewWebhook(BaseModel):
+    """Who wants to be told."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    url: str = Field(max_length=addresses.MOST_CHARACTERS, examples=["https://example.com/temper"])
+    """Where to post messages: https, on the public internet unless the operator allows more."""
+    events: tuple[JobEvent, ...] = Field(default=ENDINGS, max_length=20)
+    """What to tell it of every job of the project. An empty list: only what jobs that name the address ask for."""
+    description: Text = Field(default="", max_length=512)
+    """For people."""
+
+
+class WebhookChange(BaseModel):
+    """What to change of a webhook; what is left out or null stays as it is."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    url: str | None = Field(default=None, max_length=addresses.MOST_CHARACTERS)
+    """Where to post messages."""
+    events: tuple[JobEvent, ...] | None = Field(default=None, max_length=20)
+    """What to tell it of every job of the project."""
+    description: Text | None = Field(default=None, max_length=512)
+    """For people."""
+    disabled: bool | None = None
+    """true: send nothing from now on; what happens meanwhile is never sent. false: send again."""
+
+
+@router.post(
+    "/webhooks",
+    status_code=201,
+    dependencies=[needs("jobs:write"), Once, Json],
+    responses={
+        201: {"headers": schemas.headers({"Location": "The webhook."})},
+        **problems(*_BODY, WebhookExists, TooManyWebhooks),
+    },
+)
+def create_webhook(
+    body: NewWebhook, project_id: ProjectId, service: TheService, session: Writing, response: Response
+) -> schemas.WebhookWithSecret:
+    """Make a webhook. The answer has the secret by which its receiver knows that a message comes from here."""
+    _check_url(service, body.url)
+    try:
+        webhook = webhooks.create(
+            session,
+            project_id,
+            url=body.url,
+            events=body.events,
+            description=body.description,
+            limit=service.settings.max_webhooks,
+        )
+    except webhooks.AddressTaken:
+        raise _exists(body.url) from None
+    except webhooks.TooMany:
+        raise TooManyWebhooks(f"the project has {service.settings.max_webhooks} webhooks; delete one first") from None
+    response.headers["Location"] = f"/webhooks/{webhook.id}"
+    response.headers["Cache-Control"] = "no-store"
+    return _show_with_secret(webhook)
+
+
+@router.get("/webhooks", responses=problems(InvalidParameter), dependencies=[needs("jobs:read"), Once])
+def list_webhooks(
+    project_id: ProjectId,
+    session: Reading,
+    after: Annotated[str | None, AfterValidator(cursor("whk")), After] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Webhooks in one part.")] = 20,
+) -> schemas.Page[schemas.Webhook]:
+    """List the project's webhooks, oldest first."""
+    part = reading.list_webhooks(session, project_id, after=after, limit=limit)
+    return schemas.page([_show(webhook) for webhook in part.rows], has_more=part.has_more)
+
+
+@router.get("/webhooks/{webhook_id}", responses=problems(NotFound), dependencies=[needs("jobs:read")])
+def get_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Reading) -> schemas.Webhook:
+    """Get a webhook."""
+    return _show(_the_webhook(session, project_id, webhook_id))
+
+
+@router.patch(
+    "/webhooks/{webhook_id}",
+    responses=problems(*_BODY, NotFound, WebhookExists),
+    dependencies=[needs("jobs:write"), Once, Json],
+)
+def change_webhook(
+    webhook_id: WebhookId, body: WebhookChange, project_id: ProjectId, service: TheService, session: Writing
+) -> schemas.Webhook:
+    """Change a webhook."""
+    if body.url is not None:
+        _check_url(service, body.url)
+    webhook = _the_webhook(session, project_id, webhook_id)
+    changes: dict[str, Any] = body.model_dump(exclude_none=True)
+    try:
+        webhooks.change(session, webhook, changes)
+    except webhooks.AddressTaken:
+        raise _exists(str(body.url)) from None
+    return _show(webhook)
+
+
+@router.delete(
+    "/webhooks/{webhook_id}", status_code=204, responses=problems(NotFound), dependencies=[needs("jobs:write")]
+)
+def delete_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writing) -> None:
+    """Delete a webhook with its log. What was not yet sent is never sent."""
+    session.delete(_the_webhook(session, project_id, webhook_id))
+
+
+@router.post(
+    "/webhooks/{webhook_id}/test",
+    status_code=202,
+    responses=problems(NotFound, WebhookDisabled),
+    dependencies=[needs("jobs:write")],
+)
+def test_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writing) -> schemas.Delivery:
+    """Send the webhook a message of type webhook.test. Its delivery shows what became of it."""
+    try:
+        return _show_delivery(webhooks.test(session, _the_webhook(session, project_id, webhook_id)))
+    except webhooks.Disabled:
+        raise _disabled(webhook_id) from None
+
+
+@router.post("/webhooks/{webhook_id}/rotate_secret", responses=problems(NotFound), dependencies=[needs("jobs:write")])
+def rotate_secret(
+    webhook_id: WebhookId, project_id: ProjectId, session: Writing, response: Response
+) -> schemas.WebhookWithSecret:
+    """Get a new secret. For 24 hours messages are signed with both, so that the receiver can change over in peace."""
+    webhook = _the_webhook(session, project_id, webhook_id)
+    webhooks.rotate_secret(session, webhook)
+    response.headers["Cache-Control"] = "no-store"
+    return _show_with_secret(webhook)
+
+
+@router.get(
+    "/webhooks/{webhook_id}/deliveries",
+    responses=problems(NotFound, InvalidParameter),
+    dependencies=[needs("jobs:read"), Once],
+)
+def list_deliveries(
+    webhook_id: WebhookId,
+    project_id: ProjectId,
+    session: Reading,
+    status: Annotated[schemas.DeliveryStatus | None, Query(description="Only deliveries in this status.")] = None,
+    after: Annotated[str | None, AfterValidator(cursor("dlv")), After] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Deliveries in one part.")] = 20,
+) -> schemas.Page[schemas.Delivery]:
+    """List what was sent to a webhook or is to be, newest first."""
+    webhook = _the_webhook(session, project_id, webhook_id)
+    part = reading.list_deliveries(session, webhook.id, status=status, after=after, limit=limit)
+    return schemas.page([_show_delivery(delivery) for delivery in part.rows], has_more=part.has_more)
+
+
+@router.post(
+    "/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver",
+    status_code=202,
+    responses=problems(NotFound, WebhookDisabled),
+    dependencies=[needs("jobs:write")],
+)
+def redeliver(
+    webhook_id: WebhookId, delivery_id: DeliveryId, project_id: ProjectId, session: Writing
+) -> schemas.Delivery:
+    """Send a message again, with the same `webhook-id`; one that waits for its next attempt is sent now."""
+    webhook = _the_webhook(session, project_id, webhook_id)
+    delivery = reading.find_delivery(session, webhook.id, delivery_id)
+    if delivery is None:
+        raise NotFound(f"there is no delivery {delivery_id!r} of this webhook")
+    try:
+        webhooks.redeliver(session, webhook, delivery)
+    except webhooks.Disabled:
+        raise _disabled(webhook_id) from None
+    return _show_delivery(delivery)
+
+
+def _check_url(service: Service, url: str) -> None:
+    """Judge an address. It may take seconds, so it comes before the first look at the database."""
+    try:
+        addresses.check(url, service.settings)
+    except addresses.Refused as refusal:
+        raise InvalidBody([FieldError(pointer="/url", code="address_refused", detail=str(refusal))]) from None
+
+
+def _exists(url: str) -> WebhookExists:
+    return WebhookExists(f"the project has a webhook with the address {url}; change that one")
+
+
+def _disabled(webhook_id: str) -> WebhookDisabled:
+    return WebhookDisabled(f'{webhook_id} is disabled; enable it first, with PATCH and {{"disabled": false}}')
+
+
+def _the_webhook(session: Session, project_id: str, webhook_id: str) -> tables.Webhook:
+    webhook = reading.find_webhook(session, project_id, webhook_id)
+    if webhook is None:
+        raise NotFound(f"there is no webhook {webhook_id!r} in this project")
+    return webhook
+
+
+def _facts(webhook: tables.Webhook) -> dict[str, Any]:
+    return {
+        "id": webhook.id,
+        "object": "webhook",
+        "url": webhook.url,
+        "events": webhook.events,
+        "description": webhook.description,
+        "disabled": webhook.disabled_at is not None,
+        "disabled_reason": webhook.disabled_reason,
+        "created_at": webhook.created_at,
+        "updated_at": webhook.updated_at,
+        "previous_secret_until": webhook.previous_until,
+    }
+
+
+def _show(webhook: tables.Webhook) -> schemas.Webhook:
+    return schemas.Webhook.model_validate(_facts(webhook))
+
+
+def _show_with_secret(webhook: tables.Webhook) -> schemas.WebhookWithSecret:
+    return schemas.WebhookWithSecret.model_validate({**_facts(webhook), "secret": webhook.secret})
+
+
+def _show_delivery(delivery: tables.Delivery) -> schemas.Delivery:
+    return schemas.Delivery.model_validate(
+        {
+            "id": delivery.id,
+            "object": "delivery",
+            "webhook_id": delivery.webhook_id,
+            "type": delivery.type,
+            "job_id": delivery.job_id,
+            "status": delivery.status,
+            "attempts": delivery.attempts,
+            "response_status": delivery.response_status,
+            "duration": delivery.duration,
+            "error": delivery.error,
+            "next_attempt_at": delivery.next_attempt_at,
+            "created_at": delivery.created_at,
+            "finished_at": delivery.finished_at,
+        }
+    )
