@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,23 +20,34 @@ from app.errors import Forbidden, RateLimited, Unauthorized
 from app.keys import Caller
 from app.limits import POLICY
 from app.schemas import Scope
+from app.settings import Settings
 from app.tables import ApiKey, Project
 
 _bearer = HTTPBearer(auto_error=False, description="An API key: tmp_...")
 
 
-def first_key(database: Database, *, url: str, credentials_file: Path | None) -> str | None:
+def first_key(database: Database, settings: Settings) -> str | None:
     """Make the default project and its key if there is no key yet, and store it for the local command line."""
-    with database.writing() as session:
+    given = settings.first_api_key.get_secret_value() if settings.first_api_key else None
+    with database.writing_alone() as session:
         if session.scalar(select(ApiKey.id).limit(1)):
             return None
         project = Project(name="default")
         session.add(project)
         session.flush()
-        _, secret = keys.new_key(session, project, name="first key")
-        if credentials_file:
-            _store(credentials_file, {"url": url, "api_key": secret})
+        _, secret = keys.new_key(session, project, name="first key", text=given)
+        if settings.credentials_file:
+            url = f"http://{settings.host}:{settings.port}"
+            _store(settings.credentials_file, {"url": url, "api_key": secret})
     return secret
+
+
+def tell_first_key(database: Database, settings: Settings) -> None:
+    """Make the first key where there is none, and print it, unless it is one that somebody knows already."""
+    key = first_key(database, settings)
+    if key and settings.first_api_key is None:
+        sys.stdout.write(f"API key, shown only now: {key}\n")
+        sys.stdout.flush()
 
 
 def authenticate(

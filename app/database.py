@@ -9,7 +9,9 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -18,7 +20,6 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from sqlalchemy import Connection, DateTime, Dialect, Engine, TypeDecorator, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError
@@ -30,7 +31,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 THREADS = 16
 """Threads of an API process that may hold a connection at once; the pool has one for each."""
-_MIGRATING = 0x7E3BE5
+_ALONE = 0x7E3BE5
 """Any number, as long as every process takes the same one for its lock."""
 _POSTGRES: dict[str, Any] = {
     "pool_recycle": 1800,
@@ -88,6 +89,30 @@ def now() -> seconds_from_now:
     return seconds_from_now(0)
 
 
+@dataclass(frozen=True)
+class Schema:
+    """Which version of the schema a database has, and which this code needs."""
+
+    found: str | None
+    needed: str
+    is_known: bool
+    """Whether this code has heard of the version that was found."""
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong, and what to do; empty where nothing is."""
+        if self.found == self.needed:
+            return ""
+        if self.found is None:
+            return "the database has no schema yet: run `temper migrate`"
+        if self.is_known:
+            return f"the database has schema {self.found}, this version needs {self.needed}: run `temper migrate`"
+        return (
+            f"the database has schema {self.found}, which is newer than this version of Temper ({self.needed}): "
+            "start the version that made it, or a newer one"
+        )
+
+
 class Database:
     """One engine, and the two ways to open a transaction on it."""
 
@@ -105,6 +130,13 @@ class Database:
             yield session
 
     @contextmanager
+    def writing_alone(self) -> Iterator[Session]:
+        """Open a writing transaction that waits for all others of this kind: one at a time."""
+        with self.writing() as session:
+            _lock_out_others(session.connection())
+            yield session
+
+    @contextmanager
     def writing(self) -> Iterator[Session]:
         """Open a transaction that is committed at the end of the block, and rolled back by an exception."""
         with Session(self._writing_engine, expire_on_commit=False) as session, session.begin():
@@ -114,16 +146,21 @@ class Database:
         """Bring the schema to this code's version. Safe when two processes start at once: the second one waits."""
         with self._writing_engine.begin() as connection:
             if connection.dialect.name == "postgresql":
-                # SQLite's writing transaction is a lock by itself.
-                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATING})")
+                # The second one waits as long as it takes; a change of a large table takes longer than any request.
+                for timeout in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+                    connection.exec_driver_sql(f"SET LOCAL {timeout} = 0")
+                _lock_out_others(connection)
+                connection.exec_driver_sql("SET LOCAL lock_timeout = '30s'")
             config = _alembic()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
-    def is_migrated(self) -> bool:
-        """Whether the schema is of this code's version."""
+    def schema(self) -> Schema:
+        """Look which version of the schema there is."""
+        known, needed = _versions()
         with self.engine.connect() as connection:
-            return _revision(connection) == ScriptDirectory.from_config(_alembic()).get_current_head()
+            found = MigrationContext.configure(connection).get_current_revision()
+        return Schema(found, needed, found in known)
 
     def try_to_write(self) -> None:
         """Write something and take it back. Raises OperationalError where that fails, as on a full disk."""
@@ -142,9 +179,10 @@ def open_database(url: str) -> Database:
     """Open the database with this code's schema; end the program with a plain sentence where that fails."""
     database = Database(url)
     try:
+        schema = database.schema()
+        if schema.found and not schema.is_known:
+            sys.exit(schema.complaint)
         database.migrate()
-    except CommandError as error:
-        sys.exit(f"the database was made by another version of Temper ({error}); start that version, or a newer one")
     except DatabaseError as error:
         sys.exit(f"the database at {database.engine.url} cannot be used: {error.orig}")
     return database
@@ -156,8 +194,19 @@ def _alembic() -> Config:
     return config
 
 
-def _revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
+@cache
+def _versions() -> tuple[frozenset[str], str]:
+    """Name the versions of the schema that this code knows, and its own."""
+    scripts = ScriptDirectory.from_config(_alembic())
+    own = scripts.get_current_head()
+    assert own
+    return frozenset(script.revision for script in scripts.walk_revisions()), own
+
+
+def _lock_out_others(connection: Connection) -> None:
+    """Let one process at a time go on from here, until its transaction ends. SQLite's writers do that anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ALONE})")
 
 
 def _spill(connection: Connection) -> None:

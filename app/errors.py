@@ -226,7 +226,8 @@ class DatabaseUnavailable(Problem):
 
 
 class NotReady(Problem):
-    """The database schema is not of this version. Restart the service: it brings the schema up to date."""
+    """The database schema is not of this version. `detail` says which of the two is older: run `temper migrate` where
+    it is the database, or start the newer version of the service."""
 
     status, code = 503, "not_ready"
 

@@ -65,14 +65,15 @@ def new_key(
     scopes: Sequence[Scope] = SCOPES,
     expires_at: datetime | None = None,
     created_by: str | None = None,
+    text: str | None = None,
 ) -> tuple[ApiKey, str]:
-    """Make a key to a project. This is the only time that it can be read."""
-    lookup = _random(8)
-    text = f"tmp_{lookup}_{_random(32)}"
-    text = f"{text}_{_checksum(text)}"
+    """Make a key to a project, a random one or the one given. This is the only time that it can be read."""
+    if text is None:
+        text = f"tmp_{_random(8)}_{_random(32)}"
+        text = f"{text}_{_checksum(text)}"
     key = ApiKey(
         project_id=project.id,
-        lookup=lookup,
+        lookup=text[4:12],
         sha256=fingerprint(text),
         name=name,
         scopes=[scope for scope in SCOPES if scope in scopes],

@@ -3,7 +3,6 @@
 import asyncio
 import re
 import signal
-import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -53,7 +52,7 @@ def _tell_kinds_apart(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def create_app(settings: Settings, database: Database) -> FastAPI:
-    """Put the API together. The database has this version's schema by now."""
+    """Put the API together. Where the database has not this version's schema, it is not ready."""
     app = Api(
         title="Temper",
         summary="Make an l_p-robust image classifier robust to l_inf, l_2 and l_1 together, and prove it.",
@@ -166,21 +165,32 @@ class RequestId:
         await self.app(scope, receive, send_with_id)
 
 
+def app_from_environment() -> FastAPI:
+    """Put the API together as the environment says, for one of several processes."""
+    settings = Settings.from_environment()
+    return create_app(settings, Database(settings.database_url))
+
+
 def main() -> None:
     """Serve the API until a signal says stop."""
     settings = Settings.from_environment()
-    database = open_database(settings.database_url)
-    url = f"http://{settings.host}:{settings.port}"
-    key = auth.first_key(database, url=url, credentials_file=settings.credentials_file)
-    if key:
-        sys.stdout.write(f"API key, shown only now: {key}\n")
-        sys.stdout.flush()
+    database = Database(settings.database_url)
+    if settings.migrate_at_start:
+        database = open_database(settings.database_url)
+        auth.tell_first_key(database, settings)
+    several = settings.api_workers > 1
+    if several:
+        database.close()
     uvicorn.run(
-        create_app(settings, database),
+        "app.main:app_from_environment" if several else create_app(settings, database),
+        factory=several,
+        workers=settings.api_workers,
         host=settings.host,
         port=settings.port,
         server_header=False,
         timeout_graceful_shutdown=20,
+        # On a busy machine a process may take some seconds to start; uvicorn would kill it and start another, for ever.
+        timeout_worker_healthcheck=60,
     )
 
 

@@ -23,6 +23,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from app.settings import ResourceClass, Settings
+from app.tables import new_id
 from core.spec import AnySpec
 
 log = logging.getLogger(__name__)
@@ -158,6 +159,18 @@ class Line:
         self._open = self._open or self._celery.connection_for_write()
         count: int = self._open.default_channel.queue_declare(resource).message_count
         return count
+
+    def echo(self) -> None:
+        """Send a message to nobody but ourselves, and take it back."""
+        self._open = self._open or self._celery.connection_for_write()
+        with self._open.SimpleQueue(f"echo-{new_id('msg')}", queue_opts={"auto_delete": True}) as queue:
+            queue.put({})
+            try:
+                queue.get(timeout=1).ack()
+            except Empty:
+                raise TimeoutError("a message that was sent did not come back") from None
+            finally:
+                queue.queue.delete()
 
     def hang_up(self) -> None:
         """Close the connection; the next ring opens one."""

@@ -35,12 +35,18 @@ class Settings(BaseSettings):
     """Where everything lies: database, objects, work folders, local models and data sets."""
     database_url: str = Field(default_factory=lambda data: f"sqlite:///{data['data_dir']}/temper.db")
     """SQLAlchemy URL of the database; by default an SQLite file in the data folder."""
+    migrate_at_start: bool = Field(default_factory=lambda data: data.get("database_url", "").startswith("sqlite"))
+    """Whether API and workers bring the schema up to date as they start, or leave that to `temper migrate`."""
     broker_url: str = ""
     """Redis or Valkey that tells the workers of new jobs; empty for none: then they poll."""
     host: str = "127.0.0.1"
     """Address the API binds to; the default is reachable from this machine only."""
     port: int = Field(default=8765, ge=1, le=65535)
     """Port the API binds to."""
+    api_workers: int = Field(default=1, ge=1, le=64)
+    """API processes that share the port."""
+    first_api_key: SecretStr | None = None
+    """The first API key, in place of a random one: tmp_, 8 letters or digits, _, and 32 more that nobody can guess."""
     credentials_file: Path | None = None
     """Where the first start stores url and key for the local command line, readable by its owner only."""
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
@@ -139,6 +145,13 @@ class Settings(BaseSettings):
         if url and urlsplit(url).scheme not in ("redis", "rediss"):
             raise ValueError("not a Redis or Valkey: write redis://HOST:6379/0, or leave it empty")
         return url
+
+    @field_validator("first_api_key")
+    @classmethod
+    def _of_a_key(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not re.fullmatch(r"tmp_[0-9A-Za-z]{8}_[0-9A-Za-z]{32}", key.get_secret_value()):
+            raise ValueError("not an API key: write tmp_, 8 letters or digits, _, and 32 more; or leave it out")
+        return key
 
     @field_validator("heartbeat_seconds")
     @classmethod

@@ -13,7 +13,7 @@ from client import access, display, monitor
 from client.errors import TemperError
 from client.output import Output, console, show
 from client.records import Job
-from client.serve import serve_until_stopped
+from client.serve import become, serve_until_stopped
 from client.temper import Temper
 
 app = typer.Typer(
@@ -55,6 +55,35 @@ def serve(
 ) -> None:
     """Run the service here: the API and one worker, until Ctrl-C."""
     serve_until_stopped(host=host, port=port, folder=data_dir)
+
+
+@app.command()
+def api(
+    host: Annotated[
+        str, typer.Option(envvar="TEMPER_HOST", help="Address to listen on; the default is this machine only.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="TEMPER_PORT", min=1, max=65535, help="Port to listen on.")] = 8765,
+) -> None:
+    """Run the API alone, as on a server. Everything else comes from the environment."""
+    become("app.main", host=host, port=port)
+
+
+@app.command()
+def worker() -> None:
+    """Run a worker alone: woken by the broker that TEMPER_BROKER_URL names, or polling."""
+    become("worker.main", extra="worker")
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to this version, and make the first API key where there is none."""
+    become("app.migrate")
+
+
+@app.command()
+def doctor(output: Output = "text") -> None:
+    """Look at all that an instance here stands on. Exit with 1 where something fails."""
+    become("app.doctor", *(["--json"] if output == "json" else []))
 
 
 @app.command()

@@ -11,7 +11,7 @@ TemperError
 ├── NoCheckpoint     a job has no checkpoint to download
 ├── BadDownload      a file did not arrive as it was announced
 ├── CannotWrite      a download has no place on this machine
-└── CannotServe      `temper serve` cannot start
+└── CannotServe      a process of the service cannot start
 """
 
 from pydantic import BaseModel, ConfigDict
@@ -92,7 +92,7 @@ class CannotWrite(TemperError):
 
 
 class CannotServe(TemperError):
-    """`temper serve` cannot start."""
+    """A process of the service cannot start."""
 
 
 def _dotted(pointer: str) -> str:

@@ -1,4 +1,7 @@
-"""`temper serve`: the API and one worker as two processes that live and end together. This file imports neither."""
+"""The service's own processes, none of which this file imports.
+
+`temper serve` runs the API and one worker, which live and end together; `temper api` and its like become one.
+"""
 
 import ctypes
 import errno
@@ -13,7 +16,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import httpx2
 
@@ -32,9 +35,16 @@ SHORTEST_PAUSE, LONGEST_PAUSE, YOUNG_SECONDS = 1.0, 10.0, 60.0
 _PR_SET_PDEATHSIG = 1
 
 
+def become(module: str, *arguments: str, extra: str = "api", **settings: object) -> NoReturn:
+    """Go on as a module of the service, with these settings of the environment. Raises CannotServe."""
+    _check_installed(extra)
+    os.environ.update({f"TEMPER_{name.upper()}": str(value) for name, value in settings.items()})
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606  # no shell is what we want
+
+
 def serve_until_stopped(*, host: str, port: int, folder: Path | None) -> None:
     """Run the API and one worker until a signal says stop, or until the API ends. Raises CannotServe."""
-    _check_installed()
+    _check_installed("worker")
     folder = (folder or data_dir()).absolute()
     with _lock(folder):
         _check_port(host, port)
@@ -48,6 +58,7 @@ def _serve(*, host: str, port: int, folder: Path) -> None:
         "TEMPER_PORT": str(port),
         "TEMPER_DATA_DIR": str(folder),
         "TEMPER_CREDENTIALS_FILE": str(credentials),
+        "TEMPER_MIGRATE_AT_START": os.environ.get("TEMPER_MIGRATE_AT_START", "true"),
     }
     url = _url(host, port)
     stop = _stop_on_signals()
@@ -149,10 +160,11 @@ def _stop_on_signals() -> Event:
     return stop
 
 
-def _check_installed() -> None:
-    for module, extra in (("uvicorn", "api"), ("torch", "worker")):
-        if find_spec(module) is None:
-            raise CannotServe(f"`temper serve` needs {module}: install the extra, pip install 'temper[{extra}]'")
+def _check_installed(extra: str) -> None:
+    """See that what a process needs is there; whoever works needs what the API needs, too."""
+    for module, part in (("uvicorn", "api"), ("torch", "worker")):
+        if part in ("api", extra) and find_spec(module) is None:
+            raise CannotServe(f"{module} is not installed, which this command needs: pip install 'temper[{extra}]'")
 
 
 def _lock(folder: Path) -> TextIO:

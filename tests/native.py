@@ -52,16 +52,21 @@ class Instance:
         self.processes.append(process)
         return process
 
-    def start_api(self):
-        process = self.start("-m", "app.main")
+    def start_api(self, *command):
+        process = self.start(*(command or ("-m", "app.main")))
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx2.TransportError):
                 if httpx2.get(f"{self.url}/readyz").status_code == 200:
                     return process
-            assert process.poll() is None, self.log(0)
+            assert process.poll() is None, self.log(self.processes.index(process))
             time.sleep(0.05)
         raise AssertionError("the API did not start")
+
+    def temper(self, *command):
+        """Run a `temper` command to its end."""
+        command = [sys.executable, "-m", "client", *command]
+        return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
     def start_worker(self):
         return self.start(*self.worker_command)

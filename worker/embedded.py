@@ -9,7 +9,7 @@ from threading import Thread
 from sqlalchemy.exc import OperationalError
 
 from app import jobs
-from app.database import open_database
+from app.database import Database, open_database
 from app.inventory import Inventory
 from app.jobs import Patience
 from app.ownership import Claim
@@ -31,10 +31,15 @@ def work(place: Workplace, bell: Bell) -> None:
 
 
 def _work_in_slot(place: Workplace, bell: Bell) -> None:
+    told = ""
     while not place.stopping.is_set():
         place.pulse.beat()
         try:
-            claim = _claim(place)
+            complaint = place.database.schema().complaint
+            if complaint and complaint != told:
+                log.warning("no job is claimed: %s", complaint)
+            told = complaint
+            claim = None if complaint else _claim(place)
             if claim:
                 run(claim, place)
                 continue
@@ -60,9 +65,10 @@ def _claim(place: Workplace) -> Claim | None:
 def open_workplace() -> Workplace:
     """Set up a workplace as the environment says."""
     settings = Settings.from_environment()
+    migrated = open_database if settings.migrate_at_start else Database
     return Workplace(
         settings,
-        open_database(settings.database_url),
+        migrated(settings.database_url),
         open_store(settings),
         Inventory(settings.models_dir, settings.datasets_dir),
     )

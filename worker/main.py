@@ -1,4 +1,4 @@
-"""The worker of a server: `python -m worker.main`. A message broker wakes it, and it polls as well.
+"""The worker of a server: `python -m worker.main`. A message broker wakes it, where there is one, and it polls as well.
 
 This is a Celery application with one task, which does no work: it rings for the very loop that `worker.embedded` runs.
 So a consumer that hears nothing costs seconds and no job, and what runs a job is one process, to which a signal is
@@ -14,8 +14,8 @@ from celery.signals import worker_shutting_down
 
 from app.queue import HEARD, KEY_PREFIX, LOOK_FOR_WORK, ON_THE_WIRE
 from app.settings import Settings
+from worker import embedded
 from worker.bell import Bell
-from worker.embedded import open_workplace, work
 from worker.supervisor import Workplace
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,11 @@ def application(settings: Settings, bell: Bell) -> Celery:
 
 def serve(place: Workplace) -> int:
     """Work until a signal says stop, hand running jobs back, and give the exit status."""
+    if not place.settings.broker_url:
+        embedded.serve(place)
+        return 0
     bell = Bell(place.stopping)
-    slots = Thread(target=work, args=(place, bell))
+    slots = Thread(target=embedded.work, args=(place, bell))
     slots.start()
     try:
         return _listen(place.settings, bell)
@@ -92,4 +95,4 @@ def _listen(settings: Settings, bell: Bell) -> int:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    sys.exit(serve(open_workplace()))
+    sys.exit(serve(embedded.open_workplace()))

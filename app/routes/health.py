@@ -28,10 +28,10 @@ async def live() -> schemas.Health:
 
 @router.get("/readyz", responses=declare(NotReady, DatabaseUnavailable))
 def ready(service: TheService) -> schemas.Health:
-    """Tell whether the database can be written and has this version's schema."""
+    """Tell whether the database has this version's schema and can be written."""
+    if complaint := service.database.schema().complaint:
+        raise NotReady(complaint, headers={"Retry-After": "5"})
     service.database.try_to_write()
-    if not service.database.is_migrated():
-        raise NotReady("the database schema is not of this version; restart the service", headers={"Retry-After": "5"})
     return schemas.Health(status="ok")
 
 

@@ -1,10 +1,16 @@
 """Settings come from the environment, and a wrong one is told in a sentence."""
 
-import pytest
+import json
+from concurrent.futures import ThreadPoolExecutor
 
-from app.auth import first_key
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import delete, select
+
+from app.auth import first_key, tell_first_key
 from app.database import open_database
 from app.settings import Settings
+from app.tables import ApiKey
 
 
 @pytest.mark.parametrize(
@@ -22,6 +28,7 @@ from app.settings import Settings
         ("TEMPER_S3_SECRET_ACCESS_KEY", "x", "TEMPER_S3_SECRET_ACCESS_KEY: set TEMPER_S3_ACCESS_KEY_ID and .* both"),
         ("TEMPER_S3_ACCESS_KEY_ID", "x", "TEMPER_S3_SECRET_ACCESS_KEY: set TEMPER_S3_ACCESS_KEY_ID and .* both"),
         ("TEMPER_BROKER_URL", "valkey://here", "TEMPER_BROKER_URL: not a Redis or Valkey: write redis://HOST:6379/0"),
+        ("TEMPER_FIRST_API_KEY", "secret", "TEMPER_FIRST_API_KEY: not an API key"),
         ("TEMPER_DATA_DIR", "/proc/nowhere", "TEMPER_DATA_DIR: cannot make /proc/nowhere"),
     ],
 )
@@ -60,17 +67,36 @@ def test_a_file_that_is_no_database_is_told_in_a_sentence(tmp_path):
         open_database(f"sqlite:///{tmp_path}/temper.db")
 
 
-def test_only_the_first_start_makes_a_key(database, tmp_path):
+def test_only_the_first_start_makes_a_key(database, settings, tmp_path):
     file = tmp_path / "new" / "credentials.json"
-    key = first_key(database, url="http://here", credentials_file=file)
-    assert key.startswith("tmp_")
+    settings = settings.model_copy(update={"credentials_file": file})
+    key = first_key(database, settings)
     assert [len(part) for part in key.split("_")] == [3, 8, 32, 6]
+    assert json.loads(file.read_text()) == {"url": "http://127.0.0.1:8765", "api_key": key}
     assert file.stat().st_mode & 0o777 == 0o600
-    assert first_key(database, url="http://here", credentials_file=file) is None
+    assert first_key(database, settings) is None
+
+
+def test_many_that_start_at_once_make_one_key(database, settings):
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(lambda _: first_key(database, settings), range(8)))
+    assert len([key for key in keys if key]) == 1
+    with database.reading() as session:
+        assert len(session.scalars(select(ApiKey)).all()) == 1
+
+
+def test_the_first_key_can_be_given_and_is_then_not_printed(database, settings, api, capsys):
+    with database.writing() as session:
+        session.execute(delete(ApiKey))
+    given = f"tmp_abcdefgh_{'x' * 32}"
+    tell_first_key(database, settings.model_copy(update={"first_api_key": SecretStr(given)}))
+    assert capsys.readouterr().out == ""
+    assert api.get("/jobs").status_code == 401
+    assert api.get("/jobs", headers={"Authorization": f"Bearer {given}"}).status_code == 200
 
 
 def test_the_key_itself_is_nowhere_in_the_database(database, settings):
-    key = first_key(database, url="http://here", credentials_file=None)
+    key = first_key(database, settings)
     database.close()
     secret = key.split("_")[2].encode()
     assert not [file for file in settings.data_dir.glob("temper.db*") if secret in file.read_bytes()]

@@ -1,4 +1,4 @@
-"""`python -m worker.embedded`, or with a broker `python -m worker.main`, with the fake trainer."""
+"""`python -m worker.main` with the fake trainer."""
 
 import logging
 import sys
@@ -18,4 +18,4 @@ def fake_command(claim, folder, inventory):
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     place = replace(embedded.open_workplace(), command=fake_command)
-    sys.exit(main.serve(place) if place.settings.broker_url else embedded.serve(place))
+    sys.exit(main.serve(place))
