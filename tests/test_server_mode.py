@@ -40,6 +40,7 @@ def test_a_server_from_an_empty_database_to_a_job_that_has_succeeded(server):
         assert len(api.get(f"/jobs/{job['id']}/metrics").json()["data"]) == 10
 
 
+@pytest.mark.slow
 def test_migrating_is_safe_twice_at_once_and_makes_one_key(server):
     server.environment.pop("TEMPER_FIRST_API_KEY")
     with ThreadPoolExecutor(3) as pool:
@@ -50,9 +51,10 @@ def test_migrating_is_safe_twice_at_once_and_makes_one_key(server):
     assert again.stdout == "The schema is 0007: there is nothing to do.\n"
 
 
+@pytest.mark.slow
 def test_a_server_is_not_ready_until_it_is_migrated_and_says_which_side_is_older(server):
     process = server.start(*API)
-    wait_until(lambda: answers(server))
+    wait_until(lambda: answers(server), seconds=60)
     refused = httpx2.get(f"{server.url}/readyz")
     assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
     assert "run `temper migrate`" in refused.json()["detail"]
@@ -71,6 +73,7 @@ def test_a_server_is_not_ready_until_it_is_migrated_and_says_which_side_is_older
     assert process.poll() is None
 
 
+@pytest.mark.slow
 def test_a_change_of_a_database_with_rows_says_first_how_to_go_back(server):
     server.temper("migrate")
     stamp(server, "0006")

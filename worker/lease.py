@@ -54,19 +54,25 @@ class Lease:
         self._told_to_end = False
         self._stop_early = False
         self._told_to_stop = False
+        self._tick = min(settings.poll_seconds, _TICK_SECONDS)
         self._renewed_at = monotonic()
         self._released = Event()
-        self._thread = Thread(target=self._keep, daemon=True)
+        # Two, because a database that hangs holds the one up for as long as it likes.
+        self._guard = Thread(target=self._keep_guard, daemon=True)
+        self._contact = Thread(target=self._keep_contact, daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._guard.start()
+        self._contact.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._released.set()
-        self._thread.join()
+        self._guard.join()
+        # What a late heartbeat of ours does not find, it does not change.
+        self._contact.join(timeout=_TICK_SECONDS)
 
     def write(self, change: Callable[[Session], Answer]) -> Answer:
         """Commit a change, trying again while the database is out of reach. Raises LostOwnership."""
@@ -83,19 +89,28 @@ class Lease:
         """Pass on to this process, from now on, what is asked of the run."""
         self._process = trainer, watchdog
 
-    def _keep(self) -> None:
-        while not self._released.wait(min(self._settings.poll_seconds, _TICK_SECONDS)):
+    def _keep_guard(self) -> None:
+        while not self._released.wait(self._tick):
             self._pulse.beat()
-            try:
-                self._pass_on(self._touch())
-            except (LostOwnership, OperationalError) as error:
-                if isinstance(error, LostOwnership) or self._age() > self._settings.lease_seconds * 2 / 3:
-                    self._lost.set()
-                    self.ending.set()
+            if self._age() > self._settings.lease_seconds * 2 / 3:
+                self._lose()
             if self._process:
                 self._rule(*self._process)
-            if self._lost.is_set():
-                return
+                if self._lost.is_set():
+                    return
+
+    def _keep_contact(self) -> None:
+        while not self._released.wait(self._tick) and not self._lost.is_set():
+            try:
+                self._pass_on(self._touch())
+            except LostOwnership:
+                self._lose()
+            except OperationalError as error:
+                log.debug("job %s: the database is out of reach: %s", self._claim.job_id, error.orig)
+
+    def _lose(self) -> None:
+        self._lost.set()
+        self.ending.set()
 
     def _pass_on(self, status: Status) -> None:
         """Note what is asked of the run by now."""
