@@ -54,7 +54,7 @@ class Instance:
 
     def start_api(self, *command):
         process = self.start(*(command or ("-m", "app.main")))
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx2.TransportError):
                 if httpx2.get(f"{self.url}/readyz").status_code == 200:
