@@ -93,6 +93,7 @@ Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 """A time with its zone, as callers write it."""
 JobId = Annotated[str, Path(description="The job's id.")]
 CheckpointId = Annotated[str, Path(description="The checkpoint's id.")]
+UploadId = Annotated[str, Path(description="The upload's id.")]
 KeyId = Annotated[str, Path(description="The key's id, such as key_...; not the key itself.")]
 AnyProjectId = Annotated[str, Path(description="The project's id.")]
 Once = Depends(_once)

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 from app import schemas
 from app.jobs import NotAllowed
-from app.storage import StorageUnavailable
+from app.storage import StorageFull, StorageUnavailable
 from core.advice import FieldError
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,13 @@ class Forbidden(Problem):
         super().__init__(detail or lacking, headers=headers, extra={"required_scope": scope})
 
 
+class StorageQuotaExceeded(Problem):
+    """The project has not enough room for the file. Delete what it no longer needs, or ask the operator for more
+    (TEMPER_MAX_PROJECT_BYTES)."""
+
+    status, code = 403, "storage_quota_exceeded"
+
+
 class NotFound(Problem):
     """There is nothing at this address, or it belongs to another project."""
 
@@ -126,6 +133,20 @@ class LastAdminKey(Problem):
     Make another one first."""
 
     status, code = 409, "last_admin_key"
+
+
+class UploadEnded(Problem):
+    """The upload takes no more parts: it is being verified, or has been completed, aborted or given up. Announce the
+    file again with POST /uploads if it is still to be sent."""
+
+    status, code = 409, "upload_ended"
+
+
+class UploadIncomplete(Problem):
+    """Parts of the upload are missing. Each entry of `errors` names one: send it, then complete the upload again. GET
+    /uploads/{id} lists the parts that are there."""
+
+    status, code = 409, "upload_incomplete"
 
 
 class BodyTooLarge(Problem):
@@ -185,6 +206,13 @@ class InvalidBody(Problem):
         super().__init__(_summary(errors), errors=errors)
 
 
+class UploadDamaged(Problem):
+    """What has arrived is not what was announced: its length or its sha256 differs. Send a part again; announce a file
+    again, once it does not change any more."""
+
+    status, code = 422, "upload_damaged"
+
+
 class InvalidParameter(Problem):
     """A query parameter or header is not valid. Each entry of `errors` names one and says what to do."""
 
@@ -233,9 +261,15 @@ class NotReady(Problem):
 
 
 class StoreUnavailable(Problem):
-    """The object store cannot be read. Try again after the seconds in Retry-After."""
+    """The object store cannot be read or written. Try again after the seconds in Retry-After."""
 
     status, code = 503, "storage_unavailable"
+
+
+class StoreFull(Problem):
+    """The object store has no room left. Tell the operator."""
+
+    status, code = 507, "storage_full"
 
 
 class TooManyStreams(Problem):
@@ -323,8 +357,10 @@ def _as_problem(request: Request, error: Exception) -> Problem:
             return _refused(error)
         case OperationalError():
             return _unavailable(error)
+        case StorageFull():
+            return StoreFull("the object store is full; tell whoever runs this service")
         case StorageUnavailable():
-            detail = "the object store cannot be read just now; try again in a moment"
+            detail = "the object store cannot be reached just now; try again in a moment"
             return StoreUnavailable(detail, headers={"Retry-After": "5"})
         case _:
             return InternalError("something went wrong in the service; look for the request id in its log")

@@ -23,7 +23,20 @@ from app.dependencies import Service
 from app.inventory import Inventory
 from app.limits import Failures, Requests, TellStanding
 from app.queue import open_doorbell
-from app.routes import actions, checkpoints, datasets, events, health, jobs, keys, methods, models, projects, webhooks
+from app.routes import (
+    actions,
+    checkpoints,
+    datasets,
+    events,
+    health,
+    jobs,
+    keys,
+    methods,
+    models,
+    projects,
+    uploads,
+    webhooks,
+)
 from app.settings import Settings
 from app.storage import open_store
 from app.tables import new_id
@@ -72,7 +85,20 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
         Failures(limit=settings.auth_failures),
     )
     router = APIRouter()
-    for part in (jobs, actions, events, checkpoints, models, datasets, methods, webhooks, keys, projects, health):
+    for part in (
+        jobs,
+        actions,
+        events,
+        checkpoints,
+        models,
+        datasets,
+        methods,
+        webhooks,
+        uploads,
+        keys,
+        projects,
+        health,
+    ):
         router.include_router(part.router)
     app.include_router(router)
     app.include_router(router, prefix="/v1", include_in_schema=False)
@@ -127,6 +153,9 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        if scope["type"] == "http" and uploads.counts_its_body(scope["method"], scope["path"]):
+            await self.app(scope, receive, send)
+            return
         received = 0
 
         async def receive_up_to_limit() -> Message:

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, and_, func, literal, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.database import Timestamp, now
-from app.tables import Checkpoint, Delivery, Event, Job, Metric, Webhook
+from app.tables import Checkpoint, Delivery, Event, Job, Metric, Upload, Webhook
 
 Row = TypeVar("Row")
 Order = Literal["asc", "desc"]
@@ -60,6 +60,26 @@ def find_checkpoint(session: Session, project_id: str, checkpoint_id: str) -> Ch
     """Find a checkpoint of this project's jobs."""
     owned = select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(Job.project_id == project_id)
     return session.scalars(owned.where(Checkpoint.id == checkpoint_id)).one_or_none()
+
+
+def find_upload(session: Session, project_id: str, upload_id: str) -> Upload | None:
+    """Find an upload of this project."""
+    return session.scalars(select(Upload).where(Upload.id == upload_id, Upload.project_id == project_id)).one_or_none()
+
+
+def list_uploads(
+    session: Session,
+    project_id: str,
+    *,
+    matching: Mapping[str, str | None],
+    after: str | None,
+    limit: int,
+    order: Order,
+) -> Part[Upload]:
+    """List a project's uploads by age; `matching` compares columns."""
+    where: list[ColumnElement[bool]] = [Upload.project_id == project_id]
+    where += [getattr(Upload, column) == value for column, value in matching.items() if value is not None]
+    return list_rows(session, Upload, Upload.id, where, after=after, limit=limit, order=order)
 
 
 def training_curve(session: Session, job: Job, *, after_step: int, max_points: int) -> Sequence[Metric]:

@@ -13,6 +13,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+SMALLEST_PART = 5 * 1024**2
+"""Bytes that every part but the last has at least, by the rules of S3."""
 SECRETS = Path("/run/secrets")
 """Where Docker puts secrets: a file of a variable's name, in small letters, says the same as the variable."""
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
@@ -126,6 +128,13 @@ class Settings(BaseSettings):
     webhook_keep_days: float = Field(default=30, gt=0)
     """How long the log of what was sent to a webhook goes back."""
 
+    max_project_bytes: int = Field(default=100 * 1024**3, ge=1)
+    """Bytes that the uploads of one project may hold."""
+    upload_part_bytes: int = Field(default=16 * 1024**2, ge=SMALLEST_PART, le=5 * 1024**3)
+    """Bytes of one part of an upload; more where there would be more than 10,000 parts."""
+    upload_seconds: float = Field(default=86400, gt=0)
+    """An upload that nothing is heard of for so long is given up."""
+
     @field_validator("database_url")
     @classmethod
     def _of_a_database(cls, url: str) -> str:
@@ -216,6 +225,11 @@ class Settings(BaseSettings):
         return self.data_dir / "work"
 
     @property
+    def spool_dir(self) -> Path:
+        """Parts of uploads on their way through the API."""
+        return self.data_dir / "spool"
+
+    @property
     def models_dir(self) -> Path:
         """Local base models, one .safetensors file each."""
         return self.data_dir / "models"
@@ -227,7 +241,7 @@ class Settings(BaseSettings):
 
     def make_folders(self) -> None:
         """Make the folders above where they are missing."""
-        for folder in (self.objects_dir, self.work_dir, self.models_dir, self.datasets_dir):
+        for folder in (self.objects_dir, self.work_dir, self.spool_dir, self.models_dir, self.datasets_dir):
             folder.mkdir(parents=True, exist_ok=True)
 
     @classmethod

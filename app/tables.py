@@ -9,7 +9,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from ulid import ULID
 
 from app.database import Timestamp, now
-from app.schemas import Scope, Status
+from app.schemas import Purpose, Scope, Status, UploadStatus
 from core.events import Phase
 
 
@@ -305,3 +305,38 @@ class Delivery(Table):
         Index("ix_deliveries_due", status, next_attempt_at),
         Index("ix_deliveries_of_webhook", webhook_id, "id"),
     )
+
+
+class Upload(Table):
+    """A file that a client sends in parts. How it gets from one status to the next is in `app.uploads`."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("upl"))
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
+    filename: Mapped[str]
+    """What it is called where it comes from; never part of a path here."""
+    purpose: Mapped[Purpose] = mapped_column(String)
+    size: Mapped[int] = mapped_column(BigInteger)
+    """Bytes, as declared; reserved from the start."""
+    sha256: Mapped[str] = mapped_column(String(64))
+    """Of the whole file, as declared."""
+    part_size: Mapped[int] = mapped_column(BigInteger)
+    """Bytes of every part but the last."""
+    status: Mapped[UploadStatus] = mapped_column(String, default="pending")
+    failure: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    place: Mapped[str]
+    """The end of its keys: the project and something that nobody can guess."""
+    gathering: Mapped[str | None]
+    """Under which name the object store gathers the parts; None where it comes in one piece, or has not begun."""
+    created_at: Mapped[datetime] = mapped_column(default=now())
+    updated_at: Mapped[datetime] = mapped_column(default=now())
+    expires_at: Mapped[datetime]
+    """When a pending one is given up; later with every sign of life."""
+    lease_until: Mapped[datetime | None]
+    """Until when some process is at verifying it."""
+    ended_at: Mapped[datetime | None]
+    swept_at: Mapped[datetime | None]
+    """When the last of what it had left behind was removed."""
+
+    __table_args__ = (Index("ix_uploads_of_project", project_id, "id"), Index("ix_uploads_by_status", status, "id"))

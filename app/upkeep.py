@@ -5,19 +5,23 @@ cut off anywhere, and must not wait for anything without a limit.
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
 
 from sqlalchemy.exc import OperationalError
 
-from app import jobs, relay, webhooks
+from app import jobs, relay, uploads, webhooks
 from app.database import Database
 from app.queue import Doorbell, needs
 from app.settings import Settings
 from app.storage import ObjectStore, StorageUnavailable
 
 log = logging.getLogger(__name__)
+
+_LONGEST_PART_SECONDS = 6 * 3600
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,36 @@ def forget_old_deliveries(premises: Premises) -> None:
         webhooks.forget(session, days=premises.settings.webhook_keep_days)
 
 
+def verify_uploads(premises: Premises) -> None:
+    """Verify the uploads that were too large for the request that completed them, or whose process has gone."""
+    with premises.database.reading() as session:
+        waiting = uploads.waiting(session)
+    for upload_id in waiting:
+        try:
+            uploads.verify(upload_id, premises.database, premises.store)
+        except StorageUnavailable as error:
+            log.warning("upload %s cannot be verified now: %s", upload_id, error)
+
+
+def clear_uploads_away(premises: Premises) -> None:
+    """Give up uploads that have been left alone, and remove what ended ones have left behind."""
+    with premises.database.writing() as session:
+        uploads.expire(session)
+    for left in premises.settings.spool_dir.iterdir():
+        # The part of a process that was killed: none takes so long.
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _LONGEST_PART_SECONDS:
+                left.unlink()
+    uploads.sweep(premises.database, premises.store)
+
+
 CHORES: Sequence[Chore] = (
     Chore("take back expired jobs", 15, take_back_expired_jobs),
     Chore("ring for waiting jobs again", 10, ring_again),
     Chore("send webhooks", 1, send_webhooks),
     Chore("forget old deliveries", 3600, forget_old_deliveries),
+    Chore("verify uploads", 2, verify_uploads),
+    Chore("clear uploads away", 60, clear_uploads_away),
 )
 
 

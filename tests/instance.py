@@ -33,7 +33,7 @@ def new_instance(folder: Path, **chosen: Any) -> Iterator[tuple[Settings, Databa
         cancel_grace_seconds=1,
         loss_backoff_seconds=0,
         publish_seconds=0.2,
-        **chosen,
+        **{"upload_part_bytes": 5 * 1024**2, **chosen},
     )
     settings.make_folders()
     database = open_database(settings.database_url)

@@ -7,6 +7,7 @@ from app.schemas.checkpoints import Checkpoint
 from app.schemas.jobs import Action, DryRun, Failure, Job, Links, Metric, Metrics, Progress, Result, Results, Status
 from app.schemas.problems import ConflictProblem, Problem, RateLimitProblem
 from app.schemas.service import Health, Index, Version
+from app.schemas.uploads import Purpose, Upload, UploadFailure, UploadPart, UploadRequest, UploadRequests, UploadStatus
 from app.schemas.webhooks import Delivery, DeliveryStatus, DisabledReason, Webhook, WebhookWithSecret
 
 __all__ = [
@@ -38,11 +39,18 @@ __all__ = [
     "Problem",
     "Progress",
     "Project",
+    "Purpose",
     "RateLimitProblem",
     "Result",
     "Results",
     "Scope",
     "Status",
+    "Upload",
+    "UploadFailure",
+    "UploadPart",
+    "UploadRequest",
+    "UploadRequests",
+    "UploadStatus",
     "Version",
     "Webhook",
     "WebhookWithSecret",

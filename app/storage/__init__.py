@@ -1,13 +1,20 @@
 """Where checkpoints, reports and uploads lie: a folder of this machine, or a bucket of an S3 server."""
 
 from app.settings import Settings
-from app.storage.contract import MOST_PARTS, SMALLEST_PART, ObjectStore, SignedRequest, StorageFull, StorageUnavailable
+from app.storage.contract import (
+    MOST_PARTS,
+    NotStored,
+    ObjectStore,
+    SignedRequest,
+    StorageFull,
+    StorageUnavailable,
+)
 from app.storage.local import LocalStore
 
 __all__ = [
     "MOST_PARTS",
-    "SMALLEST_PART",
     "LocalStore",
+    "NotStored",
     "ObjectStore",
     "SignedRequest",
     "StorageFull",

@@ -8,8 +8,6 @@ from typing import Protocol
 
 CHUNK = 1024 * 1024
 """Bytes that are read at once."""
-SMALLEST_PART = 5 * 1024 * 1024
-"""Bytes that every part but the last has at least: S3's rule."""
 MOST_PARTS = 10_000
 """Parts that one object can be made of: S3's rule."""
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -17,6 +15,10 @@ _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 class StorageUnavailable(Exception):
     """The object store cannot be read or written."""
+
+
+class NotStored(StorageUnavailable):
+    """There is no such object."""
 
 
 class StorageFull(StorageUnavailable):
@@ -42,16 +44,16 @@ class ObjectStore(Protocol):
         """Store a file, whole or not at all. Raises StorageFull, and FileExistsError where the key is taken."""
 
     def size(self, key: str) -> int:
-        """Say how many bytes an object has."""
+        """Say how many bytes an object has. Raises NotStored."""
 
     def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Read the bytes from `start` to before `stop`, in chunks."""
+        """Read the bytes from `start` to before `stop`, in chunks. Raises NotStored."""
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Go through the keys under a key, in their order."""
 
     def copy(self, key: str, target: str) -> None:
-        """Store the same content under a second key, which nothing else is stored under."""
+        """Store the same content under a second key, which nothing else is stored under. Raises NotStored."""
 
     def delete(self, key: str) -> None:
         """Delete the object of this key, and all that are under it. What is not there is no error."""
@@ -66,8 +68,8 @@ class ObjectStore(Protocol):
         """Say which parts are there, and how many bytes each has; none where there is no such gathering."""
 
     def assemble(self, key: str, gathering: str) -> None:
-        """Make the object out of its parts, in their order. Raises StorageFull, and FileExistsError where the key is
-        taken by anything but this gathering."""
+        """Make the object out of its parts, in their order. Raises StorageFull, NotStored where there are none, and
+        FileExistsError where the key is taken by anything but this gathering."""
 
     def abandon(self, key: str, gathering: str) -> None:
         """Drop a gathering and its parts. One that is not there is no error; one that became an object must not be

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from app.storage.contract import CHUNK, SignedRequest, StorageFull, StorageUnavailable, checked
+from app.storage.contract import CHUNK, NotStored, SignedRequest, StorageFull, StorageUnavailable, checked
 
 _GATHERINGS = ".gatherings"
 """No key begins with a dot."""
+_KINDS = {errno.ENOSPC: StorageFull, errno.EDQUOT: StorageFull, errno.ENOENT: NotStored}
 
 
 class LocalStore:
@@ -90,8 +91,8 @@ class LocalStore:
             return {int(path.name): path.stat().st_size for path in self._parts(gathering)}
 
     def assemble(self, key: str, gathering: str) -> None:
-        """Make the object out of its parts, in their order. Raises StorageFull, and FileExistsError where the key is
-        taken by anything but this gathering."""
+        """Make the object out of its parts, in their order. Raises StorageFull, NotStored where there are none, and
+        FileExistsError where the key is taken by anything but this gathering."""
         path, whole = self._path(key), self._gathering(gathering) / "whole"
         with _explained(key):
             parts = self._parts(gathering)
@@ -142,8 +143,7 @@ def _explained(key: str) -> Iterator[None]:
     except FileExistsError:
         raise
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise (StorageFull if full else StorageUnavailable)(f"{key}: {error.strerror}") from error
+        raise _KINDS.get(error.errno or 0, StorageUnavailable)(f"{key}: {error.strerror}") from error
 
 
 def _create(path: Path, sources: Iterable[Path]) -> None:

@@ -20,7 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 from urllib3.exceptions import HTTPError
 
-from app.storage.contract import CHUNK, MOST_PARTS, SignedRequest, StorageFull, StorageUnavailable, checked
+from app.storage.contract import CHUNK, MOST_PARTS, NotStored, SignedRequest, StorageFull, StorageUnavailable, checked
 
 PART = 16 * CHUNK
 """Bytes of one part of a large file; a file that is smaller goes in one request."""
@@ -77,21 +77,11 @@ class S3Store:
 
     def put(self, key: str, source: Path) -> None:
         """Store a file, whole or not at all. Raises StorageFull, and FileExistsError where the key is taken."""
-        if source.stat().st_size > PART:
-            self._put_in_parts(checked(key), source)
-            return
-        mark = secrets.token_hex(16)
-        content = source.read_bytes()
-        with _explained(key), self._unless_ours(key, mark):
-            self._s3.put_object(
-                Bucket=self._bucket,
-                Key=checked(key),
-                Body=content,
-                ContentType=_TYPE,
-                ChecksumSHA256=_base64(hashlib.sha256(content).digest()),
-                IfNoneMatch="*",
-                Metadata={_MARK: mark},
-            )
+        with _explained(checked(key)):
+            if source.stat().st_size > PART:
+                self._put_in_parts(key, source)
+            else:
+                self._put_at_once(key, source.read_bytes())
 
     def size(self, key: str) -> int:
         """Say how many bytes an object has."""
@@ -162,8 +152,8 @@ class S3Store:
             return {part["PartNumber"]: part["Size"] for part in self._parts(key, gathering)}
 
     def assemble(self, key: str, gathering: str) -> None:
-        """Make the object out of its parts, in their order. Raises StorageFull, and FileExistsError where the key is
-        taken by anything but this gathering."""
+        """Make the object out of its parts, in their order. Raises StorageFull, NotStored where there are none, and
+        FileExistsError where the key is taken by anything but this gathering."""
         with _explained(key):
             found = self._parts(key, gathering)
             if not found:
@@ -222,21 +212,33 @@ class S3Store:
         self._s3.close()
         self._signer.close()
 
+    def _put_at_once(self, key: str, content: bytes) -> None:
+        mark = secrets.token_hex(16)
+        with self._unless_ours(key, mark):
+            self._s3.put_object(
+                Bucket=self._bucket,
+                Key=key,
+                Body=content,
+                ContentType=_TYPE,
+                ChecksumSHA256=_base64(hashlib.sha256(content).digest()),
+                IfNoneMatch="*",
+                Metadata={_MARK: mark},
+            )
+
     def _put_in_parts(self, key: str, source: Path) -> None:
         size = source.stat().st_size
         part = max(PART, math.ceil(size / MOST_PARTS))
         mark = secrets.token_hex(16)
-        with _explained(key):
-            gathering = self._begin(key, mark)
-            try:
-                with ThreadPoolExecutor(_AT_ONCE) as pool:
-                    send = self._part_sender(key, gathering, source, part)
-                    etags = list(pool.map(send, range(1, math.ceil(size / part) + 1)))
-                with self._unless_ours(key, mark):
-                    self._complete(key, gathering, etags)
-            except BaseException:
-                self._drop(key, gathering)
-                raise
+        gathering = self._begin(key, mark)
+        try:
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                send = self._part_sender(key, gathering, source, part)
+                etags = list(pool.map(send, range(1, math.ceil(size / part) + 1)))
+            with self._unless_ours(key, mark):
+                self._complete(key, gathering, etags)
+        except BaseException:
+            self._drop(key, gathering)
+            raise
 
     def _part_sender(self, key: str, gathering: str, source: Path, part: int) -> Callable[[int], dict[str, Any]]:
         def send(number: int) -> dict[str, Any]:
@@ -328,10 +330,12 @@ def _explained(key: str) -> Iterator[None]:
     except ClientError as error:
         if _code(error) in _TAKEN:
             raise FileExistsError(key) from error
-        reason = error.response["Error"].get("Message") or _code(error)
-        raise (StorageFull if _code(error) in _FULL else StorageUnavailable)(f"{key}: {reason}") from error
+        kind = NotStored if _code(error) in _ABSENT else StorageFull if _code(error) in _FULL else StorageUnavailable
+        raise kind(f"{key}: {error.response['Error'].get('Message') or _code(error)}") from error
     except BotoCoreError as error:
         raise StorageUnavailable(f"{key}: {error}") from error
+    except FileNotFoundError as error:  # the file that was to be stored
+        raise NotStored(f"{key}: {error.strerror}") from error
 
 
 def _code(error: ClientError) -> str:

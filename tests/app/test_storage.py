@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from app.settings import Settings
-from app.storage import LocalStore, StorageFull, StorageUnavailable, open_store, s3
+from app.storage import LocalStore, NotStored, StorageFull, StorageUnavailable, open_store, s3
 
 CONTENT = os.urandom(3_000_000)
 PART = 5 * 1024 * 1024
@@ -156,12 +156,12 @@ def test_a_disk_that_takes_no_more_is_named_and_leaves_nothing_half_written(
     assert files(local) == []
 
 
-def test_what_is_not_there_is_unavailable(store, at):
-    with pytest.raises(StorageUnavailable, match="a/b"):
+def test_what_is_not_there_is_named(store, at):
+    with pytest.raises(NotStored, match="a/b"):
         store.size(f"{at}/a/b")
-    with pytest.raises(StorageUnavailable, match="a/b"):
+    with pytest.raises(NotStored, match="a/b"):
         list(store.read(f"{at}/a/b"))
-    with pytest.raises(StorageUnavailable, match="a/b"):
+    with pytest.raises(NotStored, match="a/b"):
         store.copy(f"{at}/a/b", f"{at}/a/c")
 
 

@@ -1,0 +1,411 @@
+"""Uploads: announce a file, send its parts in any order, complete or abort it.
+
+Where clients reach the object store, they send the parts there, by requests that are signed for one part each;
+elsewhere they send them here. `POST /uploads/{id}/parts` says which, so a client need not know.
+"""
+
+import errno
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Annotated
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Path as PathParameter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
+from sqlalchemy.orm import Session
+from starlette.requests import ClientDisconnect
+
+from app import reading, schemas, tables, uploads
+from app.auth import ProjectId, needs
+from app.dependencies import Json, Once, Reading, Service, TheService, UploadId, Writing, cursor
+from app.errors import (
+    BodyTooLarge,
+    InvalidBody,
+    InvalidParameter,
+    MalformedBody,
+    NotFound,
+    StorageQuotaExceeded,
+    StoreFull,
+    StoreUnavailable,
+    UnsupportedMediaType,
+    UploadDamaged,
+    UploadEnded,
+    UploadIncomplete,
+    problems,
+)
+from app.storage import StorageFull, StorageUnavailable
+from core.advice import FieldError
+from core.spec import Text
+
+router = APIRouter(tags=["uploads"], dependencies=[needs("files:write")])
+
+_BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody)
+_PART = re.compile(r"(/v1)?/uploads/[^/]+/parts/[^/]+")
+_AT_ONCE = 64 * 1024**2
+"""Bytes that are verified while the client waits for the answer; more is done after it."""
+_BUFFER = 1024**2
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def counts_its_body(method: str, path: str) -> bool:
+    """Whether a request is a part of a file, of which the route takes exactly as much as was announced."""
+    return method == "PUT" and _PART.fullmatch(path) is not None
+
+
+class UploadWish(BaseModel):
+    """The file to send."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    filename: Text = Field(min_length=1, max_length=255, examples=["birds.zip"])
+    """What it is called; a label, not a path."""
+    bytes: StrictInt = Field(ge=1, le=1024**4)
+    """How large it is."""
+    sha256: Sha256 = Field(examples=["0" * 64])
+    """Of the whole file, in small hexadecimal letters."""
+    purpose: schemas.Purpose
+    """What it is to become."""
+
+
+class PartWish(BaseModel):
+    """A part that is to be sent."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    number: StrictInt = Field(ge=1)
+    """Of the part."""
+    sha256: Sha256 = Field(examples=["0" * 64])
+    """Of the part."""
+
+
+class PartsWish(BaseModel):
+    """The parts that are to be sent."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    parts: list[PartWish] = Field(min_length=1, max_length=100)
+    """The parts; ask for the next ones when these are on their way."""
+
+
+class UploadFilter(BaseModel):
+    """Which uploads to list."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    status: schemas.UploadStatus | None = None
+    """Only uploads in this status."""
+    purpose: schemas.Purpose | None = None
+    """Only uploads for this purpose."""
+    sha256: Sha256 | None = None
+    """Only uploads of this file."""
+    after: Annotated[str | None, AfterValidator(cursor("upl"))] = None
+    """The cursor: the `last_id` of the part before."""
+    limit: int = Field(default=20, ge=1, le=100)
+    """Uploads in one part."""
+    order: reading.Order = "desc"
+    """desc: newest first."""
+
+
+@router.post(
+    "/uploads",
+    status_code=201,
+    dependencies=[Once, Json],
+    responses={
+        201: {"headers": schemas.headers({"Location": "The upload."})},
+        **problems(*_BODY, StorageQuotaExceeded),
+    },
+)
+def create_upload(
+    wish: UploadWish, project_id: ProjectId, session: Writing, service: TheService, response: Response
+) -> schemas.Upload:
+    """Announce a file. Its bytes are reserved for it until it has ended without success."""
+    settings = service.settings
+    try:
+        upload = uploads.create(
+            session,
+            project_id,
+            filename=wish.filename,
+            size=wish.bytes,
+            sha256=wish.sha256,
+            purpose=wish.purpose,
+            part_size=settings.upload_part_bytes,
+            seconds=settings.upload_seconds,
+            most_bytes=settings.max_project_bytes,
+        )
+    except uploads.NoRoom as error:
+        raise StorageQuotaExceeded(f"{error}; abort or delete what is no longer needed") from None
+    response.headers["Location"] = f"/uploads/{upload.id}"
+    return show_upload(upload, received=[])
+
+
+@router.get("/uploads", responses=problems(InvalidParameter), dependencies=[Once])
+def list_uploads(
+    project_id: ProjectId, session: Reading, chosen: Annotated[UploadFilter, Query()]
+) -> schemas.Page[schemas.Upload]:
+    """List uploads, newest first."""
+    part = reading.list_uploads(
+        session,
+        project_id,
+        matching=chosen.model_dump(include={"status", "purpose", "sha256"}),
+        after=chosen.after,
+        limit=chosen.limit,
+        order=chosen.order,
+    )
+    return schemas.page([show_upload(upload, received=None) for upload in part.rows], has_more=part.has_more)
+
+
+@router.get("/uploads/{upload_id}", responses=problems(NotFound, StoreUnavailable))
+def get_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
+    """Get an upload: which parts are there, and after its completion whether the whole was right."""
+    return _show(_load(service, project_id, upload_id), service)
+
+
+@router.post(
+    "/uploads/{upload_id}/parts",
+    dependencies=[Once, Json],
+    responses=problems(*_BODY, NotFound, UploadEnded, StoreUnavailable),
+)
+def request_parts(
+    wish: PartsWish, upload_id: UploadId, project_id: ProjectId, service: TheService
+) -> schemas.UploadRequests:
+    """Ask how to send some parts. A part may be asked for again, such as when its request is no longer good."""
+    upload = _open(service, project_id, upload_id)
+    _check_numbers(wish, upload)
+    try:
+        requests = [_request(part, upload, service) for part in wish.parts]
+    except uploads.Ended as error:
+        raise _ended(error) from None
+    return schemas.UploadRequests(object="list", data=requests)
+
+
+@router.put(
+    "/uploads/{upload_id}/parts/{number}",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+    responses=problems(
+        NotFound, UploadEnded, BodyTooLarge, UploadDamaged, InvalidParameter, StoreUnavailable, StoreFull
+    ),
+)
+async def put_part(
+    request: Request,
+    upload_id: UploadId,
+    number: Annotated[int, PathParameter(ge=1, description="The part's number, from 1.")],
+    project_id: ProjectId,
+    service: TheService,
+    x_checksum_sha256: Annotated[
+        str | None, Header(pattern="^[0-9a-f]{64}$", description="SHA-256 of the part, in hexadecimal.")
+    ] = None,
+) -> schemas.UploadPart:
+    """Send a part: the body is its bytes. Sent again, it takes the place of the one before."""
+    upload = await run_sync(_open, service, project_id, upload_id)
+    if number > uploads.part_count(upload):
+        raise NotFound(f"the upload has the parts 1 to {uploads.part_count(upload)}")
+    size = uploads.bytes_of_part(upload, number)
+    with _spool(service.settings.spool_dir) as path:
+        sha256 = await _receive(request, path, size)
+        if x_checksum_sha256 not in (None, sha256):
+            raise UploadDamaged(f"the body's sha256 is {sha256} and not {x_checksum_sha256}; send it again")
+        await run_sync(_store, upload, number, path, service)
+    return schemas.UploadPart(number=number, bytes=size, sha256=sha256)
+
+
+@router.post(
+    "/uploads/{upload_id}/complete",
+    responses=problems(NotFound, UploadEnded, UploadIncomplete, UploadDamaged, StoreUnavailable),
+)
+def complete_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
+    """Have the whole verified, once all parts are there. A large file is `verifying` for a while: GET shows how that
+    ends. Asking twice is no error."""
+    upload = _load(service, project_id, upload_id)
+    seconds = service.settings.upload_seconds
+    try:
+        upload = uploads.complete(upload, service.database, service.store, seconds=seconds)
+    except uploads.Ended as error:
+        raise _ended(error) from None
+    except uploads.Incomplete as error:
+        raise UploadIncomplete(
+            f"{len(error.missing)} of {uploads.part_count(upload)} parts are missing; send them, then complete it",
+            errors=[
+                FieldError(pointer=f"/parts/{number}", code="missing", detail="send this part")
+                for number in error.missing
+            ],
+        ) from None
+    if upload.size <= _AT_ONCE:
+        # Where the store is away, it is tried again later, by whoever is there.
+        with suppress(StorageUnavailable):
+            uploads.verify(upload_id, service.database, service.store)
+        upload = _load(service, project_id, upload_id)
+    if upload.failure:
+        raise UploadDamaged(f"{upload.failure['message']} {upload.failure['hint']}")
+    return _show(upload, service)
+
+
+@router.post("/uploads/{upload_id}/abort", responses=problems(NotFound, UploadEnded))
+def abort_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
+    """Give an upload up: its room is free at once. Asking twice is no error."""
+    with service.database.writing() as session:
+        upload = _the_upload(session, project_id, upload_id)
+        try:
+            upload = uploads.abort(session, upload.id)
+        except uploads.Ended as error:
+            raise _ended(error) from None
+    # What is left now is removed later.
+    with suppress(StorageUnavailable):
+        uploads.clear(upload, service.store)
+    return show_upload(upload, received=None)
+
+
+def show_upload(upload: tables.Upload, *, received: list[int] | None) -> schemas.Upload:
+    """Show an upload to its owner."""
+    return schemas.Upload.model_validate(
+        {
+            "id": upload.id,
+            "object": "upload",
+            "filename": upload.filename,
+            "purpose": upload.purpose,
+            "bytes": upload.size,
+            "sha256": upload.sha256,
+            "status": upload.status,
+            "failure": upload.failure,
+            "part_bytes": upload.part_size,
+            "parts": uploads.part_count(upload),
+            "received": received,
+            "created_at": upload.created_at,
+            "expires_at": upload.expires_at,
+            "ended_at": upload.ended_at,
+        }
+    )
+
+
+def _show(upload: tables.Upload, service: Service) -> schemas.Upload:
+    received = uploads.received(upload, service.store) if upload.status == "pending" else None
+    return show_upload(upload, received=received)
+
+
+def _the_upload(session: Session, project_id: str, upload_id: str) -> tables.Upload:
+    upload = reading.find_upload(session, project_id, upload_id)
+    if upload is None:
+        raise NotFound(f"there is no upload {upload_id!r} in this project")
+    return upload
+
+
+def _load(service: Service, project_id: str, upload_id: str) -> tables.Upload:
+    # The object store may take its time: no transaction waits for it.
+    with service.database.reading() as session:
+        return _the_upload(session, project_id, upload_id)
+
+
+def _open(service: Service, project_id: str, upload_id: str) -> tables.Upload:
+    """Find an upload that takes parts, and note the sign of life. Raises NotFound, UploadEnded."""
+    with service.database.writing() as session:
+        upload = _the_upload(session, project_id, upload_id)
+        try:
+            return uploads.keep_alive(session, upload.id, seconds=service.settings.upload_seconds)
+        except uploads.Ended as error:
+            raise _ended(error) from None
+
+
+def _ended(error: uploads.Ended) -> UploadEnded:
+    return UploadEnded(f"the upload is {error.status} and takes no more parts")
+
+
+def _check_numbers(wish: PartsWish, upload: tables.Upload) -> None:
+    count = uploads.part_count(upload)
+    errors = [
+        FieldError(
+            pointer=f"/parts/{place}/number", code="no_such_part", detail=f"the upload has the parts 1 to {count}"
+        )
+        for place, part in enumerate(wish.parts)
+        if part.number > count
+    ]
+    if count == 1 and not errors:
+        errors = [
+            FieldError(pointer=f"/parts/{place}/sha256", code="another_file", detail="the only part is the whole file")
+            for place, part in enumerate(wish.parts)
+            if part.sha256 != upload.sha256
+        ]
+    if errors:
+        raise InvalidBody(errors)
+
+
+def _request(part: PartWish, upload: tables.Upload, service: Service) -> schemas.UploadRequest:
+    size = uploads.bytes_of_part(upload, part.number)
+    place = uploads.quarantine(upload)
+    if uploads.part_count(upload) == 1:
+        signed = service.store.upload_request(place, size=size, sha256=part.sha256)
+    else:
+        gathering = uploads.gathering(upload, service.database, service.store)
+        signed = service.store.part_request(place, gathering, part.number, size=size, sha256=part.sha256)
+    here = {"Content-Type": "application/octet-stream", "X-Checksum-Sha256": part.sha256}
+    return schemas.UploadRequest(
+        number=part.number,
+        bytes=size,
+        method="PUT",
+        url=signed.url if signed else f"/uploads/{upload.id}/parts/{part.number}",
+        headers=dict(signed.headers) if signed else here,
+    )
+
+
+@contextmanager
+def _spool(folder: Path) -> Iterator[Path]:
+    """Give a file to write to, which goes away. Raises StorageFull, StorageUnavailable."""
+    try:
+        with NamedTemporaryFile(dir=folder) as file:
+            yield Path(file.name)
+    except OSError as error:
+        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageUnavailable
+        raise kind(f"the spool folder: {error.strerror}") from error
+
+
+async def _receive(request: Request, path: Path, size: int) -> str:
+    """Write the body to a file, and give its sha256. Raises UploadDamaged, BodyTooLarge."""
+    declared = request.headers.get("content-length")
+    if declared is not None and declared != str(size):
+        raise _wrong_length(size, declared)
+    arrived, buffer, received = hashlib.sha256(), bytearray(), 0
+
+    def write() -> None:
+        with path.open("ab") as file:
+            file.write(buffer)
+        arrived.update(buffer)
+        buffer.clear()
+
+    try:
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > size:
+                raise BodyTooLarge(f"this part has {size} bytes, and more have come")
+            buffer += chunk
+            if len(buffer) >= _BUFFER:
+                await run_sync(write)
+    except ClientDisconnect:
+        raise _wrong_length(size, received) from None
+    await run_sync(write)
+    if received != size:
+        raise _wrong_length(size, received)
+    return arrived.hexdigest()
+
+
+def _wrong_length(size: int, got: int | str) -> UploadDamaged:
+    return UploadDamaged(f"this part has {size} bytes, and the body {got}; send the part again")
+
+
+def _store(upload: tables.Upload, number: int, path: Path, service: Service) -> None:
+    try:
+        gathering = uploads.gathering(upload, service.database, service.store)
+        service.store.put_part(uploads.quarantine(upload), gathering, number, path)
+    except uploads.Ended as error:
+        raise _ended(error) from None
+    except StorageUnavailable:
+        # It may have ended meanwhile.
+        _open(service, upload.project_id, upload.id)
+        raise
