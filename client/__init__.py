@@ -10,9 +10,11 @@ temper.download(job.id, "robust.safetensors")
 
 from client.errors import (
     BadDownload,
+    CannotRead,
     CannotWrite,
     NoCheckpoint,
     NoKey,
+    NotUploaded,
     Refused,
     ServiceFailed,
     StillRunning,
@@ -24,9 +26,11 @@ from client.temper import Temper
 
 __all__ = [
     "BadDownload",
+    "CannotRead",
     "CannotWrite",
     "NoCheckpoint",
     "NoKey",
+    "NotUploaded",
     "Refused",
     "ServiceFailed",
     "StillRunning",

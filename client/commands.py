@@ -5,7 +5,7 @@ import time
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -196,6 +196,19 @@ def download(
         file = temper.download(identifier, path)
     size = file.stat().st_size
     show({"path": str(file), "size": size}, f"{file}, {size:,} bytes, sha256 checked", output)
+
+
+@app.command()
+def upload(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to send.")],
+    purpose: Annotated[Literal["dataset", "model"], typer.Option(help="What it is to become.")],
+    name: Annotated[str | None, typer.Option(help="What to call it there; by default as here.")] = None,
+    output: Output = "text",
+) -> None:
+    """Send a file, in parts, and wait until it is verified. The same command goes on where it was cut off."""
+    with Temper() as temper, display.byte_bar() as on_progress:
+        sent = temper.upload(file, purpose=purpose, name=name, on_progress=on_progress)
+    show(sent, f"{sent.id} is {sent.status}: {sent.filename}, {sent.bytes:,} bytes, sha256 checked", output)
 
 
 @app.command()

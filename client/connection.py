@@ -2,8 +2,9 @@
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import httpx2
@@ -23,6 +24,7 @@ class Connection:
         self.url = credentials.url.rstrip("/")
         self._timeout = timeout
         self._elsewhere: httpx2.Client | None = None
+        self._lock = Lock()
         try:
             self._http = httpx2.Client(
                 base_url=self.url,
@@ -86,6 +88,18 @@ class Connection:
             _check_stream(response)
             yield response
 
+    def put(self, url: str, *, content: Iterable[bytes], headers: Mapping[str, str]) -> None:
+        """Send a part of a file, once: to the service where the address begins with a slash, else to an object store,
+        which never sees the key. Raises Unreachable, Refused, ServiceFailed."""
+        client = self._http if url.startswith("/") else self._without_key()
+        try:
+            response = client.put(url, content=content, headers=headers)
+        except httpx2.TransportError as error:
+            raise self.unreachable(error) from error
+        # A store takes an object once. What is there is this part: nothing else was signed.
+        if response.is_error and response.status_code != httpx2.codes.PRECONDITION_FAILED:
+            raise _answered(response)
+
     @contextmanager
     def listen(self, path: str, *, last_event_id: int, silence: float) -> Iterator[httpx2.EventSource]:
         """Open an event stream past an event; `silence` is how many seconds without a byte mean that it is broken.
@@ -112,9 +126,10 @@ class Connection:
 
     def _without_key(self) -> httpx2.Client:
         """Speak with a server that is not the service."""
-        if self._elsewhere is None:
-            self._elsewhere = httpx2.Client(timeout=self._timeout)
-        return self._elsewhere
+        with self._lock:
+            if self._elsewhere is None:
+                self._elsewhere = httpx2.Client(timeout=self._timeout)
+            return self._elsewhere
 
 
 class Pauses:

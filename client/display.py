@@ -2,11 +2,14 @@
 shows them."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import Progress as BytesProgress
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -74,6 +77,22 @@ def job_card(job: Job) -> RenderableType:
         return facts
     results, protocol = job.results, job.spec["evaluation"]["protocol"]
     return Group(facts, "", accuracy_table(results.before, results.after, job.spec["eps"], protocol))
+
+
+@contextmanager
+def byte_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Show how many bytes are done, on a terminal; elsewhere show nothing."""
+    screen = Screen(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with BytesProgress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield advance
 
 
 def dry_run_card(answer: DryRun) -> RenderableType:

@@ -11,6 +11,8 @@ TemperError
 ├── NoCheckpoint     a job has no checkpoint to download
 ├── BadDownload      a file did not arrive as it was announced
 ├── CannotWrite      a download has no place on this machine
+├── CannotRead       a file that is to be uploaded cannot be read
+├── NotUploaded      a file was given up by the service
 └── CannotServe      a process of the service cannot start
 """
 
@@ -89,6 +91,16 @@ class BadDownload(TemperError):
 
 class CannotWrite(TemperError):
     """A download has no place on this machine."""
+
+
+class CannotRead(TemperError):
+    """A file that is to be uploaded cannot be read, or changes meanwhile."""
+
+    exit_code = 2
+
+
+class NotUploaded(TemperError):
+    """A file was given up by the service, or by somebody else, while it was sent."""
 
 
 class CannotServe(TemperError):

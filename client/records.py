@@ -296,6 +296,60 @@ class Version(Record):
     """Of the routes."""
 
 
+class UploadFailure(Record):
+    """Why the service has given an upload up."""
+
+    code: str
+    """For programs."""
+    message: str
+    """What was wrong."""
+    hint: str
+    """What to do."""
+
+
+class Upload(Record):
+    """A file that is sent in parts."""
+
+    id: str
+    """Sorts by time of creation."""
+    filename: str
+    """What it is called."""
+    purpose: str
+    """What it is to become."""
+    bytes: int
+    """How large it is."""
+    sha256: str
+    """Of the whole file."""
+    status: str
+    """pending, verifying, completed, aborted or expired."""
+    failure: UploadFailure | None
+    """Why the service has aborted it."""
+    part_bytes: int
+    """Bytes of every part but the last."""
+    parts: int
+    """How many parts it has."""
+    received: tuple[int, ...] | None
+    """Numbers of the parts that are there while it is pending."""
+
+
+class UploadRequest(Record):
+    """How to send a part."""
+
+    number: int
+    """Of the part."""
+    url: str
+    """Where to; this service where it begins with a slash."""
+    headers: dict[str, str]
+    """What to send with it."""
+
+
+class UploadRequests(Record):
+    """How to send some parts."""
+
+    data: tuple[UploadRequest, ...]
+    """In the order in which they were asked for."""
+
+
 class Page(Record, Generic[Item]):
     """A part of a list."""
 

@@ -32,9 +32,11 @@ from client.records import (
     Page,
     Progress,
     Project,
+    Upload,
     Version,
     read,
 )
+from client.upload import OnProgress, upload_file
 from core.events import Reports, Stamped
 from core.spec import AnySpec
 
@@ -209,6 +211,25 @@ class Temper:
         target = path / f"{checkpoint.id}.safetensors" if path.is_dir() else path
         download_file(self._connection, checkpoint, target, patience=self._long_patience)
         return target
+
+    def upload(
+        self, path: str | Path, *, purpose: str, name: str | None = None, on_progress: OnProgress = lambda *_: None
+    ) -> Upload:
+        """Send a file and wait until it is verified; `purpose` is dataset or model, `name` its own by default.
+
+        An upload that broke off, in this process or an earlier one, goes on where it broke. `on_progress` is told what
+        is being done, how many bytes of it are done, and of how many. Raises CannotRead, NotUploaded.
+        """
+        path = Path(path)
+        patience = self._long_patience
+        return upload_file(
+            self._connection,
+            path,
+            purpose=purpose,
+            name=name or path.name,
+            patience=patience,
+            on_progress=on_progress,
+        )
 
     def models(self) -> Iterator[Model]:
         """Go through the base models that a job can name."""

@@ -26,7 +26,7 @@ PART = 16 * CHUNK
 """Bytes of one part of a large file; a file that is smaller goes in one request."""
 _AT_ONCE = 4
 """Parts of one file that are under way at the same time."""
-_ATTEMPTS = 5
+_ATTEMPTS = 4
 _LARGEST_COPY = 5 * 1024**3
 """Bytes that an S3 server copies in one request."""
 _DOWNLOAD_SECONDS = 300
