@@ -115,7 +115,7 @@ def test_a_file_that_is_not_what_it_was_is_refused_by_the_bucket_or_by_the_servi
 
 
 def test_a_signed_request_is_good_for_its_part_once_and_for_its_time(on_s3, database, project, monkeypatch):
-    with running(on_s3(), database, project) as (api, temper, premises):
+    with running(on_s3(), database, project) as (api, _, premises):
         first, second = announce(api, SMALL), announce(api, SMALL, filename="other")
         request = ask(api, first, 1, SMALL)
         key = uploads.quarantine(row(database, second["id"]))
@@ -184,7 +184,7 @@ def test_a_store_that_fails_a_third_of_the_time_gets_everything_and_shows_nothin
 def test_a_store_that_is_away_is_told_and_the_room_is_given_back_all_the_same(on_s3, database, project, tmp_path):
     with faulty(on_s3().s3_endpoint_url, share=0) as (url, way):
         settings = on_s3(s3_endpoint_url=url, s3_timeout_seconds=1)
-        with running(settings, database, project) as (api, temper, premises):
+        with running(settings, database, project) as (api, _, premises):
             upload = announce(api, SMALL)
             assert send(api, upload, 1, SMALL).status_code == 200
             way.is_away = True
