@@ -22,6 +22,7 @@ from app.database import THREADS, Database, open_database
 from app.dependencies import Service
 from app.inventory import Inventory
 from app.limits import Failures, Requests, TellStanding
+from app.metrics import CountRequests, Metrics
 from app.queue import open_doorbell
 from app.routes import (
     actions,
@@ -105,6 +106,8 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(TellStanding)
     app.add_middleware(RequestId)
+    app.state.metrics = Metrics(database, app.state.service.watch)
+    app.add_middleware(CountRequests, metrics=app.state.metrics)
     errors.install(app)
     return app
 
@@ -118,7 +121,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     upkeep = Upkeep(Premises(service.settings, service.database, service.store, service.doorbell))
     upkeep.start()
     _stop_on_signals(service.watch)
-    yield
+    metrics: Metrics = app.state.metrics
+    with metrics.serving(service.settings.metrics_host, service.settings.metrics_port):
+        yield
     service.watch.stop()
     await run_sync(upkeep.stop)
     await run_sync(service.doorbell.stop)

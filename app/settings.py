@@ -113,6 +113,10 @@ class Settings(BaseSettings):
     """How long the S3 server may be silent before a request is sent again."""
     storage_proxy: bool = False
     """Whether clients reach the S3 server through the API only, which then passes on all bytes."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port that serves numbers for Prometheus, without a key; none by default."""
+    metrics_host: str = "127.0.0.1"
+    """Address that port binds to; the default is reachable from this machine only."""
     max_webhooks: int = Field(default=20, ge=0)
     """Webhooks that one project may have."""
     webhook_http: bool = False

@@ -1,0 +1,219 @@
+"""What a Prometheus server is told: of the whole instance what the database says, of this process what it has served.
+
+Whatever is counted of jobs comes from the rows, in one look that is kept for a few seconds, so that all API processes
+say the same and a restart forgets nothing. TEMPER_METRICS_PORT serves it, apart from the API and without a key.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
+from time import monotonic
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from sqlalchemy import ColumnElement, Float, case, func, select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.database import Database, now
+from app.jobs import MOVES
+from app.tables import Attempt, Delivery, Job, Webhook
+from app.watch import Watch
+
+log = logging.getLogger(__name__)
+
+KEPT_SECONDS = 5.0
+_WAITS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 6 * 3600, 24 * 3600)
+"""Upper bounds in seconds for the time from the posting of a job to its first claim."""
+
+
+class seconds_between(FunctionElement[float]):  # noqa: N801  # reads as the SQL function it is
+    """Seconds from the second moment to the first."""
+
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(seconds_between, "sqlite")
+def _in_sqlite(element: seconds_between, compiler: SQLCompiler, **options: Any) -> str:
+    later, earlier = (compiler.process(each, **options) for each in element.clauses)
+    return f"((julianday({later}) - julianday({earlier})) * 86400.0)"
+
+
+@compiles(seconds_between, "postgresql")
+def _in_postgres(element: seconds_between, compiler: SQLCompiler, **options: Any) -> str:
+    later, earlier = (compiler.process(each, **options) for each in element.clauses)
+    return f"extract(epoch FROM ({later}) - ({earlier}))::float8"
+
+
+class Metrics:
+    """The numbers of one API process and of its instance."""
+
+    def __init__(self, database: Database, watch: Watch) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "temper_http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
+        )
+        self.durations = Histogram(
+            "temper_http_request_seconds", "Seconds to the head of the answer.", ["route"], registry=self.registry
+        )
+        self.registry.register(OfInstance(database))
+        self.registry.register(_Streams(watch))
+
+    @contextmanager
+    def serving(self, host: str, port: int | None) -> Iterator[None]:
+        """Serve them at a port of their own for as long as the block runs; at none where none is given. Of several
+        processes on one machine, the first one has the port."""
+        if port is None:
+            yield
+            return
+        try:
+            server, thread = start_http_server(port, host, registry=self.registry)
+        except OSError as error:
+            log.warning("this process serves no metrics: port %d: %s", port, error.strerror)
+            yield
+            return
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+class CountRequests:
+    """Count what is answered, by route and status: never by address, which anybody may make up."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = monotonic()
+
+        async def count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "none")
+                method = scope["method"] if route != "none" else "any"
+                self.metrics.requests.labels(method, route, str(message["status"])).inc()
+                self.metrics.durations.labels(route).observe(monotonic() - began)
+            await send(message)
+
+        await self.app(scope, receive, count)
+
+
+class _Streams(Collector):
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def collect(self) -> Iterable[Metric]:
+        """Tell how many streams this process feeds."""
+        yield GaugeMetricFamily("temper_streams_open", "Event streams that are open.", self._watch.streams)
+
+
+class OfInstance(Collector):
+    """What the rows say. While the database is away, they say nothing, and `temper_database_up` is 0."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = Lock()
+        self._read_at = -KEPT_SECONDS
+        self._kept: Sequence[Metric] = ()
+
+    def describe(self) -> Iterable[Metric]:
+        """Name nothing ahead: registering must not need the database."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Look at the rows, unless that was done a moment ago."""
+        with self._lock:
+            if monotonic() - self._read_at >= KEPT_SECONDS:
+                self._kept = self._read()
+                self._read_at = monotonic()
+            return self._kept
+
+    def _read(self) -> Sequence[Metric]:
+        up = GaugeMetricFamily("temper_database_up", "Whether the database answers.")
+        try:
+            with self._database.reading() as session:
+                found = [*_jobs(session), *_attempts(session), _claim_latency(session), *_webhooks(session)]
+        except OperationalError:
+            found = []
+        up.add_metric([], bool(found))
+        return [up, *found]
+
+
+def _jobs(session: Session) -> Iterator[Metric]:
+    rows = session.execute(select(Job.status, func.count()).group_by(Job.status))
+    counts: dict[str, int] = {status: count for status, count in rows}  # noqa: C416  # rows are no pairs to mypy
+    jobs = GaugeMetricFamily("temper_jobs", "Jobs by status.", labels=["status"])
+    for status in MOVES:
+        jobs.add_metric([status], counts.get(status, 0))
+    yield jobs
+    yield GaugeMetricFamily("temper_queue_depth", "Jobs that wait for a worker.", counts.get("queued", 0))
+    oldest = select(func.max(seconds_between(now(), Job.created_at))).where(Job.status == "queued")
+    yield GaugeMetricFamily(
+        "temper_queue_oldest_seconds", "Age of the oldest waiting job.", session.scalar(oldest) or 0
+    )
+
+
+def _attempts(session: Session) -> Iterator[Metric]:
+    on = case((func.coalesce(Attempt.device, "cpu") == "cpu", "cpu"), else_="gpu").label("device")
+    held = func.sum(seconds_between(func.coalesce(Attempt.ended_at, now()), Attempt.started_at))
+    rows = session.execute(select(Attempt.outcome, on, func.count(), held).group_by(Attempt.outcome, on)).all()
+    outcomes: dict[str, int] = {}
+    seconds = {"cpu": 0.0, "gpu": 0.0}
+    for outcome, device, count, total in rows:
+        outcomes[outcome or "under_way"] = outcomes.get(outcome or "under_way", 0) + count
+        seconds[device] += total
+    under_way = outcomes.pop("under_way", 0)
+    ended = CounterMetricFamily("temper_attempts", "Attempts by how they ended.", labels=["outcome"])
+    for outcome in sorted({"lost", "handed_back", "succeeded", "failed", "cancelled", *outcomes}):
+        ended.add_metric([outcome], outcomes.get(outcome, 0))
+    yield ended
+    yield GaugeMetricFamily("temper_attempts_under_way", "Attempts under way.", under_way)
+    yield CounterMetricFamily("temper_attempts_lost", "Attempts whose worker vanished.", outcomes.get("lost", 0))
+    worked = CounterMetricFamily("temper_worker_seconds", "Seconds that workers held jobs.", labels=["device"])
+    for device, total in seconds.items():
+        worked.add_metric([device], total)
+    yield worked
+
+
+def _claim_latency(session: Session) -> Metric:
+    wait = seconds_between(Attempt.started_at, Job.created_at)
+    of_first = select(wait.label("wait")).join(Job, Job.id == Attempt.job_id).where(Attempt.epoch == 1).subquery()
+    waits = of_first.c.wait
+    within = [func.count(case((waits <= bound, 1))) for bound in _WAITS]
+    *counts, total, count = session.execute(select(*within, func.coalesce(func.sum(waits), 0), func.count())).one()
+    buckets = [(str(float(bound)), float(each)) for bound, each in zip(_WAITS, counts, strict=True)]
+    family = HistogramMetricFamily("temper_claim_latency_seconds", "Seconds from a job's posting to its first claim.")
+    family.add_metric([], [*buckets, ("+Inf", float(count))], total)
+    return family
+
+
+def _webhooks(session: Session) -> Iterator[Metric]:
+    rows = session.execute(select(Delivery.status, func.count()).group_by(Delivery.status))
+    counts: dict[str, int] = {status: count for status, count in rows}  # noqa: C416
+    deliveries = GaugeMetricFamily("temper_webhook_deliveries", "Deliveries in the log, by status.", labels=["status"])
+    for status in ("pending", "succeeded", "failed"):
+        deliveries.add_metric([status], counts.get(status, 0))
+    yield deliveries
+    enabled: tuple[ColumnElement[bool], ...] = (Delivery.status == "pending", Webhook.disabled_at.is_(None))
+    late = select(func.max(seconds_between(now(), Delivery.next_attempt_at))).join(Webhook).where(*enabled)
+    overdue = max(session.scalar(late) or 0, 0)
+    yield GaugeMetricFamily("temper_webhook_lag_seconds", "How overdue the most overdue attempt is.", overdue)
+    failing = select(func.count()).select_from(Delivery).join(Webhook).where(*enabled, Delivery.error.is_not(None))
+    yield GaugeMetricFamily(
+        "temper_webhook_deliveries_failing", "Deliveries whose last attempt failed.", session.scalar(failing) or 0
+    )

@@ -1,0 +1,100 @@
+"""What Prometheus is told, read with its own parser: the same in every process, for it is what the rows say."""
+
+import httpx2
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import update
+
+from app import jobs, metrics, webhooks
+from app.metrics import Metrics
+from app.tables import Delivery
+from app.watch import Watch
+from core.spec import parse
+from tests.instance import DIGITS
+from tests.native import instance as native_instance
+from tests.servers import free_port
+
+SPEC = parse(DIGITS)
+
+
+def told(text):
+    """Every sample by its name and labels."""
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def numbers(database):
+    return told(generate_latest(Metrics(database, Watch(database, every=1)).registry).decode())
+
+
+def test_jobs_and_attempts_are_counted_from_the_rows(database, project):
+    with database.writing() as session:
+        for _ in range(3):
+            jobs.create(session, project.id, SPEC)
+        claim = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience())
+        jobs.hand_back(session, claim)
+        jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience())
+    said = numbers(database)
+    assert said["temper_database_up",] == 1
+    assert said["temper_queue_depth",] == said["temper_jobs", ("status", "queued")] == 2
+    assert said["temper_jobs", ("status", "running")] == 1
+    assert said["temper_jobs", ("status", "failed")] == 0
+    assert said["temper_attempts_total", ("outcome", "handed_back")] == 1
+    assert said["temper_attempts_lost_total",] == 0
+    assert said["temper_attempts_under_way",] == 1
+    assert said["temper_claim_latency_seconds_count",] >= 1
+    assert said["temper_claim_latency_seconds_bucket", ("le", "+Inf")] == said["temper_claim_latency_seconds_count",]
+    assert 0 <= said["temper_worker_seconds_total", ("device", "cpu")] < 60
+    assert 0 <= said["temper_queue_oldest_seconds",] < 60
+
+
+def test_an_overdue_webhook_shows_as_lag(database, project):
+    with database.writing() as session:
+        webhook = webhooks.create(
+            session, project.id, url="https://nowhere.invalid/", events=("job.queued",), description="", limit=1
+        )
+        jobs.create(session, project.id, SPEC)
+        session.flush()
+        session.execute(update(Delivery).values(next_attempt_at=webhooks.seconds_from_now(-90), error="answered 500"))
+    said = numbers(database)
+    assert said["temper_webhook_deliveries", ("status", "pending")] == 1
+    assert said["temper_webhook_deliveries_failing",] == 1
+    assert 89 < said["temper_webhook_lag_seconds",] < 150
+    with database.writing() as session:
+        webhooks.change(session, session.merge(webhook), {"disabled": True})
+    assert numbers(database)["temper_webhook_lag_seconds",] == 0
+
+
+def test_rows_are_not_read_again_for_every_scrape(database, project, monkeypatch):
+    numbers_of = Metrics(database, Watch(database, every=1)).registry
+    before = generate_latest(numbers_of)
+    with database.writing() as session:
+        jobs.create(session, project.id, SPEC)
+    assert generate_latest(numbers_of) == before
+    monkeypatch.setattr(metrics, "KEPT_SECONDS", 0)
+    assert told(generate_latest(numbers_of).decode())["temper_queue_depth",] == 1
+
+
+def test_a_port_of_its_own_serves_requests_by_route_and_never_by_address(tmp_path):
+    port = free_port()
+    with native_instance(tmp_path, metrics_port=port) as temper:
+        api = temper.start_api()
+        with temper.client() as client:
+            client.get("/jobs/job_made_up")
+            client.get("/v1/jobs")
+            client.get("/made/up")
+            assert client.get("/metrics").status_code == 404
+        text = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
+        api.terminate()
+        api.wait(10)
+    said = told(text)
+    counted = "temper_http_requests_total"
+    assert said[counted, ("method", "GET"), ("route", "/jobs/{job_id}"), ("status", "404")] == 1
+    assert said["temper_http_request_seconds_count", ("route", "/jobs/{job_id}")] == 1
+    assert said[counted, ("method", "any"), ("route", "none"), ("status", "404")] == 2
+    assert said["temper_streams_open",] == 0
+    assert "made_up" not in text
+    assert "made/up" not in text
