@@ -18,7 +18,7 @@ from fastapi.responses import Response
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from app import schemas
+from app import quotas, schemas
 from app.jobs import NotAllowed
 from app.storage import StorageFull, StorageUnavailable
 from core.advice import FieldError
@@ -228,6 +228,17 @@ class IdempotencyKeyReused(Problem):
     status, code = 422, "idempotency_key_reused"
 
 
+class QuotaExceeded(Problem):
+    """The project has as much as it may of what `quota` names: `limit` is the most there may be, `used` what
+    there would be. GET /me shows all limits of a project; an operator changes them with PATCH /projects/{id}."""
+
+    status, code = 403, "quota_exceeded"
+    schema = schemas.QuotaProblem
+
+    def __init__(self, excess: quotas.QuotaExceeded) -> None:
+        super().__init__(str(excess), extra={"quota": excess.quota, "limit": excess.limit, "used": excess.used})
+
+
 class RateLimited(Problem):
     """The key, or an address that has sent many wrong keys, asks too often. Try again after the seconds in Retry-After.
     The headers RateLimit-Policy and RateLimit tell how many requests a key has left, before there are none."""
@@ -318,7 +329,15 @@ def name_media_type(document: dict[str, Any]) -> dict[str, Any]:
 
 def install(app: FastAPI) -> None:
     """Let the one handler answer for every error."""
-    for kind in (Problem, RequestValidationError, HTTPException, OperationalError, StorageUnavailable, Exception):
+    for kind in (
+        Problem,
+        RequestValidationError,
+        HTTPException,
+        OperationalError,
+        StorageUnavailable,
+        quotas.QuotaExceeded,
+        Exception,
+    ):
         app.add_exception_handler(kind, _answer)
 
 
@@ -355,6 +374,8 @@ def _as_problem(request: Request, error: Exception) -> Problem:
             return _invalid(request, error)
         case HTTPException():
             return _refused(error)
+        case quotas.QuotaExceeded():
+            return QuotaExceeded(error)
         case OperationalError():
             return _unavailable(error)
         case StorageFull():

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import webhooks
+from app import quotas, usage, webhooks
 from app.database import now, seconds_from_now
 from app.ownership import HELD, Claim, append, change, only, owned
 from app.schemas import Action, Failure, Results, Status
@@ -182,16 +182,40 @@ def _same_request(session: Session, job: Job) -> Job:
 
 
 def claim(
-    session: Session, *, worker: str, lease_seconds: float, patience: Patience, gpus: int | None = None
+    session: Session,
+    *,
+    worker: str,
+    lease_seconds: float,
+    patience: Patience,
+    gpus: int | None = None,
+    running_quota: int | None = None,
 ) -> Claim | None:
     """Take the next waiting job, those of lost workers included; None when nothing waits that asks for as many GPUs at
-    most."""
+    most, of a project with room for it. `running_quota` is what a project may have running that has no own limit."""
     expire(session, patience)
     due = or_(Job.not_before.is_(None), Job.not_before <= now())
-    waiting = select(Job.id).where(Job.status == "queued", due).order_by(Job.priority.desc(), Job.id).limit(1)
+    may_run = Job.project_id.not_in(quotas.barred(running_quota))
+    waiting = select(Job.id).where(Job.status == "queued", due, may_run).order_by(Job.priority.desc(), Job.id).limit(1)
     if gpus is not None:
         waiting = waiting.where(gpus >= GPUS)
-    claimed = _move(
+    with session.begin_nested() as place:
+        claimed = _take(session, waiting, worker=worker, lease_seconds=lease_seconds)
+        if claimed and quotas.is_over(session, claimed[0].project_id, running_quota):
+            # Another worker took the project's last place at the same moment.
+            place.rollback()
+            return None
+    if not claimed:
+        return None
+    job = claimed[0]
+    session.add(Attempt(job_id=job.id, epoch=job.epoch, worker=worker))
+    if job.stop_requested:
+        # The worker that was asked is gone; so that nobody has to ask again.
+        _move(session, "stopping", Job.id == job.id)
+    return Claim(job.id, job.epoch, parse(job.spec))
+
+
+def _take(session: Session, waiting: Select[str], *, worker: str, lease_seconds: float) -> Sequence[Job]:
+    return _move(
         session,
         "running",
         Job.id == waiting.with_for_update(skip_locked=True).scalar_subquery(),
@@ -206,14 +230,6 @@ def claim(
         progress=None,
         results=None,
     )
-    if not claimed:
-        return None
-    job = claimed[0]
-    session.add(Attempt(job_id=job.id, epoch=job.epoch, worker=worker))
-    if job.stop_requested:
-        # The worker that was asked is gone; so that nobody has to ask again.
-        _move(session, "stopping", Job.id == job.id)
-    return Claim(job.id, job.epoch, parse(job.spec))
 
 
 def gpus_wanted(session: Session, *, seconds: float) -> Sequence[int]:
@@ -324,6 +340,8 @@ def remove(session: Session, job_id: str) -> None:
     job = _lock(session, job_id)
     if job.status not in TERMINAL:
         raise NotAllowed(job)
+    usage.remember(session, job_id)
+    session.flush()
     session.execute(delete(Job).where(Job.id == job_id))
 
 

@@ -36,6 +36,7 @@ from app.routes import (
     models,
     projects,
     uploads,
+    usage,
     webhooks,
 )
 from app.settings import Settings
@@ -98,6 +99,7 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
         uploads,
         keys,
         projects,
+        usage,
         health,
     ):
         router.include_router(part.router)

@@ -59,6 +59,18 @@ class Settings(BaseSettings):
     """The time in which the requests of a key are counted, in whole seconds."""
     auth_failures: int = Field(default=100, ge=1)
     """Wrong API keys in a minute after which an address is not listened to, but with a key that was right before."""
+    quota_queued_jobs: int | None = Field(default=1000, ge=0)
+    """Waiting jobs that a project may have, unless it has a limit of its own; so with all quotas."""
+    quota_running_jobs: int | None = Field(default=None, ge=0)
+    """Running jobs that a project may have; those above it wait. By default any number."""
+    quota_gpu_seconds_per_month: int | None = Field(default=None, ge=0)
+    """GPU seconds that a project may use in a calendar month (UTC); what runs then goes on. By default any number."""
+    quota_stored_bytes: int | None = Field(default=None, ge=0)
+    """Bytes that may be stored for a project; by default any number."""
+    quota_streams_per_key: int | None = Field(default=None, ge=0)
+    """Event streams that one key may have open at one API process; by default any number."""
+    quota_keys: int | None = Field(default=100, ge=1)
+    """Valid API keys that a project may have."""
     max_streams: int = Field(default=200, ge=1)
     """Event streams that one API process serves at once."""
     max_stream_seconds: float = Field(default=900, gt=0)

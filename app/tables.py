@@ -173,6 +173,25 @@ class Attempt(Table):
     """Their bytes."""
 
 
+class PastAttempt(Table):
+    """What remains of an attempt whose job was deleted: what it has used."""
+
+    __tablename__ = "past_attempts"
+
+    job_id: Mapped[str] = mapped_column(primary_key=True)
+    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
+    kind: Mapped[str]
+    dataset: Mapped[str]
+    base_model: Mapped[str | None]
+    gpus: Mapped[int]
+    """0 on a CPU."""
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime]
+
+    __table_args__ = (Index("ix_past_attempts_of_project", project_id, "ended_at"),)
+
+
 class Event(Table):
     """One entry of a job's history, numbered from 1 without gaps in the order of commits."""
 

@@ -13,7 +13,7 @@ from threading import Event, Thread
 
 from sqlalchemy.exc import OperationalError
 
-from app import jobs, relay, uploads, webhooks
+from app import jobs, quotas, relay, uploads, webhooks
 from app.database import Database
 from app.queue import Doorbell, needs
 from app.settings import Settings
@@ -95,6 +95,12 @@ def clear_uploads_away(premises: Premises) -> None:
     uploads.sweep(premises.database, premises.store)
 
 
+def watch_gpu_time(premises: Premises) -> None:
+    """Stop claiming jobs of projects whose GPU time of this month is used up."""
+    with premises.database.writing() as session:
+        quotas.watch_gpu_time(session, premises.settings)
+
+
 CHORES: Sequence[Chore] = (
     Chore("take back expired jobs", 15, take_back_expired_jobs),
     Chore("ring for waiting jobs again", 10, ring_again),
@@ -102,6 +108,7 @@ CHORES: Sequence[Chore] = (
     Chore("forget old deliveries", 3600, forget_old_deliveries),
     Chore("verify uploads", 2, verify_uploads),
     Chore("clear uploads away", 60, clear_uploads_away),
+    Chore("look at the GPU time of projects", 60, watch_gpu_time),
 )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, field
 
@@ -22,10 +23,12 @@ class _Waiter:
 
 
 class Watch:
-    """The poller. `streams` counts the event streams it feeds; `stopping` says that all waiting must end."""
+    """The poller. `streams` counts the event streams it feeds, `streams_of` those of each key; `stopping` says that all
+    waiting must end."""
 
     def __init__(self, database: Database, *, every: float) -> None:
         self.streams = 0
+        self.streams_of: Counter[str] = Counter()
         self.stopping = False
         self._database = database
         self._every = every

@@ -58,6 +58,7 @@ def _claim(place: Workplace) -> Claim | None:
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease_seconds=place.settings.lease_seconds,
             patience=Patience.of(place.settings),
+            running_quota=place.settings.quota_running_jobs,
             gpus=place.settings.most_gpus,
         )
 

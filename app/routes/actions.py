@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
-from app import jobs, schemas
+from app import jobs, quotas, schemas
 from app.auth import ProjectId, needs
 from app.dependencies import JobId, Json, TheService, Writing
 from app.errors import (
@@ -21,6 +21,7 @@ from app.errors import (
     InvalidSpec,
     MalformedBody,
     NotFound,
+    QuotaExceeded,
     UnsupportedMediaType,
     problems,
 )
@@ -74,7 +75,7 @@ def cancel_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schema
 @router.post(
     "/jobs/{job_id}/retry",
     status_code=201,
-    responses={201: {"headers": CREATED}, **problems(NotFound, ActionNotAllowed)},
+    responses={201: {"headers": CREATED}, **problems(NotFound, ActionNotAllowed, QuotaExceeded)},
     dependencies=_MAY,
 )
 def retry_job(
@@ -87,6 +88,8 @@ def retry_job(
         created = jobs.retry(session, job.id)
     except jobs.NotAllowed as refusal:
         raise ActionNotAllowed("retry", refusal) from None
+    if not created.replayed:
+        quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
     service.doorbell.ring_after_commit(session, parse(created.job.spec))
     return show_created(created, response)
 
@@ -115,6 +118,7 @@ class Clone(BaseModel):
             InvalidBody,
             InvalidParameter,
             IdempotencyKeyReused,
+            QuotaExceeded,
         ),
     },
     dependencies=[*_MAY, Json],

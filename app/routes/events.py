@@ -9,11 +9,13 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
-from app import jobs, reading, schemas, tables
-from app.auth import ProjectId, needs
+from app import jobs, quotas, reading, schemas, tables
+from app.auth import TheCaller, needs
 from app.dependencies import JobId, Once, Service, TheService
-from app.errors import InvalidParameter, NotFound, TooManyStreams, problems
+from app.errors import InvalidParameter, NotFound, QuotaExceeded, TooManyStreams, problems
+from app.keys import Caller
 from app.routes.jobs import the_job
+from app.watch import Watch
 from core.events import Stamped
 
 router = APIRouter(tags=["jobs"])
@@ -31,41 +33,43 @@ _PING_SECONDS = 15
             "`progress` messages without an id in between, and `end` after the last one.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
-        **problems(NotFound, InvalidParameter, TooManyStreams),
+        **problems(NotFound, InvalidParameter, QuotaExceeded, TooManyStreams),
     },
 )
 async def get_events(
     job_id: JobId,
     request: Request,
-    project_id: ProjectId,
+    caller: TheCaller,
     service: TheService,
     after: Annotated[int, Query(ge=0, le=2**53, description="Only events after this seq.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000, description="Events in one part of the list.")] = 100,
     last_event_id: Annotated[int, Header(ge=0, le=2**53, description="Where a stream goes on.")] = 0,
 ) -> Response:
     """Read the history of a job, or follow it."""
-    job, part = await run_sync(_read, service, project_id, job_id, after, limit)
+    job, part = await run_sync(_read, service, caller.project_id, job_id, after, limit)
     if "text/event-stream" not in request.headers.get("accept", ""):
         return Response(_page(part).model_dump_json(), media_type="application/json")
     if service.watch.streams >= service.settings.max_streams:
         detail = "this process serves as many event streams as it may; try again, or poll the list"
         raise TooManyStreams(detail, headers={"Retry-After": "5"})
+    await run_sync(_check_streams, service, caller)
     return StreamingResponse(
-        _stream(service, project_id, job.id, max(after, last_event_id)),
+        _stream(service, caller, job.id, max(after, last_event_id)),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _stream(service: Service, project_id: str, job_id: str, after: int) -> AsyncIterator[bytes]:
+async def _stream(service: Service, caller: Caller, job_id: str, after: int) -> AsyncIterator[bytes]:
     """Send events until the job has ended, the stream is old or the server stops; the last two are resumed."""
     watch = service.watch
     closes_at = time.monotonic() + service.settings.max_stream_seconds
     watch.streams += 1
+    watch.streams_of[caller.key_id] += 1
     try:
         yield format_sse_event(retry=3000)
-        while not watch.stopping and time.monotonic() < closes_at:
-            job, part = await run_sync(_read, service, project_id, job_id, after, 100)
+        while _may_go_on(watch, closes_at):
+            job, part = await run_sync(_read, service, caller.project_id, job_id, after, 100)
             for event in _show(part):
                 after = event.seq
                 yield format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(after))
@@ -77,10 +81,26 @@ async def _stream(service: Service, project_id: str, job_id: str, after: int) ->
             if job.progress:
                 progress = schemas.Progress.model_validate(job.progress)
                 yield format_sse_event(data_str=progress.model_dump_json(), event="progress")
-            while not await watch.change(job_id, job.version, timeout=_PING_SECONDS) and not watch.stopping:
+            while not await watch.change(job_id, job.version, timeout=_PING_SECONDS) and _may_go_on(watch, closes_at):
                 yield format_sse_event(comment="ping")
     finally:
         watch.streams -= 1
+        watch.streams_of[caller.key_id] -= 1
+        if not watch.streams_of[caller.key_id]:
+            del watch.streams_of[caller.key_id]
+
+
+def _may_go_on(watch: Watch, closes_at: float) -> bool:
+    return not watch.stopping and time.monotonic() < closes_at
+
+
+def _check_streams(service: Service, caller: Caller) -> None:
+    with service.database.reading() as session:
+        project = session.get_one(tables.Project, caller.project_id)
+    limit = quotas.limit_of(project, "streams_per_key", service.settings)
+    count = service.watch.streams_of[caller.key_id] + 1
+    if limit is not None and count > limit:
+        raise quotas.QuotaExceeded("streams_per_key", limit, count)
 
 
 def _read(

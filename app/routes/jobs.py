@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
-from app import jobs, reading, schemas, tables
+from app import jobs, quotas, reading, schemas, tables
 from app.auth import ProjectId, needs
 from app.dependencies import JobId, Json, Once, Reading, Service, TheService, Writing, cursor
 from app.errors import (
@@ -28,6 +28,7 @@ from app.errors import (
     InvalidSpec,
     MalformedBody,
     NotFound,
+    QuotaExceeded,
     ReportNotReady,
     StoreUnavailable,
     UnsupportedMediaType,
@@ -119,6 +120,7 @@ class JobFilter(BaseModel):
             InvalidSpec,
             InvalidParameter,
             IdempotencyKeyReused,
+            QuotaExceeded,
         ),
     },
 )
@@ -245,11 +247,13 @@ def create_from(
     idempotency_key: str | None,
     cloned_from: str | None = None,
 ) -> schemas.Job:
-    """Queue a job with this spec. Raises IdempotencyKeyReused."""
+    """Queue a job with this spec. Raises IdempotencyKeyReused, quotas.QuotaExceeded."""
     try:
         created = jobs.create(session, project_id, spec, idempotency_key=idempotency_key, cloned_from=cloned_from)
     except jobs.KeyReused:
         raise IdempotencyKeyReused("this Idempotency-Key was used with another spec; make a new one") from None
+    if not created.replayed:
+        quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
     service.doorbell.ring_after_commit(session, spec)
     return show_created(created, response)
 

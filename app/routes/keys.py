@@ -6,9 +6,9 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from app import keys, reading, schemas, tables
+from app import keys, quotas, reading, schemas, tables
 from app.auth import TheCaller, needs
-from app.dependencies import Json, KeyId, Moment, Once, Reading, Writing, cursor
+from app.dependencies import Json, KeyId, Moment, Once, Reading, TheService, Writing, cursor
 from app.errors import (
     BodyTooLarge,
     Forbidden,
@@ -17,10 +17,11 @@ from app.errors import (
     LastAdminKey,
     MalformedBody,
     NotFound,
+    QuotaExceeded,
     UnsupportedMediaType,
     problems,
 )
-from app.routes.projects import show_project, the_project
+from app.routes.projects import show_project, show_quotas, the_project
 from core.advice import FieldError
 from core.spec import Text
 
@@ -46,9 +47,11 @@ class KeyWish(BaseModel):
     "/api_keys",
     status_code=201,
     dependencies=[needs("jobs:write"), Once, Json],
-    responses=problems(MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody, NotFound),
+    responses=problems(MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody, NotFound, QuotaExceeded),
 )
-def create_api_key(wish: KeyWish, caller: TheCaller, session: Writing, response: Response) -> schemas.NewApiKey:
+def create_api_key(
+    wish: KeyWish, caller: TheCaller, session: Writing, service: TheService, response: Response
+) -> schemas.NewApiKey:
     """Make a key. Its secret is in this answer and can never be read again. A key without the scope admin makes keys of
     its own project only, with no scope that it lacks, and with no later end."""
     project = the_project(session, caller, wish.project_id or caller.project_id)
@@ -64,6 +67,7 @@ def create_api_key(wish: KeyWish, caller: TheCaller, session: Writing, response:
         key, secret = keys.delegate(session, caller, project, name=wish.name, scopes=scopes, expires_at=expires_at)
     except keys.BeyondOwn as error:
         raise Forbidden(detail=str(error)) from None
+    quotas.check(session, project.id, service.settings, "keys")
     response.headers["Location"] = f"/api_keys/{key.id}"
     response.headers["Cache-Control"] = "no-store"
     return schemas.NewApiKey(secret=secret, **show_key(key).model_dump())
@@ -108,12 +112,15 @@ def revoke_api_key(key_id: KeyId, caller: TheCaller, session: Writing) -> schema
 
 
 @router.get("/me", responses=problems(), dependencies=[needs("jobs:read")])
-def get_me(caller: TheCaller, session: Reading) -> schemas.Me:
+def get_me(caller: TheCaller, session: Reading, service: TheService) -> schemas.Me:
     """Tell who the key is, and what it may do."""
+    project, settings = session.get_one(tables.Project, caller.project_id), service.settings
     return schemas.Me(
-        project=show_project(session.get_one(tables.Project, caller.project_id)),
+        project=show_project(project),
         key=show_key(session.get_one(tables.ApiKey, caller.key_id)),
         scopes=[scope for scope in schemas.SCOPES if scope in caller.scopes],
+        quotas=show_quotas(session, project, settings),
+        rate_limit=schemas.RateLimit(requests=settings.rate_limit, seconds=settings.rate_limit_seconds),
     )
 
 

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from app import keys, reading, schemas, tables
+from app import keys, quotas, reading, schemas, tables
 from app.auth import TheCaller, needs
-from app.dependencies import AnyProjectId, Json, Once, Reading, Writing, cursor
+from app.dependencies import AnyProjectId, Json, Once, Reading, TheService, Writing, cursor
 from app.errors import (
     BodyTooLarge,
     InvalidBody,
@@ -18,6 +18,7 @@ from app.errors import (
     UnsupportedMediaType,
     problems,
 )
+from app.settings import Settings
 from core.spec import Text
 
 router = APIRouter(tags=["projects"], dependencies=[needs("admin")])
@@ -41,6 +42,8 @@ class ProjectChange(BaseModel):
 
     name: Text | None = Field(default=None, min_length=1, max_length=128)
     """A label for people."""
+    quotas: dict[schemas.Quota, Annotated[int, Field(ge=0, le=2**62)] | None] = {}
+    """Limits of its own; null gives it the instance's again."""
 
 
 @router.post("/projects", status_code=201, responses=problems(*_BODY), dependencies=[Once, Json])
@@ -75,13 +78,24 @@ def get_project(project_id: AnyProjectId, caller: TheCaller, session: Reading) -
 
 @router.patch("/projects/{project_id}", responses=problems(*_BODY, NotFound), dependencies=[Once, Json])
 def change_project(
-    project_id: AnyProjectId, change: ProjectChange, caller: TheCaller, session: Writing
+    project_id: AnyProjectId, change: ProjectChange, caller: TheCaller, session: Writing, service: TheService
 ) -> schemas.Project:
-    """Change a project."""
+    """Change a project: its name, or how much it may have."""
     project = the_project(session, caller, project_id)
     if change.name is not None:
         project.name = change.name
+    quotas.change(project, change.quotas)
+    session.flush()
+    quotas.watch_gpu_time(session, service.settings)
     return show_project(project)
+
+
+@router.get("/projects/{project_id}/quotas", responses=problems(NotFound))
+def get_quotas(
+    project_id: AnyProjectId, caller: TheCaller, session: Reading, service: TheService
+) -> list[schemas.QuotaState]:
+    """Get what a project may have, and has."""
+    return show_quotas(session, the_project(session, caller, project_id), service.settings)
 
 
 def the_project(session: Session, caller: keys.Caller, project_id: str) -> tables.Project:
@@ -94,4 +108,18 @@ def the_project(session: Session, caller: keys.Caller, project_id: str) -> table
 
 def show_project(project: tables.Project) -> schemas.Project:
     """Show a project."""
-    return schemas.Project(id=project.id, object="project", name=project.name, created_at=project.created_at)
+    return schemas.Project(
+        id=project.id, object="project", name=project.name, created_at=project.created_at, quotas=project.quotas
+    )
+
+
+def show_quotas(session: Session, project: tables.Project, settings: Settings) -> list[schemas.QuotaState]:
+    """Show what a project may have, and has."""
+    return [
+        schemas.QuotaState(
+            quota=quota,
+            limit=quotas.limit_of(project, quota, settings),
+            used=quotas.used(session, project, quota),
+        )
+        for quota in schemas.QUOTAS
+    ]

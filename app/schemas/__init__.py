@@ -1,16 +1,18 @@
 """What the API answers with. What it accepts is `core.spec`; what a run reports is `core.events`."""
 
-from app.schemas.access import SCOPES, ApiKey, Me, NewApiKey, Project, Scope
+from app.schemas.access import SCOPES, ApiKey, Me, NewApiKey, Project, RateLimit, Scope
 from app.schemas.answer import Answer, Listed, Page, headers, page
 from app.schemas.catalogue import Architecture, Dataset, Method, Model
 from app.schemas.checkpoints import Checkpoint
 from app.schemas.jobs import Action, DryRun, Failure, Job, Links, Metric, Metrics, Progress, Result, Results, Status
-from app.schemas.problems import ConflictProblem, Problem, RateLimitProblem
+from app.schemas.problems import ConflictProblem, Problem, QuotaProblem, RateLimitProblem
 from app.schemas.service import Health, Index, Version
 from app.schemas.uploads import Purpose, Upload, UploadFailure, UploadPart, UploadRequest, UploadRequests, UploadStatus
+from app.schemas.usage import QUOTAS, GroupBy, Quota, QuotaState, Usage, UsageGroup
 from app.schemas.webhooks import Delivery, DeliveryStatus, DisabledReason, Webhook, WebhookWithSecret
 
 __all__ = [
+    "QUOTAS",
     "SCOPES",
     "Action",
     "Answer",
@@ -24,6 +26,7 @@ __all__ = [
     "DisabledReason",
     "DryRun",
     "Failure",
+    "GroupBy",
     "Health",
     "Index",
     "Job",
@@ -40,6 +43,10 @@ __all__ = [
     "Progress",
     "Project",
     "Purpose",
+    "Quota",
+    "QuotaProblem",
+    "QuotaState",
+    "RateLimit",
     "RateLimitProblem",
     "Result",
     "Results",
@@ -51,6 +58,8 @@ __all__ = [
     "UploadRequest",
     "UploadRequests",
     "UploadStatus",
+    "Usage",
+    "UsageGroup",
     "Version",
     "Webhook",
     "WebhookWithSecret",

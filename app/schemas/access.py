@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Literal, get_args
 
 from app.schemas.answer import Answer, Listed
+from app.schemas.usage import Quota, QuotaState
 
 Scope = Literal["jobs:read", "jobs:write", "files:write", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -50,6 +51,17 @@ class Project(Listed):
     """A label for people."""
     created_at: datetime
     """When it was made."""
+    quotas: dict[Quota, int]
+    """The limits that an operator gave it; for all else, the instance's hold."""
+
+
+class RateLimit(Answer):
+    """How often a key may ask."""
+
+    requests: int
+    """So many requests."""
+    seconds: int
+    """In any so many seconds."""
 
 
 class Me(Answer):
@@ -61,3 +73,7 @@ class Me(Answer):
     """The key of this request."""
     scopes: list[Scope]
     """What the key may do."""
+    quotas: list[QuotaState]
+    """What the project may have, and has."""
+    rate_limit: RateLimit
+    """How often the key may ask."""

@@ -4,6 +4,7 @@ from pydantic import Field
 
 from app.schemas.answer import Answer
 from app.schemas.jobs import Action, Status
+from app.schemas.usage import Quota
 from core.advice import FieldError
 
 
@@ -26,6 +27,17 @@ class Problem(Answer):
     """Also in the X-Request-Id header."""
     errors: list[FieldError]
     """One entry per field that is wrong."""
+
+
+class QuotaProblem(Problem):
+    """More than a project may have."""
+
+    quota: Quota
+    """Of what."""
+    limit: int
+    """The most there may be."""
+    used: float
+    """What there would be."""
 
 
 class RateLimitProblem(Problem):

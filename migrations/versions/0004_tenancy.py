@@ -25,9 +25,25 @@ def upgrade() -> None:
     op.add_column("projects", sa.Column("out_of_gpu_until", sa.DateTime(timezone=True), nullable=True))
     op.add_column("jobs", sa.Column("estimate", sa.JSON(none_as_null=True), nullable=True))
     op.create_index("ix_jobs_of_project_by_status", "jobs", ["project_id", "status"])
+    op.create_table(
+        "past_attempts",
+        sa.Column("job_id", sa.String(), nullable=False),
+        sa.Column("epoch", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("project_id", sa.String(), nullable=False),
+        sa.Column("kind", sa.String(), nullable=False),
+        sa.Column("dataset", sa.String(), nullable=False),
+        sa.Column("base_model", sa.String(), nullable=True),
+        sa.Column("gpus", sa.Integer(), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_past_attempts_project_id")),
+        sa.PrimaryKeyConstraint("job_id", "epoch", name=op.f("pk_past_attempts")),
+    )
+    op.create_index("ix_past_attempts_of_project", "past_attempts", ["project_id", "ended_at"])
 
 
 def downgrade() -> None:
+    op.drop_table("past_attempts")
     op.drop_index("ix_jobs_of_project_by_status", "jobs")
     op.drop_column("jobs", "estimate")
     op.drop_column("projects", "out_of_gpu_until")

@@ -1,0 +1,121 @@
+"""How much a project may have at once, or use in a month: the instance's defaults, and each project's own limits.
+
+Whoever adds something does so first and then checks, in the same transaction: the check waits for others who add to the
+same project, counts, and by raising takes everything back. So no two of them can both have the last place.
+"""
+
+from collections.abc import Mapping
+
+from sqlalchemy import Select, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from app import usage
+from app.database import now
+from app.ownership import HELD
+from app.schemas import QUOTAS, Quota
+from app.settings import Settings
+from app.tables import Job, Project
+
+_REMEDIES: Mapping[Quota, str] = {
+    "queued_jobs": "wait until some of them have started, or cancel some",
+    "running_jobs": "wait until some of them have ended",
+    "gpu_seconds_per_month": "wait for the first of next month (UTC)",
+    "stored_bytes": "delete jobs or files that are no longer needed",
+    "streams_per_key": "close one, or poll instead",
+    "keys": "revoke one that is no longer used",
+}
+
+
+FOR_A_JOB: tuple[Quota, ...] = ("queued_jobs", "gpu_seconds_per_month", "stored_bytes")
+"""What a project must have room in to post a job."""
+
+
+class QuotaExceeded(Exception):
+    """There would be more than the project may have."""
+
+    def __init__(self, quota: Quota, limit: int, used: float) -> None:
+        remedy = f"{_REMEDIES[quota]}, or ask the operator for a higher limit"
+        super().__init__(f"this project's limit of {quota} is {limit}, and {used:.0f} are used; {remedy}")
+        self.quota = quota
+        self.limit = limit
+        self.used = used
+
+
+def limit_of(project: Project, quota: Quota, settings: Settings) -> int | None:
+    """Say how much of something a project may have; None for no limit."""
+    own: int | None = project.quotas.get(quota)
+    default: int | None = getattr(settings, f"quota_{quota}")
+    return default if own is None else own
+
+
+def change(project: Project, wishes: Mapping[Quota, int | None]) -> None:
+    """Give a project limits of its own; None gives it the instance's again."""
+    merged: dict[str, int | None] = {**project.quotas, **dict(wishes.items())}
+    project.quotas = {quota: merged[quota] for quota in QUOTAS if merged.get(quota) is not None}
+
+
+def used(session: Session, project: Project, quota: Quota) -> float | None:
+    """Count what a project has of something; None for what is counted per key."""
+    match quota:
+        case "queued_jobs":
+            return usage.count_jobs(session, project.id, ["queued"])
+        case "running_jobs":
+            return usage.count_jobs(session, project.id, HELD)
+        case "gpu_seconds_per_month":
+            month = usage.month_of(session.scalars(select(now())).one())
+            return usage.total(usage.stretches(session, project.id, *month)).gpu_seconds
+        case "stored_bytes":
+            return usage.stored_bytes(session, project.id)
+        case "keys":
+            return usage.count_keys(session, project.id)
+        case "streams_per_key":
+            return None
+
+
+def check(session: Session, project_id: str, settings: Settings, *quotas: Quota) -> None:
+    """See that what was just added is within the project's limits. Raises QuotaExceeded."""
+    session.flush()
+    project = session.get_one(Project, project_id)
+    limits = {quota: limit_of(project, quota, settings) for quota in quotas}
+    if all(limit is None for limit in limits.values()):
+        return
+    # Other transactions that add to this project wait here; what they have committed is counted.
+    session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
+    for quota, limit in limits.items():
+        count = used(session, project, quota) or 0
+        if limit is not None and count > limit:
+            raise QuotaExceeded(quota, limit, count)
+
+
+def barred(default: int | None) -> Select[str]:
+    """Select the projects of which no job may be claimed now: those that have as many running as they may, and those
+    whose GPU time is used up. `default` is the instance's limit of running jobs."""
+    limit = func.coalesce(Project.quotas["running_jobs"].as_integer(), default)
+    running = select(Job.project_id, func.count().label("count")).where(Job.status.in_(HELD))
+    counted = running.group_by(Job.project_id).subquery()
+    at_limit = func.coalesce(counted.c.count, 0) >= limit
+    projects = select(Project.id).outerjoin(counted, counted.c.project_id == Project.id)
+    return projects.where(or_(at_limit, Project.out_of_gpu_until > now()))
+
+
+def is_over(session: Session, project_id: str, default: int | None) -> bool:
+    """Whether a project has more running jobs than it may, this transaction's claim included. Others who claim of it
+    wait until this transaction ends."""
+    project = session.get_one(Project, project_id)
+    limit: int | None = project.quotas.get("running_jobs", default)
+    if limit is None:
+        return False
+    session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
+    return usage.count_jobs(session, project_id, HELD) > limit
+
+
+def watch_gpu_time(session: Session, settings: Settings) -> None:
+    """Let no more jobs be claimed of projects that have used up the GPU time of this month, and of the others again."""
+    moment = session.scalars(select(now())).one()
+    _, next_month = usage.month_of(moment)
+    for project in session.scalars(select(Project)).all():
+        limit = limit_of(project, "gpu_seconds_per_month", settings)
+        is_out = limit is not None and (used(session, project, "gpu_seconds_per_month") or 0) >= limit
+        until = next_month if is_out else None
+        if until != project.out_of_gpu_until:
+            session.execute(update(Project).where(Project.id == project.id).values(out_of_gpu_until=until))

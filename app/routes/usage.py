@@ -1,0 +1,58 @@
+"""What the project of the key has used."""
+
+from datetime import datetime, timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from sqlalchemy import select
+
+from app import schemas, usage
+from app.auth import ProjectId, needs
+from app.database import now
+from app.dependencies import Moment, Once, Reading
+from app.errors import InvalidParameter, problems
+from core.advice import FieldError
+
+router = APIRouter(tags=["usage"], dependencies=[needs("jobs:read")])
+
+_LONGEST = timedelta(days=731)
+
+
+@router.get("/usage", responses=problems(InvalidParameter), dependencies=[Once])
+def get_usage(
+    project_id: ProjectId,
+    session: Reading,
+    since: Annotated[
+        Moment | None, Query(alias="from", description="From when on; by default from the first of this month, in UTC.")
+    ] = None,
+    until: Annotated[Moment | None, Query(alias="to", description="Until when; by default until now.")] = None,
+    group_by: Annotated[
+        schemas.GroupBy | None, Query(description="Divide the time by this, too. Days and months are those of UTC.")
+    ] = None,
+) -> schemas.Usage:
+    """Get what the project has used: jobs by status, worker time and GPU time, stored bytes."""
+    moment: datetime = session.scalars(select(now())).one()
+    since, until = since or usage.month_of(moment)[0], until or moment
+    if not timedelta(0) <= until - since <= _LONGEST:
+        detail = f"choose a time from 0 to {_LONGEST.days} days after `from`, which is {since.isoformat()}"
+        raise InvalidParameter([FieldError(pointer="/to", code="out_of_range", detail=detail)])
+    parts = usage.stretches(session, project_id, since, until)
+    whole = usage.total(parts)
+    return schemas.Usage(
+        object="usage",
+        since=since,
+        until=until,
+        jobs=usage.jobs_by_status(session, project_id, since, until),
+        worker_seconds=whole.worker_seconds,
+        gpu_seconds=whole.gpu_seconds,
+        stored_bytes=usage.stored_bytes(session, project_id),
+        groups=[
+            schemas.UsageGroup(
+                group=each.group,
+                jobs=each.jobs,
+                worker_seconds=each.worker_seconds,
+                gpu_seconds=each.gpu_seconds,
+            )
+            for each in (usage.totals(parts, group_by) if group_by else [])
+        ],
+    )
