@@ -306,6 +306,8 @@ def declare(*classes: type[Problem]) -> dict[int | str, dict[str, Any]]:
     declared: dict[int | str, dict[str, Any]] = {"default": rest}
     for problem in classes:
         same = declared.setdefault(problem.status, {"model": problem.schema, "description": ""})
+        if same["model"] is not problem.schema:
+            same["model"] = schemas.Problem  # what all of them have
         explanation = " ".join(problem.explanation().split())
         same["description"] = f"{same['description']} `{problem.code}`: {explanation}".strip()
     return declared
