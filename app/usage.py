@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import case, exists, func, or_, select
 from sqlalchemy.orm import Session
 
+from app import uploads
 from app.database import Timestamp, now
 from app.schemas import GroupBy, Status
 from app.tables import ApiKey, Attempt, Checkpoint, Job, PastAttempt, State
@@ -109,7 +110,7 @@ def count_keys(session: Session, project_id: str) -> int:
 
 
 def stored_bytes(session: Session, project_id: str) -> int:
-    """Add up what the object store keeps for a project's jobs."""
+    """Add up what the object store keeps for a project: what its jobs have saved, their logs, and its uploads."""
     # The best weights of a run that has failed are a state and a checkpoint, and one file.
     also_checkpoint = exists().where(Checkpoint.job_id == State.job_id, Checkpoint.key == State.key)
     state_size = case((also_checkpoint, 0), else_=State.size)
@@ -118,7 +119,7 @@ def stored_bytes(session: Session, project_id: str) -> int:
         select(func.coalesce(func.sum(size), 0)).join(Job, Job.id == job_id).where(Job.project_id == project_id)
         for size, job_id in tables
     ]
-    return sum(int(session.scalars(each).one()) for each in sizes)
+    return sum(int(session.scalars(each).one()) for each in sizes) + uploads.room_taken(session, project_id)
 
 
 def remember(session: Session, job_id: str) -> None:
