@@ -109,6 +109,13 @@ class ReportNotReady(Problem):
     status, code = 404, "report_not_ready"
 
 
+class NoLog(Problem):
+    """The attempt has no log: it has not begun, or nothing of its log has been stored yet. GET /jobs/{id}/attempts
+    shows how much there is of each; with follow=true the answer waits for it."""
+
+    status, code = 404, "no_log"
+
+
 class MethodNotAllowed(Problem):
     """The address exists, but not for this HTTP method: the Allow header names the ones there are."""
 

@@ -26,6 +26,7 @@ from app.metrics import CountRequests, Metrics
 from app.queue import open_doorbell
 from app.routes import (
     actions,
+    attempts,
     checkpoints,
     datasets,
     events,
@@ -90,6 +91,7 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
     for part in (
         jobs,
         actions,
+        attempts,
         events,
         checkpoints,
         models,

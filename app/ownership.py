@@ -49,6 +49,11 @@ def attempt_prefix(job_id: str, epoch: int) -> str:
     return f"{job_prefix(job_id)}/attempts/{epoch}"
 
 
+def log_key(job_id: str, epoch: int, part: int) -> str:
+    """Where a part of an attempt's log lies in the object store; parts count from 1."""
+    return f"{attempt_prefix(job_id, epoch)}/logs/{part:06}.log"
+
+
 def owned(claim: Claim) -> tuple[ColumnElement[bool], ...]:
     """The condition under which the claim still holds."""
     return Job.id == claim.job_id, Job.epoch == claim.epoch, Job.status.in_(HELD)

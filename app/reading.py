@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, and_, func, literal, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.database import Timestamp, now
-from app.tables import Checkpoint, Delivery, Event, Job, Metric, Upload, Webhook
+from app.tables import Attempt, Checkpoint, Delivery, Event, Job, Metric, Upload, Webhook
 
 Row = TypeVar("Row")
 Order = Literal["asc", "desc"]
@@ -54,6 +54,16 @@ def list_checkpoints(session: Session, job_id: str, *, after: str | None, limit:
     """List a job's checkpoints by age."""
     where = [Checkpoint.job_id == job_id]
     return list_rows(session, Checkpoint, Checkpoint.id, where, after=after, limit=limit, order="asc")
+
+
+def list_attempts(session: Session, job_id: str, *, after: int, limit: int) -> Part[Attempt]:
+    """List a job's attempts by number."""
+    return list_rows(session, Attempt, Attempt.epoch, [Attempt.job_id == job_id], after=after, limit=limit, order="asc")
+
+
+def all_attempts(session: Session, job_id: str) -> Sequence[Attempt]:
+    """Read all of a job's attempts, which are few, by number."""
+    return session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.epoch)).all()
 
 
 def find_checkpoint(session: Session, project_id: str, checkpoint_id: str) -> Checkpoint | None:

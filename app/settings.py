@@ -101,6 +101,12 @@ class Settings(BaseSettings):
     """A training process without a sign of life for this long, or for 20 of its steps, is killed and started anew."""
     publish_seconds: float = Field(default=1800, ge=0)
     """How long a finished run waits for the object store to take its files before its job fails."""
+    log_seconds: float = Field(default=10, gt=0)
+    """How often what a run has logged goes to the object store."""
+    max_log_bytes: int = Field(default=16 * 1024 * 1024, ge=4096)
+    """Most bytes of one attempt's log that are kept."""
+    state_retention_days: float = Field(default=30, ge=0)
+    """How long the states of a failed or cancelled job are kept for a retry."""
     max_losses: int = Field(default=5, ge=1)
     """A job whose worker or training process has vanished this many times fails."""
     max_losses_in_place: int = Field(default=3, ge=1)

@@ -13,7 +13,7 @@ from threading import Event, Thread
 
 from sqlalchemy.exc import OperationalError
 
-from app import jobs, quotas, relay, uploads, webhooks
+from app import jobs, quotas, relay, sweeping, uploads, webhooks
 from app.database import Database
 from app.queue import Doorbell, needs
 from app.settings import Settings
@@ -101,8 +101,20 @@ def watch_gpu_time(premises: Premises) -> None:
         quotas.watch_gpu_time(session, premises.settings)
 
 
+def sweep_states(premises: Premises) -> None:
+    """Let go of the states that nobody has retried from."""
+    sweeping.sweep_states(premises.database, premises.store, days=premises.settings.state_retention_days)
+
+
+def sweep_orphans(premises: Premises) -> None:
+    """Remove the files that belong to nothing."""
+    sweeping.sweep_orphans(premises.database, premises.store)
+
+
 CHORES: Sequence[Chore] = (
     Chore("take back expired jobs", 15, take_back_expired_jobs),
+    Chore("sweep states", 600, sweep_states),
+    Chore("sweep orphans", 3600, sweep_orphans),
     Chore("ring for waiting jobs again", 10, ring_again),
     Chore("send webhooks", 1, send_webhooks),
     Chore("forget old deliveries", 3600, forget_old_deliveries),

@@ -24,7 +24,7 @@ app = typer.Typer(
 app.add_typer(access.keys, name="keys")
 app.add_typer(access.projects, name="projects")
 
-_STATUSES = "queued, running, succeeded, failed, cancelling or cancelled"
+_STATUSES = "queued, running, pausing, paused, stopping, cancelling, succeeded, failed or cancelled"
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job, as submit and list show it.")]
 
 
@@ -175,6 +175,85 @@ def cancel(job_id: JobId, output: Output = "text") -> None:
     with Temper() as temper:
         job = temper.cancel(job_id)
     show(job, f"{job.id} is {job.status}", output)
+
+
+@app.command()
+def pause(job_id: JobId, output: Output = "text") -> None:
+    """Put a running job aside; resume goes on from there."""
+    with Temper() as temper:
+        job = temper.pause(job_id)
+    show(job, f"{job.id} is {job.status}", output)
+
+
+@app.command()
+def resume(job_id: JobId, output: Output = "text") -> None:
+    """Queue a paused job again."""
+    with Temper() as temper:
+        job = temper.resume(job_id)
+    show(job, f"{job.id} is {job.status}", output)
+
+
+@app.command()
+def stop(job_id: JobId, output: Output = "text") -> None:
+    """Have a running training deliver the best weights so far."""
+    with Temper() as temper:
+        job = temper.stop(job_id)
+    show(job, f"{job.id} is {job.status}", output)
+
+
+@app.command()
+def retry(job_id: JobId, output: Output = "text") -> None:
+    """Make a new job that goes on where a failed or cancelled one ended."""
+    with Temper() as temper:
+        job = temper.retry(job_id)
+    show(job, f"{job.id} goes on where {job_id} ended, and is {job.status}", output)
+
+
+@app.command()
+def clone(
+    job_id: JobId,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the spec, as in --set seed=1; null is the default."),
+    ] = None,
+    output: Output = "text",
+) -> None:
+    """Make a new job with the spec of another one, and changes."""
+    overrides: dict[str, Any] = {}
+    for change in changes or []:
+        _set(overrides, change)
+    with Temper() as temper:
+        job = temper.clone(job_id, overrides)
+    show(job, f"{job.id} is {job.status}; follow it with: temper watch {job.id}", output)
+
+
+@app.command()
+def delete(job_id: JobId) -> None:
+    """Delete a job that has ended, with its checkpoints, report and logs."""
+    with Temper() as temper:
+        temper.delete(job_id)
+    typer.echo(f"{job_id} is deleted")
+
+
+@app.command()
+def attempts(job_id: JobId, output: Output = "text") -> None:
+    """List who has worked at a job, and what came of it."""
+    with Temper() as temper:
+        found = list(temper.attempts(job_id))
+    show(found, display.attempts_table(found) if found else "no attempts yet", output)
+
+
+@app.command()
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    tail: Annotated[int | None, typer.Option(min=0, help="Only so many lines from the end.")] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Of this attempt; by default the last one.")] = None,
+) -> None:
+    """Show what a job's training process wrote, and what its supervisor did."""
+    with Temper() as temper:
+        for text in temper.logs(job_id, attempt=attempt, tail=tail, follow=follow):
+            typer.echo(text, nl=False)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from client.records import ApiKey, Dataset, DryRun, Job, Method, Model, Project, Result
+from client.records import ApiKey, Attempt, Dataset, DryRun, Job, Method, Model, Project, Result
 from core.catalog import NORMS, Norm
 from core.events import Rate, Report, Reports, Stamped
 
@@ -124,6 +124,23 @@ def accuracy_table(
         change = [_change(rates[0], rates[-1])] if len(rates) > 1 else []
         table.add_row(label, *map(_with_interval, rates), *change, style="bold" if label == "union" else "")
     return Group(f"accuracy in % on {total} test points, protocol {protocol}, 95 % intervals", table)
+
+
+def attempts_table(attempts: Iterable[Attempt]) -> RenderableType:
+    """Show who has worked at a job."""
+    table = _table("attempt", "worker", "device", "began", "ended", "outcome", "from step", "cause")
+    for attempt in attempts:
+        table.add_row(
+            str(attempt.number),
+            attempt.worker,
+            attempt.device or "",
+            f"{attempt.started_at.astimezone():%Y-%m-%d %H:%M:%S}",
+            f"{attempt.ended_at.astimezone():%H:%M:%S}" if attempt.ended_at else "",
+            attempt.outcome or "running",
+            "" if attempt.resumed_step is None else str(attempt.resumed_step),
+            escape(attempt.cause or ""),
+        )
+    return table
 
 
 def models_table(models: Iterable[Model]) -> RenderableType:

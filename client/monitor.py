@@ -93,6 +93,12 @@ class _Bars:
                 self._begin("starting")
             case "job.recovered" | "job.handed_back":
                 self._begin("waiting for another worker")
+            case "job.pausing" | "job.stopping" | "job.cancelling":
+                self._live.console.print(event_line(event))
+            case "job.paused":
+                self._begin("paused, until somebody resumes it")
+            case "job.resumed":
+                self._begin("waiting for a worker")
             case "job.succeeded":
                 self._finish()
 

@@ -99,7 +99,7 @@ class Job(Record):
     kind: str
     """finetune, train or evaluate."""
     status: str
-    """queued, running, succeeded, failed, cancelled, or another state of a newer service."""
+    """queued, running, pausing, paused, stopping, cancelling, succeeded, failed, cancelled, or a newer one."""
     phase: str | None
     """What the run does now: preparing, training, evaluating, publishing."""
     is_terminal: bool
@@ -122,6 +122,12 @@ class Job(Record):
     """The user's own pairs."""
     attempt: int
     """How often a worker has claimed it."""
+    stopped_early: bool = False
+    """Whether the run was stopped before its last step."""
+    retry_of: str | None = None
+    """The failed or cancelled job from whose last state this one goes on."""
+    cloned_from: str | None = None
+    """The job whose spec this one varies."""
     progress: Progress | None
     """How far the current attempt is."""
     failure: Failure | None
@@ -130,6 +136,27 @@ class Job(Record):
     """Its table, once there is a row."""
     checkpoint: str | None
     """Id of its latest checkpoint."""
+
+
+class Attempt(Record):
+    """One claim of a job by one worker."""
+
+    number: int
+    """From 1."""
+    worker: str
+    """Who had it: machine and process."""
+    device: str | None
+    """What the training process computed on."""
+    started_at: datetime
+    """When the worker claimed the job."""
+    ended_at: datetime | None
+    """When it let go of it, or was no longer heard of."""
+    outcome: str | None
+    """succeeded, failed, cancelled, paused, handed_back or lost; None while it runs."""
+    cause: str | None
+    """Why it was lost or has failed."""
+    resumed_step: int | None
+    """The training step of the state that it went on from; None where it began anew."""
 
 
 class DryRun(Record):

@@ -19,6 +19,7 @@ from client.errors import Answered, NoCheckpoint, StillRunning, TemperError, Unr
 from client.records import (
     Answer,
     ApiKey,
+    Attempt,
     Checkpoint,
     Dataset,
     DryRun,
@@ -185,8 +186,62 @@ class Temper:
 
     def cancel(self, job_id: str) -> Job:
         """Ask for a job to be cancelled; return it as it then stands. It keeps what it has delivered."""
-        answer = self._connection.request("POST", f"{_path(job_id)}/cancel", patience=self._patience)
+        return self._ask(job_id, "cancel")
+
+    def pause(self, job_id: str) -> Job:
+        """Ask for a running job to be put aside, with its state saved and its worker freed; return it as it stands."""
+        return self._ask(job_id, "pause")
+
+    def resume(self, job_id: str) -> Job:
+        """Queue a paused job again; return it as it then stands."""
+        return self._ask(job_id, "resume")
+
+    def stop(self, job_id: str) -> Job:
+        """Ask a running training to deliver the best weights so far; return it as it then stands."""
+        return self._ask(job_id, "stop")
+
+    def retry(self, job_id: str) -> Job:
+        """Queue a new job that goes on where a failed or cancelled one ended; return it. A job has one retry."""
+        return self._ask(job_id, "retry")
+
+    def clone(
+        self, job_id: str, overrides: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> Job:
+        """Queue a new job whose spec is this one's with the overrides merged in; None takes a default anew."""
+        answer = self._connection.request(
+            "POST",
+            f"{_path(job_id)}/clone",
+            patience=self._patience,
+            json={"overrides": dict(overrides or {})},
+            headers={"Idempotency-Key": idempotency_key or str(uuid.uuid4())},
+        )
         return read(Job, answer.content)
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, with all its files."""
+        self._connection.request("DELETE", _path(job_id), patience=self._patience)
+
+    def attempts(self, job_id: str) -> Iterator[Attempt]:
+        """Go through a job's attempts, the first one first."""
+        return self._items(Page[Attempt], f"{_path(job_id)}/attempts")
+
+    def logs(
+        self, job_id: str, *, attempt: int | None = None, tail: int | None = None, follow: bool = False
+    ) -> Iterator[str]:
+        """Go through the log of an attempt, by default the last one that has one, piece by piece.
+
+        tail: only so many lines from the end. follow: go on until the job has ended. Raises Unreachable where the
+        connection breaks.
+        """
+        given = {"attempt": attempt, "tail": tail, "follow": "true" if follow else None}
+        params = {name: value for name, value in given.items() if value is not None}
+        timeout = httpx2.Timeout(self._timeout, read=None if follow else self._timeout)
+        try:
+            path = f"{_path(job_id)}/logs"
+            with self._connection.stream(path, headers={}, params=params, timeout=timeout) as response:
+                yield from response.iter_text()
+        except httpx2.TransportError as error:
+            raise self._connection.unreachable(error) from error
 
     def metrics(self, job_id: str) -> Metrics:
         """Fetch a job's training curve."""
@@ -293,6 +348,10 @@ class Temper:
         if job.checkpoint is None:
             raise NoCheckpoint(f"{job.id} has no checkpoint{'' if job.is_terminal else ' yet'}: it is {job.status}")
         return job.checkpoint
+
+    def _ask(self, job_id: str, action: str) -> Job:
+        answer = self._connection.request("POST", f"{_path(job_id)}/{action}", patience=self._patience)
+        return read(Job, answer.content)
 
     def _get(self, kind: type[Answer], path: str, params: Mapping[str, str] | None = None) -> Answer:
         return read(kind, self._connection.request("GET", path, patience=self._patience, params=params).content)

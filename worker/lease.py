@@ -89,6 +89,13 @@ class Lease:
         """Pass on to this process, from now on, what is asked of the run."""
         self._process = trainer, watchdog
 
+    @property
+    def why(self) -> str:
+        """Say why the process was asked to end or killed, as the end of a sentence."""
+        if self.killed:
+            return f": it was killed, for {self.killed}"
+        return ", as it was asked to" if self.ending.is_set() else ""
+
     def _keep_guard(self) -> None:
         while not self._released.wait(self._tick):
             self._pulse.beat()

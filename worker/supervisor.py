@@ -30,6 +30,7 @@ from app.storage import ObjectStore, StorageFull, StorageUnavailable
 from core import events as reported
 from worker.delivery import Delivery, Postponed, fetch_states, remove_states
 from worker.lease import Lease
+from worker.logbook import Logbook
 from worker.machine import count_gpus
 from worker.pulse import Pulse
 from worker.trainer import Trainer
@@ -87,7 +88,11 @@ def run(claim: Claim, place: Workplace) -> None:
                 claim, database=place.database, settings=place.settings, stopping=place.stopping, pulse=place.pulse
             ) as lease,
         ):
-            ending = _find_ending(lease, claim, place) or _run_in(folder, lease, claim, place)
+            ending = _find_ending(lease, claim, place)
+            if ending is None:
+                with Logbook(claim, lease, folder, store=place.store, settings=place.settings) as logbook:
+                    ending = _run_in(folder, lease, logbook, claim, place)
+                    logbook.store(whole=True)
             lease.write(ending)
     except LostOwnership:
         log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.epoch)
@@ -137,31 +142,37 @@ def _read_report(key: str, sha256: str, store: ObjectStore) -> reported.Reports 
     return None
 
 
-def _run_in(folder: Path, lease: Lease, claim: Claim, place: Workplace) -> Ending:
+def _run_in(folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: Workplace) -> Ending:
     """Run the training process and deliver its files; choose how the row learns of the end."""
     try:
-        _begin_with_states(folder, lease, claim, place)
+        logbook.note(f"attempt {claim.epoch} begins")
+        _begin_with_states(folder, lease, logbook, claim, place)
         command = place.command(claim, folder, place.inventory)
         launches = getattr(claim.spec, "gpus", 1) > 1
-        with Trainer(command, log=folder / "stderr.log", launches=launches) as trainer:
+        with Trainer(command, log=logbook.path, launches=launches) as trainer:
             watchdog = Watchdog(folder, stall_seconds=place.settings.stall_seconds)
             lease.watch_over(trainer, watchdog)
             delivery = Delivery(claim, lease, folder, store=place.store, settings=place.settings)
             last = _follow(trainer, watchdog, lease, claim, delivery)
             if not isinstance(last, reported.Finished):
                 delivery.take_what_is_left()
-            return _ending(last, trainer, lease, claim, place)
+            ending = _ending(last, trainer, lease, claim, place)
+            logbook.note(f"the training process has ended with exit code {trainer.wait()}{lease.why}")
+            return ending
     except StorageUnavailable as error:
+        logbook.note(f"the files cannot be stored: {error}")
         return partial(jobs.fail, claim=claim, failure=_not_stored(error))
     except Postponed:
+        logbook.note("the attempt was asked to end before its files were stored")
         return partial(jobs.hand_back, claim=claim)
 
 
-def _begin_with_states(folder: Path, lease: Lease, claim: Claim, place: Workplace) -> None:
+def _begin_with_states(folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: Workplace) -> None:
     """Put the files that an earlier attempt has left for this one into its folder, as far as they can be had."""
     states = lease.write(partial(recording.states, claim=claim))
     for warning in fetch_states(folder, claim, states, lease, place.store):
         log.warning("job %s: %s", claim.job_id, warning.message)
+        logbook.note(warning.message)
         lease.write(partial(recording.record, claim=claim, events=[warning]))
 
 

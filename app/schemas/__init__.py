@@ -2,6 +2,7 @@
 
 from app.schemas.access import SCOPES, ApiKey, Me, NewApiKey, Project, RateLimit, Scope
 from app.schemas.answer import Answer, Listed, Page, headers, page
+from app.schemas.attempts import Attempt
 from app.schemas.catalogue import Architecture, Dataset, Method, Model
 from app.schemas.checkpoints import Checkpoint
 from app.schemas.jobs import Action, DryRun, Failure, Job, Links, Metric, Metrics, Progress, Result, Results, Status
@@ -18,6 +19,7 @@ __all__ = [
     "Answer",
     "ApiKey",
     "Architecture",
+    "Attempt",
     "Checkpoint",
     "ConflictProblem",
     "Dataset",

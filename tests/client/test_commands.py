@@ -215,3 +215,25 @@ def test_a_project_is_made_and_a_key_to_it(temper: Command) -> None:
     assert "jobs:read jobs:write files:write" in told
     (key,) = json.loads(temper("keys", "list", "--project", project["id"], "--output", "json").stdout)
     assert key["project_id"] == project["id"]
+
+
+def test_a_job_is_cloned_with_changes_and_shows_its_attempts_and_log(temper: Command, job_id: str) -> None:
+    attempts = json.loads(temper("attempts", job_id, "--output", "json").stdout)
+    assert [(attempt["number"], attempt["outcome"]) for attempt in attempts] == [(1, "succeeded")]
+    assert "succeeded" in temper("attempts", job_id).stdout
+    assert "attempt 1 begins" in temper("logs", job_id).stdout
+    assert temper("logs", job_id, "--tail", "1", "-f").stdout.count("\n") == 1
+    made = json.loads(temper("clone", job_id, "--set", "seed=3", "--set", "name=null", "--output", "json").stdout)
+    assert (made["cloned_from"], made["spec"]["seed"], made["spec"]["name"]) == (job_id, 3, "")
+    assert temper("cancel", made["id"]).returncode == 0
+    temper("wait", made["id"])
+    again = json.loads(temper("retry", made["id"], "--output", "json").stdout)
+    assert again["retry_of"] == made["id"]
+    assert json.loads(temper("retry", made["id"], "--output", "json").stdout)["id"] == again["id"]
+    for action in ("pause", "resume", "stop"):
+        refused = temper(action, job_id)
+        assert refused.returncode == 1
+        assert f"cannot be given the action {action}" in refused.stderr
+    assert temper("delete", made["id"]).stdout == f"{made['id']} is deleted\n"
+    assert temper("get", made["id"]).returncode == 1
+    temper("cancel", again["id"])

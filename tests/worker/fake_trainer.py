@@ -113,6 +113,8 @@ def act(name, folder):
         case "leave a child in another group" if not os.fork():
             os.setsid()
             time.sleep(600)
+        case "show environment":
+            sys.stderr.writelines(f"{name}={value}\n" for name, value in os.environ.items())
         case "print":
             print("not JSON", flush=True)
         case "fail":
@@ -152,6 +154,9 @@ def main():
     say("started", spec=spec, device="cpu", architecture="none", parameters=0, train_examples=4, test_examples=4,
         total_steps=STEPS, base_sha256=None, data_sha256="0" * 64, versions={}, commit=None)  # fmt: skip
     say("entered", phase="preparing")
+    for _ in range(int(wish.get("times", "1"))):
+        sys.stderr.write(wish.get("say", "").replace("|", "\n"))
+    sys.stderr.flush()
     evaluate(spec, "base", 1)
     train(spec, float(wish.get("seconds", "0")), folder)
     if "cut" not in wish:

@@ -1,0 +1,124 @@
+"""An attempt's log: what the training process writes for people and what its supervisor did, kept in the object store.
+
+It goes there in parts, at intervals and at the end, so that it outlives the worker. A part is real when the attempt's
+row counts it. No secret that this worker knows is in it.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from threading import Event, Lock, Thread
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from app import recording
+from app.ownership import Claim, LostOwnership, log_key
+from app.settings import Settings
+from app.storage import ObjectStore, StorageUnavailable
+from worker.lease import Lease
+
+log = logging.getLogger(__name__)
+
+_SECRET_NAME = re.compile(r".*(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|API_KEY|ACCESS_KEY).*")
+_SECRET_SHAPE = re.compile(rb"tmp_[A-Za-z0-9_]{20,}|(?<=X-Amz-Signature=)[0-9a-f]+|(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")
+_SHORTEST_SECRET = 6
+_HIDDEN = b"[hidden]"
+
+
+class Logbook:
+    """One attempt's log while it grows in a file, and the thread that stores it."""
+
+    def __init__(self, claim: Claim, lease: Lease, folder: Path, *, store: ObjectStore, settings: Settings) -> None:
+        self.path = folder / "stderr.log"
+        self.path.touch()
+        self._part = folder / "part.log"
+        self._claim = claim
+        self._lease = lease
+        self._store = store
+        self._settings = settings
+        self._secrets = sorted(_secrets(settings), key=len, reverse=True)
+        self._parts = self._read = self._stored = 0
+        self._lock = Lock()
+        self._closing = Event()
+        self._thread = Thread(target=self._keep, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    def note(self, text: str) -> None:
+        """Write a line of the supervisor's."""
+        with self.path.open("a") as file:
+            file.write(f"[temper {datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z] {text}\n")
+
+    def store(self, *, whole: bool = False) -> None:
+        """Store what is new, up to the last full line or the whole of it. A store that is away gets it next time.
+        Raises LostOwnership."""
+        with self._lock:
+            key = log_key(self._claim.job_id, self._claim.epoch, self._parts + 1)
+            try:
+                content = self._new(whole=whole)
+                if not content:
+                    return
+                self._part.write_bytes(self._without_secrets(content))
+                self._put(key)
+            except (StorageUnavailable, OSError) as error:
+                log.warning("job %s: its log cannot be stored now: %s", self._claim.job_id, error)
+                return
+            size = self._part.stat().st_size
+            self._lease.write(partial(recording.add_log, claim=self._claim, size=size))
+            self._parts += 1
+            self._read += len(content)
+            self._stored += size
+
+    def _put(self, key: str) -> None:
+        try:
+            self._store.put(key, self._part)
+        except FileExistsError:
+            # Of a try that was cut off before the row counted it; by now there is more to say.
+            self._store.delete(key)
+            self._store.put(key, self._part)
+
+    def _new(self, *, whole: bool) -> bytes:
+        left = self._settings.max_log_bytes - self._stored
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            content = file.read(max(left, 0))
+            more = bool(file.read(1))
+        if whole and not more:
+            return content
+        # A line is stored in one piece: half a secret would not be known for one.
+        return content[: content.rfind(b"\n") + 1]
+
+    def _without_secrets(self, content: bytes) -> bytes:
+        for secret in self._secrets:
+            content = content.replace(secret, _HIDDEN)
+        return _SECRET_SHAPE.sub(_HIDDEN, content)
+
+    def _keep(self) -> None:
+        while not self._closing.wait(self._settings.log_seconds):
+            try:
+                self.store()
+            except LostOwnership:
+                return
+
+
+def _secrets(settings: Settings) -> Iterator[bytes]:
+    """List what must not be shown: secrets of the settings and the environment, passwords in addresses."""
+    values = [value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)]
+    values += [urlsplit(value).password or "" for _, value in settings if isinstance(value, str) and "://" in value]
+    values += [value for name, value in os.environ.items() if _SECRET_NAME.fullmatch(name.upper())]
+    yield from {value.encode() for value in values if len(value) >= _SHORTEST_SECRET}
