@@ -571,7 +571,16 @@ def test_an_ended_job_cannot_be_cancelled(database, job_id, ended):
 
 
 def test_cancel_raced_with_success_gives_one_end(database, project):
-    for _ in range(15):
+    race_cancel_with_success(database, project, rounds=15)
+
+
+@pytest.mark.slow
+def test_cancel_raced_with_success_gives_one_end_a_thousand_times(database, project):
+    race_cancel_with_success(database, project, rounds=1000)
+
+
+def race_cancel_with_success(database, project, *, rounds):
+    for _ in range(rounds):
         job_id = create(database, project)
         held = claim(database)
         barrier = threading.Barrier(2)

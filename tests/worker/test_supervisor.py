@@ -21,6 +21,7 @@ from app.storage import LocalStore, StorageFull, StorageUnavailable
 from app.tables import Attempt, Checkpoint, Event, Job, Metric, State
 from core.events import Saved
 from core.spec import parse
+from tests import invariants
 from tests.worker.fake_worker import fake_command
 from tests.worker.processes import processes_with, wait_until
 from worker.supervisor import Workplace, core_command, run
@@ -160,6 +161,7 @@ def test_a_job_that_kills_its_process_every_time_fails_in_the_end(place, post):
     run_next(place)
     assert get(place, job_id).failure["code"] == "repeated_crash"
     assert claim(place) is None
+    invariants.check(place.database, place.store)
 
 
 def steps_told(place, attempt):
@@ -310,6 +312,7 @@ def test_a_paused_job_frees_its_worker_and_goes_on_from_where_it_was(place, post
         ("succeeded", len(first)),
     ]
     assert {attempt.device for attempt in attempts} == {"cpu"}
+    invariants.check(place.database, place.store)
 
 
 def steps_of(place, job_id, attempt):
@@ -346,6 +349,7 @@ def test_a_stopped_job_delivers_what_it_has_and_says_so(place, post):
     assert 2 <= job.progress["step"] < 10
     assert job.checkpoint_id
     assert warnings(place, job_id) == ["stopped_early"]
+    invariants.check(place.database, place.store)
 
 
 def test_a_process_that_gets_nowhere_is_killed_and_that_is_a_loss(place, post):
@@ -493,6 +497,7 @@ def test_a_state_that_could_not_be_stored_in_time_is_stored_at_the_end(place, po
         store.away.clear()
     assert get(place, job_id).status == "paused"
     assert "state-10.safetensors" in states_of(place, job_id)
+    invariants.check(place.database, place.store)
 
 
 def test_an_attempt_that_was_lost_after_it_had_delivered_everything_is_not_run_again(place, post, monkeypatch):
@@ -510,6 +515,7 @@ def test_an_attempt_that_was_lost_after_it_had_delivered_everything_is_not_run_a
     assert (job.status, job.results["after"]["union"]["value"]) == ("succeeded", 0.75)
     with place.database.reading() as session:
         assert session.scalars(select(Checkpoint.epoch)).all() == [1]
+    invariants.check(place.database, place.store)
 
 
 def test_an_attempt_that_was_lost_before_its_upload_counted_leaves_only_garbage(place, post, monkeypatch):
@@ -525,6 +531,7 @@ def test_an_attempt_that_was_lost_before_its_upload_counted_leaves_only_garbage(
     with place.database.reading() as session:
         checkpoint = session.scalars(select(Checkpoint)).one()
     assert checkpoint.epoch == 2
+    invariants.check(place.database, place.store)
     assert hashlib.sha256(b"".join(place.store.read(checkpoint.key))).hexdigest() == checkpoint.sha256
 
 
