@@ -10,6 +10,8 @@ goes on where this one was. The caller opens the transaction and commits it.
 """
 
 import hashlib
+import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -195,9 +197,12 @@ def claim(
     expire(session, patience)
     due = or_(Job.not_before.is_(None), Job.not_before <= now())
     may_run = Job.project_id.not_in(quotas.barred(running_quota))
-    waiting = select(Job.id).where(Job.status == "queued", due, may_run).order_by(Job.priority.desc(), Job.id).limit(1)
+    claimable = [Job.status == "queued", due, may_run]
     if gpus is not None:
-        waiting = waiting.where(gpus >= GPUS)
+        claimable.append(gpus >= GPUS)
+    turn = _whose_turn(session, and_(*claimable))
+    order = Job.project_id != turn, Job.priority.desc(), Job.id
+    waiting = select(Job.id).where(*claimable).order_by(*order).limit(1)
     with session.begin_nested() as place:
         claimed = _take(session, waiting, worker=worker, lease_seconds=lease_seconds)
         if claimed and quotas.is_over(session, claimed[0].project_id, running_quota):
@@ -230,6 +235,17 @@ def _take(session: Session, waiting: Select[str], *, worker: str, lease_seconds:
         progress=None,
         results=None,
     )
+
+
+def _whose_turn(session: Session, claimable: ColumnElement[bool]) -> str | None:
+    """Choose a project that has jobs to claim: of those with the fewest in workers' hands, any. So nobody's many jobs
+    hold up the one of another; what is urgent goes first among a project's own."""
+    projects = session.scalars(select(Job.project_id).where(claimable).distinct()).all()
+    if len(projects) < 2:
+        return projects[0] if projects else None
+    held = Counter(session.scalars(select(Job.project_id).where(Job.status.in_(HELD))))
+    fewest = min(held[project] for project in projects)
+    return random.choice([project for project in projects if held[project] == fewest])
 
 
 def gpus_wanted(session: Session, *, seconds: float) -> Sequence[int]:
