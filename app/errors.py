@@ -18,7 +18,7 @@ from fastapi.responses import Response
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from app import quotas, schemas
+from app import files, quotas, schemas
 from app.jobs import NotAllowed
 from app.storage import StorageFull, StorageUnavailable
 from core.advice import FieldError
@@ -114,6 +114,32 @@ class NoLog(Problem):
     shows how much there is of each; with follow=true the answer waits for it."""
 
     status, code = 404, "no_log"
+
+
+class NotExamined(Problem):
+    """The file has no report: it is still to be examined, or was refused, and `failure` of the data set or model says
+    why."""
+
+    status, code = 404, "not_examined"
+
+
+class NameTaken(Problem):
+    """The name is that of another data set or model, or of one that the catalogue or the operator of this instance has.
+    Choose another name, or delete the other one first."""
+
+    status, code = 409, "name_taken"
+
+
+class UploadNotUsable(Problem):
+    """The upload is not complete yet, was meant for something else, or is already that of another data set or model."""
+
+    status, code = 409, "upload_not_usable"
+
+
+class FileInUse(Problem):
+    """Jobs that have not ended take the data set or model in. Wait for them, or cancel them, then delete it."""
+
+    status, code = 409, "file_in_use"
 
 
 class MethodNotAllowed(Problem):
@@ -338,15 +364,17 @@ def name_media_type(document: dict[str, Any]) -> dict[str, Any]:
 
 def install(app: FastAPI) -> None:
     """Let the one handler answer for every error."""
-    for kind in (
+    kinds = (
         Problem,
         RequestValidationError,
         HTTPException,
+        files.Gone,
         OperationalError,
         StorageUnavailable,
         quotas.QuotaExceeded,
         Exception,
-    ):
+    )
+    for kind in kinds:
         app.add_exception_handler(kind, _answer)
 
 
@@ -385,6 +413,8 @@ def _as_problem(request: Request, error: Exception) -> Problem:
             return _refused(error)
         case quotas.QuotaExceeded():
             return QuotaExceeded(error)
+        case files.Gone():
+            return InvalidSpec([FieldError(pointer="", code="unknown_name", detail=f"{error}; name another")])
         case OperationalError():
             return _unavailable(error)
         case StorageFull():

@@ -20,7 +20,7 @@ from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, u
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import quotas, usage, webhooks
+from app import files, quotas, usage, webhooks
 from app.database import now, seconds_from_now
 from app.ownership import HELD, Claim, append, change, only, owned
 from app.schemas import Action, Failure, Results, Status
@@ -143,6 +143,7 @@ def create(
     """Queue a job, or find the one that this key has queued before. Raises KeyReused where that has another spec.
 
     retry_of: the job where this one goes on, which has one retry at most. cloned_from: the job whose spec it varies.
+    Raises files.Gone where what it takes in is no longer there.
     """
     body = spec.model_dump_json()
     job = Job(
@@ -167,6 +168,7 @@ def create(
             session.add(job)
     except IntegrityError:
         return Created(_same_request(session, job), replayed=True)
+    files.link(session, job, spec)
     lineage = {"retry_of": retry_of, "cloned_from": cloned_from}
     append(session, job, [("job.created", {name: value for name, value in lineage.items() if value})])
     webhooks.announce(session, job)
@@ -352,10 +354,14 @@ def retry(session: Session, job_id: str) -> Created:
 
 
 def remove(session: Session, job_id: str) -> None:
-    """Delete an ended job's rows; its files are the caller's to delete, after the commit. Raises NotAllowed."""
+    """Delete an ended job's rows; its files are the caller's to delete, after the commit. Raises NotAllowed, and
+    files.InUse where a job that has not ended starts from a checkpoint of it."""
     job = _lock(session, job_id)
     if job.status not in TERMINAL:
         raise NotAllowed(job)
+    checkpoints = select(Checkpoint.id).where(Checkpoint.job_id == job_id).with_for_update()
+    if users := files.in_use(session, session.scalars(checkpoints).all()):
+        raise files.InUse(users)
     usage.remember(session, job_id)
     session.flush()
     session.execute(delete(Job).where(Job.id == job_id))

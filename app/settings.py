@@ -156,6 +156,14 @@ class Settings(BaseSettings):
     """Bytes of one part of an upload; more where there would be more than 10,000 parts."""
     upload_seconds: float = Field(default=86400, gt=0)
     """An upload that nothing is heard of for so long is given up."""
+    examination_seconds: int = Field(default=900, ge=1)
+    """Time that the examination of an uploaded file may take."""
+    examination_memory_bytes: int = Field(default=4 * 1024**3, ge=64 * 1024**2)
+    """Memory that it may take."""
+    examination_bytes: int = Field(default=16 * 1024**3, ge=1024)
+    """Bytes that an uploaded file may unpack or decode to."""
+    cache_bytes: int = Field(default=50 * 1024**3, ge=0)
+    """Bytes of uploaded files that a worker's machine keeps for the next job; those in use come on top."""
 
     @field_validator("database_url")
     @classmethod
@@ -252,6 +260,11 @@ class Settings(BaseSettings):
         return self.data_dir / "spool"
 
     @property
+    def cache_dir(self) -> Path:
+        """Uploaded files on this machine, by their hash."""
+        return self.data_dir / "cache"
+
+    @property
     def models_dir(self) -> Path:
         """Local base models, one .safetensors file each."""
         return self.data_dir / "models"
@@ -263,7 +276,8 @@ class Settings(BaseSettings):
 
     def make_folders(self) -> None:
         """Make the folders above where they are missing."""
-        for folder in (self.objects_dir, self.work_dir, self.spool_dir, self.models_dir, self.datasets_dir):
+        folders = (self.objects_dir, self.work_dir, self.spool_dir, self.cache_dir, self.models_dir, self.datasets_dir)
+        for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
 
     @classmethod

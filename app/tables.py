@@ -9,7 +9,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from ulid import ULID
 
 from app.database import Timestamp, now
-from app.schemas import Purpose, Scope, Status, UploadStatus
+from app.schemas import FileStatus, Purpose, Scope, Status, UploadStatus
 from core.events import Phase
 
 
@@ -359,3 +359,77 @@ class Upload(Table):
     """When the last of what it had left behind was removed."""
 
     __table_args__ = (Index("ix_uploads_of_project", project_id, "id"), Index("ix_uploads_by_status", status, "id"))
+
+
+class Examined(Table):
+    """What data sets and models share: a file that a worker examines, under a lease, before jobs can name it. How they
+    get from one status to the next is in `app.files`."""
+
+    __abstract__ = True
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
+    name: Mapped[str] = mapped_column(String(128))
+    """What specs call it."""
+    status: Mapped[FileStatus] = mapped_column(String, default="pending")
+    failure: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    summary: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What lists show of the report."""
+    upload_id: Mapped[str | None]
+    """The upload that it came by, which holds the project's room as long as this row is there."""
+    filename: Mapped[str]
+    """What it is called where it comes from; never part of a path here."""
+    key: Mapped[str]
+    """Where the object store keeps the file: until it is ready what came, from then on what runs read."""
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    """Both of the object under `key`."""
+    epoch: Mapped[int] = mapped_column(default=0)
+    """How often its examination was begun; every examination's fencing token."""
+    owner: Mapped[str | None]
+    """The worker that began the last one."""
+    lease_until: Mapped[datetime | None]
+    losses: Mapped[int] = mapped_column(default=0)
+    """How often an examination has vanished."""
+    created_at: Mapped[datetime] = mapped_column(default=now())
+    finished_at: Mapped[datetime | None]
+    """When its examination ended."""
+
+
+class Dataset(Examined):
+    """Images of a project's own."""
+
+    __tablename__ = "datasets"
+
+    __table_args__ = (UniqueConstraint("project_id", "name"), Index("ix_datasets_waiting", "status", "id"))
+
+
+class Model(Examined):
+    """A base model of a project's own."""
+
+    __tablename__ = "models"
+
+    said: Mapped[dict[str, Any]]
+    """What its owner says of it, as `core.spec.ImportSpec` has it."""
+    job_id: Mapped[str | None]
+    """The job that it comes from; not a reference, for lineage outlives that job."""
+    checkpoint_id: Mapped[str | None]
+    """The checkpoint of that job."""
+
+    __table_args__ = (UniqueConstraint("project_id", "name"), Index("ix_models_waiting", "status", "id"))
+
+
+class Input(Table):
+    """A file of the project's own that a job takes in, as it was when the job was posted."""
+
+    __tablename__ = "inputs"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey(Job.id, ondelete="CASCADE"), primary_key=True)
+    field: Mapped[str] = mapped_column(primary_key=True)
+    """The field of the spec that names it."""
+    source_id: Mapped[str] = mapped_column(index=True)
+    """The data set, model or checkpoint; not a reference, for lineage outlives them."""
+    sha256: Mapped[str] = mapped_column(String(64))
+    made_by_job: Mapped[str | None]
+    made_by_checkpoint: Mapped[str | None]
+    """Where a model or checkpoint comes from."""

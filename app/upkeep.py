@@ -13,7 +13,7 @@ from threading import Event, Thread
 
 from sqlalchemy.exc import OperationalError
 
-from app import jobs, quotas, relay, sweeping, uploads, webhooks
+from app import files, jobs, quotas, relay, sweeping, uploads, webhooks
 from app.database import Database
 from app.queue import Doorbell, needs
 from app.settings import Settings
@@ -111,6 +111,19 @@ def sweep_orphans(premises: Premises) -> None:
     sweeping.sweep_orphans(premises.database, premises.store)
 
 
+def clear_files_away(premises: Premises) -> None:
+    """Take back the examinations of lost workers, and remove the objects of data sets and models that are gone."""
+    with premises.database.writing() as session:
+        for kind in files.TABLES:
+            files.expire(session, kind, max_losses=premises.settings.max_losses)
+    # Keys first: what is stored after that is nobody's leftover yet.
+    keys = [key for kind in files.TABLES for key in premises.store.keys(f"{kind}s")]
+    with premises.database.reading() as session:
+        gone = files.leftovers(session, keys)
+    for key in gone:
+        premises.store.delete(key)
+
+
 CHORES: Sequence[Chore] = (
     Chore("take back expired jobs", 15, take_back_expired_jobs),
     Chore("sweep states", 600, sweep_states),
@@ -121,6 +134,7 @@ CHORES: Sequence[Chore] = (
     Chore("verify uploads", 2, verify_uploads),
     Chore("clear uploads away", 60, clear_uploads_away),
     Chore("look at the GPU time of projects", 60, watch_gpu_time),
+    Chore("clear files away", 60, clear_files_away),
 )
 
 

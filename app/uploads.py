@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from app.database import Database, now, seconds_from_now
 from app.schemas import Purpose, UploadFailure, UploadStatus
 from app.storage import MOST_PARTS, NotStored, ObjectStore, StorageUnavailable
-from app.tables import Project, Upload, new_id
+from app.tables import Model, Project, Upload, new_id
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +99,11 @@ def reserve(session: Session, project_id: str, size: int, *, most_bytes: int) ->
 
 
 def room_taken(session: Session, project_id: str) -> int:
-    """Add up the bytes that a project's uploads hold."""
+    """Add up the bytes that a project's uploads hold, and its models that came by none: copies of checkpoints."""
     held = Upload.project_id == project_id, Upload.status.in_(HELD)
-    return int(session.scalar(select(func.coalesce(func.sum(Upload.size), 0)).where(*held)) or 0)
+    copied = Model.project_id == project_id, Model.upload_id.is_(None)
+    sums = (func.sum(Upload.size).filter(*held), func.sum(Model.size).filter(*copied))
+    return sum(int(session.scalar(select(total)) or 0) for total in sums)
 
 
 def key(upload: Upload) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from client import access, display, monitor
+from client import access, display, files, monitor
 from client.errors import TemperError
 from client.output import Output, console, show
 from client.records import Job
@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 app.add_typer(access.keys, name="keys")
 app.add_typer(access.projects, name="projects")
+app.add_typer(files.datasets, name="datasets")
+app.add_typer(files.models, name="models")
 
 _STATUSES = "queued, running, pausing, paused, stopping, cancelling, succeeded, failed or cancelled"
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job, as submit and list show it.")]
@@ -288,22 +290,6 @@ def upload(
     with Temper() as temper, display.byte_bar() as on_progress:
         sent = temper.upload(file, purpose=purpose, name=name, on_progress=on_progress)
     show(sent, f"{sent.id} is {sent.status}: {sent.filename}, {sent.bytes:,} bytes, sha256 checked", output)
-
-
-@app.command()
-def models(output: Output = "text") -> None:
-    """List the base models that a job can name."""
-    with Temper() as temper:
-        found = list(temper.models())
-    show(found, display.models_table(found), output)
-
-
-@app.command()
-def datasets(output: Output = "text") -> None:
-    """List the data sets that a job can name."""
-    with Temper() as temper:
-        found = list(temper.datasets())
-    show(found, display.datasets_table(found), output)
 
 
 @app.command()

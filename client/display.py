@@ -148,7 +148,8 @@ def models_table(models: Iterable[Model]) -> RenderableType:
     table = _table("name", "network", "data set", "robust to", "description")
     for model in models:
         robust_to = f"{model.norm} {model.eps:g}" if model.norm and model.eps else ""
-        table.add_row(model.id, model.architecture or "", model.dataset or "", robust_to, escape(model.description))
+        name = escape(_named(model))
+        table.add_row(name, model.architecture or "", model.dataset or "", robust_to, escape(model.description))
     return table
 
 
@@ -158,8 +159,45 @@ def datasets_table(datasets: Iterable[Dataset]) -> RenderableType:
     for dataset in datasets:
         images = " x ".join(map(str, dataset.shape or ()))
         eps = ", ".join(f"{norm} {radius:.4g}" for norm, radius in dataset.eps.items())
-        table.add_row(dataset.id, images, str(dataset.classes or ""), eps, escape(dataset.description))
+        table.add_row(escape(_named(dataset)), images, str(dataset.classes or ""), eps, escape(dataset.description))
     return table
+
+
+def _named(file: Dataset | Model) -> str:
+    """A name, and how it stands where jobs cannot use it."""
+    return file.name if file.status == "ready" else f"{file.name} ({file.status})"
+
+
+def dataset_lines(dataset: Dataset) -> Iterator[str]:
+    """Say what is in a data set."""
+    yield escape(f"{dataset.name} is {dataset.status}: {dataset.description}")
+    if dataset.failure:
+        yield escape(f"  {dataset.failure.message}\n  {dataset.failure.hint}")
+    if dataset.shape:
+        yield f"  images {' x '.join(map(str, dataset.shape))}, {dataset.classes} classes"
+        yield f"  {dataset.train_examples or 0:,} for training, {dataset.test_examples or 0:,} for testing"
+    if dataset.refused:
+        yield f"  {dataset.refused:,} images are refused, and no job sees them: the report says why"
+    if dataset.overlap:
+        yield f"  {dataset.overlap:,} test images are in the training part, too"
+
+
+def model_lines(model: Model) -> Iterator[str]:
+    """Say what a base model is."""
+    yield escape(f"{model.name} is {model.status}: {model.description}")
+    if model.failure:
+        yield escape(f"  {model.failure.message}\n  {model.failure.hint}")
+    if model.architecture and model.shape:
+        images = f"images {' x '.join(map(str, model.shape))}, {model.classes} classes"
+        yield f"  {model.architecture}, {images}"
+    if model.norm and model.eps:
+        yield f"  said to be robust to {model.norm} at {model.eps:.4g}"
+    if model.sha256:
+        yield f"  sha256 {model.sha256}"
+    if model.made_by:
+        yield f"  made by {model.made_by.job}, checkpoint {model.made_by.checkpoint}"
+    if model.doubts:
+        yield f"  doubtful: {', '.join(model.doubts)}; the report has the words"
 
 
 def methods_table(methods: Iterable[Method]) -> RenderableType:

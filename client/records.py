@@ -213,11 +213,37 @@ class Checkpoint(Record):
     """Of the file."""
 
 
+class MadeBy(Record):
+    """The job that a model comes from."""
+
+    job: str
+    """The job."""
+    checkpoint: str
+    """The checkpoint of it."""
+
+
+class FileFailure(Record):
+    """Why a data set or model was refused."""
+
+    code: str
+    """Stable, for programs."""
+    message: str
+    """What is wrong with it."""
+    hint: str
+    """What to do."""
+
+
 class Model(Record):
     """A base model that a job can name."""
 
     id: str
-    """The name."""
+    """What specs call it, as well as by its name."""
+    name: str
+    """What specs call it."""
+    source: str
+    """shipped, local or own."""
+    status: str
+    """pending, examining, ready or refused."""
     description: str
     """What it is."""
     architecture: str | None
@@ -228,13 +254,35 @@ class Model(Record):
     """The norm it was made robust to, where that is known."""
     eps: float | None
     """The radius it was made robust at, where that is known."""
+    shape: tuple[int, ...] | None
+    """Channels, height and width of its images, where that is known."""
+    classes: int | None
+    """How many classes it tells apart, where that is known."""
+    parameters: int | None
+    """How many its network has, of your own."""
+    size: int | None
+    """Bytes of its file."""
+    sha256: str | None
+    """Of its file."""
+    made_by: MadeBy | None
+    """The job that it comes from."""
+    doubts: tuple[str, ...]
+    """Codes of what its examination found doubtful."""
+    failure: FileFailure | None
+    """Why it was refused, if it was."""
 
 
 class Dataset(Record):
     """A data set that a job can name."""
 
     id: str
-    """The name."""
+    """What specs call it, as well as by its name."""
+    name: str
+    """What specs call it."""
+    source: str
+    """shipped, local or own."""
+    status: str
+    """pending, examining, ready or refused."""
     description: str
     """What it is."""
     shape: tuple[int, int, int] | None
@@ -243,6 +291,20 @@ class Dataset(Record):
     """How many classes, where that is known."""
     eps: dict[Norm, float]
     """The radii of a job that names none."""
+    train_examples: int | None
+    """Images in the training part, where that is known."""
+    test_examples: int | None
+    """Images in the test part, where that is known."""
+    size: int | None
+    """Bytes of its file, of your own."""
+    sha256: str | None
+    """Of its file, of your own."""
+    refused: int | None
+    """Images that no run sees, of your own."""
+    overlap: int | None
+    """Test images that are in the training part, too, of your own."""
+    failure: FileFailure | None
+    """Why it was refused, if it was."""
 
 
 class Method(Record):

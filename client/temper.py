@@ -2,11 +2,11 @@
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from math import inf
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, TypeVar, overload
 from urllib.parse import quote
 
 import httpx2
@@ -47,6 +47,9 @@ RESTART = 60.0
 # The service sends a comment on a silent stream every 15 seconds.
 SILENCE = 45.0
 RECONNECT = 0.5
+EXAMINATION_PAUSE = 3.0
+
+File = TypeVar("File", Dataset, Model)
 
 JobSpec = Mapping[str, Any] | AnySpec
 
@@ -294,6 +297,49 @@ class Temper:
         """Go through the data sets that a job can name."""
         return self._items(Page[Dataset], "/datasets")
 
+    def dataset(self, name: str) -> Dataset:
+        """Fetch a data set by its name or id."""
+        return self._get(Dataset, f"/datasets/{quote(name, safe='')}")
+
+    def model(self, name: str) -> Model:
+        """Fetch a base model by its name or id."""
+        return self._get(Model, f"/models/{quote(name, safe='')}")
+
+    def add_dataset(
+        self, path: str | Path, *, name: str | None = None, on_progress: OnProgress = lambda *_: None
+    ) -> Dataset:
+        """Upload a zip of train/<class>/* and test/<class>/*, and wait until it is ready or refused.
+
+        name: what jobs are to call it, by default the file's. Raises CannotRead, NotUploaded.
+        """
+        path = Path(path)
+        sent = self.upload(path, purpose="dataset", on_progress=on_progress)
+        made = self._post(Dataset, "/datasets", {"upload": sent.id, "name": name or path.stem})
+        return self._wait_for_examination(made, self.dataset)
+
+    def add_model(
+        self, path: str | Path, *, name: str | None = None, on_progress: OnProgress = lambda *_: None, **said: Any
+    ) -> Model:
+        """Upload weights, or take a checkpoint by its id, and wait until they are ready or refused as a base model.
+
+        name: what jobs are to call it, by default the file's. said: what the file does not say itself, such as
+        architecture and dataset; the fields are those of `core.spec.ImportSpec`. Raises CannotRead, NotUploaded.
+        """
+        if str(path).startswith("ckpt_"):
+            source = {"checkpoint": str(path)}
+        else:
+            source = {"upload": self.upload(path, purpose="model", on_progress=on_progress).id}
+        made = self._post(Model, "/models", {**source, "name": name or Path(path).stem, **said})
+        return self._wait_for_examination(made, self.model)
+
+    def remove_dataset(self, name: str) -> None:
+        """Remove a data set of one's own, by name or id."""
+        self._connection.request("DELETE", f"/datasets/{quote(name, safe='')}", patience=self._patience)
+
+    def remove_model(self, name: str) -> None:
+        """Remove a base model of one's own, by name or id."""
+        self._connection.request("DELETE", f"/models/{quote(name, safe='')}", patience=self._patience)
+
     def methods(self) -> Iterator[Method]:
         """Go through the training methods that a job can name."""
         return self._items(Page[Method], "/methods")
@@ -336,6 +382,17 @@ class Temper:
     def version(self) -> Version:
         """Say what runs there."""
         return self._get(Version, "/version")
+
+    def _post(self, kind: type[Answer], path: str, body: Mapping[str, Any]) -> Answer:
+        return read(kind, self._connection.request("POST", path, patience=self._patience, json=dict(body)).content)
+
+    def _wait_for_examination(self, made: File, fetch: Callable[[str], File]) -> File:
+        pause = 0.1
+        while made.status in ("pending", "examining"):
+            time.sleep(pause)
+            pause = min(2 * pause, EXAMINATION_PAUSE)
+            made = fetch(made.id)
+        return made
 
     @property
     def _long_patience(self) -> float:

@@ -55,7 +55,13 @@ def settings(instance: Instance) -> Iterator[Settings]:
     """Settings with clocks that suit a test, and empty folders."""
     settings, _ = instance
     yield settings
-    for folder in (settings.objects_dir, settings.work_dir, settings.models_dir, settings.datasets_dir):
+    for folder in (
+        settings.objects_dir,
+        settings.work_dir,
+        settings.cache_dir,
+        settings.models_dir,
+        settings.datasets_dir,
+    ):
         shutil.rmtree(folder)
     settings.make_folders()
 

@@ -16,6 +16,7 @@ from app.ownership import Claim
 from app.settings import Settings
 from app.storage import open_store
 from worker.bell import Bell
+from worker.examiner import examine_next
 from worker.supervisor import Workplace, run
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ def _work_in_slot(place: Workplace, bell: Bell) -> None:
             claim = None if complaint else _claim(place)
             if claim:
                 run(claim, place)
+                continue
+            if examine_next(place):
                 continue
         except OperationalError as error:
             log.warning("the database is out of reach: %s", error.orig)

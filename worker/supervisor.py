@@ -19,7 +19,7 @@ from threading import Event
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app import jobs, recording
+from app import files, jobs, recording
 from app.database import Database
 from app.inventory import Inventory
 from app.jobs import Patience
@@ -28,7 +28,9 @@ from app.schemas import Failure
 from app.settings import Settings
 from app.storage import ObjectStore, StorageFull, StorageUnavailable
 from core import events as reported
+from worker.cache import Cache
 from worker.delivery import Delivery, Postponed, fetch_states, remove_states
+from worker.inputs import NotFetched, fetched, gone
 from worker.lease import Lease
 from worker.logbook import Logbook
 from worker.machine import count_gpus
@@ -52,6 +54,9 @@ def core_command(claim: Claim, folder: Path, inventory: Inventory) -> list[str]:
         "--extra-data": inventory.extra_data(claim.spec),
     }
     given = [part for option, path in paths.items() if path for part in (option, str(path))]
+    # What was examined has its bad images in the report, and a run must see what the report counts.
+    if inventory.fetched.keys() & {"dataset", "extra_dataset"}:
+        given.append("--leave-out-unusable")
     spec = str(folder / "spec.json")
     gpus = getattr(claim.spec, "gpus", 1)
     together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus), "-m"] if gpus > 1 else []
@@ -145,26 +150,55 @@ def _read_report(key: str, sha256: str, store: ObjectStore) -> reported.Reports 
 def _run_in(folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: Workplace) -> Ending:
     """Run the training process and deliver its files; choose how the row learns of the end."""
     try:
-        logbook.note(f"attempt {claim.epoch} begins")
-        _begin_with_states(folder, lease, logbook, claim, place)
-        command = place.command(claim, folder, place.inventory)
-        launches = getattr(claim.spec, "gpus", 1) > 1
-        with Trainer(command, log=logbook.path, launches=launches) as trainer:
-            watchdog = Watchdog(folder, stall_seconds=place.settings.stall_seconds)
-            lease.watch_over(trainer, watchdog)
-            delivery = Delivery(claim, lease, folder, store=place.store, settings=place.settings)
-            last = _follow(trainer, watchdog, lease, claim, delivery)
-            if not isinstance(last, reported.Finished):
-                delivery.take_what_is_left()
-            ending = _ending(last, trainer, lease, claim, place)
-            logbook.note(f"the training process has ended with exit code {trainer.wait()}{lease.why}")
-            return ending
+        with _fetched(folder, lease, claim, place) as inventory:
+            return _run_on(inventory, folder, lease, logbook, claim, place)
+    except NotFetched as error:
+        return partial(jobs.fail, claim=claim, failure=error.failure)
     except StorageUnavailable as error:
         logbook.note(f"the files cannot be stored: {error}")
         return partial(jobs.fail, claim=claim, failure=_not_stored(error))
     except Postponed:
         logbook.note("the attempt was asked to end before its files were stored")
         return partial(jobs.hand_back, claim=claim)
+
+
+@contextmanager
+def _fetched(folder: Path, lease: Lease, claim: Claim, place: Workplace) -> Iterator[Inventory]:
+    """Have what the job takes in of its project's own. Raises NotFetched, LostOwnership, Postponed."""
+
+    def look_up() -> None:
+        if lease.ending.is_set():
+            raise Postponed
+
+    try:
+        sources = lease.write(partial(files.sources, job_id=claim.job_id, spec=claim.spec))
+    except files.Gone as error:
+        raise NotFetched(gone(error)) from error
+    cache = Cache(place.settings.cache_dir, place.settings.cache_bytes)
+    with fetched(
+        sources, folder, place.inventory, cache=cache, store=place.store, wait=lease.ending.wait, beat=look_up
+    ) as inventory:
+        yield inventory
+
+
+def _run_on(
+    inventory: Inventory, folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: Workplace
+) -> Ending:
+    """Run it on these files. Raises StorageUnavailable, Postponed, LostOwnership."""
+    logbook.note(f"attempt {claim.epoch} begins")
+    _begin_with_states(folder, lease, logbook, claim, place)
+    command = place.command(claim, folder, inventory)
+    launches = getattr(claim.spec, "gpus", 1) > 1
+    with Trainer(command, log=logbook.path, launches=launches) as trainer:
+        watchdog = Watchdog(folder, stall_seconds=place.settings.stall_seconds)
+        lease.watch_over(trainer, watchdog)
+        delivery = Delivery(claim, lease, folder, store=place.store, settings=place.settings)
+        last = _follow(trainer, watchdog, lease, claim, delivery)
+        if not isinstance(last, reported.Finished):
+            delivery.take_what_is_left()
+        ending = _ending(last, trainer, lease, claim, place)
+        logbook.note(f"the training process has ended with exit code {trainer.wait()}{lease.why}")
+        return ending
 
 
 def _begin_with_states(folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: Workplace) -> None:

@@ -9,12 +9,13 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
-from app import jobs, quotas, schemas
+from app import files, jobs, quotas, schemas
 from app.auth import ProjectId, needs
 from app.dependencies import JobId, Json, TheService, Writing
 from app.errors import (
     ActionNotAllowed,
     BodyTooLarge,
+    FileInUse,
     IdempotencyKeyReused,
     InvalidBody,
     InvalidParameter,
@@ -75,7 +76,7 @@ def cancel_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schema
 @router.post(
     "/jobs/{job_id}/retry",
     status_code=201,
-    responses={201: {"headers": CREATED}, **problems(NotFound, ActionNotAllowed, QuotaExceeded)},
+    responses={201: {"headers": CREATED}, **problems(NotFound, ActionNotAllowed, InvalidSpec, QuotaExceeded)},
     dependencies=_MAY,
 )
 def retry_job(
@@ -135,13 +136,18 @@ def clone_job(
 ) -> schemas.Job:
     """Queue a new job with the spec of this one and some changes."""
     job = the_job(session, project_id, job_id)
-    spec = check_spec(_merged(job.spec, clone.overrides), service)
+    spec = check_spec(_merged(job.spec, clone.overrides), project_id, service)
     return create_from(
         session, service, project_id, spec, response, idempotency_key=idempotency_key, cloned_from=job.id
     )
 
 
-@router.delete("/jobs/{job_id}", status_code=204, responses=problems(NotFound, ActionNotAllowed), dependencies=_MAY)
+@router.delete(
+    "/jobs/{job_id}",
+    status_code=204,
+    responses=problems(NotFound, ActionNotAllowed, FileInUse),
+    dependencies=_MAY,
+)
 def delete_job(job_id: JobId, project_id: ProjectId, service: TheService) -> None:
     """Delete a job that has ended, with its checkpoints, report and logs."""
     with service.database.writing() as session:
@@ -150,6 +156,9 @@ def delete_job(job_id: JobId, project_id: ProjectId, service: TheService) -> Non
             jobs.remove(session, job.id)
         except jobs.NotAllowed as refusal:
             raise ActionNotAllowed("delete", refusal) from None
+        except files.InUse as error:
+            users = ", ".join(error.job_ids)
+            raise FileInUse(f"{users} start from a checkpoint of this job; wait for them, or cancel them") from None
     try:
         service.store.delete(job_prefix(job_id))
     except StorageUnavailable as error:

@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
-from app import jobs, quotas, reading, schemas, tables
+from app import files, jobs, quotas, reading, schemas, tables
 from app.auth import ProjectId, needs
 from app.dependencies import JobId, Json, Once, Reading, Service, TheService, Writing, cursor
 from app.errors import (
@@ -34,6 +34,7 @@ from app.errors import (
     UnsupportedMediaType,
     problems,
 )
+from app.routes.files import show_input
 from core.advice import FieldError, cautions, explain
 from core.events import Reports
 from core.spec import AnySpec, Kind, Spec, parse
@@ -60,16 +61,18 @@ else:
     Unchecked = Annotated[Spec, WrapValidator(_unchecked)]
 
 
-def check_spec(body: Unchecked, service: TheService) -> AnySpec:
+def check_spec(body: Unchecked, project_id: ProjectId, service: TheService) -> AnySpec:
     """Validate the body, with errors that know what is in stock."""
     if not isinstance(body, dict):
         raise InvalidSpec([FieldError(pointer="", code="not_an_object", detail="send a job spec as one JSON object")])
+    with service.database.reading() as session:
+        inventory = service.inventory.of_project(session, project_id, body)
     try:
         spec = parse(body)
     except ValidationError as error:
-        errors = [*service.inventory.check_names(body), *explain(error)]
+        errors = [*inventory.check_names(body), *explain(error)]
         raise InvalidSpec(errors, found=error.error_count()) from None
-    if errors := service.inventory.check(spec):
+    if errors := inventory.check(spec):
         raise InvalidSpec(errors)
     return spec
 
@@ -227,6 +230,15 @@ def get_report(job_id: JobId, project_id: ProjectId, session: Reading, service: 
     if job.report_key is None:
         raise ReportNotReady(f"the job is {job.status} and has no report; it is there once the job has succeeded")
     return Response(b"".join(service.store.read(job.report_key)), media_type="application/json")
+
+
+@router.get("/jobs/{job_id}/lineage", responses=problems(NotFound), dependencies=[needs("jobs:read")])
+def get_lineage(job_id: JobId, project_id: ProjectId, session: Reading) -> schemas.Lineage:
+    """Get what a job takes in of the project's own, and the jobs that this comes from."""
+    job = the_job(session, project_id, job_id)
+    taken = [show_input(each) for each in files.inputs(session, job.id)]
+    ancestors = list(files.ancestors(session, project_id, job.id))
+    return schemas.Lineage(object="lineage", job_id=job.id, inputs=taken, ancestors=ancestors)
 
 
 def the_job(session: Session, project_id: str, job_id: str) -> tables.Job:

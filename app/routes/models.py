@@ -1,48 +1,255 @@
-"""Base models that a job can name: shipped ones and the operator's own."""
+"""Base models that a job can name: shipped ones, the operator's, and the project's own, made of an upload or of a
+checkpoint."""
 
-from fastapi import APIRouter
+from typing import Annotated, Any, Self
 
-from app import schemas
-from app.auth import needs
-from app.dependencies import TheService
-from app.errors import problems
+from fastapi import APIRouter, Query, Response
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from app import files, reading, schemas, tables, uploads
+from app.auth import ProjectId, needs
+from app.dependencies import FileName, Json, Once, Reading, Service, TheService, Writing, cursor
+from app.errors import (
+    BodyTooLarge,
+    FileInUse,
+    InvalidBody,
+    InvalidParameter,
+    MalformedBody,
+    NameTaken,
+    NotExamined,
+    NotFound,
+    StorageQuotaExceeded,
+    StoreUnavailable,
+    UnsupportedMediaType,
+    UploadNotUsable,
+    problems,
+)
 from app.inventory import LocalModel
-from core.catalog import MODELS, ModelEntry
+from app.routes.files import (
+    GivenName,
+    check_name,
+    missing,
+    not_usable,
+    remove_file,
+    send_report,
+    show_common,
+    show_made_by,
+    taken,
+    the_file,
+    the_upload,
+)
+from core.advice import FieldError
+from core.catalog import DATASETS, MODELS, ModelEntry
+from core.findings import ModelFindings
+from core.spec import ImportSpec
 
-router = APIRouter(tags=["catalogue"], dependencies=[needs("jobs:read")])
+router = APIRouter(tags=["models"])
+
+_NOTHING_OWN: dict[str, Any] = {
+    "parameters": None,
+    "made_by": None,
+    "doubts": [],
+    "failure": None,
+    "created_at": None,
+    "finished_at": None,
+    "report": None,
+}
 
 
-@router.get("/models", responses=problems())
-def list_models(service: TheService) -> schemas.Page[schemas.Model]:
-    """List the base models that a job can start from."""
-    shipped = [_shipped(entry) for entry in MODELS.values()]
-    local = [_local(name, model) for name, model in service.inventory.local_models().items()]
-    return schemas.page([*shipped, *local], has_more=False)
+class ModelWish(ImportSpec):
+    """The base model to make: of an upload, with what the file itself does not say, or of a checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    name: GivenName = Field(examples=["birds-linf"])
+    """What jobs are to call it."""
+    upload: str | None = Field(default=None, max_length=64)
+    """The completed upload, of purpose model: a checkpoint of Temper, safetensors, or a torch file of tensors."""
+    checkpoint: str | None = Field(default=None, max_length=64)
+    """A checkpoint of one of the project's jobs, instead."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.upload is None) == (self.checkpoint is None):
+            raise PydanticCustomError("one_of_two", "give either upload or checkpoint")
+        if self.checkpoint and self.said() != ImportSpec():
+            raise PydanticCustomError(
+                "known_already", "a checkpoint says itself what it is: give its id and a name alone"
+            )
+        return self
+
+    def said(self) -> ImportSpec:
+        """Give what is said of the file."""
+        return ImportSpec.model_validate(self.model_dump(include=set(ImportSpec.model_fields)))
+
+
+@router.post(
+    "/models",
+    status_code=201,
+    dependencies=[needs("files:write"), Once, Json],
+    responses={
+        201: {"headers": schemas.headers({"Location": "The model."})},
+        **problems(
+            MalformedBody,
+            BodyTooLarge,
+            UnsupportedMediaType,
+            InvalidBody,
+            NameTaken,
+            UploadNotUsable,
+            StorageQuotaExceeded,
+        ),
+    },
+)
+def create_model(
+    wish: ModelWish, project_id: ProjectId, session: Writing, service: TheService, response: Response
+) -> schemas.Model:
+    """Make a base model of an upload or a checkpoint. A worker examines it next: then it is ready, or refused with the
+    reason. One that was refused makes room for another of its name, of the same upload, too."""
+    check_name(service, "model", wish.name)
+    try:
+        if wish.upload:
+            upload = the_upload(session, project_id, wish.upload, "model")
+            model = files.add_model(session, project_id, wish.name, upload, wish.said())
+        else:
+            checkpoint = _the_checkpoint(session, project_id, wish.checkpoint or "")
+            most_bytes = service.settings.max_project_bytes
+            model = files.add_checkpoint(session, project_id, wish.name, checkpoint, most_bytes=most_bytes)
+    except uploads.NoRoom as error:
+        raise StorageQuotaExceeded(f"{error}; delete what is no longer needed") from None
+    except files.NameTaken:
+        raise taken("model", wish.name) from None
+    except files.NotComplete as error:
+        raise not_usable(error) from None
+    response.headers["Location"] = f"/models/{model.id}"
+    return _own(model)
+
+
+def _the_checkpoint(session: Reading, project_id: str, checkpoint_id: str) -> tables.Checkpoint:
+    checkpoint = reading.find_checkpoint(session, project_id, checkpoint_id)
+    if checkpoint is None:
+        unknown = f"there is no checkpoint {checkpoint_id!r} in this project"
+        raise InvalidBody([FieldError(pointer="/checkpoint", code="unknown_id", detail=unknown)])
+    return checkpoint
+
+
+@router.get("/models", responses=problems(InvalidParameter), dependencies=[needs("jobs:read"), Once])
+def list_models(
+    project_id: ProjectId,
+    session: Reading,
+    service: TheService,
+    after: Annotated[
+        str | None, AfterValidator(cursor("model")), Query(description="The cursor: the `last_id` of the part before.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Of the project's own, in one part.")] = 100,
+) -> schemas.Page[schemas.Model]:
+    """List the base models that a job can start from: first those of this instance, then the project's own, oldest
+    first."""
+    mine = [tables.Model.project_id == project_id]
+    part = reading.list_rows(session, tables.Model, tables.Model.id, mine, after=after, limit=limit, order="asc")
+    known = [] if after else _known(service)
+    return schemas.page([*known, *(_own(model) for model in part.rows)], has_more=part.has_more)
+
+
+@router.get("/models/{model_id}", responses=problems(NotFound), dependencies=[needs("jobs:read")])
+def get_model(model_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> schemas.Model:
+    """Get a base model by its id or name."""
+    model = files.find(session, "model", project_id, model_id)
+    if model:
+        return _own(model)
+    found = next((each for each in _known(service) if each.id == model_id), None)
+    if found is None:
+        raise missing("model", model_id)
+    return found
+
+
+@router.get(
+    "/models/{model_id}/report",
+    response_model=ModelFindings,
+    responses=problems(NotFound, NotExamined, StoreUnavailable),
+    dependencies=[needs("jobs:read")],
+)
+def get_model_report(model_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
+    """Get what the examination of a base model has found: network, source, what it claims, what is doubtful."""
+    return send_report(service, "model", the_file(session, "model", project_id, model_id))
+
+
+@router.delete(
+    "/models/{model_id}",
+    status_code=204,
+    responses=problems(NotFound, FileInUse),
+    dependencies=[needs("files:write")],
+)
+def delete_model(model_id: FileName, project_id: ProjectId, session: Writing) -> None:
+    """Delete a base model of the project's own, and its files. Jobs that have not ended keep it."""
+    remove_file(session, "model", the_file(session, "model", project_id, model_id))
+
+
+def _known(service: Service) -> list[schemas.Model]:
+    local = service.inventory.local_models()
+    return [*(_shipped(entry) for entry in MODELS.values()), *(_local(name, model) for name, model in local.items())]
+
+
+def _own(model: files.File) -> schemas.Model:
+    assert isinstance(model, tables.Model)
+    summary = model.summary or {}
+    claims = summary.get("claims", {})
+    norm = next(iter(claims)) if len(claims) == 1 else None
+    known = {name: summary.get(name) for name in ("architecture", "parameters", "shape", "classes")}
+    source = f"{model.filename}, uploaded." if model.upload_id else f"The checkpoint {model.checkpoint_id}."
+    return schemas.Model.model_validate(
+        {
+            **show_common("model", model),
+            "description": source,
+            "dataset": model.said.get("dataset") or None,
+            "norm": norm,
+            "eps": claims[norm] if norm else None,
+            "made_by": show_made_by(model.job_id, model.checkpoint_id),
+            "doubts": summary.get("doubts", []),
+            **known,
+        }
+    )
 
 
 def _shipped(entry: ModelEntry) -> schemas.Model:
-    return schemas.Model(
-        id=entry.name,
-        object="model",
-        source="shipped",
-        description=entry.description,
-        architecture=entry.architecture,
-        dataset=entry.dataset,
-        norm=entry.norm,
-        eps=entry.eps,
-        size=None,
+    return schemas.Model.model_validate(
+        {
+            **_NOTHING_OWN,
+            "id": entry.name,
+            "object": "model",
+            "name": entry.name,
+            "source": "shipped",
+            "status": "ready",
+            "description": entry.description,
+            "architecture": entry.architecture,
+            "shape": DATASETS[entry.dataset].shape,
+            "classes": DATASETS[entry.dataset].classes,
+            "dataset": entry.dataset,
+            "norm": entry.norm,
+            "eps": entry.eps,
+            "size": None,
+            "sha256": entry.sha256,
+        }
     )
 
 
 def _local(name: str, model: LocalModel) -> schemas.Model:
-    return schemas.Model(
-        id=name,
-        object="model",
-        source="local",
-        description=f"The file {model.path.name} in the models folder.",
-        architecture=None,
-        dataset=None,
-        norm=None,
-        eps=None,
-        size=model.size,
+    return schemas.Model.model_validate(
+        {
+            **_NOTHING_OWN,
+            "id": name,
+            "object": "model",
+            "name": name,
+            "source": "local",
+            "status": "ready",
+            "description": f"The file {model.path.name} in the models folder.",
+            "architecture": None,
+            "shape": None,
+            "classes": None,
+            "dataset": None,
+            "norm": None,
+            "eps": None,
+            "size": model.size,
+            "sha256": None,
+        }
     )

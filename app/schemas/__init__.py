@@ -5,6 +5,7 @@ from app.schemas.answer import Answer, Listed, Page, headers, page
 from app.schemas.attempts import Attempt
 from app.schemas.catalogue import Architecture, Dataset, Method, Model
 from app.schemas.checkpoints import Checkpoint
+from app.schemas.files import FileFailure, FileStatus, JobInput, Lineage, MadeBy, ThumbnailLink
 from app.schemas.jobs import Action, DryRun, Failure, Job, Links, Metric, Metrics, Progress, Result, Results, Status
 from app.schemas.problems import ConflictProblem, Problem, QuotaProblem, RateLimitProblem
 from app.schemas.service import Health, Index, Version
@@ -28,12 +29,17 @@ __all__ = [
     "DisabledReason",
     "DryRun",
     "Failure",
+    "FileFailure",
+    "FileStatus",
     "GroupBy",
     "Health",
     "Index",
     "Job",
+    "JobInput",
+    "Lineage",
     "Links",
     "Listed",
+    "MadeBy",
     "Me",
     "Method",
     "Metric",
@@ -54,6 +60,7 @@ __all__ = [
     "Results",
     "Scope",
     "Status",
+    "ThumbnailLink",
     "Upload",
     "UploadFailure",
     "UploadPart",

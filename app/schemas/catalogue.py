@@ -1,8 +1,10 @@
 """What a job can name."""
 
+from datetime import datetime
 from typing import Literal
 
 from app.schemas.answer import Listed
+from app.schemas.files import FileFailure, FileStatus, MadeBy, ThumbnailLink
 from core.catalog import Norm
 
 
@@ -11,12 +13,22 @@ class Model(Listed):
 
     object: Literal["model"]
     """What this is."""
-    source: Literal["shipped", "local"]
-    """shipped with Temper, or a file in this instance's models folder."""
+    name: str
+    """What specs call it, as well as by its id."""
+    source: Literal["shipped", "local", "own"]
+    """shipped with Temper, a file in this instance's models folder, or the project's own."""
+    status: FileStatus
+    """Whether jobs can name it; one of the project's own is examined by a worker first."""
     description: str
     """What it is."""
     architecture: str | None
     """Its network; null for a local file, which only a run opens."""
+    parameters: int | None
+    """How many its network has, of the project's own."""
+    shape: tuple[int, int, int] | None
+    """Channels, height and width of the images that it takes, where that is known."""
+    classes: int | None
+    """How many classes it tells apart, where that is known."""
     dataset: str | None
     """What it was trained on, where that is known."""
     norm: Norm | None
@@ -24,7 +36,21 @@ class Model(Listed):
     eps: float | None
     """The radius it was made robust at, where that is known."""
     size: int | None
-    """Bytes of a local file."""
+    """Bytes of its file; null for a shipped one."""
+    sha256: str | None
+    """Of its file; null for a local one, which only a run opens."""
+    made_by: MadeBy | None
+    """The job that it comes from, where it was made of a checkpoint."""
+    doubts: list[str]
+    """Codes of what its examination found doubtful; the report has the words."""
+    failure: FileFailure | None
+    """Why it was refused, if it was."""
+    created_at: datetime | None
+    """When it was posted, of the project's own."""
+    finished_at: datetime | None
+    """When its examination ended, of the project's own."""
+    report: str | None
+    """Where the report of its examination is."""
 
 
 class Dataset(Listed):
@@ -32,8 +58,12 @@ class Dataset(Listed):
 
     object: Literal["dataset"]
     """What this is."""
-    source: Literal["shipped", "local"]
-    """known to Temper, or a folder or archive in this instance's datasets folder."""
+    name: str
+    """What specs call it, as well as by its id."""
+    source: Literal["shipped", "local", "own"]
+    """known to Temper, a folder or archive in this instance's datasets folder, or the project's own."""
+    status: FileStatus
+    """Whether jobs can name it; one of the project's own is examined by a worker first."""
     description: str
     """What it is."""
     shape: tuple[int, int, int] | None
@@ -46,6 +76,24 @@ class Dataset(Listed):
     """Images in the test part, where that is known."""
     eps: dict[Norm, float]
     """The radii a job gets that names none."""
+    size: int | None
+    """Bytes of its file, of the project's own."""
+    sha256: str | None
+    """Of its file, of the project's own."""
+    refused: int | None
+    """Images that no run sees, of the project's own; the report says why."""
+    overlap: int | None
+    """Test images that are in the training part, too, of the project's own."""
+    thumbnails: list[ThumbnailLink]
+    """A few of its images, of the project's own."""
+    failure: FileFailure | None
+    """Why it was refused, if it was."""
+    created_at: datetime | None
+    """When it was posted, of the project's own."""
+    finished_at: datetime | None
+    """When its examination ended, of the project's own."""
+    report: str | None
+    """Where the report of its examination is."""
 
 
 class Method(Listed):

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from app import jobs, reading, recording, uploads, webhooks
 from app.main import create_app
-from app.tables import ApiKey, Job, new_id
+from app.tables import ApiKey, Dataset, Job, Model, new_id
 from core.events import Saved
 from core.spec import parse
 from tests.instance import DIGITS, add_key, add_project, calling
@@ -26,6 +26,8 @@ BODIES = {
     "POST /projects": {"name": "x"},
     "POST /webhooks": {"url": "https://93.184.216.34/"},
     "POST /uploads": {"filename": "x", "bytes": 1, "sha256": "0" * 64, "purpose": "dataset"},
+    "POST /datasets": {"upload": "x", "name": "x"},
+    "POST /models": {"upload": "x", "name": "x"},
     "POST /uploads/{upload_id}/parts": {"parts": [{"number": 1, "sha256": "0" * 64}]},
 }
 
@@ -57,7 +59,13 @@ def foreign(database):
             seconds=60,
             most_bytes=1,
         )
+        given = {"project_id": other.id, "name": "x", "filename": "x", "key": "nowhere", "size": 1, "sha256": "0" * 64}
+        dataset = Dataset(id=new_id("ds"), **given)
+        model = Model(id=new_id("model"), said={}, **given)
+        session.add_all([dataset, model])
     return {
+        "dataset_id": dataset.id,
+        "model_id": model.id,
         "job_id": job.id,
         "checkpoint_id": checkpoint,
         "key_id": key,
