@@ -4,7 +4,7 @@ import asyncio
 import re
 import signal
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from types import FrameType
@@ -43,7 +43,7 @@ from app.routes import (
 from app.settings import Settings
 from app.storage import open_store
 from app.tables import new_id
-from app.upkeep import Premises, Upkeep
+from app.upkeep import CHORES, Chore, Premises, Upkeep
 from app.watch import Watch
 from core.spec import EvaluateSpec, TrainSpec
 
@@ -67,7 +67,7 @@ def _tell_kinds_apart(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def create_app(settings: Settings, database: Database) -> FastAPI:
+def create_app(settings: Settings, database: Database, *, chores: Sequence[Chore] = CHORES) -> FastAPI:
     """Put the API together. Where the database has not this version's schema, it is not ready."""
     app = Api(
         title="Temper",
@@ -77,6 +77,7 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
         redoc_url=None,
         lifespan=_lifespan,
     )
+    app.state.chores = chores
     app.state.service = Service(
         settings,
         database,
@@ -122,7 +123,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     current_default_thread_limiter().total_tokens = THREADS
     polling = asyncio.create_task(service.watch.run())
     service.doorbell.start()
-    upkeep = Upkeep(Premises(service.settings, service.database, service.store, service.doorbell))
+    premises = Premises(service.settings, service.database, service.store, service.doorbell)
+    upkeep = Upkeep(premises, app.state.chores)
     upkeep.start()
     _stop_on_signals(service.watch)
     metrics: Metrics = app.state.metrics

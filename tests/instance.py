@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from app.main import create_app
 from app.schemas import SCOPES, Scope
 from app.settings import Settings
 from app.tables import Project
+from app.upkeep import CHORES, Chore
 
 DIGITS = {"base_model": "digits-cnn-linf"}
 
@@ -56,10 +57,10 @@ def add_key(database: Database, project: Project, *scopes: Scope) -> str:
 
 
 @contextmanager
-def serving(settings: Settings, database: Database) -> Iterator[str]:
+def serving(settings: Settings, database: Database, *, chores: Sequence[Chore] = CHORES) -> Iterator[str]:
     """Serve the API in a thread, and give its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, database), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, database, chores=chores), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -112,7 +112,7 @@ def test_several_api_processes_share_a_port_make_one_key_and_stop_at_once_with_o
         begin = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) in (0, -signal.SIGTERM)
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 5
         # Each ended in good order, and none with the job's end: the client knows that it may resume.
         assert all("event: end" not in stream.result() for stream in streams)
 

@@ -33,7 +33,7 @@ class Receiver:
     def url(self, host: str = "127.0.0.1", scheme: str = "http") -> str:
         return f"{scheme}://{host}:{self.port}/hook?a=1"
 
-    def wait_for(self, count: int, *, seconds: float = 10) -> list[Received]:
+    def wait_for(self, count: int, *, seconds: float = 60) -> list[Received]:
         deadline = time.monotonic() + seconds
         while len(self.got) < count:
             assert time.monotonic() < deadline, f"{len(self.got)} of {count} messages came"

@@ -83,9 +83,9 @@ def test_where_the_broker_is_away_nobody_is_refused_and_nobody_waits_long(settin
                 # Those who wait for the broker do not hold up the rest.
                 before = time.monotonic()
                 assert api.get("/livez").status_code == 200
-                assert time.monotonic() - before < 0.25
+                assert time.monotonic() - before < 1
                 answers = [each.result() for each in asked]
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 8
             assert {answer.status_code for answer in answers} == {200}
             assert not any("ratelimit" in answer.headers for answer in answers)
             assert "requests are not limited now" in caplog.text

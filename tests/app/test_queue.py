@@ -97,9 +97,9 @@ def test_a_broker_that_is_away_holds_nobody_up_and_is_left_alone_until_it_is_bac
         begin = time.monotonic()
         for _ in range(2000):
             doorbell.ring("cpu")
-        assert time.monotonic() - begin < 0.5
-        wait_until(lambda: "out of reach" in caplog.text, seconds=3)
-        assert time.monotonic() - begin < 2.5
+        assert time.monotonic() - begin < 2
+        wait_until(lambda: "out of reach" in caplog.text, seconds=30)
+        assert time.monotonic() - begin < 10
         wait_until(doorbell._rings.empty)
         if fault == "down":
             server.start()

@@ -6,6 +6,7 @@ is not known here fails the test: add how to make one in another project.
 
 import json
 import re
+from functools import cache
 
 import pytest
 from sqlalchemy import select
@@ -76,9 +77,14 @@ def foreign(database):
     }
 
 
+@cache
+def document(settings, database):
+    return create_app(settings, database).openapi()
+
+
 def operations(settings, database):
     """Every operation of the document that needs a key, as (method, path)."""
-    paths = create_app(settings, database).openapi()["paths"]
+    paths = document(settings, database)["paths"]
     return [
         (method.upper(), path)
         for path, methods in paths.items()

