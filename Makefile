@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header -p 3.11
 PART := --constraints requirements.lock --no-annotate
 
-.PHONY: help demo test serve client check format lock clean
+.PHONY: help demo test serve client backup restore upgrade check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,15 @@ format: $(READY) ## lay the code out and mend what ruff can mend
 	$(RUN)ruff check --fix .
 
 client: $(VENV)/client ## install the temper command alone, without torch
+
+backup: ## save the server of docker-compose.yml to a new folder in backups/
+	@deploy/backup $(TO)
+
+restore: ## fill an empty server from a backup: make restore FROM=backups/...
+	@deploy/restore $(FROM)
+
+upgrade: ## bring the server to this checkout's version, with a backup first
+	@deploy/upgrade
 
 lock: ## write requirements.lock anew from pyproject.toml, and the images' parts of it (needs uv)
 	$(COMPILE) --all-extras pyproject.toml -o requirements.lock

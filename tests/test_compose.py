@@ -194,7 +194,6 @@ def test_every_setting_in_the_file_is_one(checkout: Path) -> None:
     for name in OURS:
         environment = services(secrets_in(checkout))[name]["environment"]
         fields = {variable.removeprefix("TEMPER_").lower(): str(value) for variable, value in environment.items()}
-        fields.pop("first_api_key", None)
         assert fields.keys() <= Settings.model_fields.keys()
         # What is wrong with a value is told here rather than by a container that does not start.
         Settings.model_validate(fields)
@@ -264,6 +263,12 @@ def test_a_worker_with_a_gpu_has_one_and_the_other_none(file: dict[str, Any]) ->
     assert device == {"driver": "nvidia", "device_ids": ["0"], "capabilities": ["gpu"]}
     assert "deploy" not in file["worker-cpu"]
     assert [file[name]["profiles"] for name in ("worker", "worker-cpu")] == [["gpu"], ["cpu"]]
+
+
+def test_a_worker_that_is_stopped_has_time_to_save_its_state(file: dict[str, Any]) -> None:
+    grace = Settings.model_fields["pause_grace_seconds"].default
+    for name in ("worker", "worker-cpu"):
+        assert int(file[name]["stop_grace_period"].removesuffix("s")) >= 2 * grace
 
 
 def test_data_lies_in_volumes_that_keep_their_names(file: dict[str, Any]) -> None:

@@ -49,8 +49,8 @@ class ObjectStore(Protocol):
     def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """Read the bytes from `start` to before `stop`, in chunks. Raises NotStored."""
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        """Go through the keys under a key, in their order."""
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Go through the keys under a key, or all of them, in their order."""
 
     def copy(self, key: str, target: str) -> None:
         """Store the same content under a second key, which nothing else is stored under. Raises NotStored."""

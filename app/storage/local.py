@@ -43,11 +43,13 @@ class LocalStore:
                 left -= len(chunk)
                 yield chunk
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        """Go through the keys under a key, in their order."""
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Go through the keys under a key, or all of them, in their order."""
         with _explained(prefix):
-            files = [path for path in self._path(prefix).rglob("[!.]*") if path.is_file()]
-        yield from sorted(path.relative_to(self.folder).as_posix() for path in files)
+            folder = self._path(prefix) if prefix else self.folder
+            files = [path for path in folder.rglob("[!.]*") if path.is_file()]
+        keys = sorted(path.relative_to(self.folder).as_posix() for path in files)
+        yield from (key for key in keys if not key.startswith("."))
 
     def copy(self, key: str, target: str) -> None:
         """Store the same content under a second key, which nothing else is stored under."""

@@ -106,9 +106,10 @@ class S3Store:
             else:
                 return
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        """Go through the keys under a key, in their order."""
-        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=f"{checked(prefix)}/")
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Go through the keys under a key, or all of them, in their order."""
+        under = f"{checked(prefix)}/" if prefix else ""
+        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=under)
         with _explained(prefix):
             for page in pages:
                 yield from (each["Key"] for each in page.get("Contents", ()))

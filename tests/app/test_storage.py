@@ -170,6 +170,9 @@ def test_deleting_a_key_takes_it_and_what_is_under_it_and_no_more(store, tmp_pat
     for key in ("jobs/1/a", "jobs/1/b/c", "jobs/10/a", "alone"):
         store.put(f"{at}/{key}", small)
     assert list(store.keys(f"{at}/jobs")) == [f"{at}/jobs/1/a", f"{at}/jobs/1/b/c", f"{at}/jobs/10/a"]
+    store.begin(f"{at}/gathered")
+    everything = list(store.keys())
+    assert [key for key in everything if at in key] == [f"{at}/alone", *store.keys(f"{at}/jobs")]
     for _ in range(2):
         store.delete(f"{at}/jobs/1")
         store.delete(f"{at}/alone")

