@@ -20,7 +20,7 @@ from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, u
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import files, quotas, usage, webhooks
+from app import estimates, files, quotas, usage, webhooks
 from app.database import now, seconds_from_now
 from app.ownership import HELD, Claim, append, change, only, owned
 from app.schemas import Action, Failure, Results, Status
@@ -158,6 +158,7 @@ def create(
         priority=spec.priority,
         spec=spec.model_dump(mode="json"),
         cautions=[caution.model_dump() for caution in cautions(spec)],
+        estimate=estimates.foretell(session, project_id, spec).model_dump(),
         labels=dict(spec.metadata),
         retry_of=retry_of,
         cloned_from=cloned_from,
@@ -444,6 +445,7 @@ def _leave(
     """Move a job out of its worker's hands, with the end of the attempt."""
     if to in TERMINAL:
         values["finished_at"] = now()
+        values["actual"] = estimates.measure(session, job.id).model_dump()
     if to in ("failed", "cancelled"):
         _keep_best(session, job)
     (job,) = _move(session, to, Job.id == job.id, lease_until=None, phase=None, **values)

@@ -101,6 +101,8 @@ class Job(Table):
     failure: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     estimate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     """What it was expected to take when it was posted."""
+    actual: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What it has taken, once it has ended."""
     report_key: Mapped[str | None]
     """Where the object store keeps the report."""
     report_sha256: Mapped[str | None] = mapped_column(String(64))
@@ -145,7 +147,8 @@ class Job(Table):
         Index("ix_jobs_waiting", status, priority.desc(), "id"),
         Index("uq_jobs_retry_of", "retry_of", unique=True),
         Index("ix_jobs_of_project", project_id, "id"),
-        Index("ix_jobs_of_project_by_status", project_id, status),
+        Index("ix_jobs_of_project_by_status", project_id, status, priority.desc(), "id"),
+        Index("ix_jobs_on_dataset", "dataset", status, "id"),
     )
 
 

@@ -14,7 +14,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from client.records import ApiKey, Attempt, Dataset, DryRun, Job, Method, Model, Project, Result
+from client.records import Actual, ApiKey, Attempt, Dataset, DryRun, Estimate, Job, Method, Model, Project, Result
 from core.catalog import NORMS, Norm
 from core.events import Rate, Report, Reports, Stamped
 
@@ -66,6 +66,10 @@ def job_card(job: Job) -> RenderableType:
         facts.add_row("name", escape(job.name))
     facts.add_row("status", status_text(job))
     facts.add_row("does", escape(_in_short(job.spec)))
+    if job.estimate:
+        facts.add_row("estimate", escape(estimate_line(job.estimate)))
+    if job.actual:
+        facts.add_row("actual", actual_line(job.actual))
     if job.checkpoint:
         facts.add_row("checkpoint", job.checkpoint)
     if job.failure:
@@ -98,7 +102,23 @@ def byte_bar() -> Iterator[Callable[[str, int, int], None]]:
 def dry_run_card(answer: DryRun) -> RenderableType:
     """Show what a job would be."""
     cautions = [f"caution: {escape(caution.message)}" for caution in answer.cautions]
-    return Group(Text(json.dumps(answer.spec, indent=2)), *cautions, "valid; nothing was stored")
+    estimate = [f"estimate: {escape(estimate_line(answer.estimate))}"] if answer.estimate else []
+    return Group(Text(json.dumps(answer.spec, indent=2)), *cautions, *estimate, "valid; nothing was stored")
+
+
+def estimate_line(estimate: Estimate) -> str:
+    """Say in a line what a job may take, and how that is known."""
+    if estimate.seconds is None:
+        return f"none: {estimate.unavailable_reason}"
+    jobs = "1 such job" if estimate.runs == 1 else f"{estimate.runs} such jobs"
+    source = jobs if estimate.basis == "history" else jobs.replace("such", "other") + " of the network"
+    times = f"{_duration(estimate.seconds.p50)}, 9 in 10 up to {_duration(estimate.seconds.p90)}"
+    return ", ".join([times, *_bytes(estimate.peak_memory_bytes, estimate.storage_bytes), f"by {source}"])
+
+
+def actual_line(actual: Actual) -> str:
+    """Say in a line what a job has taken."""
+    return ", ".join([_duration(actual.seconds), *_bytes(actual.peak_memory_bytes, actual.storage_bytes)])
 
 
 def report_card(reports: Reports) -> RenderableType:
@@ -262,6 +282,18 @@ def status_text(job: Job) -> Text:
 def percent(rate: Rate) -> str:
     """Write a share in percent."""
     return f"{100 * rate.value:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _bytes(memory: int | None, stored: int | None) -> list[str]:
+    told = {"of memory": memory, "to store": stored}
+    return [f"{size / 1e6:,.1f} MB {what}" for what, size in told.items() if size]
 
 
 def _table(*columns: str, right: bool = False) -> Table:

@@ -89,6 +89,43 @@ class Results(Record):
     """The model that the job delivers, or the one it was asked to evaluate."""
 
 
+class Duration(Record):
+    """How long, in seconds."""
+
+    p50: float
+    """Half of such jobs take no longer."""
+    p90: float
+    """Nine in ten take no longer."""
+
+
+class Estimate(Record):
+    """What a job was expected to take."""
+
+    seconds: Duration | None
+    """Time at work, without waiting; None where nothing is known."""
+    peak_memory_bytes: int | None
+    """The most memory, of the GPU or, on a CPU, of the machine; None where nothing is known."""
+    storage_bytes: int | None
+    """What its checkpoint and its log take; None where nothing is known."""
+    basis: str
+    """history, passes or none."""
+    runs: int
+    """How many finished jobs it stands on."""
+    unavailable_reason: str | None
+    """Why nothing is known."""
+
+
+class Actual(Record):
+    """What a job has taken in the end."""
+
+    seconds: float
+    """Time at work of all its attempts."""
+    peak_memory_bytes: int | None
+    """The most memory; None where it did not come to its end."""
+    storage_bytes: int
+    """What its checkpoints and logs take."""
+
+
 class Job(Record):
     """A run that was asked for, and how it fares."""
 
@@ -118,6 +155,10 @@ class Job(Record):
     """The resolved spec: everything that happens."""
     cautions: tuple[Caution, ...]
     """What is valid and yet likely to disappoint."""
+    estimate: Estimate | None = None
+    """What it was expected to take; None from an older service."""
+    actual: Actual | None = None
+    """What it has taken, once it has ended."""
     metadata: dict[str, str]
     """The user's own pairs."""
     attempt: int
@@ -166,6 +207,8 @@ class DryRun(Record):
     """The resolved spec."""
     cautions: tuple[Caution, ...]
     """What is valid and yet likely to disappoint."""
+    estimate: Estimate | None = None
+    """What it would take; None from an older service."""
 
 
 class Metric(Record):

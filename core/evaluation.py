@@ -45,6 +45,7 @@ from core.events import (
 )
 from core.geometry import length
 from core.inputs import Inputs, load
+from core.memory import peak_memory
 from core.models.folding import folded
 from core.preflight import preflight
 from core.spec import AnySpec, Engine, EvaluateSpec, Protocol
@@ -274,7 +275,8 @@ def score(
     reports = Reports(before=None, after=report)
     yield Entered(phase="publishing")
     yield save_reports(reports, started, output, step=0, epoch=0)
-    yield Finished(reports=reports, seconds=time.monotonic() - begun)
+    memory = peak_memory(loaded.device)
+    yield Finished(reports=reports, seconds=time.monotonic() - begun, peak_memory_bytes=memory)
 
 
 def _share(test: Split, batch_size: int, number: int, count: int) -> tuple[Part, Split]:

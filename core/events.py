@@ -301,6 +301,8 @@ class Finished(_Record):
     """The evaluations."""
     seconds: float
     """How long the whole run took."""
+    peak_memory_bytes: int | None = None
+    """The most memory it has had at once, of the GPU or, on a CPU, of the machine; null where nobody has measured."""
 
 
 class Failed(_Record):

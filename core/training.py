@@ -26,6 +26,7 @@ from core.errors import BadInput, BadWeights, Diverged
 from core.evaluation import judge, save_reports
 from core.events import Entered, Event, Finished, Paused, Report, Reports, Resumed, Saved, Stepped, Warned
 from core.inputs import Inputs, load
+from core.memory import peak_memory
 from core.monitoring import alarm, monitor
 from core.preflight import preflight
 from core.ranks import Ranks, joined
@@ -227,7 +228,8 @@ class _Run:
         epoch = step / self.course.steps_per_epoch
         yield save_reports(reports, self.started, self.output, step=step, epoch=epoch)
         state.clear(self.output)
-        yield Finished(reports=reports, seconds=time.monotonic() - self.begun)
+        memory = peak_memory(self.loaded.device)
+        yield Finished(reports=reports, seconds=time.monotonic() - self.begun, peak_memory_bytes=memory)
 
     def _save_weights(
         self, kind: Literal["checkpoint", "best"], path: Path, *, step: int, reports: Reports | None

@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
-from app import files, jobs, quotas, reading, schemas, tables
+from app import estimates, files, jobs, quotas, reading, schemas, tables
 from app.auth import ProjectId, needs
 from app.dependencies import JobId, Json, Once, Reading, Service, TheService, Writing, cursor
 from app.errors import (
@@ -139,7 +139,8 @@ def create_job(
 ) -> schemas.Job | Response:
     """Queue a job. The smallest spec names a base model; all that it leaves out is answered resolved."""
     if dry_run:
-        answer = schemas.DryRun(valid=True, spec=spec, cautions=list(cautions(spec)))
+        estimate = estimates.foretell(session, project_id, spec)
+        answer = schemas.DryRun(valid=True, spec=spec, cautions=list(cautions(spec)), estimate=estimate)
         return Response(answer.model_dump_json(), media_type="application/json")
     return create_from(session, service, project_id, spec, response, idempotency_key=idempotency_key)
 
@@ -299,6 +300,8 @@ def show_job(job: tables.Job) -> schemas.Job:
             "finished_at": job.finished_at,
             "spec": job.spec,
             "cautions": job.cautions,
+            "estimate": job.estimate,
+            "actual": job.actual,
             "metadata": job.labels,
             "attempt": job.epoch,
             "losses": job.infra_losses,

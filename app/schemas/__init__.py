@@ -5,6 +5,7 @@ from app.schemas.answer import Answer, Listed, Page, headers, page
 from app.schemas.attempts import Attempt
 from app.schemas.catalogue import Architecture, Dataset, Method, Model
 from app.schemas.checkpoints import Checkpoint
+from app.schemas.estimates import Actual, Basis, Duration, Estimate
 from app.schemas.files import FileFailure, FileStatus, JobInput, Lineage, MadeBy, ThumbnailLink
 from app.schemas.jobs import Action, DryRun, Failure, Job, Links, Metric, Metrics, Progress, Result, Results, Status
 from app.schemas.problems import ConflictProblem, Problem, QuotaProblem, RateLimitProblem
@@ -17,10 +18,12 @@ __all__ = [
     "QUOTAS",
     "SCOPES",
     "Action",
+    "Actual",
     "Answer",
     "ApiKey",
     "Architecture",
     "Attempt",
+    "Basis",
     "Checkpoint",
     "ConflictProblem",
     "Dataset",
@@ -28,6 +31,8 @@ __all__ = [
     "DeliveryStatus",
     "DisabledReason",
     "DryRun",
+    "Duration",
+    "Estimate",
     "Failure",
     "FileFailure",
     "FileStatus",

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Literal, Self
 
 from app.schemas.answer import Answer, Listed
+from app.schemas.estimates import Actual, Estimate
 from core.advice import Caution
 from core.catalog import Norm
 from core.events import NormCount, Phase, Rate, Report, Reports, Subject
@@ -137,6 +138,10 @@ class Job(Listed):
     """The resolved spec: everything that happens."""
     cautions: list[Caution]
     """What is valid and yet likely to disappoint."""
+    estimate: Estimate | None
+    """What it was expected to take when it was posted; null for a job of an older version."""
+    actual: Actual | None
+    """What it has taken, once it has ended."""
     metadata: dict[str, str]
     """The user's own pairs."""
     attempt: int
@@ -172,6 +177,8 @@ class DryRun(Answer):
     """The resolved spec."""
     cautions: list[Caution]
     """What is valid and yet likely to disappoint."""
+    estimate: Estimate
+    """What it would take."""
 
 
 class Metric(Answer):

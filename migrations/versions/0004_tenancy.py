@@ -24,7 +24,10 @@ def upgrade() -> None:
     op.add_column("projects", sa.Column("quotas", sa.JSON(), nullable=False, server_default="{}"))
     op.add_column("projects", sa.Column("out_of_gpu_until", sa.DateTime(timezone=True), nullable=True))
     op.add_column("jobs", sa.Column("estimate", sa.JSON(none_as_null=True), nullable=True))
-    op.create_index("ix_jobs_of_project_by_status", "jobs", ["project_id", "status"])
+    op.add_column("jobs", sa.Column("actual", sa.JSON(none_as_null=True), nullable=True))
+    by_rank = ["project_id", "status", sa.text("priority DESC"), "id"]
+    op.create_index("ix_jobs_of_project_by_status", "jobs", by_rank)
+    op.create_index("ix_jobs_on_dataset", "jobs", ["dataset", "status", "id"])
     op.create_table(
         "past_attempts",
         sa.Column("job_id", sa.String(), nullable=False),
@@ -44,7 +47,9 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("past_attempts")
+    op.drop_index("ix_jobs_on_dataset", "jobs")
     op.drop_index("ix_jobs_of_project_by_status", "jobs")
+    op.drop_column("jobs", "actual")
     op.drop_column("jobs", "estimate")
     op.drop_column("projects", "out_of_gpu_until")
     op.drop_column("projects", "quotas")

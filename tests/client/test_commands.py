@@ -118,6 +118,7 @@ def test_dry_run_shows_the_resolved_spec_and_stores_nothing(temper: Command, spe
     answer = json.loads(temper("submit", spec, "--dry-run", "--output", "json").stdout)
     assert answer["spec"]["schedule"] == "one-cycle"
     assert temper("list", "--output", "json").stdout == before
+    assert "\nestimate: " in temper("submit", spec, "--dry-run").stdout
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,26 @@ def test_lines_of_a_table_do_not_end_with_blanks() -> None:
     assert [line for line in lines if line != line.rstrip()] == []
 
 
+def test_what_a_job_may_take_and_what_it_took_are_a_line_each() -> None:
+    estimate = {
+        "seconds": {"p50": 95.2, "p90": 8000.0},
+        "peak_memory_bytes": 1_200_000_000,
+        "storage_bytes": None,
+        "basis": "history",
+        "runs": 3,
+        "unavailable_reason": None,
+    }
+    actual = {"seconds": 7200.0, "peak_memory_bytes": None, "storage_bytes": 2_500_000}
+    spec = {"kind": "evaluate", "base_model": "x", "dataset": "y"}
+    card = shown(job_card(Job(**job_json(spec=spec, estimate=estimate, actual=actual))))
+    assert "estimate  95 s, 9 in 10 up to 2 h 13 min, 1,200.0 MB of memory, by 3 such jobs\n" in card
+    assert "actual    2 h 00 min, 2.5 MB to store\n" in card
+    estimate |= {"basis": "passes", "runs": 1}
+    assert "by 1 other job of the network" in shown(job_card(Job(**job_json(spec=spec, estimate=estimate))))
+    estimate |= {"seconds": None, "basis": "none", "unavailable_reason": "no job of it has finished here yet"}
+    assert "none: no job of it" in shown(job_card(Job(**job_json(spec=spec, estimate=estimate))))
+
+
 def test_longest_event_names_are_apart_from_what_they_tell() -> None:
     assert "job.handed_back attempt 3" in shown(event_line(event("job.handed_back", {"attempt": 3})))
 
