@@ -20,6 +20,7 @@ from tempfile import NamedTemporaryFile
 from typing import IO, Any
 
 from sqlalchemy import select
+from sqlalchemy.exc import DatabaseError
 
 from app.database import Database
 from app.settings import Settings
@@ -27,6 +28,8 @@ from app.storage import ObjectStore, StorageFull, StorageUnavailable, open_store
 from app.tables import Table
 
 MANIFEST = "manifest.json"
+INCOMPLETE = 3
+"""Exit status of `check` where it could look, and something was missing."""
 _FORMAT = 1
 _CHUNK = 1024 * 1024
 _SHARED = 0o644
@@ -196,12 +199,15 @@ def main(arguments: list[str]) -> None:
                     with closing(Database(settings.database_url)) as database:
                         wrong = check(database, store)
                     if wrong:
-                        sys.exit("\n".join(wrong))
+                        _say("\n".join(wrong))
+                        sys.exit(INCOMPLETE)
                     _say("every object that the database names is there, and what it was")
                 case _:
                     sys.exit("usage: python -m app.backup save|load|check")
         except (BadBackup, tarfile.TarError, json.JSONDecodeError) as error:
             sys.exit(f"this backup cannot be loaded: {error}")
+        except DatabaseError as error:
+            sys.exit(f"the database cannot be read: {error.orig}")
         except StorageFull as error:
             sys.exit(f"the object store is full: {error}")
         except StorageUnavailable as error:

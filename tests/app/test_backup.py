@@ -3,7 +3,10 @@
 import hashlib
 import io
 import json
+import os
 import secrets
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -173,3 +176,17 @@ def test_rows_without_their_object_are_told(settings, database, tmp_path):
     damaged, gone = sorted(check(database, store))
     assert damaged == "checkpoints: k/damaged is not what the database says"
     assert gone.startswith("checkpoints: k/gone: ")
+
+
+def test_check_tells_a_loss_from_a_database_that_it_cannot_read(settings, database, tmp_path):
+    def asked():
+        environment = {**os.environ, "TEMPER_DATA_DIR": str(settings.data_dir), "TEMPER_DATABASE_URL": url}
+        command = [sys.executable, "-m", "app.backup", "check"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    url = settings.database_url
+    assert asked().returncode == 0
+    url = f"sqlite:///{tmp_path}/empty.db"
+    unread = asked()
+    assert (unread.returncode, "the database cannot be read" in unread.stderr) == (1, True)
+    assert "Traceback" not in unread.stderr
