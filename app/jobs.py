@@ -25,7 +25,7 @@ from app.database import now, seconds_from_now
 from app.ownership import HELD, Claim, append, change, only, owned
 from app.schemas import Action, Failure, Results, Status
 from app.settings import Settings
-from app.tables import Attempt, Checkpoint, Job, State, new_id
+from app.tables import Attempt, Checkpoint, Job, Project, State, new_id
 from core import events as reported
 from core.advice import cautions
 from core.spec import AnySpec, parse
@@ -198,20 +198,21 @@ def claim(
     """Take the next waiting job, those of lost workers included; None when nothing waits that asks for as many GPUs at
     most, of a project with room for it. `running_quota` is what a project may have running that has no own limit."""
     expire(session, patience)
-    due = or_(Job.not_before.is_(None), Job.not_before <= now())
-    may_run = Job.project_id.not_in(quotas.barred(running_quota))
-    claimable = [Job.status == "queued", due, may_run]
+    claimable = [Job.status == "queued", or_(Job.not_before.is_(None), Job.not_before <= now())]
     if gpus is not None:
         claimable.append(gpus >= GPUS)
-    turn = _whose_turn(session, and_(*claimable))
-    order = Job.project_id != turn, Job.priority.desc(), Job.id
-    waiting = select(Job.id).where(*claimable).order_by(*order).limit(1)
-    with session.begin_nested() as place:
-        claimed = _take(session, waiting, worker=worker, lease_seconds=lease_seconds)
-        if claimed and quotas.is_over(session, claimed[0].project_id, running_quota):
-            # Another worker took the project's last place at the same moment.
-            place.rollback()
-            return None
+    claimed: Sequence[Job] = []
+    for project_id in _whose_turn(session, and_(*claimable), running_quota):
+        waiting = select(Job.id).where(Job.project_id == project_id, *claimable)
+        waiting = waiting.order_by(Job.priority.desc(), Job.id).limit(1)
+        with session.begin_nested() as place:
+            claimed = _take(session, waiting, worker=worker, lease_seconds=lease_seconds)
+            if claimed and quotas.is_over(session, project_id, running_quota):
+                # Another worker took the project's last place at the same moment.
+                place.rollback()
+                claimed = []
+        if claimed:
+            break
     if not claimed:
         return None
     job = claimed[0]
@@ -240,15 +241,17 @@ def _take(session: Session, waiting: Select[str], *, worker: str, lease_seconds:
     )
 
 
-def _whose_turn(session: Session, claimable: ColumnElement[bool]) -> str | None:
-    """Choose a project that has jobs to claim: of those with the fewest in workers' hands, any. So nobody's many jobs
-    hold up the one of another; what is urgent goes first among a project's own."""
-    projects = session.scalars(select(Job.project_id).where(claimable).distinct()).all()
-    if len(projects) < 2:
-        return projects[0] if projects else None
+def _whose_turn(session: Session, claimable: ColumnElement[bool], running_quota: int | None) -> list[str]:
+    """List the projects that have jobs to claim: those with the fewest in workers' hands first, of equals any. So
+    nobody's many jobs hold up the one of another; what is urgent goes first among a project's own."""
+    # A look at one row for each project: all waiting jobs would be too many to read for each claim.
+    # With a limit, so that no plan joins the two tables whole.
+    one = select(Job.id).where(Job.project_id == Project.id, claimable).limit(1).scalar_subquery()
+    projects = select(Project.id).where(one.is_not(None), Project.id.not_in(quotas.barred(running_quota)))
+    found = list(session.scalars(projects))
+    random.shuffle(found)
     held = Counter(session.scalars(select(Job.project_id).where(Job.status.in_(HELD))))
-    fewest = min(held[project] for project in projects)
-    return random.choice([project for project in projects if held[project] == fewest])
+    return sorted(found, key=lambda project: held[project])
 
 
 def gpus_wanted(session: Session, *, seconds: float) -> Sequence[int]:

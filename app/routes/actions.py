@@ -52,10 +52,18 @@ def pause_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schemas
     return _ask(session, project_id, job_id, "pause")
 
 
-@_asked("/jobs/{job_id}/resume")
+@router.post(
+    "/jobs/{job_id}/resume",
+    status_code=202,
+    responses=problems(NotFound, ActionNotAllowed, QuotaExceeded),
+    dependencies=_MAY,
+)
 def resume_job(job_id: JobId, project_id: ProjectId, session: Writing, service: TheService) -> schemas.Job:
     """Queue a paused job again, to go on from its state. Asking twice is no error."""
+    was_paused = the_job(session, project_id, job_id).status == "paused"
     shown = _ask(session, project_id, job_id, "resume")
+    if was_paused:
+        quotas.check(session, project_id, service.settings, "queued_jobs")
     service.doorbell.ring_after_commit(session, shown.spec)
     return shown
 

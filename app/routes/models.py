@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app import files, reading, schemas, tables, uploads
+from app import files, quotas, reading, schemas, tables, uploads
 from app.auth import ProjectId, needs
 from app.dependencies import FileName, Json, Once, Reading, Service, TheService, Writing, cursor
 from app.errors import (
@@ -19,6 +19,7 @@ from app.errors import (
     NameTaken,
     NotExamined,
     NotFound,
+    QuotaExceeded,
     StorageQuotaExceeded,
     StoreUnavailable,
     UnsupportedMediaType,
@@ -97,6 +98,7 @@ class ModelWish(ImportSpec):
             InvalidBody,
             NameTaken,
             UploadNotUsable,
+            QuotaExceeded,
             StorageQuotaExceeded,
         ),
     },
@@ -115,6 +117,7 @@ def create_model(
             checkpoint = _the_checkpoint(session, project_id, wish.checkpoint or "")
             most_bytes = service.settings.max_project_bytes
             model = files.add_checkpoint(session, project_id, wish.name, checkpoint, most_bytes=most_bytes)
+            quotas.check(session, project_id, service.settings, "stored_bytes")
     except uploads.NoRoom as error:
         raise StorageQuotaExceeded(f"{error}; delete what is no longer needed") from None
     except files.NameTaken:

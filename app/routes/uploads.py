@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 from sqlalchemy.orm import Session
 from starlette.requests import ClientDisconnect
 
-from app import reading, schemas, tables, uploads
+from app import quotas, reading, schemas, tables, uploads
 from app.auth import ProjectId, needs
 from app.dependencies import Json, Once, Reading, Service, TheService, UploadId, Writing, cursor
 from app.errors import (
@@ -29,6 +29,7 @@ from app.errors import (
     InvalidParameter,
     MalformedBody,
     NotFound,
+    QuotaExceeded,
     StorageQuotaExceeded,
     StoreFull,
     StoreUnavailable,
@@ -117,7 +118,7 @@ class UploadFilter(BaseModel):
     dependencies=[Once, Json],
     responses={
         201: {"headers": schemas.headers({"Location": "The upload."})},
-        **problems(*_BODY, StorageQuotaExceeded),
+        **problems(*_BODY, StorageQuotaExceeded, QuotaExceeded),
     },
 )
 def create_upload(
@@ -139,6 +140,7 @@ def create_upload(
         )
     except uploads.NoRoom as error:
         raise StorageQuotaExceeded(f"{error}; abort or delete what is no longer needed") from None
+    quotas.check(session, project_id, settings, "stored_bytes")
     response.headers["Location"] = f"/uploads/{upload.id}"
     return show_upload(upload, received=[])
 

@@ -67,7 +67,7 @@ def test_a_claim_passes_over_a_project_with_as_many_running_jobs_as_it_may_have(
     with database.writing() as session:
         mine = [jobs.create(session, project.id, SPEC).job.id for _ in range(3)]
         theirs = jobs.create(session, other.id, SPEC).job.id
-    assert [claim(database).job_id for _ in range(2)] == [mine[0], theirs]
+    assert {claim(database).job_id for _ in range(2)} == {mine[0], theirs}
     assert claim(database) is None
     with database.writing() as session:
         session.execute(update(Job).where(Job.id == mine[0]).values(status="succeeded"))
@@ -102,6 +102,32 @@ def test_a_project_with_too_many_bytes_posts_no_more_jobs(api, database, project
     assert api.post("/jobs", json=DIGITS).status_code == 201
     limit(database, project, stored_bytes=999)
     assert refusal(api.post("/jobs", json=DIGITS), "stored_bytes")["used"] == 1000
+
+
+def test_an_upload_counts_with_what_jobs_have_stored(api, database, project):
+    with database.writing() as session:
+        jobs.create(session, project.id, SPEC)
+        held = jobs.claim(session, worker="w", lease_seconds=60, patience=jobs.Patience())
+        recording.save(session, held, saved(1000), key="x")
+    limit(database, project, stored_bytes=1500)
+    wish = {"filename": "x", "bytes": 501, "sha256": "0" * 64, "purpose": "model"}
+    assert refusal(api.post("/uploads", json=wish), "stored_bytes")["used"] == 1501
+    assert api.get("/uploads").json()["data"] == []
+    assert api.post("/uploads", json=wish | {"bytes": 500}).status_code == 201
+
+
+def test_a_paused_job_is_resumed_only_where_it_may_wait(api, database, project):
+    paused = api.post("/jobs", json=DIGITS).json()
+    with database.writing() as session:
+        session.execute(update(Job).where(Job.id == paused["id"]).values(status="paused"))
+    api.post("/jobs", json=DIGITS)
+    limit(database, project, queued_jobs=1)
+    refusal(api.post(f"{paused['links']['self']}/resume"), "queued_jobs")
+    assert api.get(paused["links"]["self"]).json()["status"] == "paused"
+    limit(database, project, queued_jobs=2)
+    assert api.post(f"{paused['links']['self']}/resume").json()["status"] == "queued"
+    limit(database, project, queued_jobs=1)
+    assert api.post(f"{paused['links']['self']}/resume").status_code == 202, "asking again changes nothing"
 
 
 def test_a_key_has_only_so_many_streams_and_gets_them_back(settings, database, project):
