@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import auth, errors
+from app import auth, errors, logs
 from app.database import THREADS, Database, open_database
 from app.dependencies import Service
 from app.inventory import Inventory
@@ -42,12 +42,13 @@ from app.routes import (
 )
 from app.settings import Settings
 from app.storage import open_store
-from app.tables import new_id
+from app.tables import is_id, new_id
 from app.upkeep import CHORES, Chore, Premises, Upkeep
 from app.watch import Watch
 from core.spec import EvaluateSpec, TrainSpec
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_JOB = re.compile(r"(?:/v1)?/jobs/([^/]+)")
 
 
 class Api(FastAPI):
@@ -183,7 +184,7 @@ class BodyLimit:
 
 
 class RequestId:
-    """Give each request an id, or keep the one it came with, and send it back."""
+    """Give each request an id, or keep the one it came with, send it back, and log with it all that is done for it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -202,18 +203,26 @@ class RequestId:
                 MutableHeaders(scope=message).setdefault("X-Request-Id", request_id)
             await send(message)
 
-        await self.app(scope, receive, send_with_id)
+        with logs.about(request_id=request_id, **_job_in(scope["path"])):
+            await self.app(scope, receive, send_with_id)
+
+
+def _job_in(path: str) -> dict[str, str]:
+    match = _JOB.match(path)
+    return {"job_id": match[1]} if match and is_id("job", match[1]) else {}
 
 
 def app_from_environment() -> FastAPI:
     """Put the API together as the environment says, for one of several processes."""
     settings = Settings.from_environment()
+    logs.set_up(settings)
     return create_app(settings, Database(settings.database_url))
 
 
 def main() -> None:
     """Serve the API until a signal says stop."""
     settings = Settings.from_environment()
+    logs.set_up(settings)
     database = Database(settings.database_url)
     if settings.migrate_at_start:
         database = open_database(settings.database_url)
@@ -228,6 +237,7 @@ def main() -> None:
         host=settings.host,
         port=settings.port,
         server_header=False,
+        log_config=None,
         timeout_graceful_shutdown=20,
         # On a busy machine a process may take some seconds to start; uvicorn would kill it and start another, for ever.
         timeout_worker_healthcheck=60,

@@ -3,11 +3,11 @@
 Safe when two run at once: the second waits for the first, and finds nothing left to do.
 """
 
-import logging
 import sys
 
 from sqlalchemy.exc import DatabaseError
 
+from app import logs
 from app.auth import tell_first_key
 from app.database import Database
 from app.settings import Settings
@@ -18,6 +18,7 @@ _BACK_UP = "The way back is a backup from before: `make backup`, or pg_dump."
 def main() -> None:
     """Migrate; end the program with a plain sentence where that fails."""
     settings = Settings.from_environment()
+    logs.set_up(settings)
     database = Database(settings.database_url)
     try:
         _migrate(database)
@@ -47,5 +48,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     main()

@@ -21,6 +21,8 @@ _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
 
 ResourceClass = Literal["gpu", "cpu"]
 """What a worker has; each class has its queue."""
+LogFormat = Literal["console", "json"]
+"""How the processes log: lines for people, or a JSON object a line."""
 
 
 class Settings(BaseSettings):
@@ -41,6 +43,8 @@ class Settings(BaseSettings):
     """Whether API and workers bring the schema up to date as they start, or leave that to `temper migrate`."""
     broker_url: str = ""
     """Redis or Valkey that tells the workers of new jobs; empty for none: then they poll."""
+    log_format: LogFormat = "console"
+    """How API and workers log: console, lines for people, or json, an object a line."""
     host: str = "127.0.0.1"
     """Address the API binds to; the default is reachable from this machine only."""
     port: int = Field(default=8765, ge=1, le=65535)

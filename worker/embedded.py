@@ -8,7 +8,7 @@ from threading import Thread
 
 from sqlalchemy.exc import OperationalError
 
-from app import jobs
+from app import jobs, logs
 from app.database import Database, open_database
 from app.inventory import Inventory
 from app.jobs import Patience
@@ -42,7 +42,8 @@ def _work_in_slot(place: Workplace, bell: Bell) -> None:
             told = complaint
             claim = None if complaint else _claim(place)
             if claim:
-                run(claim, place)
+                with logs.about(job_id=claim.job_id, attempt=claim.epoch):
+                    run(claim, place)
                 continue
             if examine_next(place):
                 continue
@@ -67,8 +68,9 @@ def _claim(place: Workplace) -> Claim | None:
 
 
 def open_workplace() -> Workplace:
-    """Set up a workplace as the environment says."""
+    """Set up a workplace, and logging, as the environment says."""
     settings = Settings.from_environment()
+    logs.set_up(settings)
     migrated = open_database if settings.migrate_at_start else Database
     return Workplace(
         settings,
@@ -90,5 +92,4 @@ def serve(place: Workplace) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     serve(open_workplace())

@@ -3,6 +3,7 @@ the training process what is asked of it."""
 
 import logging
 from collections.abc import Callable
+from contextvars import copy_context
 from math import inf
 from threading import Event, Thread
 from time import monotonic
@@ -58,8 +59,8 @@ class Lease:
         self._renewed_at = monotonic()
         self._released = Event()
         # Two, because a database that hangs holds the one up for as long as it likes.
-        self._guard = Thread(target=self._keep_guard, daemon=True)
-        self._contact = Thread(target=self._keep_contact, daemon=True)
+        self._guard = Thread(target=copy_context().run, args=(self._keep_guard,), daemon=True)
+        self._contact = Thread(target=copy_context().run, args=(self._keep_contact,), daemon=True)
 
     def __enter__(self) -> Self:
         self._guard.start()

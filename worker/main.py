@@ -10,7 +10,7 @@ import sys
 from threading import Thread
 
 from celery import Celery
-from celery.signals import worker_shutting_down
+from celery.signals import setup_logging, worker_shutting_down
 
 from app.queue import HEARD, KEY_PREFIX, LOOK_FOR_WORK, ON_THE_WIRE
 from app.settings import Settings
@@ -78,7 +78,11 @@ def _listen(settings: Settings, bell: Bell) -> int:
     def stop(**_: object) -> None:
         bell.stop()
 
+    def leave_as_it_is(**_: object) -> None:
+        """Celery sets logging up where nobody says that it is."""
+
     worker_shutting_down.connect(stop)
+    setup_logging.connect(leave_as_it_is)
     consumer = application(settings, bell).Worker(
         queues=list(HEARD[settings.resource_class]),
         without_gossip=True,
@@ -94,5 +98,4 @@ def _listen(settings: Settings, bell: Bell) -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.exit(serve(embedded.open_workplace()))

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 from sqlalchemy.orm import Session
 
 from app import keys, quotas, reading, schemas, tables
@@ -42,7 +42,7 @@ class ProjectChange(BaseModel):
 
     name: Text | None = Field(default=None, min_length=1, max_length=128)
     """A label for people."""
-    quotas: dict[schemas.Quota, Annotated[int, Field(ge=0, le=2**62)] | None] = {}
+    quotas: dict[schemas.Quota, Annotated[StrictInt, Field(ge=0, le=2**62)] | None] = {}
     """Limits of its own; null gives it the instance's again."""
 
 

@@ -1,6 +1,5 @@
 """`python -m worker.main` with the fake trainer."""
 
-import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,5 @@ def fake_command(claim, folder, inventory):
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     place = replace(embedded.open_workplace(), command=fake_command)
     sys.exit(main.serve(place))
