@@ -22,7 +22,7 @@ from app import jobs, recording, uploads, webhooks
 from app.keys import new_key
 from app.main import create_app
 from app.storage import LocalStore
-from app.tables import Checkpoint
+from app.tables import Checkpoint, Dataset, Model, new_id
 from core.events import Reports, Saved
 from core.spec import parse
 from tests.instance import DIGITS, add_key, serving
@@ -54,8 +54,15 @@ NEVER_GRANTED = {
     "POST /uploads/{upload_id}/parts",
     "PUT /uploads/{upload_id}/parts/{number}",
     "POST /uploads/{upload_id}/complete",
+    "POST /datasets",
+    "POST /models",
+    "GET /datasets/{dataset_id}/report",
+    "GET /datasets/{dataset_id}/thumbnails/{number}",
+    "GET /models/{model_id}/report",
+    "GET /jobs/{job_id}/logs",
 }
-"""What takes a file with its hash, or a report, which no document can make up; their own tests have the answers."""
+"""What takes a file that is there, whole and examined, or a report of one, which no document can make up: the tests of
+uploads, files and jobs have the answers."""
 
 
 def bounded(examples):
@@ -103,7 +110,13 @@ def ids(settings, database, project, tmp_path):
             seconds=600,
             most_bytes=10**6,
         )
+        given = {"project_id": project.id, "filename": "x", "key": "nowhere", "size": 1, "sha256": "0" * 64}
+        dataset = Dataset(id=new_id("ds"), name="some-birds", **given)
+        model = Model(id=new_id("model"), name="some-net", said={}, **given)
+        session.add_all([dataset, model])
     return {
+        "dataset_id": dataset.id,
+        "model_id": model.id,
         "ended": ended.id,
         "running": running.id,
         "stopping": stopping.id,
