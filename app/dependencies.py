@@ -1,8 +1,9 @@
 """What routes are given: the service they belong to, and a transaction that ends before their answer leaves."""
 
+from asyncio import Semaphore
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from pydantic import AfterValidator, AwareDatetime
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
-from app.database import Database
+from app.database import THREADS, Database
 from app.errors import UnsupportedMediaType
 from app.inventory import Inventory
 from app.limits import Failures, Requests
@@ -35,6 +36,9 @@ class Service:
     doorbell: Doorbell
     requests: Requests
     failures: Failures
+    writers: Semaphore = field(default_factory=lambda: Semaphore(THREADS // 2))
+    """Requests in a writing transaction. A route has a thread for each of its steps anew: were all threads taken by
+    those that wait for a lock, the one that holds it would have none to go on with."""
 
 
 def _service(request: Request) -> Service:
@@ -50,7 +54,12 @@ def _reading(service: TheService) -> Iterator[Session]:
         yield session
 
 
-def _writing(service: TheService) -> Iterator[Session]:
+async def _turn(service: TheService) -> AsyncIterator[None]:
+    async with service.writers:
+        yield
+
+
+def _writing(service: TheService, _: Annotated[None, Depends(_turn, scope="function")]) -> Iterator[Session]:
     with service.database.writing() as session:
         yield session
 
