@@ -17,6 +17,7 @@ from app.settings import Settings
 from app.storage import open_store
 from worker.bell import Bell
 from worker.examiner import examine_next
+from worker.machine import keep_to_itself
 from worker.supervisor import Workplace, run
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def _claim(place: Workplace) -> Claim | None:
 
 def open_workplace() -> Workplace:
     """Set up a workplace, and logging, as the environment says."""
+    keep_to_itself()
     settings = Settings.from_environment()
     logs.set_up(settings)
     migrated = open_database if settings.migrate_at_start else Database

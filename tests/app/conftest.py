@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import Instance
-from tests.instance import new_instance
+from tests.instance import new_instance, serving
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgres"])
@@ -19,3 +19,10 @@ def instance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     server = request.getfixturevalue("postgres_server")
     with new_instance(folder, database_url=server.create_database("app")) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def server(instance: Instance) -> Iterator[str]:
+    """One server for each: tests elsewhere have theirs."""
+    with serving(*instance, chores=()) as url:
+        yield url

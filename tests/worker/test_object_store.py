@@ -45,7 +45,8 @@ def test_a_job_delivers_to_the_bucket_and_its_checkpoint_comes_from_there(place,
     job_id = run_job(place, project)
     assert not list(place.settings.objects_dir.rglob("*"))
     prefix = f"jobs/{job_id}/attempts/1"
-    assert list(place.store.keys(f"jobs/{job_id}")) == [f"{prefix}/checkpoint.safetensors", f"{prefix}/report.json"]
+    delivered = [key for key in place.store.keys(f"jobs/{job_id}") if not key.startswith(f"{prefix}/logs/")]
+    assert delivered == [f"{prefix}/checkpoint.safetensors", f"{prefix}/report.json"]
     key = add_key(place.database, project)
     with serving(place.settings, place.database) as url, Temper(url, key) as temper:
         assert temper.get(job_id).status == "succeeded"
