@@ -1,11 +1,35 @@
-"""The front end is tested on both databases."""
+"""The front end is tested on both databases.
+
+Where a test asks more of the routes than of the database, Postgres is for the slow suite.
+"""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import Instance
 from tests.instance import new_instance, serving
+
+QUICK_ON_POSTGRES = {
+    "test_actions",
+    "test_database",
+    "test_estimates",
+    "test_event_stream",
+    "test_fairness",
+    "test_jobs",
+    "test_quotas",
+    "test_webhooks",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what can wait."""
+    for item in items:
+        on_postgres = "postgres" in getattr(getattr(item, "callspec", None), "params", {}).values()
+        if item.path.parent == Path(__file__).parent and on_postgres and item.path.stem not in QUICK_ON_POSTGRES:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgres"])

@@ -114,6 +114,7 @@ def test_a_job_of_several_gpus_waits_for_a_worker_that_has_some(deaf):
         api.post(f"/jobs/{together}/cancel")
 
 
+@pytest.mark.slow
 def test_five_rings_for_each_job_in_any_order_change_nothing(polling, broker):
     with polling.client() as api, redis.Redis.from_url(broker.url) as client:
         ids = [post(api) for _ in range(12)]
