@@ -98,21 +98,12 @@ def rotate_secret(session: Session, webhook: Webhook) -> None:
     _save(session, webhook)
 
 
-def enlist(session: Session, project_id: str, url: str, *, limit: int) -> None:
-    """See that the project has a webhook with the address that a job names. Raises TooMany."""
-    try:
-        create(session, project_id, url=url, events=(), description="named by a job", limit=limit)
-    except AddressTaken:
-        return
-
-
 def announce(session: Session, job: Job) -> None:
     """Note for every webhook that wants to know it what the job's status is now."""
     event = f"job.{job.status}"
-    named = job.spec.get("webhook") or {"url": None, "events": ()}
     of_project = select(Webhook).where(Webhook.project_id == job.project_id, Webhook.disabled_at.is_(None))
     for webhook in session.scalars(of_project):
-        if event in webhook.events or (webhook.url == named["url"] and event in named["events"]):
+        if event in webhook.events:
             session.add(_delivery(webhook, event, job.updated_at, _in_short(job), job_id=job.id))
 
 
