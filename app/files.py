@@ -389,7 +389,8 @@ def _lose(session: Session, kind: Kind, *where: ColumnElement[bool], max_losses:
         lease_until=None,
         finished_at=now(),
     )
-    again = _update(session, kind, *where, status="pending", losses=losses, lease_until=None)
+    # Said again, for a lease may run out between the two.
+    again = _update(session, kind, *where, losses < max_losses, status="pending", losses=losses, lease_until=None)
     return [*refused, *again]
 
 

@@ -25,7 +25,7 @@ from app.database import now, seconds_from_now
 from app.ownership import HELD, Claim, append, change, only, owned
 from app.schemas import Action, Failure, Results, Status
 from app.settings import Settings
-from app.tables import Attempt, Checkpoint, Job, Project, State, new_id
+from app.tables import Attempt, Checkpoint, Job, Project, State, Webhook, new_id
 from core import events as reported
 from core.advice import cautions
 from core.spec import AnySpec, parse
@@ -122,6 +122,8 @@ class Created:
 
     job: Job
     replayed: bool
+    webhook: Webhook | None = None
+    """The one that was made for the address which the spec names."""
 
 
 def allowed_actions(job: Job) -> list[Action]:
@@ -139,11 +141,13 @@ def create(
     idempotency_key: str | None = None,
     retry_of: str | None = None,
     cloned_from: str | None = None,
+    most_webhooks: int = 0,
 ) -> Created:
     """Queue a job, or find the one that this key has queued before. Raises KeyReused where that has another spec.
 
     retry_of: the job where this one goes on, which has one retry at most. cloned_from: the job whose spec it varies.
-    Raises files.Gone where what it takes in is no longer there.
+    most_webhooks: how many the project may have, with the one that the spec may name. Raises files.Gone where what it
+    takes in is no longer there, and webhooks.TooMany.
     """
     body = spec.model_dump_json()
     job = Job(
@@ -172,8 +176,11 @@ def create(
     files.link(session, job, spec)
     lineage = {"retry_of": retry_of, "cloned_from": cloned_from}
     append(session, job, [("job.created", {name: value for name, value in lineage.items() if value})])
+    webhook = None
+    if spec.webhook:
+        webhook = webhooks.enlist(session, project_id, spec.webhook.url, limit=most_webhooks)
     webhooks.announce(session, job)
-    return Created(job, replayed=False)
+    return Created(job, replayed=False, webhook=webhook)
 
 
 def _same_request(session: Session, job: Job) -> Job:
@@ -345,16 +352,16 @@ def ask(session: Session, job_id: str, action: Action) -> Job:
     return job
 
 
-def retry(session: Session, job_id: str) -> Created:
+def retry(session: Session, job_id: str, *, most_webhooks: int = 0) -> Created:
     """Queue a job with the spec of one that has failed or was cancelled, to go on from its last state. There is one
-    retry of a job: asking again finds it. Raises NotAllowed."""
+    retry of a job: asking again finds it. Raises NotAllowed, and what `create` raises."""
     job = _lock(session, job_id)
     if "retry" not in allowed_actions(job):
         raise NotAllowed(job)
     first = session.scalars(select(Job).where(Job.retry_of == job_id)).one_or_none()
     if first:
         return Created(first, replayed=True)
-    return create(session, job.project_id, parse(job.spec), retry_of=job_id)
+    return create(session, job.project_id, parse(job.spec), retry_of=job_id, most_webhooks=most_webhooks)
 
 
 def remove(session: Session, job_id: str) -> None:

@@ -279,7 +279,7 @@ class Webhook(Table):
     project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
     url: Mapped[str] = mapped_column()
     events: Mapped[list[str]] = mapped_column(JSON)
-    """The types of event that it is told of every job; a job that names its address may ask for more."""
+    """The types of event that it is told of every job; a job that names its address may ask for more of itself."""
     description: Mapped[str]
     secret: Mapped[str]
     """Signs, so it is kept as it is."""

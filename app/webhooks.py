@@ -98,12 +98,32 @@ def rotate_secret(session: Session, webhook: Webhook) -> None:
     _save(session, webhook)
 
 
+def enlist(session: Session, project_id: str, url: str, *, limit: int) -> Webhook | None:
+    """See that the project has a webhook with the address that a job names; give it where it had to be made. Raises
+    TooMany."""
+    if _named(session, project_id, url):
+        return None
+    try:
+        return create(session, project_id, url=url, events=(), description="named by a job", limit=limit)
+    except AddressTaken:
+        # By another job at the same moment.
+        return None
+
+
+def check_named(session: Session, project_id: str, url: str) -> None:
+    """See that what a job names is told anything at all. Raises Disabled."""
+    webhook = _named(session, project_id, url)
+    if webhook:
+        _check_enabled(webhook)
+
+
 def announce(session: Session, job: Job) -> None:
-    """Note for every webhook that wants to know it what the job's status is now."""
+    """Note for every webhook that wants to know it, of all jobs or of this one, what the job's status is now."""
     event = f"job.{job.status}"
+    named = job.spec.get("webhook") or {"url": None, "events": ()}
     of_project = select(Webhook).where(Webhook.project_id == job.project_id, Webhook.disabled_at.is_(None))
     for webhook in session.scalars(of_project):
-        if event in webhook.events:
+        if event in webhook.events or (webhook.url == named["url"] and event in named["events"]):
             session.add(_delivery(webhook, event, job.updated_at, _in_short(job), job_id=job.id))
 
 
@@ -242,6 +262,10 @@ def _in_short(job: Job) -> dict[str, Any]:
         "attempt": job.epoch,
         "failure": {"code": job.failure["code"]} if job.failure else None,
     }
+
+
+def _named(session: Session, project_id: str, url: str) -> Webhook | None:
+    return session.scalars(select(Webhook).where(Webhook.project_id == project_id, Webhook.url == url)).one_or_none()
 
 
 def _check_enabled(webhook: Webhook) -> None:

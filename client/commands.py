@@ -113,7 +113,7 @@ def submit(
         elif wait:
             _wait(temper, [job.id], None, output)
         else:
-            show(job, f"{job.id} is {job.status}; follow it with: temper watch {job.id}", output)
+            show(job, "\n".join(display.posted_lines(job)), output)
 
 
 @app.command()
@@ -226,7 +226,7 @@ def clone(
         _set(overrides, change)
     with Temper() as temper:
         job = temper.clone(job_id, overrides)
-    show(job, f"{job.id} is {job.status}; follow it with: temper watch {job.id}", output)
+    show(job, "\n".join(display.posted_lines(job)), output)
 
 
 @app.command()

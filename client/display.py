@@ -58,6 +58,14 @@ def jobs_table(jobs: Iterable[Job]) -> RenderableType:
     return table
 
 
+def posted_lines(job: Job) -> Iterator[str]:
+    """Say that a job was made."""
+    yield f"{job.id} is {job.status}; follow it with: temper watch {job.id}"
+    if job.webhook:
+        yield escape(f"{job.webhook.url} is told of it, as {job.webhook.id}, signed with the secret")
+        yield f"{job.webhook.secret} (shown only now)"
+
+
 def job_card(job: Job) -> RenderableType:
     """Show one job, with its results or the reason of its failure."""
     facts = Table.grid(padding=(0, 2))

@@ -126,6 +126,59 @@ class Actual(Record):
     """What its checkpoints and logs take."""
 
 
+class Webhook(Record):
+    """An address that is told how jobs fare."""
+
+    id: str
+    """What other commands call it by."""
+    url: str
+    """Where messages are posted."""
+    events: tuple[str, ...]
+    """What it is told of every job of the project."""
+    description: str
+    """For people."""
+    disabled: bool
+    """Whether nothing is sent there now."""
+    disabled_reason: str | None
+    """requested by a user, or gone: the receiver answered 410."""
+    created_at: datetime
+    """When it was made."""
+    previous_secret_until: datetime | None
+    """Until then, messages are signed with the secret before this one, too."""
+
+
+class NewWebhook(Webhook):
+    """A webhook with the secret that signs its messages."""
+
+    secret: str = Field(repr=False)
+    """Shown only this once."""
+
+
+class Delivery(Record):
+    """One message to one webhook."""
+
+    id: str
+    """The `webhook-id` of the message, in every attempt."""
+    type: str
+    """What has happened: job.<status> or webhook.test."""
+    job_id: str | None
+    """The job that it is about."""
+    status: str
+    """pending, succeeded or failed."""
+    attempts: int
+    """Attempts made, since it was made or last asked for again."""
+    response_status: int | None
+    """What the last attempt was answered with, if it was."""
+    error: str | None
+    """What was wrong with the last attempt."""
+    next_attempt_at: datetime | None
+    """When the next attempt is due."""
+    created_at: datetime
+    """When it happened."""
+    finished_at: datetime | None
+    """When it had succeeded or failed."""
+
+
 class Job(Record):
     """A run that was asked for, and how it fares."""
 
@@ -177,6 +230,9 @@ class Job(Record):
     """Its table, once there is a row."""
     checkpoint: str | None
     """Id of its latest checkpoint."""
+    webhook: NewWebhook | None = None
+    """In the answer to submit, retry and clone alone: the webhook that was made for the address which the spec names,
+    with its secret; None where there was one already."""
 
 
 class Attempt(Record):

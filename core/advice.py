@@ -11,7 +11,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from core.catalog import MODELS, NORMS
-from core.spec import CONSEQUENCE, EXTRA_SHARE, SPECS, AnySpec, EvaluateSpec, Evaluation, Method, did_you_mean
+from core.spec import (
+    CONSEQUENCE,
+    EXTRA_SHARE,
+    SPECS,
+    AnySpec,
+    EvaluateSpec,
+    Evaluation,
+    JobWebhook,
+    Method,
+    did_you_mean,
+)
 
 
 class Caution(BaseModel):
@@ -136,10 +146,11 @@ _OBJECTS = {
     "method": '{"name": "e-at"}',
     "steps": '{"linf": 10, "l1": 10}, or one whole number',
     "metadata": '{"team": "red"}',
+    "webhook": '{"url": "https://example.com/temper"}',
 }
 
 
-_PARTS: Mapping[str, type[BaseModel]] = {"method": Method, "evaluation": Evaluation}
+_PARTS: Mapping[str, type[BaseModel]] = {"method": Method, "evaluation": Evaluation, "webhook": JobWebhook}
 
 
 def _no_such_field(kind: str, path: Sequence[str]) -> str:

@@ -150,7 +150,7 @@ def _read_shard(text: str) -> tuple[int, int]:
 def _options(model: type[BaseModel]) -> Iterator[tuple[str, str, Callable[[str], Any]]]:
     """Name every field of a spec, and every field of its parts, with its help and how to read it."""
     for name, field in model.model_fields.items():
-        if name == "kind":
+        if name in ("kind", "webhook"):
             continue
         text = " ".join((field.description or "").split()).replace("%", "%%")
         yield name, text, _reader(field.annotation)
@@ -195,6 +195,12 @@ def read_spec(options: argparse.Namespace) -> AnySpec:
             f"{options.spec} is a spec of kind {body['kind']!r}",
             hint=f"run: python -m core {body['kind']}",
             field="kind",
+        )
+    if body.get("webhook") is not None:
+        raise BadInput(
+            "a run on the command line has nobody to call",
+            hint="leave webhook out, or post the spec to the service",
+            field="webhook",
         )
     if options.kind != "evaluate" and "WORLD_SIZE" in os.environ:
         body.setdefault("gpus", int(os.environ["WORLD_SIZE"]))

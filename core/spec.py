@@ -271,6 +271,22 @@ class _FromScratch(_Run):
         return name if find_architecture(name) else _known("architecture", name, ARCHITECTURES)
 
 
+class JobWebhook(_Part):
+    """Whom the service tells how one job fares."""
+
+    url: Annotated[Text, Field(min_length=1, max_length=2048)] = Field(examples=["https://example.com/temper"])
+    """Where to post messages: https, on the public internet unless the operator allows more."""
+    events: tuple[JobEvent, ...] = Field(default=ENDINGS, max_length=20)
+    """What to tell it of this job; by default its end."""
+
+    @field_validator("events")
+    @classmethod
+    def _is_told_something(cls, events: tuple[JobEvent, ...]) -> tuple[JobEvent, ...]:
+        if not events:
+            raise PydanticCustomError("missing", "name an event such as job.succeeded, or leave webhook out")
+        return events
+
+
 class _Measured(_Run):
     dataset: Name = Field(default_factory=_default_dataset)
     """The images, by their name in the catalogue or among the data sets of this machine; by default those that the
@@ -290,6 +306,9 @@ class _Measured(_Run):
     """Up to 16 pairs of the user's own."""
     priority: StrictInt = Field(default=0, ge=-100, le=100)
     """A waiting job of higher priority starts first."""
+    webhook: JobWebhook | None = None
+    """Whom the service tells how this job fares; null for nobody but the project's own webhooks. Jobs only: a run on
+    the command line has nobody to call, and no checkpoint names the address."""
 
     @field_validator("dataset")
     @classmethod

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
-from app import files, jobs, quotas, schemas
+from app import files, jobs, quotas, schemas, webhooks
 from app.auth import ProjectId, needs
 from app.dependencies import JobId, Json, TheService, Writing
 from app.errors import (
@@ -23,6 +23,7 @@ from app.errors import (
     MalformedBody,
     NotFound,
     QuotaExceeded,
+    TooManyWebhooks,
     UnsupportedMediaType,
     problems,
 )
@@ -36,6 +37,7 @@ from app.routes.jobs import (
     show_job,
     the_job,
 )
+from app.routes.webhooks import too_many
 from app.storage import StorageUnavailable
 from core.spec import parse
 
@@ -84,19 +86,24 @@ def cancel_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schema
 @router.post(
     "/jobs/{job_id}/retry",
     status_code=201,
-    responses={201: {"headers": CREATED}, **problems(NotFound, ActionNotAllowed, InvalidSpec, QuotaExceeded)},
+    responses={
+        201: {"headers": CREATED},
+        **problems(NotFound, ActionNotAllowed, InvalidSpec, QuotaExceeded, TooManyWebhooks),
+    },
     dependencies=_MAY,
 )
 def retry_job(
     job_id: JobId, project_id: ProjectId, session: Writing, service: TheService, response: Response
-) -> schemas.Job:
+) -> schemas.PostedJob:
     """Queue a new job with the spec of one that has failed or was cancelled, to go on from its last state. What has
     ended stays as it is. A job has one retry: asking again answers with the same one."""
     job = the_job(session, project_id, job_id)
     try:
-        created = jobs.retry(session, job.id)
+        created = jobs.retry(session, job.id, most_webhooks=service.settings.max_webhooks)
     except jobs.NotAllowed as refusal:
         raise ActionNotAllowed("retry", refusal) from None
+    except webhooks.TooMany:
+        raise too_many(service) from None
     if not created.replayed:
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
     service.doorbell.ring_after_commit(session, parse(created.job.spec))
@@ -128,6 +135,7 @@ class Clone(BaseModel):
             InvalidParameter,
             IdempotencyKeyReused,
             QuotaExceeded,
+            TooManyWebhooks,
         ),
     },
     dependencies=[*_MAY, Json],
@@ -141,12 +149,14 @@ def clone_job(
     response: Response,
     *,
     idempotency_key: IdempotencyKey = None,
-) -> schemas.Job:
+) -> schemas.PostedJob:
     """Queue a new job with the spec of this one and some changes."""
-    job = the_job(session, project_id, job_id)
+    # Apart from the writing transaction, for a webhook's address may take seconds to look up.
+    with service.database.reading() as reading:
+        job = the_job(reading, project_id, job_id)
     spec = check_spec(_merged(job.spec, clone.overrides), project_id, service)
     return create_from(
-        session, service, project_id, spec, response, idempotency_key=idempotency_key, cloned_from=job.id
+        session, service, project_id, spec, response, idempotency_key=idempotency_key, cloned_from=job_id
     )
 
 

@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
-from app import estimates, files, jobs, quotas, reading, schemas, tables
+from app import addresses, estimates, files, jobs, quotas, reading, schemas, tables, webhooks
 from app.auth import ProjectId, needs
 from app.dependencies import JobId, Json, Once, Reading, Service, TheService, Writing, cursor
 from app.errors import (
@@ -31,10 +31,12 @@ from app.errors import (
     QuotaExceeded,
     ReportNotReady,
     StoreUnavailable,
+    TooManyWebhooks,
     UnsupportedMediaType,
     problems,
 )
 from app.routes.files import show_input
+from app.routes.webhooks import show_with_secret, too_many
 from core.advice import FieldError, cautions, explain
 from core.events import Reports
 from core.spec import AnySpec, Kind, Spec, parse
@@ -74,7 +76,16 @@ def check_spec(body: Unchecked, project_id: ProjectId, service: TheService) -> A
         raise InvalidSpec(errors, found=error.error_count()) from None
     if errors := inventory.check(spec):
         raise InvalidSpec(errors)
+    if spec.webhook:
+        try:
+            addresses.check(spec.webhook.url, service.settings)
+        except addresses.Refused as refusal:
+            raise InvalidSpec([_of_webhook("address_refused", str(refusal))]) from None
     return spec
+
+
+def _of_webhook(code: str, detail: str) -> FieldError:
+    return FieldError(pointer="/webhook/url", code=code, detail=detail)
 
 
 def _pair(text: str) -> str:
@@ -110,7 +121,7 @@ class JobFilter(BaseModel):
 @router.post(
     "/jobs",
     status_code=201,
-    response_model=schemas.Job,
+    response_model=schemas.PostedJob,
     dependencies=[needs("jobs:write"), Once, Json],
     responses={
         200: {"model": schemas.DryRun, "description": "With dry_run: the spec is valid, and nothing is stored."},
@@ -124,6 +135,7 @@ class JobFilter(BaseModel):
             InvalidParameter,
             IdempotencyKeyReused,
             QuotaExceeded,
+            TooManyWebhooks,
         ),
     },
 )
@@ -136,7 +148,7 @@ def create_job(
     *,
     dry_run: Annotated[bool, Query(description="Validate and resolve the spec, and store nothing.")] = False,
     idempotency_key: IdempotencyKey = None,
-) -> schemas.Job | Response:
+) -> schemas.PostedJob | Response:
     """Queue a job. The smallest spec names a base model; all that it leaves out is answered resolved."""
     if dry_run:
         estimate = estimates.foretell(session, project_id, spec)
@@ -259,63 +271,89 @@ def create_from(
     *,
     idempotency_key: str | None,
     cloned_from: str | None = None,
-) -> schemas.Job:
-    """Queue a job with this spec. Raises IdempotencyKeyReused, quotas.QuotaExceeded."""
+) -> schemas.PostedJob:
+    """Queue a job with this spec. Raises IdempotencyKeyReused, TooManyWebhooks, InvalidSpec where it names a webhook
+    that is disabled, quotas.QuotaExceeded."""
     try:
-        created = jobs.create(session, project_id, spec, idempotency_key=idempotency_key, cloned_from=cloned_from)
+        created = jobs.create(
+            session,
+            project_id,
+            spec,
+            idempotency_key=idempotency_key,
+            cloned_from=cloned_from,
+            most_webhooks=service.settings.max_webhooks,
+        )
     except jobs.KeyReused:
         raise IdempotencyKeyReused("this Idempotency-Key was used with another spec; make a new one") from None
+    except webhooks.TooMany:
+        raise too_many(service) from None
     if not created.replayed:
+        _check_named(session, project_id, spec)
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
     service.doorbell.ring_after_commit(session, spec)
     return show_created(created, response)
 
 
-def show_created(created: jobs.Created, response: Response) -> schemas.Job:
+def _check_named(session: Session, project_id: str, spec: AnySpec) -> None:
+    if spec.webhook is None:
+        return
+    try:
+        webhooks.check_named(session, project_id, spec.webhook.url)
+    except webhooks.Disabled:
+        detail = "the project's webhook with this address is disabled: enable it, or leave webhook out"
+        raise InvalidSpec([_of_webhook("webhook_disabled", detail)]) from None
+
+
+def show_created(created: jobs.Created, response: Response) -> schemas.PostedJob:
     """Show a job to who has made it, or has made it before."""
     response.headers["Location"] = f"/jobs/{created.job.id}"
     response.headers["ETag"] = _etag(created.job)
     if created.replayed:
         response.headers["Idempotent-Replayed"] = "true"
-    return show_job(created.job)
+    webhook = None
+    if created.webhook:
+        webhook = show_with_secret(created.webhook, response)
+    return schemas.PostedJob.model_validate({**_facts(created.job), "webhook": webhook})
 
 
 def show_job(job: tables.Job) -> schemas.Job:
     """Show a job to its owner."""
+    return schemas.Job.model_validate(_facts(job))
+
+
+def _facts(job: tables.Job) -> dict[str, Any]:
     here = f"/jobs/{job.id}"
     parts = ("events", "metrics", "checkpoints", "report")
-    return schemas.Job.model_validate(
-        {
-            "id": job.id,
-            "object": "job",
-            "name": job.name,
-            "kind": job.kind,
-            "status": job.status,
-            "phase": job.phase,
-            "is_terminal": job.status in jobs.TERMINAL,
-            "allowed_actions": jobs.allowed_actions(job),
-            "created_at": job.created_at,
-            "updated_at": job.updated_at,
-            "started_at": job.started_at,
-            "finished_at": job.finished_at,
-            "spec": job.spec,
-            "cautions": job.cautions,
-            "estimate": job.estimate,
-            "actual": job.actual,
-            "metadata": job.labels,
-            "attempt": job.epoch,
-            "losses": job.infra_losses,
-            "not_before": job.not_before,
-            "stopped_early": job.stopped_early,
-            "retry_of": job.retry_of,
-            "cloned_from": job.cloned_from,
-            "progress": job.progress,
-            "failure": job.failure,
-            "results": job.results,
-            "checkpoint": job.checkpoint_id,
-            "links": {"self": here, **{part: f"{here}/{part}" for part in parts}},
-        }
-    )
+    return {
+        "id": job.id,
+        "object": "job",
+        "name": job.name,
+        "kind": job.kind,
+        "status": job.status,
+        "phase": job.phase,
+        "is_terminal": job.status in jobs.TERMINAL,
+        "allowed_actions": jobs.allowed_actions(job),
+        "created_at": job.created_at,
+        "updated_at": job.updated_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "spec": job.spec,
+        "cautions": job.cautions,
+        "estimate": job.estimate,
+        "actual": job.actual,
+        "metadata": job.labels,
+        "attempt": job.epoch,
+        "losses": job.infra_losses,
+        "not_before": job.not_before,
+        "stopped_early": job.stopped_early,
+        "retry_of": job.retry_of,
+        "cloned_from": job.cloned_from,
+        "progress": job.progress,
+        "failure": job.failure,
+        "results": job.results,
+        "checkpoint": job.checkpoint_id,
+        "links": {"self": here, **{part: f"{here}/{part}" for part in parts}},
+    }
 
 
 def _load(service: Service, project_id: str, job_id: str) -> tables.Job:

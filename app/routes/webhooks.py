@@ -87,10 +87,9 @@ def create_webhook(
     except webhooks.AddressTaken:
         raise _exists(body.url) from None
     except webhooks.TooMany:
-        raise TooManyWebhooks(f"the project has {service.settings.max_webhooks} webhooks; delete one first") from None
+        raise too_many(service) from None
     response.headers["Location"] = f"/webhooks/{webhook.id}"
-    response.headers["Cache-Control"] = "no-store"
-    return _show_with_secret(webhook)
+    return show_with_secret(webhook, response)
 
 
 @router.get("/webhooks", responses=problems(InvalidParameter), dependencies=[needs("jobs:read"), Once])
@@ -160,8 +159,7 @@ def rotate_secret(
     """Get a new secret. For 24 hours messages are signed with both, so that the receiver can change over in peace."""
     webhook = _the_webhook(session, project_id, webhook_id)
     webhooks.rotate_secret(session, webhook)
-    response.headers["Cache-Control"] = "no-store"
-    return _show_with_secret(webhook)
+    return show_with_secret(webhook, response)
 
 
 @router.get(
@@ -246,7 +244,14 @@ def _show(webhook: tables.Webhook) -> schemas.Webhook:
     return schemas.Webhook.model_validate(_facts(webhook))
 
 
-def _show_with_secret(webhook: tables.Webhook) -> schemas.WebhookWithSecret:
+def too_many(service: Service) -> TooManyWebhooks:
+    """Refuse one more webhook."""
+    return TooManyWebhooks(f"the project has {service.settings.max_webhooks} webhooks; delete one first")
+
+
+def show_with_secret(webhook: tables.Webhook, response: Response) -> schemas.WebhookWithSecret:
+    """Show a webhook to who has just made it, or its secret, in an answer that nobody keeps."""
+    response.headers["Cache-Control"] = "no-store"
     return schemas.WebhookWithSecret.model_validate({**_facts(webhook), "secret": webhook.secret})
 
 

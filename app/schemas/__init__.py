@@ -7,7 +7,20 @@ from app.schemas.catalogue import Architecture, Dataset, Method, Model
 from app.schemas.checkpoints import Checkpoint
 from app.schemas.estimates import Actual, Basis, Duration, Estimate
 from app.schemas.files import FileFailure, FileStatus, JobInput, Lineage, MadeBy, ThumbnailLink
-from app.schemas.jobs import Action, DryRun, Failure, Job, Links, Metric, Metrics, Progress, Result, Results, Status
+from app.schemas.jobs import (
+    Action,
+    DryRun,
+    Failure,
+    Job,
+    Links,
+    Metric,
+    Metrics,
+    PostedJob,
+    Progress,
+    Result,
+    Results,
+    Status,
+)
 from app.schemas.problems import ConflictProblem, Problem, QuotaProblem, RateLimitProblem
 from app.schemas.service import Health, Index, Version
 from app.schemas.uploads import Purpose, Upload, UploadFailure, UploadPart, UploadRequest, UploadRequests, UploadStatus
@@ -52,6 +65,7 @@ __all__ = [
     "Model",
     "NewApiKey",
     "Page",
+    "PostedJob",
     "Problem",
     "Progress",
     "Project",

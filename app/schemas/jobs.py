@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from app.schemas.answer import Answer, Listed
 from app.schemas.estimates import Actual, Estimate
+from app.schemas.webhooks import WebhookWithSecret
 from core.advice import Caution
 from core.catalog import Norm
 from core.events import NormCount, Phase, Rate, Report, Reports, Subject
@@ -166,6 +167,14 @@ class Job(Listed):
     """Id of its latest checkpoint."""
     links: Links
     """Where the rest is."""
+
+
+class PostedJob(Job):
+    """A job as it was just made."""
+
+    webhook: WebhookWithSecret | None
+    """The webhook that was made for the address which the spec names, with the secret that no other answer shows; null
+    where the spec names none, or one that the project has already."""
 
 
 class DryRun(Answer):

@@ -205,3 +205,125 @@ def test_a_deleted_webhook_leaves_no_delivery(api, hook, database):
     api.delete(f"/webhooks/{hook['id']}")
     with database.reading() as session:
         assert session.scalars(select(Delivery)).all() == []
+
+
+def post(api, url, **options):
+    """Post a job that names an address."""
+    return api.post("/jobs", json={**DIGITS, "webhook": {"url": url, **options}})
+
+
+def end(api, job):
+    """Cancel a job."""
+    assert api.post(f"/jobs/{job['id']}/cancel").status_code == 202
+
+
+def told(api):
+    """Say what was sent or is to be, of which job, oldest first."""
+    found = [each for hook in api.get("/webhooks").json()["data"] for each in deliveries(api, hook)]
+    return [(each["job_id"], each["type"]) for each in sorted(found, key=lambda each: each["id"])]
+
+
+def deliveries(api, hook):
+    return api.get(f"/webhooks/{hook['id']}/deliveries").json()["data"]
+
+
+def test_a_job_names_whom_to_tell_of_it_and_nobody_is_told_of_others(api):
+    with receiver() as server:
+        answer = post(api, server.url("localhost"))
+        assert (answer.status_code, answer.headers["cache-control"]) == (201, "no-store")
+        job = answer.json()
+        other = api.post("/jobs", json=DIGITS).json()
+        end(api, other)
+        end(api, job)
+        here = f"/webhooks/{job['webhook']['id']}"
+        settled(api, f"{here}/deliveries", attempts=1)
+        (message,) = server.got
+    said = Verifier(job["webhook"]["secret"]).verify(message.body, message.headers)
+    assert (said["type"], said["data"]["id"]) == ("job.cancelled", job["id"])
+    assert told(api) == [(job["id"], "job.cancelled")]
+    assert other["webhook"] is None
+    assert api.get(here).json()["events"] == []
+
+
+def test_the_secret_of_a_named_webhook_is_shown_once(api):
+    headers = {"Idempotency-Key": "once"}
+    body = {**DIGITS, "webhook": {"url": URL, "events": ["job.queued", "job.cancelled"]}}
+    job = api.post("/jobs", json=body, headers=headers).json()
+    secret = job["webhook"]["secret"]
+    replayed = api.post("/jobs", json=body, headers=headers)
+    assert (replayed.headers["idempotent-replayed"], replayed.json()["webhook"]) == ("true", None)
+    again = post(api, URL).json()
+    assert again["webhook"] is None
+    end(api, job)
+    end(api, again)
+    assert told(api) == [(job["id"], "job.queued"), (job["id"], "job.cancelled"), (again["id"], "job.cancelled")]
+    routes = ["/webhooks", "/jobs", f"/jobs/{job['id']}", f"/jobs/{job['id']}/events"]
+    assert not [route for route in routes if secret in api.get(route).text]
+    assert secret not in replayed.text
+
+
+def test_clones_and_retries_tell_the_same_address_unless_told_otherwise(api):
+    job = post(api, URL).json()
+    end(api, job)
+    retried = api.post(f"/jobs/{job['id']}/retry").json()
+    clone = api.post(f"/jobs/{job['id']}/clone", json={}).json()
+    silent = api.post(f"/jobs/{job['id']}/clone", json={"overrides": {"webhook": None}}).json()
+    moved = api.post(f"/jobs/{job['id']}/clone", json={"overrides": {"webhook": {"url": URL + "2"}}}).json()
+    assert (retried["webhook"], clone["webhook"], silent["webhook"]) == (None, None, None)
+    assert moved["webhook"]["url"] == URL + "2"
+    assert (retried["spec"]["webhook"], silent["spec"]["webhook"]) == (job["spec"]["webhook"], None)
+    for each in (retried, clone, silent, moved):
+        end(api, each)
+    assert told(api) == [(each["id"], "job.cancelled") for each in (job, retried, clone, moved)]
+    answer = api.post(f"/jobs/{job['id']}/clone", json={"overrides": {"webhook": {"url": "https://10.0.0.1/"}}})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/webhook/url")
+
+
+def test_a_job_that_names_a_webhook_of_the_project_tells_it_once(api, hook):
+    job = post(api, URL, events=["job.cancelled", "job.queued"]).json()
+    assert job["webhook"] is None
+    end(api, job)
+    assert told(api) == [(job["id"], "job.queued"), (job["id"], "job.cancelled")]
+
+
+@pytest.mark.parametrize(
+    ("webhook", "pointer"),
+    [
+        ("https://93.184.216.34/hook", "/webhook"),
+        ({}, "/webhook/url"),
+        ({"url": ""}, "/webhook/url"),
+        ({"url": "https://127.0.0.1/"}, "/webhook/url"),
+        ({"url": "https://[::ffff:169.254.169.254]/"}, "/webhook/url"),
+        ({"url": "https://nobody@93.184.216.34/"}, "/webhook/url"),
+        ({"url": f"https://93.184.216.34/{'x' * 2048}"}, "/webhook/url"),
+        ({"url": URL, "events": []}, "/webhook/events"),
+        ({"url": URL, "events": ["job.done"]}, "/webhook/events/0"),
+        ({"url": URL, "secret": "mine"}, "/webhook/secret"),
+    ],
+)
+def test_a_bad_webhook_of_a_job_is_told_field_by_field(api, webhook, pointer):
+    for params in ({}, {"dry_run": "true"}):
+        answer = api.post("/jobs", json={**DIGITS, "webhook": webhook}, params=params)
+        assert answer.status_code == 422
+        problem = answer.json()
+        assert (problem["code"], [error["pointer"] for error in problem["errors"]]) == ("invalid_spec", [pointer])
+    assert api.get("/jobs").json()["data"] == api.get("/webhooks").json()["data"] == []
+
+
+def test_a_job_cannot_name_a_webhook_that_is_told_nothing(api, hook, settings):
+    api.patch(f"/webhooks/{hook['id']}", json={"disabled": True})
+    answer = post(api, URL)
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert (error["pointer"], error["code"]) == ("/webhook/url", "webhook_disabled")
+    for number in range(settings.max_webhooks - 1):
+        assert post(api, f"{URL}/{number}").status_code == 201
+    full = post(api, f"{URL}/more")
+    assert (full.status_code, full.json()["code"]) == (409, "too_many_webhooks")
+    assert len(api.get("/jobs", params={"limit": 100}).json()["data"]) == settings.max_webhooks - 1
+
+
+def test_checking_a_job_makes_no_webhook(api):
+    answer = api.post("/jobs", json={**DIGITS, "webhook": {"url": URL}}, params={"dry_run": "true"})
+    assert answer.json()["spec"]["webhook"] == {"url": URL, "events": ["job.succeeded", "job.failed", "job.cancelled"]}
+    assert api.get("/webhooks").json()["data"] == []

@@ -109,6 +109,15 @@ def test_bad_input_ends_with_a_remedy_and_no_traceback(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_webhook_is_for_jobs_of_the_service(run: Command, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({"base_model": "digits-cnn-linf", "webhook": {"url": "https://example.com/"}}))
+    done = run("finetune", spec, "--output", tmp_path / "run")
+    assert done.returncode == 2
+    assert "has nobody to call" in done.stdout
+    assert "leave webhook out, or post the spec to the service" in done.stdout
+
+
 def test_a_path_to_data_without_its_name_is_refused(run: Command, tmp_path: Path) -> None:
     done = run("evaluate", "--base-model", "digits-cnn-linf", "--data", tmp_path)
     assert done.returncode == 2

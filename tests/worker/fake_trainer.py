@@ -149,6 +149,7 @@ def main():
     folder = Path(options[options.index("--output") + 1])
     spec = json.loads(Path(spec_file).read_text())
     assert spec["kind"] == kind
+    assert "webhook" not in spec
     assert not [name for name in os.environ if name.startswith("TEMPER_")]
     wish = spec["metadata"]
     say("started", spec=spec, device="cpu", architecture="none", parameters=0, train_examples=4, test_examples=4,

@@ -18,7 +18,7 @@ from app.inventory import Inventory
 from app.ownership import Claim, LostOwnership
 from app.reading import training_curve
 from app.storage import LocalStore, StorageFull, StorageUnavailable
-from app.tables import Attempt, Checkpoint, Event, Job, Metric, State
+from app.tables import Attempt, Checkpoint, Delivery, Event, Job, Metric, State
 from core.events import Saved
 from core.spec import parse
 from tests import invariants
@@ -107,6 +107,16 @@ def test_a_job_succeeds_with_history_curve_and_files(place, post):
     assert (hashlib.sha256(content).hexdigest(), len(content)) == (checkpoint.sha256, checkpoint.size)
     assert checkpoint.key == f"jobs/{job_id}/attempts/1/checkpoint.safetensors"
     assert list(place.settings.work_dir.iterdir()) == []
+
+
+def test_whom_a_job_tells_is_no_business_of_its_run(place, database, project):
+    spec = parse({"base_model": "digits-cnn-linf", "webhook": {"url": "https://example.com/secret-path"}})
+    with database.writing() as session:
+        job_id = jobs.create(session, project.id, spec, most_webhooks=1).job.id
+    run_next(place)
+    assert get(place, job_id).status == "succeeded"
+    with place.database.reading() as session:
+        assert session.scalars(select(Delivery.type)).all() == ["job.succeeded"]
 
 
 def test_the_command_names_local_files_and_no_shipped_ones(place, settings):
