@@ -265,12 +265,12 @@ def test_what_is_ready_keeps_its_objects_and_what_a_stale_examination_left_goes(
 
 def test_an_examination_whose_worker_is_lost_is_begun_again_but_not_for_ever(api, database):
     post_dataset(api)
-    stale = claim(database, lease_seconds=0)
-    second = claim(database, lease_seconds=0)
+    stale = claim(database, lease_seconds=-1)
+    second = claim(database, lease_seconds=-1)
     assert second.epoch == 2
     with database.writing() as session, pytest.raises(files.LostExamination):
         files.accept(session, stale, dataset_findings(), key="x", size=1, sha256="0" * 64)
-    third = claim(database, lease_seconds=0)
+    third = claim(database, lease_seconds=-1)
     assert third.epoch == 3
     assert claim(database) is None
     assert api.get("/datasets/birds").json()["failure"]["code"] == "examination_lost"
