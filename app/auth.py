@@ -11,10 +11,9 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import select
-from sqlalchemy.exc import OperationalError
 
 from app import keys
-from app.database import Database
+from app.database import AWAY, Database
 from app.dependencies import Service, TheService
 from app.errors import Forbidden, RateLimited, Unauthorized
 from app.keys import Caller
@@ -65,7 +64,7 @@ def authenticate(
         raise RateLimited(detail, seconds=standing.reset, policies=[POLICY])
     if is_stale:
         # Where nothing can be written, reading goes on.
-        with suppress(OperationalError), service.database.writing() as session:
+        with suppress(*AWAY), service.database.writing() as session:
             keys.note_use(session, key.id)
     return Caller(key.id, key.project_id, frozenset(key.scopes), key.expires_at)
 

@@ -22,7 +22,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, DateTime, Dialect, Engine, TypeDecorator, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -31,6 +32,9 @@ from sqlalchemy.sql.functions import FunctionElement
 
 THREADS = 16
 """Threads of an API process that may hold a connection at once; the pool has one for each."""
+AWAY = OperationalError, InternalError, NoConnectionFree
+"""What is raised where the database cannot be reached or cannot be written, or has ended a transaction of its own
+accord: another try may succeed."""
 _ALONE = 0x7E3BE5
 """Any number, as long as every process takes the same one for its lock."""
 _POSTGRES: dict[str, Any] = {
@@ -87,6 +91,11 @@ def _in_postgres(element: seconds_from_now, compiler: SQLCompiler, **options: An
 def now() -> seconds_from_now:
     """The database's own time."""
     return seconds_from_now(0)
+
+
+def why(error: Exception) -> str:
+    """Say what the database or its driver has said. The error's own words quote the statement, with its values."""
+    return str(getattr(error, "orig", error)).strip()
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from app import files, quotas, schemas
+from app.database import AWAY, why
 from app.jobs import NotAllowed
 from app.storage import StorageFull, StorageUnavailable
 from core.advice import FieldError
@@ -369,7 +369,7 @@ def install(app: FastAPI) -> None:
         RequestValidationError,
         HTTPException,
         files.Gone,
-        OperationalError,
+        *AWAY,
         StorageUnavailable,
         quotas.QuotaExceeded,
         Exception,
@@ -400,12 +400,14 @@ def _answer(request: Request, error: Exception) -> Response:
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         # Only a mistake of ours needs a traceback: a full disk would fill the log with them.
         trace = error if isinstance(problem, InternalError) else None
-        cause = getattr(error, "orig", error)
+        cause = why(error)
         log.error("request %s: %s: %s", request.state.request_id, problem.code, cause, exc_info=trace)
     return answer(request, problem)
 
 
 def _as_problem(request: Request, error: Exception) -> Problem:
+    if isinstance(error, AWAY):
+        return _unavailable(error)
     match error:
         case RequestValidationError():
             return _invalid(request, error)
@@ -415,8 +417,6 @@ def _as_problem(request: Request, error: Exception) -> Problem:
             return QuotaExceeded(error)
         case files.Gone():
             return InvalidSpec([FieldError(pointer="", code="unknown_name", detail=f"{error}; name another")])
-        case OperationalError():
-            return _unavailable(error)
         case StorageFull():
             return StoreFull("the object store is full; tell whoever runs this service")
         case StorageUnavailable():
@@ -426,9 +426,9 @@ def _as_problem(request: Request, error: Exception) -> Problem:
             return InternalError("something went wrong in the service; look for the request id in its log")
 
 
-def _unavailable(error: OperationalError) -> DatabaseUnavailable:
+def _unavailable(error: Exception) -> DatabaseUnavailable:
     # The low byte is the kind of error; the rest, of no matter here, says where it happened.
-    remedy = _REMEDIES.get(getattr(error.orig, "sqlite_errorcode", 0) & 0xFF)
+    remedy = _REMEDIES.get(getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF)
     if remedy:
         return DatabaseUnavailable(f"the database cannot be written: {remedy}", headers={"Retry-After": "30"})
     detail = "the database cannot be reached or written just now; try again in a moment"

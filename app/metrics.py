@@ -15,14 +15,13 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import ColumnElement, Float, case, func, select
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.database import Database, now
+from app.database import AWAY, Database, now
 from app.jobs import MOVES
 from app.tables import Attempt, Delivery, Job, Webhook
 from app.watch import Watch
@@ -148,7 +147,7 @@ class OfInstance(Collector):
         try:
             with self._database.reading() as session:
                 found = [*_jobs(session), *_attempts(session), _claim_latency(session), *_webhooks(session)]
-        except OperationalError:
+        except AWAY:
             found = []
         up.add_metric([], bool(found))
         return [up, *found]

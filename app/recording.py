@@ -36,7 +36,8 @@ _NO_PROGRESS = Progress(
 
 def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> None:
     """Store what the run has reported, in one go. Saved files are `save`'s."""
-    job = only(claim, session.scalars(select(Job).where(*owned(claim))).all())
+    # The job's row before its attempt's, as everywhere: two that go the other way would wait for each other.
+    job = only(claim, session.scalars(select(Job).where(*owned(claim)).with_for_update()).all())
     progress = Progress.model_validate(job.progress) if job.progress else _NO_PROGRESS
     results = dict(job.results or {"before": None, "after": None})
     phase, stopped_early = job.phase, job.stopped_early
@@ -152,6 +153,20 @@ def add_log(session: Session, claim: Claim, *, size: int) -> None:
     """Count one more part of the attempt's log, of so many bytes, that already lies in the object store."""
     only(claim, session.scalars(select(Job.id).where(*owned(claim)).with_for_update()).all())
     _note(session, claim, log_parts=Attempt.log_parts + 1, log_size=Attempt.log_size + size)
+
+
+def writes(session: Session, claim: Claim) -> int:
+    """Count the changes that the attempt's worker has committed, also after the end of the attempt. One whose
+    transaction is still open is waited for."""
+    session.execute(select(Job.id).where(Job.id == claim.job_id).with_for_update())
+    found = select(Attempt.writes).where(Attempt.job_id == claim.job_id, Attempt.epoch == claim.epoch)
+    return session.scalar(found) or 0
+
+
+def count_write(session: Session, claim: Claim, number: int) -> None:
+    """Count the change that this transaction makes, as the last thing in it."""
+    session.flush()
+    _note(session, claim, writes=number)
 
 
 def _states(session: Session, job_id: str) -> Sequence[State]:

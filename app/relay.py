@@ -13,12 +13,11 @@ from threading import Event
 from time import monotonic
 
 import httpx2
-from sqlalchemy.exc import OperationalError
 from standardwebhooks import Webhook
 
 from app import addresses, webhooks
 from app.addresses import Place, Refused
-from app.database import Database
+from app.database import AWAY, Database, why
 from app.settings import Settings
 from app.webhooks import Outcome, Sending
 
@@ -71,9 +70,9 @@ class _Relay:
         outcome = Outcome(status, error, monotonic() - began)
         try:
             await asyncio.to_thread(self._settle, sending, outcome)
-        except OperationalError as failure:
+        except AWAY as failure:
             # The lease runs out, and the receiver gets it twice.
-            log.warning("delivery %s: its outcome cannot be written: %s", sending.id, failure.orig)
+            log.warning("delivery %s: its outcome cannot be written: %s", sending.id, why(failure))
         else:
             log.info("delivery %s: attempt %d: %s", sending.id, sending.attempt, error or f"answered {status}")
 

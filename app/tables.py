@@ -174,6 +174,8 @@ class Attempt(Table):
     """How many parts of its log the object store has."""
     log_size: Mapped[int] = mapped_column(BigInteger, default=0)
     """Their bytes."""
+    writes: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How many changes its worker has committed."""
 
 
 class PastAttempt(Table):

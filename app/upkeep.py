@@ -11,10 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
 
-from sqlalchemy.exc import OperationalError
-
 from app import files, jobs, quotas, relay, sweeping, uploads, webhooks
-from app.database import Database
+from app.database import AWAY, Database, why
 from app.queue import Doorbell, needs
 from app.settings import Settings
 from app.storage import ObjectStore, StorageUnavailable
@@ -160,8 +158,8 @@ class Upkeep:
         while not self._premises.stopping.wait(chore.every):
             try:
                 chore.do(self._premises)
-            except (OperationalError, StorageUnavailable) as error:
-                log.warning("cannot %s now: %s", chore.name, getattr(error, "orig", error))
+            except (*AWAY, StorageUnavailable) as error:
+                log.warning("cannot %s now: %s", chore.name, why(error))
             except Exception:
                 # A mistake in one round must not end the chore for good.
                 log.exception("could not %s", chore.name)

@@ -7,9 +7,8 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 
 from anyio.to_thread import run_sync
-from sqlalchemy.exc import OperationalError
 
-from app.database import Database
+from app.database import AWAY, Database
 from app.reading import versions
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class Watch:
                 continue
             try:
                 current = await run_sync(self._read, {waiter.job_id for waiter in waiters})
-            except OperationalError:
+            except AWAY:
                 log.warning("cannot look for changes: the database is unavailable")
                 continue
             for waiter in waiters:

@@ -68,8 +68,10 @@ class Postgres:
     def url_of(self, name: str) -> str:
         return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{name}"
 
-    def start(self) -> None:
-        quick = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=300"
+    def start(self, *, durable: bool = False) -> None:
+        """Start it; durable: what it has committed outlives its death, though not the machine's."""
+        commit = "on" if durable else "off"
+        quick = f"-c fsync=off -c synchronous_commit={commit} -c full_page_writes=off -c max_connections=300"
         options = f"-h 127.0.0.1 -p {self.port} -k {self._folder} {quick}"
         log = self._folder / "log"
         self._run("pg_ctl", "-D", self._data, "-w", "-t", "30", "-l", log, "-o", options, "start")
@@ -106,11 +108,11 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def postgres() -> Iterator[Postgres]:
+def postgres(*, durable: bool = False) -> Iterator[Postgres]:
     """A running Postgres."""
     with _folder("pg-") as folder:
         server = Postgres(folder)
-        server.start()
+        server.start(durable=durable)
         try:
             yield server
         finally:

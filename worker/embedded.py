@@ -6,10 +6,8 @@ import signal
 import socket
 from threading import Thread
 
-from sqlalchemy.exc import OperationalError
-
 from app import jobs, logs
-from app.database import Database, open_database
+from app.database import AWAY, Database, open_database, why
 from app.inventory import Inventory
 from app.jobs import Patience
 from app.ownership import Claim
@@ -48,8 +46,8 @@ def _work_in_slot(place: Workplace, bell: Bell) -> None:
                 continue
             if examine_next(place):
                 continue
-        except OperationalError as error:
-            log.warning("the database is out of reach: %s", error.orig)
+        except AWAY as error:
+            log.warning("the database is out of reach: %s", why(error))
         except Exception:
             # A mistake of ours in one job must not end the others; its lease runs out, and the job is found again.
             log.exception("the supervisor failed")

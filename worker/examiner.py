@@ -7,7 +7,6 @@ the file is another worker's, or when it is not done in time.
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,10 +18,10 @@ from pathlib import Path
 from time import monotonic
 
 from pydantic import ValidationError
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app import files
+from app.database import AWAY, why
 from app.files import Examination, LostExamination
 from app.schemas import FileFailure
 from app.storage import StorageFull, StorageUnavailable
@@ -30,6 +29,7 @@ from core import events as reported
 from core import findings
 from core.findings import DatasetFindings, ModelFindings
 from worker.cache import Cache
+from worker.folder import work_folder
 from worker.supervisor import Workplace
 
 log = logging.getLogger(__name__)
@@ -84,8 +84,8 @@ class _Hold:
             with self.place.database.writing() as session:
                 files.renew(session, self.held, lease_seconds=self.place.settings.lease_seconds)
             self._renewed_at = before
-        except OperationalError as error:
-            log.warning("%s: the database is out of reach: %s", self.held.id, error.orig)
+        except AWAY as error:
+            log.warning("%s: the database is out of reach: %s", self.held.id, why(error))
             if age > self.place.settings.lease_seconds * 2 / 3:
                 raise LostExamination from error
 
@@ -95,8 +95,8 @@ class _Hold:
             try:
                 with self.place.database.writing() as session:
                     return change(session)
-            except OperationalError as error:
-                log.warning("%s: the database is out of reach: %s", self.held.id, error.orig)
+            except AWAY as error:
+                log.warning("%s: the database is out of reach: %s", self.held.id, why(error))
                 self.place.stopping.wait(self.place.settings.poll_seconds)
         raise LostExamination
 
@@ -109,12 +109,12 @@ def _examine(hold: _Hold) -> Callable[[Session], None]:
     """Do it, and choose how the row learns of the end. Raises LostExamination."""
     held, place = hold.held, hold.place
     lose = partial(files.lose, held=held, max_losses=place.settings.max_losses)
-    folder = place.settings.work_dir / held.id
-    shutil.rmtree(folder, ignore_errors=True)
+    cache = Cache(place.settings.cache_dir, place.settings.cache_bytes)
     try:
-        folder.mkdir(parents=True)
-        cache = Cache(place.settings.cache_dir, place.settings.cache_bytes)
-        with cache.hold(held.key, held.sha256, held.size, place.store, beat=hold.beat) as source:
+        with (
+            work_folder(place.settings.work_dir, held.id, held.epoch) as folder,
+            cache.hold(held.key, held.sha256, held.size, place.store, beat=hold.beat) as source,
+        ):
             # By a name with an ending that says what it is, which is all of the user's name that is kept.
             file = folder / f"upload{_ending(held.filename)}"
             file.symlink_to(source)
@@ -132,8 +132,6 @@ def _examine(hold: _Hold) -> Callable[[Session], None]:
             return partial(files.refuse, held=held, failure=_no_room())
         place.stopping.wait(place.settings.poll_seconds)
         return lose
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def command(held: Examination, file: Path, folder: Path, place: Workplace) -> list[str]:

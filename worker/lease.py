@@ -5,16 +5,15 @@ import logging
 from collections.abc import Callable
 from contextvars import copy_context
 from math import inf
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from time import monotonic
 from types import TracebackType
 from typing import Self, TypeVar
 
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from app import jobs
-from app.database import Database
+from app import jobs, recording
+from app.database import AWAY, Database, why
 from app.ownership import Claim, LostOwnership
 from app.schemas import Status
 from app.settings import Settings
@@ -58,6 +57,8 @@ class Lease:
         self._tick = min(settings.poll_seconds, _TICK_SECONDS)
         self._renewed_at = monotonic()
         self._released = Event()
+        self._writes = 0
+        self._turn = Lock()
         # Two, because a database that hangs holds the one up for as long as it likes.
         self._guard = Thread(target=copy_context().run, args=(self._keep_guard,), daemon=True)
         self._contact = Thread(target=copy_context().run, args=(self._keep_contact,), daemon=True)
@@ -76,14 +77,22 @@ class Lease:
         self._contact.join(timeout=_TICK_SECONDS)
 
     def write(self, change: Callable[[Session], Answer]) -> Answer:
-        """Commit a change, trying again while the database is out of reach. Raises LostOwnership."""
-        while not self._lost.is_set():
-            try:
-                with self._database.writing() as session:
-                    return change(session)
-            except OperationalError as error:
-                log.warning("job %s: the database is out of reach: %s", self._claim.job_id, error.orig)
-                self._lost.wait(self._settings.poll_seconds)
+        """Commit a change once, trying again while the database is out of reach. Raises LostOwnership."""
+        with self._turn:
+            answers: list[Answer] = []
+            while not self._lost.is_set():
+                try:
+                    with self._database.writing() as session:
+                        # A connection may break after the commit and before its answer: then it is done.
+                        if not (answers and recording.writes(session, self._claim) > self._writes):
+                            answers = [change(session)]
+                            recording.count_write(session, self._claim, self._writes + 1)
+                except AWAY as error:
+                    log.warning("job %s: the database is out of reach: %s", self._claim.job_id, why(error))
+                    self._lost.wait(self._settings.poll_seconds)
+                else:
+                    self._writes += 1
+                    return answers[0]
         raise LostOwnership(self._claim.job_id)
 
     def watch_over(self, trainer: Trainer, watchdog: Watchdog) -> None:
@@ -113,8 +122,8 @@ class Lease:
                 self._pass_on(self._touch())
             except LostOwnership:
                 self._lose()
-            except OperationalError as error:
-                log.debug("job %s: the database is out of reach: %s", self._claim.job_id, error.orig)
+            except AWAY as error:
+                log.debug("job %s: the database is out of reach: %s", self._claim.job_id, why(error))
 
     def _lose(self) -> None:
         self._lost.set()

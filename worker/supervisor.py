@@ -6,7 +6,6 @@
 import errno
 import hashlib
 import logging
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from app.storage import ObjectStore, StorageFull, StorageUnavailable
 from core import events as reported
 from worker.cache import Cache
 from worker.delivery import Delivery, Postponed, fetch_states, remove_states
+from worker.folder import work_folder
 from worker.inputs import NotFetched, fetched, gone
 from worker.lease import Lease
 from worker.logbook import Logbook
@@ -88,11 +88,13 @@ def run(claim: Claim, place: Workplace) -> None:
     log.info("job %s: attempt %d begins", claim.job_id, claim.epoch)
     try:
         with (
-            _work_folder(claim, place) as folder,
+            work_folder(place.settings.work_dir, claim.job_id, claim.epoch) as folder,
             Lease(
                 claim, database=place.database, settings=place.settings, stopping=place.stopping, pulse=place.pulse
             ) as lease,
         ):
+            # Whom the service tells is not the run's business, and no checkpoint is to name the address.
+            (folder / "spec.json").write_text(claim.spec.model_dump_json(exclude={"webhook"}))
             ending = _find_ending(lease, claim, place)
             if ending is None:
                 with Logbook(claim, lease, folder, store=place.store, settings=place.settings) as logbook:
@@ -107,21 +109,6 @@ def run(claim: Claim, place: Workplace) -> None:
     else:
         _discard_states(claim, place)
         log.info("job %s: attempt %d is over", claim.job_id, claim.epoch)
-
-
-@contextmanager
-def _work_folder(claim: Claim, place: Workplace) -> Iterator[Path]:
-    """Make a folder for this attempt; what an earlier one has left on this machine goes away."""
-    of_job = place.settings.work_dir / claim.job_id
-    shutil.rmtree(of_job, ignore_errors=True)
-    folder = of_job / str(claim.epoch)
-    folder.mkdir(parents=True)
-    # Whom the service tells is not the run's business, and no checkpoint is to name the address.
-    (folder / "spec.json").write_text(claim.spec.model_dump_json(exclude={"webhook"}))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(of_job, ignore_errors=True)
 
 
 def _find_ending(lease: Lease, claim: Claim, place: Workplace) -> Ending | None:

@@ -1,5 +1,6 @@
 """A job's history: as a list, or as a stream of server-sent events that can be resumed."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -11,6 +12,7 @@ from fastapi.sse import format_sse_event
 
 from app import jobs, quotas, reading, schemas, tables
 from app.auth import TheCaller, needs
+from app.database import AWAY
 from app.dependencies import JobId, Once, Service, TheService
 from app.errors import InvalidParameter, NotFound, QuotaExceeded, TooManyStreams, problems
 from app.keys import Caller
@@ -69,7 +71,13 @@ async def _stream(service: Service, caller: Caller, job_id: str, after: int) -> 
     try:
         yield format_sse_event(retry=3000)
         while _may_go_on(watch, closes_at):
-            job, part = await run_sync(_read, service, caller.project_id, job_id, after, 100)
+            try:
+                job, part = await run_sync(_read, service, caller.project_id, job_id, after, 100)
+            except AWAY:
+                # A browser that is cut off and then refused does not come back.
+                await asyncio.sleep(service.settings.watch_seconds)
+                yield format_sse_event(comment="the database is away")
+                continue
             for event in _show(part):
                 after = event.seq
                 yield format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(after))
