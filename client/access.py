@@ -10,7 +10,7 @@ from client.output import Output, show
 from client.temper import Temper
 
 keys = typer.Typer(no_args_is_help=True, help="List, make and revoke API keys.")
-projects = typer.Typer(no_args_is_help=True, help="List and make projects; takes a key with the scope admin.")
+projects = typer.Typer(no_args_is_help=True, help="List, make and rename projects; takes a key with the scope admin.")
 
 ProjectId = Annotated[str | None, typer.Option("--project", help="Of another project than the key's.")]
 
@@ -69,3 +69,15 @@ def create_project(
     with Temper() as temper:
         made = temper.create_project(name)
     show(made, f"{made.id}; make a key to it with: temper keys create NAME --project {made.id}", output)
+
+
+@projects.command("rename")
+def rename_project(
+    project_id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it.")],
+    name: Annotated[str, typer.Argument(help="What people will know it by.")],
+    output: Output = "text",
+) -> None:
+    """Give a project another name."""
+    with Temper() as temper:
+        changed = temper.change_project(project_id, name=name)
+    show(changed, f"{changed.id} is called {changed.name}", output)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from client import access, display, files, monitor
+from client import access, display, files, monitor, usage, webhooks
 from client.errors import TemperError
 from client.output import Output, console, show
 from client.records import Job
@@ -25,6 +25,9 @@ app.add_typer(access.keys, name="keys")
 app.add_typer(access.projects, name="projects")
 app.add_typer(files.datasets, name="datasets")
 app.add_typer(files.models, name="models")
+app.add_typer(webhooks.webhooks, name="webhooks")
+app.command()(usage.usage)
+app.command()(usage.quotas)
 
 _STATUSES = "queued, running, pausing, paused, stopping, cancelling, succeeded, failed or cancelled"
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job, as submit and list show it.")]

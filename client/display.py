@@ -14,7 +14,23 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from client.records import Actual, ApiKey, Attempt, Dataset, DryRun, Estimate, Job, Method, Model, Project, Result
+from client.records import (
+    Actual,
+    ApiKey,
+    Attempt,
+    Dataset,
+    Delivery,
+    DryRun,
+    Estimate,
+    Job,
+    Method,
+    Model,
+    Project,
+    QuotaState,
+    Result,
+    Usage,
+    Webhook,
+)
 from core.catalog import NORMS, Norm
 from core.events import Rate, Report, Reports, Stamped
 
@@ -251,6 +267,69 @@ def projects_table(projects: Iterable[Project]) -> RenderableType:
     table = _table("id", "name", "created")
     for project in projects:
         table.add_row(project.id, escape(project.name), f"{project.created_at.astimezone():%Y-%m-%d %H:%M}")
+    return table
+
+
+def webhooks_table(webhooks: Iterable[Webhook]) -> RenderableType:
+    """Show who is told how jobs fare."""
+    table = _table("id", "address", "events", "state", "description")
+    for webhook in webhooks:
+        told = " ".join(event.removeprefix("job.") for event in webhook.events) or "of jobs that name it"
+        state = f"disabled ({webhook.disabled_reason})" if webhook.disabled else "enabled"
+        table.add_row(webhook.id, escape(webhook.url), told, state, escape(webhook.description))
+    return table
+
+
+def deliveries_table(deliveries: Iterable[Delivery]) -> RenderableType:
+    """Show what was sent to a webhook or is to be."""
+    table = _table("id", "event", "job", "happened", "status", "attempts", "answer", "next attempt", "error")
+    for delivery in deliveries:
+        table.add_row(
+            delivery.id,
+            delivery.type,
+            delivery.job_id or "",
+            f"{delivery.created_at.astimezone():%Y-%m-%d %H:%M:%S}",
+            Text(delivery.status, style=STYLES.get(delivery.status, "")),
+            str(delivery.attempts),
+            str(delivery.response_status or ""),
+            f"{delivery.next_attempt_at.astimezone():%H:%M:%S}" if delivery.next_attempt_at else "",
+            escape(delivery.error or ""),
+        )
+    return table
+
+
+def delivery_line(delivery: Delivery) -> str:
+    """Say in a line what became of a message."""
+    answer = f", answered {delivery.response_status}" if delivery.response_status and not delivery.error else ""
+    error = f": {delivery.error}" if delivery.error else ""
+    return escape(f"{delivery.id} ({delivery.type}) is {delivery.status}{answer}{error}")
+
+
+def usage_card(usage: Usage) -> RenderableType:
+    """Show what a project has used."""
+    times = f"{usage.since.astimezone():%Y-%m-%d %H:%M} to {usage.until.astimezone():%Y-%m-%d %H:%M}"
+    jobs = ", ".join(f"{count} {status}" for status, count in sorted(usage.jobs.items())) or "none"
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("time", times)
+    facts.add_row("jobs", jobs)
+    facts.add_row("worker time", _duration(usage.worker_seconds))
+    facts.add_row("GPU time", _duration(usage.gpu_seconds))
+    facts.add_row("stored", f"{usage.stored_bytes / 1e6:,.1f} MB")
+    if not usage.groups:
+        return facts
+    table = _table("", "jobs", "worker time", "GPU time", right=True)
+    for each in usage.groups:
+        row = str(each.jobs), _duration(each.worker_seconds), _duration(each.gpu_seconds)
+        table.add_row(escape(each.group), *row)
+    return Group(facts, "", table)
+
+
+def quotas_table(quotas: Iterable[QuotaState]) -> RenderableType:
+    """Show what a project may have, and has."""
+    table = _table("quota", "used", "limit", right=True)
+    for each in quotas:
+        used = "" if each.used is None else f"{each.used:,.0f}"
+        table.add_row(each.quota, used, "none" if each.limit is None else f"{each.limit:,}")
     return table
 
 

@@ -4,7 +4,7 @@ client can talk to a newer service."""
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from client.errors import Unreadable
 from core.advice import Caution
@@ -464,6 +464,53 @@ class Project(Record):
     """When it was made."""
 
 
+class QuotaState(Record):
+    """One quota of a project."""
+
+    quota: str
+    """Which one."""
+    limit: int | None
+    """The most there may be; None for no limit."""
+    used: float | None
+    """What there is now; None where that is not one number."""
+
+
+class QuotaStates(RootModel[tuple[QuotaState, ...]]):
+    """All quotas of a project."""
+
+
+class UsageGroup(Record):
+    """What one group of attempts has used."""
+
+    group: str
+    """The day, month, kind, data set or base model."""
+    jobs: int
+    """Jobs that were at work in it."""
+    worker_seconds: float
+    """Time that workers spent on them."""
+    gpu_seconds: float
+    """Time that GPUs were taken, times their number."""
+
+
+class Usage(Record):
+    """What a project has used between two moments."""
+
+    since: datetime
+    """From when on."""
+    until: datetime
+    """Until when."""
+    jobs: dict[str, int]
+    """Jobs posted in this time that are still there, by their status now."""
+    worker_seconds: float
+    """Time that workers spent on jobs in this time."""
+    gpu_seconds: float
+    """Time that GPUs were taken in this time, times their number."""
+    stored_bytes: int
+    """Bytes that are stored for the project now."""
+    groups: tuple[UsageGroup, ...]
+    """The same, divided as was asked."""
+
+
 class Me(Record):
     """Who asks."""
 
@@ -473,6 +520,8 @@ class Me(Record):
     """The key in use."""
     scopes: tuple[str, ...]
     """What it may do."""
+    quotas: tuple[QuotaState, ...] = ()
+    """What the project may have, and has; none from an older service."""
 
 
 class Version(Record):

@@ -22,6 +22,7 @@ from client.records import (
     Attempt,
     Checkpoint,
     Dataset,
+    Delivery,
     DryRun,
     Item,
     Job,
@@ -30,11 +31,16 @@ from client.records import (
     Metrics,
     Model,
     NewApiKey,
+    NewWebhook,
     Page,
     Progress,
     Project,
+    QuotaState,
+    QuotaStates,
     Upload,
+    Usage,
     Version,
+    Webhook,
     read,
 )
 from client.upload import OnProgress, upload_file
@@ -48,6 +54,7 @@ RESTART = 60.0
 SILENCE = 45.0
 RECONNECT = 0.5
 EXAMINATION_PAUSE = 3.0
+DELIVERY_PAUSE = 0.2
 
 File = TypeVar("File", Dataset, Model)
 
@@ -379,12 +386,91 @@ class Temper:
         """Make a project. Takes a key with the scope admin."""
         return read(Project, self._connection.request("POST", "/projects", patience=0, json={"name": name}).content)
 
+    def change_project(
+        self, project_id: str, *, name: str | None = None, quotas: Mapping[str, int | None] | None = None
+    ) -> Project:
+        """Rename a project, or give it limits of its own; None gives it the instance's again. Takes a key with the
+        scope admin."""
+        wish = {"name": name, "quotas": dict(quotas or {})}
+        return self._change(Project, f"/projects/{quote(project_id, safe='')}", wish)
+
+    def quotas(self, *, project: str | None = None) -> tuple[QuotaState, ...]:
+        """Say what a project may have, and has; by default one's own, else it takes a key with the scope admin."""
+        if project is None:
+            return self.me().quotas
+        return self._get(QuotaStates, f"/projects/{quote(project, safe='')}/quotas").root
+
+    def usage(
+        self, *, since: datetime | None = None, until: datetime | None = None, group_by: str | None = None
+    ) -> Usage:
+        """Say what the project has used between two moments, by default in this month; group_by divides it by day,
+        month, kind, dataset or base_model."""
+        moments = {"from": since and since.astimezone().isoformat(), "to": until and until.astimezone().isoformat()}
+        given = {**moments, "group_by": group_by}
+        return self._get(Usage, "/usage", {name: value for name, value in given.items() if value})
+
+    def webhooks(self) -> Iterator[Webhook]:
+        """Go through the project's webhooks, oldest first."""
+        return self._items(Page[Webhook], "/webhooks")
+
+    def add_webhook(self, url: str, *, events: Sequence[str] | None = None, description: str = "") -> NewWebhook:
+        """Have an address told how the project's jobs fare, by default of their ends. The secret that signs what it is
+        told is shown only here."""
+        wish = {"url": url, "description": description, **({"events": list(events)} if events is not None else {})}
+        # Tried once, like all that shows a secret: a repeat would find the webhook made, and its secret shown.
+        return read(NewWebhook, self._connection.request("POST", "/webhooks", patience=0, json=wish).content)
+
+    def change_webhook(
+        self,
+        webhook_id: str,
+        *,
+        url: str | None = None,
+        events: Sequence[str] | None = None,
+        description: str | None = None,
+        disabled: bool | None = None,
+    ) -> Webhook:
+        """Change a webhook; what is None stays as it is."""
+        wish = {"url": url, "events": events, "description": description, "disabled": disabled}
+        return self._change(Webhook, _webhook(webhook_id), wish)
+
+    def remove_webhook(self, webhook_id: str) -> None:
+        """Remove a webhook with its log."""
+        self._connection.request("DELETE", _webhook(webhook_id), patience=self._patience)
+
+    def test_webhook(self, webhook_id: str, *, timeout: float = 60.0) -> Delivery:
+        """Send a webhook a message that says nothing; return it after its first attempt, or after `timeout` seconds."""
+        path = f"{_webhook(webhook_id)}/test"
+        delivery = read(Delivery, self._connection.request("POST", path, patience=0).content)
+        deadline = time.monotonic() + timeout
+        while delivery.status == "pending" and delivery.error is None and time.monotonic() < deadline:
+            time.sleep(DELIVERY_PAUSE)
+            sent = (each for each in self.deliveries(webhook_id) if each.id == delivery.id)
+            delivery = next(sent, delivery)
+        return delivery
+
+    def deliveries(self, webhook_id: str, *, status: str | None = None) -> Iterator[Delivery]:
+        """Go through what was sent to a webhook or is to be, newest first."""
+        return self._items(Page[Delivery], f"{_webhook(webhook_id)}/deliveries", {"status": status} if status else None)
+
+    def redeliver(self, webhook_id: str, delivery_id: str) -> Delivery:
+        """Send a message again, under the same id."""
+        path = f"{_webhook(webhook_id)}/deliveries/{quote(delivery_id, safe='')}/redeliver"
+        return read(Delivery, self._connection.request("POST", path, patience=self._patience).content)
+
+    def rotate_secret(self, webhook_id: str) -> NewWebhook:
+        """Give a webhook a new secret, which is shown only here; the one before signs along for 24 hours."""
+        path = f"{_webhook(webhook_id)}/rotate_secret"
+        return read(NewWebhook, self._connection.request("POST", path, patience=0).content)
+
     def version(self) -> Version:
         """Say what runs there."""
         return self._get(Version, "/version")
 
     def _post(self, kind: type[Answer], path: str, body: Mapping[str, Any]) -> Answer:
         return read(kind, self._connection.request("POST", path, patience=self._patience, json=dict(body)).content)
+
+    def _change(self, kind: type[Answer], path: str, body: Mapping[str, Any]) -> Answer:
+        return read(kind, self._connection.request("PATCH", path, patience=self._patience, json=dict(body)).content)
 
     def _wait_for_examination(self, made: File, fetch: Callable[[str], File]) -> File:
         pause = 0.1
@@ -425,3 +511,7 @@ class Temper:
 
 def _path(job_id: str) -> str:
     return f"/jobs/{quote(job_id, safe='')}"
+
+
+def _webhook(webhook_id: str) -> str:
+    return f"/webhooks/{quote(webhook_id, safe='')}"

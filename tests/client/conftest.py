@@ -25,5 +25,4 @@ def temper(script: Script) -> Iterator[Temper]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service = start_service(tmp_path_factory.mktemp("service"))
     yield service
-    service.process.terminate()
-    service.process.wait(30)
+    service.stop()

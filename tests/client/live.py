@@ -11,6 +11,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+SETTINGS = {
+    "OMP_NUM_THREADS": "1",
+    "TEMPER_POLL_SECONDS": "0.2",
+    "TEMPER_WATCH_SECONDS": "0.1",
+    "TEMPER_WEBHOOK_ALLOW": "localhost",
+    "TEMPER_WEBHOOK_HTTP": "true",
+}
 
 
 @dataclass
@@ -29,6 +36,16 @@ class Service:
     def temper(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a `temper` command against it."""
         return run_temper(*arguments, environment=self.environment, **options)
+
+    def stop(self) -> None:
+        """End it, with its processes, by force where it does not end by itself."""
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def children(self) -> dict[str, int]:
         """The processes it runs now, by module."""
@@ -49,7 +66,7 @@ def start_service(folder: Path) -> Service:
     process = subprocess.Popen(
         [sys.executable, "-m", "client", "serve", "--port", str(port), "--data-dir", str(folder)],
         cwd=ROOT,
-        env=os.environ | {"TEMPER_POLL_SECONDS": "0.2", "TEMPER_WATCH_SECONDS": "0.1", "OMP_NUM_THREADS": "1"},
+        env=os.environ | SETTINGS,
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
@@ -57,8 +74,12 @@ def start_service(folder: Path) -> Service:
     )
     log.close()
     service = Service(f"http://127.0.0.1:{port}", folder, process)
-    eventually(lambda: "is ready" in (folder / "serve.log").read_text() or process.poll() is not None)
-    eventually(lambda: "worker.embedded" in service.children())
+    try:
+        eventually(lambda: "is ready" in (folder / "serve.log").read_text() or process.poll() is not None)
+        eventually(lambda: "worker.embedded" in service.children())
+    except BaseException:
+        service.stop()
+        raise
     return service
 
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from standardwebhooks import Webhook
 
 from client.__main__ import main
+from tests.app.receiver import receiver
 from tests.client.live import Service, run_temper
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -216,6 +218,84 @@ def test_a_project_is_made_and_a_key_to_it(temper: Command) -> None:
     assert "jobs:read jobs:write files:write" in told
     (key,) = json.loads(temper("keys", "list", "--project", project["id"], "--output", "json").stdout)
     assert key["project_id"] == project["id"]
+
+
+def test_a_project_is_renamed_and_limited(temper: Command) -> None:
+    project = json.loads(temper("projects", "create", "vision", "--output", "json").stdout)["id"]
+    assert temper("projects", "rename", project, "sight").stdout == f"{project} is called sight\n"
+    assert "sight" in temper("projects", "list").stdout
+    table = temper("quotas", "--project", project, "--set", "running_jobs=2").stdout
+    assert [line.split() for line in table.splitlines() if "running_jobs" in line] == [["running_jobs", "0", "2"]]
+    states = json.loads(temper("quotas", "--project", project, "--set", "running_jobs=none", "--output", "json").stdout)
+    assert {"quota": "running_jobs", "limit": None, "used": 0.0} in states
+    assert json.loads(temper("quotas", "--output", "json").stdout)[0]["quota"] == "queued_jobs"
+    for wrong, said in (("running_jobs", "write QUOTA=LIMIT"), ("walking_jobs=2", "quotas.walking_jobs")):
+        refused = temper("quotas", "--project", project, "--set", wrong)
+        assert (refused.returncode, said in refused.stderr) == (2, True)
+    assert temper("quotas", "--set", "running_jobs=2").returncode == 2
+
+
+def test_usage_is_told_for_a_time_and_divided(temper: Command, job_id: str) -> None:
+    used = json.loads(temper("usage", "--by", "kind", "--output", "json").stdout)
+    (group,) = (each for each in used["groups"] if each["group"] == "train")
+    assert 0 < group["worker_seconds"] <= used["worker_seconds"]
+    assert used["jobs"]["succeeded"] >= 1
+    assert job_id
+    lines = temper("usage", "--by", "kind").stdout.splitlines()
+    assert [line.split()[0] for line in lines if line and not line.startswith(" ")][:2] == ["time", "jobs"]
+    assert any(line.startswith("train") for line in lines)
+    nothing = temper("usage", "--from", "2026-01-01", "--to", "2026-01-02", "--output", "json")
+    assert json.loads(nothing.stdout)["jobs"] == {}
+    refused = temper("usage", "--from", "2020-01-01")
+    assert (refused.returncode, "choose a time" in refused.stderr) == (2, True)
+
+
+def test_a_webhook_is_added_tested_and_removed(temper: Command) -> None:
+    with receiver(204, 500, 204) as server:
+        url = server.url("localhost")
+        secret, told = temper(
+            "webhooks", "add", url, "--event", "job.failed", "--description", "CI"
+        ).stdout.splitlines()
+        hook = told.split()[3]
+        assert f"{hook} is told of job.failed" in told
+        arrived = temper("webhooks", "test", hook)
+        assert arrived.returncode == 0
+        assert "is succeeded, answered 204" in arrived.stdout
+        assert Webhook(secret).verify(server.got[0].body, server.got[0].headers)["type"] == "webhook.test"
+        refused = temper("webhooks", "test", hook, "--output", "json")
+        assert (refused.returncode, json.loads(refused.stdout)["error"]) == (1, "answered 500")
+        listed = temper("webhooks", "list").stdout
+        assert hook in listed
+        assert secret not in listed
+        (pending,) = json.loads(
+            temper("webhooks", "deliveries", hook, "--status", "pending", "--output", "json").stdout
+        )
+        assert temper("webhooks", "redeliver", hook, pending["id"]).returncode == 0
+        assert server.wait_for(3)[2].id == pending["id"]
+    assert temper("webhooks", "deliveries", hook).stdout.count("webhook.test") == 2
+    assert temper("webhooks", "rotate", hook).stdout.splitlines()[0] != secret
+    assert temper("webhooks", "disable", hook).stdout == f"{hook} is disabled\n"
+    assert "is disabled" in temper("webhooks", "test", hook).stderr
+    assert temper("webhooks", "enable", hook).returncode == 0
+    assert temper("webhooks", "remove", hook).stdout == f"{hook} is removed\n"
+    assert temper("webhooks", "list").stdout == "no webhooks\n"
+    refused = temper("webhooks", "add", "https://10.0.0.1/")
+    assert (refused.returncode, "not on the public internet" in refused.stderr) == (2, True)
+
+
+def test_a_job_that_names_a_webhook_shows_its_secret_once(temper: Command, spec: str) -> None:
+    url = "https://93.184.216.34/hook"
+    posted = temper("submit", spec, "--set", f"webhook.url={url}").stdout.splitlines()
+    assert url in posted[1]
+    assert posted[2].startswith("whsec_")
+    job = posted[0].split()[0]
+    temper("cancel", job)
+    assert "whsec_" not in temper("get", job, "--output", "json").stdout
+    clone = temper("clone", job, "--set", "priority=1").stdout
+    assert "whsec_" not in clone
+    temper("cancel", clone.split()[0])
+    (hook,) = json.loads(temper("webhooks", "list", "--output", "json").stdout)
+    assert temper("webhooks", "remove", hook["id"]).returncode == 0
 
 
 def test_a_job_is_cloned_with_changes_and_shows_its_attempts_and_log(temper: Command, job_id: str) -> None:
