@@ -478,6 +478,11 @@ class QuotaState(Record):
 class QuotaStates(RootModel[tuple[QuotaState, ...]]):
     """All quotas of a project."""
 
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    root: tuple[QuotaState, ...]
+    """One after the other."""
+
 
 class UsageGroup(Record):
     """What one group of attempts has used."""
