@@ -4,7 +4,7 @@ client can talk to a newer service."""
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.errors import Unreadable
 from core.advice import Caution
@@ -473,15 +473,6 @@ class QuotaState(Record):
     """The most there may be; None for no limit."""
     used: float | None
     """What there is now; None where that is not one number."""
-
-
-class QuotaStates(RootModel[tuple[QuotaState, ...]]):
-    """All quotas of a project."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-    root: tuple[QuotaState, ...]
-    """One after the other."""
 
 
 class UsageGroup(Record):

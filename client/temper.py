@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, TypeVar, overload
 from urllib.parse import quote
 
 import httpx2
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 from client.connection import PASSING, Connection, Pauses
 from client.credentials import find_credentials
@@ -36,7 +36,6 @@ from client.records import (
     Progress,
     Project,
     QuotaState,
-    QuotaStates,
     Upload,
     Usage,
     Version,
@@ -59,6 +58,8 @@ DELIVERY_PAUSE = 0.2
 File = TypeVar("File", Dataset, Model)
 
 JobSpec = Mapping[str, Any] | AnySpec
+
+QuotaStates = RootModel[tuple[QuotaState, ...]]
 
 
 class Temper:
