@@ -198,6 +198,13 @@ def claim(session: Session, *, worker: str, lease_seconds: float, max_losses: in
     return None
 
 
+def have_waited(session: Session, *, seconds: float) -> bool:
+    """Whether there are files that have waited to be examined for longer than so many seconds."""
+    for_long = [(table.status == "pending", table.created_at < seconds_from_now(-seconds)) for table in TABLES.values()]
+    found = [select(table.id).where(*where).limit(1) for table, where in zip(TABLES.values(), for_long, strict=True)]
+    return any(session.scalar(query) for query in found)
+
+
 def expire(session: Session, kind: Kind, *, max_losses: int) -> None:
     """Take back the files whose lease has run out, and refuse those that were lost too often."""
     table = TABLES[kind]

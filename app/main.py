@@ -112,7 +112,7 @@ def create_app(settings: Settings, database: Database, *, chores: Sequence[Chore
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(TellStanding)
     app.add_middleware(RequestId)
-    app.state.metrics = Metrics(database, app.state.service.watch)
+    app.state.metrics = Metrics(database, app.state.service.watch, app.state.service.doorbell)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     errors.install(app)
     return app

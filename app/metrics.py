@@ -21,9 +21,11 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import usage
 from app.database import AWAY, Database, now
 from app.jobs import MOVES
-from app.tables import Attempt, Delivery, Job, Webhook
+from app.queue import Doorbell
+from app.tables import Attempt, Delivery, Job, PastAttempt, Webhook
 from app.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ def _in_postgres(element: seconds_between, compiler: SQLCompiler, **options: Any
 class Metrics:
     """The numbers of one API process and of its instance."""
 
-    def __init__(self, database: Database, watch: Watch) -> None:
+    def __init__(self, database: Database, watch: Watch, doorbell: Doorbell) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "temper_http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
@@ -64,7 +66,7 @@ class Metrics:
             "temper_http_request_seconds", "Seconds to the head of the answer.", ["route"], registry=self.registry
         )
         self.registry.register(OfInstance(database))
-        self.registry.register(_Streams(watch))
+        self.registry.register(_OfProcess(watch, doorbell))
 
     @contextmanager
     def serving(self, host: str, port: int | None) -> Iterator[None]:
@@ -112,13 +114,17 @@ class CountRequests:
         await self.app(scope, receive, count)
 
 
-class _Streams(Collector):
-    def __init__(self, watch: Watch) -> None:
+class _OfProcess(Collector):
+    def __init__(self, watch: Watch, doorbell: Doorbell) -> None:
         self._watch = watch
+        self._doorbell = doorbell
 
     def collect(self) -> Iterable[Metric]:
-        """Tell how many streams this process feeds."""
+        """Tell how many streams this process feeds, and whether it has given the broker up for now."""
         yield GaugeMetricFamily("temper_streams_open", "Event streams that are open.", self._watch.streams)
+        if self._doorbell.is_there:
+            told = "Whether the broker has failed and is left alone: workers find jobs by polling."
+            yield GaugeMetricFamily("temper_broker_circuit_open", told, self._doorbell.is_open)
 
 
 class OfInstance(Collector):
@@ -187,6 +193,20 @@ def _attempts(session: Session) -> Iterator[Metric]:
     for device, total in seconds.items():
         worked.add_metric([device], total)
     yield worked
+    # Those of deleted jobs, too: a counter never falls.
+    yield CounterMetricFamily(
+        "temper_gpu_seconds",
+        "Seconds that GPUs were taken, times their number.",
+        sum(_gpu_seconds(session)),
+    )
+
+
+def _gpu_seconds(session: Session) -> Iterator[float]:
+    ended = func.coalesce(Attempt.ended_at, now())
+    here = select(func.sum(seconds_between(ended, Attempt.started_at) * usage.GPUS)).join(Job, Job.id == Attempt.job_id)
+    gone = select(func.sum(seconds_between(PastAttempt.ended_at, PastAttempt.started_at) * PastAttempt.gpus))
+    for query in (here, gone):
+        yield session.scalar(query) or 0.0
 
 
 def _claim_latency(session: Session) -> Metric:

@@ -86,6 +86,8 @@ class Doorbell:
         self._rings: Queue[ResourceClass | None] = Queue(_MOST_WAITING)
         self._line = Line(broker_url)
         self._thread: Thread | None = None
+        self.is_open = False
+        """Whether the circuit is open: the broker has failed, and is left alone for a while."""
 
     def start(self) -> None:
         """Begin; what was rung before is heard now."""
@@ -108,27 +110,28 @@ class Doorbell:
             with suppress(Full):
                 self._rings.put_nowait(resource)
 
-    def ring_after_commit(self, session: Session, spec: AnySpec) -> None:
-        """Have it rung when the session's transaction is committed, for a worker that can do this."""
+    def ring_after_commit(self, session: Session, spec: AnySpec | None = None) -> None:
+        """Have it rung when the session's transaction is committed, for a worker that can do this; without a spec, for
+        any: a file is to be examined."""
         resource = needs(getattr(spec, "gpus", 1))
         event.listen(session, "after_commit", lambda _: self.ring(resource), once=True)
 
     def _work(self) -> None:
         """Ring. The circuit is open after a failure: rings go nowhere until the broker gets another chance."""
-        is_open, closes_at = False, 0.0
+        closes_at = 0.0
         while (resource := self._rings.get()) is not None:
-            if is_open and monotonic() < closes_at:
+            if self.is_open and monotonic() < closes_at:
                 continue
             try:
                 self._line.ring(resource)
             except AWAY as error:
-                if not is_open:
+                if not self.is_open:
                     log.warning("the queue is out of reach, and workers find jobs by polling alone: %s", error)
-                is_open, closes_at = True, monotonic() + _OPEN_SECONDS
+                self.is_open, closes_at = True, monotonic() + _OPEN_SECONDS
             else:
-                if is_open:
+                if self.is_open:
                     log.info("the queue is back")
-                is_open = False
+                self.is_open = False
         self._line.hang_up()
 
 

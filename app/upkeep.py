@@ -50,12 +50,14 @@ def take_back_expired_jobs(premises: Premises) -> None:
 
 
 def ring_again(premises: Premises) -> None:
-    """Tell the workers once more of jobs that have waited for a while: a ring may have been lost."""
+    """Tell the workers once more of jobs and files that have waited for a while: a ring may have been lost."""
     if not premises.doorbell.is_there:
         return
     with premises.database.reading() as session:
-        waiting = jobs.gpus_wanted(session, seconds=10)
-    for resource in {needs(gpus) for gpus in waiting}:
+        wanted = {needs(gpus) for gpus in jobs.gpus_wanted(session, seconds=10)}
+        if files.have_waited(session, seconds=10):
+            wanted.add(needs(1))
+    for resource in wanted:
         premises.doorbell.ring(resource)
 
 

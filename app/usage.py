@@ -18,10 +18,11 @@ from app.schemas import GroupBy, Status
 from app.tables import ApiKey, Attempt, Checkpoint, Job, PastAttempt, State
 
 # An evaluation names no number of GPUs: it takes one. A run that has not said where it computes has not computed yet.
-_GPUS = case(
+GPUS = case(
     (func.coalesce(Attempt.device, "cpu").like("cpu%"), 0),
     else_=func.coalesce(Job.spec["gpus"].as_integer(), 1),
 )
+"""How many GPUs an attempt has taken; 0 on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Total:
 def stretches(session: Session, project_id: str, since: datetime, until: datetime) -> list[Stretch]:
     """List the parts of a project's attempts that lie between two moments, and before now."""
     ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
-    told = Attempt.job_id, Job.kind, Job.dataset, Job.base_model, _GPUS, Attempt.started_at, ended.label("ended")
+    told = Attempt.job_id, Job.kind, Job.dataset, Job.base_model, GPUS, Attempt.started_at, ended.label("ended")
     present = select(*told).join(Job, Job.id == Attempt.job_id)
     present = present.where(Job.project_id == project_id, Attempt.started_at < until, ended > since)
     kept = PastAttempt
@@ -124,7 +125,7 @@ def stored_bytes(session: Session, project_id: str) -> int:
 
 def remember(session: Session, job_id: str) -> None:
     """Keep what a job has used, before its rows are deleted."""
-    told = Job.project_id, Job.kind, Job.dataset, Job.base_model, _GPUS, Attempt.epoch, Attempt.started_at
+    told = Job.project_id, Job.kind, Job.dataset, Job.base_model, GPUS, Attempt.epoch, Attempt.started_at
     ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
     for row in session.execute(select(*told, ended).join(Attempt, Attempt.job_id == Job.id).where(Job.id == job_id)):
         names = ("project_id", "kind", "dataset", "base_model", "gpus", "epoch", "started_at", "ended_at")

@@ -88,6 +88,7 @@ def create_dataset(
         raise taken("dataset", wish.name) from None
     except files.NotComplete as error:
         raise not_usable(error) from None
+    service.doorbell.ring_after_commit(session)
     response.headers["Location"] = f"/datasets/{dataset.id}"
     return _own(dataset)
 

@@ -124,6 +124,7 @@ def create_model(
         raise taken("model", wish.name) from None
     except files.NotComplete as error:
         raise not_usable(error) from None
+    service.doorbell.ring_after_commit(session)
     response.headers["Location"] = f"/models/{model.id}"
     return _own(model)
 

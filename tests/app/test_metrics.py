@@ -6,15 +6,21 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
 from app import jobs, metrics, webhooks
+from app.database import seconds_from_now
 from app.metrics import Metrics
-from app.tables import Delivery
+from app.queue import Doorbell
+from app.schemas import Failure
+from app.tables import Attempt, Delivery
 from app.watch import Watch
 from core.spec import parse
 from tests.instance import DIGITS
 from tests.native import instance as native_instance
-from tests.servers import free_port
+from tests.servers import free_port, valkey
+from tests.worker.processes import wait_until
 
 SPEC = parse(DIGITS)
+NO_BROKER = Doorbell("")
+FAILURE = Failure(code="internal_error", message="", hint="", field=None, retryable=False)
 
 
 def told(text):
@@ -26,8 +32,8 @@ def told(text):
     }
 
 
-def numbers(database):
-    return told(generate_latest(Metrics(database, Watch(database, every=1)).registry).decode())
+def numbers(database, doorbell=NO_BROKER):
+    return told(generate_latest(Metrics(database, Watch(database, every=1), doorbell).registry).decode())
 
 
 def test_jobs_and_attempts_are_counted_from_the_rows(database, project):
@@ -68,8 +74,39 @@ def test_an_overdue_webhook_shows_as_lag(database, project):
     assert numbers(database)["temper_webhook_lag_seconds",] == 0
 
 
+def test_gpu_time_counts_every_gpu_and_outlives_the_job(database, project):
+    before = numbers(database)["temper_gpu_seconds_total",]
+    with database.writing() as session:
+        for gpus, device in ((8, "cpu"), (8, None), (2, "NVIDIA H100"), (4, "NVIDIA H100")):
+            job_id = jobs.create(session, project.id, parse(DIGITS | {"gpus": gpus})).job.id
+            claim = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience())
+            begun = {"started_at": seconds_from_now(-100), "device": device}
+            session.execute(update(Attempt).where(Attempt.job_id == job_id).values(begun))
+            jobs.fail(session, claim, FAILURE)
+    # 100 seconds of two GPUs and of four.
+    assert 600 <= numbers(database)["temper_gpu_seconds_total",] - before < 700
+    with database.writing() as session:
+        jobs.remove(session, job_id)
+    assert 600 <= numbers(database)["temper_gpu_seconds_total",] - before < 700
+
+
+def test_a_broker_that_is_given_up_shows(database, monkeypatch):
+    monkeypatch.setattr("app.queue._OPEN_SECONDS", 0.5)
+    name = ("temper_broker_circuit_open",)
+    assert name not in numbers(database)
+    with valkey() as server:
+        doorbell = Doorbell(server.url)
+        doorbell.start()
+        assert numbers(database, doorbell)[name] == 0
+        server.kill()
+        wait_until(lambda: doorbell.ring("cpu") or numbers(database, doorbell)[name] == 1)
+        server.start()
+        wait_until(lambda: doorbell.ring("cpu") or numbers(database, doorbell)[name] == 0)
+        doorbell.stop()
+
+
 def test_rows_are_not_read_again_for_every_scrape(database, project, monkeypatch):
-    numbers_of = Metrics(database, Watch(database, every=1)).registry
+    numbers_of = Metrics(database, Watch(database, every=1), NO_BROKER).registry
     before = generate_latest(numbers_of)
     with database.writing() as session:
         jobs.create(session, project.id, SPEC)

@@ -3,15 +3,18 @@
 import time
 from threading import Event
 
+import redis
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from app import jobs
-from app.queue import open_doorbell
+from app.database import seconds_from_now
+from app.queue import KEY_PREFIX, open_doorbell
 from app.storage import LocalStore
-from app.tables import Attempt, Job
-from app.upkeep import Chore, Premises, Upkeep, take_back_expired_jobs
+from app.tables import Attempt, Dataset, Job, new_id
+from app.upkeep import Chore, Premises, Upkeep, ring_again, take_back_expired_jobs
 from core.spec import parse
+from tests.worker.processes import wait_until
 
 SPEC = parse({"base_model": "digits-cnn-linf"})
 
@@ -52,3 +55,28 @@ def test_a_job_whose_worker_is_lost_is_queued_again_without_any_worker(settings,
     with database.reading() as session:
         assert session.get_one(Job, held.job_id).status == "queued"
         assert session.scalars(select(Attempt.outcome)).all() == ["lost"]
+
+
+def test_files_that_have_waited_for_a_while_are_rung_for_again(settings, database, project, valkey_server):
+    ringing = settings.model_copy(update={"broker_url": valkey_server.url})
+    here = premises(ringing, database)
+    with redis.Redis.from_url(valkey_server.url) as broker:
+        broker.flushall()
+        here.doorbell.start()
+        with database.writing() as session:
+            file = {
+                "project_id": project.id,
+                "name": "birds",
+                "filename": "f",
+                "key": "k",
+                "size": 1,
+                "sha256": "0" * 64,
+            }
+            session.add(Dataset(id=new_id("ds"), **file))
+        ring_again(here)
+        with database.writing() as session:
+            session.execute(update(Dataset).values(created_at=seconds_from_now(-60)))
+        assert not broker.exists(f"{KEY_PREFIX}cpu")
+        ring_again(here)
+        wait_until(lambda: broker.llen(f"{KEY_PREFIX}cpu") == 1)
+        here.doorbell.stop()

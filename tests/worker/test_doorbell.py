@@ -13,6 +13,7 @@ from app.queue import KEY_PREFIX
 from tests.instance import DIGITS
 from tests.native import FAKE_WORKER, finish, instance
 from tests.servers import valkey
+from tests.uploading import send
 from tests.worker.processes import wait_until
 
 SLOWLY = 600
@@ -87,6 +88,15 @@ def test_a_ring_starts_a_job_at_once(deaf):
         begin = time.monotonic()
         check_once_each(api, [post(api)])
         assert time.monotonic() - begin < SLOWLY / 2
+
+
+@pytest.mark.slow
+def test_a_ring_has_a_file_examined_at_once(deaf):
+    with deaf.worker() as worker, deaf.client() as api:
+        ready(deaf, worker)
+        answer = api.post("/datasets", json={"upload": send(api, b"no zip"), "name": "birds"})
+        assert answer.status_code == 201
+        wait_until(lambda: api.get("/datasets/birds").json()["status"] == "refused", seconds=60)
 
 
 def test_a_busy_worker_leaves_rings_to_an_idle_one(deaf):
