@@ -264,10 +264,12 @@ def made(**spec: Any) -> nn.Module:
 
 def digits_cases(points: int) -> Iterator[Callable[[], Case]]:
     """The digits: the linf base, that base after E-AT, a natural model, and other numbers of classes."""
-    part = data.load("digits").test
-    images, labels = part.images(), part.labels
+    loaded = data.load("digits")
+    images, labels = loaded.test.images(), loaded.test.labels
     eps = DATASETS["digits"].eps
-    some = (labels < 3).nonzero().squeeze(1)[:points]
+    # Three classes of ten have fewer test points than are asked for: parity is as telling on those of training.
+    all_images, all_labels = torch.cat([images, loaded.train.images()]), torch.cat([labels, loaded.train.labels])
+    some = (all_labels < 3).nonzero().squeeze(1)[:points]
 
     def after_e_at() -> nn.Module:
         return made(base_model="digits-cnn-linf", epochs=3)
@@ -278,7 +280,7 @@ def digits_cases(points: int) -> Iterator[Callable[[], Case]]:
     yield lambda: Case("digits linf base", digits_base(), images[:points], labels[:points], eps)
     yield lambda: Case("digits after E-AT", after_e_at(), images[:points], labels[:points], eps)
     yield lambda: Case("digits natural", natural(), images[:points], labels[:points], eps)
-    yield lambda: Case("digits, 3 classes", SomeClasses(digits_base(), 3), images[some], labels[some], eps)
+    yield lambda: Case("digits, 3 classes", SomeClasses(digits_base(), 3), all_images[some], all_labels[some], eps)
     yield lambda: Case(
         "digits, 20 classes", TwoModels(digits_base(), after_e_at()), images[:200], labels[:200], eps, "paper"
     )
