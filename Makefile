@@ -18,7 +18,7 @@ demo: $(READY) ## start the service, harden a small model, print the before/afte
 	$(RUN)python -m examples.demo
 
 test: check ## lint, types, imports, then the quick tests
-	$(RUN)python -m pytest
+	OMP_NUM_THREADS=1 $(RUN)python -m pytest --numprocesses 2 --dist worksteal
 
 serve: $(READY) ## start the service on this machine and leave it running
 	$(RUN)temper serve

@@ -83,7 +83,7 @@ def start_service(folder: Path) -> Service:
     return service
 
 
-def eventually(claim: Callable[[], Any], *, seconds: float = 30) -> None:
+def eventually(claim: Callable[[], Any], *, seconds: float = 90) -> None:
     """Wait until a claim is true."""
     deadline = time.monotonic() + seconds
     while not claim():

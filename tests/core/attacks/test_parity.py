@@ -17,7 +17,7 @@ _EPS = DATASETS["digits"].eps
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_verdicts_on_the_digits_base_are_those_of_pyautoattack(norm: Norm, test_digits: tuple[Tensor, Tensor]) -> None:
-    images, labels = (points[:24] for points in test_digits)
+    images, labels = (points[:12] for points in test_digits)
     cell = compare(Case("digits", digits_base(), images, labels, _EPS, "paper"), norm)
     assert cell.their_own_flips is not None
     assert cell.flips <= cell.their_own_flips
@@ -26,7 +26,7 @@ def test_verdicts_on_the_digits_base_are_those_of_pyautoattack(norm: Norm, test_
 @pytest.mark.parametrize("norm", NORMS)
 def test_verdicts_with_three_classes_are_those_of_pyautoattack(norm: Norm, test_digits: tuple[Tensor, Tensor]) -> None:
     images, labels = test_digits
-    some = (labels < 3).nonzero().squeeze(1)[:24]
+    some = (labels < 3).nonzero().squeeze(1)[:12]
     case = Case("three", SomeClasses(digits_base(), 3), images[some], labels[some], _EPS, "paper")
     assert compare(case, norm, own=False).flips == 0
 
