@@ -78,7 +78,7 @@ def test_protocols_list_the_attacks_of_the_field() -> None:
 def test_standard_runs_all_four_attacks(base: nn.Module, test_digits: tuple[Tensor, Tensor]) -> None:
     images, labels = (points[:1] for points in test_digits)
     state = torch.get_rng_state()
-    report = evaluate(base, images, labels, {"l1": 1.5}, protocol="standard")
+    report = evaluate(base, images, labels, {"linf": 0.15}, protocol="standard")
     assert [record.attack for record in report.attacks] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert torch.equal(torch.get_rng_state(), state)
 

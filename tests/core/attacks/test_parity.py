@@ -15,9 +15,10 @@ from core.models import Blueprint, build
 _EPS = DATASETS["digits"].eps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_verdicts_on_the_digits_base_are_those_of_pyautoattack(norm: Norm, test_digits: tuple[Tensor, Tensor]) -> None:
-    images, labels = (points[:12] for points in test_digits)
+    images, labels = (points[:24] for points in test_digits)
     cell = compare(Case("digits", digits_base(), images, labels, _EPS, "paper"), norm)
     assert cell.their_own_flips is not None
     assert cell.flips <= cell.their_own_flips
