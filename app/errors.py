@@ -90,13 +90,6 @@ class Forbidden(Problem):
         super().__init__(detail or lacking, headers=headers, extra={"required_scope": scope})
 
 
-class StorageQuotaExceeded(Problem):
-    """The project has not enough room for the file. Delete what it no longer needs, or ask the operator for more
-    (TEMPER_MAX_PROJECT_BYTES)."""
-
-    status, code = 403, "storage_quota_exceeded"
-
-
 class NotFound(Problem):
     """There is nothing at this address, or it belongs to another project."""
 

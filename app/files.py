@@ -118,9 +118,9 @@ def add_model(session: Session, project_id: str, name: str, upload: Upload, said
     return _add(session, Model(id=new_id("model"), said=said_of_it, **_from_upload(project_id, name, upload)))
 
 
-def add_checkpoint(session: Session, project_id: str, name: str, checkpoint: Checkpoint, *, most_bytes: int) -> Model:
-    """Have a checkpoint examined as a base model, which then has its own copy. Raises NameTaken, uploads.NoRoom."""
-    uploads.reserve(session, project_id, checkpoint.size, most_bytes=most_bytes)
+def add_checkpoint(session: Session, project_id: str, name: str, checkpoint: Checkpoint) -> Model:
+    """Have a checkpoint examined as a base model, which then has its own copy, in the project's room from now on.
+    Raises NameTaken."""
     model = Model(
         id=new_id("model"),
         project_id=project_id,

@@ -20,7 +20,7 @@ _REMEDIES: Mapping[Quota, str] = {
     "queued_jobs": "wait until some of them have started, or cancel some",
     "running_jobs": "wait until some of them have ended",
     "gpu_seconds_per_month": "wait for the first of next month (UTC)",
-    "stored_bytes": "delete jobs or files that are no longer needed",
+    "stored_bytes": "abort uploads, or delete jobs or files, that are no longer needed",
     "streams_per_key": "close one, or poll instead",
     "keys": "revoke one that is no longer used",
 }
@@ -82,8 +82,7 @@ def check(session: Session, project_id: str, settings: Settings, *quotas: Quota)
     # Other transactions that add to this project wait here; what they have committed is counted.
     session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
     for quota, limit in limits.items():
-        count = used(session, project, quota) or 0
-        if limit is not None and count > limit:
+        if limit is not None and (count := used(session, project, quota) or 0) > limit:
             raise QuotaExceeded(quota, limit, count)
 
 

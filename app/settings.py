@@ -69,8 +69,8 @@ class Settings(BaseSettings):
     """Running jobs that a project may have; those above it wait. By default any number."""
     quota_gpu_seconds_per_month: int | None = Field(default=None, ge=0)
     """GPU seconds that a project may use in a calendar month (UTC); what runs then goes on. By default any number."""
-    quota_stored_bytes: int | None = Field(default=None, ge=0)
-    """Bytes that may be stored for a project; by default any number."""
+    quota_stored_bytes: int | None = Field(default=100 * 1024**3, ge=0)
+    """Bytes that may be stored for a project: its uploads, from their announcement on, and what its jobs have saved."""
     quota_streams_per_key: int | None = Field(default=None, ge=0)
     """Event streams that one key may have open at one API process; by default any number."""
     quota_keys: int | None = Field(default=100, ge=1)
@@ -154,8 +154,6 @@ class Settings(BaseSettings):
     webhook_keep_days: float = Field(default=30, gt=0)
     """How long the log of what was sent to a webhook goes back."""
 
-    max_project_bytes: int = Field(default=100 * 1024**3, ge=1)
-    """Bytes that the uploads of one project may hold."""
     upload_part_bytes: int = Field(default=16 * 1024**2, ge=SMALLEST_PART, le=5 * 1024**3)
     """Bytes of one part of an upload; more where there would be more than 10,000 parts."""
     upload_seconds: float = Field(default=86400, gt=0)

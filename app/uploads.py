@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from app.database import Database, now, seconds_from_now
 from app.schemas import Purpose, UploadFailure, UploadStatus
 from app.storage import MOST_PARTS, NotStored, ObjectStore, StorageUnavailable
-from app.tables import Model, Project, Upload, new_id
+from app.tables import Model, Upload, new_id
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,6 @@ _LEASE_SECONDS = 300
 """How long a process that verifies may be silent; to copy a very large object takes minutes."""
 _LATEST_SECONDS = 1200
 """When, after the end of an upload, nothing that was signed for it is good any more."""
-
-
-class NoRoom(Exception):
-    """The project has not enough room left; the message says how much it has."""
 
 
 class Ended(Exception):
@@ -69,10 +65,9 @@ def create(
     purpose: Purpose,
     part_size: int,
     seconds: float,
-    most_bytes: int,
 ) -> Upload:
-    """Announce a file of `size` bytes; it is given up after so many seconds without a sign of life. Raises NoRoom."""
-    reserve(session, project_id, size, most_bytes=most_bytes)
+    """Announce a file of `size` bytes, which count as the project's from now on; it is given up after so many seconds
+    without a sign of life. Whether there is room for it, `app.quotas` says in the same transaction."""
     upload = Upload(
         id=new_id("upl"),
         project_id=project_id,
@@ -87,15 +82,6 @@ def create(
     session.add(upload)
     session.flush()
     return upload
-
-
-def reserve(session: Session, project_id: str, size: int, *, most_bytes: int) -> None:
-    """See that a project has room for so many more bytes, and let nobody else take it until this transaction ends.
-    Raises NoRoom."""
-    session.execute(select(Project.id).where(Project.id == project_id).with_for_update())
-    taken = room_taken(session, project_id)
-    if taken + size > most_bytes:
-        raise NoRoom(f"{size} bytes are more than the {max(most_bytes - taken, 0)} that are left of {most_bytes}")
 
 
 def room_taken(session: Session, project_id: str) -> int:

@@ -205,7 +205,7 @@ def test_a_store_that_is_away_is_told_and_the_room_is_given_back_all_the_same(on
 def test_a_file_for_which_there_is_no_room_is_refused_before_a_byte_is_sent(on_s3, database, project, tmp_path):
     (tmp_path / "birds.zip").write_bytes(SMALL)
     with (
-        running(on_s3(max_project_bytes=100), database, project) as (_, temper, _),
-        pytest.raises(Refused, match="more than the 100 that are left"),
+        running(on_s3(quota_stored_bytes=100), database, project) as (_, temper, _),
+        pytest.raises(Refused, match="limit of stored_bytes is 100"),
     ):
         temper.upload(tmp_path / "birds.zip", purpose="dataset")

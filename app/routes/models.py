@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app import files, quotas, reading, schemas, tables, uploads
+from app import files, quotas, reading, schemas, tables
 from app.auth import ProjectId, needs
 from app.dependencies import FileName, Json, Once, Reading, Service, TheService, Writing, cursor
 from app.errors import (
@@ -20,7 +20,6 @@ from app.errors import (
     NotExamined,
     NotFound,
     QuotaExceeded,
-    StorageQuotaExceeded,
     StoreUnavailable,
     UnsupportedMediaType,
     UploadNotUsable,
@@ -99,7 +98,6 @@ class ModelWish(ImportSpec):
             NameTaken,
             UploadNotUsable,
             QuotaExceeded,
-            StorageQuotaExceeded,
         ),
     },
 )
@@ -115,11 +113,8 @@ def create_model(
             model = files.add_model(session, project_id, wish.name, upload, wish.said())
         else:
             checkpoint = _the_checkpoint(session, project_id, wish.checkpoint or "")
-            most_bytes = service.settings.max_project_bytes
-            model = files.add_checkpoint(session, project_id, wish.name, checkpoint, most_bytes=most_bytes)
+            model = files.add_checkpoint(session, project_id, wish.name, checkpoint)
             quotas.check(session, project_id, service.settings, "stored_bytes")
-    except uploads.NoRoom as error:
-        raise StorageQuotaExceeded(f"{error}; delete what is no longer needed") from None
     except files.NameTaken:
         raise taken("model", wish.name) from None
     except files.NotComplete as error:

@@ -30,7 +30,6 @@ from app.errors import (
     MalformedBody,
     NotFound,
     QuotaExceeded,
-    StorageQuotaExceeded,
     StoreFull,
     StoreUnavailable,
     UnsupportedMediaType,
@@ -118,7 +117,7 @@ class UploadFilter(BaseModel):
     dependencies=[Once, Json],
     responses={
         201: {"headers": schemas.headers({"Location": "The upload."})},
-        **problems(*_BODY, StorageQuotaExceeded, QuotaExceeded),
+        **problems(*_BODY, QuotaExceeded),
     },
 )
 def create_upload(
@@ -126,20 +125,16 @@ def create_upload(
 ) -> schemas.Upload:
     """Announce a file. Its bytes are reserved for it until it has ended without success."""
     settings = service.settings
-    try:
-        upload = uploads.create(
-            session,
-            project_id,
-            filename=wish.filename,
-            size=wish.bytes,
-            sha256=wish.sha256,
-            purpose=wish.purpose,
-            part_size=settings.upload_part_bytes,
-            seconds=settings.upload_seconds,
-            most_bytes=settings.max_project_bytes,
-        )
-    except uploads.NoRoom as error:
-        raise StorageQuotaExceeded(f"{error}; abort or delete what is no longer needed") from None
+    upload = uploads.create(
+        session,
+        project_id,
+        filename=wish.filename,
+        size=wish.bytes,
+        sha256=wish.sha256,
+        purpose=wish.purpose,
+        part_size=settings.upload_part_bytes,
+        seconds=settings.upload_seconds,
+    )
     quotas.check(session, project_id, settings, "stored_bytes")
     response.headers["Location"] = f"/uploads/{upload.id}"
     return show_upload(upload, received=[])

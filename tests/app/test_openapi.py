@@ -108,7 +108,6 @@ def ids(settings, database, project, tmp_path):
             purpose="dataset",
             part_size=len(CONTENT),
             seconds=600,
-            most_bytes=10**6,
         )
         given = {"project_id": project.id, "filename": "x", "key": "nowhere", "size": 1, "sha256": "0" * 64}
         dataset = Dataset(id=new_id("ds"), name="some-birds", **given)

@@ -253,7 +253,7 @@ def test_the_limits_of_a_project_are_told_and_changed(api, project):
         "queued_jobs": (3, 1),
         "running_jobs": (None, 0),
         "gpu_seconds_per_month": (None, 0),
-        "stored_bytes": (None, 0),
+        "stored_bytes": (100 * 1024**3, 0),
         "streams_per_key": (None, None),
         "keys": (100, 1),
     }

@@ -58,7 +58,6 @@ def foreign(database):
             purpose="dataset",
             part_size=1,
             seconds=60,
-            most_bytes=1,
         )
         given = {"project_id": other.id, "name": "x", "filename": "x", "key": "nowhere", "size": 1, "sha256": "0" * 64}
         dataset = Dataset(id=new_id("ds"), **given)
