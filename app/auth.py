@@ -72,7 +72,7 @@ def authenticate(
 TheCaller = Annotated[Caller, Depends(authenticate)]
 
 
-def _project(caller: TheCaller) -> str:
+async def _project(caller: TheCaller) -> str:
     return caller.project_id
 
 
@@ -85,7 +85,7 @@ class Needs:
 
     scope: Scope
 
-    def __call__(self, caller: TheCaller) -> None:
+    async def __call__(self, caller: TheCaller) -> None:
         """Raise Forbidden where it has not."""
         if self.scope not in caller.scopes:
             raise Forbidden(self.scope)

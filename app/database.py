@@ -128,14 +128,18 @@ class Database:
     def __init__(self, url: str) -> None:
         options = _POSTGRES if make_url(url).get_backend_name() == "postgresql" else {}
         self.engine = create_engine(url, pool_size=THREADS, max_overflow=4, pool_pre_ping=True, **options)
+        self._reading_engine = self.engine
         if self.engine.dialect.name == "sqlite":
             _adapt_to_sqlite(self.engine)
+        else:
+            # Each statement sees what was committed before it, in a transaction or not: so two round trips are saved.
+            self._reading_engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._writing_engine = self.engine.execution_options(temper_writes=True)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """Open a transaction that changes nothing."""
-        with Session(self.engine) as session:
+        with Session(self._reading_engine) as session:
             yield session
 
     @contextmanager

@@ -41,7 +41,7 @@ class Service:
     those that wait for a lock, the one that holds it would have none to go on with."""
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
@@ -64,7 +64,7 @@ def _writing(service: TheService, _: Annotated[None, Depends(_turn, scope="funct
         yield session
 
 
-def _once(request: Request) -> None:
+async def _once(request: Request) -> None:
     """Refuse a parameter that is given twice, unless it is a list: one of the two would be ignored."""
     counts = Counter(name for name, _ in request.query_params.multi_items() if name != "metadata")
     message = "give it once"
@@ -73,7 +73,7 @@ def _once(request: Request) -> None:
         raise RequestValidationError(repeated)
 
 
-def _require_json(request: Request) -> None:
+async def _require_json(request: Request) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         detail = f"the body is declared as {media_type or 'nothing'}; send it with Content-Type: application/json"

@@ -110,6 +110,8 @@ def _finished(session: Session, spec: AnySpec, *where: ColumnElement[bool]) -> l
     query = select(Job.id, Job.spec, Attempt.started_at, Attempt.ended_at).join(Attempt, of_job)
     query = query.where(Job.dataset == spec.dataset, *whole, _same_network(spec), gpus, *where)
     rows = session.execute(query.order_by(Job.id.desc()).limit(MOST_RUNS)).all()
+    if not rows:
+        return []
     ids = [row.id for row in rows]
     told = select(Event.job_id, Event.type, Event.data).where(Event.job_id.in_(ids))
     events = {

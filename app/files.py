@@ -7,7 +7,7 @@ lies under the file's prefix and that epoch; nothing else is written there. Jobs
 theirs until they have ended. The caller opens the transaction and commits it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -19,6 +19,7 @@ from app import uploads
 from app.database import now, seconds_from_now
 from app.schemas import FileFailure
 from app.tables import Checkpoint, Dataset, Examined, Input, Job, Model, Upload, new_id
+from core.catalog import DATASETS, MODELS
 from core.findings import DatasetFindings, ModelFindings
 from core.spec import AnySpec, ImportSpec
 
@@ -31,6 +32,8 @@ Own = TypeVar("Own", Dataset, Model)
 TABLES: Mapping[Kind, type[Dataset] | type[Model]] = {"dataset": Dataset, "model": Model}
 NAMED_BY: Mapping[str, Kind] = {"base_model": "model", "dataset": "dataset", "extra_dataset": "dataset"}
 """The fields of a spec that name such a file."""
+SHIPPED: Mapping[str, Container[str]] = {"base_model": MODELS, "dataset": DATASETS}
+"""The names in those fields that are the catalogue's, and so no file of a project's."""
 REPORT = "report.json"
 
 _LOST = FileFailure(
@@ -286,7 +289,7 @@ def link(session: Session, job: Job, spec: AnySpec) -> None:
         return
     for field, kind in NAMED_BY.items():
         name = getattr(spec, field, None)
-        if not name:
+        if not name or name in SHIPPED.get(field, ()):
             continue
         file = find(session, kind, job.project_id, name)
         if file is not None:

@@ -53,10 +53,10 @@ class Own:
     named: Mapping[str, OwnFile]
     """What the spec names, by its field."""
     ready: Mapping[files.Kind, Sequence[str]]
-    """All the names that it could."""
+    """All the names that it could, where it asks for one that the project has not."""
 
 
-_NOTHING = Own(named={}, ready={"dataset": (), "model": ()})
+_NOTHING = Own(named={}, ready={})
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,17 @@ class Inventory:
 
     def of_project(self, session: Session, project_id: str, body: Mapping[str, Any]) -> Self:
         """Look up what a project has of its own, for a spec, valid or not."""
-        named = {}
+        named, ready = {}, {}
         for name, kind in files.NAMED_BY.items():
             wanted = body.get(name)
-            if not isinstance(wanted, str) or not _is_name(wanted):
+            if not isinstance(wanted, str) or not _is_name(wanted) or wanted in files.SHIPPED.get(name, ()):
                 continue
             if file := files.find(session, kind, project_id, wanted):
                 named[name] = OwnFile(file.status, _size_in(file.summary))
             elif kind == "model" and files.find_checkpoint(session, project_id, wanted):
                 named[name] = OwnFile("ready", None)
-        ready = {kind: files.names(session, kind, project_id) for kind in files.TABLES}
+            else:
+                ready[kind] = files.names(session, kind, project_id)
         return replace(self, own=Own(named, ready))
 
     def local_models(self) -> dict[str, LocalModel]:
@@ -142,7 +143,7 @@ class Inventory:
             return _not_ready(name, what, wanted, file.status)
         if wanted in known:
             return []
-        known = [*known, *self.own.ready[files.NAMED_BY[name]]]
+        known = [*known, *self.own.ready.get(files.NAMED_BY[name], ())]
         remedy = did_you_mean(wanted, known) if known else "upload one, or put it into the instance's folder"
         detail = f"there is no {what} {wanted!r} here; {remedy}"
         return [FieldError(pointer=f"/{name}", code="unknown_name", detail=detail)]

@@ -76,13 +76,14 @@ def check(session: Session, project_id: str, settings: Settings, *quotas: Quota)
     """See that what was just added is within the project's limits. Raises QuotaExceeded."""
     session.flush()
     project = session.get_one(Project, project_id)
-    limits = {quota: limit_of(project, quota, settings) for quota in quotas}
-    if all(limit is None for limit in limits.values()):
+    own = {quota: limit_of(project, quota, settings) for quota in quotas}
+    limits = {quota: limit for quota, limit in own.items() if limit is not None}
+    if not limits:
         return
     # Other transactions that add to this project wait here; what they have committed is counted.
     session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
     for quota, limit in limits.items():
-        if limit is not None and (count := used(session, project, quota) or 0) > limit:
+        if (count := used(session, project, quota) or 0) > limit:
             raise QuotaExceeded(quota, limit, count)
 
 

@@ -88,8 +88,8 @@ def room_taken(session: Session, project_id: str) -> int:
     """Add up the bytes that a project's uploads hold, and its models that came by none: copies of checkpoints."""
     held = Upload.project_id == project_id, Upload.status.in_(HELD)
     copied = Model.project_id == project_id, Model.upload_id.is_(None)
-    sums = (func.sum(Upload.size).filter(*held), func.sum(Model.size).filter(*copied))
-    return sum(int(session.scalar(select(total)) or 0) for total in sums)
+    sums = select(func.sum(Upload.size)).where(*held), select(func.sum(Model.size)).where(*copied)
+    return sum(int(size or 0) for size in session.execute(select(*(each.scalar_subquery() for each in sums))).one())
 
 
 def key(upload: Upload) -> str:

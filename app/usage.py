@@ -117,10 +117,13 @@ def stored_bytes(session: Session, project_id: str) -> int:
     state_size = case((also_checkpoint, 0), else_=State.size)
     tables = (Checkpoint.size, Checkpoint.job_id), (state_size, State.job_id), (Attempt.log_size, Attempt.job_id)
     sizes = [
-        select(func.coalesce(func.sum(size), 0)).join(Job, Job.id == job_id).where(Job.project_id == project_id)
+        select(func.coalesce(func.sum(size), 0))
+        .join(Job, Job.id == job_id)
+        .where(Job.project_id == project_id)
+        .scalar_subquery()
         for size, job_id in tables
     ]
-    return sum(int(session.scalars(each).one()) for each in sizes) + uploads.room_taken(session, project_id)
+    return sum(map(int, session.execute(select(*sizes)).one())) + uploads.room_taken(session, project_id)
 
 
 def remember(session: Session, job_id: str) -> None:
