@@ -49,7 +49,8 @@ async def _service(request: Request) -> Service:
 TheService = Annotated[Service, Depends(_service)]
 
 
-def _reading(service: TheService) -> Iterator[Session]:
+async def _reading(service: TheService) -> AsyncIterator[Session]:
+    # To open and to close it waits for nothing, so it needs no thread.
     with service.database.reading() as session:
         yield session
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from hmac import compare_digest
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import bindparam, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.database import now, seconds_from_now
@@ -28,6 +28,12 @@ from app.tables import ApiKey, Project
 
 _ALPHABET = string.digits + string.ascii_letters
 _KEY = re.compile(r"(tmp_([0-9A-Za-z]{8})_[0-9A-Za-z]{32})(?:_([0-9A-Za-z]{6}))?")
+# Made once, for every request begins with it.
+_BY_LOOKUP = select(
+    ApiKey,
+    or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < seconds_from_now(-60)).label("is_stale"),
+    func.coalesce(ApiKey.expires_at <= now(), False).label("is_expired"),
+).where(ApiKey.lookup == bindparam("lookup"))
 
 
 class BadKey(Exception):
@@ -125,9 +131,7 @@ def find(session: Session, text: str) -> tuple[ApiKey, bool]:
         raise BadKey("what was sent is no API key")
     if match[3] and match[3] != _checksum(match[1]):
         raise BadKey("the API key has a typing error, for its checksum does not fit; copy it again")
-    stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < seconds_from_now(-60))
-    expired = func.coalesce(ApiKey.expires_at <= now(), False)
-    row = session.execute(select(ApiKey, stale, expired).where(ApiKey.lookup == match[2])).one_or_none()
+    row = session.execute(_BY_LOOKUP, {"lookup": match[2]}).one_or_none()
     if row is None or not compare_digest(row[0].sha256, fingerprint(text)):
         raise BadKey("the API key is not known here")
     key, is_stale, is_expired = row
