@@ -10,8 +10,6 @@ goes on where this one was. The caller opens the transaction and commits it.
 """
 
 import hashlib
-import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -248,17 +246,18 @@ def _take(session: Session, waiting: Select[str], *, worker: str, lease_seconds:
     )
 
 
-def _whose_turn(session: Session, claimable: ColumnElement[bool], running_quota: int | None) -> list[str]:
+def _whose_turn(session: Session, claimable: ColumnElement[bool], running_quota: int | None) -> Sequence[str]:
     """List the projects that have jobs to claim: those with the fewest in workers' hands first, of equals any. So
     nobody's many jobs hold up the one of another; what is urgent goes first among a project's own."""
     # A look at one row for each project: all waiting jobs would be too many to read for each claim.
     # With a limit, so that no plan joins the two tables whole.
     one = select(Job.id).where(Job.project_id == Project.id, claimable).limit(1).scalar_subquery()
-    projects = select(Project.id).where(one.is_not(None), Project.id.not_in(quotas.barred(running_quota)))
-    found = list(session.scalars(projects))
-    random.shuffle(found)
-    held = Counter(session.scalars(select(Job.project_id).where(Job.status.in_(HELD))))
-    return sorted(found, key=lambda project: held[project])
+    held = select(Job.project_id, func.count().label("count")).where(Job.status.in_(HELD)).group_by(Job.project_id)
+    counted = held.subquery()
+    count = func.coalesce(counted.c.count, 0)
+    projects = select(Project.id).outerjoin(counted, counted.c.project_id == Project.id)
+    projects = projects.where(one.is_not(None), quotas.lets_run(count, running_quota))
+    return session.scalars(projects.order_by(count, func.random())).all()
 
 
 def gpus_wanted(session: Session, *, seconds: float) -> Sequence[int]:

@@ -6,7 +6,7 @@ same project, counts, and by raising takes everything back. So no two of them ca
 
 from collections.abc import Mapping
 
-from sqlalchemy import Select, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.orm import Session
 
 from app import usage
@@ -14,7 +14,7 @@ from app.database import now
 from app.ownership import HELD
 from app.schemas import QUOTAS, Quota
 from app.settings import Settings
-from app.tables import Job, Project
+from app.tables import Project
 
 _REMEDIES: Mapping[Quota, str] = {
     "queued_jobs": "wait until some of them have started, or cancel some",
@@ -87,15 +87,12 @@ def check(session: Session, project_id: str, settings: Settings, *quotas: Quota)
             raise QuotaExceeded(quota, limit, count)
 
 
-def barred(default: int | None) -> Select[str]:
-    """Select the projects of which no job may be claimed now: those that have as many running as they may, and those
-    whose GPU time is used up. `default` is the instance's limit of running jobs."""
+def lets_run(count: ColumnElement[int], default: int | None) -> ColumnElement[bool]:
+    """Whether a job of a project that has so many running may be claimed now: it may have more, and its GPU time is not
+    used up. `default` is the instance's limit of running jobs."""
     limit = func.coalesce(Project.quotas["running_jobs"].as_integer(), default)
-    running = select(Job.project_id, func.count().label("count")).where(Job.status.in_(HELD))
-    counted = running.group_by(Job.project_id).subquery()
-    at_limit = func.coalesce(counted.c.count, 0) >= limit
-    projects = select(Project.id).outerjoin(counted, counted.c.project_id == Project.id)
-    return projects.where(or_(at_limit, Project.out_of_gpu_until > now()))
+    has_time = func.coalesce(Project.out_of_gpu_until <= now(), True)
+    return and_(func.coalesce(count < limit, True), has_time)
 
 
 def is_over(session: Session, project_id: str, default: int | None) -> bool:
