@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import select
 
 from app import keys
 from app.database import AWAY, Database
-from app.dependencies import Service, TheService
+from app.dependencies import Service, TheService, in_turn
 from app.errors import Forbidden, RateLimited, Unauthorized
 from app.keys import Caller
-from app.limits import POLICY
+from app.limits import POLICY, Standing
 from app.schemas import Scope
 from app.settings import Settings
 from app.tables import ApiKey, Project
@@ -49,7 +50,7 @@ def tell_first_key(database: Database, settings: Settings) -> None:
         sys.stdout.flush()
 
 
-def authenticate(
+async def authenticate(
     request: Request,
     service: TheService,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
@@ -57,15 +58,16 @@ def authenticate(
     """Find out who asks, and count it. Raises Unauthorized, RateLimited."""
     if credentials is None:
         raise _unauthorized("the request has no API key")
-    key, is_stale = _find(service, credentials.credentials, request.client.host if request.client else "")
-    request.state.standing = standing = service.requests.count(key.id)
+    address = request.client.host if request.client else ""
+    key, is_stale, standing = await run_sync(_admit, service, credentials.credentials, address)
+    request.state.standing = standing
     if standing and not standing.granted:
         detail = f"this key has made {standing.limit} requests in {standing.window} s, which is its limit"
         raise RateLimited(detail, seconds=standing.reset, policies=[POLICY])
     if is_stale:
         # Where nothing can be written, reading goes on.
-        with suppress(*AWAY), service.database.writing() as session:
-            keys.note_use(session, key.id)
+        with suppress(*AWAY):
+            await in_turn(service, _note_use, service.database, key.id)
     return Caller(key.id, key.project_id, frozenset(key.scopes), key.expires_at)
 
 
@@ -94,6 +96,16 @@ class Needs:
 def needs(scope: Scope) -> Any:
     """Declare the scope that a route needs: `dependencies=[needs("jobs:read")]`. Every route with a key has one."""
     return Depends(Needs(scope))
+
+
+def _admit(service: Service, text: str, address: str) -> tuple[ApiKey, bool, Standing | None]:
+    key, is_stale = _find(service, text, address)
+    return key, is_stale, service.requests.count(key.id)
+
+
+def _note_use(database: Database, key_id: str) -> None:
+    with database.writing() as session:
+        keys.note_use(session, key_id)
 
 
 def _find(service: Service, text: str, address: str) -> tuple[ApiKey, bool]:

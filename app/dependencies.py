@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
+from anyio.to_thread import run_sync
 from fastapi import Depends, Path, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, AwareDatetime
@@ -23,6 +24,8 @@ from app.storage import ObjectStore
 from app.tables import is_id
 from app.watch import Watch
 
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class Service:
@@ -38,7 +41,11 @@ class Service:
     failures: Failures
     writers: Semaphore = field(default_factory=lambda: Semaphore(THREADS // 2))
     """Requests in a writing transaction. A route has a thread for each of its steps anew: were all threads taken by
-    those that wait for a lock, the one that holds it would have none to go on with."""
+    those that wait for a lock, the one that holds it would have none to go on with. So nothing that writes is run but
+    in a turn, or as one of `carriers`."""
+    carriers: Semaphore = field(default_factory=lambda: Semaphore(THREADS // 4))
+    """Requests that write and speak with the object store in one step: where that is away, they hold up each other, and
+    nobody else."""
 
 
 async def _service(request: Request) -> Service:
@@ -63,6 +70,18 @@ async def _turn(service: TheService) -> AsyncIterator[None]:
 def _writing(service: TheService, _: Annotated[None, Depends(_turn, scope="function")]) -> Iterator[Session]:
     with service.database.writing() as session:
         yield session
+
+
+async def in_turn(service: Service, write: Callable[..., Result], *arguments: Any) -> Result:
+    """Run a function that has a writing transaction of its own, and nothing else to wait for."""
+    async with service.writers:
+        return await run_sync(write, *arguments)
+
+
+async def carried(service: Service, step: Callable[..., Result], *arguments: Any) -> Result:
+    """Run a function that writes and speaks with the object store."""
+    async with service.carriers:
+        return await run_sync(step, *arguments)
 
 
 async def _once(request: Request) -> None:

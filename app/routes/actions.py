@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
 from app import files, jobs, quotas, schemas, webhooks
 from app.auth import ProjectId, needs
-from app.dependencies import JobId, Json, TheService, Writing
+from app.dependencies import JobId, Json, Service, TheService, Writing, in_turn
 from app.errors import (
     ActionNotAllowed,
     BodyTooLarge,
@@ -166,8 +167,16 @@ def clone_job(
     responses=problems(NotFound, ActionNotAllowed, FileInUse),
     dependencies=_MAY,
 )
-def delete_job(job_id: JobId, project_id: ProjectId, service: TheService) -> None:
+async def delete_job(job_id: JobId, project_id: ProjectId, service: TheService) -> None:
     """Delete a job that has ended, with its checkpoints, report and logs."""
+    await in_turn(service, _remove, service, project_id, job_id)
+    try:
+        await run_sync(service.store.delete, job_prefix(job_id))
+    except StorageUnavailable as error:
+        log.warning("the files of job %s are left to the sweep: %s", job_id, error)
+
+
+def _remove(service: Service, project_id: str, job_id: str) -> None:
     with service.database.writing() as session:
         job = the_job(session, project_id, job_id)
         try:
@@ -177,10 +186,6 @@ def delete_job(job_id: JobId, project_id: ProjectId, service: TheService) -> Non
         except files.InUse as error:
             users = ", ".join(error.job_ids)
             raise FileInUse(f"{users} start from a checkpoint of this job; wait for them, or cancel them") from None
-    try:
-        service.store.delete(job_prefix(job_id))
-    except StorageUnavailable as error:
-        log.warning("the files of job %s are left to the sweep: %s", job_id, error)
 
 
 def _ask(session: Session, project_id: str, job_id: str, action: schemas.Action) -> schemas.Job:

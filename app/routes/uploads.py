@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect
 
 from app import quotas, reading, schemas, tables, uploads
 from app.auth import ProjectId, needs
-from app.dependencies import Json, Once, Reading, Service, TheService, UploadId, Writing, cursor
+from app.dependencies import Json, Once, Reading, Service, TheService, UploadId, Writing, carried, cursor, in_turn
 from app.errors import (
     BodyTooLarge,
     InvalidBody,
@@ -167,16 +167,14 @@ def get_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) 
     dependencies=[Once, Json],
     responses=problems(*_BODY, NotFound, UploadEnded, StoreUnavailable),
 )
-def request_parts(
+async def request_parts(
     wish: PartsWish, upload_id: UploadId, project_id: ProjectId, service: TheService
 ) -> schemas.UploadRequests:
     """Ask how to send some parts. A part may be asked for again, such as when its request is no longer good."""
-    upload = _open(service, project_id, upload_id)
+    upload = await in_turn(service, _open, service, project_id, upload_id)
     _check_numbers(wish, upload)
-    try:
-        requests = [_request(part, upload, service) for part in wish.parts]
-    except uploads.Ended as error:
-        raise _ended(error) from None
+    gathering = await _gathering(upload, service) if uploads.part_count(upload) > 1 else None
+    requests = await run_sync(lambda: [_request(part, upload, gathering, service) for part in wish.parts])
     return schemas.UploadRequests(object="list", data=requests)
 
 
@@ -203,7 +201,7 @@ async def put_part(
     ] = None,
 ) -> schemas.UploadPart:
     """Send a part: the body is its bytes. Sent again, it takes the place of the one before."""
-    upload = await run_sync(_open, service, project_id, upload_id)
+    upload = await in_turn(service, _open, service, project_id, upload_id)
     if number > uploads.part_count(upload):
         raise NotFound(f"the upload has the parts 1 to {uploads.part_count(upload)}")
     size = uploads.bytes_of_part(upload, number)
@@ -211,7 +209,13 @@ async def put_part(
         sha256 = await _receive(request, path, size)
         if x_checksum_sha256 not in (None, sha256):
             raise UploadDamaged(f"the body's sha256 is {sha256} and not {x_checksum_sha256}; send it again")
-        await run_sync(_store, upload, number, path, service)
+        try:
+            gathering = await _gathering(upload, service)
+            await run_sync(service.store.put_part, uploads.quarantine(upload), gathering, number, path)
+        except StorageUnavailable:
+            # It may have ended meanwhile.
+            await in_turn(service, _open, service, project_id, upload_id)
+            raise
     return schemas.UploadPart(number=number, bytes=size, sha256=sha256)
 
 
@@ -219,9 +223,13 @@ async def put_part(
     "/uploads/{upload_id}/complete",
     responses=problems(NotFound, UploadEnded, UploadIncomplete, UploadDamaged, StoreUnavailable),
 )
-def complete_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
+async def complete_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
     """Have the whole verified, once all parts are there. A large file is `verifying` for a while: GET shows how that
     ends. Asking twice is no error."""
+    return await carried(service, _complete, service, project_id, upload_id)
+
+
+def _complete(service: Service, project_id: str, upload_id: str) -> schemas.Upload:
     upload = _load(service, project_id, upload_id)
     seconds = service.settings.upload_seconds
     try:
@@ -247,18 +255,22 @@ def complete_upload(upload_id: UploadId, project_id: ProjectId, service: TheServ
 
 
 @router.post("/uploads/{upload_id}/abort", responses=problems(NotFound, UploadEnded))
-def abort_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
+async def abort_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
     """Give an upload up: its room is free at once. Asking twice is no error."""
+    upload = await in_turn(service, _abort, service, project_id, upload_id)
+    # What is left now is removed later.
+    with suppress(StorageUnavailable):
+        await run_sync(uploads.clear, upload, service.store)
+    return show_upload(upload, received=None)
+
+
+def _abort(service: Service, project_id: str, upload_id: str) -> tables.Upload:
     with service.database.writing() as session:
         upload = _the_upload(session, project_id, upload_id)
         try:
-            upload = uploads.abort(session, upload.id)
+            return uploads.abort(session, upload.id)
         except uploads.Ended as error:
             raise _ended(error) from None
-    # What is left now is removed later.
-    with suppress(StorageUnavailable):
-        uploads.clear(upload, service.store)
-    return show_upload(upload, received=None)
 
 
 def show_upload(upload: tables.Upload, *, received: list[int] | None) -> schemas.Upload:
@@ -334,13 +346,22 @@ def _check_numbers(wish: PartsWish, upload: tables.Upload) -> None:
         raise InvalidBody(errors)
 
 
-def _request(part: PartWish, upload: tables.Upload, service: Service) -> schemas.UploadRequest:
+async def _gathering(upload: tables.Upload, service: Service) -> str:
+    """Say where the parts are gathered. Raises UploadEnded."""
+    if upload.gathering:
+        return upload.gathering
+    try:
+        return await carried(service, uploads.gathering, upload, service.database, service.store)
+    except uploads.Ended as error:
+        raise _ended(error) from None
+
+
+def _request(part: PartWish, upload: tables.Upload, gathering: str | None, service: Service) -> schemas.UploadRequest:
     size = uploads.bytes_of_part(upload, part.number)
     place = uploads.quarantine(upload)
-    if uploads.part_count(upload) == 1:
+    if gathering is None:
         signed = service.store.upload_request(place, size=size, sha256=part.sha256)
     else:
-        gathering = uploads.gathering(upload, service.database, service.store)
         signed = service.store.part_request(place, gathering, part.number, size=size, sha256=part.sha256)
     here = {"Content-Type": "application/octet-stream", "X-Checksum-Sha256": part.sha256}
     return schemas.UploadRequest(
@@ -394,15 +415,3 @@ async def _receive(request: Request, path: Path, size: int) -> str:
 
 def _wrong_length(size: int, got: int | str) -> UploadDamaged:
     return UploadDamaged(f"this part has {size} bytes, and the body {got}; send the part again")
-
-
-def _store(upload: tables.Upload, number: int, path: Path, service: Service) -> None:
-    try:
-        gathering = uploads.gathering(upload, service.database, service.store)
-        service.store.put_part(uploads.quarantine(upload), gathering, number, path)
-    except uploads.Ended as error:
-        raise _ended(error) from None
-    except StorageUnavailable:
-        # It may have ended meanwhile.
-        _open(service, upload.project_id, upload.id)
-        raise

@@ -5,6 +5,8 @@ import json
 import threading
 import time
 from base64 import b64decode
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from app.tables import ApiKey
 from core import events as reported
 from core.catalog import MODELS
 from tests.instance import DIGITS, add_key, add_project, calling
+from tests.sending import announce
 
 WEIGHTS = bytes(range(256)) * 40
 RATE = reported.Rate(value=0.5, count=2, total=4, low=0.1, high=0.9)
@@ -512,3 +515,25 @@ def valid_by_document(api, body):
     return fits(
         body, document["paths"]["/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"], document
     )
+
+
+def test_of_many_who_write_at_once_nobody_is_turned_away(api):
+    ended, sent, given_up = [], [], []
+    for _ in range(16):
+        ended.append(post(api)["id"])
+        api.post(f"/jobs/{ended[-1]}/cancel")
+        sent.append(announce(api, b"birds")["id"])
+        given_up.append(announce(api, b"birds")["id"])
+    asked = [
+        request
+        for job, upload, other in zip(ended, sent, given_up, strict=True)
+        for request in (
+            ("DELETE", f"/jobs/{job}", {}),
+            ("POST", "/jobs", {"json": DIGITS}),
+            ("PUT", f"/uploads/{upload}/parts/1", {"content": b"birds", "headers": {"Content-Type": "text/plain"}}),
+            ("POST", f"/uploads/{other}/abort", {}),
+        )
+    ]
+    with ThreadPoolExecutor(60) as pool:
+        answers = Counter(pool.map(lambda each: api.request(each[0], each[1], **each[2]).status_code, asked))
+    assert answers == {204: 16, 201: 16, 200: 32}
