@@ -1,8 +1,8 @@
 """What a job may take, foretold from jobs of its like that have finished here; and what it has taken in the end.
 
-Jobs count that have succeeded in one attempt and to their last step. The time that one of them took to start stays as
-it is; the rest is scaled by the passes through the network that `core.costs` counts for either. What lies beyond that,
-such as another device, shows as the spread between them.
+Jobs count that have succeeded in one attempt, in one piece and to their last step. The time that one of them took to
+start stays as it is; the rest is scaled by the passes through the network that `core.costs` counts for either. What
+lies beyond that, such as another device, shows as the spread between them.
 """
 
 from collections.abc import Sequence
@@ -73,14 +73,15 @@ def foretell(session: Session, project_id: str, spec: AnySpec) -> Estimate:
 
 
 def measure(session: Session, job_id: str) -> Actual:
-    """Say what a job has taken until now."""
+    """Say what a job and its shards have taken until now."""
+    ids = session.scalars(select(Job.id).where(or_(Job.id == job_id, Job.parent_id == job_id))).all()
     ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
-    attempts = session.execute(select(Attempt.started_at, ended).where(Attempt.job_id == job_id)).all()
-    finished = select(Event.data).where(Event.job_id == job_id, Event.type == "finished")
+    attempts = session.execute(select(Attempt.started_at, ended).where(Attempt.job_id.in_(ids))).all()
+    finished = select(Event.data).where(Event.job_id.in_(ids), Event.type == "finished")
     return Actual(
         seconds=sum(_seconds(*attempt) for attempt in attempts),
         peak_memory_bytes=_most(data.get("peak_memory_bytes") for data in session.scalars(finished)),
-        storage_bytes=_stored(session, [job_id]).get(job_id, 0),
+        storage_bytes=sum(_stored(session, ids).values()),
     )
 
 
@@ -105,7 +106,7 @@ def _like(spec: AnySpec) -> list[ColumnElement[bool]]:
 def _finished(session: Session, spec: AnySpec, *where: ColumnElement[bool]) -> list[_Run]:
     """Find the latest jobs that have finished with the same network, data set and number of GPUs."""
     gpus = func.coalesce(Job.spec["gpus"].as_integer(), 1) == getattr(spec, "gpus", 1)
-    whole = Job.status == "succeeded", Job.epoch == 1, Job.stopped_early.is_(False)
+    whole = Job.status == "succeeded", Job.epoch == 1, Job.stopped_early.is_(False), Job.shard_count == 0
     of_job = Attempt.job_id == Job.id
     query = select(Job.id, Job.spec, Attempt.started_at, Attempt.ended_at).join(Attempt, of_job)
     query = query.where(Job.dataset == spec.dataset, *whole, _same_network(spec), gpus, *where)

@@ -4,6 +4,10 @@
     running -> pausing -> paused -> queued              running -> stopping -> succeeded
     queued | running | pausing | paused | stopping -> cancelling -> cancelled
 
+A large evaluation is made in shards, each a job with this same life. As long as one of them is left, no worker can have
+the job itself: it follows them (`settle`), and hands down what is asked of it. After that it is a job like any other,
+queued for a worker that merges what they have found.
+
 Every change of status goes through `MOVES`, in one UPDATE that also appends to the job's history; what people may ask
 for is in `ACTIONS`. What ends, ends for good: the database itself refuses to change it, and a retry is another job that
 goes on where this one was. The caller opens the transaction and commits it.
@@ -18,9 +22,9 @@ from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, u
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import estimates, files, quotas, usage, webhooks
+from app import estimates, files, quotas, shards, usage, webhooks
 from app.database import now, seconds_from_now
-from app.ownership import HELD, Claim, append, change, only, owned
+from app.ownership import AT_WORK, HELD, Claim, Shard, append, change, only, owned
 from app.schemas import Action, Failure, Results, Status
 from app.settings import Settings
 from app.tables import Attempt, Checkpoint, Job, Project, State, Webhook, new_id
@@ -29,8 +33,8 @@ from core.advice import cautions
 from core.spec import AnySpec, parse
 
 MOVES: Mapping[Status, frozenset[Status]] = {
-    #: Waits for a worker.
-    "queued": frozenset({"running", "cancelling"}),
+    #: Waits for a worker. Only a shard is put aside from here, when its whole is.
+    "queued": frozenset({"running", "paused", "cancelling"}),
     #: A worker has it.
     "running": frozenset({"queued", "pausing", "stopping", "cancelling", "succeeded", "failed"}),
     #: Its worker was asked to put it aside. It may be done before it hears of that.
@@ -125,7 +129,9 @@ class Created:
 
 
 def allowed_actions(job: Job) -> list[Action]:
-    """Say what may be asked of a job."""
+    """Say what may be asked of a job; of a shard, nothing: what is asked of its whole reaches it."""
+    if job.parent_id:
+        return []
     # An evaluation has nothing to deliver before its end.
     never = {"stop"} if job.kind == "evaluate" else set()
     return [action for action, rule in ACTIONS.items() if job.status in rule.allowed and action not in never]
@@ -140,12 +146,13 @@ def create(
     retry_of: str | None = None,
     cloned_from: str | None = None,
     most_webhooks: int = 0,
+    in_shards: int = 0,
 ) -> Created:
     """Queue a job, or find the one that this key has queued before. Raises KeyReused where that has another spec.
 
     retry_of: the job where this one goes on, which has one retry at most. cloned_from: the job whose spec it varies.
-    most_webhooks: how many the project may have, with the one that the spec may name. Raises files.Gone where what it
-    takes in is no longer there, and webhooks.TooMany.
+    most_webhooks: how many the project may have, with the one that the spec may name. in_shards: how many workers can
+    share it, 0 for one. Raises files.Gone where what it takes in is no longer there, and webhooks.TooMany.
     """
     body = spec.model_dump_json()
     job = Job(
@@ -164,8 +171,12 @@ def create(
         labels=dict(spec.metadata),
         retry_of=retry_of,
         cloned_from=cloned_from,
+        shard_count=in_shards,
+        shards_left=in_shards,
         event_seq=1,
     )
+    made = shards.make(job, shards.of(session, retry_of) if retry_of else [])
+    job.shards = shards.show(made) or None
     try:
         with session.begin_nested():
             session.add(job)
@@ -174,6 +185,10 @@ def create(
     files.link(session, job, spec)
     lineage = {"retry_of": retry_of, "cloned_from": cloned_from}
     append(session, job, [("job.created", {name: value for name, value in lineage.items() if value})])
+    session.add_all(made)
+    session.flush()
+    for shard in made:
+        append(session, shard, [("job.created", {"shard": shard.shard, "of": job.id})])
     webhook = None
     if spec.webhook:
         webhook = webhooks.enlist(session, project_id, spec.webhook.url, limit=most_webhooks)
@@ -202,8 +217,10 @@ def claim(
 ) -> Claim | None:
     """Take the next waiting job, those of lost workers included; None when nothing waits that asks for as many GPUs at
     most, of a project with room for it. `running_quota` is what a project may have running that has no own limit."""
+    # In this order: who settles waits for rows of others, and must not hold any meanwhile that those may wait for.
+    settle(session)
     expire(session, patience)
-    claimable = [Job.status == "queued", or_(Job.not_before.is_(None), Job.not_before <= now())]
+    claimable = [Job.status == "queued", Job.shards_left == 0, or_(Job.not_before.is_(None), Job.not_before <= now())]
     if gpus is not None:
         claimable.append(gpus >= GPUS)
     claimed: Sequence[Job] = []
@@ -225,7 +242,8 @@ def claim(
     if job.stop_requested:
         # The worker that was asked is gone; so that nobody has to ask again.
         _move(session, "stopping", Job.id == job.id)
-    return Claim(job.id, job.epoch, parse(job.spec))
+    shard = Shard(job.parent_id, job.shard, job.shard_count) if job.parent_id and job.shard else None
+    return Claim(job.id, job.epoch, parse(job.spec), shard, merges=0 if shard else job.shard_count)
 
 
 def _take(session: Session, waiting: Select[str], *, worker: str, lease_seconds: float) -> Sequence[Job]:
@@ -252,7 +270,7 @@ def _whose_turn(session: Session, claimable: ColumnElement[bool], running_quota:
     # A look at one row for each project: all waiting jobs would be too many to read for each claim.
     # With a limit, so that no plan joins the two tables whole.
     one = select(Job.id).where(Job.project_id == Project.id, claimable).limit(1).scalar_subquery()
-    held = select(Job.project_id, func.count().label("count")).where(Job.status.in_(HELD)).group_by(Job.project_id)
+    held = select(Job.project_id, func.count().label("count")).where(*AT_WORK).group_by(Job.project_id)
     counted = held.subquery()
     count = func.coalesce(counted.c.count, 0)
     projects = select(Project.id).outerjoin(counted, counted.c.project_id == Project.id)
@@ -262,7 +280,7 @@ def _whose_turn(session: Session, claimable: ColumnElement[bool], running_quota:
 
 def gpus_wanted(session: Session, *, seconds: float) -> Sequence[int]:
     """Say what numbers of GPUs the jobs ask for that have waited for longer than so many seconds."""
-    for_long = Job.status == "queued", Job.updated_at < seconds_from_now(-seconds)
+    for_long = Job.status == "queued", Job.shards_left == 0, Job.updated_at < seconds_from_now(-seconds)
     return session.scalars(select(GPUS).where(*for_long).distinct()).all()
 
 
@@ -270,11 +288,72 @@ def expire(session: Session, patience: Patience) -> None:
     """Take back the jobs whose lease has run out, and those whose worker does not heed a cancel. Any process may do
     this at any time."""
     lapsed = and_(Job.status.in_(HELD), Job.lease_until < now())
-    ignored = and_(Job.status == "cancelling", Job.asked_at < seconds_from_now(-patience.cancel_seconds))
+    long_ago = Job.asked_at < seconds_from_now(-patience.cancel_seconds)
+    ignored = and_(Job.status == "cancelling", Job.shards_left == 0, long_ago)
     # In one order, and past the rows that somebody else is at.
     found = select(Job).where(or_(lapsed, ignored)).order_by(Job.id).with_for_update(skip_locked=True)
     for job in session.scalars(found, execution_options={"populate_existing": True}).all():
         _lose(session, job, patience, code="worker_lost", cause="the worker was no longer heard of")
+
+
+def settle(session: Session) -> None:
+    """Let the jobs that wait for their shards follow them. Any process may do this at any time."""
+    waiting = select(Job).where(Job.shards_left > 0, Job.parent_id.is_(None), Job.finished_at.is_(None))
+    found = waiting.order_by(Job.id).with_for_update(skip_locked=True)
+    for job in session.scalars(found, execution_options={"populate_existing": True}).all():
+        _follow(session, job)
+
+
+def _follow(session: Session, job: Job) -> Job:
+    """Take over how the shards of a job fare, and move it where that takes it. The caller holds the job."""
+    parts = shards.of(session, job.id)
+    job = _tell_of(session, job, parts)
+    idle = not any(part.status in HELD for part in parts)
+    failed = next((part for part in parts if part.status == "failed"), None)
+    this = Job.id == job.id
+    if job.status == "cancelling" and idle:
+        return _leave(session, job, "cancelled")
+    if job.status == "queued" and (failed or not idle):
+        (job,) = _move(session, "running", this, phase="evaluating", started_at=now())
+    if failed and job.status in ("running", "pausing"):
+        _cancel_shards(session, job)
+        assert failed.failure
+        failure = Failure.model_validate(failed.failure)
+        told = f"Shard {failed.shard} of {failed.shard_count}: {failure.message}"
+        _fail(session, job, failure.model_copy(update={"message": told}), cause=told)
+    elif job.status == "pausing" and idle:
+        return _leave(session, job, "paused")
+    elif job.status == "running" and job.shards_left == 0:
+        return _leave(session, job, "queued", event="job.gathered")
+    return job
+
+
+def _tell_of(session: Session, job: Job, parts: Sequence[Job]) -> Job:
+    """Show what has changed in the shards of a job."""
+    shown, before = shards.show(parts), job.shards or []
+    progress = job.progress if job.status == "queued" else shards.progress(parts).model_dump(mode="json")
+    if (shown, progress) == (before, job.progress):
+        return job
+    done = sum(part.status == "succeeded" for part in parts)
+    changed = [now_is for now_is, was in zip(shown, before, strict=True) if now_is["status"] != was["status"]]
+    values = {"shards": shown, "shards_left": len(parts) - done, "progress": progress}
+    (job,) = change(session, Job.id == job.id, events=len(changed), **values)
+    told = {"done": done, "count": len(parts)}
+    append(session, job, [("shard", {"number": each["number"], "status": each["status"], **told}) for each in changed])
+    return job
+
+
+def _pause_shards(session: Session, job: Job) -> None:
+    shards.of(session, job.id, lock=True)
+    _move(session, "paused", Job.parent_id == job.id, Job.status == "queued")
+    _move(session, "pausing", Job.parent_id == job.id, Job.status == "running", asked_at=now())
+
+
+def _cancel_shards(session: Session, job: Job) -> None:
+    held = {shard.id for shard in shards.of(session, job.id, lock=True) if shard.status in HELD}
+    for shard in _move(session, "cancelling", Job.parent_id == job.id, asked_at=now()):
+        if shard.id not in held:
+            _leave(session, shard, "cancelled")
 
 
 def heartbeat(session: Session, claim: Claim, *, lease_seconds: float) -> Status:
@@ -339,14 +418,22 @@ def ask(session: Session, job_id: str, action: Action) -> Job:
     match action:
         case "pause":
             (job,) = _move(session, "pausing", this, asked_at=now())
+            if job.shards_left:
+                _pause_shards(session, job)
+                job = _follow(session, job)
         case "resume":
             (job,) = _move(session, "queued", this, event="job.resumed", not_before=None)
+            if job.shards_left:
+                _move(session, "queued", Job.parent_id == job_id, event="job.resumed", not_before=None)
         case "stop":
             (job,) = _move(session, "stopping", this, asked_at=now(), stop_requested=True)
         case "cancel":
             nobody_has_it = job.status not in HELD
             (job,) = _move(session, "cancelling", this, asked_at=now())
-            if nobody_has_it:
+            if job.shards_left:
+                _cancel_shards(session, job)
+                job = _follow(session, job)
+            elif nobody_has_it:
                 job = _leave(session, job, "cancelled")
     return job
 
@@ -360,21 +447,25 @@ def retry(session: Session, job_id: str, *, most_webhooks: int = 0) -> Created:
     first = session.scalars(select(Job).where(Job.retry_of == job_id)).one_or_none()
     if first:
         return Created(first, replayed=True)
-    return create(session, job.project_id, parse(job.spec), retry_of=job_id, most_webhooks=most_webhooks)
+    again = {"most_webhooks": most_webhooks, "in_shards": job.shard_count}
+    return create(session, job.project_id, parse(job.spec), retry_of=job_id, **again)
 
 
-def remove(session: Session, job_id: str) -> None:
-    """Delete an ended job's rows; its files are the caller's to delete, after the commit. Raises NotAllowed, and
-    files.InUse where a job that has not ended starts from a checkpoint of it."""
+def remove(session: Session, job_id: str) -> Sequence[str]:
+    """Delete the rows of an ended job and of its shards, and give the ids of all these: their files are the caller's to
+    delete, after the commit. Raises NotAllowed, and files.InUse where a job that has not ended starts from a checkpoint
+    of it."""
     job = _lock(session, job_id)
-    if job.status not in TERMINAL:
+    if job.status not in TERMINAL or job.parent_id:
         raise NotAllowed(job)
     checkpoints = select(Checkpoint.id).where(Checkpoint.job_id == job_id).with_for_update()
     if users := files.in_use(session, session.scalars(checkpoints).all()):
         raise files.InUse(users)
     usage.remember(session, job_id)
     session.flush()
-    session.execute(delete(Job).where(Job.id == job_id))
+    removed = [job_id, *(shard.id for shard in shards.of(session, job_id, lock=True))]
+    session.execute(delete(Job).where(Job.id.in_(removed)))
+    return removed
 
 
 def _lock(session: Session, job_id: str) -> Job:

@@ -14,7 +14,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import ColumnElement, Float, case, func, select
+from sqlalchemy import ColumnElement, Float, case, func, or_, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -160,14 +160,16 @@ class OfInstance(Collector):
 
 
 def _jobs(session: Session) -> Iterator[Metric]:
-    rows = session.execute(select(Job.status, func.count()).group_by(Job.status))
+    rows = session.execute(select(Job.status, func.count()).where(Job.parent_id.is_(None)).group_by(Job.status))
     counts: dict[str, int] = {status: count for status, count in rows}  # noqa: C416  # rows are no pairs to mypy
     jobs = GaugeMetricFamily("temper_jobs", "Jobs by status.", labels=["status"])
     for status in MOVES:
         jobs.add_metric([status], counts.get(status, 0))
     yield jobs
-    yield GaugeMetricFamily("temper_queue_depth", "Jobs that wait for a worker.", counts.get("queued", 0))
-    oldest = select(func.max(seconds_between(now(), Job.created_at))).where(Job.status == "queued")
+    waiting = Job.status == "queued", Job.shards_left == 0
+    depth = session.scalar(select(func.count()).select_from(Job).where(*waiting))
+    yield GaugeMetricFamily("temper_queue_depth", "Jobs and shards that wait for a worker.", depth or 0)
+    oldest = select(func.max(seconds_between(now(), Job.created_at))).where(*waiting)
     yield GaugeMetricFamily(
         "temper_queue_oldest_seconds", "Age of the oldest waiting job.", session.scalar(oldest) or 0
     )
@@ -211,7 +213,9 @@ def _gpu_seconds(session: Session) -> Iterator[float]:
 
 def _claim_latency(session: Session) -> Metric:
     wait = seconds_between(Attempt.started_at, Job.created_at)
-    of_first = select(wait.label("wait")).join(Job, Job.id == Attempt.job_id).where(Attempt.epoch == 1).subquery()
+    # Of a job in shards it is the first of them that tells.
+    first = Attempt.epoch == 1, or_(Job.shard_count == 0, Job.shard == 1)
+    of_first = select(wait.label("wait")).join(Job, Job.id == Attempt.job_id).where(*first).subquery()
     waits = of_first.c.wait
     within = [func.count(case((waits <= bound, 1))) for bound in _WAITS]
     *counts, total, count = session.execute(select(*within, func.coalesce(func.sum(waits), 0), func.count())).one()

@@ -18,11 +18,24 @@ from core.spec import AnySpec
 
 Row = TypeVar("Row")
 HELD: frozenset[Status] = frozenset({"running", "pausing", "stopping", "cancelling"})
-"""A worker has the job, under a lease."""
+"""A worker has the job, under a lease; or workers have its shards."""
+AT_WORK = Job.status.in_(HELD), Job.shards_left == 0
+"""The condition under which a worker has the very job: each shard has its own, and what waits for shards has none."""
 
 
 class LostOwnership(Exception):
     """Another worker has the job by now, or it has ended: whoever asked must stop at once."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of an evaluation a job is."""
+
+    of: str
+    """The job that is the whole."""
+    number: int
+    """From 1."""
+    count: int
 
 
 @dataclass(frozen=True)
@@ -32,11 +45,20 @@ class Claim:
     job_id: str
     epoch: int
     spec: AnySpec
+    shard: Shard | None = None
+    """What there is to evaluate, where that is not the whole."""
+    merges: int = 0
+    """Of how many shards the reports are to be put together, where that is all that there is to do."""
 
     @property
     def prefix(self) -> str:
         """Where this attempt's files go in the object store; nobody else writes there."""
         return attempt_prefix(self.job_id, self.epoch)
+
+    @property
+    def whole(self) -> str:
+        """The job that was posted: this one, or the one that it is a shard of."""
+        return self.shard.of if self.shard else self.job_id
 
 
 def job_prefix(job_id: str) -> str:

@@ -110,11 +110,16 @@ class Doorbell:
             with suppress(Full):
                 self._rings.put_nowait(resource)
 
-    def ring_after_commit(self, session: Session, spec: AnySpec | None = None) -> None:
-        """Have it rung when the session's transaction is committed, for a worker that can do this; without a spec, for
-        any: a file is to be examined."""
+    def ring_after_commit(self, session: Session, spec: AnySpec | None = None, *, shards: int = 0) -> None:
+        """Have it rung when the session's transaction is committed, for a worker that can do this, or one for each
+        shard; without a spec, for any: a file is to be examined."""
         resource = needs(getattr(spec, "gpus", 1))
-        event.listen(session, "after_commit", lambda _: self.ring(resource), once=True)
+
+        def ring(_: Session) -> None:
+            for _ring in range(max(shards, 1)):
+                self.ring(resource)
+
+        event.listen(session, "after_commit", ring, once=True)
 
     def _work(self) -> None:
         """Ring. The circuit is open after a failure: rings go nowhere until the broker gets another chance."""

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app import usage
 from app.database import now
-from app.ownership import HELD
+from app.ownership import AT_WORK
 from app.schemas import QUOTAS, Quota
 from app.settings import Settings
 from app.tables import Project
@@ -58,9 +58,9 @@ def used(session: Session, project: Project, quota: Quota) -> float | None:
     """Count what a project has of something; None for what is counted per key."""
     match quota:
         case "queued_jobs":
-            return usage.count_jobs(session, project.id, ["queued"])
+            return usage.count_jobs(session, project.id, Job.status == "queued", Job.parent_id.is_(None))
         case "running_jobs":
-            return usage.count_jobs(session, project.id, HELD)
+            return usage.count_jobs(session, project.id, *AT_WORK)
         case "gpu_seconds_per_month":
             month = usage.month_of(session.scalars(select(now())).one())
             return usage.total(usage.stretches(session, project.id, *month)).gpu_seconds
@@ -103,7 +103,7 @@ def is_over(session: Session, project_id: str, default: int | None) -> bool:
     if limit is None:
         return False
     session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
-    return usage.count_jobs(session, project_id, HELD) > limit
+    return usage.count_jobs(session, project_id, *AT_WORK) > limit
 
 
 def watch_gpu_time(session: Session, settings: Settings) -> None:

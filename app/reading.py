@@ -38,8 +38,8 @@ def list_jobs(
     limit: int,
     order: Order,
 ) -> Part[Job]:
-    """List a project's jobs by age; `matching` compares columns, `labels` the user's metadata."""
-    where: list[ColumnElement[bool]] = [Job.project_id == project_id]
+    """List a project's jobs by age, without shards; `matching` compares columns, `labels` the user's metadata."""
+    where: list[ColumnElement[bool]] = [Job.project_id == project_id, Job.parent_id.is_(None)]
     where += [getattr(Job, column) == value for column, value in matching.items() if value is not None]
     where += [Job.labels[key].as_string() == value for key, value in labels.items()]
     return list_rows(session, Job, Job.id, where, after=after, limit=limit, order=order)

@@ -16,7 +16,7 @@ from core import events as reported
 
 STATES_KEPT = 2
 """Of each kind, as the training process keeps them: where the newest one is damaged, the one before it is there."""
-_NO_PROGRESS = Progress(
+NO_PROGRESS = Progress(
     step=0,
     total_steps=0,
     epoch=0.0,
@@ -38,7 +38,7 @@ def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> 
     """Store what the run has reported, in one go. Saved files are `save`'s."""
     # The job's row before its attempt's, as everywhere: two that go the other way would wait for each other.
     job = only(claim, session.scalars(select(Job).where(*owned(claim)).with_for_update()).all())
-    progress = Progress.model_validate(job.progress) if job.progress else _NO_PROGRESS
+    progress = Progress.model_validate(job.progress) if job.progress else NO_PROGRESS
     results = dict(job.results or {"before": None, "after": None})
     phase, stopped_early = job.phase, job.stopped_early
     for event in events:
@@ -147,6 +147,13 @@ def published(session: Session, claim: Claim) -> tuple[str, str] | None:
     if job is None or job.report_key is None or job.report_sha256 is None:
         return None
     return job.report_key, job.report_sha256
+
+
+def reports_of_shards(session: Session, claim: Claim) -> Sequence[tuple[str, str]]:
+    """List the reports that a job's shards have delivered, by their number, as key and sha256."""
+    of_shards = select(Job).where(Job.parent_id == claim.job_id, Job.status == "succeeded").order_by(Job.shard)
+    found = [(shard.report_key, shard.report_sha256) for shard in session.scalars(of_shards).all()]
+    return [(key, sha256) for key, sha256 in found if key and sha256]
 
 
 def add_log(session: Session, claim: Claim, *, size: int) -> None:

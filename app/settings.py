@@ -95,6 +95,10 @@ class Settings(BaseSettings):
     """How often a worker renews its lease."""
     concurrency: int = Field(default=1, ge=1, le=64)
     """Jobs that one worker process runs side by side."""
+    shard_points: int = Field(default=2000, ge=0)
+    """An evaluation job of more points is split into shards of about so many, which workers share; 0 splits none."""
+    max_shards: int = Field(default=16, ge=1, le=1000)
+    """Most shards of one evaluation; they are larger then."""
     cancel_grace_seconds: float = Field(default=5, ge=0)
     """Time between asking a training process to end and killing it."""
     cancel_limit_seconds: float = Field(default=45, gt=0)

@@ -137,6 +137,18 @@ class Job(Table):
     cloned_from: Mapped[str | None]
     """The job whose spec this one varies."""
 
+    parent_id: Mapped[str | None]
+    """The job that this one is a shard of, through which alone it is seen; not a reference, for SQLite cannot take such
+    a column back."""
+    shard: Mapped[int | None]
+    """Which shard of it, from 1."""
+    shard_count: Mapped[int] = mapped_column(default=0)
+    """In how many shards this is evaluated, of a job and of its shards; 0 where it is in one piece."""
+    shards_left: Mapped[int] = mapped_column(default=0)
+    """How many of its shards have not succeeded. While there are any, no worker can have the job itself."""
+    shards: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
+    """What it shows of its shards."""
+
     created_at: Mapped[datetime] = mapped_column(default=now())
     updated_at: Mapped[datetime] = mapped_column(default=now())
     started_at: Mapped[datetime | None]
@@ -149,6 +161,8 @@ class Job(Table):
         Index("ix_jobs_of_project", project_id, "id"),
         Index("ix_jobs_of_project_by_status", project_id, status, priority.desc(), "id"),
         Index("ix_jobs_on_dataset", "dataset", status, "id"),
+        Index("uq_jobs_shard", "parent_id", "shard", unique=True),
+        Index("ix_jobs_in_shards", shards_left, "id"),
     )
 
 

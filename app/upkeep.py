@@ -44,7 +44,10 @@ class Chore:
 
 
 def take_back_expired_jobs(premises: Premises) -> None:
-    """Queue the jobs of lost workers again; where no worker is left, nobody else would."""
+    """Queue the jobs of lost workers again, and let jobs follow their shards; where no worker is left, nobody else
+    would."""
+    with premises.database.writing() as session:
+        jobs.settle(session)
     with premises.database.writing() as session:
         jobs.expire(session, jobs.Patience.of(premises.settings))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import case, exists, func, or_, select
+from sqlalchemy import ColumnElement, case, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from app import uploads
@@ -23,6 +23,8 @@ GPUS = case(
     else_=func.coalesce(Job.spec["gpus"].as_integer(), 1),
 )
 """How many GPUs an attempt has taken; 0 on a CPU."""
+# A shard is part of the job that somebody posted.
+_POSTED = func.coalesce(Job.parent_id, Job.id)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Total:
 def stretches(session: Session, project_id: str, since: datetime, until: datetime) -> list[Stretch]:
     """List the parts of a project's attempts that lie between two moments, and before now."""
     ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
-    told = Attempt.job_id, Job.kind, Job.dataset, Job.base_model, GPUS, Attempt.started_at, ended.label("ended")
+    told = _POSTED, Job.kind, Job.dataset, Job.base_model, GPUS, Attempt.started_at, ended.label("ended")
     present = select(*told).join(Job, Job.id == Attempt.job_id)
     present = present.where(Job.project_id == project_id, Attempt.started_at < until, ended > since)
     kept = PastAttempt
@@ -92,15 +94,15 @@ def totals(parts: Iterable[Stretch], by: GroupBy) -> list[Total]:
 
 def jobs_by_status(session: Session, project_id: str, since: datetime, until: datetime) -> dict[Status, int]:
     """Count the jobs that were posted between two moments, by where they are in their life now."""
-    posted = Job.project_id == project_id, Job.created_at >= since, Job.created_at < until
+    posted = Job.project_id == project_id, Job.parent_id.is_(None), Job.created_at >= since, Job.created_at < until
     rows = session.execute(select(Job.status, func.count()).where(*posted).group_by(Job.status))
     return {row[0]: row[1] for row in rows}
 
 
-def count_jobs(session: Session, project_id: str, statuses: Iterable[Status]) -> int:
-    """Count a project's jobs that are in one of these statuses."""
-    found = Job.project_id == project_id, Job.status.in_(statuses)
-    return session.scalars(select(func.count()).select_from(Job).where(*found)).one()
+def count_jobs(session: Session, project_id: str, *where: ColumnElement[bool]) -> int:
+    """Count a project's jobs under these conditions."""
+    found = select(func.count()).select_from(Job).where(Job.project_id == project_id, *where)
+    return session.scalars(found).one()
 
 
 def count_keys(session: Session, project_id: str) -> int:
@@ -127,12 +129,14 @@ def stored_bytes(session: Session, project_id: str) -> int:
 
 
 def remember(session: Session, job_id: str) -> None:
-    """Keep what a job has used, before its rows are deleted."""
-    told = Job.project_id, Job.kind, Job.dataset, Job.base_model, GPUS, Attempt.epoch, Attempt.started_at
+    """Keep what a job and its shards have used, before their rows are deleted."""
+    told = Job.project_id, Job.kind, Job.dataset, Job.base_model, GPUS, Attempt.started_at
     ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
-    for row in session.execute(select(*told, ended).join(Attempt, Attempt.job_id == Job.id).where(Job.id == job_id)):
-        names = ("project_id", "kind", "dataset", "base_model", "gpus", "epoch", "started_at", "ended_at")
-        session.add(PastAttempt(job_id=job_id, **dict(zip(names, row, strict=True))))
+    of_job = or_(Job.id == job_id, Job.parent_id == job_id)
+    attempts = select(*told, ended).join(Attempt, Attempt.job_id == Job.id).where(of_job)
+    for number, row in enumerate(session.execute(attempts.order_by(Job.id, Attempt.epoch)), start=1):
+        names = ("project_id", "kind", "dataset", "base_model", "gpus", "started_at", "ended_at")
+        session.add(PastAttempt(job_id=job_id, epoch=number, **dict(zip(names, row, strict=True))))
 
 
 def month_of(moment: datetime) -> tuple[datetime, datetime]:

@@ -118,7 +118,10 @@ def check_named(session: Session, project_id: str, url: str) -> None:
 
 
 def announce(session: Session, job: Job) -> None:
-    """Note for every webhook that wants to know it, of all jobs or of this one, what the job's status is now."""
+    """Note for every webhook that wants to know it, of all jobs or of this one, what the job's status is now. Nobody is
+    told of shards."""
+    if job.parent_id:
+        return
     event = f"job.{job.status}"
     named = job.spec.get("webhook") or {"url": None, "events": ()}
     of_project = select(Webhook).where(Webhook.project_id == job.project_id, Webhook.disabled_at.is_(None))

@@ -32,7 +32,7 @@ from pydantic import ValidationError
 from core.advice import cautions
 from core.arguments import EXAMINE_DATASET, EXAMINE_MODEL, IMPORT, MERGE, make_parser, read_import, read_spec
 from core.errors import BadInput, UserError
-from core.events import PAUSED, Event, Failed, Finished, Paused, Reports, Warned
+from core.events import PAUSED, Entered, Evaluated, Event, Failed, Finished, Paused, Reports, Warned
 from core.findings import DatasetFindings, ModelFindings
 from core.narration import describe, narrate
 from core.published import PUBLISHED
@@ -126,6 +126,8 @@ def _merge(options: argparse.Namespace) -> Iterator[Event]:
     merged = merge(reports)
     assert merged.after
     make_folder(options.output)
+    yield Evaluated(subject="result", report=merged.after)
+    yield Entered(phase="publishing")
     yield save_reports(merged, merged.run, options.output, step=0, epoch=0)
     yield Finished(reports=merged, seconds=merged.after.seconds)
 

@@ -89,7 +89,9 @@ def _add_merge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.add_argument("folders", nargs="+", type=Path, help="what the shards wrote: their folders or report files")
     command.add_argument("--output", type=Path, default=Path("runs") / "merge", help="folder for the whole's report")
     command.add_argument("--json", action="store_true", help="print events as JSON lines")
-    command.set_defaults(until_stdin_closes=False)
+    command.add_argument(
+        "--until-stdin-closes", action="store_true", help="end when stdin does: where a program starts it"
+    )
 
 
 def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

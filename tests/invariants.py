@@ -18,6 +18,7 @@ STATUS_AFTER = {
     "job.recovered": "queued",
     "job.handed_back": "queued",
     "job.resumed": "queued",
+    "job.gathered": "queued",
 }
 """The status that an entry of the history tells of; any other `job.x` tells of x."""
 
@@ -34,6 +35,8 @@ def check(database: Database, store: ObjectStore | None = None, *, max_losses: i
             check_ownership(job, attempts)
             check_losses(job, attempts, max_losses)
             check_files(job, checkpoints, states)
+            shards = session.scalars(select(Job).where(Job.parent_id == job.id).order_by(Job.shard)).all()
+            check_shards(job, shards, [event for event in events if event.type == "shard"])
             if store:
                 named = [(each.key, each.sha256) for each in (*checkpoints, *states)]
                 if job.report_key:
@@ -61,11 +64,13 @@ def check_history(job, events):
 
 
 def check_ownership(job, attempts):
-    """A job has a lease as long as a worker has it, one attempt per claim, and at most one that goes on: the last."""
-    assert (job.lease_until is not None) == (job.status in HELD), f"{job.id} is {job.status}: {job.lease_until}"
+    """A job has a lease as long as a worker has it, one attempt per claim, and at most one that goes on: the last. What
+    waits for its shards no worker has."""
+    held = job.status in HELD and job.shards_left == 0
+    assert (job.lease_until is not None) == held, f"{job.id} is {job.status}: {job.lease_until}"
     assert [attempt.epoch for attempt in attempts] == list(range(1, job.epoch + 1))
     going_on = [attempt.epoch for attempt in attempts if attempt.ended_at is None]
-    assert going_on == ([job.epoch] if job.status in HELD else []), f"{job.id} is {job.status}: {going_on} go on"
+    assert going_on == ([job.epoch] if held else []), f"{job.id} is {job.status}: {going_on} go on"
     assert all((attempt.outcome is None) == (attempt.ended_at is None) for attempt in attempts)
     ended = [attempt.epoch for attempt in attempts if attempt.outcome in TERMINAL]
     assert len(ended) <= 1
@@ -92,6 +97,32 @@ def check_files(job, checkpoints, states):
         assert each.key.startswith(f"jobs/{job.id}/attempts/{each.epoch}/")
         assert 1 <= each.epoch <= job.epoch
     assert all(count <= 2 for count in Counter(state.kind for state in states).values())
+
+
+def check_shards(job, shards, told):
+    """A job in shards has all of them as long as it is there, knows of what they have done no more than they do, and
+    none of them goes on where it does not."""
+    if job.parent_id:
+        assert 1 <= job.shard <= job.shard_count
+        assert (job.shards, job.shards_left, shards, told) == (None, 0, [], [])
+        return
+    shown = job.shards or []
+    assert [shard.shard for shard in shards] == list(range(1, job.shard_count + 1))
+    assert [each["job"] for each in shown] == [shard.id for shard in shards]
+    if not shards:
+        assert job.shards_left == 0
+        return
+    left = sum(shard.status != "succeeded" for shard in shards)
+    assert left <= job.shards_left, f"{job.id} believes that {job.shards_left} shards are left, of {left}"
+    if job.epoch or job.status == "succeeded":
+        assert job.shards_left == left == 0
+    if job.status == "paused":
+        assert {shard.status for shard in shards} <= {"paused", "succeeded"}
+    if job.status in ("failed", "cancelled", "cancelling"):
+        assert {shard.status for shard in shards} <= {"cancelling", *TERMINAL}
+    for each in shown:
+        said = [event.data["status"] for event in told if event.data["number"] == each["number"]]
+        assert ["queued", *said][-1] == each["status"]
 
 
 def hash_of(store: ObjectStore, key: str) -> str:

@@ -30,6 +30,7 @@ from core import events as reported
 from worker.cache import Cache
 from worker.delivery import Delivery, Postponed, fetch_states, remove_states
 from worker.folder import work_folder
+from worker.gathering import gather, report_of
 from worker.inputs import NotFetched, fetched, gone
 from worker.lease import Lease
 from worker.logbook import Logbook
@@ -47,7 +48,12 @@ _KILLED_FROM_OUTSIDE = {-signal.SIGKILL, 128 + signal.SIGKILL, -signal.SIGTERM, 
 
 
 def core_command(claim: Claim, folder: Path, inventory: Inventory) -> list[str]:
-    """Write the command of the training process; its spec lies in the work folder."""
+    """Write the command of the training process; its spec lies in the work folder, and the reports that it is to merge
+    where `worker.gathering` has put them."""
+    to_the_end = ["--json", "--output", str(folder), "--until-stdin-closes"]
+    if claim.merges:
+        reports = [str(report_of(folder, number)) for number in range(1, claim.merges + 1)]
+        return [sys.executable, "-m", "core", "merge", *reports, *to_the_end]
     paths = {
         "--weights": inventory.weights(claim.spec),
         "--data": inventory.data(claim.spec),
@@ -60,8 +66,9 @@ def core_command(claim: Claim, folder: Path, inventory: Inventory) -> list[str]:
     spec = str(folder / "spec.json")
     gpus = getattr(claim.spec, "gpus", 1)
     together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus), "-m"] if gpus > 1 else []
-    options = ["--json", "--output", str(folder), *given, "--until-stdin-closes"]
-    return [sys.executable, "-m", *together, "core", claim.spec.kind, spec, *options]
+    if claim.shard:
+        given += ["--shard", f"{claim.shard.number}/{claim.shard.count}"]
+    return [sys.executable, "-m", *together, "core", claim.spec.kind, spec, *given, *to_the_end]
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,9 @@ def _read_report(key: str, sha256: str, store: ObjectStore) -> reported.Reports 
 def _run_in(folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: Workplace) -> Ending:
     """Run the training process and deliver its files; choose how the row learns of the end."""
     try:
+        if claim.merges:
+            gather(folder, lease, claim, place.store)
+            return _run_on(place.inventory, folder, lease, logbook, claim, place)
         with _fetched(folder, lease, claim, place) as inventory:
             return _run_on(inventory, folder, lease, logbook, claim, place)
     except NotFetched as error:
@@ -159,7 +169,7 @@ def _fetched(folder: Path, lease: Lease, claim: Claim, place: Workplace) -> Iter
             raise Postponed
 
     try:
-        sources = lease.write(partial(files.sources, job_id=claim.job_id, spec=claim.spec))
+        sources = lease.write(partial(files.sources, job_id=claim.whole, spec=claim.spec))
     except files.Gone as error:
         raise NotFetched(gone(error)) from error
     cache = Cache(place.settings.cache_dir, place.settings.cache_bytes)

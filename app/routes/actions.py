@@ -67,7 +67,7 @@ def resume_job(job_id: JobId, project_id: ProjectId, session: Writing, service: 
     shown = _ask(session, project_id, job_id, "resume")
     if was_paused:
         quotas.check(session, project_id, service.settings, "queued_jobs")
-    service.doorbell.ring_after_commit(session, shown.spec)
+    service.doorbell.ring_after_commit(session, shown.spec, shards=len(shown.shards or ()))
     return shown
 
 
@@ -107,7 +107,7 @@ def retry_job(
         raise too_many(service) from None
     if not created.replayed:
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
-    service.doorbell.ring_after_commit(session, parse(created.job.spec))
+    service.doorbell.ring_after_commit(session, parse(created.job.spec), shards=created.job.shards_left)
     return show_created(created, response)
 
 
@@ -168,19 +168,20 @@ def clone_job(
     dependencies=_MAY,
 )
 async def delete_job(job_id: JobId, project_id: ProjectId, service: TheService) -> None:
-    """Delete a job that has ended, with its checkpoints, report and logs."""
-    await in_turn(service, _remove, service, project_id, job_id)
+    """Delete a job that has ended, with its checkpoints, report and logs, and those of its shards."""
+    removed = await in_turn(service, _remove, service, project_id, job_id)
     try:
-        await run_sync(service.store.delete, job_prefix(job_id))
+        for each in removed:
+            await run_sync(service.store.delete, job_prefix(each))
     except StorageUnavailable as error:
         log.warning("the files of job %s are left to the sweep: %s", job_id, error)
 
 
-def _remove(service: Service, project_id: str, job_id: str) -> None:
+def _remove(service: Service, project_id: str, job_id: str) -> Sequence[str]:
     with service.database.writing() as session:
         job = the_job(session, project_id, job_id)
         try:
-            jobs.remove(session, job.id)
+            removed = jobs.remove(session, job.id)
         except jobs.NotAllowed as refusal:
             raise ActionNotAllowed("delete", refusal) from None
         except files.InUse as error:

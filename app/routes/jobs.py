@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
-from app import addresses, estimates, files, jobs, quotas, reading, schemas, tables, webhooks
+from app import addresses, estimates, files, jobs, quotas, reading, schemas, shards, tables, webhooks
 from app.auth import ProjectId, needs
 from app.dependencies import JobId, Json, Once, Reading, Service, TheService, Writing, cursor
 from app.errors import (
@@ -152,7 +152,10 @@ def create_job(
     """Queue a job. The smallest spec names a base model; all that it leaves out is answered resolved."""
     if dry_run:
         estimate = estimates.foretell(session, project_id, spec)
-        answer = schemas.DryRun(valid=True, spec=spec, cautions=list(cautions(spec)), estimate=estimate)
+        in_shards = shards.count(session, project_id, spec, service.settings)
+        answer = schemas.DryRun(
+            valid=True, spec=spec, cautions=list(cautions(spec)), estimate=estimate, shards=in_shards
+        )
         return Response(answer.model_dump_json(), media_type="application/json")
     return create_from(session, service, project_id, spec, response, idempotency_key=idempotency_key)
 
@@ -282,6 +285,7 @@ def create_from(
             idempotency_key=idempotency_key,
             cloned_from=cloned_from,
             most_webhooks=service.settings.max_webhooks,
+            in_shards=shards.count(session, project_id, spec, service.settings),
         )
     except jobs.KeyReused:
         raise IdempotencyKeyReused("this Idempotency-Key was used with another spec; make a new one") from None
@@ -290,7 +294,7 @@ def create_from(
     if not created.replayed:
         _check_named(session, project_id, spec)
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
-    service.doorbell.ring_after_commit(session, spec)
+    service.doorbell.ring_after_commit(session, spec, shards=created.job.shards_left)
     return show_created(created, response)
 
 
@@ -348,6 +352,8 @@ def _facts(job: tables.Job) -> dict[str, Any]:
         "stopped_early": job.stopped_early,
         "retry_of": job.retry_of,
         "cloned_from": job.cloned_from,
+        "shards": job.shards,
+        "shard_of": job.parent_id and {"job": job.parent_id, "number": job.shard, "count": job.shard_count},
         "progress": job.progress,
         "failure": job.failure,
         "results": job.results,

@@ -19,6 +19,7 @@ from app.schemas.jobs import (
     Progress,
     Result,
     Results,
+    ShardState,
     Status,
 )
 from app.schemas.problems import ConflictProblem, Problem, QuotaProblem, RateLimitProblem
@@ -78,6 +79,7 @@ __all__ = [
     "Result",
     "Results",
     "Scope",
+    "ShardState",
     "Status",
     "ThumbnailLink",
     "Upload",

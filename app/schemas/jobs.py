@@ -95,6 +95,34 @@ class Results(Answer):
         return cls(before=before, after=after)
 
 
+class ShardState(Answer):
+    """One part of an evaluation that several workers share."""
+
+    number: int
+    """From 1."""
+    job: str
+    """Its id: `GET /jobs/{id}` and what is below it show events, attempts and logs. Nothing can be asked of it."""
+    status: Status
+    """Where it is in its life, which is that of a job."""
+    worker: str | None
+    """Who has it, or had it last."""
+    attempt: int
+    """How often a worker has claimed it."""
+    losses: int
+    """How often its worker or its process has vanished."""
+
+
+class ShardOf(Answer):
+    """Which part of an evaluation this is."""
+
+    job: str
+    """The whole."""
+    number: int
+    """From 1."""
+    count: int
+    """How many parts there are."""
+
+
 class Links(Answer):
     """Where the rest of a job is."""
 
@@ -157,8 +185,13 @@ class Job(Listed):
     """The failed or cancelled job from whose last state this one goes on."""
     cloned_from: str | None
     """The job whose spec this one varies."""
+    shards: list[ShardState] | None
+    """The parts that workers share, where an evaluation is large; a worker merges what they find. While they are at it,
+    the job is running."""
+    shard_of: ShardOf | None
+    """What this is a part of, for a shard; only `shards` leads here."""
     progress: Progress | None
-    """How far the current attempt is."""
+    """How far the current attempt is, or its shards are."""
     failure: Failure | None
     """Why it failed, if it did."""
     results: Results | None
@@ -188,6 +221,8 @@ class DryRun(Answer):
     """What is valid and yet likely to disappoint."""
     estimate: Estimate
     """What it would take."""
+    shards: int
+    """Parts that workers would share; 0 for one piece."""
 
 
 class Metric(Answer):

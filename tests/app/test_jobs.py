@@ -82,6 +82,7 @@ def claimed(database, job_id):
 def test_allowed_moves_are_those_of_the_design():
     assert {(source, target) for source, targets in MOVES.items() for target in targets} == {
         ("queued", "running"),
+        ("queued", "paused"),
         ("queued", "cancelling"),
         ("running", "queued"),
         ("running", "pausing"),

@@ -66,6 +66,11 @@ class Life(RuleBasedStateMachine):
         spec = parse({"base_model": "digits-cnn-linf", "priority": priority})
         return self.do(jobs.create, self.project, spec).job.id
 
+    @rule(target=posted, shards=st.integers(2, 3))
+    def post_in_shards(self, shards):
+        spec = parse({"kind": "evaluate", "base_model": "digits-cnn-linf"})
+        return self.do(jobs.create, self.project, spec, in_shards=shards).job.id
+
     @rule(target=claims, worker=st.sampled_from(WORKERS))
     def look_for_work(self, worker):
         """Any ring, early, late, double or for nothing, does just this."""
@@ -134,6 +139,16 @@ class Life(RuleBasedStateMachine):
         # Asking again changes nothing.
         assert self.do(jobs.ask, job_id, action).version == first.version
 
+    @rule(job_id=posted, action=st.sampled_from(ACTIONS))
+    def ask_of_a_shard(self, job_id, action):
+        """Nothing can be asked of one: it ends with its whole."""
+        with self.database.reading() as session:
+            shards = session.scalars(select(Job).where(Job.parent_id == job_id)).all()
+        for shard in shards:
+            if shard.status not in jobs.ACTIONS[action].granted:
+                with pytest.raises(NotAllowed):
+                    self.do(jobs.ask, shard.id, action)
+
     @rule(target=posted, job_id=posted)
     def retry(self, job_id):
         try:
@@ -176,7 +191,7 @@ class Life(RuleBasedStateMachine):
             return
         for _ in range(200):
             with self.database.reading() as session:
-                paused = session.scalars(select(Job.id).where(Job.status == "paused")).all()
+                paused = session.scalars(select(Job.id).where(Job.status == "paused", Job.parent_id.is_(None))).all()
                 left = session.scalars(select(Job.id).where(Job.status.not_in(TERMINAL))).all()
             if not left:
                 break

@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import delete, select, update
 
-from app import jobs, quotas, recording, usage
+from app import jobs, recording, usage
+from app.ownership import AT_WORK, HELD
 from app.tables import Attempt, Job, PastAttempt, Project
 from app.upkeep import Premises, watch_gpu_time
 from core.events import Saved
@@ -85,7 +86,7 @@ def test_the_limit_of_running_jobs_holds_for_workers_that_claim_at_once(database
         for _ in range(4):
             list(pool.map(lambda _: claim(database, running_quota=3), range(12)))
     with database.reading() as session:
-        held = [usage.count_jobs(session, each.id, quotas.HELD) for each in (project, other)]
+        held = [usage.count_jobs(session, each.id, *AT_WORK) for each in (project, other)]
     assert held == [3, 5]
 
 
@@ -300,6 +301,6 @@ def test_what_is_counted_is_what_a_recount_of_all_rows_gives(api, database, proj
         for checkpoint in api.get(job["links"]["checkpoints"], params={"limit": 100}).json()["data"]
     ]
     assert told["queued_jobs"] == sum(job["status"] == "queued" for job in every) > 0
-    assert told["running_jobs"] == sum(job["status"] in quotas.HELD for job in every) > 0
+    assert told["running_jobs"] == sum(job["status"] in HELD for job in every) > 0
     assert told["keys"] == sum(key["revoked_at"] is None for key in keys)
     assert told["stored_bytes"] == sum(files) > 0
