@@ -296,9 +296,12 @@ def expire(session: Session, patience: Patience) -> None:
         _lose(session, job, patience, code="worker_lost", cause="the worker was no longer heard of")
 
 
-def settle(session: Session) -> None:
-    """Let the jobs that wait for their shards follow them. Any process may do this at any time."""
-    waiting = select(Job).where(Job.shards_left > 0, Job.parent_id.is_(None), Job.finished_at.is_(None))
+def settle(session: Session, job_id: str | None = None) -> None:
+    """Let the jobs that wait for their shards follow them, or this one alone. Any process may do this at any time."""
+    waiting = select(Job).where(Job.shards_left > 0, Job.finished_at.is_(None))
+    if job_id:
+        waiting = waiting.where(Job.id == job_id)
+    # In one order, and past those that somebody else is at.
     found = waiting.order_by(Job.id).with_for_update(skip_locked=True)
     for job in session.scalars(found, execution_options={"populate_existing": True}).all():
         _follow(session, job)

@@ -102,12 +102,14 @@ def run(claim: Claim, place: Workplace) -> None:
         ):
             # Whom the service tells is not the run's business, and no checkpoint is to name the address.
             (folder / "spec.json").write_text(claim.spec.model_dump_json(exclude={"webhook"}))
+            _tell_the_whole(lease, claim)
             ending = _find_ending(lease, claim, place)
             if ending is None:
                 with Logbook(claim, lease, folder, store=place.store, settings=place.settings) as logbook:
                     ending = _run_in(folder, lease, logbook, claim, place)
                     logbook.store(whole=True)
             lease.write(ending)
+            _tell_the_whole(lease, claim)
     except LostOwnership:
         log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.epoch)
     except OSError as error:
@@ -116,6 +118,12 @@ def run(claim: Claim, place: Workplace) -> None:
     else:
         _discard_states(claim, place)
         log.info("job %s: attempt %d is over", claim.job_id, claim.epoch)
+
+
+def _tell_the_whole(lease: Lease, claim: Claim) -> None:
+    """Let the job that a shard is a part of follow it at once; a sweep would find it, too."""
+    if claim.shard:
+        lease.write(partial(jobs.settle, job_id=claim.shard.of))
 
 
 def _find_ending(lease: Lease, claim: Claim, place: Workplace) -> Ending | None:
@@ -218,6 +226,8 @@ def _follow(
         lease.write(partial(recording.record, claim=claim, events=batch))
         if any(isinstance(event, reported.Started) for event in batch):
             lease.started.set()
+        if any(isinstance(event, reported.Attacked) for event in batch):
+            _tell_the_whole(lease, claim)
         last = batch[-1]
         if isinstance(last, reported.Saved):
             delivery.take(last)

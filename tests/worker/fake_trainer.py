@@ -24,8 +24,9 @@ def rate(count):
     return {"value": count / 4, "count": count, "total": 4, "low": 0.0, "high": 1.0}
 
 
-def report(spec, right):
+def report(spec, right, shard=None):
     return {
+        "part": shard and {"index": shard[0], "count": shard[1], "first": 4 * (shard[0] - 1)},
         "protocol": spec["evaluation"]["protocol"],
         "examples": 4,
         "seed": spec["seed"],
@@ -49,11 +50,40 @@ def save(folder, kind, name, content, step=STEPS):
     say("saved", kind=kind, path=str(path), sha256=digest, size=len(content), step=step, epoch=step / STEPS)
 
 
-def evaluate(spec, subject, right):
+def evaluate(spec, subject, right, shard=None):
     say("entered", phase="evaluating", subject=subject)
     for done, norm in enumerate(spec["eps"], start=1):
         say("attacked", subject=subject, norm=norm, attack="apgd-ce", robust=right, examples=4, done=done, total=3)
-    say("evaluated", subject=subject, report=report(spec, right))
+    say("evaluated", subject=subject, report=report(spec, right, shard))
+
+
+def evaluate_only(spec, folder, shard):
+    """Of the four points of a shard, as many are right as its number says."""
+    wish = spec["metadata"]
+    time.sleep(float(wish.get("seconds", "0")))
+    if wish.get("shard") in (None, str(shard and shard[0])):
+        act(wish.get("act", ""), folder)
+    right = shard[0] if shard else 3
+    evaluate(spec, "result", right, shard)
+    deliver({"before": None, "after": report(spec, right, shard)}, folder)
+
+
+def merge(files, folder):
+    """Add up what the shards say."""
+    found = [json.loads(Path(file).read_text())["after"] for file in files]
+    assert [each["part"]["index"] for each in found] == list(range(1, found[0]["part"]["count"] + 1))
+    points = 4 * len(found)
+    union = sum(each["union"]["count"] for each in found)
+    merged = {**found[0], "part": None, "examples": points}
+    merged["union"] = {"value": union / points, "count": union, "total": points, "low": 0.0, "high": 1.0}
+    say("evaluated", subject="result", report=merged)
+    deliver({"before": None, "after": merged}, folder)
+
+
+def deliver(reports, folder):
+    say("entered", phase="publishing")
+    save(folder, "report", "report.json", json.dumps(reports).encode(), step=0)
+    say("finished", reports=reports, seconds=0.1)
 
 
 def train(spec, seconds, folder):
@@ -147,6 +177,9 @@ def main():
     heed_signals()
     threading.Thread(target=die_with_the_supervisor, daemon=True).start()
     folder = Path(options[options.index("--output") + 1])
+    if kind == "merge":
+        merge([spec_file, *options[: options.index("--json")]], folder)
+        return
     spec = json.loads(Path(spec_file).read_text())
     assert spec["kind"] == kind
     assert "webhook" not in spec
@@ -158,6 +191,12 @@ def main():
     for _ in range(int(wish.get("times", "1"))):
         sys.stderr.write(wish.get("say", "").replace("|", "\n"))
     sys.stderr.flush()
+    if kind == "evaluate":
+        shard = (
+            [int(each) for each in options[options.index("--shard") + 1].split("/")] if "--shard" in options else None
+        )
+        evaluate_only(spec, folder, shard)
+        return
     evaluate(spec, "base", 1)
     train(spec, float(wish.get("seconds", "0")), folder)
     if "cut" not in wish:
