@@ -1,0 +1,51 @@
+"""A real evaluation, shared by two workers of an instance: its report is that of one process that made it all."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from app.database import Database
+from app.storage import LocalStore
+from tests import invariants
+from tests.native import ROOT, WORKER, finish, instance
+
+SPEC = {
+    "kind": "evaluate",
+    "base_model": "digits-cnn-linf",
+    "evaluation": {"protocol": "paper", "examples": 24, "batch_size": 6},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_workers_give_the_very_report_of_one_process(tmp_path):
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(SPEC))
+    command = [sys.executable, "-m", "core", "evaluate", str(spec), "--output", str(tmp_path / "alone")]
+    with instance(tmp_path, *WORKER, shard_points=8) as temper:
+        temper.start_api()
+        with temper.client() as api, temper.worker(), temper.worker():
+            job_id = api.post("/jobs", json=SPEC).json()["id"]
+            job = finish(api, job_id, seconds=240)
+            assert (job["status"], [shard["number"] for shard in job["shards"]]) == ("succeeded", [1, 2, 3])
+            assert len({shard["worker"] for shard in job["shards"]}) == 2
+            shared = api.get(f"/jobs/{job_id}/report").json()
+        database = Database(f"sqlite:///{tmp_path}/data/temper.db")
+        invariants.check(database, LocalStore(tmp_path / "data" / "objects"))
+        database.close()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, env=environment, cwd=ROOT, capture_output=True)
+    alone = json.loads((tmp_path / "alone" / "report.json").read_text())
+    assert shared["after"]["examples"] == 24
+    assert without_times(shared) == without_times(alone)
+    assert job["results"]["after"]["union"] == shared["after"]["union"]
+
+
+def without_times(report):
+    """A report without what differs from run to run: how long things took."""
+    if isinstance(report, dict):
+        return {name: without_times(value) for name, value in report.items() if name != "seconds"}
+    return [without_times(each) for each in report] if isinstance(report, list) else report
