@@ -450,8 +450,14 @@ def retry(session: Session, job_id: str, *, most_webhooks: int = 0) -> Created:
     first = session.scalars(select(Job).where(Job.retry_of == job_id)).one_or_none()
     if first:
         return Created(first, replayed=True)
-    again = {"most_webhooks": most_webhooks, "in_shards": job.shard_count}
-    return create(session, job.project_id, parse(job.spec), retry_of=job_id, **again)
+    return create(
+        session,
+        job.project_id,
+        parse(job.spec),
+        retry_of=job_id,
+        most_webhooks=most_webhooks,
+        in_shards=job.shard_count,
+    )
 
 
 def remove(session: Session, job_id: str) -> Sequence[str]:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from app import files, jobs, recording
-from app.database import Database
+from app.database import AWAY, Database
 from app.inventory import Inventory
 from app.jobs import Patience
 from app.ownership import Claim, LostOwnership
@@ -102,14 +102,13 @@ def run(claim: Claim, place: Workplace) -> None:
         ):
             # Whom the service tells is not the run's business, and no checkpoint is to name the address.
             (folder / "spec.json").write_text(claim.spec.model_dump_json(exclude={"webhook"}))
-            _tell_the_whole(lease, claim)
+            _tell_the_whole(claim, place)
             ending = _find_ending(lease, claim, place)
             if ending is None:
                 with Logbook(claim, lease, folder, store=place.store, settings=place.settings) as logbook:
                     ending = _run_in(folder, lease, logbook, claim, place)
                     logbook.store(whole=True)
             lease.write(ending)
-            _tell_the_whole(lease, claim)
     except LostOwnership:
         log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.epoch)
     except OSError as error:
@@ -117,13 +116,15 @@ def run(claim: Claim, place: Workplace) -> None:
             jobs.fail(session, claim, _not_started(error))
     else:
         _discard_states(claim, place)
+        _tell_the_whole(claim, place)
         log.info("job %s: attempt %d is over", claim.job_id, claim.epoch)
 
 
-def _tell_the_whole(lease: Lease, claim: Claim) -> None:
-    """Let the job that a shard is a part of follow it at once; a sweep would find it, too."""
+def _tell_the_whole(claim: Claim, place: Workplace) -> None:
+    """Let the job that a shard is a part of follow it at once; where that fails, it does so later."""
     if claim.shard:
-        lease.write(partial(jobs.settle, job_id=claim.shard.of))
+        with suppress(AWAY), place.database.writing() as session:
+            jobs.settle(session, claim.shard.of)
 
 
 def _find_ending(lease: Lease, claim: Claim, place: Workplace) -> Ending | None:
@@ -199,7 +200,7 @@ def _run_on(
         watchdog = Watchdog(folder, stall_seconds=place.settings.stall_seconds)
         lease.watch_over(trainer, watchdog)
         delivery = Delivery(claim, lease, folder, store=place.store, settings=place.settings)
-        last = _follow(trainer, watchdog, lease, claim, delivery)
+        last = _follow(trainer, watchdog, lease, claim, delivery, place)
         if not isinstance(last, reported.Finished):
             delivery.take_what_is_left()
         ending = _ending(last, trainer, lease, claim, place)
@@ -217,7 +218,7 @@ def _begin_with_states(folder: Path, lease: Lease, logbook: Logbook, claim: Clai
 
 
 def _follow(
-    trainer: Trainer, watchdog: Watchdog, lease: Lease, claim: Claim, delivery: Delivery
+    trainer: Trainer, watchdog: Watchdog, lease: Lease, claim: Claim, delivery: Delivery, place: Workplace
 ) -> reported.Event | None:
     """Store everything that the process reports, and give the last of it."""
     last = None
@@ -227,7 +228,7 @@ def _follow(
         if any(isinstance(event, reported.Started) for event in batch):
             lease.started.set()
         if any(isinstance(event, reported.Attacked) for event in batch):
-            _tell_the_whole(lease, claim)
+            _tell_the_whole(claim, place)
         last = batch[-1]
         if isinstance(last, reported.Saved):
             delivery.take(last)
