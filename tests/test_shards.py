@@ -15,7 +15,7 @@ from tests.native import ROOT, WORKER, finish, instance
 SPEC = {
     "kind": "evaluate",
     "base_model": "digits-cnn-linf",
-    "evaluation": {"protocol": "paper", "examples": 24, "batch_size": 6},
+    "evaluation": {"protocol": "paper", "examples": 12, "batch_size": 3},
 }
 
 
@@ -25,7 +25,7 @@ def test_two_workers_give_the_very_report_of_one_process(tmp_path):
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps(SPEC))
     command = [sys.executable, "-m", "core", "evaluate", str(spec), "--output", str(tmp_path / "alone")]
-    with instance(tmp_path, *WORKER, shard_points=8) as temper:
+    with instance(tmp_path, *WORKER, shard_points=4) as temper:
         temper.start_api()
         with temper.client() as api, temper.worker(), temper.worker():
             job_id = api.post("/jobs", json=SPEC).json()["id"]
@@ -39,7 +39,7 @@ def test_two_workers_give_the_very_report_of_one_process(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, env=environment, cwd=ROOT, capture_output=True)
     alone = json.loads((tmp_path / "alone" / "report.json").read_text())
-    assert shared["after"]["examples"] == 24
+    assert shared["after"]["examples"] == 12
     assert without_times(shared) == without_times(alone)
     assert job["results"]["after"]["union"] == shared["after"]["union"]
 

@@ -123,7 +123,7 @@ def run(claim: Claim, place: Workplace) -> None:
 def _tell_the_whole(claim: Claim, place: Workplace) -> None:
     """Let the job that a shard is a part of follow it at once; where that fails, it does so later."""
     if claim.shard:
-        with suppress(AWAY), place.database.writing() as session:
+        with suppress(*AWAY), place.database.writing() as session:
             jobs.settle(session, claim.shard.of)
 
 
