@@ -185,8 +185,9 @@ def create(
     files.link(session, job, spec)
     lineage = {"retry_of": retry_of, "cloned_from": cloned_from}
     append(session, job, [("job.created", {name: value for name, value in lineage.items() if value})])
-    session.add_all(made)
-    session.flush()
+    if made:
+        session.add_all(made)
+        session.flush()
     for shard in made:
         append(session, shard, [("job.created", {"shard": shard.shard, "of": job.id})])
     webhook = None

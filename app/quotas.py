@@ -14,7 +14,7 @@ from app.database import now
 from app.ownership import AT_WORK
 from app.schemas import QUOTAS, Quota
 from app.settings import Settings
-from app.tables import Project
+from app.tables import Job, Project
 
 _REMEDIES: Mapping[Quota, str] = {
     "queued_jobs": "wait until some of them have started, or cancel some",
