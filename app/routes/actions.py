@@ -1,7 +1,7 @@
 """What can be asked of a job: pause, resume, stop, cancel, retry, clone, delete."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -181,7 +181,7 @@ def _remove(service: Service, project_id: str, job_id: str) -> Sequence[str]:
     with service.database.writing() as session:
         job = the_job(session, project_id, job_id)
         try:
-            removed = jobs.remove(session, job.id)
+            return jobs.remove(session, job.id)
         except jobs.NotAllowed as refusal:
             raise ActionNotAllowed("delete", refusal) from None
         except files.InUse as error:
