@@ -42,6 +42,9 @@ print(json.dumps([torch.cuda.get_device_name(number) for number in range(torch.c
 """
 
 
+_CUT_OFF = "from core.confinement import cut_off; print(cut_off())"
+
+
 @dataclass(frozen=True)
 class Finding:
     """How one part is."""
@@ -175,6 +178,19 @@ def check_gpu(settings: Settings) -> Iterator[Finding]:
         yield Finding("gpu", "warn", "none: a worker here computes on the CPU", remedy)
 
 
+def check_examinations(_: Settings) -> Iterator[Finding]:
+    """See whether the process that opens files of strangers can be kept from the network."""
+    if importlib.util.find_spec("torch") is None:
+        return
+    done = subprocess.run([sys.executable, "-c", _CUT_OFF], capture_output=True, text=True, timeout=60)
+    complaint = done.stdout.strip() if done.returncode == 0 else f"it was ended: {done.stderr.strip()[-200:]}"
+    if complaint:
+        remedy = "let the container's seccomp profile allow seccomp(2), or keep the worker from the network otherwise"
+        yield Finding("uploads", "warn", f"files of strangers are opened with a network: {complaint}", remedy)
+    else:
+        yield Finding("uploads", "ok", "files of strangers are opened without a network")
+
+
 def check_disk(settings: Settings) -> Iterator[Finding]:
     """See whether there is room where runs write."""
     free = shutil.disk_usage(settings.data_dir).free
@@ -215,7 +231,15 @@ def _passwords(settings: Settings) -> Iterator[tuple[str, str | None]]:
         yield "TEMPER_S3_SECRET_ACCESS_KEY", settings.s3_secret_access_key.get_secret_value()
 
 
-CHECKS: Sequence[Check] = (check_database, check_queue, check_storage, check_gpu, check_disk, check_secrets)
+CHECKS: Sequence[Check] = (
+    check_database,
+    check_queue,
+    check_storage,
+    check_gpu,
+    check_examinations,
+    check_disk,
+    check_secrets,
+)
 
 
 def examine(settings: Settings, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:

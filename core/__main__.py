@@ -203,12 +203,15 @@ def _import(options: argparse.Namespace) -> Iterator[str]:
 
 def _examine(options: argparse.Namespace) -> Iterator[str]:
     """Examine a stranger's file under limits, and say in lines what was found."""
-    from core.confinement import Limits, confined
+    from core.confinement import Limits, confined, cut_off
     from core.data.archive import Caps
     from core.examination import examine_dataset, examine_model
 
     limits = _given(Limits(), seconds=options.most_seconds, memory_bytes=options.most_memory)
     caps = _given(Caps(), total_bytes=options.most_bytes)
+    if complaint := cut_off():
+        warning = Warned(code="not_cut_off", message=f"this process can reach the network: {complaint}")
+        yield from [warning.model_dump_json()] if options.json else narrate(warning)
     found: DatasetFindings | ModelFindings
     with confined(limits):
         if options.kind == EXAMINE_DATASET:

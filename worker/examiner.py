@@ -1,7 +1,7 @@
 """Examine one uploaded file: fetch it, have `python -m core examine-...` open it, deliver what that makes of it.
 
-The process that opens the file holds no credentials, has limits of its own, and is killed when this one is gone, when
-the file is another worker's, or when it is not done in time.
+The process that opens the file holds no credentials, has limits of its own and no way to the network, and is killed
+when this one is gone, when the file is another worker's, or when it is not done in time.
 """
 
 import logging
@@ -189,6 +189,7 @@ def _run(arguments: Sequence[str], folder: Path, hold: _Hold) -> DatasetFindings
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    _pass_on_warnings(output, hold.held)
     if process.returncode == 0:
         return _read(folder / "out" / files.REPORT, hold.held)
     if process.returncode in _KILLED_FROM_OUTSIDE:
@@ -217,6 +218,15 @@ def _read(report: Path, held: Examination) -> DatasetFindings | ModelFindings | 
     if found.kind != held.kind or source != held.sha256:
         return _crashed("its report is of another file")
     return found
+
+
+def _pass_on_warnings(output: Path, held: Examination) -> None:
+    with output.open("rb") as file:
+        for line in file.read(65536).splitlines():
+            with suppress(ValidationError):
+                warned = reported.read(line)
+                if isinstance(warned, reported.Warned):
+                    log.warning("%s %s: %s", held.kind, held.id, warned.message[:500])
 
 
 def _failure(output: Path, exit_code: int, log_file: Path) -> FileFailure:

@@ -1,5 +1,6 @@
 """The examination of a stranger's file: what is found, what is refused, and that a run sees the very same images."""
 
+import ast
 import io
 import os
 import pickle
@@ -306,3 +307,49 @@ def test_the_command_ends_itself_at_its_limits(
     assert isinstance(failed, Failed)
     assert (done.returncode, failed.code) == (2, "over_limit")
     assert said in failed.message
+
+
+_CUT_OFF = """
+import socket, subprocess, sys, threading
+from core.confinement import cut_off
+
+def attempt(open_):
+    try:
+        open_()
+    except OSError as error:
+        return error.strerror
+    return "done"
+
+def look():
+    told.append(attempt(socket.socket))
+
+told, go = [], threading.Event()
+older = threading.Thread(target=lambda: (go.wait(), look()))
+older.start()
+look()
+complaint = cut_off()
+go.set()
+older.join()
+look()
+child = subprocess.run([sys.executable, "-c", "import socket; socket.socket()"], capture_output=True, text=True)
+told += [child.stderr.splitlines()[-1], attempt(lambda: open(__import__("core").__file__).close())]
+print(complaint, told, sep="|")
+"""
+
+
+def test_what_is_cut_off_makes_no_connection_nor_does_a_thread_or_child_of_it() -> None:
+    done = subprocess.run([sys.executable, "-c", _CUT_OFF], capture_output=True, text=True, timeout=60, check=True)
+    complaint, told = done.stdout.strip().split("|")
+    refused = "Operation not permitted"
+    assert complaint == ""
+    assert ast.literal_eval(told) == ["done", refused, refused, f"PermissionError: [Errno 1] {refused}", "done"]
+
+
+def test_whatever_opens_a_file_of_a_stranger_has_no_network(tmp_path: Path) -> None:
+    taken_over = "import core.examination, socket; core.examination.examine_dataset = lambda *_, **__: socket.socket()"
+    arguments = ["examine-dataset", "any.zip", "--output", str(tmp_path), "--json"]
+    code = f"{taken_over}; import core.__main__; raise SystemExit(core.__main__.main({arguments}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "PermissionError: [Errno 1] Operation not permitted" in done.stdout
+    assert "not_cut_off" not in done.stdout

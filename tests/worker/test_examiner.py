@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 import threading
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from sklearn.datasets import load_digits
 from app.inventory import Inventory
 from app.storage import LocalStore
 from core import checkpoint
+from core.events import Failed, Warned
 from tests.core.data.pictures import image, two_classes
 from tests.uploading import pack, send
 from tests.worker.processes import processes_with, wait_until
@@ -239,3 +241,14 @@ def claim_job():
             return jobs.claim(session, worker="w", lease_seconds=60, patience=jobs.Patience.of(place.settings))
 
     return claim_job
+
+
+def test_what_the_examination_warns_of_is_in_the_log(api, place, monkeypatch, caplog):
+    warning = Warned(code="not_cut_off", message="this process can reach the network").model_dump_json()
+    failed = Failed(code="bad_dataset", message="no", hint="none", field=None, retryable=False).model_dump_json()
+    said = f"print({warning!r}); print({failed!r}); raise SystemExit(2)"
+    monkeypatch.setattr(examiner, "command", lambda *_: [sys.executable, "-c", said])
+    dataset = post_dataset(api, b"zip")
+    assert examine_next(place)
+    assert f"dataset {dataset}: this process can reach the network" in caplog.text
+    assert api.get(f"/datasets/{dataset}").json()["failure"]["code"] == "bad_dataset"
