@@ -115,6 +115,8 @@ class Settings(BaseSettings):
     """Most bytes of one attempt's log that are kept."""
     state_retention_days: float = Field(default=30, ge=0)
     """How long the states of a failed or cancelled job are kept for a retry."""
+    kept_days: float = Field(default=7, ge=0)
+    """How long a worker keeps what a run has made and the object store did not take; 0 for not at all."""
     max_losses: int = Field(default=5, ge=1)
     """A job whose worker or training process has vanished this many times fails."""
     max_losses_in_place: int = Field(default=3, ge=1)
@@ -264,6 +266,11 @@ class Settings(BaseSettings):
     def spool_dir(self) -> Path:
         """Parts of uploads on their way through the API."""
         return self.data_dir / "spool"
+
+    @property
+    def kept_dir(self) -> Path:
+        """What runs have made and the object store did not take."""
+        return self.data_dir / "kept"
 
     @property
     def cache_dir(self) -> Path:

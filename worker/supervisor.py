@@ -7,6 +7,7 @@ import errno
 import hashlib
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +33,7 @@ from worker.delivery import Delivery, Postponed, fetch_states, remove_states
 from worker.folder import work_folder
 from worker.gathering import gather, report_of
 from worker.inputs import NotFetched, fetched, gone
+from worker.keeping import keep, sweep
 from worker.lease import Lease
 from worker.logbook import Logbook
 from worker.machine import count_gpus
@@ -93,6 +95,7 @@ class Workplace:
 def run(claim: Claim, place: Workplace) -> None:
     """Run a claimed job to its end, or until it is another worker's. What can befall a run ends in its row."""
     log.info("job %s: attempt %d begins", claim.job_id, claim.epoch)
+    sweep(place.settings.kept_dir, days=place.settings.kept_days)
     try:
         with (
             work_folder(place.settings.work_dir, claim.job_id, claim.epoch) as folder,
@@ -163,7 +166,10 @@ def _run_in(folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: W
         return partial(jobs.fail, claim=claim, failure=error.failure)
     except StorageUnavailable as error:
         logbook.note(f"the files cannot be stored: {error}")
-        return partial(jobs.fail, claim=claim, failure=_not_stored(error))
+        kept = _keep(folder, error, claim, place.settings)
+        if kept:
+            logbook.note(kept)
+        return partial(jobs.fail, claim=claim, failure=_not_stored(error, kept))
     except Postponed:
         logbook.note("the attempt was asked to end before its files were stored")
         return partial(jobs.hand_back, claim=claim)
@@ -277,12 +283,28 @@ def _crashed(exit_code: int, last_words: str) -> Failure:
     )
 
 
-def _not_stored(error: StorageUnavailable) -> Failure:
+def _keep(folder: Path, error: StorageUnavailable, claim: Claim, settings: Settings) -> str:
+    """Keep what the run has made; say where, in words that follow others, or nothing."""
+    if not settings.kept_days or (isinstance(error, StorageFull) and settings.s3_bucket is None):
+        # There it would take the very room that is missing.
+        return ""
+    try:
+        kept = keep(folder, settings.kept_dir, f"{claim.job_id}-{claim.epoch}")
+    except OSError as failed:
+        log.warning("job %s: what it has made cannot be kept: %s", claim.job_id, failed)
+        return ""
+    if kept is None:
+        return ""
+    place = f"{kept.relative_to(settings.data_dir)} in the data folder of the worker on {socket.gethostname()}"
+    return f"What it has made is kept for {settings.kept_days:g} days as {place}."
+
+
+def _not_stored(error: StorageUnavailable, kept: str) -> Failure:
     full = isinstance(error, StorageFull)
     return Failure(
         code="disk_full" if full else "storage_unavailable",
         message=f"A file of the job could not be stored: {error}.",
-        hint=f"{'Make room in' if full else 'Look after'} the object store, then post the job again.",
+        hint=f"{'Make room in' if full else 'Look after'} the object store, then retry the job. {kept}".strip(),
         field=None,
         retryable=True,
     )

@@ -461,6 +461,33 @@ def test_a_file_that_cannot_be_stored_fails_the_job_with_a_remedy(place, post, s
     assert get(place, again).status == "succeeded"
 
 
+def test_what_the_store_did_not_take_is_kept_for_some_days(place, post, settings):
+    week = replace(place, settings=settings.model_copy(update={"kept_days": 7}))
+    job_id = post()
+    run_next(replace(week, store=BrokenStore(settings.objects_dir, StorageUnavailable("key: gone"))))
+    kept = settings.kept_dir / f"{job_id}-1"
+    hint = get(place, job_id).failure["hint"]
+    assert "retry the job" in hint
+    assert f"kept for 7 days as kept/{job_id}-1 in the data folder of the worker on " in hint
+    # The checkpoint failed, so the run was not let on to its report.
+    assert (kept / "checkpoint.safetensors").read_bytes().startswith(b"weights of n")
+    assert list(settings.work_dir.iterdir()) == []
+    post()
+    run_next(week)
+    assert kept.is_dir()
+    os.utime(kept, (time.time() - 8 * 86400,) * 2)
+    post()
+    run_next(week)
+    assert not kept.exists()
+
+
+def test_what_the_store_has_no_room_for_is_not_kept_on_the_same_disk(place, post, settings):
+    job_id = post()
+    run_next(replace(place, store=BrokenStore(settings.objects_dir, StorageFull("key: no space left"))))
+    assert "kept" not in get(place, job_id).failure["hint"]
+    assert not (settings.kept_dir / f"{job_id}-1").exists()
+
+
 class FlakyStore(LocalStore):
     """A store that is away until it is told otherwise."""
 
