@@ -65,6 +65,11 @@ class Postgres:
         """SQLAlchemy's address of the database that is always there."""
         return self.url_of("postgres")
 
+    @property
+    def pid(self) -> int:
+        """The process that has started all its others."""
+        return int((self._data / "postmaster.pid").read_text().split()[0])
+
     def url_of(self, name: str) -> str:
         return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{name}"
 
@@ -81,9 +86,8 @@ class Postgres:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the whole server."""
-        main = int((self._data / "postmaster.pid").read_text().split()[0])
-        children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
-        for process in [main, *map(int, children)]:
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        for process in [self.pid, *map(int, children)]:
             os.kill(process, number)
 
     def create_database(self, name: str) -> str:
