@@ -206,20 +206,20 @@ def follow(url: str, key: str, job_id: str, stopped: threading.Event, seen: list
     headers = {"Authorization": f"Bearer {key}", "Accept": "text/event-stream"}
     while not stopped.is_set():
         resume = {"Last-Event-ID": str(seen[-1])} if seen else {}
+        connection = HTTPConnection(urlsplit(url).netloc, timeout=30)
         try:
-            with (
-                httpx2.Client(base_url=url, timeout=30) as api,
-                api.stream("GET", f"/jobs/{job_id}/events", headers=headers | resume) as stream,
-            ):
-                if stream.status_code == 204:
+            connection.request("GET", f"/jobs/{job_id}/events", headers=headers | resume)
+            for line in connection.getresponse():
+                if line.startswith(b"event: end"):
                     return
-                for line in stream.iter_lines():
-                    if line.startswith("id:"):
-                        seen.append(int(line.removeprefix("id:")))
-                        ready.set()
-        except httpx2.TransportError:
+                if line.startswith(b"id:"):
+                    seen.append(int(line.removeprefix(b"id:")))
+                    ready.set()
+        except (OSError, HTTPException):
             pass
-        time.sleep(0.05)
+        finally:
+            connection.close()
+        stopped.wait(0.5)
 
 
 def rolling_restart(server: Any, process: Any, key: str, *, streams: int) -> dict[str, Any]:
