@@ -9,9 +9,10 @@ process, always. The headers are those of draft-ietf-httpapi-ratelimit-headers o
 import logging
 import math
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass
 from threading import Lock
+from typing import Protocol
 
 from limits import RateLimitItemPerSecond
 from limits.errors import StorageError
@@ -54,12 +55,64 @@ class Standing:
         }
 
 
+class Window(Protocol):
+    """Where the requests of each key in the last so many seconds are counted."""
+
+    def count(self, key_id: str) -> tuple[bool, int, float]:
+        """Count a request: whether it is granted, how many more would be, and for how many seconds the oldest one still
+        counts. Raises StorageError where nobody knows."""
+
+
+class InProcess:
+    """A window of this process's own. The store that `limits` has for it starts a thread for nearly every request."""
+
+    def __init__(self, limit: int, seconds: int) -> None:
+        self._limit = limit
+        self._seconds = seconds
+        self._lock = Lock()
+        self._granted: defaultdict[str, deque[float]] = defaultdict(deque)
+
+    def count(self, key_id: str) -> tuple[bool, int, float]:
+        """Count a request."""
+        with self._lock:
+            now, granted = time.monotonic(), self._granted[key_id]
+            while granted and granted[0] <= now - self._seconds:
+                granted.popleft()
+            is_granted = len(granted) < self._limit
+            if is_granted:
+                granted.append(now)
+            return is_granted, self._limit - len(granted), granted[0] + self._seconds - now
+
+
+class InBroker:
+    """A window that all API processes share."""
+
+    def __init__(self, broker_url: str, limit: int, seconds: int) -> None:
+        self._item = RateLimitItemPerSecond(limit, seconds)
+        store = RedisStorage(
+            broker_url,
+            key_prefix="temper:limits",
+            wrap_exceptions=True,
+            socket_timeout=_PATIENCE_SECONDS,
+            socket_connect_timeout=_PATIENCE_SECONDS,
+            retry=Retry(NoBackoff(), 0),  # type: ignore[arg-type]  # the client's options, `limits` types a few of them
+        )
+        self._window = MovingWindowRateLimiter(store)
+
+    def count(self, key_id: str) -> tuple[bool, int, float]:
+        """Count a request. Waits a moment at most."""
+        is_granted = self._window.hit(self._item, key_id)
+        reset, remaining = self._window.get_window_stats(self._item, key_id)
+        return is_granted, remaining, reset - time.time()
+
+
 class Requests:
     """The requests of each key in the last so many seconds."""
 
     def __init__(self, broker_url: str, *, limit: int, seconds: int) -> None:
-        self._item = RateLimitItemPerSecond(limit, seconds)
-        self._window = MovingWindowRateLimiter(_store(broker_url))
+        self._limit = limit
+        self._seconds = seconds
+        self._window: Window = InBroker(broker_url, limit, seconds) if broker_url else InProcess(limit, seconds)
         self._lock = Lock()
         self._is_away = False
         self._ask_from = 0.0
@@ -69,14 +122,13 @@ class Requests:
         if not self._may_ask():
             return None
         try:
-            granted = self._window.hit(self._item, key_id)
-            reset, remaining = self._window.get_window_stats(self._item, key_id)
+            is_granted, remaining, seconds = self._window.count(key_id)
         except StorageError as error:
             self._leave_alone(error)
             return None
         self._is_back()
-        seconds = min(max(1, math.ceil(reset - time.time())), self._item.get_expiry())
-        return Standing(granted, self._item.amount, self._item.get_expiry(), max(0, remaining), seconds)
+        reset = min(max(1, math.ceil(seconds)), self._seconds)
+        return Standing(is_granted, self._limit, self._seconds, max(0, remaining), reset)
 
     def _may_ask(self) -> bool:
         with self._lock:
@@ -149,16 +201,3 @@ class TellStanding:
             await send(message)
 
         await self.app(scope, receive, send_with_standing)
-
-
-def _store(broker_url: str) -> MemoryStorage | RedisStorage:
-    if not broker_url:
-        return MemoryStorage()
-    return RedisStorage(
-        broker_url,
-        key_prefix="temper:limits",
-        wrap_exceptions=True,
-        socket_timeout=_PATIENCE_SECONDS,
-        socket_connect_timeout=_PATIENCE_SECONDS,
-        retry=Retry(NoBackoff(), 0),  # type: ignore[arg-type]  # the client's options, of which `limits` types a few
-    )

@@ -16,6 +16,7 @@ from app.database import AWAY
 from app.dependencies import JobId, Once, Service, TheService
 from app.errors import InvalidParameter, NotFound, QuotaExceeded, TooManyStreams, problems
 from app.keys import Caller
+from app.routes import answer
 from app.routes.jobs import the_job
 from app.watch import Watch
 from core.events import Stamped
@@ -50,7 +51,7 @@ async def get_events(
     """Read the history of a job, or follow it."""
     job, part = await run_sync(_read, service, caller.project_id, job_id, after, limit)
     if "text/event-stream" not in request.headers.get("accept", ""):
-        return Response(_page(part).model_dump_json(), media_type="application/json")
+        return answer(_page(part))
     if service.watch.streams >= service.settings.max_streams:
         detail = "this process serves as many event streams as it may; try again, or poll the list"
         raise TooManyStreams(detail, headers={"Retry-After": "5"})

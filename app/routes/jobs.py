@@ -35,6 +35,7 @@ from app.errors import (
     UnsupportedMediaType,
     problems,
 )
+from app.routes import answer
 from app.routes.files import show_input
 from app.routes.webhooks import show_with_secret, too_many
 from core.advice import FieldError, cautions, explain
@@ -153,17 +154,18 @@ def create_job(
     if dry_run:
         estimate = estimates.foretell(session, project_id, spec)
         in_shards = shards.count(session, project_id, spec, service.settings)
-        answer = schemas.DryRun(
-            valid=True, spec=spec, cautions=list(cautions(spec)), estimate=estimate, shards=in_shards
-        )
-        return Response(answer.model_dump_json(), media_type="application/json")
+        told = list(cautions(spec))
+        return answer(schemas.DryRun(valid=True, spec=spec, cautions=told, estimate=estimate, shards=in_shards))
     return create_from(session, service, project_id, spec, response, idempotency_key=idempotency_key)
 
 
-@router.get("/jobs", responses=problems(InvalidParameter), dependencies=[needs("jobs:read"), Once])
-def list_jobs(
-    project_id: ProjectId, session: Reading, chosen: Annotated[JobFilter, Query()]
-) -> schemas.Page[schemas.Job]:
+@router.get(
+    "/jobs",
+    response_model=schemas.Page[schemas.Job],
+    responses=problems(InvalidParameter),
+    dependencies=[needs("jobs:read"), Once],
+)
+def list_jobs(project_id: ProjectId, session: Reading, chosen: Annotated[JobFilter, Query()]) -> Response:
     """List jobs, newest first."""
     part = reading.list_jobs(
         session,
@@ -174,7 +176,7 @@ def list_jobs(
         limit=chosen.limit,
         order=chosen.order,
     )
-    return schemas.page([show_job(job) for job in part.rows], has_more=part.has_more)
+    return answer(schemas.page([show_job(job) for job in part.rows], has_more=part.has_more))
 
 
 @router.get(
@@ -211,11 +213,12 @@ async def get_job(
     headers = {"ETag": _etag(job)}
     if _is_known(job, if_none_match):
         return Response(status_code=304, headers=headers)
-    return Response(show_job(job).model_dump_json(), headers=headers, media_type="application/json")
+    return answer(show_job(job), headers)
 
 
 @router.get(
     "/jobs/{job_id}/metrics",
+    response_model=schemas.Metrics,
     responses=problems(NotFound, InvalidParameter),
     dependencies=[needs("jobs:read"), Once],
 )
@@ -225,13 +228,12 @@ def get_metrics(
     session: Reading,
     after_step: Annotated[int, Query(ge=0, le=2**53, description="Only steps after this one.")] = 0,
     max_points: Annotated[int, Query(ge=1, le=10_000, description="Thin the curve out to so many points.")] = 1000,
-) -> schemas.Metrics:
+) -> Response:
     """Get the training curve of the current or last attempt."""
     job = the_job(session, project_id, job_id)
     steps = reading.training_curve(session, job, after_step=after_step, max_points=max_points)
-    return schemas.Metrics(
-        object="metrics", job_id=job.id, attempt=job.epoch, data=[_show_metric(step) for step in steps]
-    )
+    data = [_show_metric(step) for step in steps]
+    return answer(schemas.Metrics(object="metrics", job_id=job.id, attempt=job.epoch, data=data))
 
 
 @router.get(
