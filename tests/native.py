@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx2
 
+from tests.guard import guard_process
 from tests.instance import calling
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +50,7 @@ class Instance:
             process = subprocess.Popen(
                 [sys.executable, *command], env=self.environment, stdout=log, stderr=log, cwd=ROOT
             )
+        guard_process(process.pid)
         self.processes.append(process)
         return process
 

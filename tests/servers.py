@@ -1,7 +1,7 @@
 """Real servers for tests, out of packages from PyPI: Postgres, Valkey, and OpenStack Swift's S3.
 
-Each listens on a free port of this machine and leaves nothing behind. As root they run as an unprivileged user where
-they insist on one.
+Each listens on a free port of this machine and leaves nothing behind, even when the tests are killed. As root they run
+as an unprivileged user where they insist on one.
 """
 
 import contextlib
@@ -21,6 +21,8 @@ from pathlib import Path
 
 import boto3
 import psycopg
+
+from tests.guard import guard_folder, guard_process
 
 SWIFT_USER, SWIFT_SECRET, BUCKET = "test:tester", "testsecret", "temper"
 
@@ -80,6 +82,7 @@ class Postgres:
         options = f"-h 127.0.0.1 -p {self.port} -k {self._folder} {quick}"
         log = self._folder / "log"
         self._run("pg_ctl", "-D", self._data, "-w", "-t", "30", "-l", log, "-o", options, "start")
+        guard_process(self.pid)
 
     def stop(self, mode: str = "immediate") -> None:
         self._run("pg_ctl", "-D", self._data, "-m", mode, "stop")
@@ -143,6 +146,7 @@ class Valkey:
         keep = ["--save", "", "--appendonly", "yes" if append_only else "no", "--dir", str(self._folder)]
         command = [str(self._program), "--bind", "127.0.0.1", "--port", str(self.port), *keep]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        guard_process(self.process.pid)
         wait_for_port(self.port, self.process)
 
     def signal(self, number: signal.Signals) -> None:
@@ -257,7 +261,9 @@ class Swift:
     def _launch(self, kind: str) -> "subprocess.Popen[bytes]":
         program = Path(sys.executable).with_name(f"swift-{kind}-server")
         with (self._folder / f"{kind}.log").open("ab") as log:
-            return subprocess.Popen([program, self._folder / f"{kind}.conf"], stdout=log, stderr=log)
+            process = subprocess.Popen([program, self._folder / f"{kind}.conf"], stdout=log, stderr=log)
+        guard_process(process.pid)
+        return process
 
     def _configure(self, kind: str, pipeline: str, filters: str) -> None:
         (self._folder / f"{kind}.conf").write_text(
@@ -286,6 +292,7 @@ def _folder(prefix: str) -> contextlib.AbstractContextManager[Path]:
     def make() -> Iterator[Path]:
         # Not pytest's: servers of another user must be able to enter it, and sockets need short names.
         folder = Path(tempfile.mkdtemp(prefix=prefix))
+        guard_folder(folder)
         try:
             yield folder
         finally:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.guard import guard_process
+
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "OMP_NUM_THREADS": "1",
@@ -73,6 +75,7 @@ def start_service(folder: Path) -> Service:
         text=True,
     )
     log.close()
+    guard_process(process.pid)
     service = Service(f"http://127.0.0.1:{port}", folder, process)
     try:
         eventually(lambda: "is ready" in (folder / "serve.log").read_text() or process.poll() is not None)
