@@ -7,6 +7,8 @@ VENV := .venv
 READY := $(VENV)/ready
 RUN := $(VENV)/bin/
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header -p 3.11
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "Temper needs Python 3.11 or later: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 PART := --constraints requirements.lock --no-annotate
 
 .PHONY: help demo test serve client backup restore upgrade check format lock clean
@@ -53,8 +55,7 @@ clean: ## remove the virtual environment and all caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Temper needs Python 3.11 or later: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(NEW_ENOUGH)
 	@if command -v uv >/dev/null; then \
 		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
 		uv pip sync --python $(RUN)python requirements.lock && \
@@ -67,6 +68,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 $(VENV)/client: deploy/api.lock pyproject.toml
+	@$(NEW_ENOUGH)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/api.lock
 	$(RUN)python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

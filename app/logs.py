@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from http import HTTPStatus
 
 import structlog
 from pydantic import SecretStr
@@ -52,6 +53,15 @@ def set_up(settings: Settings) -> None:
     # Each request to a server of ours is in this log already, and these would tell it of every call to another one.
     for name in ("httpx2", "botocore", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.access").addFilter(_tells_something)
+
+
+def _tells_something(record: logging.LogRecord) -> bool:
+    """Leave out probes that went well: they come every few seconds, for ever, and nobody looks for them."""
+    match record.args:
+        case (_, "GET", "/livez" | "/readyz", _, HTTPStatus.OK):
+            return False
+    return True
 
 
 def formatter(settings: Settings) -> logging.Formatter:

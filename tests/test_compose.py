@@ -222,6 +222,12 @@ def test_only_the_api_is_published_and_only_on_this_machine(file: dict[str, Any]
     assert {name for name, service in file.items() if "working" in service["networks"]}.isdisjoint({"api"})
 
 
+def test_the_store_listens_in_both_of_its_networks(file: dict[str, Any]) -> None:
+    """SeaweedFS by itself listens at the first address that it finds, and on localhost, where its health is asked."""
+    assert set(file["storage"]["networks"]) == {"serving", "working"}
+    assert "-ip.bind=0.0.0.0" in file["storage"]["command"]
+
+
 def test_every_container_is_confined(file: dict[str, Any]) -> None:
     for name, service in file.items():
         assert service["read_only"], name

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 
@@ -89,6 +90,22 @@ def test_setting_up_twice_writes_every_line_once(settings, monkeypatch, capsys):
         root.setLevel(level)
         logging.captureWarnings(capture=False)
     assert capsys.readouterr().err.count("once") == 1
+
+
+def test_probes_that_went_well_leave_no_line(settings, monkeypatch, capsys):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    level = root.level
+    try:
+        logs.set_up(settings)
+        for path, status in (("/readyz", 200), ("/livez", 200), ("/readyz", 503), ("/jobs", 200)):
+            access = logging.getLogger("uvicorn.access")
+            access.info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:1", "GET", path, "1.1", status)
+    finally:
+        root.setLevel(level)
+        logging.captureWarnings(capture=False)
+    told = [re.findall(r"GET (\S+) HTTP/1.1\" (\d+)", line) for line in capsys.readouterr().err.splitlines()]
+    assert told == [[("/readyz", "503")], [("/jobs", "200")]]
 
 
 def test_the_logs_of_all_processes_have_no_secret_that_was_used(tmp_path, valkey_server):
