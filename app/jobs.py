@@ -57,6 +57,10 @@ GPUS = func.coalesce(Job.spec["gpus"].as_integer(), 1)
 """How many GPUs a job asks for. An evaluation names no number: it takes one."""
 
 
+OUT_OF_MEMORY = "the kernel has killed its training process: the worker's machine, or its container, is out of memory"
+"""The cause of a loss that is no accident when it happens again."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """When an action may be asked for."""
@@ -405,7 +409,7 @@ def hand_back(session: Session, claim: Claim) -> None:
 def lose(session: Session, claim: Claim, *, cause: str, patience: Patience) -> None:
     """Note that the training process was killed from outside, and let the job start again. Raises LostOwnership.
 
-    cause: what is known of it, for people.
+    cause: what is known of it, for people; of OUT_OF_MEMORY a second time the job fails.
     """
     _lose(session, _hold(session, claim), patience, code="repeated_crash", cause=cause)
 
@@ -501,7 +505,9 @@ def _lose(session: Session, job: Job, patience: Patience, *, code: str, cause: s
             return
     losses, in_place = job.infra_losses + 1, job.losses_in_place + 1
     counted = {"infra_losses": losses, "losses_in_place": in_place}
-    if in_place >= patience.max_losses_in_place:
+    if cause == OUT_OF_MEMORY and _was_lost_by(session, job, cause):
+        _fail(session, job, _host_out_of_memory(), outcome="lost", cause=cause, **counted)
+    elif in_place >= patience.max_losses_in_place:
         failure = _repeated_crash(f"The job was lost {in_place} times without getting any further", cause)
         _fail(session, job, failure, outcome="lost", cause=cause, **counted)
     elif losses >= patience.max_losses:
@@ -523,6 +529,12 @@ def _lose(session: Session, job: Job, patience: Patience, *, code: str, cause: s
         )
 
 
+def _was_lost_by(session: Session, job: Job, cause: str) -> bool:
+    """Whether an earlier attempt at the job was lost by this."""
+    same = Attempt.job_id == job.id, Attempt.epoch < job.epoch, Attempt.cause == cause
+    return session.scalar(select(Attempt.epoch).where(*same).limit(1)) is not None
+
+
 def _fail(session: Session, job: Job, failure: Failure, **values: Any) -> None:
     content = failure.model_dump()
     _leave(session, job, "failed", details={"failure": content}, failure=content, **values)
@@ -536,6 +548,16 @@ def _worker_lost(story: str, cause: str) -> Failure:
         "on from its last state.",
         field=None,
         retryable=True,
+    )
+
+
+def _host_out_of_memory() -> Failure:
+    return Failure(
+        code="host_out_of_memory",
+        message=f"The job was lost twice because {OUT_OF_MEMORY}.",
+        hint="Lower batch_size and evaluation.batch_size, or give the worker more memory, then post the job again.",
+        field=None,
+        retryable=False,
     )
 
 

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from app import files, jobs, recording
 from app.database import AWAY, Database
 from app.inventory import Inventory
-from app.jobs import Patience
+from app.jobs import OUT_OF_MEMORY, Patience
 from app.ownership import Claim, LostOwnership
 from app.schemas import Failure
 from app.settings import Settings
@@ -36,7 +36,7 @@ from worker.inputs import NotFetched, fetched, gone
 from worker.keeping import keep, sweep
 from worker.lease import Lease
 from worker.logbook import Logbook
-from worker.machine import count_gpus
+from worker.machine import count_gpus, count_oom_kills
 from worker.pulse import Pulse
 from worker.trainer import Trainer
 from worker.watchdog import Watchdog
@@ -202,6 +202,7 @@ def _run_on(
     _begin_with_states(folder, lease, logbook, claim, place)
     command = place.command(claim, folder, inventory)
     launches = getattr(claim.spec, "gpus", 1) > 1
+    killed_before = count_oom_kills()
     with Trainer(command, log=logbook.path, launches=launches) as trainer:
         watchdog = Watchdog(folder, stall_seconds=place.settings.stall_seconds)
         lease.watch_over(trainer, watchdog)
@@ -209,7 +210,7 @@ def _run_on(
         last = _follow(trainer, watchdog, lease, claim, delivery, place)
         if not isinstance(last, reported.Finished):
             delivery.take_what_is_left()
-        ending = _ending(last, trainer, lease, claim, place)
+        ending = _ending(last, trainer, lease, claim, place, killed_before=killed_before)
         logbook.note(f"the training process has ended with exit code {trainer.wait()}{lease.why}")
         return ending
 
@@ -249,9 +250,17 @@ def _discard_states(claim: Claim, place: Workplace) -> None:
         remove_states(claim, place.store)
 
 
-def _ending(last: reported.Event | None, trainer: Trainer, lease: Lease, claim: Claim, place: Workplace) -> Ending:
+def _ending(
+    last: reported.Event | None,
+    trainer: Trainer,
+    lease: Lease,
+    claim: Claim,
+    place: Workplace,
+    *,
+    killed_before: int | None,
+) -> Ending:
     """Read off the last event and the exit code how the run has ended. A job that is being cancelled ends cancelled by
-    any of these."""
+    any of these. killed_before: the kernel's count of what it has killed for want of memory, before the run."""
     if isinstance(last, reported.Finished):
         return partial(jobs.succeed, claim=claim, reports=last.reports)
     if isinstance(last, reported.Failed):
@@ -261,7 +270,8 @@ def _ending(last: reported.Event | None, trainer: Trainer, lease: Lease, claim: 
     if lease.ending.is_set() or exit_code == reported.PAUSED or isinstance(last, reported.Paused):
         return partial(jobs.hand_back, claim=claim)
     if lease.killed or exit_code in _KILLED_FROM_OUTSIDE:
-        cause = f"its training process was killed: {lease.killed or _name(exit_code)}"
+        starved = not lease.killed and killed_before is not None and (count_oom_kills() or 0) > killed_before
+        cause = OUT_OF_MEMORY if starved else f"its training process was killed: {lease.killed or _name(exit_code)}"
         log.warning("job %s: attempt %d is lost: %s", claim.job_id, claim.epoch, cause)
         return partial(jobs.lose, claim=claim, cause=cause, patience=Patience.of(place.settings))
     log.warning("job %s: the training process ended with exit code %d and no reason", claim.job_id, exit_code)

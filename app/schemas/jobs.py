@@ -19,8 +19,8 @@ class Failure(Answer):
     """Why a job failed."""
 
     code: str
-    """Stable, for programs: from `core.errors`, or the service's own worker_lost, repeated_crash, storage_unavailable,
-    disk_full, internal_error."""
+    """Stable, for programs: from `core.errors`, or the service's own worker_lost, repeated_crash, host_out_of_memory,
+    storage_unavailable, disk_full, internal_error."""
     message: str
     """What happened."""
     hint: str

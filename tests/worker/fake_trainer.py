@@ -124,6 +124,10 @@ def act(name, folder):
             raise RuntimeError("the GPU fell off")
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "killed for want of memory":
+            counter = folder.parent.parent / "memory.events"
+            counter.write_text(f"low 0\noom_kill {1 + int(counter.read_text().split()[-1])}\n")
+            os.kill(os.getpid(), signal.SIGKILL)
         case "killed once" if not once.exists():
             once.touch()
             os.kill(os.getpid(), signal.SIGKILL)

@@ -24,6 +24,7 @@ from core.spec import parse
 from tests import invariants
 from tests.worker.fake_worker import fake_command
 from tests.worker.processes import processes_with, wait_until
+from worker import machine
 from worker.supervisor import Workplace, core_command, run
 
 
@@ -172,6 +173,39 @@ def test_a_job_that_kills_its_process_every_time_fails_in_the_end(place, post):
     assert get(place, job_id).failure["code"] == "repeated_crash"
     assert claim(place) is None
     invariants.check(place.database, place.store)
+
+
+@pytest.fixture
+def counter(settings, monkeypatch):
+    """The kernel's count of what it has killed for want of memory, as the fake trainer can raise it."""
+    file = settings.work_dir / "memory.events"
+    file.write_text("low 0\noom_kill 7\n")
+    monkeypatch.setattr(machine, "_counters", lambda: [file])
+    yield
+    file.unlink()
+
+
+@pytest.mark.usefixtures("counter")
+def test_a_run_that_the_kernel_kills_twice_for_want_of_memory_fails_with_the_remedy(place, post):
+    job_id = post(act="killed for want of memory")
+    run_next(place)
+    job = get(place, job_id)
+    assert (job.status, job.infra_losses) == ("queued", 1)
+    run_next(place)
+    failure = get(place, job_id).failure
+    assert (failure["code"], failure["retryable"]) == ("host_out_of_memory", False)
+    assert "give the worker more memory" in failure["hint"]
+    with place.database.reading() as session:
+        assert set(session.scalars(select(Attempt.cause))) == {jobs.OUT_OF_MEMORY}
+    invariants.check(place.database, place.store)
+
+
+@pytest.mark.usefixtures("counter")
+def test_other_kills_are_not_taken_for_want_of_memory(place, post):
+    job_id = post(act="killed")
+    run_next(place)
+    run_next(place)
+    assert get(place, job_id).status == "queued"
 
 
 def steps_told(place, attempt):
