@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -92,7 +93,10 @@ class Instance:
     def stop(self):
         for process in self.processes:
             if process.poll() is None:
-                process.kill()
+                # An API of several processes would leave them behind when it is killed.
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                for pid in [process.pid, *map(int, children)]:
+                    os.kill(pid, signal.SIGKILL)
             process.wait()
 
 
