@@ -3,6 +3,8 @@
 
 .DEFAULT_GOAL := help
 PYTHON ?= python3
+SEED ?= 1
+MINUTES ?= 10
 VENV := .venv
 READY := $(VENV)/ready
 RUN := $(VENV)/bin/
@@ -11,7 +13,7 @@ NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || 
 	{ echo "Temper needs Python 3.11 or later: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 PART := --constraints requirements.lock --no-annotate
 
-.PHONY: help demo test serve client backup restore upgrade check format lock clean
+.PHONY: help demo test chaos serve client backup restore upgrade check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +23,9 @@ demo: $(READY) ## start the service, harden a small model, print the before/afte
 
 test: check ## lint, types, imports, then the quick tests
 	OMP_NUM_THREADS=1 $(RUN)python -m pytest --numprocesses 2 --dist worksteal
+
+chaos: $(READY) ## ten minutes of a server whose parts break at random: make chaos SEED=2 MINUTES=1
+	$(RUN)python -m tests.chaos --seed $(SEED) --minutes $(MINUTES)
 
 serve: $(READY) ## start the service on this machine and leave it running
 	$(RUN)temper serve

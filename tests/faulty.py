@@ -50,6 +50,11 @@ class _Request(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Say nothing: a client that is killed breaks off in the middle."""
+
+
 class Faulty:
     """The way to a server. A share of the requests fails, but none of them more than three times in a row."""
 
@@ -93,7 +98,7 @@ class Faulty:
 @contextmanager
 def faulty(target: str, *, share: float = 0.3, silence: float = 1.2) -> Iterator[tuple[str, Faulty]]:
     """Put a bad way before a server, and give its address."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Request) as server:
+    with _Server(("127.0.0.1", 0), _Request) as server:
         way = server.faulty = Faulty(target, share, silence)  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from itertools import pairwise
 
 from sqlalchemy import select
 
@@ -32,8 +33,9 @@ def check(database: Database, store: ObjectStore | None = None, *, max_losses: i
             checkpoints = session.scalars(select(Checkpoint).where(Checkpoint.job_id == job.id)).all()
             states = session.scalars(select(State).where(State.job_id == job.id)).all()
             check_history(job, events)
+            check_progress(job, events)
             check_ownership(job, attempts)
-            check_losses(job, attempts, max_losses)
+            check_losses(job, attempts, events, max_losses)
             check_files(job, checkpoints, states)
             shards = session.scalars(select(Job).where(Job.parent_id == job.id).order_by(Job.shard)).all()
             check_shards(job, shards, [event for event in events if event.type == "shard"])
@@ -63,6 +65,19 @@ def check_history(job, events):
     assert len(times) == len(events)
 
 
+def check_progress(job, events):
+    """Within an attempt the saved states go forward, from the one that it went on from."""
+    reached = -1
+    for event in events:
+        if event.type == "job.claimed":
+            reached = -1
+        elif event.type == "resumed":
+            reached = event.data["step"]
+        elif event.type == "saved" and event.data["kind"] == "state":
+            assert event.data["step"] > reached, f"{job.id}: a state of step {event.data['step']} after {reached}"
+            reached = event.data["step"]
+
+
 def check_ownership(job, attempts):
     """A job has a lease as long as a worker has it, one attempt per claim, and at most one that goes on: the last. What
     waits for its shards no worker has."""
@@ -74,20 +89,23 @@ def check_ownership(job, attempts):
     assert all((attempt.outcome is None) == (attempt.ended_at is None) for attempt in attempts)
     ended = [attempt.epoch for attempt in attempts if attempt.outcome in TERMINAL]
     assert len(ended) <= 1
+    assert all(earlier.ended_at <= later.started_at for earlier, later in pairwise(attempts)), f"{job.id}: at once"
     assert (job.finished_at is not None) == (job.status in TERMINAL)
     assert (job.failure is not None) == (job.status == "failed")
     assert job.phase is None or job.status in HELD
 
 
-def check_losses(job, attempts, max_losses):
+def check_losses(job, attempts, events, max_losses):
     """Losses are counted once each, and a job with too many of them goes no further."""
     lost = sum(attempt.outcome == "lost" for attempt in attempts)
     assert job.losses_in_place <= job.infra_losses
     # A worker that did not heed a cancel, or vanished over it, is lost, but nobody will start that job again.
-    uncounted = job.status == "cancelled" and attempts and attempts[-1].outcome == "lost"
+    counted = {event.data["attempt"] for event in events if event.type in ("job.recovered", "job.paused")}
+    uncounted = job.status == "cancelled" and attempts and attempts[-1].outcome == "lost" and job.epoch not in counted
     assert lost - bool(uncounted) == job.infra_losses, f"{job.id}: {lost} attempts lost, {job.infra_losses} counted"
-    if max_losses is not None and job.status == "queued":
-        assert job.infra_losses < max_losses
+    if max_losses is not None:
+        assert job.infra_losses <= max_losses
+        assert job.status != "queued" or job.infra_losses < max_losses
 
 
 def check_files(job, checkpoints, states):

@@ -18,7 +18,7 @@ from app.storage import LocalStore
 from app.tables import Attempt, Checkpoint, Event, Job, Metric
 from core import events as reported
 from core.spec import parse
-from tests import invariants
+from tests import invariants, native
 from tests.app.test_event_stream import follow, seqs
 from tests.instance import DIGITS, add_key, calling, new_instance, serving
 from tests.proxy import proxy
@@ -310,3 +310,34 @@ def healing(network):
 def saved_step(database, job_id):
     with database.reading() as session:
         return session.get_one(Job, job_id).saved_step
+
+
+@pytest.mark.slow
+def test_a_database_away_for_longer_than_any_lease_ends_every_run_and_all_of_them_go_on_when_it_is_back(
+    tmp_path, postgres_of_its_own
+):
+    url = postgres_of_its_own.create_database("away")
+    key = f"tmp_abcdefgh_{'x' * 32}"
+    clocks = {"lease_seconds": 4, "heartbeat_seconds": 0.5, "loss_backoff_seconds": 0, "migrate_at_start": True}
+    with native.instance(tmp_path, *native.FAKE_WORKER, database_url=url, first_api_key=key, **clocks) as temper:
+        temper.start_api()
+        with calling(temper.url, key) as api, temper.worker(), temper.worker():
+            database = Database(url)
+            wish = {"seconds": "0.5", "states": "yes"}
+            ids = [api.post("/jobs", json={**DIGITS, "metadata": wish}).json()["id"] for _ in range(2)]
+            wait_until(lambda: all(saved_step(database, job_id) and processes_with(job_id) for job_id in ids))
+            postgres_of_its_own.stop("immediate")
+            begin = time.monotonic()
+            wait_until(lambda: not any(processes_with(job_id) for job_id in ids))
+            assert time.monotonic() - begin < 4
+            assert api.get("/jobs").status_code == 503
+            time.sleep(8 - (time.monotonic() - begin))
+            postgres_of_its_own.start(durable=True)
+            for job_id in ids:
+                job = native.finish(api, job_id)
+                assert (job["status"], job["attempt"], job["losses"]) == ("succeeded", 2, 1)
+                resumed = [each["resumed_step"] for each in api.get(f"/jobs/{job_id}/attempts").json()["data"]]
+                assert resumed[0] is None
+                assert resumed[1] >= 1
+    invariants.check(database, LocalStore(tmp_path / "data" / "objects"))
+    database.close()

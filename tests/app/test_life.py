@@ -211,6 +211,7 @@ def test_whatever_befalls_them_jobs_keep_the_invariants_and_come_to_an_end(datab
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_many_more_lives_on_both_databases(database, project):
     run(database, examples=150, steps=60)
 

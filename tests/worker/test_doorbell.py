@@ -12,6 +12,7 @@ import redis
 from app.queue import KEY_PREFIX
 from tests.instance import DIGITS
 from tests.native import FAKE_WORKER, finish, instance
+from tests.proxy import proxy
 from tests.servers import valkey
 from tests.uploading import send
 from tests.worker.processes import wait_until
@@ -179,3 +180,31 @@ def test_without_a_broker_the_api_is_as_fast_and_jobs_start_by_polling(polling, 
             assert worker.wait(20) == 0
         finally:
             broker.start() if fault == "down" else broker.signal(signal.SIGCONT)
+
+
+@pytest.mark.slow
+def test_a_worker_whose_connection_to_the_broker_is_dead_finds_jobs_by_polling_and_hears_again_once_it_is_mended(
+    polling, broker
+):
+    with proxy(broker.port) as way, polling.client() as api, redis.Redis.from_url(broker.url) as client:
+        polling.environment["TEMPER_BROKER_URL"] = f"redis://127.0.0.1:{way.port}/0"
+        worker = polling.start_worker()
+        polling.environment["TEMPER_BROKER_URL"] = broker.url
+        try:
+            ready(polling, worker)
+            check_once_each(api, [post(api)])
+            key = f"{KEY_PREFIX}cpu"
+            wait_until(lambda: not client.exists(key))
+            # Nothing arrives any more, and nothing says so.
+            way.half_open()
+            check_once_each(api, [post(api) for _ in range(3)])
+            assert client.llen(key)
+            way.heal()
+            wait_until(lambda: not client.exists(key), seconds=30)
+            check_once_each(api, [post(api)])
+            way.half_open()
+            worker.terminate()
+            assert worker.wait(30) == 0
+        finally:
+            worker.kill()
+            worker.wait()
