@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select, text
 
 from app import jobs, recording
-from app.database import Database
+from app.database import THREADS, Database
 from app.inventory import Inventory
 from app.jobs import Patience
 from app.ownership import LostOwnership
@@ -325,7 +325,7 @@ def test_a_database_away_for_longer_than_any_lease_ends_every_run_and_all_of_the
             database = Database(url)
             wish = {"seconds": "0.5", "states": "yes"}
             ids = [api.post("/jobs", json={**DIGITS, "metadata": wish}).json()["id"] for _ in range(2)]
-            wait_until(lambda: all(saved_step(database, job_id) and processes_with(job_id) for job_id in ids))
+            wait_until(lambda: all(saved_step(database, job_id) >= 2 and processes_with(job_id) for job_id in ids))
             postgres_of_its_own.stop("immediate")
             begin = time.monotonic()
             wait_until(lambda: not any(processes_with(job_id) for job_id in ids))
@@ -341,3 +341,35 @@ def test_a_database_away_for_longer_than_any_lease_ends_every_run_and_all_of_the
                 assert resumed[1] >= 1
     invariants.check(database, LocalStore(tmp_path / "data" / "objects"))
     database.close()
+
+
+@pytest.mark.slow
+def test_a_request_that_finds_no_free_connection_is_told_to_come_back(broken_api, behind):
+    with ExitStack() as stack:
+        for _ in range(THREADS + 4):
+            stack.enter_context(behind.engine.connect())
+        refused = broken_api.get("/jobs")
+        assert (refused.status_code, refused.json()["code"]) == (503, "database_unavailable")
+        assert int(refused.headers["retry-after"]) > 0
+    assert broken_api.get("/jobs").status_code == 200
+
+
+@pytest.mark.slow
+def test_a_run_outlives_transactions_that_the_database_ends_because_they_were_left_open(
+    settings, database, project, monkeypatch
+):
+    job_id = post(database, project, seconds="0.1")
+    workplace = place(settings, database)
+    original, rounds = recording.record, iter(range(3))
+
+    def dawdle(session, *rest, **named):
+        original(session, *rest, **named)
+        if next(rounds, None) is not None:
+            session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
+            time.sleep(0.2)
+
+    monkeypatch.setattr(recording, "record", dawdle)
+    run(claim(database), workplace)
+    assert next(rounds, None) is None
+    assert status(database, job_id) == "succeeded"
+    invariants.check(database, workplace.store)

@@ -9,7 +9,7 @@ from app import jobs, recording
 from app.ownership import attempt_prefix, log_key
 from app.storage import LocalStore, StorageUnavailable
 from app.sweeping import sweep_orphans, sweep_states
-from app.tables import Attempt
+from app.tables import Attempt, State
 from core import events as reported
 from tests.instance import DIGITS
 from tests.worker.processes import wait_until
@@ -247,3 +247,19 @@ def test_states_of_a_job_that_ended_badly_are_kept_for_a_while_and_its_checkpoin
     (checkpoint,) = api.get(f"/jobs/{held.job_id}/checkpoints").json()["data"]
     assert list(store.keys("jobs")) == [f"{held.prefix}/states/best-5/best"]
     assert api.get(checkpoint["download"]).content == b"x"
+
+
+def test_states_that_a_worker_has_left_which_died_after_its_jobs_success_are_swept_at_once(
+    database, held, store, tmp_path
+):
+    (tmp_path / "file").write_text("x")
+    key = f"{held.prefix}/states/state-5/state"
+    store.put(key, tmp_path / "file")
+    do(database, recording.save_state, held, SAVED, name="state", key=key)
+    sweep_states(database, store, days=30)
+    assert list(store.keys("jobs")) == [key]
+    do(database, jobs.succeed, held, REPORTS)
+    sweep_states(database, store, days=30)
+    assert list(store.keys("jobs")) == []
+    with database.reading() as session:
+        assert session.scalars(select(State)).all() == []

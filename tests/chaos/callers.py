@@ -11,7 +11,7 @@ from tests.chaos.town import KEY
 from tests.instance import DIGITS
 
 MOST_OPEN = 6
-ACTIONS = ("cancel", "cancel", "pause", "pause", "stop", "retry", "clone")
+ACTIONS = ("cancel", "pause", "pause", "stop", "retry", "clone")
 _AUTH = {"Authorization": f"Bearer {KEY}"}
 _ENDED = ("succeeded", "failed", "cancelled")
 
@@ -82,7 +82,7 @@ class Caller(threading.Thread):
                 self._open.remove(job_id)
         elif job["status"] == "paused":
             self._send("POST", f"/jobs/{job_id}/resume", may_refuse=True)
-        if self._chance.random() < 0.3:
+        if self._chance.random() < 0.12:
             self._act(job_id, self._chance.choice(ACTIONS))
 
     def _act(self, job_id, action):
