@@ -39,6 +39,7 @@ from core.events import (
     Part,
     Report,
     Reports,
+    Resumed,
     Saved,
     Started,
     Subject,
@@ -50,6 +51,7 @@ from core.models.folding import folded
 from core.preflight import preflight
 from core.spec import AnySpec, Engine, EvaluateSpec, Protocol
 from core.verdicts import Kept
+from core.wishes import Interrupted
 
 Attack = Callable[..., AttackResult]
 
@@ -57,6 +59,8 @@ _NAMES: tuple[Name, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 _TARGETS = 9
 # Points that are attacked together, and after which a broken evaluation goes on: as many whole logical batches as fit.
 _GROUP = 1024
+# So often, what is found on the way is made a state.
+_SAVE_SECONDS = 10.0
 # Points that go through the model together. More make a CPU's caches overflow; a GPU wants many.
 _AT_ONCE = {"cpu": 256, "cuda": 1024}
 
@@ -117,6 +121,8 @@ class Options:
     """Which part of an evaluation this is."""
     keep: Path | None = None
     """A file for what is found on the way, so that a broken evaluation goes on with it."""
+    tells: bool = False
+    """Whether states of that are events, for whoever takes them elsewhere."""
 
 
 def evaluating(
@@ -127,12 +133,14 @@ def evaluating(
     *,
     options: Options,
     subject: Subject,
-) -> Generator[Attacked, None, Report]:
+) -> Generator[Attacked | Resumed | Saved, None, Report]:
     """Do as `evaluate` does, reporting after each attack. Raises OutOfMemory where not even one point fits."""
     begun = time.monotonic()
     norms = [norm for norm in NORMS if norm in eps]
     with frozen(model):
         search = _Search(model, images, labels, eps, options)
+        if options.tells and search.kept.steps:
+            yield Resumed(step=search.kept.steps, epoch=0)
         doubts = []
         if not options.part or options.part.first == 0:
             doubts = search.doubts()
@@ -143,7 +151,7 @@ def evaluating(
         for norm in norms:
             robust[norm] = clean.clone()
             for name, attack in attacks_of(options.protocol, norm, options.engine).items():
-                records.append(search.run(name, attack, norm, robust[norm]))
+                records.append((yield from search.run(name, attack, norm, robust[norm])))
                 yield Attacked(
                     subject=subject,
                     norm=norm,
@@ -191,7 +199,7 @@ class _Search:
         """Say of each point (examples,) whether the model classifies it right."""
         return look(self._model, images, at_once=self._at_once).argmax(1) == labels
 
-    def run(self, name: str, attack: Attack, norm: Norm, robust: Tensor) -> AttackRecord:
+    def run(self, name: str, attack: Attack, norm: Norm, robust: Tensor) -> Generator[Saved, None, AttackRecord]:
         """Run one attack on the points that are still right, and cross out in `robust` those that fall."""
         begun = time.monotonic()
         attacked = int(robust.sum())
@@ -204,11 +212,20 @@ class _Search:
             if known is not None:
                 robust[part] = verdicts.read_digits(known, robust.device)
                 continue
-            self._attack_group(name, attack, norm, first, robust[part])
+            try:
+                self._attack_group(name, attack, norm, first, robust[part])
+            except Interrupted:
+                yield from self._save(every=0)
+                raise
             self.kept.put(key, robust[part])
+            yield from self._save(every=_SAVE_SECONDS)
         return AttackRecord(
             norm=norm, attack=name, attacked=attacked, robust=int(robust.sum()), seconds=time.monotonic() - begun
         )
+
+    def _save(self, *, every: float) -> Iterator[Saved]:
+        if self._options.tells:
+            yield from self.kept.save(every=every)
 
     def _attack_group(self, name: str, attack: Attack, norm: Norm, first: int, robust: Tensor) -> None:
         """Attack the logical batches that begin at point `first`, and cross out those points of theirs that fall."""
@@ -271,7 +288,8 @@ def score(
     started = loaded.started(train_examples=0, total_steps=0)
     yield started
     yield from preflight(loaded, started)
-    report = yield from judge(loaded.model, test, spec, "result", keep=output / "verdicts.json", part=part)
+    kept = output / "verdicts.json"
+    report = yield from judge(loaded.model, test, spec, "result", keep=kept, tells=True, part=part)
     reports = Reports(before=None, after=report)
     yield Entered(phase="publishing")
     yield save_reports(reports, started, output, step=0, epoch=0)
@@ -299,16 +317,17 @@ def judge(
     subject: Subject,
     *,
     keep: Path | None = None,
+    tells: bool = False,
     part: Part | None = None,
 ) -> Generator[Event, None, Report]:
     """Evaluate a model on test points as a spec asks for, reporting all the while.
 
-    keep: a file for what is found on the way, so that a broken evaluation goes on with it. part: which part of the
-    evaluation these points are.
+    keep: a file for what is found on the way, so that a broken evaluation goes on with it; tells: whether states of
+    that are events, too. part: which part of the evaluation these points are.
     """
     yield Entered(phase="evaluating", subject=subject)
     asked = spec.evaluation
-    options = Options(asked.protocol, asked.engine, spec.seed, asked.batch_size, part=part, keep=keep)
+    options = Options(asked.protocol, asked.engine, spec.seed, asked.batch_size, part=part, keep=keep, tells=tells)
     report = yield from evaluating(model, test.images(), test.labels, spec.eps, options=options, subject=subject)
     yield Evaluated(subject=subject, report=report)
     return report

@@ -52,11 +52,11 @@ class Started(_Record):
 
 
 class Resumed(_Record):
-    """The training goes on from the state that an earlier run has left."""
+    """The run goes on from the state that an earlier one has left."""
 
     type: Literal["resumed"] = "resumed"
     step: int
-    """Training steps behind it."""
+    """Training steps behind it; of an evaluation, attacks on a group of points."""
     epoch: float
     """Epochs behind it."""
 
@@ -255,8 +255,8 @@ class Saved(_Record):
 
     type: Literal["saved"] = "saved"
     kind: Literal["checkpoint", "report", "state", "best"]
-    """What it holds: the model that the run delivers; its evaluations; all that the run needs to go on from there; the
-    best weights so far on the held-out images, as a checkpoint."""
+    """What it holds: the model that the run delivers; its evaluations; all that the run needs to go on from there, of
+    an evaluation the verdicts so far; the best weights so far on the held-out images, as a checkpoint."""
     path: str
     """Where it lies."""
     sha256: str

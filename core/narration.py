@@ -38,7 +38,8 @@ def narrate(event: Event) -> Iterator[str]:
                 f"  {_attacked(event):4}  lr {event.learning_rate:.2g}  {event.seconds:.0f} s"
             )
         case Resumed():
-            yield f"goes on after step {event.step} (epoch {event.epoch:.2f})"
+            epoch = f" (epoch {event.epoch:.2f})" if event.epoch else ""
+            yield f"goes on after step {event.step}{epoch}"
         case Monitored():
             norms = "  ".join(f"{norm} {100 * share:.1f}" for norm, share in event.robust.items())
             yield f"  held out: {norms}  union {100 * event.union.value:.1f}  (fast, {event.examples} images, per cent)"

@@ -1,7 +1,8 @@
 """Verdicts per point: how they become a report, how the parts of an evaluation merge, how a broken one goes on."""
 
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from math import sqrt
 from pathlib import Path
@@ -13,8 +14,10 @@ from core.catalog import NORMS, Norm
 from core.checkpoint import write_file
 from core.doubts import doubts_from_square
 from core.errors import BadInput
-from core.events import AttackRecord, Flag, Part, Rate, Report, Reports
+from core.events import AttackRecord, Flag, Part, Rate, Report, Reports, Saved
 from core.spec import Engine, Protocol
+
+_STATES_KEPT = 2
 
 
 def digits(right: Tensor) -> str:
@@ -151,12 +154,19 @@ class Kept:
     """The verdicts of an evaluation under way, in a file, so that a broken one goes on instead of starting over."""
 
     def __init__(self, path: Path | None, *, identity: str) -> None:
-        """Take up what an evaluation of the same `identity` left at `path`; with no path, keep nothing."""
+        """Take up what an evaluation of the same `identity` left at `path`, or as a state beside it; with no path, keep
+        nothing."""
         self._path = path
         self._identity = identity
-        self._found: dict[str, str] = {}
-        if path and path.exists():
-            self._found = self._read(path)
+        left = [self._read(found) for found in (path, *self._states()) if found and found.exists()]
+        self._found = max(left, key=len, default={})
+        self._saved = len(self._found)
+        self._saved_at = time.monotonic()
+
+    @property
+    def steps(self) -> int:
+        """How many verdicts of an attack on a group of points are kept."""
+        return len(self._found)
 
     def get(self, key: str) -> str | None:
         """Give the verdicts that were put under the key."""
@@ -166,12 +176,32 @@ class Kept:
         """Keep verdicts (points,) under a key."""
         self._found[key] = digits(verdicts)
         if self._path:
-            write_file(self._path, json.dumps({"identity": self._identity, "verdicts": self._found}).encode())
+            write_file(self._path, self._content())
+
+    def save(self, *, every: float) -> Iterator[Saved]:
+        """Write what is kept into a state of its own, which stays as it is for whoever takes it elsewhere, unless that
+        was done less than `every` seconds ago or nothing is new. The last two stay."""
+        if not self._path or self.steps == self._saved or time.monotonic() - self._saved_at < every:
+            return
+        path = self._path.with_name(f"{self._path.stem}-{self.steps:06}{self._path.suffix}")
+        content = self._content()
+        sha256 = write_file(path, content)
+        self._saved, self._saved_at = self.steps, time.monotonic()
+        for old in self._states()[:-_STATES_KEPT]:
+            old.unlink()
+        yield Saved(kind="state", path=str(path), sha256=sha256, size=len(content), step=self.steps, epoch=0)
 
     def close(self) -> None:
-        """Remove the file: the evaluation is over."""
+        """Remove the files: the evaluation is over."""
         if self._path:
-            self._path.unlink(missing_ok=True)
+            for path in (self._path, *self._states()):
+                path.unlink(missing_ok=True)
+
+    def _states(self) -> list[Path]:
+        return sorted(self._path.parent.glob(f"{self._path.stem}-*{self._path.suffix}")) if self._path else []
+
+    def _content(self) -> bytes:
+        return json.dumps({"identity": self._identity, "verdicts": self._found}).encode()
 
     def _read(self, path: Path) -> dict[str, str]:
         # A file of another evaluation, or one that cannot be read, is no reason to stop: it is made anew.

@@ -1,6 +1,8 @@
 """Robust accuracy: what counts, what is flagged, and whether it is AutoAttack's number."""
 
+import hashlib
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,9 +14,10 @@ from core import evaluation
 from core.catalog import NORMS, Norm
 from core.errors import BadInput
 from core.evaluation import Options, attacks_of, evaluate, evaluating, score
-from core.events import Attacked, Finished, Report, Reports
+from core.events import Attacked, Event, Finished, Report, Reports, Resumed, Saved
 from core.spec import EvaluateSpec, parse
 from core.verdicts import merge
+from core.wishes import Interrupted
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
 
@@ -137,7 +140,8 @@ def test_a_broken_evaluation_goes_on_where_it_was(
     options = Options("fast", "temper", seed=0, batch_size=10, keep=tmp_path / "verdicts.json")
     whole = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=10)
     broken = evaluating(base, images, labels, _EPS, options=options, subject="result")
-    assert [next(broken).norm for _ in range(2)] == ["linf", "l2"]
+    attacked = [next(broken) for _ in range(2)]
+    assert [each.norm for each in attacked if isinstance(each, Attacked)] == ["linf", "l2"]
     broken.close()
 
     seen = 0
@@ -172,8 +176,58 @@ def test_what_another_model_left_is_not_taken_up(
     assert report.verdicts == expected.verdicts
 
 
-def _report(steps: Generator[Attacked, None, Report]) -> Iterator[Report]:
+def _report(steps: Generator[Event, None, Report]) -> Iterator[Report]:
     yield (yield from steps)  # type: ignore[misc]
+
+
+def test_an_evaluation_that_is_asked_to_pause_hands_over_its_verdicts_and_another_goes_on_from_them(
+    tmp_path: Path, base: nn.Module, test_digits: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = (points[:20] for points in test_digits)
+    whole = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=10)
+    options = Options("fast", "temper", seed=0, batch_size=10, keep=tmp_path / "verdicts.json", tells=True)
+    first = evaluating(base, images, labels, _EPS, options=options, subject="result")
+    assert isinstance(next(first), Attacked)
+
+    def interrupt(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        raise Interrupted
+
+    signal = base.features.register_forward_pre_hook(interrupt)
+    saved = next(first)
+    assert isinstance(saved, Saved)
+    assert (saved.kind, saved.step) == ("state", 1)
+    with pytest.raises(Interrupted):
+        next(first)
+    signal.remove()
+    state = Path(saved.path)
+    assert hashlib.sha256(state.read_bytes()).hexdigest() == saved.sha256
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    state.rename(elsewhere / state.name)
+    there = replace(options, keep=elsewhere / "verdicts.json")
+    resumed, *_, report = _report(evaluating(base, images, labels, _EPS, options=there, subject="result"))
+    assert resumed == Resumed(step=1, epoch=0)
+    assert report.verdicts == whole.verdicts
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_states_of_an_evaluation_come_now_and_then_and_two_of_them_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"kind": "evaluate", "base_model": "digits-cnn-linf", "evaluation": {"protocol": "fast", "examples": 8}}
+    spec = parse(body)
+    assert isinstance(spec, EvaluateSpec)
+    often, seldom = (tmp_path / name for name in ("often", "seldom"))
+    assert not [event for event in score(spec, seldom) if isinstance(event, Saved) and event.kind == "state"]
+    monkeypatch.setattr(evaluation, "_SAVE_SECONDS", 0.0)
+    steps = []
+    for event in score(spec, often):
+        if isinstance(event, Saved) and event.kind == "state":
+            steps.append(event.step)
+            there = sorted(path.name for path in often.glob("verdicts-*"))
+            assert there == [f"verdicts-{step:06}.json" for step in steps[-2:]]
+    assert steps == [1, 2, 3]
+    assert [path.name for path in often.iterdir()] == ["report.json"]
 
 
 def test_shards_merge_to_the_very_report_of_the_whole(tmp_path: Path) -> None:

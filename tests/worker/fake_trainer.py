@@ -60,7 +60,12 @@ def evaluate(spec, subject, right, shard=None):
 def evaluate_only(spec, folder, shard):
     """Of the four points of a shard, as many are right as its number says."""
     wish = spec["metadata"]
+    known = max((int(path.read_text()) for path in folder.glob("verdicts-*")), default=0)
+    if known:
+        say("resumed", step=known, epoch=0.0)
     time.sleep(float(wish.get("seconds", "0")))
+    if "states" in wish:
+        save(folder, "state", f"verdicts-{known + 1}.json", str(known + 1).encode(), known + 1)
     if wish.get("shard") in (None, str(shard and shard[0])):
         act(wish.get("act", ""), folder)
     right = shard[0] if shard else 3

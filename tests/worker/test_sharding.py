@@ -10,7 +10,7 @@ from sqlalchemy import select
 from app import jobs
 from app.inventory import Inventory
 from app.storage import LocalStore
-from app.tables import Event, Job
+from app.tables import Attempt, Event, Job, State
 from core.spec import parse
 from tests import invariants
 from tests.worker.fake_worker import fake_command
@@ -144,3 +144,20 @@ def test_what_a_shard_has_found_is_not_merged_when_it_is_harmed(place, post, mon
     assert run_next(place).merges == 2
     assert (get(place, job_id).status, get(place, job_id).failure["code"]) == ("failed", "storage_unavailable")
     invariants.check(place.database)
+
+
+@pytest.mark.parametrize("act", ["killed once", "pause once"])
+def test_what_a_shard_has_found_is_kept_for_its_next_attempt(place, post, act):
+    job_id = post(shards=2, states="yes", act=act, shard="1")
+    first = run_next(place)
+    assert get(place, first.job_id).status == "queued"
+    again = run_next(place)
+    assert (again.job_id, again.epoch) == (first.job_id, 2)
+    with place.database.reading() as session:
+        attempts = session.scalars(select(Attempt).where(Attempt.job_id == first.job_id).order_by(Attempt.epoch)).all()
+        assert [attempt.resumed_step for attempt in attempts] == [None, 1]
+        assert session.scalars(select(State)).all() == []
+    run_next(place)
+    run_next(place)
+    assert get(place, job_id).status == "succeeded"
+    assert not list((place.settings.objects_dir / "jobs" / first.job_id).rglob("states/*/*"))
