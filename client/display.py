@@ -2,7 +2,8 @@
 shows them."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +29,7 @@ from client.records import (
     Project,
     QuotaState,
     Result,
+    Shard,
     Usage,
     Webhook,
 )
@@ -38,6 +40,7 @@ STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running
 
 _SENTENCES = {
     "attacked": "{subject}: {attack} on {norm} leaves {robust} of {examples} points right ({done} of {total} attacks)",
+    "shard": "{number} of {count} is {status}; {done} done",
     "saved": "{kind}, {size:,} bytes, sha256 {sha256}",
     "warned": "{message}",
     "failed": "{message} {hint}",
@@ -90,6 +93,8 @@ def job_card(job: Job) -> RenderableType:
         facts.add_row("name", escape(job.name))
     facts.add_row("status", status_text(job))
     facts.add_row("does", escape(_in_short(job.spec)))
+    if job.shards:
+        facts.add_row("shards", shards_line(job.shards))
     if job.estimate:
         facts.add_row("estimate", escape(estimate_line(job.estimate)))
     if job.actual:
@@ -138,6 +143,12 @@ def estimate_line(estimate: Estimate) -> str:
     source = jobs if estimate.basis == "history" else jobs.replace("such", "other") + " of the network"
     times = f"{_duration(estimate.seconds.p50)}, 9 in 10 up to {_duration(estimate.seconds.p90)}"
     return ", ".join([times, *_bytes(estimate.peak_memory_bytes, estimate.storage_bytes), f"by {source}"])
+
+
+def shards_line(shards: Sequence[Shard]) -> str:
+    """Say in a line how the shards of an evaluation fare."""
+    counts = Counter(shard.status for shard in shards)
+    return ", ".join(f"{count} {escape(status)}" for status, count in counts.items())
 
 
 def actual_line(actual: Actual) -> str:

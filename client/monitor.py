@@ -87,6 +87,12 @@ class _Bars:
                     unit="attacks",
                     note=f"{data['attack']} on {data['norm']}: {data['robust']} of {data['examples']} right",
                 )
+            case "shard":
+                self._move(data["done"], data["count"], unit="shards", note="")
+            case "job.running":
+                self._begin("evaluating in shards")
+            case "job.gathered":
+                self._begin("waiting for a worker that merges the shards")
             case "warned":
                 self._live.console.print(event_line(event))
             case "job.claimed":

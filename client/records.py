@@ -179,6 +179,19 @@ class Delivery(Record):
     """When it had succeeded or failed."""
 
 
+class Shard(Record):
+    """A part of a large evaluation, which any worker may make."""
+
+    number: int
+    """From 1."""
+    job: str
+    """Its own id, for events, attempts and logs."""
+    status: str
+    """Where it is in its life, which is that of a job."""
+    worker: str | None
+    """Who has it, or had it last."""
+
+
 class Job(Record):
     """A run that was asked for, and how it fares."""
 
@@ -222,8 +235,10 @@ class Job(Record):
     """The failed or cancelled job from whose last state this one goes on."""
     cloned_from: str | None = None
     """The job whose spec this one varies."""
+    shards: tuple[Shard, ...] | None = None
+    """The parts that workers share, where an evaluation is large."""
     progress: Progress | None
-    """How far the current attempt is."""
+    """How far the current attempt is, or its shards are."""
     failure: Failure | None
     """Why it failed, if it did."""
     results: Results | None
@@ -253,7 +268,8 @@ class Attempt(Record):
     cause: str | None
     """Why it was lost or has failed."""
     resumed_step: int | None
-    """The training step of the state that it went on from; None where it began anew."""
+    """The training step of the state that it went on from, of an evaluation how many attacks on a group of points were
+    done; None where it began anew."""
 
 
 class DryRun(Record):

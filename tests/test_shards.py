@@ -11,6 +11,7 @@ from app.database import Database
 from app.storage import LocalStore
 from tests import invariants
 from tests.native import ROOT, WORKER, finish, instance
+from tests.worker.processes import wait_until
 
 SPEC = {
     "kind": "evaluate",
@@ -42,6 +43,37 @@ def test_two_workers_give_the_very_report_of_one_process(tmp_path):
     assert shared["after"]["examples"] == 12
     assert without_times(shared) == without_times(alone)
     assert job["results"]["after"]["union"] == shared["after"]["union"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_evaluation_whose_worker_stops_goes_on_from_its_verdicts_with_another(tmp_path):
+    with instance(tmp_path, *WORKER, shard_points=0) as temper:
+        temper.start_api()
+        with temper.client() as api:
+            job_id = api.post("/jobs", json=SPEC).json()["id"]
+            with temper.worker() as worker:
+                wait_until(lambda: done(api, job_id) >= 2, seconds=120)
+                worker.terminate()
+                worker.wait(60)
+            assert api.get(f"/jobs/{job_id}").json()["status"] == "queued"
+            with temper.worker():
+                assert finish(api, job_id, seconds=240)["status"] == "succeeded"
+            first, second = api.get(f"/jobs/{job_id}/attempts").json()["data"]
+            told = api.get(f"/jobs/{job_id}/events", params={"limit": 1000}).json()["data"]
+        database = Database(f"sqlite:///{tmp_path}/data/temper.db")
+        invariants.check(database, LocalStore(tmp_path / "data" / "objects"))
+        database.close()
+    assert (first["outcome"], first["resumed_step"]) == ("handed_back", None)
+    assert second["resumed_step"] >= 2
+    states = [event["data"]["step"] for event in told if event["type"] == "saved" and event["data"]["kind"] == "state"]
+    assert second["resumed_step"] in states
+
+
+def done(api, job_id):
+    job = api.get(f"/jobs/{job_id}").json()
+    assert not job["is_terminal"], "it ended before its worker was stopped"
+    return job["progress"]["attacks_done"] if job["progress"] else 0
 
 
 def without_times(report):

@@ -57,6 +57,17 @@ def test_what_a_job_may_take_and_what_it_took_are_a_line_each() -> None:
     assert "none: no job of it" in shown(job_card(Job(**job_json(spec=spec, estimate=estimate))))
 
 
+def test_shards_are_a_line_and_each_news_of_them_too() -> None:
+    spec = {"kind": "evaluate", "base_model": "x", "dataset": "y"}
+    shards = [
+        {"number": number, "job": f"job_{number}", "status": status, "worker": None}
+        for number, status in enumerate(["succeeded", "running", "running", "queued"], start=1)
+    ]
+    assert "shards  1 succeeded, 2 running, 1 queued\n" in shown(job_card(Job(**job_json(spec=spec, shards=shards))))
+    news = event("shard", {"number": 2, "status": "succeeded", "done": 1, "count": 4})
+    assert "2 of 4 is succeeded; 1 done" in shown(event_line(news))
+
+
 def test_longest_event_names_are_apart_from_what_they_tell() -> None:
     assert "job.handed_back attempt 3" in shown(event_line(event("job.handed_back", {"attempt": 3})))
 
