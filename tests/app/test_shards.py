@@ -1,6 +1,10 @@
 """A large evaluation in shards: seen as one job from outside, claimed and lost one by one, and over all at once."""
 
+import contextlib
 import json
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from alembic import command
@@ -314,7 +318,52 @@ def test_asking_a_shard_is_refused_below_the_routes_too(database, job_id):
         do(database, jobs.remove, held.job_id)
 
 
-@pytest.mark.parametrize("backend", ["sqlite", "postgres"])
+@pytest.mark.slow
+@pytest.mark.parametrize("instance", ["postgres"], indirect=True)  # SQLite has one writer, so never two at once
+def test_whoever_acts_at_once_on_a_job_and_its_shards_nobody_waits_for_another_who_waits(database, project):
+    """Six workers and two people, each at random, and not one transaction that the database has to break off."""
+    posted = [create(database, project) for _ in range(4)]
+    until = time.monotonic() + 6
+
+    def be_a_worker(seed):
+        chance = random.Random(seed)
+        while time.monotonic() < until:
+            held = claim(database)
+            if held is None:
+                continue
+            ending = chance.choice([(jobs.succeed, REPORTS), (jobs.hand_back,), (jobs.fail, FAILURE), None, None])
+            with contextlib.suppress(LostOwnership):
+                do(database, jobs.heartbeat, held, lease_seconds=0 if ending is None else 30)
+                do(database, jobs.settle, held.whole)
+                if ending:
+                    do(database, ending[0], held, *ending[1:])
+
+    def be_a_person(seed):
+        chance = random.Random(seed)
+        while time.monotonic() < until:
+            job_id = chance.choice(posted)
+            action = chance.choice(["pause", "resume", "resume", "resume", "cancel", "retry"])
+            with contextlib.suppress(NotAllowed):
+                if action == "retry":
+                    posted.append(do(database, jobs.retry, job_id).job.id)
+                else:
+                    do(database, jobs.ask, job_id, action)
+            if chance.random() < 0.1:
+                posted.append(create(database, project))
+
+    with ThreadPoolExecutor(8) as pool:
+        actors = [pool.submit(be_a_worker, seed) for seed in range(6)]
+        actors += [pool.submit(be_a_person, seed) for seed in (6, 7)]
+    for actor in actors:
+        actor.result()
+    do(database, jobs.settle)
+    invariants.check(database)
+    with database.reading() as session:
+        ends = set(session.scalars(select(Job.status).where(Job.parent_id.is_(None))))
+    assert ends & jobs.TERMINAL
+
+
+@pytest.mark.parametrize("backend", [pytest.param("sqlite", marks=pytest.mark.slow), "postgres"])
 def test_a_version_without_shards_makes_the_evaluation_in_one_piece(tmp_path, backend, postgres_server):
     url = f"sqlite:///{tmp_path}/temper.db"
     if backend == "postgres":
