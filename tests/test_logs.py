@@ -93,13 +93,16 @@ def test_setting_up_twice_writes_every_line_once(settings, monkeypatch, capsys):
 
 
 def test_probes_that_went_well_leave_no_line(settings, monkeypatch, capsys):
-    root = logging.getLogger()
+    root, access = logging.getLogger(), logging.getLogger("uvicorn.access")
     monkeypatch.setattr(root, "handlers", [])
+    # A server in this process may have silenced it.
+    monkeypatch.setattr(access, "propagate", True)
+    monkeypatch.setattr(access, "level", logging.NOTSET)
+    monkeypatch.setattr(access, "_cache", {})
     level = root.level
     try:
         logs.set_up(settings)
         for path, status in (("/readyz", 200), ("/livez", 200), ("/readyz", 503), ("/jobs", 200)):
-            access = logging.getLogger("uvicorn.access")
             access.info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:1", "GET", path, "1.1", status)
     finally:
         root.setLevel(level)

@@ -53,7 +53,7 @@ def test_the_smallest_job_is_resolved_in_full_from_the_catalogue() -> None:
     assert spec.method.norms == ("linf", "l1")
     assert spec.method.steps == {"linf": 10, "l1": 10}
     assert spec.schedule == "piecewise"
-    assert None not in spec.model_dump(exclude={"train_examples", "extra_dataset"}).values()
+    assert None not in spec.model_dump(exclude={"train_examples", "extra_dataset", "webhook"}).values()
 
 
 def test_cifar10_gets_the_recipe_of_the_paper() -> None:
