@@ -95,10 +95,12 @@ def test_setting_up_twice_writes_every_line_once(settings, monkeypatch, capsys):
 def test_probes_that_went_well_leave_no_line(settings, monkeypatch, capsys):
     root, access = logging.getLogger(), logging.getLogger("uvicorn.access")
     monkeypatch.setattr(root, "handlers", [])
-    # A server in this process may have silenced it.
-    monkeypatch.setattr(access, "propagate", True)
-    monkeypatch.setattr(access, "level", logging.NOTSET)
-    monkeypatch.setattr(access, "_cache", {})
+    # A server in this process may have given these handlers of their own.
+    for logger in (access.parent, access):
+        monkeypatch.setattr(logger, "propagate", True)
+        monkeypatch.setattr(logger, "handlers", [])
+        monkeypatch.setattr(logger, "disabled", False)
+        monkeypatch.setattr(logger, "level", logging.NOTSET)
     level = root.level
     try:
         logs.set_up(settings)
