@@ -22,7 +22,7 @@ from core.attacks.apgd import apgd_ce, apgd_t
 from core.attacks.fab import fab_t
 from core.attacks.noise import Noise
 from core.attacks.passes import look
-from core.attacks.reference import Name, reference
+from core.attacks.reference import Name, check_classes, reference
 from core.attacks.square import square
 from core.catalog import NORMS, Norm
 from core.data.split import Split
@@ -138,6 +138,8 @@ def evaluating(
     begun = time.monotonic()
     norms = [norm for norm in NORMS if norm in eps]
     with frozen(model):
+        if options.engine == "reference":
+            check_classes(model(images[:1]).shape[1], targeted=options.protocol != "fast")
         search = _Search(model, images, labels, eps, options)
         if options.tells and search.kept.steps:
             yield Resumed(step=search.kept.steps, epoch=0)

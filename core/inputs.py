@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from core import checkpoint, data, models
+from core.attacks.reference import check_classes
 from core.data.split import Split
 from core.errors import BadInput, DoesNotFit
 from core.events import Started
@@ -79,6 +80,9 @@ def load(spec: AnySpec, inputs: Inputs) -> Loaded:
         interpolation=spec.evaluation.interpolation,
         leave_out=_say_left_out if inputs.leave_out_unusable else None,
     )
+    if spec.evaluation.engine == "reference":
+        # Now, not after hours of training and of attacks that take any number of classes.
+        check_classes(len(dataset.classes), targeted=spec.evaluation.protocol != "fast")
     header, base_sha256 = None, None
     if isinstance(spec, TrainSpec):
         blueprint = models.Blueprint(spec.architecture, dataset.shape, len(dataset.classes))

@@ -9,6 +9,8 @@ from tests.worker.processes import wait_until
 
 ROOT = Path(__file__).parent.parent
 _TESTS = """
+import time
+
 from tests.servers import postgres, valkey
 with postgres() as database, valkey() as broker:
     main = (database._data / "postmaster.pid").read_text().split()[0]

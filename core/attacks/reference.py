@@ -36,7 +36,7 @@ def reference(
 ) -> AttackResult:
     """Run one attack of AutoAttack's standard version. `loss` is the cross-entropy.
 
-    Raises BadInput where the library cannot: targeted, with fewer than four classes.
+    `check_classes` says whether the library can.
 
     steps: run APGD-CE once with so many iterations, instead of as often and as long as AutoAttack does. at_once is
     ignored: the library computes whole logical batches.
@@ -45,12 +45,6 @@ def reference(
     devices = [images.device] if images.device.type == "cuda" else []
     with frozen(model), torch.no_grad():
         logits = model(images[:1])
-        if name == "apgd-t" and logits.shape[1] < 4:
-            raise BadInput(
-                f"pyautoattack's targeted attack takes four classes or more, the model has {logits.shape[1]}",
-                hint="leave evaluation.engine at temper, or use evaluation.protocol fast",
-                field="evaluation.engine",
-            )
         attack = AutoAttack(model, norm=NAMES[norm], eps=eps, seed=noise.seed, version="standard", device=images.device)
         attack.attacks_to_run = [name]
         if steps is not None:
@@ -76,3 +70,13 @@ def reference(
         adversarial = torch.cat(found)
         logits = model(adversarial)
     return AttackResult(adversarial, logits.argmax(1) == labels, cross_entropy(logits, labels, labels))
+
+
+def check_classes(classes: int, *, targeted: bool) -> None:
+    """Raise BadInput where the library cannot attack a model with so many classes."""
+    if targeted and classes < 4:
+        raise BadInput(
+            f"pyautoattack's targeted attack takes four classes or more, the model has {classes}",
+            hint="leave evaluation.engine at temper, or use evaluation.protocol fast",
+            field="evaluation.engine",
+        )

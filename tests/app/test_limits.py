@@ -71,7 +71,11 @@ def test_two_api_processes_count_together_through_the_broker(settings, database,
     assert (codes.count(200), codes.count(429)) == (10, 14)
 
 
-def test_where_the_broker_is_away_nobody_is_refused_and_nobody_waits_long(settings, database, project, caplog):
+def test_where_the_broker_is_away_nobody_is_refused_and_nobody_waits_long(
+    settings, database, project, caplog, monkeypatch
+):
+    # Longer than a busy machine takes for anything else, so that a wait for the broker is told from it.
+    monkeypatch.setattr("app.limits._PATIENCE_SECONDS", 2)
     with valkey() as broker:
         narrow = settings.model_copy(update={"rate_limit": 2, "rate_limit_seconds": 60, "broker_url": broker.url})
         with serving(narrow, database) as url, calling(url, add_key(database, project)) as api:
@@ -83,7 +87,7 @@ def test_where_the_broker_is_away_nobody_is_refused_and_nobody_waits_long(settin
                 # Those who wait for the broker do not hold up the rest.
                 before = time.monotonic()
                 assert api.get("/livez").status_code == 200
-                assert time.monotonic() - before < 1
+                assert time.monotonic() - before < 2
                 answers = [each.result() for each in asked]
             assert time.monotonic() - began < 8
             assert {answer.status_code for answer in answers} == {200}

@@ -15,9 +15,11 @@ from core.catalog import NORMS, Norm
 from core.errors import BadInput
 from core.evaluation import Options, attacks_of, evaluate, evaluating, score
 from core.events import Attacked, Event, Finished, Report, Reports, Resumed, Saved
-from core.spec import EvaluateSpec, parse
+from core.inputs import Inputs, load
+from core.spec import AnySpec, EvaluateSpec, parse
 from core.verdicts import merge
 from core.wishes import Interrupted
+from tests.core.data.pictures import two_classes, write
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
 
@@ -94,11 +96,23 @@ def test_the_reference_engine_is_pyautoattack_and_says_so(base: nn.Module, test_
 
 
 def test_the_reference_engine_refuses_what_pyautoattack_cannot(test_digits: tuple[Tensor, Tensor]) -> None:
-    images = test_digits[0][:4]
+    images, labels = test_digits[0][:4], torch.zeros(4, dtype=torch.long)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     with pytest.raises(BadInput, match="four classes") as caught:
-        evaluate(model, images, model(images).argmax(1), {"linf": 0.1}, engine="reference")
+        evaluate(model, images, labels, {"linf": 0.1}, engine="reference")
     assert caught.value.field == "evaluation.engine"
+
+
+def test_a_run_that_the_reference_engine_could_not_judge_is_refused_before_it_trains(tmp_path: Path) -> None:
+    two = Inputs(data=write(two_classes(), tmp_path, "folder"))
+
+    def spec(protocol: str) -> AnySpec:
+        given = {"kind": "train", "dataset": "two", "architecture": "preact-resnet-8", "method": "nat"}
+        return parse({**given, "eps": {"linf": 0.1}, "evaluation": {"engine": "reference", "protocol": protocol}})
+
+    with pytest.raises(BadInput, match="four classes"):
+        load(spec("paper"), two)
+    assert load(spec("fast"), two).blueprint.classes == 2
 
 
 def test_what_is_computed_together_changes_no_verdict(
