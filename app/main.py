@@ -236,6 +236,8 @@ def main() -> None:
         workers=settings.api_workers,
         host=settings.host,
         port=settings.port,
+        # httptools, which uvicorn would take where it is installed, takes in headers without end.
+        http="h11",
         server_header=False,
         log_config=None,
         timeout_graceful_shutdown=20,

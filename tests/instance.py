@@ -60,7 +60,9 @@ def add_key(database: Database, project: Project, *scopes: Scope) -> str:
 def serving(settings: Settings, database: Database, *, chores: Sequence[Chore] = CHORES) -> Iterator[str]:
     """Serve the API in a thread, and give its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, database, chores=chores), log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(settings, database, chores=chores), http="h11", log_level="warning")
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
