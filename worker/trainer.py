@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from core import events as reported
 
-_BATCH_SECONDS = 0.5
+_BATCH_SECONDS = 1.0
 _STDERR_TAIL = 2000
 _SECRET = re.compile(r"(TEMPER|AWS|PG|CELERY)_?.*|.*(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|API_KEY).*")
 
@@ -65,7 +65,7 @@ class Trainer:
         self._output.close()
 
     def batches(self) -> Iterator[list[reported.Event]]:
-        """Yield what the process reports, the first thing at once and then twice a second, until its output ends.
+        """Yield what the process reports, the first thing at once and then once a second, until its output ends.
 
         A saved file ends a batch: history must not run ahead of it.
         """

@@ -29,8 +29,9 @@ from worker.supervisor import Workplace, core_command, run
 
 
 @pytest.fixture
-def place(settings, database):
-    """A worker's place with the fake trainer."""
+def place(settings, database, monkeypatch):
+    """A worker's place with the fake trainer, whose short runs are recorded as often as long ones."""
+    monkeypatch.setattr("worker.trainer._BATCH_SECONDS", 0.2)
     inventory = Inventory(settings.models_dir, settings.datasets_dir)
     return Workplace(settings, database, LocalStore(settings.objects_dir), inventory, fake_command)
 
