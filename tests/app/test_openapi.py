@@ -190,7 +190,7 @@ def check_reach(answers, schema):
 def test_every_answer_is_one_that_the_document_declares(described, caller):
     # All the borders of what is valid take minutes.
     described.config.phases.coverage.enabled = False
-    check_reach(ask_everything(described, caller, examples=3), described)
+    check_reach(ask_everything(described, caller, examples=2), described)
 
 
 def test_a_limit_is_a_number_and_nothing_that_looks_like_one(api, project):
