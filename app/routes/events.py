@@ -82,7 +82,8 @@ async def _stream(service: Service, caller: Caller, job_id: str, after: int) -> 
             for event in _show(part):
                 after = event.seq
                 yield format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(after))
-            if part.has_more:
+            # What came between the look at the job and that at its history makes the former old.
+            if part.has_more or (part.rows and part.rows[-1].seq > job.event_seq):
                 continue
             if job.status in jobs.TERMINAL:
                 yield format_sse_event(data_str=f'{{"status": "{job.status}"}}', event="end")
