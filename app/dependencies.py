@@ -85,12 +85,16 @@ async def carried(service: Service, step: Callable[..., Result], *arguments: Any
 
 
 async def _once(request: Request) -> None:
-    """Refuse a parameter that is given twice, unless it is a list: one of the two would be ignored."""
-    counts = Counter(name for name, _ in request.query_params.multi_items() if name != "metadata")
+    """Refuse a parameter that is given twice, unless it is a list, for one of the two would be ignored; and a NUL
+    character, which Postgres cannot look for."""
+    given = request.query_params.multi_items()
+    counts = Counter(name for name, _ in given if name != "metadata")
     message = "give it once"
     repeated = [{"loc": ("query", name), "type": "repeated", "msg": message} for name in counts if counts[name] > 1]
-    if repeated:
-        raise RequestValidationError(repeated)
+    message = "leave the NUL character out"
+    nuls = [{"loc": ("query", name), "type": "nul", "msg": message} for name, value in given if "\0" in value]
+    if repeated or nuls:
+        raise RequestValidationError([*repeated, *nuls])
 
 
 async def _require_json(request: Request) -> None:

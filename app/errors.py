@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from app import files, quotas, schemas
@@ -363,6 +364,7 @@ def install(app: FastAPI) -> None:
         HTTPException,
         files.Gone,
         *AWAY,
+        DataError,
         StorageUnavailable,
         quotas.QuotaExceeded,
         Exception,
@@ -406,6 +408,8 @@ def _as_problem(request: Request, error: Exception) -> Problem:
             return _invalid(request, error)
         case HTTPException():
             return _refused(error)
+        case DataError():
+            return _unknowable(request)
         case quotas.QuotaExceeded():
             return QuotaExceeded(error)
         case files.Gone():
@@ -417,6 +421,13 @@ def _as_problem(request: Request, error: Exception) -> Problem:
             return StoreUnavailable(detail, headers={"Retry-After": "5"})
         case _:
             return InternalError("something went wrong in the service; look for the request id in its log")
+
+
+def _unknowable(request: Request) -> Problem:
+    """What Postgres cannot even look for: no text of its own has a NUL character."""
+    if "\0" in request.scope["path"]:
+        return NotFound("nothing here has an id with a NUL character")
+    return InvalidParameter([FieldError(pointer="", code="out_of_range", detail="leave out NUL characters")])
 
 
 def _unavailable(error: Exception) -> DatabaseUnavailable:

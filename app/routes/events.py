@@ -44,9 +44,9 @@ async def get_events(
     request: Request,
     caller: TheCaller,
     service: TheService,
-    after: Annotated[int, Query(ge=0, le=2**53, description="Only events after this seq.")] = 0,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only events after this seq.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000, description="Events in one part of the list.")] = 100,
-    last_event_id: Annotated[int, Header(ge=0, le=2**53, description="Where a stream goes on.")] = 0,
+    last_event_id: Annotated[int, Header(ge=0, le=2**31 - 1, description="Where a stream goes on.")] = 0,
 ) -> Response:
     """Read the history of a job, or follow it."""
     job, part = await run_sync(_read, service, caller.project_id, job_id, after, limit)

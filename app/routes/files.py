@@ -42,7 +42,7 @@ def taken(kind: files.Kind, name: str) -> NameTaken:
 
 def the_upload(session: Session, project_id: str, upload_id: str, kind: files.Kind) -> tables.Upload:
     """Find an upload of this project for a purpose. Raises InvalidBody, UploadNotUsable."""
-    upload = reading.find_upload(session, project_id, upload_id)
+    upload = reading.find_upload(session, project_id, upload_id) if is_id("upl", upload_id) else None
     if upload is None:
         unknown = f"there is no upload {upload_id!r} in this project; POST /uploads announces one"
         raise InvalidBody([FieldError(pointer="/upload", code="unknown_id", detail=unknown)])

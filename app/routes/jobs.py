@@ -226,7 +226,7 @@ def get_metrics(
     job_id: JobId,
     project_id: ProjectId,
     session: Reading,
-    after_step: Annotated[int, Query(ge=0, le=2**53, description="Only steps after this one.")] = 0,
+    after_step: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only steps after this one.")] = 0,
     max_points: Annotated[int, Query(ge=1, le=10_000, description="Thin the curve out to so many points.")] = 1000,
 ) -> Response:
     """Get the training curve of the current or last attempt."""

@@ -125,7 +125,8 @@ def create_model(
 
 
 def _the_checkpoint(session: Reading, project_id: str, checkpoint_id: str) -> tables.Checkpoint:
-    checkpoint = reading.find_checkpoint(session, project_id, checkpoint_id)
+    known = tables.is_id("ckpt", checkpoint_id)
+    checkpoint = reading.find_checkpoint(session, project_id, checkpoint_id) if known else None
     if checkpoint is None:
         unknown = f"there is no checkpoint {checkpoint_id!r} in this project"
         raise InvalidBody([FieldError(pointer="/checkpoint", code="unknown_id", detail=unknown)])

@@ -17,6 +17,7 @@ QUICK_ON_POSTGRES = {
     "test_estimates",
     "test_event_stream",
     "test_fairness",
+    "test_hostile_values",
     "test_jobs",
     "test_quotas",
     "test_webhooks",
