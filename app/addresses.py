@@ -5,6 +5,7 @@ A name is looked up once, and the connection goes to the very address that was c
 moment later (DNS rebinding) leads nowhere.
 """
 
+import asyncio
 import socket
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -37,11 +38,11 @@ class Place:
     address: Address
 
 
-def check(url: str, settings: Settings) -> None:
+async def check(url: str, settings: Settings) -> None:
     """Look a URL up and judge where it leads. Raises Refused."""
     parsed = parse(url, settings)
     try:
-        found = look_up(parsed).result(timeout=LOOKUP_SECONDS)
+        found = await asyncio.wait_for(asyncio.wrap_future(look_up(parsed)), LOOKUP_SECONDS)
     except TimeoutError:
         raise Refused(f"the name {parsed.host} cannot be looked up in time; try again") from None
     judge(parsed, found, settings)

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, AwareDatetime
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
+from app import addresses
 from app.database import THREADS, Database
 from app.errors import UnsupportedMediaType
 from app.inventory import Inventory
@@ -46,6 +47,9 @@ class Service:
     carriers: Semaphore = field(default_factory=lambda: Semaphore(THREADS // 4))
     """Requests that write and speak with the object store in one step: where that is away, they hold up each other, and
     nobody else."""
+    lookups: Semaphore = field(default_factory=lambda: Semaphore(THREADS))
+    """Requests that look a name up, which takes as long as somebody else's server likes: they have neither a turn nor
+    one of the threads meanwhile."""
 
 
 async def _service(request: Request) -> Service:
@@ -82,6 +86,12 @@ async def carried(service: Service, step: Callable[..., Result], *arguments: Any
     """Run a function that writes and speaks with the object store."""
     async with service.carriers:
         return await run_sync(step, *arguments)
+
+
+async def check_address(service: Service, url: str) -> None:
+    """See that messages may go to an address, before a turn to write is taken. Raises addresses.Refused."""
+    async with service.lookups:
+        await addresses.check(url, service.settings)
 
 
 async def _once(request: Request) -> None:

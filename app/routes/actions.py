@@ -3,10 +3,10 @@
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
@@ -32,15 +32,16 @@ from app.ownership import job_prefix
 from app.routes.jobs import (
     CREATED,
     IdempotencyKey,
-    check_spec,
+    check_webhook,
     create_from,
+    parse_spec,
     show_created,
     show_job,
     the_job,
 )
 from app.routes.webhooks import too_many
 from app.storage import StorageUnavailable
-from core.spec import parse
+from core.spec import AnySpec, parse
 
 router = APIRouter(tags=["jobs"])
 log = logging.getLogger(__name__)
@@ -121,6 +122,16 @@ class Clone(BaseModel):
     A method of another name takes the place of the whole method."""
 
 
+def _varied(job_id: JobId, clone: Clone, project_id: ProjectId, service: TheService) -> AnySpec:
+    with service.database.reading() as session:
+        job = the_job(session, project_id, job_id)
+    return parse_spec(_merged(job.spec, clone.overrides), project_id, service)
+
+
+async def _checked(spec: Annotated[AnySpec, Depends(_varied)], service: TheService) -> AnySpec:
+    return await check_webhook(spec, service)
+
+
 @router.post(
     "/jobs/{job_id}/clone",
     status_code=201,
@@ -143,7 +154,7 @@ class Clone(BaseModel):
 )
 def clone_job(
     job_id: JobId,
-    clone: Clone,
+    spec: Annotated[AnySpec, Depends(_checked)],
     project_id: ProjectId,
     session: Writing,
     service: TheService,
@@ -152,10 +163,6 @@ def clone_job(
     idempotency_key: IdempotencyKey = None,
 ) -> schemas.PostedJob:
     """Queue a new job with the spec of this one and some changes."""
-    # Apart from the writing transaction, for a webhook's address may take seconds to look up.
-    with service.database.reading() as reading:
-        job = the_job(reading, project_id, job_id)
-    spec = check_spec(_merged(job.spec, clone.overrides), project_id, service)
     return create_from(
         session, service, project_id, spec, response, idempotency_key=idempotency_key, cloned_from=job_id
     )

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from app import addresses, estimates, files, jobs, quotas, reading, schemas, shards, tables, webhooks
 from app.auth import ProjectId, needs
-from app.dependencies import JobId, Json, Once, Reading, Service, TheService, Writing, cursor
+from app.dependencies import JobId, Json, Once, Reading, Service, TheService, Writing, check_address, cursor
 from app.errors import (
     BodyTooLarge,
     IdempotencyKeyReused,
@@ -60,11 +60,11 @@ def _unchecked(body: Any, _: ValidatorFunctionWrapHandler) -> Any:
 if TYPE_CHECKING:
     Unchecked = Any
 else:
-    # Documented as a spec, but whatever was sent: `check_spec` can say more about it than FastAPI.
+    # Documented as a spec, but whatever was sent: `parse_spec` can say more about it than FastAPI.
     Unchecked = Annotated[Spec, WrapValidator(_unchecked)]
 
 
-def check_spec(body: Unchecked, project_id: ProjectId, service: TheService) -> AnySpec:
+def parse_spec(body: Unchecked, project_id: ProjectId, service: TheService) -> AnySpec:
     """Validate the body, with errors that know what is in stock."""
     if not isinstance(body, dict):
         raise InvalidSpec([FieldError(pointer="", code="not_an_object", detail="send a job spec as one JSON object")])
@@ -77,9 +77,14 @@ def check_spec(body: Unchecked, project_id: ProjectId, service: TheService) -> A
         raise InvalidSpec(errors, found=error.error_count()) from None
     if errors := inventory.check(spec):
         raise InvalidSpec(errors)
+    return spec
+
+
+async def check_webhook(spec: Annotated[AnySpec, Depends(parse_spec)], service: TheService) -> AnySpec:
+    """Judge the address that a spec names, if any. Raises InvalidSpec."""
     if spec.webhook:
         try:
-            addresses.check(spec.webhook.url, service.settings)
+            await check_address(service, spec.webhook.url)
         except addresses.Refused as refusal:
             raise InvalidSpec([_of_webhook("address_refused", str(refusal))]) from None
     return spec
@@ -141,7 +146,7 @@ class JobFilter(BaseModel):
     },
 )
 def create_job(
-    spec: Annotated[AnySpec, Depends(check_spec)],
+    spec: Annotated[AnySpec, Depends(check_webhook)],
     project_id: ProjectId,
     service: TheService,
     session: Writing,

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from app import addresses, reading, schemas, tables, webhooks
 from app.auth import ProjectId, needs
-from app.dependencies import Json, Once, Reading, Service, TheService, Writing, cursor
+from app.dependencies import Json, Once, Reading, Service, TheService, Writing, check_address, cursor
 from app.errors import (
     BodyTooLarge,
     InvalidBody,
@@ -61,6 +61,24 @@ class WebhookChange(BaseModel):
     """true: send nothing from now on; what happens meanwhile is never sent. false: send again."""
 
 
+async def _new(body: NewWebhook, service: TheService) -> NewWebhook:
+    await _check_url(service, body.url)
+    return body
+
+
+async def _changed(body: WebhookChange, service: TheService) -> WebhookChange:
+    if body.url is not None:
+        await _check_url(service, body.url)
+    return body
+
+
+async def _check_url(service: Service, url: str) -> None:
+    try:
+        await check_address(service, url)
+    except addresses.Refused as refusal:
+        raise InvalidBody([FieldError(pointer="/url", code="address_refused", detail=str(refusal))]) from None
+
+
 @router.post(
     "/webhooks",
     status_code=201,
@@ -71,10 +89,13 @@ class WebhookChange(BaseModel):
     },
 )
 def create_webhook(
-    body: NewWebhook, project_id: ProjectId, service: TheService, session: Writing, response: Response
+    body: Annotated[NewWebhook, Depends(_new)],
+    project_id: ProjectId,
+    service: TheService,
+    session: Writing,
+    response: Response,
 ) -> schemas.WebhookWithSecret:
     """Make a webhook. The answer has the secret by which its receiver knows that a message comes from here."""
-    _check_url(service, body.url)
     try:
         webhook = webhooks.create(
             session,
@@ -116,11 +137,9 @@ def get_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Reading) 
     dependencies=[needs("jobs:write"), Once, Json],
 )
 def change_webhook(
-    webhook_id: WebhookId, body: WebhookChange, project_id: ProjectId, service: TheService, session: Writing
+    webhook_id: WebhookId, body: Annotated[WebhookChange, Depends(_changed)], project_id: ProjectId, session: Writing
 ) -> schemas.Webhook:
     """Change a webhook."""
-    if body.url is not None:
-        _check_url(service, body.url)
     webhook = _the_webhook(session, project_id, webhook_id)
     changes: dict[str, Any] = body.model_dump(exclude_none=True)
     try:
@@ -200,14 +219,6 @@ def redeliver(
     except webhooks.Disabled:
         raise _disabled(webhook_id) from None
     return _show_delivery(delivery)
-
-
-def _check_url(service: Service, url: str) -> None:
-    """Judge an address. It may take seconds, so it comes before the first look at the database."""
-    try:
-        addresses.check(url, service.settings)
-    except addresses.Refused as refusal:
-        raise InvalidBody([FieldError(pointer="/url", code="address_refused", detail=str(refusal))]) from None
 
 
 def _exists(url: str) -> WebhookExists:

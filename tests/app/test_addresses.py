@@ -1,5 +1,6 @@
 """Where the service may connect to: the SSRF list, by name and by number."""
 
+import asyncio
 import time
 from ipaddress import ip_address
 
@@ -7,7 +8,7 @@ import httpx2
 import pytest
 
 from app import addresses
-from app.addresses import Refused, check, is_public, judge, parse
+from app.addresses import Refused, is_public, judge, parse
 from app.settings import Settings
 
 
@@ -15,6 +16,10 @@ from app.settings import Settings
 def settings(tmp_path):
     """The settings of an operator who has changed nothing."""
     return Settings(data_dir=tmp_path)
+
+
+def check(url, settings):
+    asyncio.run(addresses.check(url, settings))
 
 
 INSIDE = [

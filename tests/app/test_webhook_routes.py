@@ -1,11 +1,16 @@
 """Webhooks through the API: making, changing, testing, looking at what was sent, sending again."""
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 
 import pytest
 from sqlalchemy import select
 from standardwebhooks import Webhook as Verifier
 
+from app import addresses
+from app.database import THREADS
 from app.tables import Delivery
 from tests.app.receiver import receiver
 from tests.instance import DIGITS, add_key, add_project, calling, new_instance, serving
@@ -102,6 +107,37 @@ def test_a_bad_webhook_is_told_field_by_field(api, body, pointer):
     assert problem["code"] == "invalid_body"
     assert [error["pointer"] for error in problem["errors"]] == [pointer]
     assert api.get("/webhooks").json()["data"] == []
+
+
+def test_names_that_are_slow_to_look_up_hold_up_nobody_else(api, hook, monkeypatch):
+    job = api.post("/jobs", json=DIGITS).json()
+    asked, found = threading.Semaphore(0), threading.Event()
+
+    def resolve(host, port):
+        asked.release()
+        found.wait(addresses.LOOKUP_SECONDS)
+        return [ip_address("93.184.216.34")]
+
+    monkeypatch.setattr(addresses, "resolve", resolve)
+    requests = [
+        ("POST", "/webhooks", lambda url: {"url": url}),
+        ("PATCH", f"/webhooks/{hook['id']}", lambda url: {"url": url}),
+        ("POST", "/jobs", lambda url: {**DIGITS, "webhook": {"url": url}}),
+        ("POST", f"/jobs/{job['id']}/clone", lambda url: {"overrides": {"webhook": {"url": url}}}),
+    ]
+
+    def ask(number):
+        method, path, body = requests[number % 4]
+        return api.request(method, path, json=body(f"https://slow.test/{number}")).status_code
+
+    # As many as there are threads, and twice as many as there are turns to write.
+    with ThreadPoolExecutor(THREADS) as pool:
+        answers = [pool.submit(ask, number) for number in range(THREADS)]
+        assert all(asked.acquire(timeout=addresses.LOOKUP_SECONDS / 2) for _ in answers), "some wait for others"
+        assert api.post("/jobs", json=DIGITS).status_code == 201
+        assert not any(answer.done() for answer in answers)
+        found.set()
+        assert {answer.result() for answer in answers} == {200, 201}
 
 
 def test_an_address_belongs_to_one_webhook_of_a_project(api, hook, stranger):

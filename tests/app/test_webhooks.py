@@ -1,5 +1,6 @@
 """Webhooks as their receivers see them: real servers that fail, hang, move and lie about where they are."""
 
+import asyncio
 import ssl
 import subprocess
 import threading
@@ -323,7 +324,7 @@ def test_a_name_that_leads_elsewhere_by_now_leads_nowhere(lan, database, project
     with receiver() as server:
         settings = settings.model_copy(update={"webhook_ports": (server.port,)})
         monkeypatch.setattr(addresses, "resolve", lambda host, port: [ip_address("93.184.216.34")])
-        addresses.check(server.url("rebound.test"), settings)
+        asyncio.run(addresses.check(server.url("rebound.test"), settings))
         subscribe(database, project, server.url("rebound.test"))
         announce(database, project)
         monkeypatch.setattr(addresses, "resolve", lambda host, port: [ip_address("127.0.0.1")])
