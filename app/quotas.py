@@ -80,11 +80,16 @@ def check(session: Session, project_id: str, settings: Settings, *quotas: Quota)
     limits = {quota: limit for quota, limit in own.items() if limit is not None}
     if not limits:
         return
-    # Other transactions that add to this project wait here; what they have committed is counted.
-    session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
+    take_turn(session, project_id)
     for quota, limit in limits.items():
         if (count := used(session, project, quota) or 0) > limit:
             raise QuotaExceeded(quota, limit, count)
+
+
+def take_turn(session: Session, project_id: str) -> None:
+    """Wait for other transactions that add to this project, so that what they have committed is counted; from here to
+    the end of this one they wait."""
+    session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
 
 
 def lets_run(count: ColumnElement[int], default: int | None) -> ColumnElement[bool]:
@@ -102,7 +107,7 @@ def is_over(session: Session, project_id: str, default: int | None) -> bool:
     limit: int | None = project.quotas.get("running_jobs", default)
     if limit is None:
         return False
-    session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
+    take_turn(session, project_id)
     return usage.count_jobs(session, project_id, *AT_WORK) > limit
 
 

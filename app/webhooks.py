@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app import quotas
 from app.database import now, seconds_from_now
 from app.tables import Delivery, Job, Webhook
 
@@ -67,14 +68,16 @@ class Outcome:
 def create(
     session: Session, project_id: str, *, url: str, events: Sequence[str], description: str, limit: int
 ) -> Webhook:
-    """Make a webhook with a secret of its own. Raises AddressTaken, and TooMany where there are `limit` of them."""
-    count = select(func.count()).select_from(Webhook).where(Webhook.project_id == project_id)
-    if (session.scalar(count) or 0) >= limit:
-        raise TooMany
+    """Make a webhook with a secret of its own. Raises AddressTaken, and TooMany where there would be more than `limit`:
+    then the caller takes all back."""
     webhook = Webhook(
         project_id=project_id, url=url, events=list(events), description=description, secret=_new_secret()
     )
     _save(session, webhook)
+    quotas.take_turn(session, project_id)
+    count = select(func.count()).select_from(Webhook).where(Webhook.project_id == project_id)
+    if session.scalars(count).one() > limit:
+        raise TooMany
     return webhook
 
 

@@ -5,6 +5,7 @@ import ssl
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -76,6 +77,24 @@ def until(claim, *, seconds=60):
     while not claim():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_the_last_place_for_a_webhook_is_given_once_to_two_who_ask_at_once(database, project):
+    def ask(url):
+        with database.writing() as session:
+            webhooks.create(session, project.id, url=url, events=(), description="", limit=1)
+            yield session
+
+    with ThreadPoolExecutor() as pool:
+        first = ask("https://a.test/")
+        next(first)
+        second = pool.submit(list, ask("https://b.test/"))
+        wait([second], timeout=0.3)
+        assert list(first) == []
+        with pytest.raises(webhooks.TooMany):
+            second.result()
+    with database.reading() as session:
+        assert session.scalars(select(Webhook.url)).all() == ["https://a.test/"]
 
 
 def test_there_is_an_event_for_every_status():
