@@ -310,13 +310,14 @@ def settle(session: Session, job_id: str | None = None) -> None:
         waiting = waiting.where(Job.id == job_id)
     # In one order, and past those that somebody else is at.
     found = waiting.order_by(Job.id).with_for_update(skip_locked=True)
-    for job in session.scalars(found, execution_options={"populate_existing": True}).all():
-        _follow(session, job)
+    held = session.scalars(found, execution_options={"populate_existing": True}).all()
+    parts = shards.of_each(session, [job.id for job in held])
+    for job in held:
+        _follow(session, job, parts[job.id])
 
 
-def _follow(session: Session, job: Job) -> Job:
+def _follow(session: Session, job: Job, parts: Sequence[Job]) -> Job:
     """Take over how the shards of a job fare, and move it where that takes it. The caller holds the job."""
-    parts = shards.of(session, job.id)
     job = _tell_of(session, job, parts)
     idle = not any(part.status in HELD for part in parts)
     failed = next((part for part in parts if part.status == "failed"), None)
@@ -430,7 +431,7 @@ def ask(session: Session, job_id: str, action: Action) -> Job:
             (job,) = _move(session, "pausing", this, asked_at=now())
             if job.shards_left:
                 _pause_shards(session, job)
-                job = _follow(session, job)
+                job = _follow(session, job, shards.of(session, job_id))
         case "resume":
             (job,) = _move(session, "queued", this, event="job.resumed", not_before=None)
             if job.shards_left:
@@ -442,7 +443,7 @@ def ask(session: Session, job_id: str, action: Action) -> Job:
             (job,) = _move(session, "cancelling", this, asked_at=now())
             if job.shards_left:
                 _cancel_shards(session, job)
-                job = _follow(session, job)
+                job = _follow(session, job, shards.of(session, job_id))
             elif nobody_has_it:
                 job = _leave(session, job, "cancelled")
     return job

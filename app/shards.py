@@ -4,7 +4,7 @@ job that was posted. How many there are, what they are, and what that job shows 
 Logical batches are never cut, so the shards' reports merge to the very report of the whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -79,6 +79,16 @@ def of(session: Session, job_id: str, *, lock: bool = False) -> Sequence[Job]:
     if lock:
         query = query.with_for_update()
     return session.scalars(query, execution_options={"populate_existing": True}).all()
+
+
+def of_each(session: Session, job_ids: Sequence[str]) -> Mapping[str, Sequence[Job]]:
+    """Read the shards of several jobs, each job's by number, in one look."""
+    found: dict[str, list[Job]] = {job_id: [] for job_id in job_ids}
+    if found:
+        query = select(Job).where(Job.parent_id.in_(job_ids)).order_by(Job.parent_id, Job.shard)
+        for shard in session.scalars(query, execution_options={"populate_existing": True}):
+            found[shard.parent_id or ""].append(shard)
+    return found
 
 
 def show(shards: Sequence[Job]) -> list[dict[str, Any]]:

@@ -162,7 +162,7 @@ class Job(Table):
         Index("ix_jobs_of_project_by_status", project_id, status, priority.desc(), "id"),
         Index("ix_jobs_on_dataset", "dataset", status, "id"),
         Index("uq_jobs_shard", "parent_id", "shard", unique=True),
-        Index("ix_jobs_in_shards", shards_left, "id"),
+        Index("ix_jobs_in_shards", "finished_at", shards_left, "id"),
     )
 
 

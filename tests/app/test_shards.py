@@ -20,6 +20,7 @@ from app.tables import Delivery, Event, Job, Project
 from core import events as reported
 from core.spec import parse
 from tests import invariants
+from tests.app.statements import sent
 from tests.app.test_metrics import numbers
 from tests.app.test_webhooks import subscribe
 from tests.instance import add_key, add_project, calling
@@ -129,6 +130,29 @@ def test_each_shard_is_claimed_then_the_whole_to_be_merged(database, job_id):
         "job.succeeded",
     ]
     assert told.count("shard") == 6
+
+
+def test_a_worker_that_finds_nothing_asks_as_much_for_many_sharded_jobs_as_for_one(database, project):
+    counts = []
+    for more in (1, 5):
+        for _ in range(more):
+            create(database, project)
+        while claim(database):
+            pass
+        with sent(database) as statements:
+            assert claim(database) is None
+        counts.append(len(statements))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("instance", ["sqlite"], indirect=True)  # whose plans do not depend on how many rows there are
+def test_whoever_looks_for_jobs_that_wait_for_shards_reads_none_that_has_ended(database, project):
+    with sent(database) as statements:
+        do(database, jobs.settle)
+    (looked,) = [each for each in statements if each[0].startswith("SELECT")]
+    with database.engine.connect() as connection:
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {looked[0]}", looked[1]).all()
+    assert plan[0].detail == "SEARCH jobs USING INDEX ix_jobs_in_shards (finished_at=? AND shards_left>?)"
 
 
 def test_a_lost_shard_is_made_again_alone(database, job_id):
