@@ -21,7 +21,7 @@ from app.keys import Caller
 from app.limits import POLICY, Standing
 from app.schemas import Scope
 from app.settings import Settings
-from app.tables import ApiKey, Project
+from app.tables import ApiKey
 
 _bearer = HTTPBearer(auto_error=False, description="An API key: tmp_...")
 
@@ -32,9 +32,7 @@ def first_key(database: Database, settings: Settings) -> str | None:
     with database.writing_alone() as session:
         if session.scalar(select(ApiKey.id).limit(1)):
             return None
-        project = Project(name="default")
-        session.add(project)
-        session.flush()
+        project = keys.new_project(session, "default")
         _, secret = keys.new_key(session, project, name="first key", text=given)
         if settings.credentials_file:
             url = f"http://{settings.host}:{settings.port}"

@@ -20,7 +20,18 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, DateTime, Dialect, Engine, TypeDecorator, create_engine, event, make_url
+from sqlalchemy import (
+    Connection,
+    DateTime,
+    Dialect,
+    Engine,
+    Float,
+    TypeDecorator,
+    create_engine,
+    event,
+    make_url,
+    select,
+)
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
@@ -88,9 +99,33 @@ def _in_postgres(element: seconds_from_now, compiler: SQLCompiler, **options: An
     return f"(clock_timestamp() + ({seconds}) * interval '1 second')"
 
 
+class seconds_between(FunctionElement[float]):  # noqa: N801  # reads as the SQL function it is
+    """Seconds from the second moment to the first."""
+
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(seconds_between, "sqlite")
+def _between_in_sqlite(element: seconds_between, compiler: SQLCompiler, **options: Any) -> str:
+    later, earlier = (compiler.process(each, **options) for each in element.clauses)
+    return f"((julianday({later}) - julianday({earlier})) * 86400.0)"
+
+
+@compiles(seconds_between, "postgresql")
+def _between_in_postgres(element: seconds_between, compiler: SQLCompiler, **options: Any) -> str:
+    later, earlier = (compiler.process(each, **options) for each in element.clauses)
+    return f"extract(epoch FROM ({later}) - ({earlier}))::float8"
+
+
 def now() -> seconds_from_now:
     """The database's own time."""
     return seconds_from_now(0)
+
+
+def moment(session: Session) -> datetime:
+    """Ask the database what time it is."""
+    return session.scalars(select(now())).one()
 
 
 def why(error: Exception) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
+from app import usage
 from app.database import Timestamp, now
 from app.schemas import Actual, Duration, Estimate
 from app.tables import Attempt, Checkpoint, Event, Job
@@ -105,7 +106,7 @@ def _like(spec: AnySpec) -> list[ColumnElement[bool]]:
 
 def _finished(session: Session, spec: AnySpec, *where: ColumnElement[bool]) -> list[_Run]:
     """Find the latest jobs that have finished with the same network, data set and number of GPUs."""
-    gpus = func.coalesce(Job.spec["gpus"].as_integer(), 1) == getattr(spec, "gpus", 1)
+    gpus = usage.GPUS_WANTED == getattr(spec, "gpus", 1)  # noqa: SIM300  # a column, no constant
     whole = Job.status == "succeeded", Job.epoch == 1, Job.stopped_early.is_(False), Job.shard_count == 0
     of_job = Attempt.job_id == Job.id
     query = select(Job.id, Job.spec, Attempt.started_at, Attempt.ended_at).join(Attempt, of_job)

@@ -53,9 +53,6 @@ MOVES: Mapping[Status, frozenset[Status]] = {
     "cancelled": frozenset(),
 }
 TERMINAL = frozenset(status for status, targets in MOVES.items() if not targets)
-GPUS = func.coalesce(Job.spec["gpus"].as_integer(), 1)
-"""How many GPUs a job asks for. An evaluation names no number: it takes one."""
-
 
 OUT_OF_MEMORY = "the kernel has killed its training process: the worker's machine, or its container, is out of memory"
 """The cause of a loss that is no accident when it happens again."""
@@ -227,7 +224,7 @@ def claim(
     expire(session, patience)
     claimable = [Job.status == "queued", Job.shards_left == 0, or_(Job.not_before.is_(None), Job.not_before <= now())]
     if gpus is not None:
-        claimable.append(gpus >= GPUS)
+        claimable.append(gpus >= usage.GPUS_WANTED)
     claimed: Sequence[Job] = []
     for project_id in _whose_turn(session, and_(*claimable), running_quota):
         waiting = select(Job.id).where(Job.project_id == project_id, *claimable)
@@ -288,7 +285,7 @@ def _whose_turn(session: Session, claimable: ColumnElement[bool], running_quota:
 def gpus_wanted(session: Session, *, seconds: float) -> Sequence[int]:
     """Say what numbers of GPUs the jobs ask for that have waited for longer than so many seconds."""
     for_long = Job.status == "queued", Job.shards_left == 0, Job.updated_at < seconds_from_now(-seconds)
-    return session.scalars(select(GPUS).where(*for_long).distinct()).all()
+    return session.scalars(select(usage.GPUS_WANTED).where(*for_long).distinct()).all()
 
 
 def expire(session: Session, patience: Patience) -> None:

@@ -164,6 +164,14 @@ def list_projects(session: Session, *, after: str | None, limit: int, order: Ord
     return list_rows(session, Project, Project.id, [], after=after, limit=limit, order=order)
 
 
+def new_project(session: Session, name: str) -> Project:
+    """Make a project, which has no key yet."""
+    project = Project(name=name)
+    session.add(project)
+    session.flush()
+    return project
+
+
 def find_project(session: Session, caller: Caller, project_id: str) -> Project | None:
     """Find a project that the caller manages keys of: their own; to an admin, any."""
     return session.get(Project, project_id) if caller.is_admin or project_id == caller.project_id else None

@@ -9,20 +9,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from time import monotonic
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import ColumnElement, Float, case, func, or_, select
-from sqlalchemy.ext.compiler import compiles
+from sqlalchemy import ColumnElement, case, func, or_, select
 from sqlalchemy.orm import Session
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import usage
-from app.database import AWAY, Database, now
+from app.database import AWAY, Database, now, seconds_between
 from app.jobs import MOVES
 from app.queue import Doorbell
 from app.tables import Attempt, Delivery, Job, PastAttempt, Webhook
@@ -33,25 +29,6 @@ log = logging.getLogger(__name__)
 KEPT_SECONDS = 5.0
 _WAITS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 6 * 3600, 24 * 3600)
 """Upper bounds in seconds for the time from the posting of a job to its first claim."""
-
-
-class seconds_between(FunctionElement[float]):  # noqa: N801  # reads as the SQL function it is
-    """Seconds from the second moment to the first."""
-
-    type = Float()
-    inherit_cache = True
-
-
-@compiles(seconds_between, "sqlite")
-def _in_sqlite(element: seconds_between, compiler: SQLCompiler, **options: Any) -> str:
-    later, earlier = (compiler.process(each, **options) for each in element.clauses)
-    return f"((julianday({later}) - julianday({earlier})) * 86400.0)"
-
-
-@compiles(seconds_between, "postgresql")
-def _in_postgres(element: seconds_between, compiler: SQLCompiler, **options: Any) -> str:
-    later, earlier = (compiler.process(each, **options) for each in element.clauses)
-    return f"extract(epoch FROM ({later}) - ({earlier}))::float8"
 
 
 class Metrics:
@@ -176,7 +153,7 @@ def _jobs(session: Session) -> Iterator[Metric]:
 
 
 def _attempts(session: Session) -> Iterator[Metric]:
-    on = case((func.coalesce(Attempt.device, "cpu") == "cpu", "cpu"), else_="gpu").label("device")
+    on = case((usage.ON_GPU, "gpu"), else_="cpu").label("device")
     held = func.sum(seconds_between(func.coalesce(Attempt.ended_at, now()), Attempt.started_at))
     rows = session.execute(select(Attempt.outcome, on, func.count(), held).group_by(Attempt.outcome, on)).all()
     outcomes: dict[str, int] = {}
@@ -205,7 +182,8 @@ def _attempts(session: Session) -> Iterator[Metric]:
 
 def _gpu_seconds(session: Session) -> Iterator[float]:
     ended = func.coalesce(Attempt.ended_at, now())
-    here = select(func.sum(seconds_between(ended, Attempt.started_at) * usage.GPUS)).join(Job, Job.id == Attempt.job_id)
+    taken = func.sum(seconds_between(ended, Attempt.started_at) * usage.GPUS_TAKEN)
+    here = select(taken).join(Job, Job.id == Attempt.job_id)
     gone = select(func.sum(seconds_between(PastAttempt.ended_at, PastAttempt.started_at) * PastAttempt.gpus))
     for query in (here, gone):
         yield session.scalar(query) or 0.0

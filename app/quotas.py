@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.orm import Session
 
 from app import usage
-from app.database import now
+from app.database import moment, now
 from app.ownership import AT_WORK
 from app.schemas import QUOTAS, Quota
 from app.settings import Settings
@@ -48,10 +48,13 @@ def limit_of(project: Project, quota: Quota, settings: Settings) -> int | None:
     return default if own is None else own
 
 
-def change(project: Project, wishes: Mapping[Quota, int | None]) -> None:
+def change(session: Session, project: Project, wishes: Mapping[Quota, int | None], settings: Settings) -> None:
     """Give a project limits of its own; None gives it the instance's again."""
     merged: dict[str, int | None] = {**project.quotas, **dict(wishes.items())}
     project.quotas = {quota: merged[quota] for quota in QUOTAS if merged.get(quota) is not None}
+    session.flush()
+    if "gpu_seconds_per_month" in wishes:
+        watch_gpu_time(session, settings, project.id)
 
 
 def used(session: Session, project: Project, quota: Quota) -> float | None:
@@ -62,8 +65,8 @@ def used(session: Session, project: Project, quota: Quota) -> float | None:
         case "running_jobs":
             return usage.count_jobs(session, project.id, *AT_WORK)
         case "gpu_seconds_per_month":
-            month = usage.month_of(session.scalars(select(now())).one())
-            return usage.total(usage.stretches(session, project.id, *month)).gpu_seconds
+            month = usage.month_of(moment(session))
+            return usage.gpu_seconds(session, [project.id], *month)[project.id]
         case "stored_bytes":
             return usage.stored_bytes(session, project.id)
         case "keys":
@@ -111,13 +114,16 @@ def is_over(session: Session, project_id: str, default: int | None) -> bool:
     return usage.count_jobs(session, project_id, *AT_WORK) > limit
 
 
-def watch_gpu_time(session: Session, settings: Settings) -> None:
-    """Let no more jobs be claimed of projects that have used up the GPU time of this month, and of the others again."""
-    moment = session.scalars(select(now())).one()
-    _, next_month = usage.month_of(moment)
-    for project in session.scalars(select(Project)).all():
-        limit = limit_of(project, "gpu_seconds_per_month", settings)
-        is_out = limit is not None and (used(session, project, "gpu_seconds_per_month") or 0) >= limit
-        until = next_month if is_out else None
+def watch_gpu_time(session: Session, settings: Settings, project_id: str | None = None) -> None:
+    """Let no more jobs be claimed of projects that have used up the GPU time of this month, and of the others again; or
+    look at this one alone."""
+    month = usage.month_of(moment(session))
+    watched = select(Project) if project_id is None else select(Project).where(Project.id == project_id)
+    projects = session.scalars(watched).all()
+    limits = {project.id: limit_of(project, "gpu_seconds_per_month", settings) for project in projects}
+    spent = usage.gpu_seconds(session, [each for each, limit in limits.items() if limit is not None], *month)
+    for project in projects:
+        limit = limits[project.id]
+        until = month[1] if limit is not None and spent[project.id] >= limit else None
         if until != project.out_of_gpu_until:
             session.execute(update(Project).where(Project.id == project.id).values(out_of_gpu_until=until))

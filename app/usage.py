@@ -5,23 +5,24 @@ Worker time is the time between the begin and the end of attempts; GPU time is t
 number. What a deleted job took is kept as `PastAttempt`, so that nobody makes room in a quota by deleting.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import ColumnElement, case, exists, func, or_, select
+from sqlalchemy import ColumnElement, SQLColumnExpression, case, exists, func, literal, or_, select
 from sqlalchemy.orm import Session
 
 from app import uploads
-from app.database import Timestamp, now
+from app.database import Timestamp, now, seconds_between
 from app.schemas import GroupBy, Status
 from app.tables import ApiKey, Attempt, Checkpoint, Job, PastAttempt, State
 
-# An evaluation names no number of GPUs: it takes one. A run that has not said where it computes has not computed yet.
-GPUS = case(
-    (func.coalesce(Attempt.device, "cpu").like("cpu%"), 0),
-    else_=func.coalesce(Job.spec["gpus"].as_integer(), 1),
-)
+GPUS_WANTED = func.coalesce(Job.spec["gpus"].as_integer(), 1)
+"""How many GPUs a job asks for. An evaluation names no number: it takes one."""
+# A run that has not said where it computes has not computed yet.
+ON_GPU = func.coalesce(Attempt.device, "cpu").not_like("cpu%")
+"""Whether an attempt computes on GPUs."""
+GPUS_TAKEN = case((ON_GPU, GPUS_WANTED), else_=0)
 """How many GPUs an attempt has taken; 0 on a CPU."""
 # A shard is part of the job that somebody posted.
 _POSTED = func.coalesce(Job.parent_id, Job.id)
@@ -59,7 +60,7 @@ class Total:
 def stretches(session: Session, project_id: str, since: datetime, until: datetime) -> list[Stretch]:
     """List the parts of a project's attempts that lie between two moments, and before now."""
     ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
-    told = _POSTED, Job.kind, Job.dataset, Job.base_model, GPUS, Attempt.started_at, ended.label("ended")
+    told = _POSTED, Job.kind, Job.dataset, Job.base_model, GPUS_TAKEN, Attempt.started_at, ended.label("ended")
     present = select(*told).join(Job, Job.id == Attempt.job_id)
     present = present.where(Job.project_id == project_id, Attempt.started_at < until, ended > since)
     kept = PastAttempt
@@ -90,6 +91,35 @@ def totals(parts: Iterable[Stretch], by: GroupBy) -> list[Total]:
         for name, part in _divided(whole, by):
             groups.setdefault(name, []).append(part)
     return [total(found, name) for name, found in sorted(groups.items())]
+
+
+def gpu_seconds(session: Session, project_ids: Sequence[str], since: datetime, until: datetime) -> Mapping[str, float]:
+    """Add up each project's GPU time between two moments and before now: what `total` gives of its `stretches`, of many
+    at once and without a look at each attempt."""
+    ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
+    present = select(Job.project_id, _within(Attempt.started_at, ended, since, until, GPUS_TAKEN))
+    present = present.join(Attempt, Attempt.job_id == Job.id)
+    present = present.where(Job.project_id.in_(project_ids), Attempt.started_at < until, ended > since)
+    kept = PastAttempt
+    past = select(kept.project_id, _within(kept.started_at, kept.ended_at, since, until, kept.gpus))
+    past = past.where(kept.project_id.in_(project_ids), kept.started_at < until, kept.ended_at > since)
+    spent = dict.fromkeys(project_ids, 0.0)
+    for query in (present.group_by(Job.project_id), past.group_by(kept.project_id)):
+        for project_id, seconds in session.execute(query).all():
+            spent[project_id] += seconds
+    return spent
+
+
+def _within(
+    started: SQLColumnExpression[datetime],
+    ended: SQLColumnExpression[datetime],
+    since: datetime,
+    until: datetime,
+    times: SQLColumnExpression[int],
+) -> ColumnElement[float]:
+    first = case((started < since, literal(since, Timestamp())), else_=started)
+    last = case((ended > until, literal(until, Timestamp())), else_=ended)
+    return func.sum(seconds_between(last, first) * times)
 
 
 def jobs_by_status(session: Session, project_id: str, since: datetime, until: datetime) -> dict[Status, int]:
@@ -130,7 +160,7 @@ def stored_bytes(session: Session, project_id: str) -> int:
 
 def remember(session: Session, job_id: str) -> None:
     """Keep what a job and its shards have used, before their rows are deleted."""
-    told = Job.project_id, Job.kind, Job.dataset, Job.base_model, GPUS, Attempt.started_at
+    told = Job.project_id, Job.kind, Job.dataset, Job.base_model, GPUS_TAKEN, Attempt.started_at
     ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
     of_job = or_(Job.id == job_id, Job.parent_id == job_id)
     attempts = select(*told, ended).join(Attempt, Attempt.job_id == Job.id).where(of_job)

@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import quotas
-from app.database import now, seconds_from_now
+from app.database import moment, now, seconds_from_now
 from app.tables import Delivery, Job, Webhook
 
 TEST_EVENT = "webhook.test"
@@ -93,6 +93,11 @@ def change(session: Session, webhook: Webhook, changes: dict[str, Any]) -> None:
     _save(session, webhook)
 
 
+def remove(session: Session, webhook: Webhook) -> None:
+    """Delete a webhook with its deliveries: what was not yet sent is never sent."""
+    session.delete(webhook)
+
+
 def rotate_secret(session: Session, webhook: Webhook) -> None:
     """Give a webhook a new secret; the one before signs along for ROTATION_SECONDS."""
     webhook.previous_secret, webhook.secret = webhook.secret, _new_secret()
@@ -136,7 +141,7 @@ def announce(session: Session, job: Job) -> None:
 def test(session: Session, webhook: Webhook) -> Delivery:
     """Send an event that says nothing. Raises Disabled."""
     _check_enabled(webhook)
-    at = session.scalars(select(now())).one()
+    at = moment(session)
     delivery = _delivery(webhook, TEST_EVENT, at, {"id": webhook.id, "object": "webhook"}, job_id=None)
     session.add(delivery)
     session.flush()

@@ -1,4 +1,5 @@
-"""One file per noun of the API. A route gets, asks `app.jobs`, and returns the row."""
+"""One file per noun of the API. A route finds what it is asked about, has the noun's own module do it, and shows the
+row. What is asked of the database is in such modules: `app.jobs`, `app.files`, `app.webhooks`, `app.reading`."""
 
 from collections.abc import Mapping
 

@@ -49,9 +49,7 @@ class ProjectChange(BaseModel):
 @router.post("/projects", status_code=201, responses=problems(*_BODY), dependencies=[Once, Json])
 def create_project(wish: ProjectWish, session: Writing, response: Response) -> schemas.Project:
     """Make a project. It has no key yet: make one with POST /api_keys and its id."""
-    project = tables.Project(name=wish.name)
-    session.add(project)
-    session.flush()
+    project = keys.new_project(session, wish.name)
     response.headers["Location"] = f"/projects/{project.id}"
     return show_project(project)
 
@@ -84,9 +82,7 @@ def change_project(
     project = the_project(session, caller, project_id)
     if change.name is not None:
         project.name = change.name
-    quotas.change(project, change.quotas)
-    session.flush()
-    quotas.watch_gpu_time(session, service.settings)
+    quotas.change(session, project, change.quotas, service.settings)
     return show_project(project)
 
 

@@ -1,14 +1,13 @@
 """What the project of the key has used."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from sqlalchemy import select
 
 from app import schemas, usage
 from app.auth import ProjectId, needs
-from app.database import now
+from app.database import moment
 from app.dependencies import Moment, Once, Reading
 from app.errors import InvalidParameter, problems
 from core.advice import FieldError
@@ -31,8 +30,8 @@ def get_usage(
     ] = None,
 ) -> schemas.Usage:
     """Get what the project has used: jobs by status, worker time and GPU time, stored bytes."""
-    moment: datetime = session.scalars(select(now())).one()
-    since, until = since or usage.month_of(moment)[0], until or moment
+    at = moment(session)
+    since, until = since or usage.month_of(at)[0], until or at
     if not timedelta(0) <= until - since <= _LONGEST:
         detail = f"choose a time from 0 to {_LONGEST.days} days after `from`, which is {since.isoformat()}"
         raise InvalidParameter([FieldError(pointer="/to", code="out_of_range", detail=detail)])

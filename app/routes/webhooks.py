@@ -154,7 +154,7 @@ def change_webhook(
 )
 def delete_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writing) -> None:
     """Delete a webhook with its log. What was not yet sent is never sent."""
-    session.delete(_the_webhook(session, project_id, webhook_id))
+    webhooks.remove(session, _the_webhook(session, project_id, webhook_id))
 
 
 @router.post(

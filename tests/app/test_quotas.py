@@ -14,6 +14,7 @@ from app.tables import Attempt, Job, PastAttempt, Project
 from app.upkeep import Premises, watch_gpu_time
 from core.events import Saved
 from core.spec import parse
+from tests.app.statements import sent
 from tests.instance import DIGITS, add_key, add_project, calling, serving
 
 SPEC = parse(DIGITS)
@@ -232,7 +233,7 @@ def test_a_project_without_gpu_time_left_claims_nothing_until_it_has_some(settin
         attempt(session, project, datetime.now(UTC) - 2 * HOUR, 2)
     with database.reading() as session:
         month = usage.month_of(datetime.now(UTC))
-        spent = usage.total(usage.stretches(session, project.id, *month)).gpu_seconds
+        spent = usage.gpu_seconds(session, [project.id], *month)[project.id]
     limit(database, project, gpu_seconds_per_month=int(spent) - 1)
     watch_gpu_time(premises)
     assert claim(database) is None
@@ -240,6 +241,36 @@ def test_a_project_without_gpu_time_left_claims_nothing_until_it_has_some(settin
     changed = api.patch(f"/projects/{project.id}", json={"quotas": {"gpu_seconds_per_month": int(spent) + 9}})
     assert changed.json()["quotas"] == {"gpu_seconds_per_month": int(spent) + 9}
     assert claim(database) is not None
+
+
+def test_a_look_at_gpu_time_is_as_much_for_many_projects_as_for_one_and_a_new_name_needs_none(
+    settings, database, project, api
+):
+    premises, counts = Premises(settings, database, None, None), []
+    for more in (1, 5):
+        for _ in range(more):
+            limit(database, add_project(database), gpu_seconds_per_month=1)
+        with sent(database) as statements:
+            watch_gpu_time(premises)
+        counts.append(len(statements))
+    assert counts[0] == counts[1]
+    for change, looks in (({"name": "vision"}, False), ({"quotas": {"gpu_seconds_per_month": 1}}, True)):
+        with sent(database) as statements:
+            assert api.patch(f"/projects/{project.id}", json=change).status_code == 200
+        assert any("attempts" in text for text, _ in statements) == looks
+
+
+def test_gpu_time_of_many_projects_is_what_the_stretches_of_each_add_up_to(database, worked):
+    july = [datetime.fromisoformat(moment) for moment in JULY.values()]
+    with database.writing() as session:
+        deleted = session.scalars(select(Job.id).order_by(Job.id).limit(1)).one()
+        usage.remember(session, deleted)
+        session.execute(delete(Job).where(Job.id == deleted))
+        projects = session.scalars(select(Project.id)).all()
+        spent = usage.gpu_seconds(session, projects, *july)
+        added = {each: usage.total(usage.stretches(session, each, *july)).gpu_seconds for each in projects}
+    assert spent == pytest.approx(added, abs=0.01)
+    assert sorted(spent.values()) == pytest.approx([14400, 360_000], abs=0.01)
 
 
 def test_the_limits_of_a_project_are_told_and_changed(api, project):

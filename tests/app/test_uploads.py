@@ -118,9 +118,9 @@ def test_a_file_that_is_not_what_was_announced_is_aborted_and_its_room_is_free(a
         assert uploads.room_taken(session, row(database, upload).project_id) == 0
 
 
-def test_a_project_gets_no_more_room_than_it_has_even_when_it_asks_many_times_at_once(api, database, project):
+def test_a_project_gets_no_more_room_than_it_has_even_when_it_asks_many_times_at_once(api, database, project, settings):
     with database.writing() as session:
-        quotas.change(session.get_one(Project, project.id), {"stored_bytes": 100})
+        quotas.change(session, session.get_one(Project, project.id), {"stored_bytes": 100}, settings)
     wish = {"filename": "x", "bytes": 40, "sha256": "0" * 64, "purpose": "model"}
     with ThreadPoolExecutor(8) as pool:
         posted = list(pool.map(lambda _: api.post("/uploads", json=wish).status_code, range(8)))
