@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import uploads
+from app import reading, uploads
 from app.database import now, seconds_from_now
 from app.schemas import FileFailure
 from app.tables import Checkpoint, Dataset, Examined, Input, Job, Model, Upload, new_id
@@ -300,7 +300,7 @@ def link(session: Session, job: Job, spec: AnySpec) -> None:
                 raise Gone(f"the {field} {name} has just been removed")
             made_by = (file.job_id, file.checkpoint_id) if isinstance(file, Model) else (None, None)
             session.add(_input(job, field, file.id, file.sha256, *made_by))
-        elif checkpoint := find_checkpoint(session, job.project_id, name):
+        elif checkpoint := reading.find_checkpoint(session, job.project_id, name):
             session.add(_input(job, field, checkpoint.id, checkpoint.sha256, checkpoint.job_id, checkpoint.id))
 
 
@@ -312,12 +312,6 @@ def _link_like(session: Session, job: Job, other_id: str) -> None:
             raise Gone(f"the {taken.field} of {other_id} has been removed")
         made_by = taken.made_by_job, taken.made_by_checkpoint
         session.add(_input(job, taken.field, taken.source_id, taken.sha256, *made_by))
-
-
-def find_checkpoint(session: Session, project_id: str, checkpoint_id: str) -> Checkpoint | None:
-    """Find a checkpoint of this project's jobs by its id."""
-    owned = select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(Job.project_id == project_id)
-    return session.scalars(owned.where(Checkpoint.id == checkpoint_id)).one_or_none()
 
 
 def _input(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
-from app import files
+from app import files, reading
 from app.schemas import FileStatus
 from core.advice import FieldError
 from core.catalog import DATASETS, MODELS, ArchitectureEntry, DatasetEntry, find_architecture
@@ -79,7 +79,7 @@ class Inventory:
                 continue
             if file := files.find(session, kind, project_id, wanted):
                 named[name] = OwnFile(file.status, _size_in(file.summary))
-            elif kind == "model" and files.find_checkpoint(session, project_id, wanted):
+            elif kind == "model" and reading.find_checkpoint(session, project_id, wanted):
                 named[name] = OwnFile("ready", None)
             else:
                 ready[kind] = files.names(session, kind, project_id)
