@@ -25,7 +25,7 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pydantic import ValidationError
 
@@ -38,6 +38,9 @@ from core.narration import describe, narrate
 from core.published import PUBLISHED
 from core.spec import AnySpec, EvaluateSpec
 from core.wishes import Interrupted, Wishes, heed_signals
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,29 +94,39 @@ def _run(spec: AnySpec, options: argparse.Namespace, wishes: Wishes) -> Iterator
     # time is lost (measured on 2 cores, digits: 45 s against 22 s); spinning briefly costs a tenth on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # torch takes seconds to load: not for --help, and not for a spec that is refused.
-    import torch
-
     from core.evaluation import score
     from core.inputs import Inputs
     from core.training import fine_tune
 
-    try:
-        device = torch.empty(0, device=options.device).device if options.device else None
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(
-            f"cannot compute on {options.device!r}: {error}", hint="name a device such as cpu or cuda:0", field="device"
-        ) from error
     inputs = Inputs(
         weights=options.weights,
         data=options.data,
         extra_data=options.extra_data,
         workers=options.workers,
         leave_out_unusable=options.leave_out_unusable,
-        device=device,
+        device=None if options.device is None else _find_device(options.device),
     )
     if isinstance(spec, EvaluateSpec):
         return score(spec, options.output, inputs, shard=options.shard)
     return fine_tune(spec, options.output, inputs, wishes=wishes, restart=options.restart)
+
+
+def _find_device(name: str) -> "torch.device":
+    import torch
+
+    try:
+        one = torch.ones(1, device=name)
+        # A meta device holds tensors and no numbers.
+        one.item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        # Where torch has no kernels for a device, it lists those that it has.
+        reason = "torch has nothing for it here" if isinstance(error, NotImplementedError) else str(error)
+        raise BadInput(
+            f"cannot compute on {name!r}: {reason.partition(chr(10))[0]}",
+            hint="name a device such as cpu or cuda:0",
+            field="device",
+        ) from error
+    return one.device
 
 
 def _merge(options: argparse.Namespace) -> Iterator[Event]:
@@ -179,7 +192,8 @@ def _import(options: argparse.Namespace) -> Iterator[str]:
         )
     wanted = read_import(options)
     if not options.file.is_file():
-        raise BadInput(f"there is no file {options.file}", hint="check the path", field="file")
+        what = "is a folder, not a file" if options.file.is_dir() else "is not there"
+        raise BadInput(f"{options.file} {what}", hint="give the path of the weights' file", field="file")
     from core.conversion import import_weights
 
     done = import_weights(options.file, wanted, options.output or Path(f"{options.file.stem}.safetensors"))

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from core.advice import explain
 from core.catalog import DATASETS, NORMS
 from core.errors import BadInput
-from core.spec import SPECS, AnySpec, Evaluation, ImportSpec, Method, did_you_mean, parse
+from core.spec import SPECS, AnySpec, Evaluation, ImportSpec, Method, default_eps, did_you_mean, parse
 
 IMPORT = "import-weights"
 MERGE = "merge"
@@ -32,20 +33,24 @@ def make_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             kind, help=model.__doc__, description=model.__doc__, usage=usage, allow_abbrev=False
         )
-        command.add_argument("spec", nargs="?", type=Path, help="a JSON file with the spec")
+        command.add_argument("spec", nargs="?", type=_path, help="a JSON file with the spec")
         command.add_argument(
             "--output",
-            type=Path,
+            type=_path,
             default=Path("runs") / kind,
             help=f"folder for what the run writes; by default runs/{kind} in this one",
         )
-        command.add_argument("--weights", type=Path, help="the base model's file, when it is not a shipped one")
-        command.add_argument("--data", type=Path, help="the data set's folder or archive, when it is not built in")
+        # A run from random weights takes none, and says so where some are given.
+        weights_help = argparse.SUPPRESS if kind == "train" else "the base model's file, when it is not a shipped one"
+        command.add_argument("--weights", type=_path, help=weights_help)
+        command.add_argument("--data", type=_path, help="the data set's folder or archive, when it is not built in")
         if kind == "evaluate":
             command.set_defaults(extra_data=None)
         else:
             command.add_argument(
-                "--extra-data", type=Path, help="a second labelled set to train on: a .npz file, a folder or an archive"
+                "--extra-data",
+                type=_path,
+                help="a second labelled set to train on: a .npz file, a folder or an archive",
             )
         command.add_argument(
             "--leave-out-unusable",
@@ -86,8 +91,8 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_merge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     help_text = "Put the reports of an evaluation's shards together, to the very report of the whole."
     command = commands.add_parser(MERGE, help=help_text, description=help_text, allow_abbrev=False)
-    command.add_argument("folders", nargs="+", type=Path, help="what the shards wrote: their folders or report files")
-    command.add_argument("--output", type=Path, default=Path("runs") / "merge", help="folder for the whole's report")
+    command.add_argument("folders", nargs="+", type=_path, help="what the shards wrote: their folders or report files")
+    command.add_argument("--output", type=_path, default=Path("runs") / "merge", help="folder for the whole's report")
     command.add_argument("--json", action="store_true", help="print events as JSON lines")
     command.add_argument(
         "--until-stdin-closes", action="store_true", help="end when stdin does: where a program starts it"
@@ -97,10 +102,10 @@ def _add_merge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(IMPORT, help=ImportSpec.__doc__, description=ImportSpec.__doc__, allow_abbrev=False)
     command.add_argument(
-        "file", nargs="?", type=Path, help="the weights: a safetensors file, or a torch file of tensors"
+        "file", nargs="?", type=_path, help="the weights: a safetensors file, or a torch file of tensors"
     )
     command.add_argument(
-        "--output", type=Path, help="the checkpoint to write; by default FILE's name with .safetensors"
+        "--output", type=_path, help="the checkpoint to write; by default FILE's name with .safetensors"
     )
     command.add_argument("--list", action="store_true", help="list the published weights that are known by name")
     command.add_argument("--json", action="store_true", help="print a failure, or what was written, as a JSON line")
@@ -127,9 +132,9 @@ def _add_examinations(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         ),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
-        command.add_argument("file", type=Path, help=what)
+        command.add_argument("file", type=_path, help=what)
         command.add_argument(
-            "--output", type=Path, default=Path("runs") / name, help="folder for the report and what belongs to it"
+            "--output", type=_path, default=Path("runs") / name, help="folder for the report and what belongs to it"
         )
         command.add_argument("--most-bytes", type=_count, help="most bytes of the file, unpacked and decoded")
         command.add_argument("--most-seconds", type=_count, help="most time")
@@ -157,7 +162,7 @@ def _options(model: type[BaseModel]) -> Iterator[tuple[str, str, Callable[[str],
         text = " ".join((field.description or "").split()).replace("%", "%%")
         yield name, text, _reader(field.annotation)
         if name == "eps":
-            yield from ((f"eps.{norm}", f"The radius for {norm}.", _read) for norm in NORMS)
+            yield from ((f"eps.{norm}", f"The radius for {norm}; other norms keep theirs.", _read) for norm in NORMS)
         if part := _PARTS.get(name):
             yield from ((f"{name}.{inner}", text, read) for inner, text, read in _options(part))
 
@@ -177,8 +182,15 @@ def _read(text: str) -> Any:
     """Read a value as JSON where it is, else as the word it is."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
+
+
+def _path(text: str) -> Path:
+    """Read a path; an empty one would mean the folder that the command happens to run in."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no path: name a file or folder, or leave the option out")
+    return Path(text)
 
 
 def _count(text: str) -> int:
@@ -205,14 +217,19 @@ def read_spec(options: argparse.Namespace) -> AnySpec:
             field="webhook",
         )
     if options.kind != "evaluate" and "WORLD_SIZE" in os.environ:
-        body.setdefault("gpus", int(os.environ["WORLD_SIZE"]))
+        body.setdefault("gpus", _processes(os.environ["WORLD_SIZE"]))
     if options.weights and options.kind != "train":
-        body.setdefault("base_model", options.weights.stem)
+        body.setdefault("base_model", _name_after(options.weights.stem, "--base-model"))
+    # In the order of the fields: what names the data set comes before eps.
     for name, value in vars(options).items():
         if name.startswith("spec.") and value is not None:
-            _set(body, name.removeprefix("spec.").split("."), value)
+            path = name.removeprefix("spec.").split(".")
+            if path[0] == "eps" and len(path) > 1 and "eps" not in body:
+                # One radius by its own option varies that one; the other norms are still evaluated.
+                body["eps"] = default_eps(body.get("base_model"), body.get("dataset"))
+            _set(body, path, value)
     if options.extra_data and not body.get("extra_dataset"):
-        body["extra_dataset"] = options.extra_data.name.partition(".")[0]
+        body["extra_dataset"] = _name_after(options.extra_data.name.partition(".")[0], "--extra-dataset")
     dataset = body.get("dataset")
     if isinstance(dataset, str) and dataset not in DATASETS and not options.data:
         raise BadInput(
@@ -255,18 +272,54 @@ def _said_field_by_field(kind: str) -> Iterator[None]:
         ) from error
 
 
+def _processes(text: str) -> int:
+    """Read how many processes torchrun says that it has started."""
+    if not text.isdecimal():
+        raise BadInput(
+            f"the environment variable WORLD_SIZE is {text!r}, which is no number of processes",
+            hint="unset it, or start the run with torchrun, which sets it",
+            field="gpus",
+        )
+    return int(text)
+
+
+def _name_after(word: str, option: str) -> str:
+    """Make a name for a spec of a file's, in the characters that names have."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", word, flags=re.ASCII).lstrip("._-")[:128]
+    if not name:
+        raise BadInput(
+            f"no name can be made of {word!r}",
+            hint=f"give one of letters and digits with {option}",
+            field=option.removeprefix("--").replace("-", "_"),
+        )
+    return name
+
+
 def _set(body: dict[str, Any], path: list[str], value: Any) -> None:
     *outer, last = path
     for name in outer:
         inside = body.get(name, {})
-        body[name] = inside = {"name": inside} if isinstance(inside, str) else dict(inside)
-        body = inside
+        if name == "method" and isinstance(inside, str):
+            inside = {"name": inside}
+        if not isinstance(inside, dict):
+            raise BadInput(
+                f"{name} is {_shorten(json.dumps(inside))}, which has no {last} to set",
+                hint=f"give {name} as an object, or leave --{'.'.join(path)} out",
+                field=name,
+            )
+        body[name] = body = dict(inside)
     body[last] = value
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 64 else f"{text[:64]}..."
 
 
 def _file(path: Path) -> dict[str, Any]:
     try:
         body = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise BadInput(f"{path} is nested too deeply for a spec", hint="correct the file", field="spec") from error
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}", hint="check the path", field="spec") from error
     except ValueError as error:

@@ -53,6 +53,8 @@ class DatasetEntry(Entry):
     """Weight decay of SGD."""
     augmentation: Augmentation
     """What training does to an image before it attacks it."""
+    bound: float = 0.5
+    """How different, by LPIPS, PAT may make an image look (Laidlaw et al. 2021)."""
     streamed: bool = False
     """Whether it is too large for memory and comes from the files of a folder, which a run must be given."""
 
@@ -158,6 +160,7 @@ DATASETS: Mapping[str, DatasetEntry] = {
             steps={"linf": 5, "l2": 5, "l1": 15},
             weight_decay=1e-4,
             augmentation="resized-crop-flip",
+            bound=0.25,
             streamed=True,
         ),
     )

@@ -127,9 +127,11 @@ def make_folder(path: Path) -> None:
     """Make the folder that a run writes into, before it starts. Raises UserError where that cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # A ValueError is a NUL in the name.
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"cannot write into {path}: {error.strerror}", hint="name a folder that can be written", field="output"
+            f"cannot write into {str(path)!r}: {reason}", hint="name a folder that can be written", field="output"
         ) from error
 
 
@@ -185,6 +187,12 @@ def load(path: Path) -> tuple[nn.Module, Header]:
 
 def read_header(path: Path) -> Header:
     """Read only what a checkpoint says about itself. Raises BadWeights when it is not a Temper checkpoint."""
+    if path.is_dir():
+        raise BadWeights(
+            f"{path} is a folder, not a checkpoint",
+            hint=f"name the file in it, such as {path / 'checkpoint.safetensors'}",
+            field="base_model",
+        )
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)
@@ -212,6 +220,15 @@ def read_header(path: Path) -> Header:
             hint="give a checkpoint made by this version of Temper",
             field="base_model",
         ) from error
+
+
+def has_header(path: Path) -> bool:
+    """Say whether a file is a checkpoint of ours, and no other or damaged one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def find_weights(base_model: str, given: Path | None) -> Path:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic_core import PydanticCustomError
+
 from core import checkpoint
 from core.catalog import DATASETS
 from core.checkpoint import Header, Origin
@@ -10,7 +12,7 @@ from core.errors import BadInput, BadWeights
 from core.models import Blueprint
 from core.models.foreign import Foreign, check_normalisation, convert, count_classes, fitting, read
 from core.published import PUBLISHED, PublishedEntry
-from core.spec import ImportSpec
+from core.spec import ImportSpec, check_radius
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,17 @@ def import_weights(file: Path, spec: ImportSpec, output: Path) -> Imported:
     """
     if output.suffix != ".safetensors":
         raise BadInput(f"{output} is no name for a checkpoint", hint="let it end with .safetensors", field="output")
+    if checkpoint.has_header(file):
+        raise BadInput(
+            f"{file.name} is a checkpoint of Temper already, which says itself what it is",
+            hint=f"use it as it is with --weights {file.name}; to say something else of its weights, import the file "
+            "that they first came from",
+            field="file",
+        )
     published = PUBLISHED.get(spec.published)
     foreign = read(file, key=spec.key)
     blueprint = _blueprint(spec, published, foreign)
+    _check_claim(spec, blueprint)
     model, left_out = convert(foreign, blueprint, file.name)
     origin = Origin(
         file=file.name,
@@ -135,6 +145,18 @@ def _blueprint(spec: ImportSpec, published: PublishedEntry | None, foreign: Fore
     mean, std = _normalisation(spec, published, foreign)
     check_normalisation(size[0], mean, std)
     return Blueprint(architecture, size, classes, mean=mean, std=std)
+
+
+def _check_claim(spec: ImportSpec, blueprint: Blueprint) -> None:
+    """Refuse a claim at a radius at which no classifier of such images can be robust. Raises BadInput."""
+    if spec.norm is None or spec.eps is None:
+        return
+    try:
+        check_radius(spec.norm, spec.eps, blueprint.shape)
+    except PydanticCustomError as error:
+        raise BadInput(
+            f"eps {error.message()}", hint="give eps in pixel units of images in [0, 1]", field="eps"
+        ) from error
 
 
 def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:

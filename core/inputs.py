@@ -72,6 +72,12 @@ class Loaded:
 
 def load(spec: AnySpec, inputs: Inputs) -> Loaded:
     """Load what a spec names. Raises BadInput, BadDataset, BadWeights, and DoesNotFit when data and model differ."""
+    if inputs.weights and isinstance(spec, TrainSpec):
+        raise BadInput(
+            f"{inputs.weights} is given, but this run trains from random weights",
+            hint="leave the weights out, or start from them with: python -m core finetune --weights ...",
+            field="weights",
+        )
     dataset = data.load(
         spec.dataset,
         inputs.data,

@@ -211,7 +211,7 @@ PUBLISHED: Mapping[str, PublishedEntry] = {
             classes=1000,
             mean=_IMAGENET_MEAN,
             std=_IMAGENET_STD,
-            source="https://github.com/MadryLab/robustness names it among its pretrained models, as l2, eps 3",
+            source="https://www.dropbox.com/s/knf4uimlqsi1yz8/imagenet_l2_3_0.pt?dl=0",
         ),
         PublishedEntry(
             name="imagenet/Linf/Bai2021_ResNet50_GELU",

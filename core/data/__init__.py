@@ -5,7 +5,7 @@ is fixed, so that "the first 300 test points" means the same everywhere. A new o
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.catalog import DATASETS
@@ -57,7 +57,7 @@ def load(
     imagenet the folder that holds `train/` and `val/`. extra: a second labelled set, as `extra_data.load` reads it.
     workers: processes that read a streamed set, by default one per core. interpolation: how its images are resized for
     evaluation. leave_out: told of each image of a folder or archive that cannot be used, and why, which then is no part
-    of the data; by default the first such image is an error.
+    of the data; by default the first such image is an error. Streamed sets are not looked through, and take none.
 
     Raises BadInput for a name that needs a path and has none, or the other way round, BadDataset when images cannot be
     read, and DoesNotFit for extra data of another shape or other classes.
@@ -72,7 +72,7 @@ def load(
         case "digits":
             dataset = Dataset(*digits.load())
         case "cifar10" | "cifar100":
-            dataset = Dataset(*cifar.load(name, path))
+            dataset = Dataset(*cifar.load(name, path, leave_out=leave_out))
         case _ if path is None:
             raise _needs_path(name)
         case _ if arrays.is_arrays(path):
@@ -83,10 +83,16 @@ def load(
             dataset = Dataset(*imagenet.load(path, workers=workers, interpolation=interpolation))
         case _:
             dataset = Dataset(*image_folder.load(path, leave_out=leave_out))
-    if extra is None:
-        return dataset
-    second = extra_data.load(extra, like=dataset.train, classes=dataset.classes, leave_out=leave_out)
-    return Dataset(dataset.train, dataset.test, dataset.classes, second)
+    if extra is not None:
+        second = extra_data.load(extra, like=dataset.train, classes=dataset.classes, leave_out=leave_out)
+        dataset = replace(dataset, extra=second)
+    if leave_out and isinstance(dataset.train, Stream):
+        raise BadInput(
+            f"images of {name} are read as they are needed: which of them cannot be used is not known before",
+            hint="run without --leave-out-unusable, and remove or replace the file that the run then names",
+            field="dataset",
+        )
+    return dataset
 
 
 def _needs_path(name: str) -> BadInput:

@@ -37,8 +37,8 @@ def load(path: Path) -> Split:
         raise _bad(path, f"images are {images.dtype} of shape {images.shape}")
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
         raise _bad(path, f"{len(images)} images, but labels are {labels.dtype} of shape {labels.shape}")
-    if not len(images):
-        raise _bad(path, "there are no images")
+    if not images.size:
+        raise _bad(path, f"there are no images: they are of shape {images.shape}")
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     return Split(pixels, torch.from_numpy(labels.astype(np.int64)))
 

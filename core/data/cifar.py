@@ -8,6 +8,7 @@ import torch
 from core.catalog import DATASETS
 from core.data import image_folder
 from core.data.class_folders import PARTS
+from core.data.image_folder import LeaveOut
 from core.data.split import Split
 from core.errors import BadDataset
 
@@ -15,14 +16,23 @@ _CACHE = Path("~/.cache/temper")
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 
-def load(name: Literal["cifar10", "cifar100"], path: Path | None) -> tuple[Split, Split, tuple[str, ...]]:
+def load(
+    name: Literal["cifar10", "cifar100"], path: Path | None, *, leave_out: LeaveOut | None = None
+) -> tuple[Split, Split, tuple[str, ...]]:
     """Load the training part, the test part and the class names. Raises BadDataset when it cannot be had.
 
-    path: the folder that torchvision keeps it in, or the same images as an ImageFolder folder or archive.
+    path: the folder that torchvision keeps it in or is to keep it in, or the same images as an ImageFolder folder or
+    archive. leave_out: told of each image of those that cannot be used; torchvision's files are whole or refused.
     """
     path = path and path.expanduser()
+    if path and not path.exists():
+        raise BadDataset(
+            f"there is nothing at {path}",
+            hint="check the path; for an empty folder to fetch it into, make that folder first",
+            field="dataset",
+        )
     if path and _holds_images(path):
-        return _checked(name, *image_folder.load(path))
+        return _checked(name, *image_folder.load(path, leave_out=leave_out))
     import torchvision.datasets  # slow to import, and only needed here
 
     kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]

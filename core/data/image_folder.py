@@ -24,10 +24,10 @@ from PIL import Image, UnidentifiedImageError
 
 from core.data.archive import Archive, Caps, ends_as_archive
 from core.data.class_folders import PARTS, SUFFIXES, name_classes
+from core.data.pictures import FORMATS, in_bytes
 from core.data.split import Split
 from core.errors import BadDataset
 
-_FORMATS = ("JPEG", "PNG", "WEBP")
 _LARGEST_FILE = 64 * 2**20
 _MOST_PIXELS = 2**24
 # What the operator put there may be as large as the machine can hold.
@@ -187,7 +187,7 @@ def _size(content: bytes) -> tuple[int, int]:
 def _decode(content: bytes) -> np.ndarray:
     """Decode one image to (height, width) grey or (height, width, 3) colour bytes. Raises _Unusable."""
     with _opened(content) as image:
-        return np.asarray(image if image.mode == "L" else image.convert("RGB"))
+        return np.asarray(in_bytes(image))
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def _opened(content: bytes) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > _MOST_PIXELS:
                     raise _Unusable(f"it is {width} x {height}, a decompression bomb or far too large")

@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from core.catalog import Augmentation
+from core.data.pictures import FORMATS, in_bytes
 from core.data.split import Batch, Split
 from core.errors import BadDataset, UserError
 from core.spec import Interpolation
 
-_FORMATS = ("JPEG", "PNG", "WEBP")
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _CHUNK = 50
 """Images that a worker reads at once for evaluation."""
@@ -199,9 +199,9 @@ class _Files(Dataset):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", Image.DecompressionBombWarning)
-                    with Image.open(io.BytesIO((self._root / name).read_bytes()), formats=_FORMATS) as image:
+                    with Image.open(io.BytesIO((self._root / name).read_bytes()), formats=FORMATS) as image:
                         draw = random.Random(f"{job.seed}/{place}")
-                        pixels[row] = self._view(image.convert("RGB"), job.augmentation, draw)
+                        pixels[row] = self._view(in_bytes(image).convert("RGB"), job.augmentation, draw)
             except UnidentifiedImageError:
                 return _Damaged(name, "it is not a JPEG, PNG or WebP image")
             except (

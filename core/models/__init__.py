@@ -4,10 +4,12 @@ Input normalisation is part of the model, so that every eps means pixel units, w
 here and one entry in `core.catalog.ARCHITECTURES`.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from core.catalog import ARCHITECTURES, TIMM, find_architecture
 from core.errors import BadInput, DoesNotFit
@@ -19,6 +21,9 @@ from core.models.resnet import resnet_18, resnet_50
 from core.models.timm_classifier import timm_classifier
 from core.models.wide_resnet import WideResNet
 from core.spec import did_you_mean
+
+# What networks raise for images that they cannot take is no one class.
+_CANNOT = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,9 @@ def build(blueprint: Blueprint) -> nn.Module:
             hint="give a data set, or weights, with 2 classes or more",
             field="dataset",
         )
-    if isinstance(network := _network(blueprint), DMWideResNet):
+    network = _network(blueprint)
+    _try_out(network, blueprint)
+    if isinstance(network, DMWideResNet):
         return network  # it normalises between its padding and its first convolution
     return Normalized(network, blueprint.mean, blueprint.std) if blueprint.mean else network
 
@@ -114,6 +121,36 @@ def _network(blueprint: Blueprint) -> nn.Module:
             return timm_classifier("xcit_small_12_p16_224", blueprint.shape, classes)
     assert blueprint.architecture.startswith(TIMM), f"{blueprint.architecture} is in the catalogue but not built here"
     return timm_classifier(blueprint.architecture.removeprefix(TIMM), blueprint.shape, classes)
+
+
+def _try_out(network: nn.Module, blueprint: Blueprint) -> None:
+    """Refuse images that a network cannot take, most often because they are too small for it. Raises DoesNotFit.
+
+    Two images go through it: first as shapes without numbers, which costs next to nothing, and where that fails, as not
+    all code can do it, as black ones. Neither draws a random number nor changes a buffer. An outline is not tried.
+    """
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    if any(tensor.is_meta for tensor in tensors.values()):
+        return
+    was, shape = network.training, (2, *blueprint.shape)
+    network.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with suppress(*_CANNOT), torch.device("meta"):
+                functional_call(
+                    network, {name: tensor.to("meta") for name, tensor in tensors.items()}, torch.zeros(shape)
+                )
+                return
+            network(torch.zeros(shape))
+    except _CANNOT as error:
+        raise DoesNotFit(
+            f"{blueprint.architecture} cannot take images of {describe(blueprint.shape)}: "
+            f"{str(error).partition(chr(10))[0]}",
+            hint="choose a network for images of this size, or make the images larger",
+            field="architecture",
+        ) from error
+    finally:
+        network.train(was)
 
 
 def describe(shape: tuple[int, int, int]) -> str:

@@ -8,6 +8,8 @@ refused: tensors and plain containers are all that is read from it.
 
 import pickle
 import re
+import struct
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,13 @@ _CONTAINERS = (
 )
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "network.", "net.")
 _NORMALISATION = re.compile(r"((normalize|normalizer|normalization|norm|0)\.)?(new_)?(?P<what>mean|std|mu|sigma)")
+
+
+# What a network of ours can take over as it is, or after a change of precision.
+_PLAIN = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,8 @@ def read(path: Path, *, key: str = "") -> Foreign:
         # MadryLab's attacker owns the network a second time.
         if bare.startswith("attacker."):
             continue
-        if bare in weights and not torch.equal(weights[bare], tensor):
+        _check_kind(tensor, name, path.name)
+        if bare in weights and not _same(weights[bare], tensor):
             raise BadWeights(
                 f"{path.name} holds two different tensors that both mean {bare}",
                 hint="the file holds two networks: save the one you want alone",
@@ -127,21 +137,47 @@ def read(path: Path, *, key: str = "") -> Foreign:
     return Foreign(weights=weights, mean=_numbers(mean), std=_numbers(std), key=taken)
 
 
+def _check_kind(tensor: Tensor, name: str, where: str) -> None:
+    """Refuse a tensor that does not hold plain numbers, one beside the other. Raises BadWeights."""
+    kinds = {
+        "has no numbers, only a shape": tensor.is_meta,
+        "is quantised": tensor.is_quantized,
+        "is sparse or nested, not dense": tensor.layout != torch.strided or tensor.is_nested,
+        f"is of type {str(tensor.dtype).removeprefix('torch.')}": tensor.dtype not in _PLAIN,
+    }
+    if kind := next((kind for kind, applies in kinds.items() if applies), None):
+        raise BadWeights(
+            f"{name} in {where} {kind}",
+            hint="load the weights with the code that they came with, and save them as dense floating-point tensors",
+            field="file",
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
 def _content(path: Path) -> Any:
     try:
         with path.open("rb") as file:
-            begins = file.read(64).lstrip()
-        if begins.startswith(b"<"):
-            raise BadWeights(
-                f"{path.name} is a web page, not weights",
-                hint="the download failed: open the address in a browser, or download it anew",
-                field="file",
-            )
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+            begins = file.read(64)
     except OSError as error:
         raise BadWeights(f"cannot read {path}: {error.strerror}", hint="check the path", field="file") from error
+    if not begins:
+        raise BadWeights(f"{path.name} is empty", hint="the download failed: download it anew", field="file")
+    if begins.lstrip().startswith(b"<"):
+        raise BadWeights(
+            f"{path.name} is a web page, not weights",
+            hint="the download failed: open the address in a browser, or download it anew",
+            field="file",
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            # Of kinds of tensors that are refused in a moment.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise BadWeights(
             f"{path.name} is not a safetensors file: {error}", hint="download it anew", field="file"
@@ -155,11 +191,22 @@ def _content(path: Path) -> Any:
             "torch.save(model.state_dict(), 'plain.pt'); then import that file",
             field="file",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        # What torch raises for damaged files is no one class.
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        AssertionError,
+        struct.error,
+    ) as error:
+        # What torch raises for damaged files is no one class, and seldom says what is wrong with them.
         raise BadWeights(
-            f"{path.name} cannot be read as a torch file: {str(error).partition(chr(10))[0]}",
-            hint="the file is damaged, or no weights file: download it anew",
+            f"{path.name} cannot be read as a torch file: it is damaged, cut off, or no weights file",
+            hint="download it anew, or save it again with torch.save(model.state_dict(), 'weights.pt')",
             field="file",
         ) from error
 
@@ -172,11 +219,15 @@ def _take(content: Any, name: str, key: str) -> tuple[dict[str, Tensor], str]:
             raise BadWeights(f"{name} holds no {key!r}", hint=f"it holds: {_keys(content)}", field="key")
         content = content[part]
         path.append(part)
+    # A mapping may hold itself.
+    seen = {id(content)}
     while isinstance(content, Mapping) and not _is_state_dict(content):
-        inner = next((part for part in _CONTAINERS if isinstance(content.get(part), Mapping)), None)
+        held = {part: content[part] for part in _CONTAINERS if isinstance(content.get(part), Mapping)}
+        inner = next((part for part, its in held.items() if id(its) not in seen), None)
         if inner is None:
             break
-        content = content[inner]
+        content = held[inner]
+        seen.add(id(content))
         path.append(inner)
     found = content if isinstance(content, Mapping) else {}
     tensors = {str(label): value for label, value in found.items() if isinstance(value, Tensor)}
@@ -212,12 +263,11 @@ def _numbers(tensor: Tensor | None) -> tuple[float, ...]:
 
 
 def compare(weights: Mapping[str, Tensor], network: nn.Module) -> Fit:
-    """Lay weights beside a network, which may be on the meta device.
+    """Lay weights beside a network, which may be on the meta device, name by name; see also `by_the_names_of`.
 
     Not counted are the batch counters of batch norm, which old files lack and nothing here uses, and the parameters
     that the field's checkpoints of this family hold without use.
     """
-    weights = _by_the_names_of(network, weights)
     unused: tuple[str, ...] = getattr(network, "unused", ())
     ours = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if not _counts_batches(name)}
     theirs = {
@@ -234,13 +284,21 @@ def compare(weights: Mapping[str, Tensor], network: nn.Module) -> Fit:
     )
 
 
-def _by_the_names_of(network: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Rename what a family's own code has renamed since its checkpoints were published."""
+def by_the_names_of(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give weights that `read` has read the names that a network has for them.
+
+    A family's own code may have renamed a part since its checkpoints were published, and what looks like a wrapper's
+    prefix may be a network's own, as "network." is VOLO's.
+    """
     renamed: Mapping[str, str] = getattr(network, "renamed", {})
-    return {
-        next((new + name.removeprefix(old) for old, new in renamed.items() if name.startswith(old)), name): tensor
-        for name, tensor in weights.items()
-    }
+    own = network.state_dict().keys()
+    cut = {_bare(name): name for name in own if _bare(name) not in own}
+
+    def rename(name: str) -> str:
+        new = next((new + name.removeprefix(old) for old, new in renamed.items() if name.startswith(old)), name)
+        return cut.get(new, new)
+
+    return {rename(name): tensor for name, tensor in weights.items()}
 
 
 def _counts_batches(name: str) -> bool:
@@ -250,7 +308,7 @@ def _counts_batches(name: str) -> bool:
 def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Load weights that fit into a model as `core.models.build` makes it; name those that it left out."""
     network = bare_network(model)
-    weights = _by_the_names_of(network, weights)
+    weights = by_the_names_of(network, weights)
     names = network.state_dict().keys()
     network.load_state_dict(
         {
@@ -270,7 +328,9 @@ def bare_network(model: nn.Module) -> nn.Module:
 
 def count_classes(weights: Mapping[str, Tensor], architecture: str, shape: tuple[int, int, int]) -> int | None:
     """Read off how many classes weights of an architecture tell apart; None where they do not fit it in that place."""
-    ten, eleven = (_outline(Blueprint(architecture, shape, classes)).state_dict() for classes in (10, 11))
+    outline = _outline(Blueprint(architecture, shape, 10))
+    weights = by_the_names_of(outline, weights)
+    ten, eleven = outline.state_dict(), _outline(Blueprint(architecture, shape, 11)).state_dict()
     for name, tensor in ten.items():
         if tensor.shape != eleven[name].shape:
             found = weights.get(name)
@@ -284,8 +344,12 @@ def fitting(weights: Mapping[str, Tensor], shape: tuple[int, int, int]) -> dict[
     for entry in ARCHITECTURES.values():
         if entry.shape in (None, shape):
             classes = count_classes(weights, entry.name, shape) or 10
-            fits[entry.name] = compare(weights, _outline(Blueprint(entry.name, shape, classes)))
+            fits[entry.name] = _fit(weights, _outline(Blueprint(entry.name, shape, classes)))
     return dict(sorted(fits.items(), key=lambda item: item[1].share, reverse=True))
+
+
+def _fit(weights: Mapping[str, Tensor], network: nn.Module) -> Fit:
+    return compare(by_the_names_of(network, weights), network)
 
 
 def _outline(blueprint: Blueprint) -> nn.Module:
@@ -300,16 +364,33 @@ def convert(foreign: Foreign, blueprint: Blueprint, name: str) -> tuple[nn.Modul
     name: what the weights are called in errors. Raises BadWeights, with a report shape by shape, when they do not fit
     or are not numbers.
     """
-    fit = compare(foreign.weights, _outline(blueprint))
+    outline = _outline(blueprint)
+    fit = _fit(foreign.weights, outline)
     if not fit.whole:
         raise _misfit(foreign, blueprint, name, fit)
-    if not all(torch.isfinite(tensor).all() for tensor in foreign.weights.values()):
-        raise BadWeights(
-            f"{name} holds weights that are not numbers", hint="use an earlier checkpoint of that run", field="file"
-        )
+    _check_types(by_the_names_of(outline, foreign.weights), outline, name)
     model = build(blueprint)
     left_out = fill(model, foreign.weights)
+    # In the network's own precision, in which a large number of another may be none.
+    if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
+        raise BadWeights(
+            f"{name} holds weights that are not numbers, or too large for 32 bits",
+            hint="use an earlier checkpoint of that run",
+            field="file",
+        )
     return model.eval(), left_out
+
+
+def _check_types(weights: Mapping[str, Tensor], network: nn.Module, where: str) -> None:
+    """Refuse whole numbers where a network computes with fractions: they were rounded. Raises BadWeights."""
+    for name, ours in network.state_dict().items():
+        if ours.is_floating_point() and name in weights and not weights[name].is_floating_point():
+            raise BadWeights(
+                f"{name} in {where} holds whole numbers of type {str(weights[name].dtype).removeprefix('torch.')}, "
+                "where the network has floating-point ones",
+                hint="the weights were rounded: import them as they were before that",
+                field="file",
+            )
 
 
 def _misfit(foreign: Foreign, blueprint: Blueprint, name: str, fit: Fit) -> UserError:
@@ -335,9 +416,16 @@ def _misfit(foreign: Foreign, blueprint: Blueprint, name: str, fit: Fit) -> User
 
 def check_normalisation(channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Refuse a normalisation that is none. Raises BadInput."""
-    if len(mean) != len(std) or len(mean) not in (0, channels) or not all(value > 0 for value in std):
+    if len(mean) != len(std) or len(mean) not in (0, channels) or not _normalises(mean, std):
         raise BadInput(
-            f"mean {list(mean)} and std {list(std)} do not normalise images of {channels} channels",
+            f"mean {list(mean[:16])} and std {list(std[:16])} do not normalise images of {channels} channels",
             hint="give as many numbers as there are channels for each, std above 0, or neither",
             field="mean",
         )
+
+
+def _normalises(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
+    """Whether black and white are numbers afterwards, in the 32 bits that they are computed in."""
+    shift, scale = (torch.tensor(values, dtype=torch.float64).float() for values in (mean, std))
+    pixels = torch.tensor([[0.0], [1.0]])
+    return bool((scale > 0).all() and torch.isfinite(scale).all() and torch.isfinite((pixels - shift) / scale).all())

@@ -34,7 +34,7 @@ def timm_classifier(name: str, shape: tuple[int, int, int], classes: int) -> nn.
         options["img_size"] = (height, width)
     try:
         network: nn.Module = timm.create_model(name, pretrained=False, **options)
-    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+    except (TypeError, AssertionError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise DoesNotFit(
             f"timm/{name} cannot be built for {channels} x {height} x {width} images in {classes} classes: {error}",
             hint="choose another network, or resize the images",

@@ -11,6 +11,9 @@ import pytest
 
 from core.__main__ import main
 from core.arguments import make_parser, read_spec
+from core.catalog import Norm
+from core.checkpoint import make_folder
+from core.errors import UserError
 from core.events import Event, Failed, Finished, Saved, Stepped, read
 from core.spec import SPECS
 
@@ -95,6 +98,13 @@ def test_options_stand_over_the_file_they_come_with(run: Command, tmp_path: Path
         (["--base-model", "digits-cnn-linf", "--extra-dataset", "more"], "give it with --extra-data"),
         (["nowhere.json"], "check the path"),
         (["--base-model", "digits-cnn-linf", "--device", "cuda:99"], "cannot compute on 'cuda:99'"),
+        (["--base-model", "digits-cnn-linf", "--device", "meta"], "cannot compute on 'meta': Tensor.item()"),
+        (["--base-model", "digits-cnn-linf", "--device", "mps"], "cannot compute on 'mps': torch has nothing for it"),
+        (["--base-model", "digits-cnn-linf", "--device", ""], "name a device such as cpu"),
+        (["--base-model", "digits-cnn-linf", "--eps", "3", "--eps.linf", ".1"], "eps is 3, which has no linf to set"),
+        (["--base-model", "digits-cnn-linf", "--eps", "8/255", "--eps.linf", ".1"], "leave --eps.linf out"),
+        (["--base-model", "digits-cnn-linf", "--eps", "[" * 100_000], "give an object"),
+        (["--weights", "___.safetensors", "--dataset", "digits"], "give one of letters and digits with --base-model"),
         (["pyproject.toml"], "is not JSON"),
         (["--weights", "README.md", "--dataset", "digits"], "not a safetensors file"),
     ],
@@ -107,6 +117,77 @@ def test_bad_input_ends_with_a_remedy_and_no_traceback(
     assert said in done.stdout
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "said"),
+    [
+        ('{"method": 5}', ["--method.steps", "5"], "method is 5, which has no steps to set"),
+        ('{"evaluation": [1]}', ["--evaluation.examples", "5"], "leave --evaluation.examples out"),
+        ('{"evaluation": "fast"}', ["--evaluation.examples", "5"], 'evaluation is "fast"'),
+        ('{"metadata": ' + '{"a": ' * 100_000, [], "nested too deeply"),
+    ],
+)
+def test_a_file_whose_parts_are_of_another_kind_is_refused_by_name(
+    run: Command, content: str, options: list[str], said: str, tmp_path: Path
+) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(content)
+    done = run("finetune", spec, "--base-model", "digits-cnn-linf", *options, "--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert said in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_number_of_processes_that_is_none_is_refused(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "abc")
+    done = run("finetune", "--base-model", "digits-cnn-linf")
+    assert done.returncode == 2
+    assert "start the run with torchrun" in done.stdout
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+@pytest.mark.parametrize("option", ["--output", "--data"])
+def test_a_path_that_is_none_is_no_other_folder(option: str, path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["finetune", "--base-model", "digits-cnn-linf", option, path])
+    assert caught.value.code == 2
+    assert "is no path" in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_cannot_be_is_refused() -> None:
+    with pytest.raises(UserError, match=r"cannot write into 'a.x00b'"):
+        make_folder(Path("a\0b"))
+
+
+def test_weights_are_not_for_a_run_that_starts_from_none(run: Command, tmp_path: Path) -> None:
+    train = ["train", "--architecture", "digits-cnn", "--dataset", "digits"]
+    done = run(*train, "--weights", "mine.safetensors", "--output", tmp_path)
+    assert done.returncode == 2
+    assert "this run trains from random weights" in done.stdout
+    assert "python -m core finetune --weights" in done.stdout
+
+
+def test_a_base_model_is_named_after_its_file_whatever_that_is_called() -> None:
+    read = ["evaluate", "--dataset", "digits", "--weights"]
+    spec = read_spec(make_parser().parse_args([*read, "runs/my wéights (2).v1.safetensors"]))
+    assert spec.base_model == "my-w-ights-2-.v1"  # type: ignore[union-attr]
+
+
+def test_one_radius_on_the_command_line_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    def eps(*arguments: object) -> dict[Norm, float]:
+        return read_spec(make_parser().parse_args([str(argument) for argument in arguments])).eps
+
+    shipped = ["evaluate", "--base-model", "digits-cnn-linf"]
+    assert eps(*shipped, "--eps.l1", "2") == {"linf": 0.15, "l2": 0.5, "l1": 2}
+    assert eps("evaluate", "--weights", "w.safetensors", "--dataset", "digits", "--eps.l1", "2")["linf"] == 0.15
+    assert eps(*shipped, "--eps", '{"l1": 1}', "--eps.l2", "1") == {"l1": 1, "l2": 1}
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({"base_model": "digits-cnn-linf", "kind": "evaluate", "eps": {"l1": 1}}))
+    assert eps("evaluate", spec) == {"l1": 1}
+    assert eps("evaluate", spec, "--eps.l1", "2") == {"l1": 2}
+    own = ["evaluate", "--weights", "w.safetensors", "--dataset", "pets", "--data", "pets"]
+    assert eps(*own, "--eps.l1", "2") == {"l1": 2}
 
 
 def test_a_webhook_is_for_jobs_of_the_service(run: Command, tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from torch import nn
 from app.inventory import Inventory
 from core import checkpoint
 from core.__main__ import main
+from core.conversion import import_weights
+from core.errors import BadInput
 from core.models import Blueprint, build
 from core.published import PUBLISHED
-from core.spec import parse
+from core.spec import ImportSpec, parse
 
 Say = pytest.CaptureFixture[str]
 
@@ -104,6 +106,8 @@ def test_the_list_names_every_published_model_and_where_it_is(capsys: Say) -> No
         (["--arch", "digits-cnn", "--dataset", "digits", "--mean", "grey", "--std", "1"], "mean"),
         (["--arch", "digits-cnn", "--dataset", "digits", "--norm", "linf"], "norm and eps together"),
         (["--arch", "digits-cnn", "--dataset", "digits", "--norm", "linf", "--eps", "8"], "8/255"),
+        (["--arch", "digits-cnn", "--dataset", "digits", "--norm", "l2", "--eps", "1000"], "1000 is not below 4"),
+        (["--arch", "digits-cnn", "--shape", "1,8,8", "--norm", "l1", "--eps", "40"], "40 is not below 32"),
         (["--arch", "digits-cnn", "--shape", "8,8"], "channels, height and width"),
         (["--arch", "preact-resnet-8", "--dataset", "digits"], "they fit digits-cnn"),
         (["--published", "Carmon2019Unlabelled"], "did you mean"),
@@ -129,6 +133,33 @@ def test_a_file_and_an_option_that_contradict_each_other_are_refused(
     assert _import(tmp_path / "w.pt", *digits, "--mean", "0.1", "--std", "0.5") == 2
     assert "leave --mean and --std out" in capsys.readouterr().out
     assert _import(tmp_path / "w.pt", *digits, "--mean", "0.5", "--std", "0.5") == 0
+
+
+def test_a_checkpoint_of_ours_is_not_imported_a_second_time(weights: Path, tmp_path: Path, capsys: Say) -> None:
+    digits = ["--arch", "digits-cnn", "--dataset", "digits"]
+    ours = tmp_path / "ours.safetensors"
+    assert _import(weights, *digits, "--mean", "0.5", "--std", "0.25", "--output", ours) == 0
+    assert _import(ours, *digits, "--output", tmp_path / "again.safetensors") == 2
+    said = capsys.readouterr().out
+    assert "ours.safetensors is a checkpoint of Temper already" in said
+    assert "--weights ours.safetensors" in said
+    assert not (tmp_path / "again.safetensors").exists()
+
+
+def test_a_claim_is_held_against_the_size_of_the_images_wherever_that_is_said(
+    weights: Path, tmp_path: Path, capsys: Say
+) -> None:
+    output = tmp_path / "mine.safetensors"
+    claim = ImportSpec(architecture="digits-cnn", norm="l2", eps=1000).model_copy(update={"shape": (1, 8, 8)})
+    with pytest.raises(BadInput, match="1000 is not below 4"):
+        import_weights(weights, claim, output)
+
+
+def test_a_folder_is_not_taken_for_a_file(weights: Path, tmp_path: Path, capsys: Say) -> None:
+    assert _import(tmp_path, "--arch", "digits-cnn", "--dataset", "digits") == 2
+    assert "is a folder, not a file" in capsys.readouterr().out
+    assert main(["evaluate", "--weights", str(tmp_path), "--dataset", "digits"]) == 2
+    assert "name the file in it, such as" in capsys.readouterr().out
 
 
 def test_an_import_needs_a_file_and_a_fitting_name_for_what_it_writes(weights: Path, capsys: Say) -> None:

@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core.catalog import ARCHITECTURES, ArchitectureEntry, find_architecture
-from core.errors import BadWeights, DoesNotFit
+from core.errors import BadInput, BadWeights, DoesNotFit
 from core.models import Blueprint, build, foreign
 from core.models.foreign import Foreign, convert, read
 from core.published import PUBLISHED, find_published
@@ -144,7 +145,21 @@ def test_a_robust_xcit_is_read_by_the_names_that_timm_had_when_it_was_published(
     weights = network.state_dict()
     published = {name.replace("pos_embed.", "pos_embeder."): tensor for name, tensor in weights.items()}
     assert published.keys() != weights.keys()
-    assert foreign.compare(published, network).whole
+    assert not foreign.compare(published, network).whole
+    assert foreign.compare(foreign.by_the_names_of(network, published), network).whole
+
+
+def test_a_prefix_that_is_the_networks_own_is_not_taken_for_a_wrappers(tmp_path: Path) -> None:
+    shape = (3, 224, 224)
+    with torch.device("meta"):
+        network = build(Blueprint("timm/volo_d1_224", shape, 10))
+    assert any(name.startswith("network.") for name in network.state_dict())
+    # Of one number each, seen many times: the shapes are what is asked for.
+    weights = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in network.state_dict().items()}
+    torch.save({"state_dict": _prefixed("module.", weights)}, tmp_path / "w.pt")
+    found = read(tmp_path / "w.pt").weights
+    assert foreign.count_classes(found, "timm/volo_d1_224", shape) == 10
+    assert foreign.compare(foreign.by_the_names_of(network, found), network).whole
 
 
 def test_prefixes_are_cut_at_the_start_and_nowhere_else(tmp_path: Path) -> None:
@@ -167,6 +182,47 @@ def test_the_key_of_the_weights_can_be_given(tmp_path: Path) -> None:
     assert "it holds: runs" in caught.value.hint
     with pytest.raises(BadWeights, match="holds no 'worst'"):
         read(tmp_path / "w.pt", key="worst")
+
+
+def test_a_mapping_that_holds_itself_is_no_endless_search(tmp_path: Path) -> None:
+    endless: dict[str, Any] = {}
+    endless["state_dict"] = endless
+    torch.save(endless, tmp_path / "w.pt")
+    with pytest.raises(BadWeights, match="no weights were found"):
+        read(tmp_path / "w.pt")
+    endless["model"] = {"w": torch.ones(1)}
+    torch.save(endless, tmp_path / "w.pt")
+    assert read(tmp_path / "w.pt").key == "model"
+
+
+_NOT_PLAIN: dict[str, Callable[[], Tensor]] = {
+    "is sparse": lambda: torch.eye(3).to_sparse(),
+    "only a shape": lambda: torch.empty(3, device="meta"),
+    "is of type complex64": lambda: torch.ones(3, dtype=torch.complex64),
+    "is of type float8": lambda: torch.ones(3).to(torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.parametrize("said", list(_NOT_PLAIN))
+def test_tensors_that_are_not_plain_numbers_are_refused_by_name(said: str, tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.ones(2), "fc.bias": _NOT_PLAIN[said]()}, tmp_path / "w.pt")
+    with pytest.raises(BadWeights, match=rf"fc\.bias in w\.pt .*{said}") as caught:
+        read(tmp_path / "w.pt")
+    assert "dense floating-point" in caught.value.hint
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz.*")
+def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
+    torch.save({"fc.bias": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}, tmp_path / "w.pt")
+    with pytest.raises(BadWeights, match="is quantised"):
+        read(tmp_path / "w.pt")
+
+
+def test_whole_numbers_are_taken_for_counters_and_refused_for_weights(network: nn.Module) -> None:
+    weights = {**network.state_dict(), "classifier.bias": torch.ones(10, dtype=torch.int32)}
+    assert weights["features.0.1.num_batches_tracked"].dtype == torch.int64
+    with pytest.raises(BadWeights, match=r"classifier\.bias in w\.pt holds whole numbers of type int32"):
+        convert(Foreign(weights), _DIGITS, "w.pt")
 
 
 class _Canary:
@@ -197,10 +253,11 @@ def test_a_torch_file_with_more_than_tensors_is_refused_and_not_executed(extra: 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "cannot be read"),
+        (b"", "is empty"),
         (b"<!DOCTYPE html><title>Google Drive: too many downloads</title>", "is a web page"),
         (b"PK\x03\x04 and nothing more", "cannot be read"),
         (b"neither zip nor pickle", "is not a torch file"),
+        (b"hello, these are no weights", "damaged, cut off, or no weights file"),
     ],
 )
 def test_a_file_that_holds_no_weights_is_named_with_a_remedy(content: bytes, said: str, tmp_path: Path) -> None:
@@ -216,8 +273,11 @@ def test_a_truncated_torch_file_is_refused(network: nn.Module, tmp_path: Path) -
     path = tmp_path / "weights.pt"
     torch.save(network.state_dict(), path)
     path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(BadWeights, match=r"weights\.pt"):
+    with pytest.raises(
+        BadWeights, match=r"weights\.pt cannot be read as a torch file: it is damaged, cut off"
+    ) as caught:
         read(path)
+    assert "download it anew" in caught.value.hint
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
@@ -263,6 +323,22 @@ def test_weights_that_are_not_numbers_are_refused(network: nn.Module) -> None:
         convert(Foreign(weights), _DIGITS, "w.pt")
 
 
+def test_weights_that_are_numbers_in_64_bits_alone_are_refused(network: nn.Module) -> None:
+    weights = {name: tensor.double() for name, tensor in network.state_dict().items()}
+    weights["classifier.bias"][0] = 1e300
+    with pytest.raises(BadWeights, match="too large for 32 bits"):
+        convert(Foreign(weights), _DIGITS, "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [(float("nan"), 1.0), (float("inf"), 1.0), (1e300, 1.0), (0.0, float("inf")), (0.0, 1e-45)]
+)
+def test_a_normalisation_that_makes_no_numbers_is_refused(mean: float, std: float) -> None:
+    with pytest.raises(BadInput, match="do not normalise"):
+        foreign.check_normalisation(1, (mean,), (std,))
+    foreign.check_normalisation(1, (0.5,), (0.25,))
+
+
 def test_weights_of_a_single_class_are_refused(network: nn.Module) -> None:
     weights = {
         name: tensor[:1] if name.startswith("classifier") else tensor for name, tensor in network.state_dict().items()
@@ -280,6 +356,11 @@ def test_published_weights_name_a_network_that_can_be_built_for_them(entry: Any)
     with torch.device("meta"):
         network = build(Blueprint(entry.architecture, entry.shape, entry.classes, mean=entry.mean, std=entry.std))
     assert network.eval()(torch.rand(1, *entry.shape, device="meta")).shape == (1, entry.classes)
+
+
+@pytest.mark.parametrize("entry", PUBLISHED.values(), ids=lambda entry: entry.name)
+def test_where_published_weights_lie_is_a_file_and_no_page_that_names_it(entry: Any) -> None:
+    assert re.search(r"/file/d/\w+|\.(pt|pth|pth\.tar)(\?dl=0)?$", entry.source)
 
 
 def test_a_published_name_is_found_by_its_last_part_where_that_is_enough() -> None:

@@ -127,6 +127,39 @@ def test_timm_network_is_built_for_the_size_of_the_images() -> None:
     assert network(torch.rand(1, 3, 96, 96, device="meta")).shape == (1, 5)
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "vit_tiny_patch16_224", "inception_v3"])
+def test_images_too_small_for_a_network_of_timms_are_refused(name: str) -> None:
+    with pytest.raises(DoesNotFit, match=f"timm/{name} cannot take images of 1 x 8 x 8") as caught:
+        build(Blueprint(f"timm/{name}", (1, 8, 8), 10))
+    assert "images larger" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet", "preact-resnet-18"])
+def test_a_network_is_tried_out_without_a_trace(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = []
+    for tried_out in (True, False):
+        if not tried_out:
+            monkeypatch.setattr("core.models._try_out", lambda *_: None)
+        torch.manual_seed(0)
+        network = build(Blueprint(name, (3, 32, 32), 10))
+        assert network.training
+        states.append({**network.state_dict(), "random": torch.get_rng_state()})
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_a_network_that_needs_numbers_to_be_tried_out_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Looking(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            assert not bool(images.any()), "black, and not an outline"
+            return images.flatten(1)[:, :2]
+
+    monkeypatch.setattr("core.models._network", lambda _: Looking())
+    assert isinstance(build(Blueprint("resnet-18", (3, 32, 32), 2)), Looking)
+    monkeypatch.setattr("core.models._network", lambda _: nn.Linear(5, 2))
+    with pytest.raises(DoesNotFit, match="cannot be multiplied"):
+        build(Blueprint("resnet-18", (3, 32, 32), 2))
+
+
 def test_an_unknown_name_of_timm_is_answered_with_a_guess() -> None:
     with pytest.raises(BadInput) as caught:
         build(Blueprint("timm/convnext_ato", (3, 32, 32), 10))

@@ -87,6 +87,18 @@ def test_steps_that_a_job_gives_are_kept_on_every_data_set() -> None:
     assert own.method.steps == {"linf": 10, "l1": 10}
 
 
+def test_perceptual_training_gets_the_bound_of_its_data_set() -> None:
+    def bound(dataset: str, **options: Any) -> float | None:
+        eps = {"eps": {"linf": 0.1}} if dataset == "birds" else {}
+        spec = parse({"base_model": "mine", "dataset": dataset, "method": {"name": "pat", **options}, **eps})
+        assert isinstance(spec, FineTuneSpec)
+        assert parse(json.loads(spec.model_dump_json())) == spec
+        return spec.method.bound
+
+    assert [bound(dataset) for dataset in ("cifar10", "imagenet", "birds")] == [0.5, 0.25, 0.5]
+    assert bound("imagenet", bound=0.5) == 0.5
+
+
 def test_cifar100_gets_the_radii_of_the_field() -> None:
     assert parse({"base_model": "mine", "dataset": "cifar100"}).eps == {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 

@@ -5,6 +5,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 
@@ -12,6 +13,14 @@ def image(value: int, *, size: tuple[int, int] = (6, 5), mode: str = "RGB", kind
     """Encode an image of one colour."""
     content = io.BytesIO()
     Image.new(mode, size, value if mode == "L" else (value, 0, 255 - value)).save(content, kind)
+    return content.getvalue()
+
+
+def wide(values: int | np.ndarray, *, size: tuple[int, int] = (6, 5)) -> bytes:
+    """Encode a grey PNG of 16 bits; values: one for all pixels, or (height, width) of them."""
+    content = io.BytesIO()
+    pixels = np.full(size[::-1], values, dtype=np.uint16) if isinstance(values, int) else values
+    Image.fromarray(pixels).save(content, "PNG")
     return content.getvalue()
 
 

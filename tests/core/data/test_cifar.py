@@ -64,6 +64,23 @@ def test_images_that_are_not_cifar10_are_refused_under_its_name(
         data.load("cifar10", write(files, tmp_path, "folder"))
 
 
+def test_a_mistyped_path_is_no_place_to_fetch_cifar10_into(tmp_path: Path) -> None:
+    with pytest.raises(BadDataset, match="there is nothing at") as caught:
+        data.load("cifar10", tmp_path / "cifra")
+    assert "check the path" in caught.value.hint
+    assert not (tmp_path / "cifra").exists()
+
+
+def test_unusable_images_are_left_out_of_cifar10_too(tmp_path: Path) -> None:
+    files = {f"{part}/{n}/0.png": image(n, size=(32, 32)) for part in ("train", "test") for n in range(10)}
+    path = write(files | {"train/3/9.png": b"hello", "train/4/9.png": image(0, size=(9, 9))}, tmp_path, "folder")
+    left_out: dict[str, str] = {}
+    assert len(data.load("cifar10", path, leave_out=left_out.__setitem__).train) == 10
+    assert set(left_out) == {"train/3/9.png", "train/4/9.png"}
+    with pytest.raises(BadDataset, match=r"train/3/9\.png"):
+        data.load("cifar10", path)
+
+
 def test_cifar10_that_cannot_be_fetched_is_told_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.datasets import CIFAR10
 

@@ -67,6 +67,11 @@ def test_the_hash_of_a_data_set_covers_its_extra_data(tmp_path: Path) -> None:
 
 
 _BAD: dict[str, tuple[dict[str, object], type[UserError], str]] = {
+    "images without pixels": (
+        {"images": np.zeros((5, 0, 0, 1), dtype=np.uint8), "labels": np.zeros(5, dtype=int)},
+        BadDataset,
+        "there are no images: they are of shape",
+    ),
     "pickled objects": (
         {"images": np.array([{"a": 1}] * 3, dtype=object), "labels": np.zeros(3, dtype=int)},
         BadDataset,

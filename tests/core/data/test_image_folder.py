@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -9,7 +10,7 @@ from core import data
 from core.errors import BadDataset, UserError
 from core.inputs import Inputs, load
 from core.spec import parse
-from tests.core.data.pictures import image, two_classes, write
+from tests.core.data.pictures import image, two_classes, wide, write
 
 
 @pytest.mark.parametrize("how", ["folder", "zip", "tar", "tar.gz", "tar.xz"])
@@ -49,6 +50,18 @@ def test_grey_images_keep_one_channel_unless_there_is_colour(tmp_path: Path) -> 
     assert data.load("mine", write(grey, tmp_path, "zip")).shape == (1, 5, 6)
     mixed = grey | {"train/cat/9.png": image(7)}
     assert data.load("mine", write(mixed, tmp_path, "zip")).shape == (3, 5, 6)
+
+
+def test_images_of_16_bits_are_scaled_to_8_and_white_stays_white(tmp_path: Path) -> None:
+    grey = {name: wide(7 * 257) for name in two_classes()}
+    ramp = np.arange(0, 65536, 2185, dtype=np.uint16)[:30].reshape(5, 6)
+    files = grey | {"train/cat/0.png": wide(ramp), "train/cat/1.png": wide(65535), "train/cat/2.png": wide(0)}
+    dataset = data.load("mine", write(files, tmp_path, "zip"))
+    assert dataset.shape == (1, 5, 6)
+    found = [pixels.flatten().tolist() for pixels in dataset.train.pixels]
+    assert sorted(found) == sorted(
+        [[0] * 30, [255] * 30, *[[7] * 30] * 3, [round(value / 257) for value in ramp.flatten().tolist()]]
+    )
 
 
 def test_val_is_a_test_part_and_an_outer_folder_and_stray_files_do_no_harm(tmp_path: Path) -> None:

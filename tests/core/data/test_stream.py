@@ -21,12 +21,12 @@ from core.catalog import Augmentation
 from core.data import stream
 from core.data.split import Batch
 from core.data.stream import Stream, centre, draw_box
-from core.errors import BadDataset, UserError
+from core.errors import BadDataset, BadInput, UserError
 from core.events import Started
 from core.inputs import Inputs
 from core.spec import Interpolation, TrainSpec, parse
 from core.training import fine_tune
-from tests.core.data.pictures import write
+from tests.core.data.pictures import wide, write
 
 _SIZES = [(300, 240), (90, 310), (256, 256), (40, 50)]
 
@@ -105,6 +105,17 @@ def test_the_view_for_evaluation_is_torchvisions_to_the_bit(
     resize = torchvision.transforms.Resize(256, tvf.InterpolationMode(interpolation))
     theirs = torchvision.transforms.CenterCrop(224)(resize(picture))
     assert np.array_equal(points.pixels[0].permute(1, 2, 0).numpy(), np.asarray(theirs))
+
+
+def test_a_streamed_image_of_16_bits_is_what_it_is_in_8(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (240, 300), dtype=np.uint8)
+    views = []
+    for name, content in (("wide", wide(grey.astype(np.uint16) * 257)), ("narrow", _encoded(Image.fromarray(grey)))):
+        files = {f"{part}/{wnid}/0.png": content for part in ("train", "val") for wnid in ("n01", "n02")}
+        (tmp_path / name).mkdir()
+        views.append(data.load("imagenet", write(files, tmp_path / name, "folder"), workers=0).test.first(1).pixels)
+    assert torch.equal(*views)
+    assert views[0].unique().numel() > 100
 
 
 def test_test_points_are_read_in_a_fixed_order_as_they_are_evaluated(folder: Path) -> None:
@@ -255,6 +266,16 @@ def test_a_folder_that_cannot_be_used_is_refused_before_the_run(what: str, tmp_p
     with pytest.raises(BadDataset, match=said) as caught:
         data.load("imagenet", write(files, tmp_path, "folder"))
     assert caught.value.hint
+
+
+def test_unusable_images_are_not_left_out_of_a_stream_and_that_is_said(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="read as they are needed") as caught:
+        data.load("imagenet", folder, leave_out=lambda name, reason: None)
+    assert "run without --leave-out-unusable" in caught.value.hint
+    # What is wrong with the second set is told first: who posts a job has no such option.
+    archive = write(_files(), tmp_path, "zip")
+    with pytest.raises(BadDataset, match="not a folder"):
+        data.load("imagenet", folder, extra=archive, leave_out=lambda name, reason: None)
 
 
 def test_an_archive_or_nothing_in_place_of_the_folder_is_told_with_a_remedy(tmp_path: Path) -> None:
