@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -36,10 +36,12 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+
+Row = TypeVar("Row", bound=DeclarativeBase)
 
 THREADS = 16
 """Threads of an API process that may hold a connection at once; the pool has one for each."""
@@ -131,6 +133,20 @@ def moment(session: Session) -> datetime:
 def why(error: Exception) -> str:
     """Say what the database or its driver has said. The error's own words quote the statement, with its values."""
     return str(getattr(error, "orig", error)).strip()
+
+
+class Deleted(Exception):
+    """Somebody has deleted the row since it was found; the message names it."""
+
+
+def hold(session: Session, table: type[Row], row_id: str, *, lets_change: bool = False) -> Row:
+    """Read a row as it is now, and keep others from deleting it until the transaction ends, and from changing it unless
+    `lets_change`. Whoever has found a row without this may find it gone a moment later. Raises Deleted."""
+    lock: Any = {"read": True, "key_share": True} if lets_change else True
+    row = session.get(table, row_id, with_for_update=lock, populate_existing=True)
+    if row is None:
+        raise Deleted(f"there is no {table.__tablename__.removesuffix('s')} {row_id!r} any more")
+    return row
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from app import files, quotas, schemas
-from app.database import AWAY, why
+from app.database import AWAY, Deleted, why
 from app.jobs import NotAllowed
 from app.storage import StorageFull, StorageUnavailable
 from core.advice import FieldError
@@ -131,7 +131,9 @@ class UploadNotUsable(Problem):
 
 
 class FileInUse(Problem):
-    """Jobs that have not ended take the data set or model in. Wait for them, or cancel them, then delete it."""
+    """What is to be deleted is still needed: by jobs that have not ended and take it in, start from a checkpoint of it
+    or go on from a state of it, or by a model that is yet to be made of its checkpoint. Wait for them, or cancel or
+    delete them first."""
 
     status, code = 409, "file_in_use"
 
@@ -363,6 +365,7 @@ def install(app: FastAPI) -> None:
         RequestValidationError,
         HTTPException,
         files.Gone,
+        Deleted,
         *AWAY,
         DataError,
         StorageUnavailable,
@@ -412,6 +415,8 @@ def _as_problem(request: Request, error: Exception) -> Problem:
             return _unknowable(request)
         case quotas.QuotaExceeded():
             return QuotaExceeded(error)
+        case Deleted():
+            return NotFound(str(error))
         case files.Gone():
             return InvalidSpec([FieldError(pointer="", code="unknown_name", detail=f"{error}; name another")])
         case StorageFull():

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import reading, uploads
-from app.database import now, seconds_from_now
+from app.database import hold, now, seconds_from_now
 from app.schemas import FileFailure
 from app.tables import Checkpoint, Dataset, Examined, Input, Job, Model, Upload, new_id
 from core.catalog import DATASETS, MODELS
@@ -53,11 +53,11 @@ class NotComplete(Exception):
 
 
 class InUse(Exception):
-    """Jobs that have not ended take the file in: the first few of them."""
+    """Others that have not ended need it, jobs or models that are to be examined: the first few of them."""
 
-    def __init__(self, job_ids: Sequence[str]) -> None:
-        super().__init__(job_ids)
-        self.job_ids = job_ids
+    def __init__(self, user_ids: Sequence[str]) -> None:
+        super().__init__(user_ids)
+        self.user_ids = user_ids
 
 
 class LostExamination(Exception):
@@ -123,7 +123,8 @@ def add_model(session: Session, project_id: str, name: str, upload: Upload, said
 
 def add_checkpoint(session: Session, project_id: str, name: str, checkpoint: Checkpoint) -> Model:
     """Have a checkpoint examined as a base model, which then has its own copy, in the project's room from now on.
-    Raises NameTaken."""
+    Raises NameTaken, Deleted."""
+    hold(session, Checkpoint, checkpoint.id, lets_change=True)
     model = Model(
         id=new_id("model"),
         project_id=project_id,
@@ -258,10 +259,12 @@ def remove(session: Session, file: File) -> None:
 
 
 def in_use(session: Session, source_ids: Sequence[str]) -> Sequence[str]:
-    """Name the first few jobs that have not ended and take one of these in."""
+    """Name the first few jobs that have not ended and take one of these in, and models yet to be made of one."""
     users = select(Job.id).join(Input, Input.job_id == Job.id)
     users = users.where(Input.source_id.in_(source_ids), Job.finished_at.is_(None))
-    return session.scalars(users.order_by(Job.id).limit(3)).all()
+    to_be_made = select(Model.id).where(Model.checkpoint_id.in_(source_ids), Model.status.in_(("pending", "examining")))
+    found = (query.order_by(query.selected_columns[0]).limit(3) for query in (users, to_be_made))
+    return [user for query in found for user in session.scalars(query)][:3]
 
 
 def find(session: Session, kind: Kind, project_id: str, name_or_id: str) -> File | None:
@@ -301,6 +304,7 @@ def link(session: Session, job: Job, spec: AnySpec) -> None:
             made_by = (file.job_id, file.checkpoint_id) if isinstance(file, Model) else (None, None)
             session.add(_input(job, field, file.id, file.sha256, *made_by))
         elif checkpoint := reading.find_checkpoint(session, job.project_id, name):
+            hold(session, Checkpoint, checkpoint.id, lets_change=True)
             session.add(_input(job, field, checkpoint.id, checkpoint.sha256, checkpoint.job_id, checkpoint.id))
 
 

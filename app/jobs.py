@@ -23,7 +23,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import estimates, files, quotas, shards, usage, webhooks
-from app.database import now, seconds_from_now
+from app.database import hold, now, seconds_from_now
 from app.ownership import AT_WORK, HELD, Claim, Shard, append, change, only, owned
 from app.schemas import Action, Failure, Results, Status
 from app.settings import Settings
@@ -178,11 +178,8 @@ def create(
     )
     made = shards.make(job, shards.of(session, retry_of) if retry_of else [])
     job.shards = shards.show(made) or None
-    try:
-        with session.begin_nested():
-            session.add(job)
-    except IntegrityError:
-        return Created(_same_request(session, job), replayed=True)
+    if (first := _insert(session, job)) is not None:
+        return Created(first, replayed=True)
     files.link(session, job, spec)
     lineage = {"retry_of": retry_of, "cloned_from": cloned_from}
     append(session, job, [("job.created", {name: value for name, value in lineage.items() if value})])
@@ -198,12 +195,29 @@ def create(
     return Created(job, replayed=False, webhook=webhook)
 
 
-def _same_request(session: Session, job: Job) -> Job:
+def _insert(session: Session, job: Job) -> Job | None:
+    """Add a job, or find the one that the same request has made. Raises KeyReused."""
+    for is_last in (False, True):
+        try:
+            with session.begin_nested():
+                session.add(job)
+        except IntegrityError:
+            if first := _same_request(session, job):
+                return first
+            # Deleted between the two looks, it has made room for this one.
+            if is_last:
+                raise
+        else:
+            break
+    return None
+
+
+def _same_request(session: Session, job: Job) -> Job | None:
     if job.retry_of:
-        return session.scalars(select(Job).where(Job.retry_of == job.retry_of)).one()
+        return session.scalars(select(Job).where(Job.retry_of == job.retry_of)).one_or_none()
     same_key = Job.project_id == job.project_id, Job.idempotency_key == job.idempotency_key
-    first = session.scalars(select(Job).where(*same_key)).one()
-    if first.fingerprint != job.fingerprint or first.cloned_from != job.cloned_from:
+    first = session.scalars(select(Job).where(*same_key)).one_or_none()
+    if first and (first.fingerprint != job.fingerprint or first.cloned_from != job.cloned_from):
         raise KeyReused
     return first
 
@@ -417,7 +431,7 @@ def lose(session: Session, claim: Claim, *, cause: str, patience: Patience) -> N
 def ask(session: Session, job_id: str, action: Action) -> Job:
     """Pause, resume, stop or cancel a job: a waiting one at once, one that a worker has by asking the worker. Asking
     again changes nothing. Raises NotAllowed."""
-    job = _lock(session, job_id)
+    job = hold(session, Job, job_id)
     if job.status in ACTIONS[action].granted or (action == "stop" and job.stop_requested):
         return job
     if action not in allowed_actions(job):
@@ -449,7 +463,7 @@ def ask(session: Session, job_id: str, action: Action) -> Job:
 def retry(session: Session, job_id: str, *, most_webhooks: int = 0) -> Created:
     """Queue a job with the spec of one that has failed or was cancelled, to go on from its last state. There is one
     retry of a job: asking again finds it. Raises NotAllowed, and what `create` raises."""
-    job = _lock(session, job_id)
+    job = hold(session, Job, job_id)
     if "retry" not in allowed_actions(job):
         raise NotAllowed(job)
     first = session.scalars(select(Job).where(Job.retry_of == job_id)).one_or_none()
@@ -467,11 +481,13 @@ def retry(session: Session, job_id: str, *, most_webhooks: int = 0) -> Created:
 
 def remove(session: Session, job_id: str) -> Sequence[str]:
     """Delete the rows of an ended job and of its shards, and give the ids of all these: their files are the caller's to
-    delete, after the commit. Raises NotAllowed, and files.InUse where a job that has not ended starts from a checkpoint
-    of it."""
-    job = _lock(session, job_id)
+    delete, after the commit. Raises NotAllowed, Deleted, and files.InUse where what has not ended needs them: a retry
+    that goes on from a state of it, or what starts from a checkpoint of it."""
+    job = hold(session, Job, job_id)
     if job.status not in TERMINAL or job.parent_id:
         raise NotAllowed(job)
+    if retry := _unfinished_retry(session, job_id):
+        raise files.InUse([retry])
     checkpoints = select(Checkpoint.id).where(Checkpoint.job_id == job_id).with_for_update()
     if users := files.in_use(session, session.scalars(checkpoints).all()):
         raise files.InUse(users)
@@ -482,8 +498,14 @@ def remove(session: Session, job_id: str) -> Sequence[str]:
     return removed
 
 
-def _lock(session: Session, job_id: str) -> Job:
-    return session.get_one(Job, job_id, with_for_update=True, populate_existing=True)
+def _unfinished_retry(session: Session, job_id: str) -> str | None:
+    """Name the job that goes on from this one, or from a retry of it, and has not ended."""
+    # Held one after the other, so that none of them is retried meanwhile.
+    retry_of = select(Job).where(Job.retry_of == job_id).with_for_update()
+    retry = session.scalars(retry_of).one_or_none()
+    if retry is None or retry.status not in TERMINAL:
+        return retry and retry.id
+    return None if retry.status == "succeeded" else _unfinished_retry(session, retry.id)
 
 
 def _hold(session: Session, claim: Claim) -> Job:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import quotas
-from app.database import moment, now, seconds_from_now
+from app.database import hold, moment, now, seconds_from_now
 from app.tables import Delivery, Job, Webhook
 
 TEST_EVENT = "webhook.test"
@@ -82,7 +82,8 @@ def create(
 
 
 def change(session: Session, webhook: Webhook, changes: dict[str, Any]) -> None:
-    """Change url, events, description or disabled. Raises AddressTaken."""
+    """Change url, events, description or disabled. Raises AddressTaken, Deleted."""
+    hold(session, Webhook, webhook.id)
     disabled = changes.pop("disabled", None)
     if disabled is not None and disabled != (webhook.disabled_at is not None):
         webhook.disabled_at = now() if disabled else None
@@ -94,12 +95,13 @@ def change(session: Session, webhook: Webhook, changes: dict[str, Any]) -> None:
 
 
 def remove(session: Session, webhook: Webhook) -> None:
-    """Delete a webhook with its deliveries: what was not yet sent is never sent."""
-    session.delete(webhook)
+    """Delete a webhook with its deliveries: what was not yet sent is never sent. Raises Deleted."""
+    session.delete(hold(session, Webhook, webhook.id))
 
 
 def rotate_secret(session: Session, webhook: Webhook) -> None:
-    """Give a webhook a new secret; the one before signs along for ROTATION_SECONDS."""
+    """Give a webhook a new secret; the one before signs along for ROTATION_SECONDS. Raises Deleted."""
+    hold(session, Webhook, webhook.id)
     webhook.previous_secret, webhook.secret = webhook.secret, _new_secret()
     webhook.previous_until = seconds_from_now(ROTATION_SECONDS)
     webhook.updated_at = now()
@@ -133,14 +135,22 @@ def announce(session: Session, job: Job) -> None:
     event = f"job.{job.status}"
     named = job.spec.get("webhook") or {"url": None, "events": ()}
     of_project = select(Webhook).where(Webhook.project_id == job.project_id, Webhook.disabled_at.is_(None))
-    for webhook in session.scalars(of_project):
-        if event in webhook.events or (webhook.url == named["url"] and event in named["events"]):
-            session.add(_delivery(webhook, event, job.updated_at, _in_short(job), job_id=job.id))
+    wanted = {
+        webhook.id: webhook
+        for webhook in session.scalars(of_project)
+        if event in webhook.events or (webhook.url == named["url"] and event in named["events"])
+    }
+    if not wanted:
+        return
+    # Whoever deletes one at this moment is waited for. All who lock several do so in one order.
+    there = select(Webhook.id).where(Webhook.id.in_(wanted)).order_by(Webhook.id)
+    for webhook_id in session.scalars(there.with_for_update(read=True, key_share=True)).all():
+        session.add(_delivery(wanted[webhook_id], event, job.updated_at, _in_short(job), job_id=job.id))
 
 
 def test(session: Session, webhook: Webhook) -> Delivery:
-    """Send an event that says nothing. Raises Disabled."""
-    _check_enabled(webhook)
+    """Send an event that says nothing. Raises Disabled, Deleted."""
+    _check_enabled(hold(session, Webhook, webhook.id, lets_change=True))
     at = moment(session)
     delivery = _delivery(webhook, TEST_EVENT, at, {"id": webhook.id, "object": "webhook"}, job_id=None)
     session.add(delivery)
@@ -150,8 +160,9 @@ def test(session: Session, webhook: Webhook) -> Delivery:
 
 def redeliver(session: Session, webhook: Webhook, delivery: Delivery) -> None:
     """Send a delivery again, from its first attempt on; one that still waits for its next attempt is sent now. Raises
-    Disabled."""
-    _check_enabled(webhook)
+    Disabled, Deleted."""
+    _check_enabled(hold(session, Webhook, webhook.id, lets_change=True))
+    hold(session, Delivery, delivery.id)
     anew: dict[str, Any] = {"next_attempt_at": now()}
     if delivery.status != "pending":
         anew |= {"status": "pending", "attempts": 0, "finished_at": None, "error": None, "response_status": None}
@@ -228,6 +239,9 @@ def settle(session: Session, sending: Sending, outcome: Outcome, *, scale: float
     else:
         pause = PAUSES[sending.attempt] * random.uniform(1, 1 + _JITTER) * scale
         values |= {"next_attempt_at": seconds_from_now(pause), "finished_at": None}
+    if gone:
+        # Before the delivery, as whoever deletes the webhook does: two that go the other way would wait for each other.
+        session.execute(select(Webhook.id).where(Webhook.id == sending.webhook_id).with_for_update())
     owned = Delivery.id == sending.id, Delivery.epoch == sending.epoch, Delivery.status == "pending"
     settled = session.scalars(update(Delivery).where(*owned).values(values).returning(Delivery.id)).all()
     if settled and gone:

@@ -192,8 +192,11 @@ def _remove(service: Service, project_id: str, job_id: str) -> Sequence[str]:
         except jobs.NotAllowed as refusal:
             raise ActionNotAllowed("delete", refusal) from None
         except files.InUse as error:
-            users = ", ".join(error.job_ids)
-            raise FileInUse(f"{users} start from a checkpoint of this job; wait for them, or cancel them") from None
+            users = ", ".join(error.user_ids)
+            detail = (
+                f"this job's states or checkpoints are still needed by {users}; wait until that has ended, or end it"
+            )
+            raise FileInUse(detail) from None
 
 
 def _ask(session: Session, project_id: str, job_id: str, action: schemas.Action) -> schemas.Job:

@@ -74,7 +74,7 @@ def remove_file(session: Session, kind: files.Kind, file: files.File) -> None:
     try:
         files.remove(session, file)
     except files.InUse as error:
-        users = ", ".join(error.job_ids)
+        users = ", ".join(error.user_ids)
         raise FileInUse(f"the {_WORDS[kind]} is taken in by {users}; wait for them to end, or cancel them") from None
 
 

@@ -20,6 +20,7 @@ QUICK_ON_POSTGRES = {
     "test_hostile_values",
     "test_jobs",
     "test_quotas",
+    "test_races",
     "test_webhooks",
 }
 

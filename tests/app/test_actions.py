@@ -73,6 +73,26 @@ def test_a_failed_job_is_retried_once(api, database, held):
     assert api.get(f"/jobs/{held.job_id}").json()["status"] == "failed"
 
 
+def test_a_job_stays_as_long_as_a_retry_may_need_its_state(api, database, held):
+    do(database, recording.save_state, held, SAVED, name="state", key="k")
+    failure = jobs.Failure(code="c", message="m", hint="h", field=None, retryable=True)
+    do(database, jobs.fail, held, failure)
+    retry = api.post(f"/jobs/{held.job_id}/retry").json()["id"]
+    refused = api.delete(f"/jobs/{held.job_id}")
+    assert (refused.status_code, refused.json()["code"]) == (409, "file_in_use")
+    assert retry in refused.json()["detail"]
+    again = claim(database)
+    assert [state.step for state in do(database, recording.states, again)] == [SAVED.step]
+    # The state is needed as well by the retry of a retry that has none of its own.
+    do(database, jobs.fail, again, failure)
+    second = api.post(f"/jobs/{retry}/retry").json()["id"]
+    for job_id in (held.job_id, retry):
+        assert second in api.delete(f"/jobs/{job_id}").json()["detail"]
+    api.post(f"/jobs/{second}/cancel")
+    for job_id in (held.job_id, retry, second):
+        assert api.delete(f"/jobs/{job_id}").status_code == 204
+
+
 def test_a_clone_has_the_same_spec_but_for_what_it_overrides(api):
     job_id = post(
         api, epochs=2, metadata={"team": "a", "run": "1"}, method={"name": "e-at", "steps": {"linf": 5, "l1": 5}}

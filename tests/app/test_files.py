@@ -336,6 +336,21 @@ def test_names_and_ids_of_another_project_are_as_good_as_none(api, url, database
         assert session.query(Model).count() == 1
 
 
+def test_a_job_stays_until_the_model_that_is_made_of_its_checkpoint_has_its_own_copy(api, database, project):
+    job_id, checkpoint = finished_job(database, project)
+    api.post(f"/jobs/{job_id}/cancel")
+    with database.writing() as session:
+        jobs.expire(session, jobs.Patience(cancel_seconds=-1))
+    model = api.post("/models", json={"checkpoint": checkpoint, "name": "mine"}).json()["id"]
+    for examine in (lambda: None, lambda: claim(database)):
+        examine()
+        refused = api.delete(f"/jobs/{job_id}")
+        assert (refused.status_code, refused.json()["code"]) == (409, "file_in_use")
+        assert model in refused.json()["detail"]
+    assert api.delete("/models/mine").status_code == 204
+    assert api.delete(f"/jobs/{job_id}").status_code == 204
+
+
 def test_a_copy_of_a_checkpoint_takes_room_of_the_project(api, database, project):
     _, checkpoint = finished_job(database, project)
     with database.reading() as session:
