@@ -503,9 +503,9 @@ def _unfinished_retry(session: Session, job_id: str) -> str | None:
     # Held one after the other, so that none of them is retried meanwhile.
     retry_of = select(Job).where(Job.retry_of == job_id).with_for_update()
     retry = session.scalars(retry_of).one_or_none()
-    if retry is None or retry.status not in TERMINAL:
-        return retry and retry.id
-    return None if retry.status == "succeeded" else _unfinished_retry(session, retry.id)
+    if retry is None:
+        return None
+    return _unfinished_retry(session, retry.id) if retry.status in TERMINAL else retry.id
 
 
 def _hold(session: Session, claim: Claim) -> Job:
