@@ -5,6 +5,7 @@ because SQLite cannot upgrade a read without risking `database is locked`; in Po
 alike.
 """
 
+import select
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DatabaseError, InternalError, OperationalError
+from sqlalchemy.exc import DatabaseError, InternalError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
@@ -178,11 +179,12 @@ class Database:
 
     def __init__(self, url: str) -> None:
         options = _POSTGRES if make_url(url).get_backend_name() == "postgresql" else {}
-        self.engine = create_engine(url, pool_size=THREADS, max_overflow=4, pool_pre_ping=True, **options)
+        self.engine = create_engine(url, pool_size=THREADS, max_overflow=4, **options)
         self._reading_engine = self.engine
         if self.engine.dialect.name == "sqlite":
             _adapt_to_sqlite(self.engine)
         else:
+            _leave_closed_connections(self.engine)
             # Each statement sees what was committed before it, in a transaction or not: so two round trips are saved.
             self._reading_engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._writing_engine = self.engine.execution_options(temper_writes=True)
@@ -295,6 +297,20 @@ def _use_a_log(connection: sqlite3.Connection) -> None:
             sleep(0.01)
         else:
             return
+
+
+def _leave_closed_connections(engine: Engine) -> None:
+    """Take no connection from the pool that the server has closed, as it does when it is started again."""
+
+    @event.listens_for(engine, "checkout")
+    def look(connection: Any, _: ConnectionPoolEntry, __: object) -> None:
+        # All that a server says to a connection which asks nothing is that this is the end, or next to nothing; to ask
+        # it for a sign of life would be a round trip each time.
+        said = select.poll()
+        if not connection.closed:
+            said.register(connection.fileno(), select.POLLIN)
+        if connection.closed or said.poll(0):
+            raise InvalidatePoolError
 
 
 def _adapt_to_sqlite(engine: Engine) -> None:

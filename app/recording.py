@@ -6,7 +6,7 @@ A file is real because its row is: what lies in the object store without one is 
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from app.ownership import Claim, append, change, only, owned
@@ -37,10 +37,11 @@ NO_PROGRESS = Progress(
 def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> None:
     """Store what the run has reported, in one go. Saved files are `save`'s."""
     # The job's row before its attempt's, as everywhere: two that go the other way would wait for each other.
-    job = only(claim, session.scalars(select(Job).where(*owned(claim)).with_for_update()).all())
-    progress = Progress.model_validate(job.progress) if job.progress else NO_PROGRESS
-    results = dict(job.results or {"before": None, "after": None})
-    phase, stopped_early = job.phase, job.stopped_early
+    shown = select(Job.progress, Job.results, Job.phase, Job.stopped_early).where(*owned(claim)).with_for_update()
+    so_far, results, phase, stopped_early = only(claim, session.execute(shown).all())
+    progress = Progress.model_validate(so_far) if so_far else NO_PROGRESS
+    results = dict(results or {"before": None, "after": None})
+    steps = [_metric(claim, event) for event in events if isinstance(event, reported.Stepped)]
     for event in events:
         progress = _advance(progress, event)
         match event:
@@ -51,12 +52,12 @@ def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> 
             case reported.Entered():
                 phase = event.phase
             case reported.Evaluated():
-                shown = Result.of(event.report).model_dump(mode="json")
-                results["before" if event.subject == "base" else "after"] = shown
-            case reported.Stepped():
-                session.add(_metric(claim, event))
+                result = Result.of(event.report).model_dump(mode="json")
+                results["before" if event.subject == "base" else "after"] = result
             case reported.Warned(code="stopped_early"):
                 stopped_early = True
+    if steps:
+        session.execute(insert(Metric), steps)
     entries = [_entry(event) for event in events if not isinstance(event, reported.Stepped | reported.Saved)]
     changed = change(
         session,
@@ -193,17 +194,17 @@ def _entry(event: reported.Event) -> tuple[str, dict[str, Any]]:
     return event.type, event.model_dump(mode="json", exclude=long)
 
 
-def _metric(claim: Claim, event: reported.Stepped) -> Metric:
-    return Metric(
-        job_id=claim.job_id,
-        epoch=claim.epoch,
-        step=event.step,
-        progress=event.epoch,
-        loss=event.loss,
-        learning_rate=event.learning_rate,
-        norm=event.norm,
-        counts={norm: count.model_dump() for norm, count in event.counts.items()},
-    )
+def _metric(claim: Claim, event: reported.Stepped) -> dict[str, Any]:
+    return {
+        "job_id": claim.job_id,
+        "epoch": claim.epoch,
+        "step": event.step,
+        "progress": event.epoch,
+        "loss": event.loss,
+        "learning_rate": event.learning_rate,
+        "norm": event.norm,
+        "counts": {norm: count.model_dump() for norm, count in event.counts.items()},
+    }
 
 
 def _advance(progress: Progress, event: reported.Event) -> Progress:

@@ -245,4 +245,7 @@ def _given(limits: Any, **values: int | None) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    # Python would take all of torch apart before it ends, for which nobody should have to wait a second or two.
+    os._exit(status)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from time import monotonic
 from types import TracebackType
 from typing import Self
@@ -49,6 +49,7 @@ class Trainer:
         self._input, self._output = self._process.stdin, self._process.stdout
         self._pipe = f"pipe:[{os.fstat(self._output.fileno()).st_ino}]"
         self._lines: SimpleQueue[bytes | None] = SimpleQueue()
+        self._all_read = Event()
         self._threads = [Thread(target=self._read), Thread(target=self._bury)]
         for thread in self._threads:
             thread.start()
@@ -69,10 +70,11 @@ class Trainer:
 
         A saved file ends a batch: history must not run ahead of it.
         """
-        due = monotonic()
         while (line := self._lines.get()) is not None:
-            yield list(self._batch(line, due))
-            due = monotonic() + _BATCH_SECONDS
+            yield list(self._batch(line))
+            if self._lines.empty():
+                # Not line by line meanwhile: each waking takes a little from the training, which may have this core.
+                self._all_read.wait(_BATCH_SECONDS)
 
     def ask_to_pause(self) -> None:
         """Ask the process to save its state and end."""
@@ -103,14 +105,14 @@ class Trainer:
         """Give the end of what it wrote for people."""
         return self._log.read_bytes()[-_STDERR_TAIL:].decode(errors="replace").strip()
 
-    def _batch(self, line: bytes | None, due: float) -> Iterator[reported.Event]:
+    def _batch(self, line: bytes | None) -> Iterator[reported.Event]:
         with suppress(Empty):
             while line is not None:
                 event = _read_event(line)
                 yield event
                 if isinstance(event, reported.Saved):
                     return
-                line = self._lines.get(timeout=max(0.0, due - monotonic()))
+                line = self._lines.get_nowait()
             self._lines.put(None)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -123,6 +125,7 @@ class Trainer:
             self.heard_at = monotonic()
             self._lines.put(line)
         self._lines.put(None)
+        self._all_read.set()
 
     def _bury(self) -> None:
         """End what the process leaves behind, which would hold its output open."""

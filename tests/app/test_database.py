@@ -4,9 +4,11 @@ import hashlib
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -163,3 +165,15 @@ def test_sqlite_runs_in_wal_and_checks_foreign_keys(database, settings):
         assert session.scalar(text("PRAGMA journal_mode")) == "wal"
         assert session.scalar(text("PRAGMA foreign_keys")) == 1
     assert sqlite3.connect(settings.data_dir / "temper.db").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_connections_that_the_server_has_closed_are_not_used_again(postgres_server):
+    with closing(Database(postgres_server.create_database("closed"))) as database:
+        with database.reading() as one, database.reading() as other:
+            pids = [session.scalar(text("SELECT pg_backend_pid()")) for session in (one, other)]
+        with psycopg.connect(postgres_server.url.replace("+psycopg", ""), autocommit=True) as outside:
+            for pid in pids:
+                outside.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        for opened in (database.reading, database.writing):
+            with opened() as session:
+                assert session.scalar(text("SELECT pg_backend_pid()")) not in pids
