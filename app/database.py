@@ -5,7 +5,6 @@ because SQLite cannot upgrade a read without risking `database is locked`; in Po
 alike.
 """
 
-import select
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from select import POLLIN, poll
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
@@ -306,9 +306,9 @@ def _leave_closed_connections(engine: Engine) -> None:
     def look(connection: Any, _: ConnectionPoolEntry, __: object) -> None:
         # All that a server says to a connection which asks nothing is that this is the end, or next to nothing; to ask
         # it for a sign of life would be a round trip each time.
-        said = select.poll()
+        said = poll()
         if not connection.closed:
-            said.register(connection.fileno(), select.POLLIN)
+            said.register(connection.fileno(), POLLIN)
         if connection.closed or said.poll(0):
             raise InvalidatePoolError
 
