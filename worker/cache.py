@@ -1,7 +1,6 @@
 """Objects on this machine, by their hash: what several jobs read is fetched once, and what nobody reads makes room."""
 
 import fcntl
-import hashlib
 import logging
 import os
 import time
@@ -11,7 +10,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import BinaryIO
 
-from app.storage import ObjectStore, StorageUnavailable
+from app.storage import ObjectStore
+from worker.fetching import whole
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +46,12 @@ class Cache:
 
     def _fetch(self, key: str, sha256: str, size: int, store: ObjectStore, beat: Callable[[], None]) -> None:
         self._make_room(size)
-        arrived = hashlib.sha256()
         with NamedTemporaryFile(dir=self._folder, prefix=".", delete=False) as file:
             try:
-                for chunk in store.read(key):
-                    arrived.update(chunk)
+                for chunk in whole(key, sha256, store):
                     file.write(chunk)
                     beat()
                 file.flush()
-                if arrived.hexdigest() != sha256:
-                    raise StorageUnavailable(f"{key}: it is not what was stored")
                 Path(file.name).replace(self._folder / sha256)
             except BaseException:
                 with suppress(FileNotFoundError):

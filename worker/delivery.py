@@ -15,6 +15,7 @@ from app.settings import Settings
 from app.storage import ObjectStore, StorageUnavailable
 from app.tables import State
 from core import events as reported
+from worker.fetching import Postponed, go_on, whole
 from worker.lease import Lease
 
 log = logging.getLogger(__name__)
@@ -22,10 +23,6 @@ log = logging.getLogger(__name__)
 _STATES = "states"
 """Where, below an attempt's prefix, its states lie."""
 _LONGEST_PAUSE = 30.0
-
-
-class Postponed(Exception):
-    """The run was asked to end while a file was on its way."""
 
 
 class Delivery:
@@ -181,15 +178,10 @@ def remove_states(claim: Claim, store: ObjectStore) -> None:
 
 def _fetch(state: State, path: Path, lease: Lease, store: ObjectStore) -> None:
     """Copy a state into a file. Raises StorageUnavailable, also when it is damaged, and Postponed."""
-    arrived = hashlib.sha256()
     with path.open("wb") as file:
-        for chunk in store.read(state.key):
-            if lease.ending.is_set():
-                raise Postponed
-            arrived.update(chunk)
+        for chunk in whole(state.key, state.sha256, store):
+            go_on(lease.ending)
             file.write(chunk)
-    if arrived.hexdigest() != state.sha256:
-        raise StorageUnavailable(f"{state.key}: it is not what was stored")
 
 
 def _tries(deadline: float) -> Iterator[float]:

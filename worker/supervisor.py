@@ -3,8 +3,6 @@
 `run` is a plain function that anything may call with a claim: the polling loop of `worker.embedded`, or a task queue.
 """
 
-import errno
-import hashlib
 import logging
 import signal
 import socket
@@ -28,11 +26,14 @@ from app.schemas import Failure
 from app.settings import Settings
 from app.storage import ObjectStore, StorageFull, StorageUnavailable
 from core import events as reported
+from worker import failures
 from worker.cache import Cache
-from worker.delivery import Delivery, Postponed, fetch_states, remove_states
+from worker.delivery import Delivery, fetch_states, remove_states
+from worker.failures import NotFetched
+from worker.fetching import Postponed, whole
 from worker.folder import work_folder
 from worker.gathering import gather, report_of
-from worker.inputs import NotFetched, fetched, gone
+from worker.inputs import fetched
 from worker.keeping import keep, sweep
 from worker.lease import Lease
 from worker.logbook import Logbook
@@ -116,7 +117,7 @@ def run(claim: Claim, place: Workplace) -> None:
         log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.epoch)
     except OSError as error:
         with suppress(LostOwnership), place.database.writing() as session:
-            jobs.fail(session, claim, _not_started(error))
+            jobs.fail(session, claim, failures.not_started(error))
     else:
         _discard_states(claim, place)
         _tell_the_whole(claim, place)
@@ -138,19 +139,16 @@ def _find_ending(lease: Lease, claim: Claim, place: Workplace) -> Ending | None:
         return partial(jobs.succeed, claim=claim, reports=reports)
     wanted, there = getattr(claim.spec, "gpus", 1), count_gpus()
     if wanted > 1 and wanted > there:
-        return partial(jobs.fail, claim=claim, failure=_too_few_gpus(wanted, there))
+        return partial(jobs.fail, claim=claim, failure=failures.too_few_gpus(wanted, there))
     return None
 
 
 def _read_report(key: str, sha256: str, store: ObjectStore) -> reported.Reports | None:
     """Read a report; None where it cannot be had, for then it is made anew."""
     try:
-        content = b"".join(store.read(key))
-        if hashlib.sha256(content).hexdigest() == sha256:
-            return reported.Reports.model_validate_json(content)
-        log.warning("%s: it is not what was stored", key)
+        return reported.Reports.model_validate_json(b"".join(whole(key, sha256, store)))
     except (StorageUnavailable, ValidationError) as error:
-        log.warning("%s: %s", key, error)
+        log.warning("the report %s cannot be read: %s", key, error)
     return None
 
 
@@ -169,7 +167,7 @@ def _run_in(folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: W
         kept = _keep(folder, error, claim, place.settings)
         if kept:
             logbook.note(kept)
-        return partial(jobs.fail, claim=claim, failure=_not_stored(error, kept))
+        return partial(jobs.fail, claim=claim, failure=failures.not_stored(error, kept))
     except Postponed:
         logbook.note("the attempt was asked to end before its files were stored")
         return partial(jobs.hand_back, claim=claim)
@@ -178,19 +176,12 @@ def _run_in(folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: W
 @contextmanager
 def _fetched(folder: Path, lease: Lease, claim: Claim, place: Workplace) -> Iterator[Inventory]:
     """Have what the job takes in of its project's own. Raises NotFetched, LostOwnership, Postponed."""
-
-    def look_up() -> None:
-        if lease.ending.is_set():
-            raise Postponed
-
     try:
         sources = lease.write(partial(files.sources, job_id=claim.whole, spec=claim.spec))
     except files.Gone as error:
-        raise NotFetched(gone(error)) from error
+        raise NotFetched(failures.gone(error)) from error
     cache = Cache(place.settings.cache_dir, place.settings.cache_bytes)
-    with fetched(
-        sources, folder, place.inventory, cache=cache, store=place.store, wait=lease.ending.wait, beat=look_up
-    ) as inventory:
+    with fetched(sources, folder, place.inventory, cache=cache, store=place.store, ending=lease.ending) as inventory:
         yield inventory
 
 
@@ -275,22 +266,12 @@ def _ending(
         log.warning("job %s: attempt %d is lost: %s", claim.job_id, claim.epoch, cause)
         return partial(jobs.lose, claim=claim, cause=cause, patience=Patience.of(place.settings))
     log.warning("job %s: the training process ended with exit code %d and no reason", claim.job_id, exit_code)
-    return partial(jobs.fail, claim=claim, failure=_crashed(exit_code, trainer.last_words()))
+    return partial(jobs.fail, claim=claim, failure=failures.crashed(exit_code, trainer.last_words()))
 
 
 def _name(exit_code: int) -> str:
     """Name the signal of an exit code, which is negative where Python tells it and above 128 where a shell does."""
     return f"by {signal.Signals(abs(exit_code) % 128).name}"
-
-
-def _crashed(exit_code: int, last_words: str) -> Failure:
-    return Failure(
-        code="internal_error",
-        message=f"The training process ended with exit code {exit_code} and no reason. Its last words: {last_words}",
-        hint="This is a mistake in Temper or in its installation: please report it with the last words.",
-        field=None,
-        retryable=False,
-    )
 
 
 def _keep(folder: Path, error: StorageUnavailable, claim: Claim, settings: Settings) -> str:
@@ -307,35 +288,3 @@ def _keep(folder: Path, error: StorageUnavailable, claim: Claim, settings: Setti
         return ""
     place = f"{kept.relative_to(settings.data_dir)} in the data folder of the worker on {socket.gethostname()}"
     return f"What it has made is kept for {settings.kept_days:g} days as {place}."
-
-
-def _not_stored(error: StorageUnavailable, kept: str) -> Failure:
-    full = isinstance(error, StorageFull)
-    return Failure(
-        code="disk_full" if full else "storage_unavailable",
-        message=f"A file of the job could not be stored: {error}.",
-        hint=f"{'Make room in' if full else 'Look after'} the object store, then retry the job. {kept}".strip(),
-        field=None,
-        retryable=True,
-    )
-
-
-def _too_few_gpus(wanted: int, there: int) -> Failure:
-    return Failure(
-        code="bad_input",
-        message=f"The job asks for {wanted} GPUs; the worker that took it has {there}.",
-        hint=f"Set gpus to {max(there, 1)}, or run a worker on a machine that has {wanted}.",
-        field="gpus",
-        retryable=False,
-    )
-
-
-def _not_started(error: OSError) -> Failure:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return Failure(
-        code="disk_full" if full else "internal_error",
-        message=f"The worker could not start the run: {error}.",
-        hint=f"{'Make room on' if full else 'Look after'} the worker's machine, then post the job again.",
-        field=None,
-        retryable=True,
-    )

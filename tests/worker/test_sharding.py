@@ -15,7 +15,7 @@ from core.spec import parse
 from tests import invariants
 from tests.worker.fake_worker import fake_command
 from tests.worker.processes import processes_with, wait_until
-from worker import gathering
+from worker import fetching
 from worker.bell import Bell
 from worker.embedded import work
 from worker.supervisor import Workplace, run
@@ -134,7 +134,7 @@ def test_a_worker_that_stops_hands_its_shards_back_and_another_goes_on(place, po
 
 @pytest.mark.parametrize("harm", ["damaged", "gone"])
 def test_what_a_shard_has_found_is_not_merged_when_it_is_harmed(place, post, monkeypatch, harm):
-    monkeypatch.setattr(gathering, "_PAUSES", (0.01,))
+    monkeypatch.setattr(fetching, "PAUSES", (0.01,))
     job_id = post(shards=2)
     shards = [run_next(place), run_next(place)]
     path = place.settings.objects_dir / get(place, shards[0].job_id).report_key
