@@ -93,18 +93,26 @@ def list_uploads(
 
 
 def training_curve(session: Session, job: Job, *, after_step: int, max_points: int) -> Sequence[Metric]:
-    """Read the steps up to the current attempt's last one, thinned out evenly; the last step always stays.
+    """Read the steps up to where the job is, thinned out evenly; the last step always stays.
 
-    Where an attempt went on from an earlier one's state, the steps before that are the earlier one's.
+    That is the last step of the newest attempt that has made one, or the step that it went on from. The steps before
+    are those of earlier attempts.
     """
-    of_attempt = Metric.job_id == job.id, Metric.epoch == job.epoch
-    last = session.scalar(select(func.max(Metric.step)).where(*of_attempt))
-    if last is None:
+    reached = func.coalesce(
+        select(func.max(Metric.step))
+        .where(Metric.job_id == Attempt.job_id, Metric.epoch == Attempt.epoch)
+        .scalar_subquery(),
+        Attempt.resumed_step,
+    )
+    of_those_that_say = Attempt.job_id == job.id, reached.is_not(None)
+    end = session.scalar(select(reached).where(*of_those_that_say).order_by(Attempt.epoch.desc()).limit(1))
+    if end is None:
         return []
     newest = func.row_number().over(partition_by=Metric.step, order_by=Metric.epoch.desc())
-    of_job = Metric.job_id == job.id, Metric.step > after_step, Metric.step <= last
+    of_job = Metric.job_id == job.id, Metric.step > after_step, Metric.step <= end
     numbered = select(Metric.epoch, Metric.step, newest.label("place")).where(*of_job).subquery()
-    count = session.scalar(select(func.count()).select_from(numbered).where(numbered.c.place == 1)) or 0
+    steps = select(func.count(), func.max(numbered.c.step)).where(numbered.c.place == 1)
+    count, last = session.execute(steps).one()
     stride = -(-count // max_points) or 1
     same = and_(Metric.epoch == numbered.c.epoch, Metric.step == numbered.c.step)
     # From the end, so that the last step stays and no more than max_points are left.

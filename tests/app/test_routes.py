@@ -266,6 +266,31 @@ def test_the_curve_is_thinned_out_and_keeps_its_last_step(api, database):
     assert few[-1] == 100
 
 
+def test_the_curve_stays_where_it_was_until_a_new_attempt_says_where_it_goes_on(api, database):
+    job = post(api)
+
+    def shown():
+        return [point["step"] for point in api.get(f"/jobs/{job['id']}/metrics").json()["data"]]
+
+    def go_on(held):
+        do(database, jobs.lose, held, cause="killed", patience=jobs.Patience(backoff_seconds=0))
+        return claim(database)
+
+    held = claim(database)
+    assert shown() == []
+    do(database, recording.record, held, steps(9))
+    held = go_on(held)
+    assert shown() == [*range(1, 10)]
+    do(database, recording.record, held, [reported.Resumed(step=6, epoch=6.0)])
+    assert shown() == [*range(1, 7)]
+    do(database, recording.record, held, steps(8)[6:7])
+    held = go_on(held)
+    assert shown() == [*range(1, 8)]
+    do(database, recording.record, held, [reported.Resumed(step=7, epoch=7.0)])
+    do(database, jobs.succeed, held, REPORTS)
+    assert shown() == [*range(1, 8)]
+
+
 def test_the_report_has_every_verdict(api, done):
     report = api.get(done["links"]["report"])
     assert reported.Reports.model_validate_json(report.content) == REPORTS
