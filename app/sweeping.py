@@ -45,13 +45,13 @@ def sweep_orphans(database: Database, store: ObjectStore) -> None:
         found = list(keys)
         with database.reading() as session:
             exists = session.get(Job, job_id) is not None
-            orphans = [key for key in found if key not in set(_named(session, job_id))] if exists else []
+            named = set(_named(session, job_id))
             ended = _prefixes_of_ended_attempts(session, job_id)
         if not exists and _is_old(job_id):
             log.info("the files of job %s, which is no more, are removed", job_id)
             store.delete(job_prefix(job_id))
-        for key in orphans:
-            if key.startswith(ended):
+        for key in found:
+            if key not in named and key.startswith(ended):
                 store.delete(key)
 
 
@@ -59,7 +59,7 @@ def _named(session: Session, job_id: str) -> Iterator[str]:
     """Go through the keys that the job's rows name."""
     yield from session.scalars(select(Checkpoint.key).where(Checkpoint.job_id == job_id))
     yield from session.scalars(select(State.key).where(State.job_id == job_id))
-    yield session.scalars(select(Job.report_key).where(Job.id == job_id)).one() or ""
+    yield session.scalar(select(Job.report_key).where(Job.id == job_id)) or ""
     for attempt in session.scalars(select(Attempt).where(Attempt.job_id == job_id)):
         yield from (log_key(job_id, attempt.epoch, part) for part in range(1, attempt.log_parts + 1))
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,23 @@ def test_imports_point_one_way() -> None:
     lint = Path(sysconfig.get_path("scripts")) / "lint-imports"
     checked = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
+
+
+def test_the_light_files_of_core_are_the_same_in_the_rules_and_in_what_is_written_of_them() -> None:
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    heavy, no_torch = (
+        rule for rule in rules if rule["name"].endswith(("only the light files of core", "client loads torch"))
+    )
+    of_core = {f"core.{path.stem}" for path in (ROOT / "core").iterdir() if path.suffix == ".py" or path.is_dir()}
+    light = of_core - set(heavy["forbidden_modules"]) - {"core.__init__", "core.__pycache__"}
+    assert set(heavy["forbidden_modules"]) <= of_core
+    assert {name for name in no_torch["source_modules"] if name.startswith("core.")} == light
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    said = contributing[contributing.index("from outside only") : contributing.index("may be imported")]
+    assert set(re.findall(r"core\.\w+", said)) == light
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    listed = re.search(r"only its light files may be imported \(([a-z, ]+)\)", readme)
+    assert listed and {f"core.{name}" for name in listed[1].split(", ")} == light
 
 
 def loaded_by(module: str) -> set[str]:

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from app import jobs, recording
 from app.ownership import attempt_prefix, log_key
@@ -249,6 +249,25 @@ def test_what_nobody_names_is_swept_a_day_after_its_attempt(api, database, held,
         store.put(f"{attempt_prefix(job_id, 1)}/x", tmp_path / "file")
     sweep_orphans(database, store)
     assert list(store.keys("jobs")) == [*kept, f"{attempt_prefix(new, 1)}/x"]
+
+
+def test_a_sweep_asks_as_little_of_a_job_with_many_files(database, held, store, tmp_path):
+    asked = []
+
+    def note(*told):
+        asked.append(told[2])
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    (tmp_path / "file").write_text("x")
+    counts = []
+    for number in range(20):
+        store.put(f"{held.prefix}/{number}", tmp_path / "file")
+        if number in (0, 19):
+            asked.clear()
+            sweep_orphans(database, store)
+            counts.append(len(asked))
+    event.remove(database.engine, "before_cursor_execute", note)
+    assert counts[0] == counts[1] > 0
 
 
 def test_states_of_a_job_that_ended_badly_are_kept_for_a_while_and_its_checkpoint_for_ever(
