@@ -1,35 +1,25 @@
 """An attempt's log: what the training process writes for people and what its supervisor did, kept in the object store.
 
 It goes there in parts, at intervals and at the end, so that it outlives the worker. A part is real when the attempt's
-row counts it. No secret that this worker knows is in it.
+row counts it. No secret that this worker knows is in it, and nothing that looks like one.
 """
 
 import logging
-import os
-import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
-
-from pydantic import SecretStr
 
 from app import recording
 from app.ownership import Claim, LostOwnership, log_key
+from app.redaction import known_secrets, redact
 from app.settings import Settings
 from app.storage import ObjectStore, StorageUnavailable
 from worker.lease import Lease
 
 log = logging.getLogger(__name__)
-
-_SECRET_NAME = re.compile(r".*(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|API_KEY|ACCESS_KEY).*")
-_SECRET_SHAPE = re.compile(rb"tmp_[A-Za-z0-9_]{20,}|(?<=X-Amz-Signature=)[0-9a-f]+|(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")
-_SHORTEST_SECRET = 6
-_HIDDEN = b"[hidden]"
 
 
 class Logbook:
@@ -43,7 +33,7 @@ class Logbook:
         self._lease = lease
         self._store = store
         self._settings = settings
-        self._secrets = sorted(_secrets(settings), key=len, reverse=True)
+        self._secrets = known_secrets(settings)
         self._parts = self._read = self._stored = 0
         self._lock = Lock()
         self._closing = Event()
@@ -104,9 +94,9 @@ class Logbook:
         return content[: content.rfind(b"\n") + 1]
 
     def _without_secrets(self, content: bytes) -> bytes:
-        for secret in self._secrets:
-            content = content.replace(secret, _HIDDEN)
-        return _SECRET_SHAPE.sub(_HIDDEN, content)
+        # What is no UTF-8 stays as it is.
+        text = content.decode(errors="surrogateescape")
+        return redact(text, self._secrets).encode(errors="surrogateescape")
 
     def _keep(self) -> None:
         while not self._closing.wait(self._settings.log_seconds):
@@ -114,11 +104,3 @@ class Logbook:
                 self.store()
             except LostOwnership:
                 return
-
-
-def _secrets(settings: Settings) -> Iterator[bytes]:
-    """List what must not be shown: secrets of the settings and the environment, passwords in addresses."""
-    values = [value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)]
-    values += [urlsplit(value).password or "" for _, value in settings if isinstance(value, str) and "://" in value]
-    values += [value for name, value in os.environ.items() if _SECRET_NAME.fullmatch(name.upper())]
-    yield from {value.encode() for value in values if len(value) >= _SHORTEST_SECRET}

@@ -15,11 +15,12 @@ from typing import Self
 
 from pydantic import ValidationError
 
+from app.redaction import is_named_like_a_secret
 from core import events as reported
 
 _BATCH_SECONDS = 1.0
 _STDERR_TAIL = 2000
-_SECRET = re.compile(r"(TEMPER|AWS|PG|CELERY)_?.*|.*(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|API_KEY).*")
+_OF_THE_SERVICE = re.compile(r"(TEMPER|AWS|PG|CELERY)_?.*")
 
 
 class Trainer:
@@ -143,7 +144,11 @@ class Trainer:
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
     """Leave out of an environment what configures the service, and whatever else is named like a secret."""
-    return {name: value for name, value in environment.items() if not _SECRET.fullmatch(name.upper())}
+    return {
+        name: value
+        for name, value in environment.items()
+        if not _OF_THE_SERVICE.fullmatch(name.upper()) and not is_named_like_a_secret(name)
+    }
 
 
 def _holders(pipe: str) -> Iterator[int]:

@@ -234,7 +234,7 @@ def get_metrics(
     after_step: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only steps after this one.")] = 0,
     max_points: Annotated[int, Query(ge=1, le=10_000, description="Thin the curve out to so many points.")] = 1000,
 ) -> Response:
-    """Get the training curve up to where the job is: steps that a later attempt went through again are the later one's."""
+    """Get the training curve up to where the job is. Steps gone through again are those of the later attempt."""
     job = the_job(session, project_id, job_id)
     steps = reading.training_curve(session, job, after_step=after_step, max_points=max_points)
     data = [_show_metric(step) for step in steps]

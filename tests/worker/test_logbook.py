@@ -68,11 +68,15 @@ def test_a_log_can_be_read_while_the_run_goes_on(place, project):
 def test_no_secret_gets_into_a_log(place, project, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3-secret-of-ours")
     said = (
-        "s3-secret-of-ours postgresql://temper:hunter2@db/x tmp_abcdefgh_0123456789012345678901 ?X-Amz-Signature=0af1&b"
+        "s3-secret-of-ours postgresql://temper:hunter2@db/x "
+        "tmp_abcdefgh_0123456789012345678901 /x?X-Amz-Signature=0af1&b"
+        "|secret=whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw, Authorization: Bearer abcdef, /x?Expires=1&Signature=0af1"
     )
     held = start(place, project, say=said)
     run(held, place)
-    assert "[hidden] postgresql://[hidden]@db/x [hidden] ?X-Amz-Signature=[hidden]&b" in logged(place, held)
+    log = logged(place, held)
+    assert "[redacted] postgresql://temper:[redacted]@db/x tmp_abcdefgh_[redacted] /x?[redacted]" in log
+    assert "secret=whsec_[redacted], Authorization: Bearer [redacted], /x?[redacted]" in log
 
 
 def test_an_endless_log_is_cut(place, project):
