@@ -313,7 +313,7 @@ class StoreFull(Problem):
 
 
 class TooManyStreams(Problem):
-    """This process serves as many event streams as it may. Try again after the seconds in Retry-After, or poll."""
+    """This process serves as many streams as it may. Try again after the seconds in Retry-After, or poll."""
 
     status, code = 503, "too_many_streams"
 

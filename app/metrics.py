@@ -98,7 +98,9 @@ class _OfProcess(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Tell how many streams this process feeds, and whether it has given the broker up for now."""
-        yield GaugeMetricFamily("temper_streams_open", "Event streams that are open.", self._watch.streams)
+        yield GaugeMetricFamily(
+            "temper_streams_open", "Streams that are open, of events and of logs.", self._watch.streams
+        )
         if self._doorbell.is_there:
             told = "Whether the broker has failed and is left alone: workers find jobs by polling."
             yield GaugeMetricFamily("temper_broker_circuit_open", told, self._doorbell.is_open)

@@ -72,13 +72,13 @@ class Settings(BaseSettings):
     quota_stored_bytes: int | None = Field(default=100 * 1024**3, ge=0)
     """Bytes that may be stored for a project: its uploads, from their announcement on, and what its jobs have saved."""
     quota_streams_per_key: int | None = Field(default=None, ge=0)
-    """Event streams that one key may have open at one API process; by default any number."""
+    """Streams of events and logs that one key may have open at one API process; by default any number."""
     quota_keys: int | None = Field(default=100, ge=1)
     """Valid API keys that a project may have."""
     max_streams: int = Field(default=200, ge=1)
-    """Event streams that one API process serves at once."""
+    """Streams of events and logs that one API process serves at once."""
     max_stream_seconds: float = Field(default=900, gt=0)
-    """After this long a stream closes and the client resumes it with Last-Event-ID."""
+    """After this long a stream closes, and the client takes it up where it was."""
     watch_seconds: float = Field(default=0.5, gt=0)
     """How often one API process looks for changes in the jobs that somebody waits for."""
     resource_class: ResourceClass = "gpu"

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from anyio.to_thread import run_sync
@@ -22,7 +23,7 @@ class _Waiter:
 
 
 class Watch:
-    """The poller. `streams` counts the event streams it feeds, `streams_of` those of each key; `stopping` says that all
+    """The poller. `streams` counts the streams it feeds, `streams_of` those of each key; `stopping` says that all
     waiting must end."""
 
     def __init__(self, database: Database, *, every: float) -> None:
@@ -32,6 +33,19 @@ class Watch:
         self._database = database
         self._every = every
         self._waiters: set[_Waiter] = set()
+
+    @contextmanager
+    def stream_of(self, key_id: str) -> Iterator[None]:
+        """Count a stream for as long as the block runs."""
+        self.streams += 1
+        self.streams_of[key_id] += 1
+        try:
+            yield
+        finally:
+            self.streams -= 1
+            self.streams_of[key_id] -= 1
+            if not self.streams_of[key_id]:
+                del self.streams_of[key_id]
 
     async def change(self, job_id: str, version: int, *, timeout: float) -> bool:
         """Wait until the job is no longer of this version, and say whether that happened in time."""

@@ -15,6 +15,8 @@ from client.errors import Problem, Refused, ServiceFailed, Unreachable
 
 # Answers of a service, or of a proxy before it, that is busy or not there for a moment.
 PASSING = frozenset({429, 502, 503, 504})
+# Seconds before a stream that has closed is taken up again.
+RECONNECT = 0.5
 
 
 class Connection:

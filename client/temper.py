@@ -12,10 +12,11 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel, RootModel
 
-from client.connection import PASSING, Connection, Pauses
+from client.connection import PASSING, RECONNECT, Connection, Pauses
 from client.credentials import find_credentials
 from client.download import download_file
 from client.errors import Answered, NoCheckpoint, StillRunning, TemperError, Unreachable
+from client.log import follow_log
 from client.records import (
     Answer,
     ApiKey,
@@ -49,9 +50,8 @@ from core.spec import AnySpec
 LONG_POLL = 30.0
 # A service that restarts is back within this many seconds, or somebody should look.
 RESTART = 60.0
-# The service sends a comment on a silent stream every 15 seconds.
+# The service sends a comment on a silent stream of events every 15 seconds.
 SILENCE = 45.0
-RECONNECT = 0.5
 EXAMINATION_PAUSE = 3.0
 DELIVERY_PAUSE = 0.2
 
@@ -241,15 +241,19 @@ class Temper:
     ) -> Iterator[str]:
         """Go through the log of an attempt, by default the last one that has one, piece by piece.
 
-        tail: only so many lines from the end. follow: go on until the job has ended. Raises Unreachable where the
-        connection breaks.
+        tail: only so many lines from the end. follow: go on until the job has ended; a connection that breaks is taken
+        up again where it broke.
         """
         given = {"attempt": attempt, "tail": tail, "follow": "true" if follow else None}
         params = {name: value for name, value in given.items() if value is not None}
-        timeout = httpx2.Timeout(self._timeout, read=None if follow else self._timeout)
+        if follow:
+            timeout = httpx2.Timeout(self._timeout, read=SILENCE)
+            yield from follow_log(
+                self._connection, _path(job_id), params, timeout=timeout, patience=self._long_patience
+            )
+            return
         try:
-            path = f"{_path(job_id)}/logs"
-            with self._connection.stream(path, headers={}, params=params, timeout=timeout) as response:
+            with self._connection.stream(f"{_path(job_id)}/logs", headers={}, params=params) as response:
                 yield from response.iter_text()
         except httpx2.TransportError as error:
             raise self._connection.unreachable(error) from error

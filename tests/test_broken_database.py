@@ -13,7 +13,7 @@ from app import jobs, recording
 from app.database import THREADS, Database
 from app.inventory import Inventory
 from app.jobs import Patience
-from app.ownership import LostOwnership
+from app.ownership import LostOwnership, log_key
 from app.storage import LocalStore
 from app.tables import Attempt, Checkpoint, Event, Job, Metric
 from core import events as reported
@@ -296,6 +296,33 @@ def test_a_worker_that_is_cut_off_from_the_database_gives_up_and_the_next_one_ta
         outcomes = session.scalars(select(Attempt.outcome).order_by(Attempt.epoch)).all()
         assert outcomes == ["lost", "succeeded"]
     invariants.check(database, other.store)
+
+
+def test_a_log_that_is_followed_goes_on_when_the_database_is_back(
+    broken_api, network, settings, database, project, tmp_path
+):
+    store = LocalStore(settings.objects_dir)
+    post(database, project)
+    held = claim(database)
+
+    def log(part, line):
+        (tmp_path / "part").write_text(line)
+        store.put(log_key(held.job_id, held.epoch, part), tmp_path / "part")
+        with database.writing() as session:
+            recording.add_log(session, held, size=len(line))
+
+    log(1, "before\n")
+    with broken_api.stream("GET", f"/jobs/{held.job_id}/logs", params={"follow": True}) as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == "before"
+        network.cut()
+        time.sleep(1.5)
+        log(2, "meanwhile\n")
+        network.heal()
+        assert next(lines) == "meanwhile"
+        with database.writing() as session:
+            jobs.succeed(session, held, reported.Reports(before=None, after=None))
+        assert list(lines) == []
 
 
 @contextmanager

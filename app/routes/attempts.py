@@ -1,22 +1,30 @@
 """A job's attempts: who had it, what came of it, and what was logged."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Annotated
+import asyncio
+import math
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Annotated, NamedTuple
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
+from starlette.concurrency import iterate_in_threadpool
 
 from app import jobs, reading, schemas, tables
-from app.auth import ProjectId, needs
+from app.auth import ProjectId, TheCaller, needs
+from app.database import AWAY
 from app.dependencies import JobId, Once, Reading, Service, TheService
-from app.errors import InvalidParameter, NoLog, NotFound, StoreUnavailable, TooManyStreams, problems
+from app.errors import InvalidParameter, NoLog, NotFound, QuotaExceeded, StoreUnavailable, TooManyStreams, problems
 from app.ownership import log_key
+from app.routes import streams
 from app.routes.jobs import the_job
-from app.storage import ObjectStore
+from app.storage import ObjectStore, StorageUnavailable
+from core.advice import FieldError
 
 router = APIRouter(tags=["jobs"])
 
+_TEXT = "text/plain; charset=utf-8"
 _LOOK_SECONDS = 1.0
 """How often a log that is followed is looked at: its growth is no change of the job."""
 
@@ -45,73 +53,96 @@ def list_attempts(
     response_class=StreamingResponse,
     dependencies=[needs("jobs:read"), Once],
     responses={
-        200: {"description": "The log.", "content": {"text/plain": {"schema": {"type": "string"}}}},
-        **problems(NotFound, NoLog, InvalidParameter, StoreUnavailable, TooManyStreams),
+        200: {
+            "description": "The log.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+            "headers": {
+                "X-Log-Place": {
+                    "description": "With follow: where in the job's logs this begins, as `after` takes it.",
+                    "schema": {"type": "string"},
+                }
+            },
+        },
+        **problems(NotFound, NoLog, InvalidParameter, StoreUnavailable, QuotaExceeded, TooManyStreams),
     },
 )
 async def get_logs(
     job_id: JobId,
-    project_id: ProjectId,
+    caller: TheCaller,
     service: TheService,
+    until_sent: streams.UntilSent,
     attempt: Annotated[
         int | None, Query(ge=1, le=2**31 - 1, description="Of this attempt; by default of the last one that has a log.")
     ] = None,
     tail: Annotated[int | None, Query(ge=0, le=100_000, description="Only so many lines from the end.")] = None,
+    after: Annotated[
+        str | None,
+        Query(
+            pattern=r"^[0-9]{1,10}:[0-9]{1,18}$",
+            description="With follow, go on behind this place: what X-Log-Place said, with the bytes that came since "
+            "added to its second number. It takes the place of tail.",
+        ),
+    ] = None,
     *,
     follow: Annotated[bool, Query(description="Go on with what comes, further attempts included, to the end.")] = False,
 ) -> Response:
-    """Read what the training process wrote for people, and what its supervisor did. It outlives the worker."""
-    job, attempts = await run_sync(_read, service, project_id, job_id)
+    """Read what the training process wrote for people, and what its supervisor did. It outlives the worker.
+
+    One that is followed ends with the job, or when it is old, as streams of events do.
+    """
+    if after and not follow:
+        detail = "a place to go on from is for a log that is followed: add follow=true, or leave it out"
+        raise InvalidParameter([FieldError(pointer="/after", code="not_followed", detail=detail)])
+    job, attempts = await run_sync(_read, service, caller.project_id, job_id)
     logged = [each for each in attempts if each.log_parts and attempt in (None, each.epoch)]
-    if not logged and not (follow and job.status not in jobs.TERMINAL):
+    if not logged and not (follow and (after or job.status not in jobs.TERMINAL)):
         of = "this job" if attempt is None else f"attempt {attempt} of this job"
         raise NoLog(f"{of} has no log{'' if job.status in jobs.TERMINAL else ' yet'}; the job is {job.status}")
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    media_type = "text/plain; charset=utf-8"
     if not follow:
-        content = _content(service.store, logged[-1], tail=tail)
-        return StreamingResponse(content, media_type=media_type, headers=headers)
-    if service.watch.streams >= service.settings.max_streams:
-        detail = "this process serves as many streams as it may; try again, or read without follow"
-        raise TooManyStreams(detail, headers={"Retry-After": "5"})
-    begin = logged[-1] if logged else None
-    stream = _follow(service, project_id, job_id, begin, only=attempt, tail=tail)
-    return StreamingResponse(stream, media_type=media_type, headers=headers)
+        content = _content(service.store, logged[-1]) if tail is None else _tail(service.store, logged[-1], tail)
+        return StreamingResponse(content, media_type=_TEXT, headers=streams.HEADERS)
+    stream = await streams.begin(service, caller, until_sent, instead="read without follow")
+    if after:
+        place = _Place(*map(int, after.split(":")))
+    elif logged:
+        place = await run_sync(_place, service.store, logged[-1], tail)
+    else:
+        place = _Place(attempt or 1, 0)
+    # Where the object store is away, that is said before the answer has begun.
+    with closing(_behind(service.store, attempts, place, attempt)) as pieces:
+        await run_sync(next, pieces, None)
+    return StreamingResponse(
+        _follow(stream, service, caller.project_id, job_id, place, only=attempt),
+        media_type=_TEXT,
+        headers={**streams.HEADERS, "X-Log-Place": f"{place.attempt}:{place.offset}"},
+    )
+
+
+class _Place(NamedTuple):
+    """So many bytes behind the beginning of an attempt's log, those of the attempts after it counted on."""
+
+    attempt: int
+    offset: int
 
 
 async def _follow(
-    service: Service,
-    project_id: str,
-    job_id: str,
-    begin: tables.Attempt | None,
-    *,
-    only: int | None,
-    tail: int | None,
+    stream: streams.Stream, service: Service, project_id: str, job_id: str, place: _Place, *, only: int | None
 ) -> AsyncIterator[bytes]:
-    """Send what there is and what comes, until the job has ended or the server stops."""
-    service.watch.streams += 1
-    try:
-        epoch, part = 0, 0
-        if begin:
-            epoch, part = begin.epoch, begin.log_parts
-            for chunk in await run_sync(lambda: list(_content(service.store, begin, tail=tail))):
-                yield chunk
-        while not service.watch.stopping:
+    """Send what there is and what comes, until the job has ended, or the stream may not go on."""
+    while True:
+        try:
             job, attempts = await run_sync(_read, service, project_id, job_id)
-            for attempt in attempts:
-                if attempt.epoch < epoch or only not in (None, attempt.epoch):
-                    continue
-                part = part if attempt.epoch == epoch else 0
-                epoch = attempt.epoch
-                while part < attempt.log_parts:
-                    part += 1
-                    key = log_key(job_id, epoch, part)
-                    yield await run_sync(_fetch, service.store, key)
+            async for piece in iterate_in_threadpool(_behind(service.store, attempts, place, only)):
+                place = _Place(place.attempt, place.offset + len(piece))
+                yield piece
+        except (*AWAY, StorageUnavailable):
+            await asyncio.sleep(service.settings.watch_seconds)
+        else:
             if job.status in jobs.TERMINAL:
                 return
-            await service.watch.change(job_id, job.version, timeout=_LOOK_SECONDS)
-    finally:
-        service.watch.streams -= 1
+            await stream.watch.change(job_id, job.version, timeout=_LOOK_SECONDS)
+        if not stream.may_go_on:
+            return
 
 
 def _read(service: Service, project_id: str, job_id: str) -> tuple[tables.Job, Sequence[tables.Attempt]]:
@@ -120,18 +151,53 @@ def _read(service: Service, project_id: str, job_id: str) -> tuple[tables.Job, S
         return job, reading.all_attempts(session, job.id)
 
 
-def _content(store: ObjectStore, attempt: tables.Attempt, *, tail: int | None) -> Iterator[bytes]:
-    """Read a log, or its last lines: then from the end, and no more of it than is needed."""
-    keys = [log_key(attempt.job_id, attempt.epoch, part) for part in range(1, attempt.log_parts + 1)]
+def _behind(
+    store: ObjectStore, attempts: Sequence[tables.Attempt], place: _Place, only: int | None
+) -> Generator[bytes]:
+    """Read what is behind a place: of this attempt and those after it, or only of one."""
+    skipped = place.offset
+    for attempt in attempts:
+        if attempt.epoch < place.attempt or only not in (None, attempt.epoch):
+            continue
+        if skipped == 0:
+            yield from _content(store, attempt)
+        elif skipped < attempt.log_size:
+            missing = attempt.log_size - skipped
+            yield _end(store, attempt, size=missing)[-missing:]
+        skipped = max(skipped - attempt.log_size, 0)
+
+
+def _place(store: ObjectStore, attempt: tables.Attempt, tail: int | None) -> _Place:
+    """Find the place of the last lines of a log, or of its beginning."""
     if tail is None:
-        for key in keys:
-            yield from store.read(key)
-        return
-    end = b""
-    while keys and end.count(b"\n") <= tail:
-        end = _fetch(store, keys.pop()) + end
-    lines = end.splitlines(keepends=True)
-    yield b"".join(lines[max(len(lines) - tail, 0) :])
+        return _Place(attempt.epoch, 0)
+    return _Place(attempt.epoch, attempt.log_size - sum(map(len, _tail(store, attempt, tail))))
+
+
+def _content(store: ObjectStore, attempt: tables.Attempt) -> Iterator[bytes]:
+    for key in _keys(attempt):
+        yield from store.read(key)
+
+
+def _tail(store: ObjectStore, attempt: tables.Attempt, lines: int) -> Iterator[bytes]:
+    found = _end(store, attempt, lines=lines).splitlines(keepends=True)
+    yield b"".join(found[max(len(found) - lines, 0) :])
+
+
+def _end(store: ObjectStore, attempt: tables.Attempt, *, lines: float = math.inf, size: float = math.inf) -> bytes:
+    """Read a log part by part from its end, and no more of it than has so many lines or bytes."""
+    parts: list[bytes] = []
+    for key in reversed(_keys(attempt)):
+        parts.append(_fetch(store, key))
+        lines -= parts[-1].count(b"\n")
+        size -= len(parts[-1])
+        if lines < 0 or size <= 0:
+            break
+    return b"".join(reversed(parts))
+
+
+def _keys(attempt: tables.Attempt) -> list[str]:
+    return [log_key(attempt.job_id, attempt.epoch, part) for part in range(1, attempt.log_parts + 1)]
 
 
 def _fetch(store: ObjectStore, key: str) -> bytes:

@@ -11,7 +11,7 @@ from app.storage import LocalStore, StorageUnavailable
 from app.sweeping import sweep_orphans, sweep_states
 from app.tables import Attempt, State
 from core import events as reported
-from tests.instance import DIGITS
+from tests.instance import DIGITS, add_key, calling, serving
 from tests.worker.processes import wait_until
 
 SAVED = reported.Saved(kind="state", path="x", sha256="0" * 64, size=3, step=5, epoch=0.5)
@@ -226,6 +226,55 @@ def test_a_log_is_followed_over_attempts_to_the_end_of_the_job(api, database, he
     reader.join(15)
     assert "".join(got) == "a\nb\nc\n"
     assert read_log(api, held, follow=True, tail=1).text == "c\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [({}, "one\ntwo\n"), ({"tail": 1}, "two\n"), ({"attempt": 1}, "one\ntwo\n")]
+)
+def test_a_log_that_is_followed_closes_when_it_is_old_and_goes_on_where_it_was(
+    settings, database, project, held, log, monkeypatch, options, expected
+):
+    monkeypatch.setattr("app.routes.attempts._LOOK_SECONDS", 0.02)
+    short = settings.model_copy(update={"max_stream_seconds": 0.05})
+    with serving(short, database, chores=()) as url, calling(url, add_key(database, project)) as api:
+
+        def read_on(**options):
+            answer = read_log(api, held, follow=True, **options)
+            assert answer.status_code == 200
+            attempt, offset = map(int, answer.headers["x-log-place"].split(":"))
+            return answer.content, f"{attempt}:{offset + len(answer.content)}"
+
+        _, nowhere = read_on(**{name: value for name, value in options.items() if name != "tail"})
+        log(held, "one\ntw")
+        log(held, "o\n")
+        first, place = read_on(**options)
+        assert first.decode() == expected
+        if "tail" not in options:
+            assert read_on(after=nowhere)[0] == first
+        log(held, "three\n")
+        second, place = read_on(after=place)
+        do(database, jobs.hand_back, held)
+        later = claim(database)
+        log(later, "four\n")
+        third, place = read_on(after=place, **options)
+        do(database, jobs.succeed, later, REPORTS)
+        fourth, _ = read_on(after=place, **options)
+        assert (second, third + fourth) == (b"three\n", b"" if "attempt" in options else b"four\n")
+
+
+@pytest.mark.parametrize("params", [{"after": "1"}, {"after": "x", "follow": True}, {"after": "1:2"}])
+def test_a_place_in_a_log_that_cannot_be_gone_on_from_is_refused(api, held, log, params):
+    log(held, "a\n")
+    refused = read_log(api, held, **params)
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_parameter")
+    assert [error["pointer"] for error in refused.json()["errors"]] == ["/after"]
+
+
+def test_a_log_that_is_followed_says_that_the_store_is_away_before_it_begins(api, held, log, store):
+    log(held, "a\n")
+    store.delete(log_key(held.job_id, held.epoch, 1))
+    refused = read_log(api, held, follow=True)
+    assert (refused.status_code, refused.json()["code"]) == (503, "storage_unavailable")
 
 
 def test_what_nobody_names_is_swept_a_day_after_its_attempt(api, database, held, store, settings, log, tmp_path):

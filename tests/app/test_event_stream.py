@@ -2,8 +2,14 @@
 
 import itertools
 import json
+import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from urllib.parse import urlsplit
+
+import pytest
 
 from app import jobs, recording
 from app.settings import Settings
@@ -149,3 +155,44 @@ def test_too_many_streams_are_refused_and_the_place_is_free_again(settings, data
         while api.get(f"/jobs/{job_id}/events", headers=STREAM).status_code != 200:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize("limit", [{"max_streams": 2}, {"quota_streams_per_key": 2}])
+@pytest.mark.parametrize(
+    ("path", "headers"), [("events", STREAM), ("logs?follow=true", {})], ids=["events", "logs that are followed"]
+)
+def test_streams_that_are_asked_for_at_once_are_no_more_than_there_may_be(
+    settings, database, project, limit, path, headers
+):
+    narrow = settings.model_copy(update=limit)
+    with serving(narrow, database) as url, calling(url, add_key(database, project)) as api, ExitStack() as opened:
+        job_id, held = start(api, database)
+        together = threading.Barrier(10)
+
+        def ask(_):
+            together.wait()
+            return opened.enter_context(api.stream("GET", f"/jobs/{job_id}/{path}", headers=headers)).status_code
+
+        with ThreadPoolExecutor(10) as callers:
+            statuses = list(callers.map(ask, range(10)))
+        assert statuses.count(200) == 2
+        do(database, jobs.succeed, held, reported.Reports(before=None, after=None))
+
+
+def test_a_place_is_free_again_though_its_client_went_before_the_first_byte(settings, database, project):
+    narrow = settings.model_copy(update={"max_streams": 1})
+    key = add_key(database, project)
+    with serving(narrow, database) as url, calling(url, key) as api:
+        job_id, held = start(api, database)
+        asked = f"GET /jobs/{job_id}/events HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {key}\r\n"
+        for _ in range(30):
+            with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as line:
+                line.sendall(f"{asked}Accept: text/event-stream\r\n\r\n".encode())
+        deadline = time.monotonic() + 20
+        while True:
+            with api.stream("GET", f"/jobs/{job_id}/events", headers=STREAM) as stream:
+                if stream.status_code == 200:
+                    break
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        do(database, jobs.succeed, held, reported.Reports(before=None, after=None))

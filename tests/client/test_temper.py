@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import time
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -165,6 +167,40 @@ def test_refused_stream_is_not_tried_again(temper: Temper, script: Script) -> No
     script.expect(lambda request: request.answer(problem(404), status=404))
     with pytest.raises(Refused):
         list(temper.stream("job_1"))
+
+
+def test_broken_log_goes_on_where_it_broke_and_each_byte_comes_once(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.temper.SILENCE", 0.3)
+
+    def fall_silent(request: Request) -> None:
+        request.send("bé".encode()[:2], announced=99, X_Log_Place="2:101")
+        time.sleep(1)
+
+    script.expect(
+        lambda request: request.send(b"a", announced=99, X_Log_Place="2:100"),
+        Request.hang_up,
+        lambda request: request.answer(problem(503), status=503),
+        fall_silent,
+        lambda request: request.send("é".encode()[1:], X_Log_Place="2:103"),
+        lambda request: request.answer(job_json(status="running")),
+        lambda request: request.send(b"c\n", X_Log_Place="2:104"),
+        lambda request: request.answer(job_json(status="failed", is_terminal=True)),
+        lambda request: request.send(b"d\n", X_Log_Place="2:106"),
+    )
+    with Temper(script.url, "tmp_key", timeout=20) as temper:
+        assert "".join(temper.logs("job_1", tail=3, follow=True)) == "abéc\nd\n"
+    asked = [parse_qs(urlsplit(request.path).query) for request in script.requests if "/logs" in request.path]
+    assert asked[0] == {"tail": ["3"], "follow": ["true"]}
+    places = [query["after"] for query in asked[1:] if query.keys() == {"after", "follow"}]
+    assert places == [["2:101"], ["2:101"], ["2:101"], ["2:103"], ["2:104"], ["2:106"]]
+
+
+def test_log_of_a_service_that_does_not_say_where_it_begins_is_not_guessed_at(temper: Temper, script: Script) -> None:
+    script.expect(lambda request: request.send(b"a\n"))
+    with pytest.raises(Unreadable, match="older than this client"):
+        list(temper.logs("job_1", follow=True))
 
 
 def test_broken_download_goes_on_where_it_broke(temper: Temper, script: Script, tmp_path: Path) -> None:

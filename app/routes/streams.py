@@ -1,0 +1,61 @@
+"""What answers that go on have in common: how many there may be at once, and for how long one goes on."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Annotated
+
+from anyio.to_thread import run_sync
+from fastapi import Depends
+
+from app import quotas, tables
+from app.dependencies import Service
+from app.errors import TooManyStreams
+from app.keys import Caller
+from app.watch import Watch
+
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+async def _until_sent() -> AsyncIterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+UntilSent = Annotated[ExitStack, Depends(_until_sent, scope="request")]
+"""What must be closed when the answer has been sent, or there is nobody left to send it to."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An answer that goes on until it has said everything, is old, or the server stops; the last two are resumed."""
+
+    watch: Watch
+    closes_at: float
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether it is neither old nor the server about to stop."""
+        return not self.watch.stopping and time.monotonic() < self.closes_at
+
+
+async def begin(service: Service, caller: Caller, until_sent: ExitStack, *, instead: str) -> Stream:
+    """Take one of the places that there are for streams, until the answer has been sent. Raises TooManyStreams,
+    QuotaExceeded."""
+    limit = await run_sync(_limit, service, caller)
+    # From here on nothing is waited for: nobody else takes the place that is seen to be free.
+    watch = service.watch
+    if watch.streams >= service.settings.max_streams:
+        detail = f"this process serves as many streams as it may; try again, or {instead}"
+        raise TooManyStreams(detail, headers={"Retry-After": "5"})
+    if limit is not None and (count := watch.streams_of[caller.key_id] + 1) > limit:
+        raise quotas.QuotaExceeded("streams_per_key", limit, count)
+    until_sent.enter_context(watch.stream_of(caller.key_id))
+    return Stream(watch, time.monotonic() + service.settings.max_stream_seconds)
+
+
+def _limit(service: Service, caller: Caller) -> int | None:
+    with service.database.reading() as session:
+        project = session.get_one(tables.Project, caller.project_id)
+    return quotas.limit_of(project, "streams_per_key", service.settings)
