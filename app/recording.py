@@ -6,7 +6,7 @@ A file is real because its row is: what lies in the object store without one is 
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.ownership import Claim, append, change, only, owned
@@ -134,11 +134,13 @@ def states(session: Session, claim: Claim) -> Sequence[State]:
 
 
 def forget_states(session: Session, claim: Claim) -> Sequence[str]:
-    """Let go of the states of a job that has succeeded; give the keys of their files."""
-    if session.scalar(select(Job.status).where(Job.id == claim.job_id)) != "succeeded":
+    """Let go of the states of a job that has succeeded, and of its shards; give the keys of their files. Those of a
+    shard stay until its whole has succeeded: should that fail, a retry has little to find out again."""
+    if claim.shard or session.scalar(select(Job.status).where(Job.id == claim.job_id)) != "succeeded":
         return []
-    keys = [state.key for state in _states(session, claim.job_id)]
-    session.execute(delete(State).where(State.job_id == claim.job_id))
+    its_own = State.job_id.in_(select(Job.id).where(or_(Job.id == claim.job_id, Job.parent_id == claim.job_id)))
+    keys = session.scalars(select(State.key).where(its_own)).all()
+    session.execute(delete(State).where(its_own))
     return keys
 
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from itertools import groupby
 
-from sqlalchemy import and_, delete, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy.orm import Session, aliased
 from ulid import ULID
 
 from app.database import Database, seconds_from_now
@@ -23,11 +23,14 @@ _AT_ONCE = 100
 
 def sweep_states(database: Database, store: ObjectStore, *, days: float) -> None:
     """Remove the states of jobs that failed or were cancelled so many days ago, and those that a worker which died
-    after its job's success has left. Raises StorageUnavailable."""
-    ended_badly = and_(Job.status.in_(("failed", "cancelled")), Job.finished_at < seconds_from_now(-days * _DAY))
-    unneeded = or_(Job.status == "succeeded", ended_badly)
+    after its job's success has left; those of a shard by how its whole has ended. Raises StorageUnavailable."""
+    whole = aliased(Job)
+    ended_badly = and_(whole.status.in_(("failed", "cancelled")), whole.finished_at < seconds_from_now(-days * _DAY))
+    unneeded = or_(whole.status == "succeeded", ended_badly)
     with database.reading() as session:
-        kept = select(Job.id).join(State, State.job_id == Job.id).where(unneeded).distinct().limit(_AT_ONCE)
+        kept = select(Job.id).join(State, State.job_id == Job.id)
+        kept = kept.join(whole, whole.id == func.coalesce(Job.parent_id, Job.id))
+        kept = kept.where(unneeded).distinct().limit(_AT_ONCE)
         job_ids = session.scalars(kept).all()
     for job_id in job_ids:
         with database.writing() as session:

@@ -28,7 +28,7 @@ from app.storage import ObjectStore, StorageFull, StorageUnavailable
 from core import events as reported
 from worker import failures
 from worker.cache import Cache
-from worker.delivery import Delivery, fetch_states, remove_states
+from worker.delivery import Delivery, discard, fetch_states, remove_states
 from worker.failures import NotFetched
 from worker.fetching import Postponed, whole
 from worker.folder import work_folder
@@ -234,10 +234,11 @@ def _follow(
 
 
 def _discard_states(claim: Claim, place: Workplace) -> None:
-    """Remove the states of a job that has succeeded, those of its lost attempts included."""
+    """Remove the states of a job that has succeeded, those of its shards and of its lost attempts included."""
     with place.database.writing() as session:
-        done = recording.forget_states(session, claim)
-    if done:
+        keys = recording.forget_states(session, claim)
+    discard(keys, place.store)
+    if keys:
         remove_states(claim, place.store)
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from app import jobs
 from app.inventory import Inventory
 from app.storage import LocalStore
+from app.sweeping import sweep_states
 from app.tables import Attempt, Event, Job, State
 from core.spec import parse
 from tests import invariants
@@ -156,8 +157,27 @@ def test_what_a_shard_has_found_is_kept_for_its_next_attempt(place, post, act):
     with place.database.reading() as session:
         attempts = session.scalars(select(Attempt).where(Attempt.job_id == first.job_id).order_by(Attempt.epoch)).all()
         assert [attempt.resumed_step for attempt in attempts] == [None, 1]
-        assert session.scalars(select(State)).all() == []
     run_next(place)
     run_next(place)
     assert get(place, job_id).status == "succeeded"
-    assert not list((place.settings.objects_dir / "jobs" / first.job_id).rglob("states/*/*"))
+    with place.database.reading() as session:
+        assert session.scalars(select(State)).all() == []
+    assert not list((place.settings.objects_dir / "jobs").rglob("states/*/*"))
+
+
+def test_a_retry_goes_on_from_what_shards_had_found_that_had_succeeded(place, post):
+    job_id = post(shards=2, states="yes", act="fail once", shard="2")
+    done, _ = run_next(place), run_next(place)
+    sweep_states(place.database, place.store, days=1)
+    assert get(place, done.job_id).status == "succeeded"
+    assert get(place, job_id).status == "failed"
+    with place.database.writing() as session:
+        again = jobs.retry(session, job_id).job.id
+    held = [run_next(place) for _ in range(3)]
+    with place.database.reading() as session:
+        attempts = [session.get_one(Attempt, (each.job_id, each.epoch)) for each in held]
+    assert [attempt.resumed_step for attempt in attempts] == [1, 1, None]
+    assert get(place, again).status == "succeeded"
+    invariants.check(place.database, place.store)
+    sweep_states(place.database, place.store, days=-1)
+    assert not list((place.settings.objects_dir / "jobs").rglob("states/*/*"))
