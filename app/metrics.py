@@ -5,6 +5,7 @@ say the same and a restart forgets nothing. TEMPER_METRICS_PORT serves it, apart
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
@@ -13,7 +14,7 @@ from time import monotonic
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import ColumnElement, case, func, or_, select
+from sqlalchemy import ColumnElement, Subquery, and_, case, func, select, union_all
 from sqlalchemy.orm import Session
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -114,6 +115,7 @@ class OfInstance(Collector):
         self._lock = Lock()
         self._read_at = -KEPT_SECONDS
         self._kept: Sequence[Metric] = ()
+        self._highest: defaultdict[tuple[str, frozenset[tuple[str, str]]], float] = defaultdict(float)
 
     def describe(self) -> Iterable[Metric]:
         """Name nothing ahead: registering must not need the database."""
@@ -131,11 +133,22 @@ class OfInstance(Collector):
         up = GaugeMetricFamily("temper_database_up", "Whether the database answers.")
         try:
             with self._database.reading() as session:
-                found = [*_jobs(session), *_attempts(session), _claim_latency(session), *_webhooks(session)]
+                found = [*_jobs(session), *_attempts(session), *_webhooks(session)]
         except AWAY:
             found = []
         up.add_metric([], bool(found))
+        for family in found:
+            if family.type != "gauge":
+                self._hold_up(family)
         return [up, *found]
+
+    def _hold_up(self, family: Metric) -> None:
+        """An attempt that ends as it is looked at has lasted a moment less than was told already, and Prometheus takes
+        a counter that falls for one that began anew."""
+        for place, sample in enumerate(family.samples):
+            key = sample.name, frozenset(sample.labels.items())
+            self._highest[key] = max(self._highest[key], sample.value)
+            family.samples[place] = sample._replace(value=self._highest[key])
 
 
 def _jobs(session: Session) -> Iterator[Metric]:
@@ -155,54 +168,51 @@ def _jobs(session: Session) -> Iterator[Metric]:
 
 
 def _attempts(session: Session) -> Iterator[Metric]:
-    on = case((usage.ON_GPU, "gpu"), else_="cpu").label("device")
-    held = func.sum(seconds_between(func.coalesce(Attempt.ended_at, now()), Attempt.started_at))
-    rows = session.execute(select(Attempt.outcome, on, func.count(), held).group_by(Attempt.outcome, on)).all()
-    outcomes: dict[str, int] = {}
+    each = _all_attempts().c
+    on = case((each.gpus > 0, "gpu"), else_="cpu").label("device")
+    held = func.sum(each.seconds), func.sum(each.seconds * each.gpus)
+    waits = func.count(each.waited), func.sum(each.waited)
+    within = [func.count(case((each.waited <= bound, 1))) for bound in _WAITS]
+    groups = session.execute(select(each.outcome, on, func.count(), *held, *waits, *within).group_by(each.outcome, on))
+    outcomes: defaultdict[str, int] = defaultdict(int)
     seconds = {"cpu": 0.0, "gpu": 0.0}
-    for outcome, device, count, total in rows:
-        outcomes[outcome or "under_way"] = outcomes.get(outcome or "under_way", 0) + count
-        seconds[device] += total
+    gpu_seconds = waited = 0.0
+    claims = [0] * (1 + len(_WAITS))
+    for outcome, device, count, of_workers, of_gpus, first, wait, *quick in groups:
+        outcomes[outcome or "under_way"] += count
+        seconds[device] += of_workers
+        gpu_seconds += of_gpus
+        waited += wait or 0
+        claims = [before + more for before, more in zip(claims, (*quick, first), strict=True)]
     under_way = outcomes.pop("under_way", 0)
     ended = CounterMetricFamily("temper_attempts", "Attempts by how they ended.", labels=["outcome"])
     for outcome in sorted({"lost", "handed_back", "succeeded", "failed", "cancelled", *outcomes}):
-        ended.add_metric([outcome], outcomes.get(outcome, 0))
+        ended.add_metric([outcome], outcomes[outcome])
     yield ended
     yield GaugeMetricFamily("temper_attempts_under_way", "Attempts under way.", under_way)
-    yield CounterMetricFamily("temper_attempts_lost", "Attempts whose worker vanished.", outcomes.get("lost", 0))
+    yield CounterMetricFamily("temper_attempts_lost", "Attempts whose worker vanished.", outcomes["lost"])
     worked = CounterMetricFamily("temper_worker_seconds", "Seconds that workers held jobs.", labels=["device"])
     for device, total in seconds.items():
         worked.add_metric([device], total)
     yield worked
-    # Those of deleted jobs, too: a counter never falls.
-    yield CounterMetricFamily(
-        "temper_gpu_seconds",
-        "Seconds that GPUs were taken, times their number.",
-        sum(_gpu_seconds(session)),
-    )
+    yield CounterMetricFamily("temper_gpu_seconds", "Seconds that GPUs were taken, times their number.", gpu_seconds)
+    bounds = [*(str(float(bound)) for bound in _WAITS), "+Inf"]
+    latency = HistogramMetricFamily("temper_claim_latency_seconds", "Seconds from a job's posting to its first claim.")
+    latency.add_metric([], list(zip(bounds, map(float, claims), strict=True)), waited)
+    yield latency
 
 
-def _gpu_seconds(session: Session) -> Iterator[float]:
-    ended = func.coalesce(Attempt.ended_at, now())
-    taken = func.sum(seconds_between(ended, Attempt.started_at) * usage.GPUS_TAKEN)
-    here = select(taken).join(Job, Job.id == Attempt.job_id)
-    gone = select(func.sum(seconds_between(PastAttempt.ended_at, PastAttempt.started_at) * PastAttempt.gpus))
-    for query in (here, gone):
-        yield session.scalar(query) or 0.0
-
-
-def _claim_latency(session: Session) -> Metric:
-    wait = seconds_between(Attempt.started_at, Job.created_at)
-    # Of a job in shards it is the first of them that tells.
-    first = Attempt.epoch == 1, or_(Job.shard_count == 0, Job.shard == 1)
-    of_first = select(wait.label("wait")).join(Job, Job.id == Attempt.job_id).where(*first).subquery()
-    waits = of_first.c.wait
-    within = [func.count(case((waits <= bound, 1))) for bound in _WAITS]
-    *counts, total, count = session.execute(select(*within, func.coalesce(func.sum(waits), 0), func.count())).one()
-    buckets = [(str(float(bound)), float(each)) for bound, each in zip(_WAITS, counts, strict=True)]
-    family = HistogramMetricFamily("temper_claim_latency_seconds", "Seconds from a job's posting to its first claim.")
-    family.add_metric([], [*buckets, ("+Inf", float(count))], total)
-    return family
+def _all_attempts() -> Subquery:
+    """Those of deleted jobs, too: a counter never falls."""
+    # One that has not said where it computes would count as on a CPU, and then no longer.
+    is_unknown = and_(Attempt.device.is_(None), Attempt.ended_at.is_(None))
+    held = seconds_between(func.coalesce(Attempt.ended_at, now()), Attempt.started_at)
+    seconds = case((is_unknown, 0.0), else_=held).label("seconds")
+    told = Attempt.outcome, seconds, usage.GPUS_TAKEN.label("gpus"), usage.WAITED.label("waited")
+    present = select(*told).join(Job, Job.id == Attempt.job_id)
+    kept = PastAttempt
+    past = select(kept.outcome, seconds_between(kept.ended_at, kept.started_at), kept.gpus, kept.waited)
+    return union_all(present, past).subquery()
 
 
 def _webhooks(session: Session) -> Iterator[Metric]:

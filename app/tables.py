@@ -193,7 +193,7 @@ class Attempt(Table):
 
 
 class PastAttempt(Table):
-    """What remains of an attempt whose job was deleted: what it has used."""
+    """What remains of an attempt whose job was deleted: what it has used, and what is counted of it."""
 
     __tablename__ = "past_attempts"
 
@@ -207,6 +207,10 @@ class PastAttempt(Table):
     """0 on a CPU."""
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime]
+    outcome: Mapped[str] = mapped_column(default="unknown", server_default="unknown")
+    """As of an attempt."""
+    waited: Mapped[float | None]
+    """Of the first attempt, for how many seconds its job had waited."""
 
     __table_args__ = (Index("ix_past_attempts_of_project", project_id, "ended_at"),)
 

@@ -2,14 +2,15 @@
 counter that could be wrong.
 
 Worker time is the time between the begin and the end of attempts; GPU time is that of attempts on GPUs, times their
-number. What a deleted job took is kept as `PastAttempt`, so that nobody makes room in a quota by deleting.
+number. What a deleted job took is kept as `PastAttempt`, so that nobody makes room in a quota by deleting, and
+no counter falls.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, case, exists, func, literal, or_, select
+from sqlalchemy import ColumnElement, SQLColumnExpression, and_, case, exists, func, literal, or_, select
 from sqlalchemy.orm import Session
 
 from app import uploads
@@ -24,6 +25,14 @@ ON_GPU = func.coalesce(Attempt.device, "cpu").not_like("cpu%")
 """Whether an attempt computes on GPUs."""
 GPUS_TAKEN = case((ON_GPU, GPUS_WANTED), else_=0)
 """How many GPUs an attempt has taken; 0 on a CPU."""
+WAITED = case(
+    # Of a job in shards it is the first of them that tells.
+    (
+        and_(Attempt.epoch == 1, or_(Job.shard_count == 0, Job.shard == 1)),
+        seconds_between(Attempt.started_at, Job.created_at),
+    ),
+)
+"""For how many seconds a job had waited, of its first attempt; of others, nothing."""
 # A shard is part of the job that somebody posted.
 _POSTED = func.coalesce(Job.parent_id, Job.id)
 
@@ -162,10 +171,11 @@ def remember(session: Session, job_id: str) -> None:
     """Keep what a job and its shards have used, before their rows are deleted."""
     told = Job.project_id, Job.kind, Job.dataset, Job.base_model, GPUS_TAKEN, Attempt.started_at
     ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
+    counted = func.coalesce(Attempt.outcome, "unknown"), WAITED
     of_job = or_(Job.id == job_id, Job.parent_id == job_id)
-    attempts = select(*told, ended).join(Attempt, Attempt.job_id == Job.id).where(of_job)
+    attempts = select(*told, ended, *counted).join(Attempt, Attempt.job_id == Job.id).where(of_job)
     for number, row in enumerate(session.execute(attempts.order_by(Job.id, Attempt.epoch)), start=1):
-        names = ("project_id", "kind", "dataset", "base_model", "gpus", "started_at", "ended_at")
+        names = ("project_id", "kind", "dataset", "base_model", "gpus", "started_at", "ended_at", "outcome", "waited")
         session.add(PastAttempt(job_id=job_id, epoch=number, **dict(zip(names, row, strict=True))))
 
 

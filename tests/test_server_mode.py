@@ -49,7 +49,7 @@ def test_migrating_is_safe_twice_at_once_and_makes_one_key(server):
     assert [each.returncode for each in told] == [0, 0, 0], told
     assert sum(each.stdout.count("API key, shown only now: tmp_") for each in told) == 1
     again = server.temper("migrate")
-    assert again.stdout == "The schema is 0010: there is nothing to do.\n"
+    assert again.stdout == "The schema is 0011: there is nothing to do.\n"
 
 
 @pytest.mark.slow
@@ -79,8 +79,8 @@ def test_a_change_of_a_database_with_rows_says_first_how_to_go_back(server):
     server.temper("migrate")
     take_back_the_last_change(server)
     refused = server.temper("doctor").stdout
-    assert "the database has schema 0009, this version needs 0010\n               run `temper migrate`" in refused
-    assert "changes from 0009 to 0010. The way back is a backup" in server.temper("migrate").stdout
+    assert "the database has schema 0010, this version needs 0011\n               run `temper migrate`" in refused
+    assert "changes from 0010 to 0011. The way back is a backup" in server.temper("migrate").stdout
 
 
 def take_back_the_last_change(server):

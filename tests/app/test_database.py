@@ -99,6 +99,7 @@ def test_a_migration_that_has_landed_stays_as_it_is():
         "0008": "f64d7147358f",
         "0009": "737d38285472",
         "0010": "a3c7f47482b9",
+        "0011": "c948d0559b7b",
     }
 
 

@@ -1,6 +1,7 @@
 """What Prometheus is told, read with its own parser: the same in every process, for it is what the rows say."""
 
 import httpx2
+import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
@@ -10,7 +11,7 @@ from app.database import seconds_from_now
 from app.metrics import Metrics
 from app.queue import Doorbell
 from app.schemas import Failure
-from app.tables import Attempt, Delivery
+from app.tables import Attempt, Delivery, Job
 from app.watch import Watch
 from core.spec import parse
 from tests.instance import DIGITS
@@ -88,6 +89,53 @@ def test_gpu_time_counts_every_gpu_and_outlives_the_job(database, project):
     with database.writing() as session:
         jobs.remove(session, job_id)
     assert 600 <= numbers(database)["temper_gpu_seconds_total",] - before < 700
+
+
+def test_no_counter_falls_when_a_job_is_deleted(database, project, monkeypatch):
+    monkeypatch.setattr(metrics, "KEPT_SECONDS", 0)
+    patience = jobs.Patience(backoff_seconds=0)
+    with database.writing() as session:
+        job_id = jobs.create(session, project.id, SPEC).job.id
+        session.execute(update(Job).values(created_at=seconds_from_now(-50)))
+        lost = jobs.claim(session, worker="w", lease_seconds=30, patience=patience)
+        jobs.lose(session, lost, cause="killed", patience=patience)
+        jobs.fail(session, jobs.claim(session, worker="w", lease_seconds=30, patience=patience), FAILURE)
+        session.execute(update(Attempt).values(started_at=seconds_from_now(-20)))
+        jobs.create(session, project.id, SPEC)
+        jobs.claim(session, worker="w", lease_seconds=30, patience=patience)
+    before = counters(database)
+    assert before["temper_attempts_total", ("outcome", "lost")] == before["temper_attempts_lost_total",] == 1
+    assert before["temper_attempts_total", ("outcome", "failed")] == 1
+    assert 39 < before["temper_worker_seconds_total", ("device", "cpu")] < 50
+    assert before["temper_claim_latency_seconds_bucket", ("le", "60.0")] == 2
+    assert before["temper_claim_latency_seconds_bucket", ("le", "10.0")] == 1
+    assert 29 < before["temper_claim_latency_seconds_sum",] < 50
+    with database.writing() as session:
+        jobs.remove(session, job_id)
+    assert counters(database) == pytest.approx(before)
+
+
+def counters(database):
+    text = generate_latest(Metrics(database, Watch(database, every=1), NO_BROKER).registry).decode()
+    families = [each for each in text_string_to_metric_families(text) if each.type in ("counter", "histogram")]
+    of_instance = [each for each in families if not each.name.startswith("temper_http")]
+    return {(each.name, *sorted(each.labels.items())): each.value for family in of_instance for each in family.samples}
+
+
+def test_a_counter_stays_where_it_was_told_to_be(database, project, monkeypatch):
+    monkeypatch.setattr(metrics, "KEPT_SECONDS", 0)
+    registry = Metrics(database, Watch(database, every=1), NO_BROKER).registry
+    with database.writing() as session:
+        jobs.create(session, project.id, SPEC)
+        claim = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience())
+        session.execute(update(Attempt).values(started_at=seconds_from_now(-30), device="cpu"))
+    of_workers = "temper_worker_seconds_total", ("device", "cpu")
+    before = told(generate_latest(registry).decode())[of_workers]
+    assert 30 <= before < 60
+    with database.writing() as session:
+        jobs.fail(session, claim, FAILURE)
+        session.execute(update(Attempt).values(ended_at=seconds_from_now(-1)))
+    assert told(generate_latest(registry).decode())[of_workers] == before
 
 
 def test_a_broker_that_is_given_up_shows(database, monkeypatch):
