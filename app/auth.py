@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from app import keys
 from app.database import AWAY, Database
-from app.dependencies import Service, TheService, in_turn
+from app.dependencies import Parameters, Service, TheService, in_turn
 from app.errors import Forbidden, RateLimited, Unauthorized
 from app.keys import Caller
 from app.limits import POLICY, Standing
@@ -81,18 +81,19 @@ ProjectId = Annotated[str, Depends(_project)]
 
 @dataclass(frozen=True)
 class Needs:
-    """The check that a key has a scope."""
+    """The check that a key has a scope, or is valid at all, and that nothing is asked which would be ignored."""
 
-    scope: Scope
+    scope: Scope | None
 
-    async def __call__(self, caller: TheCaller) -> None:
+    async def __call__(self, caller: TheCaller, _: Annotated[None, Parameters]) -> None:
         """Raise Forbidden where it has not."""
-        if self.scope not in caller.scopes:
+        if self.scope and self.scope not in caller.scopes:
             raise Forbidden(self.scope)
 
 
-def needs(scope: Scope) -> Any:
-    """Declare the scope that a route needs: `dependencies=[needs("jobs:read")]`. Every route with a key has one."""
+def needs(scope: Scope | None) -> Any:
+    """Declare the scope that a route needs: `dependencies=[needs("jobs:read")]`; None for one that any valid key may
+    ask. Every route with a key has one."""
     return Depends(Needs(scope))
 
 

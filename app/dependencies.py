@@ -9,8 +9,9 @@ from typing import Annotated, Any, TypeVar
 
 from anyio.to_thread import run_sync
 from fastapi import Depends, Path, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
-from pydantic import AfterValidator, AwareDatetime
+from pydantic import AfterValidator, AwareDatetime, BaseModel
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
@@ -24,6 +25,7 @@ from app.settings import Settings
 from app.storage import ObjectStore
 from app.tables import is_id
 from app.watch import Watch
+from core.spec import BadJson, did_you_mean, read_json
 
 Result = TypeVar("Result")
 
@@ -94,17 +96,37 @@ async def check_address(service: Service, url: str) -> None:
         await addresses.check(url, service.settings)
 
 
-async def _once(request: Request) -> None:
-    """Refuse a parameter that is given twice, unless it is a list, for one of the two would be ignored; and a NUL
-    character, which Postgres cannot look for."""
+async def _check_parameters(request: Request) -> None:
+    """Refuse what would be ignored: a parameter that the route does not know, or that is given twice and is no list.
+    And a NUL character, which Postgres cannot look for."""
     given = request.query_params.multi_items()
-    counts = Counter(name for name, _ in given if name != "metadata")
-    message = "give it once"
-    repeated = [{"loc": ("query", name), "type": "repeated", "msg": message} for name in counts if counts[name] > 1]
-    message = "leave the NUL character out"
-    nuls = [{"loc": ("query", name), "type": "nul", "msg": message} for name, value in given if "\0" in value]
-    if repeated or nuls:
-        raise RequestValidationError([*repeated, *nuls])
+    if not given:
+        return
+    known = list(dict.fromkeys(_declared(request.scope["route"].dependant)))
+    counts = Counter(name for name, _ in given)
+    errors = [
+        ("unknown", name, f"there is no such parameter here; {did_you_mean(name, known)}" if known else "leave it out")
+        for name in counts
+        if name not in known
+    ]
+    errors += [("repeated", name, "give it once") for name in counts if counts[name] > 1 and name != "metadata"]
+    errors += [("nul", name, "leave the NUL character out") for name, value in given if "\0" in value]
+    if errors:
+        raise RequestValidationError(
+            [{"loc": ("query", name), "type": code, "msg": text} for code, name, text in errors]
+        )
+
+
+def _declared(dependant: Dependant) -> Iterator[str]:
+    """Name the query parameters of a route and of all that it depends on, those in a model one by one."""
+    for each in dependant.query_params:
+        model = each.field_info.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            yield from (info.alias or name for name, info in model.model_fields.items())
+        else:
+            yield each.alias
+    for inner in dependant.dependencies:
+        yield from _declared(inner)
 
 
 async def _require_json(request: Request) -> None:
@@ -112,6 +134,14 @@ async def _require_json(request: Request) -> None:
     if media_type != "application/json":
         detail = f"the body is declared as {media_type or 'nothing'}; send it with Content-Type: application/json"
         raise UnsupportedMediaType(detail)
+    body = await request.body()
+    try:
+        # FastAPI has read it with Python's own reader, to which the last of two values is the only one.
+        if body:
+            read_json(body)
+    except BadJson as error:
+        told = {"loc": ("body", *error.place), "type": error.code, "msg": error.message}
+        raise RequestValidationError([told]) from None
 
 
 def cursor(prefix: str) -> Callable[[str | None], str | None]:
@@ -140,7 +170,8 @@ UploadId = Annotated[str, Path(description="The upload's id.")]
 KeyId = Annotated[str, Path(description="The key's id, such as key_...; not the key itself.")]
 AnyProjectId = Annotated[str, Path(description="The project's id.")]
 FileName = Annotated[str, Path(description="The id or the name.")]
-Once = Depends(_once)
+Parameters = Depends(_check_parameters)
+"""The check of query parameters, which `app.auth.needs` brings to every route with a key."""
 Json = Depends(_require_json)
 
 # By default FastAPI ends a dependency after the answer is sent: a 201 would leave before the commit.

@@ -344,7 +344,8 @@ def declare(*classes: type[Problem]) -> dict[int | str, dict[str, Any]]:
 
 def problems(*classes: type[Problem]) -> dict[int | str, dict[str, Any]]:
     """Declare the problems of a route that needs a key."""
-    return declare(*classes, Unauthorized, Forbidden, RateLimited, DatabaseUnavailable)
+    always = InvalidParameter, Unauthorized, Forbidden, RateLimited, DatabaseUnavailable
+    return declare(*dict.fromkeys((*classes, *always)))
 
 
 def name_media_type(document: dict[str, Any]) -> dict[str, Any]:
@@ -455,7 +456,19 @@ def _refused(error: HTTPException) -> Problem:
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return BodyTooLarge(error.detail, headers=headers)
         case _:
-            return MalformedBody("the body cannot be read as JSON; send one JSON object in UTF-8", headers=headers)
+            return MalformedBody(f"the body cannot be read as JSON: {_why_not_json(error)}", headers=headers)
+
+
+def _why_not_json(error: HTTPException) -> str:
+    match error.__cause__:
+        case RecursionError():
+            return "it is nested too deeply"
+        case UnicodeDecodeError():
+            return "it is not UTF-8; send one JSON object in UTF-8"
+        case ValueError():
+            return "a number in it has thousands of digits; send smaller ones"
+        case _:
+            return "send one JSON object in UTF-8"
 
 
 def _invalid(request: Request, error: RequestValidationError) -> Problem:
@@ -464,7 +477,7 @@ def _invalid(request: Request, error: RequestValidationError) -> Problem:
         place = details[0]["loc"][1]
         reason = details[0]["ctx"]["error"]
         return MalformedBody(f"the body is not JSON, from character {place} on: {reason}; send one JSON object")
-    if details[0]["loc"] == ("body",) and request.url.path.endswith("/jobs"):
+    if details[0]["type"] == "missing" and details[0]["loc"] == ("body",) and request.url.path.endswith("/jobs"):
         missing = FieldError(pointer="", code="missing", detail="send a job spec as the JSON body")
         return InvalidSpec([missing])
     if details[0]["loc"][0] == "body":

@@ -155,12 +155,11 @@ def create(
     most_webhooks: how many the project may have, with the one that the spec may name. in_shards: how many workers can
     share it, 0 for one. Raises files.Gone where what it takes in is no longer there, and webhooks.TooMany.
     """
-    body = spec.model_dump_json()
     job = Job(
         id=new_id("job"),
         project_id=project_id,
         idempotency_key=idempotency_key,
-        fingerprint=hashlib.sha256(body.encode()).hexdigest(),
+        fingerprint=_fingerprint(spec),
         kind=spec.kind,
         name=spec.name,
         base_model=getattr(spec, "base_model", None),
@@ -193,6 +192,16 @@ def create(
         webhook = webhooks.enlist(session, project_id, spec.webhook.url, limit=most_webhooks)
     webhooks.announce(session, job)
     return Created(job, replayed=False, webhook=webhook)
+
+
+def was_posted(session: Session, project_id: str, spec: AnySpec, idempotency_key: str) -> bool:
+    """Whether this key has queued a job with this spec before."""
+    same = Job.idempotency_key == idempotency_key, Job.fingerprint == _fingerprint(spec)
+    return session.scalar(select(Job.id).where(Job.project_id == project_id, *same)) is not None
+
+
+def _fingerprint(spec: AnySpec) -> str:
+    return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
 
 
 def _insert(session: Session, job: Job) -> Job | None:

@@ -8,6 +8,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from http import HTTPMethod
 from threading import Lock
 from time import monotonic
 
@@ -28,6 +29,8 @@ from app.watch import Watch
 log = logging.getLogger(__name__)
 
 KEPT_SECONDS = 5.0
+_METHODS = frozenset(HTTPMethod)
+"""Anybody may make others up, and every one would be kept as a series for good."""
 _WAITS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 6 * 3600, 24 * 3600)
 """Upper bounds in seconds for the time from the posting of a job to its first claim."""
 
@@ -84,7 +87,8 @@ class CountRequests:
         async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none")
-                method = scope["method"] if route != "none" else "any"
+                known = scope["method"] if scope["method"] in _METHODS else "other"
+                method = known if route != "none" else "any"
                 self.metrics.requests.labels(method, route, str(message["status"])).inc()
                 self.metrics.durations.labels(route).observe(monotonic() - began)
             await send(message)

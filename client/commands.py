@@ -1,6 +1,5 @@
 """The commands of `temper`: each asks the service one thing and shows the answer, for people or for programs."""
 
-import json
 import time
 from importlib import metadata
 from itertools import islice
@@ -15,6 +14,7 @@ from client.output import Output, console, show
 from client.records import Job
 from client.serve import become, serve_until_stopped
 from client.temper import Temper
+from core.spec import read_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -357,7 +357,7 @@ def _exit_by(jobs: list[Job]) -> None:
 
 def _read_spec(file: typer.FileText, changes: list[str]) -> dict[str, Any]:
     try:
-        spec = _parse(file.read())
+        spec = read_json(file.read())
     except ValueError as error:  # of which JSONDecodeError and UnicodeDecodeError are kinds
         raise typer.BadParameter(f"{file.name} is not JSON: {error}") from error
     if not isinstance(spec, dict):
@@ -377,18 +377,9 @@ def _set(spec: dict[str, Any], change: str) -> None:
         if not isinstance(spec, dict):
             raise typer.BadParameter(f"--set {change}: {parent} is not an object in the spec; set {parent} as a whole")
     try:
-        spec[last] = _parse(text)
+        spec[last] = read_json(text)
     except ValueError:
         spec[last] = text
-
-
-def _parse(text: str) -> Any:
-    """Read JSON as its standard has it, without Python's NaN and Infinity."""
-    return json.loads(text, parse_constant=_refuse_constant)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
 
 
 def _own_version() -> str:

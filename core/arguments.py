@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from core.advice import explain
 from core.catalog import DATASETS, NORMS
 from core.errors import BadInput
-from core.spec import SPECS, AnySpec, Evaluation, ImportSpec, Method, default_eps, did_you_mean, parse
+from core.spec import SPECS, AnySpec, Evaluation, ImportSpec, Method, default_eps, did_you_mean, parse, read_json
 
 IMPORT = "import-weights"
 MERGE = "merge"
@@ -181,8 +181,8 @@ def _read_list(text: str) -> Any:
 def _read(text: str) -> Any:
     """Read a value as JSON where it is, else as the word it is."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return read_json(text)
+    except ValueError:
         return text
 
 
@@ -317,13 +317,11 @@ def _shorten(text: str) -> str:
 
 def _file(path: Path) -> dict[str, Any]:
     try:
-        body = json.loads(path.read_bytes())
-    except RecursionError as error:
-        raise BadInput(f"{path} is nested too deeply for a spec", hint="correct the file", field="spec") from error
+        body = read_json(path.read_bytes())
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}", hint="check the path", field="spec") from error
     except ValueError as error:
-        raise BadInput(f"{path} is not JSON: {error}", hint="correct the file", field="spec") from error
+        raise BadInput(f"{path} is not JSON as it should be: {error}", hint="correct the file", field="spec") from error
     if not isinstance(body, dict):
         raise BadInput(f"{path} is not a JSON object", hint='write a spec such as {"base_model": ...}', field="spec")
     return body

@@ -6,6 +6,7 @@ where it depends on the data set or the network.
 """
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite, prod, sqrt
@@ -53,6 +54,8 @@ JobEvent = Literal[
 ENDINGS: tuple[JobEvent, ...] = ("job.succeeded", "job.failed", "job.cancelled")
 
 
+_MOST_DIGITS = 1000
+"""Of a whole number in JSON: none that means anything has more, and Python itself reads none of very many."""
 # Short and without exponents: Fraction("1e999999999") would compute for hours.
 _FRACTION = re.compile(r"-?\d{1,9}(\.\d{1,18})?(/\d{1,9})?")
 
@@ -611,6 +614,55 @@ SPECS: Mapping[Kind, type[AnySpec]] = {
     "evaluate": EvaluateSpec,
 }
 _adapter: TypeAdapter[AnySpec] = TypeAdapter(Spec)
+
+
+class BadJson(ValueError):
+    """What is JSON to Python, and yet says nothing that can be relied on: `place` is where, from the outside in."""
+
+    def __init__(self, code: str, message: str, place: tuple[str | int, ...] = ()) -> None:
+        super().__init__(f"{'.'.join(map(str, place))}: {message}" if place else message)
+        self.code = code
+        self.message = message
+        self.place = place
+
+
+def read_json(text: str | bytes) -> Any:
+    """Read JSON as its standard has it, where no value is lost: without NaN and Infinity, and with each name once in an
+    object. Raises ValueError, of which BadJson is a kind."""
+    try:
+        return _plain(json.loads(text, object_pairs_hook=_Pairs, parse_constant=_constant, parse_int=_whole), ())
+    except RecursionError:
+        raise BadJson("too_deep", "it is nested too deeply") from None
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object as it is written."""
+
+
+def _constant(word: str) -> BadJson:
+    return BadJson("no_number", f"{word} is not a JSON value; give a finite number")
+
+
+def _whole(digits: str) -> int | BadJson:
+    if len(digits) > _MOST_DIGITS:
+        return BadJson("too_long", f"a number of {len(digits)} digits is too long; give one of {_MOST_DIGITS} at most")
+    return int(digits)
+
+
+def _plain(value: Any, place: tuple[str | int, ...]) -> Any:
+    match value:
+        case _Pairs():
+            names: set[str] = set()
+            for name, _ in value:
+                if name in names:
+                    raise BadJson("repeated", "give it once", (*place, name))
+                names.add(name)
+            return {name: _plain(inner, (*place, name)) for name, inner in value}
+        case list():
+            return [_plain(inner, (*place, number)) for number, inner in enumerate(value)]
+        case BadJson():
+            raise BadJson(value.code, value.message, place)
+    return value
 
 
 def parse(body: Any) -> AnySpec:

@@ -122,10 +122,12 @@ class Clone(BaseModel):
     A method of another name takes the place of the whole method."""
 
 
-def _varied(job_id: JobId, clone: Clone, project_id: ProjectId, service: TheService) -> AnySpec:
+def _varied(
+    job_id: JobId, clone: Clone, project_id: ProjectId, service: TheService, idempotency_key: IdempotencyKey = None
+) -> AnySpec:
     with service.database.reading() as session:
         job = the_job(session, project_id, job_id)
-    return parse_spec(_merged(job.spec, clone.overrides), project_id, service)
+    return parse_spec(_merged(job.spec, clone.overrides), project_id, service, idempotency_key)
 
 
 async def _checked(spec: Annotated[AnySpec, Depends(_varied)], service: TheService) -> AnySpec:

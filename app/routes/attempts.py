@@ -14,7 +14,7 @@ from starlette.concurrency import iterate_in_threadpool
 from app import jobs, reading, schemas, tables
 from app.auth import ProjectId, TheCaller, needs
 from app.database import AWAY
-from app.dependencies import JobId, Once, Reading, Service, TheService
+from app.dependencies import JobId, Reading, Service, TheService
 from app.errors import InvalidParameter, NoLog, NotFound, QuotaExceeded, StoreUnavailable, TooManyStreams, problems
 from app.ownership import log_key
 from app.routes import streams
@@ -32,7 +32,7 @@ _LOOK_SECONDS = 1.0
 @router.get(
     "/jobs/{job_id}/attempts",
     responses=problems(NotFound, InvalidParameter),
-    dependencies=[needs("jobs:read"), Once],
+    dependencies=[needs("jobs:read")],
 )
 def list_attempts(
     job_id: JobId,
@@ -51,7 +51,7 @@ def list_attempts(
 @router.get(
     "/jobs/{job_id}/logs",
     response_class=StreamingResponse,
-    dependencies=[needs("jobs:read"), Once],
+    dependencies=[needs("jobs:read")],
     responses={
         200: {
             "description": "The log.",

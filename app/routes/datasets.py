@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app import files, reading, schemas, tables
 from app.auth import ProjectId, needs
-from app.dependencies import FileName, Json, Once, Reading, Service, TheService, Writing, cursor
+from app.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
 from app.errors import (
     BodyTooLarge,
     FileInUse,
@@ -69,7 +69,7 @@ class DatasetWish(BaseModel):
 @router.post(
     "/datasets",
     status_code=201,
-    dependencies=[needs("files:write"), Once, Json],
+    dependencies=[needs("files:write"), Json],
     responses={
         201: {"headers": schemas.headers({"Location": "The data set."})},
         **problems(MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody, NameTaken, UploadNotUsable),
@@ -93,7 +93,7 @@ def create_dataset(
     return _own(dataset)
 
 
-@router.get("/datasets", responses=problems(InvalidParameter), dependencies=[needs("jobs:read"), Once])
+@router.get("/datasets", responses=problems(InvalidParameter), dependencies=[needs("jobs:read")])
 def list_datasets(
     project_id: ProjectId,
     session: Reading,

@@ -12,7 +12,7 @@ from fastapi.sse import format_sse_event
 from app import jobs, reading, schemas, tables
 from app.auth import TheCaller, needs
 from app.database import AWAY
-from app.dependencies import JobId, Once, Service, TheService
+from app.dependencies import JobId, Service, TheService
 from app.errors import InvalidParameter, NotFound, QuotaExceeded, TooManyStreams, problems
 from app.routes import answer, streams
 from app.routes.jobs import the_job
@@ -26,7 +26,7 @@ _PING_SECONDS = 15
 @router.get(
     "/jobs/{job_id}/events",
     response_model=schemas.Page[Stamped],
-    dependencies=[needs("jobs:read"), Once],
+    dependencies=[needs("jobs:read")],
     responses={
         200: {
             "description": "The list; or, with `Accept: text/event-stream`, each event as it comes (`id` is its seq), "

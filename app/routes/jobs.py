@@ -1,6 +1,7 @@
 """Jobs: post one, find it, watch it, and read what it measured. What can be asked of it is in `app.routes.actions`."""
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 from anyio.to_thread import run_sync
@@ -13,13 +14,14 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    field_validator,
 )
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
 from app import addresses, estimates, files, jobs, quotas, reading, schemas, shards, tables, webhooks
 from app.auth import ProjectId, needs
-from app.dependencies import JobId, Json, Once, Reading, Service, TheService, Writing, check_address, cursor
+from app.dependencies import JobId, Json, Reading, Service, TheService, Writing, check_address, cursor
 from app.errors import (
     BodyTooLarge,
     IdempotencyKeyReused,
@@ -64,8 +66,10 @@ else:
     Unchecked = Annotated[Spec, WrapValidator(_unchecked)]
 
 
-def parse_spec(body: Unchecked, project_id: ProjectId, service: TheService) -> AnySpec:
-    """Validate the body, with errors that know what is in stock."""
+def parse_spec(
+    body: Unchecked, project_id: ProjectId, service: TheService, idempotency_key: IdempotencyKey = None
+) -> AnySpec:
+    """Validate the body, with errors that know what is in stock. What the key's job takes in may be gone by now."""
     if not isinstance(body, dict):
         raise InvalidSpec([FieldError(pointer="", code="not_an_object", detail="send a job spec as one JSON object")])
     with service.database.reading() as session:
@@ -75,9 +79,17 @@ def parse_spec(body: Unchecked, project_id: ProjectId, service: TheService) -> A
     except ValidationError as error:
         errors = [*inventory.check_names(body), *explain(error)]
         raise InvalidSpec(errors, found=error.error_count()) from None
-    if errors := inventory.check(spec):
+    errors = inventory.check(spec)
+    if errors and not _was_posted(service, project_id, spec, idempotency_key):
         raise InvalidSpec(errors)
     return spec
+
+
+def _was_posted(service: Service, project_id: str, spec: AnySpec, idempotency_key: str | None) -> bool:
+    if idempotency_key is None:
+        return False
+    with service.database.reading() as session:
+        return jobs.was_posted(session, project_id, spec, idempotency_key)
 
 
 async def check_webhook(spec: Annotated[AnySpec, Depends(parse_spec)], service: TheService) -> AnySpec:
@@ -123,12 +135,20 @@ class JobFilter(BaseModel):
     order: reading.Order = "desc"
     """desc: newest first."""
 
+    @field_validator("metadata")
+    @classmethod
+    def _each_key_once(cls, pairs: list[str]) -> list[str]:
+        for key, count in Counter(pair.partition("=")[0] for pair in pairs).items():
+            if count > 1:
+                raise PydanticCustomError("repeated", "no job has two values of {key}: give it once", {"key": key})
+        return pairs
+
 
 @router.post(
     "/jobs",
     status_code=201,
     response_model=schemas.PostedJob,
-    dependencies=[needs("jobs:write"), Once, Json],
+    dependencies=[needs("jobs:write"), Json],
     responses={
         200: {"model": schemas.DryRun, "description": "With dry_run: the spec is valid, and nothing is stored."},
         201: {"headers": CREATED},
@@ -168,7 +188,7 @@ def create_job(
     "/jobs",
     response_model=schemas.Page[schemas.Job],
     responses=problems(InvalidParameter),
-    dependencies=[needs("jobs:read"), Once],
+    dependencies=[needs("jobs:read")],
 )
 def list_jobs(project_id: ProjectId, session: Reading, chosen: Annotated[JobFilter, Query()]) -> Response:
     """List jobs, newest first."""
@@ -187,7 +207,7 @@ def list_jobs(project_id: ProjectId, session: Reading, chosen: Annotated[JobFilt
 @router.get(
     "/jobs/{job_id}",
     response_model=schemas.Job,
-    dependencies=[needs("jobs:read"), Once],
+    dependencies=[needs("jobs:read")],
     responses={
         200: {"headers": _ETAG},
         304: {"description": "The job has not changed since If-None-Match.", "headers": _ETAG},
@@ -225,7 +245,7 @@ async def get_job(
     "/jobs/{job_id}/metrics",
     response_model=schemas.Metrics,
     responses=problems(NotFound, InvalidParameter),
-    dependencies=[needs("jobs:read"), Once],
+    dependencies=[needs("jobs:read")],
 )
 def get_metrics(
     job_id: JobId,

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app import keys, quotas, reading, schemas, tables
 from app.auth import TheCaller, needs
-from app.dependencies import Json, KeyId, Moment, Once, Reading, TheService, Writing, cursor
+from app.dependencies import Json, KeyId, Moment, Reading, TheService, Writing, cursor
 from app.errors import (
     BodyTooLarge,
     Forbidden,
@@ -46,7 +46,7 @@ class KeyWish(BaseModel):
 @router.post(
     "/api_keys",
     status_code=201,
-    dependencies=[needs("jobs:write"), Once, Json],
+    dependencies=[needs("jobs:write"), Json],
     responses=problems(MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody, NotFound, QuotaExceeded),
 )
 def create_api_key(
@@ -73,7 +73,7 @@ def create_api_key(
     return schemas.NewApiKey(secret=secret, **show_key(key).model_dump())
 
 
-@router.get("/api_keys", responses=problems(InvalidParameter, NotFound), dependencies=[needs("jobs:read"), Once])
+@router.get("/api_keys", responses=problems(InvalidParameter, NotFound), dependencies=[needs("jobs:read")])
 def list_api_keys(
     caller: TheCaller,
     session: Reading,
@@ -111,7 +111,7 @@ def revoke_api_key(key_id: KeyId, caller: TheCaller, session: Writing) -> schema
         raise LastAdminKey(detail) from None
 
 
-@router.get("/me", responses=problems(), dependencies=[needs("jobs:read")])
+@router.get("/me", responses=problems(), dependencies=[needs(None)])
 def get_me(caller: TheCaller, session: Reading, service: TheService) -> schemas.Me:
     """Tell who the key is, and what it may do."""
     project, settings = session.get_one(tables.Project, caller.project_id), service.settings

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from app import files, quotas, reading, schemas, tables
 from app.auth import ProjectId, needs
-from app.dependencies import FileName, Json, Once, Reading, Service, TheService, Writing, cursor
+from app.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
 from app.errors import (
     BodyTooLarge,
     FileInUse,
@@ -87,7 +87,7 @@ class ModelWish(ImportSpec):
 @router.post(
     "/models",
     status_code=201,
-    dependencies=[needs("files:write"), Once, Json],
+    dependencies=[needs("files:write"), Json],
     responses={
         201: {"headers": schemas.headers({"Location": "The model."})},
         **problems(
@@ -133,7 +133,7 @@ def _the_checkpoint(session: Reading, project_id: str, checkpoint_id: str) -> ta
     return checkpoint
 
 
-@router.get("/models", responses=problems(InvalidParameter), dependencies=[needs("jobs:read"), Once])
+@router.get("/models", responses=problems(InvalidParameter), dependencies=[needs("jobs:read")])
 def list_models(
     project_id: ProjectId,
     session: Reading,

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app import keys, quotas, reading, schemas, tables
 from app.auth import TheCaller, needs
-from app.dependencies import AnyProjectId, Json, Once, Reading, TheService, Writing, cursor
+from app.dependencies import AnyProjectId, Json, Reading, TheService, Writing, cursor
 from app.errors import (
     BodyTooLarge,
     InvalidBody,
@@ -46,7 +46,7 @@ class ProjectChange(BaseModel):
     """Limits of its own; null gives it the instance's again."""
 
 
-@router.post("/projects", status_code=201, responses=problems(*_BODY), dependencies=[Once, Json])
+@router.post("/projects", status_code=201, responses=problems(*_BODY), dependencies=[Json])
 def create_project(wish: ProjectWish, session: Writing, response: Response) -> schemas.Project:
     """Make a project. It has no key yet: make one with POST /api_keys and its id."""
     project = keys.new_project(session, wish.name)
@@ -54,7 +54,7 @@ def create_project(wish: ProjectWish, session: Writing, response: Response) -> s
     return show_project(project)
 
 
-@router.get("/projects", responses=problems(InvalidParameter), dependencies=[Once])
+@router.get("/projects", responses=problems(InvalidParameter))
 def list_projects(
     session: Reading,
     after: Annotated[
@@ -74,7 +74,7 @@ def get_project(project_id: AnyProjectId, caller: TheCaller, session: Reading) -
     return show_project(the_project(session, caller, project_id))
 
 
-@router.patch("/projects/{project_id}", responses=problems(*_BODY, NotFound), dependencies=[Once, Json])
+@router.patch("/projects/{project_id}", responses=problems(*_BODY, NotFound), dependencies=[Json])
 def change_project(
     project_id: AnyProjectId, change: ProjectChange, caller: TheCaller, session: Writing, service: TheService
 ) -> schemas.Project:

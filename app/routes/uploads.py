@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect
 
 from app import quotas, reading, schemas, tables, uploads
 from app.auth import ProjectId, needs
-from app.dependencies import Json, Once, Reading, Service, TheService, UploadId, Writing, carried, cursor, in_turn
+from app.dependencies import Json, Reading, Service, TheService, UploadId, Writing, carried, cursor, in_turn
 from app.errors import (
     BodyTooLarge,
     InvalidBody,
@@ -114,7 +114,7 @@ class UploadFilter(BaseModel):
 @router.post(
     "/uploads",
     status_code=201,
-    dependencies=[Once, Json],
+    dependencies=[Json],
     responses={
         201: {"headers": schemas.headers({"Location": "The upload."})},
         **problems(*_BODY, QuotaExceeded),
@@ -140,7 +140,7 @@ def create_upload(
     return show_upload(upload, received=[])
 
 
-@router.get("/uploads", responses=problems(InvalidParameter), dependencies=[Once])
+@router.get("/uploads", responses=problems(InvalidParameter))
 def list_uploads(
     project_id: ProjectId, session: Reading, chosen: Annotated[UploadFilter, Query()]
 ) -> schemas.Page[schemas.Upload]:
@@ -164,7 +164,7 @@ def get_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) 
 
 @router.post(
     "/uploads/{upload_id}/parts",
-    dependencies=[Once, Json],
+    dependencies=[Json],
     responses=problems(*_BODY, NotFound, UploadEnded, StoreUnavailable),
 )
 async def request_parts(

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from app import schemas, usage
 from app.auth import ProjectId, needs
 from app.database import moment
-from app.dependencies import Moment, Once, Reading
+from app.dependencies import Moment, Reading
 from app.errors import InvalidParameter, problems
 from core.advice import FieldError
 
@@ -17,7 +17,7 @@ router = APIRouter(tags=["usage"], dependencies=[needs("jobs:read")])
 _LONGEST = timedelta(days=731)
 
 
-@router.get("/usage", responses=problems(InvalidParameter), dependencies=[Once])
+@router.get("/usage", responses=problems(InvalidParameter))
 def get_usage(
     project_id: ProjectId,
     session: Reading,

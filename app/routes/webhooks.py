@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app import addresses, reading, schemas, tables, webhooks
 from app.auth import ProjectId, needs
-from app.dependencies import Json, Once, Reading, Service, TheService, Writing, check_address, cursor
+from app.dependencies import Json, Reading, Service, TheService, Writing, check_address, cursor
 from app.errors import (
     BodyTooLarge,
     InvalidBody,
@@ -82,7 +82,7 @@ async def _check_url(service: Service, url: str) -> None:
 @router.post(
     "/webhooks",
     status_code=201,
-    dependencies=[needs("jobs:write"), Once, Json],
+    dependencies=[needs("jobs:write"), Json],
     responses={
         201: {"headers": schemas.headers({"Location": "The webhook."})},
         **problems(*_BODY, WebhookExists, TooManyWebhooks),
@@ -113,7 +113,7 @@ def create_webhook(
     return show_with_secret(webhook, response)
 
 
-@router.get("/webhooks", responses=problems(InvalidParameter), dependencies=[needs("jobs:read"), Once])
+@router.get("/webhooks", responses=problems(InvalidParameter), dependencies=[needs("jobs:read")])
 def list_webhooks(
     project_id: ProjectId,
     session: Reading,
@@ -134,7 +134,7 @@ def get_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Reading) 
 @router.patch(
     "/webhooks/{webhook_id}",
     responses=problems(*_BODY, NotFound, WebhookExists),
-    dependencies=[needs("jobs:write"), Once, Json],
+    dependencies=[needs("jobs:write"), Json],
 )
 def change_webhook(
     webhook_id: WebhookId, body: Annotated[WebhookChange, Depends(_changed)], project_id: ProjectId, session: Writing
@@ -184,7 +184,7 @@ def rotate_secret(
 @router.get(
     "/webhooks/{webhook_id}/deliveries",
     responses=problems(NotFound, InvalidParameter),
-    dependencies=[needs("jobs:read"), Once],
+    dependencies=[needs("jobs:read")],
 )
 def list_deliveries(
     webhook_id: WebhookId,

@@ -230,6 +230,22 @@ def test_a_file_stays_until_the_jobs_that_take_it_in_have_ended(field, api, data
     assert api.get(f"/jobs/{job['id']}/lineage").json()["inputs"][0]["sha256"] == "2" * 64
 
 
+def test_a_repeated_request_finds_its_job_after_the_data_set_has_gone(api, ready):
+    key = {"Idempotency-Key": "k"}
+    job = api.post("/jobs", json=spec(), headers=key).json()
+    clone = api.post(f"/jobs/{job['id']}/clone", json={}, headers={"Idempotency-Key": "c"}).json()
+    for each in (job, clone):
+        api.post(f"/jobs/{each['id']}/cancel")
+    assert api.delete("/datasets/birds").status_code == 204
+    again = api.post("/jobs", json=spec(), headers=key)
+    assert (again.status_code, again.json()["id"]) == (201, job["id"])
+    again = api.post(f"/jobs/{job['id']}/clone", json={}, headers={"Idempotency-Key": "c"})
+    assert (again.status_code, again.json()["id"]) == (201, clone["id"])
+    for changed in ({"epochs": 1}, {"seed": 5}):
+        assert api.post("/jobs", json=spec() | changed, headers=key).status_code == 422
+    assert api.post("/jobs", json=spec()).status_code == 422
+
+
 def test_a_data_set_is_never_removed_under_a_job_that_is_just_posted(api, database, ready):
     with ThreadPoolExecutor(4) as pool:
         posted = [pool.submit(api.post, "/jobs", json=spec()) for _ in range(3)]

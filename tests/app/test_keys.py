@@ -42,6 +42,13 @@ def refusal(answer, status, code):
     return problem
 
 
+def test_any_valid_key_is_told_what_it_may_do(api, url):
+    made = api.post("/api_keys", json={"name": "uploader", "scopes": ["files:write"]}).json()
+    with calling(url, made["secret"]) as uploader:
+        assert refusal(uploader.get("/jobs"), 403, "forbidden")["required_scope"] == "jobs:read"
+        assert uploader.get("/me").json()["scopes"] == ["files:write"]
+
+
 def test_a_key_is_shown_once_and_opens_what_its_scopes_say(api, url, database):
     made = api.post("/api_keys", json={"name": "ci", "scopes": ["jobs:read"]})
     assert made.status_code == 201

@@ -171,6 +171,8 @@ def test_a_port_of_its_own_serves_requests_by_route_and_never_by_address(tmp_pat
             client.get("/jobs/job_made_up")
             client.get("/v1/jobs")
             client.get("/made/up")
+            for number in range(3):
+                client.request(f"MADE{number}", "/v1/jobs")
             assert client.get("/metrics").status_code == 404
         text = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
         api.terminate()
@@ -180,6 +182,8 @@ def test_a_port_of_its_own_serves_requests_by_route_and_never_by_address(tmp_pat
     assert said[counted, ("method", "GET"), ("route", "/jobs/{job_id}"), ("status", "404")] == 1
     assert said["temper_http_request_seconds_count", ("route", "/jobs/{job_id}")] == 1
     assert said[counted, ("method", "any"), ("route", "none"), ("status", "404")] == 2
+    assert said[counted, ("method", "other"), ("route", "/jobs"), ("status", "405")] == 3
     assert said["temper_streams_open",] == 0
+    assert "MADE" not in text
     assert "made_up" not in text
     assert "made/up" not in text

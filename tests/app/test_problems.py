@@ -12,6 +12,7 @@ from sqlalchemy import event, text, update
 from app import jobs, recording
 from app.database import now
 from app.errors import PROBLEMS, InvalidSpec
+from app.main import create_app
 from app.storage import LocalStore
 from app.tables import ApiKey
 from core.advice import FieldError
@@ -130,6 +131,65 @@ def test_a_body_that_is_no_spec_is_told_what_to_send(patient, body):
     assert answer.status_code in (400, 422)
     check(answer, answer.status_code, answer.json()["code"])
     assert answer.json()["code"] in ("malformed_body", "invalid_body", "invalid_spec")
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "remedy"),
+    [
+        (b'{"base_model": "digits-cnn-linf", "epochs": 1, "epochs": 7}', "/epochs", "give it once"),
+        (b'{"base_model": "digits-cnn-linf", "eps": {"linf": 0.1, "linf": 0.2}}', "/eps/linf", "give it once"),
+        (b'{"base_model": "digits-cnn-linf", "learning_rate": NaN}', "/learning_rate", "NaN is not a JSON value"),
+        (b'{"base_model": "digits-cnn-linf", "seed": ' + b"7" * 2000 + b"}", "/seed", "2000 digits"),
+    ],
+)
+def test_a_value_that_python_would_drop_or_make_up_is_told_by_its_name(patient, body, pointer, remedy):
+    for path in ("/jobs", "/webhooks"):
+        answer = patient.post(path, content=body, headers={"Content-Type": "application/json"})
+        check(answer, 422, "invalid_body", pointer, remedy)
+    assert patient.get("/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"seed": ' + b"7" * 5000 + b"}", "a number in it has thousands of digits"),
+        (b"[" * 50_000, "it is nested too deeply"),
+        (b"{\xff}", "it is not UTF-8"),
+    ],
+)
+def test_what_cannot_be_read_at_all_says_why(patient, body, reason):
+    answer = patient.post("/jobs", content=body, headers={"Content-Type": "application/json"})
+    check(answer, 400, "malformed_body", remedy=reason)
+
+
+def test_a_parameter_that_no_route_knows_is_refused_everywhere_before_anything_is_done(patient, settings, database):
+    job = patient.post("/jobs", json=DIGITS).json()["id"]
+    tried = 0
+    for path, operations in create_app(settings, database).openapi()["paths"].items():
+        for method, operation in operations.items():
+            if "security" not in operation:
+                continue
+            here = path.replace("{job_id}", job)
+            body = {"json": DIGITS} if "requestBody" in operation else {}
+            answer = patient.request(method, f"{here}?dryrun=true", **body)
+            check(answer, 422, "invalid_parameter", "/dryrun")
+            tried += 1
+    assert tried > 40
+    assert [each["id"] for each in patient.get("/jobs").json()["data"]] == [job]
+    assert patient.get(f"/jobs/{job}").json()["status"] == "queued"
+
+
+def test_a_misspelt_parameter_is_told_what_was_probably_meant(patient):
+    for path, known in (("/models?limt=1", "limit"), ("/jobs?stauts=failed", "status"), ("/usage?form=1", "from")):
+        answer = patient.get(path)
+        check(answer, 422, "invalid_parameter", remedy=f"did you mean '{known}'?")
+    answer = patient.get("/me?verbose=1")
+    check(answer, 422, "invalid_parameter", "/verbose", "leave it out")
+
+
+def test_two_values_of_one_key_match_no_job_and_are_refused(patient):
+    check(patient.get("/jobs?metadata=a=1&metadata=a=2"), 422, "invalid_parameter", remedy="two values of a")
+    assert patient.get("/jobs?metadata=a=1&metadata=b=2").status_code == 200
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])

@@ -142,7 +142,8 @@ def test_bad_field_is_named_and_exits_with_2(temper: Command, spec: str, change:
     ("text", "change", "reason"),
     [
         ("{", [], "is not JSON"),
-        ('{"seed": NaN}', [], "NaN is not a JSON value"),
+        ('{"seed": NaN}', [], "seed: NaN is not a JSON value"),
+        ('{"epochs": 1, "epochs": 7}', [], "epochs: give it once"),
         ("[]", [], "is not one JSON object"),
         ("{}", ["--set", "epochs"], "write KEY=VALUE"),
         ('{"method": "e-at"}', ["--set", "method.steps=3"], "set method as a whole"),
@@ -315,6 +316,7 @@ def test_a_job_is_cloned_with_changes_and_shows_its_attempts_and_log(temper: Com
         refused = temper(action, job_id)
         assert refused.returncode == 1
         assert f"cannot be given the action {action}" in refused.stderr
+    temper("cancel", again["id"])
+    temper("wait", again["id"])
     assert temper("delete", made["id"]).stdout == f"{made['id']} is deleted\n"
     assert temper("get", made["id"]).returncode == 1
-    temper("cancel", again["id"])

@@ -126,6 +126,7 @@ def test_bad_input_ends_with_a_remedy_and_no_traceback(
         ('{"evaluation": [1]}', ["--evaluation.examples", "5"], "leave --evaluation.examples out"),
         ('{"evaluation": "fast"}', ["--evaluation.examples", "5"], 'evaluation is "fast"'),
         ('{"metadata": ' + '{"a": ' * 100_000, [], "nested too deeply"),
+        ('{"epochs": 1, "eps": {"linf": 0.1, "linf": 0.2}}', [], "eps.linf: give it once"),
     ],
 )
 def test_a_file_whose_parts_are_of_another_kind_is_refused_by_name(
