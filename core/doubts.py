@@ -25,7 +25,7 @@ def doubts_about(
             code="randomized",
             message="the model answers differently each time; attacks that expect one answer overrate it",
         )
-    if logits.min() > -1e-5 and logits.max() < 1 + 1e-5 and (logits.sum(1) - 1).abs().max() < 1e-5:
+    if are_probabilities(logits):
         yield Flag(
             code="probabilities", message="the model returns probabilities; attacks need logits, before the softmax"
         )
@@ -49,6 +49,12 @@ def doubts_about(
             code="few_classes",
             message=f"with {classes} classes, targeted attacks have {classes - 1} targets, not {targets}{scale}",
         )
+
+
+def are_probabilities(logits: Tensor) -> bool:
+    """Say whether answers (batch, classes) are those of a softmax, of half precision or more."""
+    answers = logits.float()
+    return bool(answers.min() > -1e-5 and answers.max() < 1 + 1e-5 and (answers.sum(1) - 1).abs().max() < 1e-2)
 
 
 def _points_without_gradient(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, at_once: int | None) -> int:

@@ -19,6 +19,7 @@ from core.attacks.passes import look, look_uphill
 from core.catalog import Norm, find_architecture
 from core.checkpoint import Claim
 from core.data.split import Split
+from core.doubts import are_probabilities
 from core.errors import BadWeights, DoesNotFit
 from core.events import Started, Warned
 from core.inputs import Loaded
@@ -67,7 +68,7 @@ def examine(model: nn.Module, test: Split, blueprint: Blueprint, claims: Mapping
     images, labels = part.images(), part.labels
     with frozen(model):
         logits = look(model, images, at_once=_AT_ONCE)
-        _refuse(logits, blueprint.classes)
+        _refuse(model, images, logits, blueprint.classes)
         yield from _unsteady(model, images[:_AT_ONCE], logits[:_AT_ONCE])
         right = logits.argmax(1) == labels
         yield from _without_gradient(model, images[:_ATTACKED], labels[:_ATTACKED])
@@ -85,12 +86,12 @@ def examine_on_noise(model: nn.Module, blueprint: Blueprint) -> Iterator[Warned]
     images = torch.rand(_AT_ONCE, *blueprint.shape, generator=generator)
     with frozen(model):
         logits = look(model, images, at_once=_AT_ONCE)
-        _refuse(logits, blueprint.classes)
+        _refuse(model, images, logits, blueprint.classes)
         yield from _unsteady(model, images, logits)
         yield from _without_gradient(model, images, logits.argmax(1))
 
 
-def _refuse(logits: Tensor, classes: int) -> None:
+def _refuse(model: nn.Module, images: Tensor, logits: Tensor, classes: int) -> None:
     if logits.dim() != 2 or logits.shape[1] != classes:
         raise DoesNotFit(
             f"the model answers with {list(logits.shape[1:])} numbers per image, the data set has {classes} classes",
@@ -103,12 +104,24 @@ def _refuse(logits: Tensor, classes: int) -> None:
             hint="its weights have diverged, or its normalisation divides by 0: use other weights",
             field="base_model",
         )
-    if logits.min() >= 0 and logits.max() <= 1 and (logits.sum(1) - 1).abs().max() < 1e-4:
+    last = "softmax" if are_probabilities(logits) else "sigmoid" if _are_squashed(model, images, logits) else None
+    if last:
         raise BadWeights(
-            "the model returns probabilities: training and attacks need logits, before the softmax",
-            hint="leave the softmax out of the network and import its weights again",
+            f"the model returns probabilities: training and attacks need logits, before the {last}",
+            hint=f"leave the {last} out of the network and import its weights again",
             field="base_model",
         )
+
+
+def _are_squashed(model: nn.Module, images: Tensor, logits: Tensor) -> bool:
+    """Say whether every answer is in [0, 1], far from the others, and stays there whatever the model is shown."""
+    if logits.min() < 0 or logits.max() > 1:
+        return False
+    few = images[: _AT_ONCE // 4]
+    extreme = torch.cat([100 * few, -100 * few, 1 - few, torch.zeros_like(few)])
+    answers = torch.cat([logits, look(model, extreme, at_once=_AT_ONCE)])
+    # A network that was never trained may answer with small numbers of one sign, but all of them alike.
+    return bool(answers.min() >= 0 and answers.max() <= 1 and answers.max() - answers.min() > 0.5)
 
 
 def _unsteady(model: nn.Module, images: Tensor, logits: Tensor) -> Iterator[Warned]:
@@ -117,7 +130,7 @@ def _unsteady(model: nn.Module, images: Tensor, logits: Tensor) -> Iterator[Warn
         yield Warned(
             code="preflight_randomized",
             message="the model answers the same images differently each time: attacks that expect one answer overrate "
-            "it, and a run cannot be repeated",
+            "it, and a run cannot be repeated; use a network that draws nothing when it is evaluated",
         )
         return
     half = max(len(images) // 2, 1)
@@ -125,7 +138,7 @@ def _unsteady(model: nn.Module, images: Tensor, logits: Tensor) -> Iterator[Warn
         yield Warned(
             code="preflight_batch_dependent",
             message="the model's answer to an image depends on the images beside it: its batch norm has no running "
-            "statistics, so no robust accuracy is its own",
+            "statistics, so no robust accuracy is its own; use weights that hold them",
         )
 
 
@@ -141,7 +154,8 @@ def _without_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Itera
     if still > len(images) / 10:
         yield Warned(
             code="preflight_gradients",
-            message=f"{still} of {len(images)} images have no gradient: attacks cannot move them, and overrate it",
+            message=f"{still} of {len(images)} images have no gradient: attacks cannot move them, and overrate "
+            "the model; use a network without rounded, detached or saturated values",
         )
     else:
         yield from _saturated(model, images, labels)
@@ -247,7 +261,8 @@ def _misled(model: nn.Module, images: Tensor, labels: Tensor, right: Tensor, blu
         yield Warned(
             code="preflight_chance",
             message=f"{count} of {total} images are right, which is no better than guessing among {blueprint.classes} "
-            "classes: are these the model's classes in its order, its images, its normalisation?",
+            "classes: check that these are the model's classes in its order, its images and its normalisation, and "
+            "import its weights again where they are not",
         )
 
 
@@ -267,5 +282,6 @@ def _overrated(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm, cla
         yield Warned(
             code="preflight_claim",
             message=f"the model {said} to {norm} at {claim.eps:.4g}, but {_STEPS} steps of APGD leave {robust} of "
-            f"{total} images right: are these its weights, its data set, its normalisation?",
+            f"{total} images right: check that these are its weights, its data set and its normalisation, or import it "
+            "with the claim that it keeps",
         )

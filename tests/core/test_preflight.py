@@ -16,8 +16,8 @@ from core.errors import BadWeights, DoesNotFit
 from core.evaluation import score
 from core.events import Started, Warned
 from core.inputs import Inputs
-from core.models import Blueprint, Normalized
-from core.preflight import examine, preflight
+from core.models import Blueprint, Normalized, build
+from core.preflight import examine, examine_on_noise, preflight
 from core.spec import AnySpec, EvaluateSpec, FineTuneSpec, parse
 from core.training import fine_tune
 
@@ -64,6 +64,36 @@ def test_probabilities_are_refused(base: nn.Module, digits: Dataset) -> None:
         _findings(_Around(base, after=lambda logits: logits.softmax(1)), digits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_probabilities_of_half_precision_are_refused(dtype: torch.dtype, base: nn.Module, digits: Dataset) -> None:
+    with pytest.raises(BadWeights, match="before the softmax"):
+        _findings(_Around(base, after=lambda logits: logits.to(dtype).softmax(1).float()), digits)
+
+
+def test_the_answers_of_a_sigmoid_are_refused(base: nn.Module, digits: Dataset) -> None:
+    with pytest.raises(BadWeights, match="before the sigmoid") as caught:
+        _findings(_Around(base, after=torch.sigmoid), digits)
+    assert "leave the sigmoid out" in caught.value.hint
+    with pytest.raises(BadWeights, match="before the sigmoid"):
+        list(examine_on_noise(_Around(base, after=torch.sigmoid), _DIGITS))
+
+
+def test_logits_that_happen_to_lie_between_0_and_1_are_logits(base: nn.Module, digits: Dataset) -> None:
+    with torch.no_grad():
+        reach = 2.1 * base(digits.test.first(128).images()).abs().max()
+    assert _findings(_Around(base, after=lambda logits: 0.5 + logits / reach), digits) == {}
+    bounded = _Around(base, after=lambda logits: 0.3 + 0.1 * logits / (1 + logits.abs()))
+    assert _findings(bounded, digits) == {}
+
+
+@pytest.mark.parametrize(("name", "shape"), [("digits-cnn", (1, 8, 8)), ("timm/test_vit", (3, 64, 64))])
+def test_a_network_that_was_never_trained_gives_logits(name: str, shape: tuple[int, int, int]) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        blueprint = Blueprint(name, shape, 3)
+        assert list(examine_on_noise(build(blueprint).eval(), blueprint)) == []
+
+
 def test_log_probabilities_are_logits(base: nn.Module, digits: Dataset) -> None:
     assert _findings(_Around(base, after=lambda logits: logits.log_softmax(1)), digits) == {}
 
@@ -86,7 +116,9 @@ def test_gradients_that_many_images_lack_are_a_warning(base: nn.Module, digits: 
         dark = (images.mean((1, 2, 3)) < 0.3).view(-1, 1, 1, 1)
         return torch.where(dark, images.detach(), images)
 
-    assert set(_findings(_Around(base, before=deaf), digits)) == {"preflight_gradients"}
+    said = _findings(_Around(base, before=deaf), digits)
+    assert set(said) == {"preflight_gradients"}
+    assert "use a network without" in said["preflight_gradients"]
 
 
 def test_logits_so_large_that_training_is_blind_are_a_warning(base: nn.Module, digits: Dataset) -> None:
@@ -105,14 +137,14 @@ def test_another_number_of_classes_is_refused(shape: tuple[int, int], base: nn.M
 
 def test_an_answer_that_changes_is_a_warning(base: nn.Module, digits: Dataset) -> None:
     noisy = _Around(base, before=lambda images: images + 0.1 * torch.rand_like(images))
-    assert "preflight_randomized" in _findings(noisy, digits)
+    assert "use a network that draws nothing" in _findings(noisy, digits)["preflight_randomized"]
 
 
 def test_batch_norm_without_running_statistics_is_a_warning(base: nn.Module, digits: Dataset) -> None:
     for module in base.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.track_running_stats, module.running_mean, module.running_var = False, None, None
-    assert "preflight_batch_dependent" in _findings(base, digits)
+    assert "use weights that hold them" in _findings(base, digits)["preflight_batch_dependent"]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +171,9 @@ def test_images_that_are_normalised_twice_are_noticed(base: nn.Module, digits: D
 
 def test_classes_in_another_order_are_no_better_than_chance(base: nn.Module, digits: Dataset) -> None:
     rotated = _Around(base, after=lambda logits: logits.roll(1, dims=1))
-    assert set(_findings(rotated, digits)) == {"preflight_chance"}
+    said = _findings(rotated, digits)
+    assert set(said) == {"preflight_chance"}
+    assert "import its weights again" in said["preflight_chance"]
 
 
 @pytest.mark.parametrize("claim", [Claim(0.15, 0.99), Claim(0.6, None), Claim(0.3, 0.8)])
@@ -147,6 +181,7 @@ def test_a_model_less_robust_than_it_claims_is_named(claim: Claim, base: nn.Modu
     said = _findings(base, digits, claims={"linf": claim})
     assert set(said) == {"preflight_claim"}
     assert f"linf at {claim.eps:g}" in said["preflight_claim"]
+    assert "import it with the claim that it keeps" in said["preflight_claim"]
 
 
 def test_a_handful_of_points_decides_nothing(base: nn.Module, digits: Dataset) -> None:
