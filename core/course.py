@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from core.attacks.compiling import Compiled, pays
 from core.catalog import Norm
@@ -56,6 +58,7 @@ class Course:
         self.steps_per_epoch = train.steps(spec.batch_size)
         self.total_steps = spec.epochs * self.steps_per_epoch
         self._train = train
+        self._check_batches()
         self._streams = {name: stream(spec.seed, name) for name in ("order", "augmentation", "norms")}
         self._layers = _LayerDraws(spec.seed, ranks)
         self._rule = build(spec.method, spec.eps, self._streams["norms"])
@@ -162,7 +165,6 @@ class Course:
             draws = self._streams["order"]
             self._order_at_epoch = draws.get_state()
             self._order = self._train.draw_order(self.spec.batch_size, draws)
-            self._check_shares()
             self._batches = self._train.batches(
                 self._order[place:],
                 self.spec.augmentation,
@@ -173,14 +175,43 @@ class Course:
         images, labels = next(self._batches)
         return images, labels, len(self._order[place])
 
-    def _check_shares(self) -> None:
-        smallest = min(len(index) for index in self._order)
+    def _check_batches(self) -> None:
+        """Refuse batches that are too small to be shared, or for batch norm. Raises BadInput."""
+        smallest = self._train.smallest_batch(self.spec.batch_size)
         if smallest < self.ranks.size:
             raise BadInput(
                 f"the smallest batch of an epoch has {smallest} images, too few for {self.ranks.size} processes",
                 hint="choose another batch_size",
                 field="batch_size",
             )
+        if smallest == 1 and self._fewest == 2:
+            alone = self.spec.batch_size == 1
+            raise BadInput(
+                "this network cannot train on a batch of one image: batch norm over maps of one pixel needs two",
+                hint="set batch_size to 2 or more" if alone else "train on 2 images or more",
+                field="batch_size" if alone else "train_examples",
+            )
+
+    @cached_property
+    def _fewest(self) -> int:
+        """How many images the network needs at once: 1, or 2 for batch norm over maps of one pixel."""
+        if self.ranks.size > 1:
+            return 1  # for batch norm sees those of all processes together
+        was, device = self.model.training, self.ranks.device
+        self.model.train()
+        try:
+            # Batch norm remembers what it sees, here in copies; layers such as dropout draw.
+            copies = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+            image = torch.zeros(1, *self._train.shape, device=device)
+            with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                functional_call(self.model, copies, image)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            return 2
+        finally:
+            self.model.train(was)
+        return 1
 
     def _update(self, images: Tensor, labels: Tensor, whole: int) -> _Outcome:
         """Take one step down the method's loss."""
@@ -211,8 +242,9 @@ class Course:
         """
         self._optimizer.zero_grad()
         outcome = _Outcome(0.0, None, dict.fromkeys(counts, 0), dict.fromkeys(counts, 0))
-        parts = zip(images.tensor_split(self.parts), labels.tensor_split(self.parts), strict=True)
-        for some, answers in parts:
+        # The last batch may be so small that a half of it would be too small for batch norm.
+        parts = self.parts if self.parts == 1 or len(images) >= self.parts * self._fewest else 1
+        for some, answers in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
             self._rule.counts = dict(counts)
             self._streams["norms"].set_state(draws)
             result = self._rule(self._forward, some, answers)
@@ -246,7 +278,8 @@ class Course:
 
     def _may_halve(self, batch: int) -> bool:
         # With several processes the others would wait for this one's second half in the middle of their first.
-        return self.spec.halve_batches and self.parts == 1 and self.ranks.size == 1 and batch > 1
+        alone = self.spec.halve_batches and self.parts == 1 and self.ranks.size == 1
+        return alone and batch >= 2 * self._fewest
 
     def _out_of_memory(self, batch: int) -> OutOfMemory:
         fits = max(batch // (2 * self.parts), 1)

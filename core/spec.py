@@ -405,7 +405,7 @@ class _Trained(_Measured):
     epochs: StrictInt = Field(default_factory=_dataset_default("epochs", 3), ge=1, le=1000)
     """Passes over the training images."""
     batch_size: StrictInt = Field(default_factory=_dataset_default("batch_size", 128), ge=1, le=65_536)
-    """Images per training step."""
+    """Images per training step. The last of an epoch takes those that are left; a single one joins the step before."""
     learning_rate: StrictFloat = Field(default_factory=_default_learning_rate, gt=0, le=10)
     """The highest learning rate of the schedule."""
     schedule: Schedule = "piecewise"

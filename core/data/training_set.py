@@ -40,24 +40,32 @@ class TrainingSet:
         moved._part = self._part.to(device)
         return moved
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        return self._part.shape
+
     def steps(self, batch_size: int) -> int:
         """Count the batches of an epoch."""
-        return -(-self._main // self._main_images(batch_size))
+        return len(self._counts(batch_size))
+
+    def smallest_batch(self, batch_size: int) -> int:
+        """Count the images of the smallest batch of an epoch."""
+        return min(main + extra for main, extra in self._counts(batch_size))
 
     def draw_order(self, batch_size: int, generator: torch.Generator) -> list[Tensor]:
         """Draw the order of an epoch: for each batch the indices (n,) of its images, extra ones behind the main ones.
 
-        Extra images are drawn without replacement until they have all been seen. The last batch may be smaller.
+        Extra images are drawn without replacement until they have all been seen. The last batch may be smaller, but a
+        single image that is left joins the batch before: batch norm cannot learn from one.
         """
-        from_main = self._main_images(batch_size)
+        from_main, from_extra = (list(counts) for counts in zip(*self._counts(batch_size), strict=True))
         main = torch.randperm(self._main, generator=generator).split(from_main)
         if not self._extra:
             return list(main)
-        from_extra = batch_size - from_main
-        counts = [round(len(part) * from_extra / from_main) for part in main]
-        rounds = -(-sum(counts) // self._extra)
+        rounds = -(-sum(from_extra) // self._extra)
         drawn = torch.cat([torch.randperm(self._extra, generator=generator) for _ in range(rounds)])
-        extra = (drawn[: sum(counts)] + self._main).split(counts)
+        extra = (drawn[: sum(from_extra)] + self._main).split(from_extra)
         # Shuffled within the batch, so that ranks that share a batch share both sets.
         return [_shuffled(torch.cat(parts), generator) for parts in zip(main, extra, strict=True)]
 
@@ -72,6 +80,19 @@ class TrainingSet:
     ) -> Iterator[Batch]:
         """Hand out a batch for each index in `order`, augmented, on the device; see `Split.batches`."""
         return self._part.batches(order, augmentation, generator, rank=rank, ranks=ranks)
+
+    def _counts(self, batch_size: int) -> list[tuple[int, int]]:
+        """Count the main and the extra images of each batch of an epoch."""
+        full = self._main_images(batch_size)
+        whole, left = divmod(self._main, full)
+        mains = [full] * whole + [left] * (left > 0)
+
+        def with_extra(main: int) -> tuple[int, int]:
+            return main, round(main * (batch_size - full) / full)
+
+        if whole and left and sum(with_extra(left)) == 1:
+            mains[-2:] = [full + left]
+        return [with_extra(main) for main in mains]
 
     def _main_images(self, batch_size: int) -> int:
         """Count the images of a full batch that come from the main set: one at least, and not all."""

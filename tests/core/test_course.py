@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,54 @@ def test_halving_once_is_all_that_is_done(few: Split, memory_for: Callable[[int,
     assert caught.value.hint == "set batch_size to 2 or less"
 
 
+def _narrow() -> nn.Module:
+    """A network whose batch norm sees maps of one pixel."""
+    return nn.Sequential(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(4, 10))
+
+
+def test_a_batch_of_one_is_refused_at_once_where_batch_norm_cannot_take_it(few: Split) -> None:
+    model = _narrow().eval()
+    before, random = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
+    with pytest.raises(BadInput, match="cannot train on a batch of one") as caught:
+        _course(_spec(batch_size=1), model, few)
+    assert (caught.value.field, caught.value.hint) == ("batch_size", "set batch_size to 2 or more")
+    assert not any(module.training for module in model.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    with pytest.raises(BadInput) as caught:
+        _course(_spec(), model, few.first(1))
+    assert (caught.value.field, caught.value.hint) == ("train_examples", "train on 2 images or more")
+    assert len(_steps(_course(_spec(batch_size=1), _linear(), few), 2)) == 2
+
+
+def test_an_epoch_of_batches_and_one_image_more_is_trained_to_its_end(few: Split) -> None:
+    run = _course(_spec(epochs=2), _narrow(), few.first(33))
+    assert (run.steps_per_epoch, run.total_steps) == (4, 8)
+    assert all(isinstance(event, Stepped) for event in _steps(run, 8))
+
+
+def test_halves_too_small_for_batch_norm_are_not_made(few: Split, memory_for: Callable[[int, Exception], None]) -> None:
+    memory_for(5, torch.OutOfMemoryError("CUDA out of memory"))
+    warning, *told = _steps(_course(_spec(halve_batches=True), _narrow(), few.first(35)), 5)
+    assert isinstance(warning, Warned)
+    assert len(told) == 5, "the last batch, of three, is whole"
+    memory_for(2, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(OutOfMemory):
+        _steps(_course(_spec(halve_batches=True, batch_size=3), _narrow(), few), 1)
+
+
+def test_a_run_in_halves_takes_a_batch_of_one_whole(few: Split) -> None:
+    run = _course(_spec(halve_batches=True, batch_size=1), _linear(), few)
+    run.restore(run.tensors(), step=0, parts=2, counts={}, seconds=0)
+    assert all(isfinite(event.loss) for event in _steps(run, 2) if isinstance(event, Stepped))
+    assert run.is_finite()
+
+
+def test_too_small_a_batch_for_the_processes_is_refused_before_the_first_step(few: Split) -> None:
+    with pytest.raises(BadInput, match="smallest batch of an epoch has 2 images, too few for 3 processes"):
+        Course(_spec(), _linear(), TrainingSet(few.first(34)), Ranks(0, 3, _CPU))
+
+
 def test_bf16_computes_the_network_in_bfloat16_and_all_around_it_in_float32() -> None:
     seen = {}
 
@@ -247,7 +296,7 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
             method={"name": "e-at", "steps": 3},
             batch_size=32,
             epochs=1,
-            train_examples=105,
+            train_examples=107,
             held_out=10,
             augmentation="crop-flip",
             evaluation={"protocol": "fast", "examples": 10, "include_base": False},
@@ -258,7 +307,7 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*torchrun, *run], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    # The last batch has 31 images: one process computes 16 of them and the other 15.
+    # The last batch has 33 images, for a single one would be left: one process computes 17 of them and the other 16.
     assert [line.count('"stepped"') for line in done.stdout.splitlines()].count(1) == 3
     list(fine_tune(_spec(**json.loads(spec.read_text())), tmp_path / "one"))
     one, two = (

@@ -28,6 +28,7 @@ class _Doubtful(nn.Module):
     [
         ("randomized", lambda logits: logits + 0.1 * torch.randn_like(logits)),
         ("probabilities", lambda logits: logits.softmax(1)),
+        pytest.param("probabilities", lambda logits: logits.bfloat16().softmax(1).float(), id="in bfloat16"),
         ("zero_gradients", lambda logits: (logits * 1e3).round() + 0 * logits),
         ("saturated", lambda logits: logits * 1e5),
     ],

@@ -29,6 +29,36 @@ def test_without_extra_data_every_image_comes_once_in_an_epoch() -> None:
     assert not torch.equal(torch.cat(order), torch.cat(second))
 
 
+@pytest.mark.parametrize(
+    ("main", "batch_size", "sizes"),
+    [
+        (21, 5, [5, 5, 5, 6]),
+        (22, 5, [5, 5, 5, 5, 2]),
+        (6, 5, [6]),
+        (5, 5, [5]),
+        (3, 2, [3]),
+        (1, 5, [1]),
+        (2, 1, [1, 1]),
+    ],
+)
+def test_a_single_image_that_is_left_joins_the_batch_before(main: int, batch_size: int, sizes: list[int]) -> None:
+    train = TrainingSet(_split(main))
+    order = train.draw_order(batch_size, _generator())
+    assert [len(index) for index in order] == sizes
+    assert (train.steps(batch_size), train.smallest_batch(batch_size)) == (len(sizes), min(sizes))
+    # Which image comes when is what it would be without that.
+    assert torch.equal(torch.cat(order), torch.randperm(main, generator=_generator()))
+
+
+def test_a_single_image_that_is_left_joins_the_batch_before_also_beside_extra_data() -> None:
+    train = TrainingSet(_split(13), _split(100, first=100), 0.25)
+    order = train.draw_order(8, _generator())
+    assert [(int((index < 13).sum()), int((index >= 13).sum())) for index in order] == [(6, 2), (7, 2)]
+    assert train.steps(8) == 2
+    half = TrainingSet(_split(13), _split(100, first=100), 0.5)
+    assert [len(index) for index in half.draw_order(8, _generator())] == [8, 8, 8, 2]
+
+
 @pytest.mark.parametrize("main", [40, 42, 43])
 def test_half_of_each_batch_is_extra_and_an_epoch_is_twice_as_long(main: int) -> None:
     train = TrainingSet(_split(main), _split(100, first=100))
