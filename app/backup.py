@@ -12,8 +12,9 @@ import json
 import os
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from tempfile import NamedTemporaryFile
@@ -21,11 +22,14 @@ from typing import IO, Any
 
 from sqlalchemy import select
 from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import Session
 
+from app import files, uploads
 from app.database import Database
+from app.ownership import log_key
 from app.settings import Settings
 from app.storage import ObjectStore, StorageFull, StorageUnavailable, open_store
-from app.tables import Table
+from app.tables import Attempt, Job, Table, Upload
 
 MANIFEST = "manifest.json"
 INCOMPLETE = 3
@@ -87,21 +91,49 @@ def load(settings: Settings, store: ObjectStore, stream: IO[bytes]) -> int:
 
 
 def check(database: Database, store: ObjectStore) -> list[str]:
-    """Say of which rows the object is missing or is not what the row says."""
+    """Say of which rows an object is missing, or is not what the row says where it says that. Raises
+    StorageUnavailable."""
+    with database.reading() as session:
+        contents, presences = _contents(session), list(_presences(session))
     wrong = []
-    for table in Table.metadata.sorted_tables:
-        if not {"key", "sha256"} <= set(table.columns.keys()):
-            continue
-        with database.reading() as session:
-            rows = session.execute(select(table.c.key, table.c.sha256)).all()
-        for key, sha256 in rows:
-            try:
-                same = _sha256(store.read(key)) == sha256
-            except StorageUnavailable as error:
-                wrong.append(f"{table.name}: {error}")
-            else:
-                wrong.extend([] if same else [f"{table.name}: {key} is not what the database says"])
+    for (key, sha256), table in contents.items():
+        try:
+            same = _sha256(store.read(key)) == sha256
+        except StorageUnavailable as error:
+            wrong.append(f"{table}: {error}")
+        else:
+            wrong.extend([] if same else [f"{table}: {key} is not what the database says"])
+    for table, folder, names in presences:
+        there = set(store.keys(folder))
+        wrong.extend(f"{table}: {key} is not there" for key in names if key not in there)
     return wrong
+
+
+def _contents(session: Session) -> Mapping[tuple[str, str], str]:
+    """Name the objects whose sha256 the database knows, each once, and a table that has it."""
+    tables: dict[tuple[str, str], str] = {}
+    for table in Table.metadata.sorted_tables:
+        if {"key", "sha256"} <= set(table.columns.keys()):
+            for key, sha256 in session.execute(select(table.c.key, table.c.sha256)):
+                tables.setdefault((key, sha256), table.name)
+    for report, sha256 in session.execute(select(Job.report_key, Job.report_sha256)):
+        if report and sha256:
+            tables.setdefault((report, sha256), Job.__tablename__)
+    for upload in session.scalars(select(Upload).where(Upload.status == "completed")):
+        tables.setdefault((uploads.key(upload), upload.sha256), Upload.__tablename__)
+    return tables
+
+
+def _presences(session: Session) -> Iterator[tuple[str, str, Iterable[str]]]:
+    """Name the objects of which the database knows only that they are there: a table, a folder, what is in it."""
+    of_attempts = select(Attempt.job_id, Attempt.epoch, Attempt.log_parts).where(Attempt.log_parts > 0)
+    for job_id, epoch, parts in session.execute(of_attempts):
+        folder = log_key(job_id, epoch, 1).rpartition("/")[0]
+        yield Attempt.__tablename__, folder, map(partial(log_key, job_id, epoch), range(1, parts + 1))
+    for kind, table in files.TABLES.items():
+        for file_id, epoch in session.execute(select(table.id, table.epoch).where(table.status == "ready")):
+            folder = files.prefix(kind, file_id, epoch)
+            yield table.__tablename__, folder, [f"{folder}/{files.REPORT}"]
 
 
 def _own_files(settings: Settings) -> Iterator[Path]:
@@ -201,7 +233,7 @@ def main(arguments: list[str]) -> None:
                     if wrong:
                         _say("\n".join(wrong))
                         sys.exit(INCOMPLETE)
-                    _say("every object that the database names is there, and what it was")
+                    _say("every object that the database names is there, and what it was where its hash is known")
                 case _:
                     sys.exit("usage: python -m app.backup save|load|check")
         except (BadBackup, tarfile.TarError, json.JSONDecodeError) as error:

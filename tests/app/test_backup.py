@@ -11,11 +11,13 @@ import tarfile
 
 import pytest
 
-from app import jobs
+from app import files, jobs, recording, uploads
 from app.backup import MANIFEST, BadBackup, check, load, save
+from app.ownership import log_key
 from app.settings import Settings
 from app.storage import LocalStore, StorageUnavailable, open_store
 from app.tables import Checkpoint
+from core import events as reported
 from core.spec import parse
 from tests.instance import DIGITS, add_project
 
@@ -176,6 +178,53 @@ def test_rows_without_their_object_are_told(settings, database, tmp_path):
     damaged, gone = sorted(check(database, store))
     assert damaged == "checkpoints: k/damaged is not what the database says"
     assert gone.startswith("checkpoints: k/gone: ")
+
+
+def test_reports_logs_and_uploads_without_their_object_are_told_and_each_object_is_read_once(
+    settings, database, tmp_path, monkeypatch
+):
+    store = open_store(settings)
+    project = add_project(database)
+    with database.writing() as session:
+        upload = uploads.create(
+            session,
+            project.id,
+            filename="birds.zip",
+            size=4,
+            sha256=hashlib.sha256(b"zip!").hexdigest(),
+            purpose="dataset",
+            part_size=4,
+            seconds=60,
+        )
+        upload.status = "completed"
+        session.flush()
+        dataset = files.add_dataset(session, project.id, "birds", upload)
+        dataset.status = "ready"
+        jobs.create(session, project.id, parse(DIGITS))
+        claim = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience.of(settings))
+        sha256 = hashlib.sha256(b"{}").hexdigest()
+        report = reported.Saved(kind="report", path="x", sha256=sha256, size=2, step=0, epoch=0.0)
+        recording.save(session, claim, report, key=f"{claim.prefix}/report.json")
+        for _ in range(3):
+            recording.add_log(session, claim, size=1)
+    found = f"{files.prefix('dataset', dataset.id, dataset.epoch)}/{files.REPORT}"
+    logs = [log_key(claim.job_id, claim.epoch, part) for part in (1, 2, 3)]
+    contents = {uploads.key(upload): b"zip!", f"{claim.prefix}/report.json": b"{}", found: b"{}"}
+    contents |= dict.fromkeys(logs, b"x")
+    for key, content in contents.items():
+        put(store, tmp_path, key, content)
+    with monkeypatch.context() as patched:
+        read, asked = store.read, []
+        patched.setattr(store, "read", lambda key: [asked.append(key), read(key)][1])
+        assert check(database, store) == []
+    assert sorted(asked) == sorted([uploads.key(upload), f"{claim.prefix}/report.json"])
+    for key in contents:
+        store.delete(key)
+        assert [key in line for line in check(database, store)] == [True]
+        put(store, tmp_path, key, contents[key])
+    store.delete(f"{claim.prefix}/report.json")
+    put(store, tmp_path, f"{claim.prefix}/report.json", b"[]")
+    assert check(database, store) == [f"jobs: {claim.prefix}/report.json is not what the database says"]
 
 
 def test_check_tells_a_loss_from_a_database_that_it_cannot_read(settings, database, tmp_path):
