@@ -201,7 +201,9 @@ def measure_theirs(case: Case, norm: Norm, *, halves: bool = False) -> tuple[str
         with torch.no_grad():
             logits = model(images)
         robust = logits.argmax(1) == labels
-        attack = AutoAttack(model, norm=NAMES[norm], eps=case.eps[norm], seed=0, version="standard")
+        attack = AutoAttack(
+            model, norm=NAMES[norm], eps=case.eps[norm], seed=0, version="standard", device=images.device
+        )
         # It breaks where there are fewer than nine wrong classes.
         for targeted in (attack.apgd_targeted, attack.fab):
             targeted.n_target_classes = min(targeted.n_target_classes, logits.shape[1] - 1)

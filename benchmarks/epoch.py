@@ -45,7 +45,7 @@ def our_step(network: nn.Module, norm: Norm) -> Step:
 
     def step(images: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad()
-        rule(model, images, labels).loss.backward()
+        rule(model, images, labels).total().backward()
         optimizer.step()
 
     return step

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -55,7 +55,7 @@ from core.methods import build
 from core.models import Blueprint
 from core.models import build as build_network
 from core.narration import narrate
-from core.precision import Bfloat16, in_precision
+from core.precision import full_float32, resolve
 from core.spec import EvaluateSpec, Protocol, TrainingSpec, TrainSpec, parse
 from core.training import fine_tune
 from core.wishes import Wishes
@@ -207,7 +207,7 @@ class Pace:
 
     device: str
     precision: str
-    """The arithmetic of its matrix products: bf16, tf32 or fp32."""
+    """The arithmetic of its matrix products: bf16 or fp32."""
     operations: float
     """Floating-point operations per training image, those of the attack included."""
     images: int
@@ -404,7 +404,7 @@ def count_operations(spec: TrainingSpec, blueprint: Blueprint, *, images: int = 
     # What a run does once, such as trying out the model's folded twin, is in its first step.
     rule(model, batch, labels)
     with _Operations() as operations:
-        rule(model, batch, labels).loss.backward()
+        rule(model, batch, labels).total().backward()
     return operations.count / images
 
 
@@ -555,12 +555,9 @@ class Bench:
             return
         spec, recipe = self.scale.training(name), DATASETS[self.scale.recipe]
         blueprint = Blueprint(self.scale.architecture, recipe.shape, recipe.classes)
-        halved = isinstance(in_precision(nn.Identity(), spec.precision, self.device), Bfloat16)
-        # torch multiplies matrices in fp32, but convolves in tf32 where there is a GPU, and these are convolutions.
-        exact = "tf32" if self.device.type == "cuda" else "fp32"
         self.results.paces[name] = Pace(
             device=device,
-            precision="bf16" if halved else exact,
+            precision=resolve(spec.precision, self.device),
             operations=count_operations(spec, blueprint),
             images=started.train_examples,
             steps_per_epoch=started.total_steps // spec.epochs,
@@ -571,10 +568,11 @@ class Bench:
         path = self.base() if name == "base" else self.train(name, self.inputs())
         model = checkpoint.load(path)[0].requires_grad_(requires_grad=False).to(self.device)
         images, labels = self.test.images(), self.test.labels
-        # The first call on a device also waits for what it loads and tries out.
-        model(images)
         case = Case(name, model, images, labels, self.scale.eps, self.scale.compared_protocol)
-        cell = compare(case, norm, own=self.own)
+        with full_float32():
+            # The first call on a device also waits for what it loads and tries out.
+            model(images)
+            cell = compare(case, norm, own=self.own)
         row = asdict(cell) | {"fewer": round(cell.fewer, 2), "faster": round(cell.faster, 2)}
         self.results.cells.append({**row, "device": device_name(self.device)})
         print(show(cell), flush=True)

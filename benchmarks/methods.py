@@ -275,7 +275,7 @@ class _Worker:
         self._counted = counted
         begun = time.process_time()
         self._optimizer.zero_grad()
-        self._rule(self._model, images, labels).loss.backward()
+        self._rule(self._model, images, labels).total().backward()
         self._optimizer.step()
         self.seconds += counted * (time.process_time() - begun)
 

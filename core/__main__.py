@@ -8,7 +8,8 @@
     python -m core examine-dataset pets.zip --output runs/pets   (and examine-model weights.pt: files of strangers)
 
 The options are the fields of the spec, with their help; the spec file gives what they do not. Each event is a line on
-stdout, as text or as JSON. Exit status: 0 done, 2 the input is at fault, 1 the program is, 75 asked to pause.
+stdout, as text or as JSON. Exit status: 0 done, 2 the input is at fault, 1 the program is, 75 asked to pause. Of
+several processes the status is torchrun's: 0 done, else 1, after a pause too.
 
 A training run that was cut off goes on when the same command is run again. SIGTERM pauses it, SIGUSR1 makes it deliver
 the best weights so far. On several GPUs: torchrun --standalone --nproc-per-node 4 -m core finetune ...
@@ -247,5 +248,6 @@ def _given(limits: Any, **values: int | None) -> Any:
 if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
-    # Python would take all of torch apart before it ends, for which nobody should have to wait a second or two.
+    # Python would take all of torch apart before it ends, for which nobody should have to wait a second or two; and of
+    # several processes one would now and then be aborted at that by a thread of torch's, and torchrun end the others.
     os._exit(status)

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
@@ -273,6 +274,15 @@ def versions() -> dict[str, str]:
     if torch.version.cuda and torch.cuda.is_available():
         found["cuda"] = torch.version.cuda
     return found
+
+
+def deciding(versions: Mapping[str, str]) -> dict[str, str]:
+    """Pick those on which verdicts depend: of Temper, and of what computes and attacks networks.
+
+    They are the same with a GPU and without, where torch is another build of one release.
+    """
+    names = ("temper", "torch", "torchvision", "timm", "pyautoattack")
+    return {name: versions[name].partition("+")[0] for name in names if name in versions}
 
 
 @cache

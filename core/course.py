@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -21,7 +21,8 @@ from core.data.split import Batch
 from core.data.training_set import TrainingSet
 from core.errors import BadInput, OutOfMemory
 from core.events import NormCount, Stepped, Warned
-from core.methods import build
+from core.memory import is_out_of_memory, release
+from core.methods import Share, build
 from core.methods.adversary import Adversary
 from core.precision import in_precision
 from core.ranks import Ranks, share_batch_norm
@@ -116,8 +117,6 @@ class Course:
         parts, counts = self.parts, self.counts
         with self._layers.drawing():
             outcome = self._agree(self._update(images, labels, whole), wishes)
-        # Draws within a share differ with its size; the next batch's must not.
-        self.ranks.follow(self._streams["norms"])
         self._rule.counts = {
             norm: NormCount(seen=count.seen + outcome.seen[norm], robust=count.robust + outcome.robust[norm])
             for norm, count in counts.items()
@@ -217,21 +216,23 @@ class Course:
         """Take one step down the method's loss."""
         counts, draws = self.counts, self._streams["norms"].get_state()
         while True:
+            stepping = False
             try:
                 outcome = self._accumulate(images, labels, whole, counts, draws)
                 self.ranks.add_all([weight.grad for weight in self.model.parameters() if weight.grad is not None])
-                break
+                stepping = True
+                self._optimizer.step()
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-                if not self._may_halve(whole):
-                    raise self._out_of_memory(whole) from error
-                self.parts = 2
-        try:
-            self._optimizer.step()
-        except torch.OutOfMemoryError as error:
-            raise self._out_of_memory(whole) from error
-        return outcome
+            else:
+                return outcome
+            # Only here is what the failed attempt held free again.
+            release(self.ranks.device)
+            # Half a step of the optimiser cannot be taken back.
+            if stepping or not self._may_halve(whole):
+                raise self._out_of_memory(images, labels, whole)
+            self.parts = 2
 
     def _accumulate(
         self, images: Tensor, labels: Tensor, whole: int, counts: Mapping[Norm, NormCount], draws: Tensor
@@ -242,13 +243,20 @@ class Course:
         """
         self._optimizer.zero_grad()
         outcome = _Outcome(0.0, None, dict.fromkeys(counts, 0), dict.fromkeys(counts, 0))
+        rest = _Rest(self.model)
+        places = torch.arange(whole).tensor_split(self.ranks.size)[self.ranks.rank]
         # The last batch may be so small that a half of it would be too small for batch norm.
-        parts = self.parts if self.parts == 1 or len(images) >= self.parts * self._fewest else 1
-        for some, answers in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+        count = self.parts if self.parts == 1 or len(images) >= self.parts * self._fewest else 1
+        for where, some, answers in zip(*(all_.tensor_split(count) for all_ in (places, images, labels)), strict=True):
             self._rule.counts = dict(counts)
+            self._rule.share = Share(int(where[0]), whole)
             self._streams["norms"].set_state(draws)
             result = self._rule(self._forward, some, answers)
             loss = result.loss * (len(answers) / whole)
+            if result.some is not None and count == 1:
+                loss = loss + result.some / max(self.ranks.count(result.count), 1)
+            elif result.some is not None:
+                rest.add(result.some, result.count)
             loss.backward()
             outcome = _Outcome(
                 loss=outcome.loss + loss.item(),
@@ -256,7 +264,7 @@ class Course:
                 seen={norm: outcome.seen[norm] + self.counts[norm].seen - counts[norm].seen for norm in counts},
                 robust={norm: outcome.robust[norm] + self.counts[norm].robust - counts[norm].robust for norm in counts},
             )
-        return outcome
+        return replace(outcome, loss=outcome.loss + rest.settle())
 
     def _agree(self, outcome: _Outcome, wishes: Wishes) -> _Outcome:
         """Put together what the processes found, and what each of them was asked for."""
@@ -281,14 +289,43 @@ class Course:
         alone = self.spec.halve_batches and self.parts == 1 and self.ranks.size == 1
         return alone and batch >= 2 * self._fewest
 
-    def _out_of_memory(self, batch: int) -> OutOfMemory:
-        fits = max(batch // (2 * self.parts), 1)
-        halve = "" if self.spec.halve_batches else ", or set halve_batches to true"
+    def _out_of_memory(self, images: Tensor, labels: Tensor, batch: int) -> OutOfMemory:
+        """Say what does not fit, and a batch size that does."""
+        device, fits = self.ranks.device, self._fitting(images, labels)
+        may_halve = not self.spec.halve_batches and self.ranks.size == 1 and fits and 2 * fits >= batch
+        halve = ", or set halve_batches to true" if may_halve else ""
+        if fits is None:
+            hint = f"set batch_size to less, such as {max(batch // 2, 1)}; what fits was not tried, for the other "
+            hint += "processes had gone on"
+        elif fits:
+            hint = f"set batch_size to {fits}, which was found to fit{halve}"
+        else:
+            hint = "not even the smallest batch fits: use a device with more memory, or a smaller network"
         return OutOfMemory(
-            f"a batch of {batch} images does not fit the memory of {self.ranks.device}",
-            hint=f"set batch_size to {fits} or less{halve}",
-            field="batch_size",
+            f"a batch of {batch} images does not fit the memory of {device}", hint=hint, field="batch_size"
         )
+
+    def _fitting(self, images: Tensor, labels: Tensor) -> int | None:
+        """Try smaller and smaller batches until a step on one fits: their size, or 0. The run is over by then, so that
+        what this does to running statistics and momenta hurts nobody. None where other processes would have to join."""
+        if self.ranks.size > 1:
+            return None
+        for group in self._optimizer.param_groups:
+            group["lr"] = 0.0
+        size = len(images)
+        while (size := size // 2) >= self._fewest:
+            try:
+                self._optimizer.zero_grad()
+                self._rule.share = Share()
+                self._rule(self._forward, images[:size], labels[:size]).total().backward()
+                self._optimizer.step()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            else:
+                return size
+            release(self.ranks.device)
+        return 0
 
     def tensors(self) -> dict[str, Tensor]:
         """Give all that the next step depends on, by name; `restore` takes it back."""
@@ -329,6 +366,32 @@ class Course:
     def _weights(self) -> Iterator[nn.Parameter]:
         for group in self._optimizer.param_groups:
             yield from group["params"]
+
+
+class _Rest:
+    """What a batch adds to the gradients divided by a count that is known only after its last part."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self._sums: list[Tensor | None] = [None] * len(self._weights)
+        self._loss = 0.0
+        self._count = 0
+
+    def add(self, some: Tensor, count: int) -> None:
+        """Take in a part's sum and count. Its graph stays whole."""
+        gradients = torch.autograd.grad(some, self._weights, retain_graph=True, allow_unused=True)
+        pairs = zip(self._sums, gradients, strict=True)
+        self._sums = [new if old is None else old if new is None else old + new for old, new in pairs]
+        self._loss += some.item()
+        self._count += count
+
+    def settle(self) -> float:
+        """Divide by the count, add to the weights' gradients, and give the loss."""
+        for weight, gradient in zip(self._weights, self._sums, strict=True):
+            if gradient is not None:
+                assert weight.grad is not None
+                weight.grad.add_(gradient, alpha=1 / max(self._count, 1))
+        return self._loss / max(self._count, 1)
 
 
 class Pace:
@@ -423,8 +486,3 @@ def stream(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch
     """Make the random stream for one purpose, so that no part of a run disturbs the draws of another."""
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """On a CPU torch says it in words alone."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -46,8 +46,9 @@ from core.events import (
 )
 from core.geometry import length
 from core.inputs import Inputs, load
-from core.memory import peak_memory
+from core.memory import Room, is_out_of_memory, peak_memory
 from core.models.folding import folded
+from core.precision import full_float32
 from core.preflight import preflight
 from core.spec import AnySpec, Engine, EvaluateSpec, Protocol
 from core.verdicts import Kept
@@ -94,7 +95,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 250,
 ) -> Report:
-    """Measure clean, per-norm and union accuracy.
+    """Measure clean, per-norm and union accuracy, in float32 throughout: TF32 is off meanwhile.
 
     images (examples, channels, height, width) in [0, 1] and labels (examples,) lie on the model's device; eps gives a
     radius per norm in pixel units. batch_size: points that share one stream of random numbers.
@@ -137,7 +138,7 @@ def evaluating(
     """Do as `evaluate` does, reporting after each attack. Raises OutOfMemory where not even one point fits."""
     begun = time.monotonic()
     norms = [norm for norm in NORMS if norm in eps]
-    with frozen(model):
+    with frozen(model), full_float32():
         if options.engine == "reference":
             check_classes(model(images[:1]).shape[1], targeted=options.protocol != "fast")
         search = _Search(model, images, labels, eps, options)
@@ -186,7 +187,7 @@ class _Search:
         self, model: nn.Module, images: Tensor, labels: Tensor, eps: Mapping[Norm, float], options: Options
     ) -> None:
         self._model, self._images, self._labels, self._eps, self._options = model, images, labels, eps, options
-        self._at_once = _AT_ONCE.get(images.device.type, 256)
+        self._room = Room(_AT_ONCE.get(images.device.type, 256), images.device)
         # Attacks search on a copy that is quicker to compute; what they find is judged by the model itself.
         self._quick = folded(model, images[:8]) if options.engine == "temper" else model
         self.kept = Kept(options.keep, identity=self._identity() if options.keep else "")
@@ -195,11 +196,13 @@ class _Search:
         """Look for reasons to doubt the evaluation, on the first logical batch."""
         images, labels = (points[: self._options.batch_size] for points in (self._images, self._labels))
         protocol = self._options.protocol
-        return list(doubts_about(self._model, images, labels, protocol, targets=_TARGETS, at_once=self._at_once))
+        return self._room.fit(
+            lambda at_once: list(doubts_about(self._model, images, labels, protocol, targets=_TARGETS, at_once=at_once))
+        )
 
     def right(self, images: Tensor, labels: Tensor) -> Tensor:
         """Say of each point (examples,) whether the model classifies it right."""
-        return look(self._model, images, at_once=self._at_once).argmax(1) == labels
+        return self._room.fit(lambda at_once: look(self._model, images, at_once=at_once)).argmax(1) == labels
 
     def run(self, name: str, attack: Attack, norm: Norm, robust: Tensor) -> Generator[Saved, None, AttackRecord]:
         """Run one attack on the points that are still right, and cross out in `robust` those that fall."""
@@ -242,33 +245,44 @@ class _Search:
             noise = Noise(self._options.seed, sizes)
             return attack(self._quick, images, labels, norm, eps, noise=noise, at_once=at_once)
 
-        result = self._where_it_fits(search)
+        result = (
+            self._search_by_reference(search, max(sizes))
+            if self._options.engine == "reference"
+            else self._room.fit(search)
+        )
         # The verdict is a fresh look at what the attack hands over, not the attack's own word.
         right = self.right(result.adversarial, labels)
         found = result.adversarial[~right]
-        excess = length(found - images[~right], norm) / eps - 1
-        assert not (excess > 1e-4).any(), f"{name} left the {norm} ball by {excess.max():.1e} of its radius"
+        # Pixels are rounded to their own last bit, which is much of a small radius.
+        rounding = length(torch.full_like(images[:1], torch.finfo(images.dtype).eps), norm)
+        excess = length(found - images[~right], norm) - eps
+        assert not (excess > 1e-4 * eps + rounding).any(), f"{name} left the {norm} ball by {excess.max():.1e}"
         assert not ((found < 0) | (found > 1)).any(), f"{name} left the box"
         robust[standing] = right
 
-    def _where_it_fits(self, search: Callable[[int], AttackResult]) -> AttackResult:
-        """Search with as many points at once as the device has memory for."""
-        while True:
-            try:
-                return search(self._at_once)
-            except torch.OutOfMemoryError as error:
-                if self._at_once == 1:
-                    raise OutOfMemory(
-                        f"attacking one image does not fit the memory of {self._images.device}",
-                        hint="use a device with more memory, or a smaller evaluation.batch_size",
-                        field="evaluation.batch_size",
-                    ) from error
-                self._at_once //= 2
+    def _search_by_reference(self, search: Callable[[int], AttackResult], size: int) -> AttackResult:
+        """Let pyautoattack search, which computes whole logical batches, so that nothing is won by another attempt.
+
+        size: points of the largest of them.
+        """
+        try:
+            return search(self._room.at_once)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"pyautoattack on a logical batch of {size} points does not fit the memory of {self._images.device}",
+                hint="leave evaluation.engine at temper, which computes as many at once as fit, or make "
+                "evaluation.batch_size smaller, which changes the random numbers",
+                field="evaluation.batch_size",
+            ) from error
 
     def _identity(self) -> str:
         """Hash what the verdicts depend on."""
         asked = (self._options.protocol, self._options.engine, self._options.seed, self._options.batch_size)
-        digest = hashlib.sha256(repr((asked, dict(self._eps), self._options.part, checkpoint.versions())).encode())
+        digest = hashlib.sha256(
+            repr((asked, dict(self._eps), self._options.part, checkpoint.deciding(checkpoint.versions()))).encode()
+        )
         tensors = [self._images, self._labels, *self._model.state_dict().values()]
         for tensor in tensors:
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -289,7 +303,8 @@ def score(
     part, test = (None, loaded.test) if shard is None else _share(loaded.test, spec.evaluation.batch_size, *shard)
     started = loaded.started(train_examples=0, total_steps=0)
     yield started
-    yield from preflight(loaded, started)
+    with full_float32():
+        yield from preflight(loaded, started)
     kept = output / "verdicts.json"
     report = yield from judge(loaded.model, test, spec, "result", keep=kept, tells=True, part=part)
     reports = Reports(before=None, after=report)

@@ -41,6 +41,8 @@ class Started(_Record):
     """Images it evaluates on."""
     total_steps: int
     """Training steps to come."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """What the training computes in; null for an evaluation, which is always in float32, without TF32."""
     base_sha256: str | None
     """Hash of the base model's weights file."""
     data_sha256: str

@@ -15,6 +15,7 @@ from core.attacks.reference import check_classes
 from core.data.split import Split
 from core.errors import BadInput, DoesNotFit
 from core.events import Started
+from core.precision import resolve
 from core.spec import AnySpec, EvaluateSpec, TrainSpec
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Loaded:
             extra_examples=0 if self.dataset.extra is None else len(self.dataset.extra),
             test_examples=len(self.test),
             total_steps=total_steps,
+            precision=None if isinstance(self.spec, EvaluateSpec) else resolve(self.spec.precision, self.device),
             base_sha256=self.base_sha256,
             data_sha256=self.dataset.sha256(),
             versions=checkpoint.versions(),

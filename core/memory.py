@@ -1,9 +1,24 @@
-"""How much memory a run has taken."""
+"""How much memory a run has taken, and how much of a computation fits it."""
 
 import resource
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+
+from core.errors import OutOfMemory
+
+_Found = TypeVar("_Found")
+
+# What torch raises as a plain RuntimeError: on a CPU, by the driver, and by libraries that allocate for themselves.
+_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -13,3 +28,42 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     # In units of a kilobyte, but on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Say whether an error of torch means that memory is short: not all of them have a class of their own."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _WORDS)
+
+
+class Room:
+    """How many images of a batch go through a model together: half as many each time that they are too many."""
+
+    def __init__(self, at_once: int, device: torch.device) -> None:
+        self.at_once = at_once
+        self._device = device
+
+    def fit(self, compute: Callable[[int], _Found]) -> _Found:
+        """Compute with as many images at once as there is memory for; it must give the same for any number.
+
+        Raises OutOfMemory where not even one fits.
+        """
+        while True:
+            try:
+                return compute(self.at_once)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.at_once == 1:
+                    raise OutOfMemory(
+                        f"one image at a time does not fit the memory of {self._device}",
+                        hint="use a device with more memory, or a smaller network",
+                    ) from error
+            # Only here is what the failed attempt held free again.
+            self.at_once //= 2
+            release(self._device)
+
+
+def release(device: torch.device) -> None:
+    """Give back what torch keeps for the next time, so that the next attempt finds it in one piece."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

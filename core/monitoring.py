@@ -6,15 +6,19 @@ et al. 2020, arXiv 2001.03994).
 """
 
 import time
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
+from core.attacks import AttackResult
 from core.attacks.apgd import apgd, apgd_ce
 from core.attacks.noise import Noise
 from core.catalog import Norm
 from core.data.split import Split
 from core.events import Monitored, Warned
+from core.memory import Room
 from core.methods.adversary import Adversary
 from core.spec import TrainingSpec
 from core.verdicts import rate
@@ -25,24 +29,34 @@ _STEPS = 20
 _DRIFT = 0.2
 
 
-def monitor(model: nn.Module, held_out: Split, spec: TrainingSpec, *, step: int, epoch: float) -> Monitored:
+def monitor(
+    model: nn.Module, held_out: Split, spec: TrainingSpec, *, step: int, epoch: float, at_once: int
+) -> Monitored:
     """Measure clean, per-norm and union accuracy on the held-out images by APGD on the cross-entropy, 20 steps.
 
-    The model is attacked in eval mode and handed back in the mode it was in.
+    The model is attacked in eval mode and handed back in the mode it was in. at_once: how many images go through it
+    together, unless that is too many.
     """
     begun = time.monotonic()
     images, labels = held_out.images(), held_out.labels
     robust, strong, training = torch.ones_like(labels, dtype=torch.bool), {}, {}
-    for norm, eps in spec.eps.items():
+    room = Room(at_once, images.device)
+
+    def attack(norm: Norm, eps: float, at_once: int) -> AttackResult:
         # The same noise after every epoch, so that epochs differ by the weights alone.
         noise = Noise(spec.seed, [len(labels)])
-        found = apgd_ce(model, images, labels, norm, eps, steps=_STEPS, noise=noise)
+        return apgd_ce(model, images, labels, norm, eps, steps=_STEPS, noise=noise, at_once=at_once)
+
+    def attack_as_training(norm: Norm, eps: float, at_once: int) -> AttackResult:
+        options: dict[str, Any] = {"density": Adversary.density, "goal": "error", "at_once": at_once}
+        return apgd(model, images, labels, norm, eps, steps=spec.method.steps[norm], **options)
+
+    for norm, eps in spec.eps.items():
+        found = room.fit(partial(attack, norm, eps))
         strong[norm] = _share(found.robust)
         robust &= found.robust
         if norm in spec.method.norms:
-            steps = spec.method.steps[norm]
-            own = apgd(model, images, labels, norm, eps, steps=steps, density=Adversary.density, goal="error")
-            training[norm] = _share(own.robust)
+            training[norm] = _share(room.fit(partial(attack_as_training, norm, eps)).robust)
     return Monitored(
         step=step,
         epoch=epoch,

@@ -51,12 +51,9 @@ class Ranks:
             for tensor, part in zip(tensors, parts, strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
-    def follow(self, generator: torch.Generator) -> None:
-        """Bring a random stream to where the first process's is."""
-        if self.size > 1:
-            state = generator.get_state().to(self.device)
-            dist.broadcast(state, 0)
-            generator.set_state(state.cpu())
+    def count(self, number: int) -> int:
+        """Sum a number over all processes."""
+        return int(self.add(torch.tensor(number, device=self.device))) if self.size > 1 else number
 
     def wait(self) -> None:
         """Wait until every process is here."""

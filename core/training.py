@@ -28,6 +28,7 @@ from core.events import Entered, Event, Finished, Paused, Report, Reports, Resum
 from core.inputs import Inputs, load
 from core.memory import peak_memory
 from core.monitoring import alarm, monitor
+from core.precision import full_float32
 from core.preflight import preflight
 from core.ranks import Ranks, joined
 from core.spec import FineTuneSpec, TrainingSpec, count_held_out
@@ -55,7 +56,7 @@ def fine_tune(
     errors of `core.errors`.
     """
     inputs = inputs or Inputs()
-    with joined(spec.gpus, inputs.device) as ranks:
+    with full_float32(), joined(spec.gpus, inputs.device) as ranks:
         run = _Run(spec, output, replace(inputs, device=ranks.device), ranks, wishes or Wishes())
         for event in run.events(restart=restart):
             if ranks.first:
@@ -163,7 +164,11 @@ class _Run:
     def _monitor(self) -> Generator[Event, None, None]:
         """Look how the model fares on the held-out images, and keep the best weights."""
         course = self.course
-        seen = monitor(self.loaded.model, self.held_out, self.spec, step=course.step, epoch=course.epoch)
+        # As many images as a training step looks at in this process.
+        at_once = -(-self.spec.batch_size // (self.ranks.size * course.parts))
+        seen = monitor(
+            self.loaded.model, self.held_out, self.spec, step=course.step, epoch=course.epoch, at_once=at_once
+        )
         yield seen
         if warning := alarm(seen):
             yield warning

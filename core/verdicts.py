@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from core.catalog import NORMS, Norm
-from core.checkpoint import write_file
+from core.checkpoint import deciding, write_file
 from core.doubts import doubts_from_square
 from core.errors import BadInput
 from core.events import AttackRecord, Flag, Part, Rate, Report, Reports, Saved
@@ -94,7 +94,8 @@ def merge(parts: Sequence[Reports]) -> Reports:
         if _identity(other) != _identity(first):
             raise BadInput(
                 "these are parts of different evaluations: spec, model, data or versions differ",
-                hint="run all shards with the same spec, model, data and version of Temper",
+                hint="run all shards with the same spec, model, data, version of Temper and release of torch; the "
+                "devices may differ",
                 field="merge",
             )
     merged = _merged([report for _, report, _ in found])
@@ -117,7 +118,7 @@ def _identity(reports: Reports) -> tuple[object, ...]:
     """What all parts of one evaluation have in common."""
     assert reports.after
     run = reports.run
-    known = (run.spec, run.base_sha256, run.data_sha256, run.versions) if run else ()
+    known = (run.spec, run.base_sha256, run.data_sha256, deciding(run.versions)) if run else ()
     after = reports.after
     return (*known, after.protocol, after.engine, after.seed, after.batch_size, after.eps)
 

@@ -1,7 +1,8 @@
 """What can be asked of a run while it goes on: to pause or to stop early. No torch.
 
 On the command line SIGTERM asks for a pause: the step is finished, the state saved, the exit status 75 (EX_TEMPFAIL).
-The same command goes on from there. SIGUSR1 asks to stop: the best weights so far are kept, evaluated, delivered.
+The same command goes on from there. torchrun hands SIGTERM to its processes, which do so, and ends with 1 itself.
+SIGUSR1 asks to stop: the best weights so far are kept, evaluated, delivered.
 """
 
 import signal

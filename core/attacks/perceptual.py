@@ -28,11 +28,12 @@ def perceptual(
     labels: Tensor,
     bound: float,
     *,
-    generator: torch.Generator,
+    noise: Tensor,
     steps: int = 10,
 ) -> AttackResult:
     """Raise the margin loss of images that the model has right, while they stay within `bound` of LPIPS or are fined.
 
+    noise (batch, channels, height, width): standard normal numbers, a hundredth of which lies between image and start.
     Minimises weight * max(0, LPIPS - bound) - margin by normalised gradient steps. Over the run the weight grows from
     1 to 10 and a step's length, in units of LPIPS, falls from the bound to a tenth of it. Nothing brings a point back
     that ends outside the bound, so that is for training, not for measuring. Images that the model has wrong are
@@ -44,7 +45,6 @@ def perceptual(
         with torch.no_grad():
             logits, own = look_closely(model, images)
         right = logits.argmax(1) == labels
-        noise = torch.randn(images.shape, generator=generator, device=generator.device)
         current = (images + 0.01 * noise.to(images.device)).clamp(0, 1)
         robust = right.clone()
         for step in range(steps):

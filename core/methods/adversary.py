@@ -7,7 +7,7 @@ divergence from the answers that the model gave before it. The divergence has no
 attack starts a little beside it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -22,6 +22,7 @@ from core.attacks.losses import Loss, cross_entropy, kl_divergence
 from core.attacks.passes import look
 from core.catalog import Norm
 from core.events import NormCount
+from core.methods import Share
 from core.models.folding import Twin
 from core.spec import Method
 
@@ -48,6 +49,7 @@ class Adversary:
 
     def __init__(self, method: Method, eps: Mapping[Norm, float], generator: torch.Generator) -> None:
         self.counts = {norm: NormCount(seen=0, robust=0) for norm in method.norms}
+        self.share = Share()
         self._steps = method.steps
         self._eps = {norm: eps[norm] for norm in method.norms}
         self._beta = method.beta
@@ -101,10 +103,16 @@ class Adversary:
         """
         source = self._generator
         pixels = prod(images.shape[1:])
-        count = max(round(1.5 * self.density * pixels), 1)
-        chances = torch.rand(len(images), pixels, generator=source, device=source.device)
-        sizes = _NUDGE * torch.randn(len(images), count, generator=source, device=source.device).abs()
-        nudge = torch.zeros_like(chances).scatter(1, chances.topk(count).indices, sizes)
+        changed = max(round(1.5 * self.density * pixels), 1)
+
+        def draw(kind: Callable[..., Tensor], numbers: int) -> Tensor:
+            return self.share.draw(
+                len(images), lambda count: kind(count, numbers, generator=source, device=source.device)
+            )
+
+        chances = draw(torch.rand, pixels)
+        sizes = _NUDGE * draw(torch.randn, changed).abs()
+        nudge = torch.zeros_like(chances).scatter(1, chances.topk(changed).indices, sizes)
         return images + nudge.to(images).view_as(images) * torch.where(images > 0.5, -1, 1)
 
     def count(self, norm: Norm, robust: Tensor) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from core.catalog import Norm
 from core.events import NormCount
-from core.methods import BatchLoss
+from core.methods import BatchLoss, Share
 from core.spec import Method
 
 
@@ -18,6 +18,7 @@ class Rule:
     def __init__(self, method: Method, eps: Mapping[Norm, float], generator: torch.Generator) -> None:
         del method, eps, generator
         self.counts: dict[Norm, NormCount] = {}
+        self.share = Share()
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> BatchLoss:
         """Take the mean cross-entropy."""

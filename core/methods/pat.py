@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from core.attacks.perceptual import perceptual
 from core.catalog import Norm
 from core.events import NormCount
-from core.methods import BatchLoss
+from core.methods import BatchLoss, Share
 from core.spec import Method
 
 
@@ -23,10 +23,15 @@ class Rule:
         del eps
         assert method.bound is not None
         self.counts: dict[Norm, NormCount] = {}
+        self.share = Share()
         self._bound = method.bound
         self._generator = generator
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> BatchLoss:
         """Attack the images that the model has right, leave the others, and take the mean cross-entropy."""
-        found = perceptual(model, images, labels, self._bound, generator=self._generator)
+        shape, source = images.shape[1:], self._generator
+        noise = self.share.draw(
+            len(images), lambda count: torch.randn(count, *shape, generator=source, device=source.device)
+        )
+        found = perceptual(model, images, labels, self._bound, noise=noise)
         return BatchLoss(F.cross_entropy(model(found.adversarial), labels), norm=None)

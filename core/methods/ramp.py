@@ -31,14 +31,15 @@ class Rule(Adversary):
         found = self.attack_each(model, images, labels)
         clean, (q, r) = self.logits(model, images, *(result.adversarial for result in found))
         worse = self.judge(clean, keep_worst(found, [q, r]), labels)
-        return BatchLoss(worse + self._pairing * pair(q, r, labels), norm=None)
+        apart, count = pair(q, r, labels)
+        return BatchLoss(worse, norm=None, some=self._pairing * apart, count=count)
 
 
-def pair(q: Tensor, r: Tensor, labels: Tensor) -> Tensor:
-    """Take KL(softmax q || softmax r), averaged over the points that q has right; zero where there is none.
+def pair(q: Tensor, r: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    """Take KL(softmax q || softmax r), summed over the points that q has right, and the number of these.
 
     q and r are logits (batch, classes) of the same images under two attacks, labels (batch,). The gradient flows
-    through both.
+    through both. The loss is the mean over these points of the whole batch, zero where there is none.
     """
     right = q.argmax(1) == labels
-    return (kl_divergence(r, labels, q) * right).sum() / right.sum().clamp(min=1)
+    return (kl_divergence(r, labels, q) * right).sum(), int(right.sum())

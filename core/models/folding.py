@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from core.precision import Bfloat16
+
 # What rounding may change of a logit, in units of the largest.
 _TOLERANCE = 1e-4
 
@@ -24,11 +26,17 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 class Twin:
-    """A folded double of a model, which shares with it all but the convolutions that a batch norm follows."""
+    """A folded double of a model, which shares with it all but the convolutions that a batch norm follows.
+
+    Of a model that computes its network in bfloat16, the network is folded and computed so.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        # What turns numbers into bfloat16 cannot be read as a graph.
+        self._network: nn.Module = model.network if isinstance(model, Bfloat16) else model
         self._graph: fx.GraphModule | None = None
+        self._double: nn.Module | None = None
         self._pairs: list[_Pair] = []
         self._trusted: bool | None = None
 
@@ -44,16 +52,18 @@ class Twin:
             if not self._trusted:
                 self._graph, self._pairs = None, []
                 return model
+            assert self._graph is not None
+            self._double = self._graph if self._network is self._model else Bfloat16(self._graph)
         else:
             for pair in self._pairs:
                 pair.refresh()
-        assert self._graph is not None
-        return self._graph
+        assert self._double is not None
+        return self._double
 
     def _fold(self) -> bool:
         """Read the model as a graph and take out batch norms; False where there is no graph or nothing to take out."""
         try:
-            graph = fx.symbolic_trace(self._model)
+            graph = fx.symbolic_trace(self._network)
         except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError):
             # The model decides by its values what to compute, so there is no one graph.
             return False
@@ -80,7 +90,8 @@ class Twin:
     @torch.no_grad()
     def _agrees(self, images: Tensor) -> bool:
         assert self._graph is not None
-        expected, found = self._model(images), self._graph(images)
+        # In float32 for both: bfloat16 rounds more than folding may change.
+        expected, found = self._network(images), self._graph(images)
         scale = expected.abs().amax().clamp(min=1e-6)
         return bool(((found - expected).abs() <= _TOLERANCE * scale).all())
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from core import evaluation
 from core.catalog import NORMS, Norm
-from core.errors import BadInput
+from core.errors import BadInput, OutOfMemory
 from core.evaluation import Options, attacks_of, evaluate, evaluating, score
 from core.events import Attacked, Event, Finished, Report, Reports, Resumed, Saved
 from core.inputs import Inputs, load
@@ -147,6 +147,99 @@ def test_a_batch_that_does_not_fit_is_computed_in_smaller_parts(
     assert max(largest) <= 16
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")])
+def test_looks_without_an_attack_are_made_as_many_at_once_as_fit_too(
+    monkeypatch: pytest.MonkeyPatch, base: nn.Module, test_digits: tuple[Tensor, Tensor], error: RuntimeError
+) -> None:
+    images, labels = (points[:40] for points in test_digits)
+    expected = evaluate(base, images, labels, {"l2": 0.5}, protocol="fast")
+    largest = 0
+
+    def small(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        nonlocal largest
+        if len(inputs[0]) > 16:
+            raise error
+        largest = max(largest, len(inputs[0]))
+
+    base.register_forward_pre_hook(small)
+    monkeypatch.setattr(evaluation, "_AT_ONCE", {"cpu": 40})
+    assert evaluate(base, images, labels, {"l2": 0.5}, protocol="fast").verdicts == expected.verdicts
+    assert largest == 10
+
+
+def test_a_device_without_room_for_one_image_is_told_as_such(
+    base: nn.Module, test_digits: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = (points[:4] for points in test_digits)
+    calls = 0
+
+    def full(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        nonlocal calls
+        calls += 1
+        raise torch.OutOfMemoryError
+
+    signal = base.features.register_forward_pre_hook(full)
+    with pytest.raises(OutOfMemory, match="one image at a time") as caught:
+        evaluate(base, images, labels, {"l2": 0.5}, protocol="fast")
+    assert "smaller network" in caught.value.hint
+    signal.remove()
+
+
+def test_the_reference_engine_is_not_asked_again_for_what_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, base: nn.Module, test_digits: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = (points[:24] for points in test_digits)
+    calls = 0
+
+    def short(*arguments: object, **options: object) -> None:
+        nonlocal calls
+        calls += 1
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(evaluation, "reference", short)
+    with pytest.raises(OutOfMemory, match="pyautoattack on a logical batch of 10 points") as caught:
+        evaluate(base, images, labels, {"l1": 1.5}, protocol="fast", engine="reference", batch_size=10)
+    assert calls == 1
+    assert caught.value.field == "evaluation.batch_size"
+    assert "leave evaluation.engine at temper" in caught.value.hint
+
+
+class _OnTheEdge(nn.Module):
+    """Has one image right by so little that any move towards brighter is an error."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self.edge = image.double().sum() + 1e-9
+
+    def forward(self, images: Tensor) -> Tensor:
+        over = images.double().flatten(1).sum(1) - self.edge
+        return torch.stack([torch.zeros_like(over), over], 1).float()
+
+
+@pytest.mark.parametrize("eps", [1e-3, 1e-4, 1e-6])
+def test_a_radius_of_few_last_bits_of_a_pixel_is_evaluated_too(eps: float) -> None:
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images, labels = image.expand(5, -1, -1, -1), torch.zeros(5, dtype=torch.long)
+    report = evaluate(_OnTheEdge(image), images, labels, dict.fromkeys(NORMS, eps), protocol="fast")
+    assert report.clean.count == 5
+    assert report.robust["linf"].count == 0
+
+
+def test_float32_is_float32_for_as_long_as_an_evaluation_runs(
+    base: nn.Module, test_digits: tuple[Tensor, Tensor]
+) -> None:
+    def kinds() -> tuple[str, str]:
+        return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+
+    seen = set()
+    base.register_forward_pre_hook(lambda *_: seen.add(kinds()))
+    before, legacy = kinds(), torch.backends.cudnn.allow_tf32
+    images, labels = (points[:4] for points in test_digits)
+    evaluate(base, images, labels, {"l2": 0.5}, protocol="fast")
+    assert seen == {("ieee", "ieee")}
+    assert (kinds(), torch.backends.cudnn.allow_tf32) == (before, legacy)
+
+
 def test_a_broken_evaluation_goes_on_where_it_was(
     tmp_path: Path, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
@@ -260,6 +353,27 @@ def test_shards_merge_to_the_very_report_of_the_whole(tmp_path: Path) -> None:
     assert whole is not None
     assert _without_times(merged) == _without_times(whole)
     assert [report.after.part.first for report in reports if report.after and report.after.part] == [16, 48, 0]
+
+
+def test_shards_of_workers_with_a_gpu_and_without_merge_and_those_of_another_release_do_not(tmp_path: Path) -> None:
+    body = {"kind": "evaluate", "base_model": "digits-cnn-linf", "eps": {"linf": 0.1}}
+    spec = parse({**body, "evaluation": {"protocol": "fast", "examples": 8, "batch_size": 4}})
+    assert isinstance(spec, EvaluateSpec)
+    list(score(spec, tmp_path / "1", shard=(1, 2)))
+    list(score(spec, tmp_path / "2", shard=(2, 2)))
+    one, two = (Reports.model_validate_json((tmp_path / name / "report.json").read_bytes()) for name in "12")
+
+    def elsewhere(**versions: str) -> Reports:
+        assert two.run is not None
+        run = two.run.model_copy(update={"device": "cuda", "versions": two.run.versions | versions})
+        return two.model_copy(update={"run": run})
+
+    assert one.run is not None
+    release = one.run.versions["torch"].partition("+")[0]
+    assert merge([one, elsewhere(cuda="13.0", torch=f"{release}+cu130", python="3.13.0")]).after
+    with pytest.raises(BadInput, match="different evaluations") as caught:
+        merge([one, elsewhere(torch="2.0.0")])
+    assert "release of torch" in caught.value.hint
 
 
 def _without_times(report: Report) -> Report:

@@ -225,3 +225,20 @@ def test_a_process_that_was_killed_goes_on_with_the_same_command(
     then = list(fine_tune(_spec(), tmp_path / "out"))
     assert any(isinstance(event, Resumed) for event in then)
     assert _same(_weights(tmp_path / "out"), uninterrupted[0])
+
+
+def test_a_process_that_gets_sigusr1_delivers_what_it_has(command: list[str], tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([*command, "--epochs", "1000"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
+    with process:
+        assert process.stdout is not None
+        events = []
+        for line in process.stdout:
+            events.append(read(line))
+            if isinstance(events[-1], Stepped) and events[-1].step == 2:
+                process.send_signal(signal.SIGUSR1)
+    assert process.returncode == 0
+    assert isinstance(events[-1], Finished)
+    stopped = checkpoint.read_header(tmp_path / "out" / "checkpoint.safetensors").stopped_at
+    assert stopped is not None
+    assert 2 <= stopped < 3000

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from core.models import Blueprint, build
 from core.models.folding import Twin, folded
+from core.precision import Bfloat16
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,22 @@ def test_the_copy_gives_the_same_logits_with_fewer_batch_norms(
     assert sum(isinstance(module, nn.BatchNorm2d) for module in copy.modules()) == left
     with torch.no_grad():
         torch.testing.assert_close(copy(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_computes_in_bfloat16_is_folded_inside_and_computes_so() -> None:
+    torch.manual_seed(0)
+    network = build(Blueprint("preact-resnet-8", (3, 16, 16), 10))
+    images = torch.rand(16, 3, 16, 16)
+    network.train()(images)
+    model = Bfloat16(network).eval()
+    double = Twin(model).of(model, images)
+    assert isinstance(double, Bfloat16)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in double.modules()) == 3
+    with torch.no_grad():
+        exact, rounded, found = network(images), model(images), double(images)
+    scale = exact.abs().max()
+    assert 0 < (found - exact).abs().max() <= 0.03 * scale
+    assert (rounded - exact).abs().max() <= 0.03 * scale
 
 
 class _Deciding(nn.Module):
