@@ -1,4 +1,4 @@
-"""Load on the service: a real Postgres, API processes, and callers, all on this machine.
+"""Load on the service: a real Postgres and broker, API processes, and callers, all on this machine.
 
 `python -m benchmarks.service` sends mixed traffic at 200 requests a second for two minutes, lets 200 event streams live
 through a rolling restart, times claims and pages of the list with 10,000 jobs queued in 100 projects, and compares a
@@ -41,8 +41,8 @@ from app.schemas import SCOPES
 from app.tables import Job, Project, new_id
 from core.spec import parse
 from tests.instance import DIGITS
-from tests.native import ROOT, WORKER, Instance, instance
-from tests.servers import Postgres, postgres
+from tests.native import ROOT, Instance, instance
+from tests.servers import postgres, valkey
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("traffic", "overhead")
@@ -311,10 +311,10 @@ def run_of_library(spec: Path, output: Path) -> dict[str, float]:
     return {"seconds": time.perf_counter() - began, "training": finished["seconds"], "cpu": cpu}
 
 
-def run_as_job(temper: Instance, server: Postgres, spec: dict[str, Any]) -> dict[str, float]:
-    """Run a spec as a job of a service that waits for it."""
+def run_as_job(temper: Instance, servers: Sequence[int], spec: dict[str, Any]) -> dict[str, float]:
+    """Run a spec as a job of a service that waits for it. servers: the processes of its database and its broker."""
     api, worker = temper.processes
-    parties = server.pid, api.pid
+    parties = *servers, api.pid
 
     def own() -> float:
         # The time of children is that of the training process.
@@ -350,18 +350,18 @@ def overhead(part: int) -> dict[str, Any]:
             file = folder / "spec.json"
             file.write_text(json.dumps(spec))
             with on_core(ours):
-                server = stack.enter_context(postgres())
-                options = {"database_url": server.create_database("service"), "migrate_at_start": True}
+                server, broker = stack.enter_context(postgres()), stack.enter_context(valkey())
+                options = {"database_url": server.create_database("service"), "broker_url": broker.url}
                 # The settings of a user, not of a test.
-                clocks = {"poll_seconds": 1, "watch_seconds": 0.5}
-                temper = stack.enter_context(instance(folder, *WORKER, **options, **clocks))
+                clocks = {"poll_seconds": 1, "watch_seconds": 0.5, "migrate_at_start": True}
+                temper = stack.enter_context(instance(folder, "-m", "worker.main", **options, **clocks))
                 temper.start_api()
                 temper.start_worker()
             pulse = folder / "data" / "worker.pulse"
             while not pulse.exists():
                 time.sleep(0.1)
             pool = stack.enter_context(ThreadPoolExecutor(1))
-            job = pool.submit(run_as_job, temper, server, spec)
+            job = pool.submit(run_as_job, temper, (server.pid, broker.process.pid), spec)
             with on_core(other):
                 library = run_of_library(file, folder / "run")
             pairs.append({"core": ours, "library": library, "service": job.result()})
