@@ -118,11 +118,22 @@ def share_batch_norm(model: nn.Module) -> None:
     """Make batch norm in train mode see the batch of all processes together. In eval mode nothing changes.
 
     torch's own SyncBatchNorm does this on GPUs alone; this one is the same everywhere, so that it can be tested.
+    Raises BadInput for a batch norm that computes something else besides, which nobody here knows.
     """
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-            # In place, so that weights, names and whoever holds the module stay as they are.
-            module.__class__ = _SharedBatchNorm  # type: ignore[assignment]
+    for name, module in model.named_modules():
+        if not isinstance(module, _BatchNorm):
+            continue
+        # In place, so that weights, names and whoever holds the module stay as they are.
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            module.__class__ = _SharedBatchNorm
+        elif type(module).__name__ == "BatchNormAct2d":
+            module.__class__ = _SharedBatchNormAct
+        else:
+            raise BadInput(
+                f"{name} is a batch norm of its own kind, {type(module).__name__}, which several GPUs cannot share",
+                hint="set gpus to 1",
+                field="gpus",
+            )
 
 
 class _SharedBatchNorm(_BatchNorm):
@@ -158,3 +169,14 @@ class _SharedBatchNorm(_BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002  # torch's name
         del input
+
+
+class _SharedBatchNormAct(_SharedBatchNorm):
+    """timm's batch norm, with what it does to the result."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.act(self.drop(super().forward(images)))
+        return out
