@@ -137,6 +137,9 @@ async def _follow(
                 yield piece
         except (*AWAY, StorageUnavailable):
             await asyncio.sleep(service.settings.watch_seconds)
+        except NotFound:
+            # It was deleted meanwhile: who comes back for more is told.
+            return
         else:
             if job.status in jobs.TERMINAL:
                 return

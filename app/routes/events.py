@@ -71,6 +71,9 @@ async def _tell(
             await asyncio.sleep(service.settings.watch_seconds)
             yield format_sse_event(comment="the database is away")
             continue
+        except NotFound:
+            # It was deleted meanwhile: who comes back for more is told.
+            return
         for event in _show(part):
             after = event.seq
             yield format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(after))

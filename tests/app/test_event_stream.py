@@ -196,3 +196,16 @@ def test_a_place_is_free_again_though_its_client_went_before_the_first_byte(sett
             assert time.monotonic() < deadline
             time.sleep(0.05)
         do(database, jobs.succeed, held, reported.Reports(before=None, after=None))
+
+
+@pytest.mark.parametrize("what", ["events", "logs?follow=true"])
+def test_what_follows_a_job_that_is_deleted_just_ends(settings, database, project, what):
+    # So rarely that a job can end and be deleted between two looks.
+    slow = settings.model_copy(update={"watch_seconds": 1})
+    with serving(slow, database) as address, calling(address, add_key(database, project)) as api:
+        job_id = api.post("/jobs", json=DIGITS).json()["id"]
+        with api.stream("GET", f"/jobs/{job_id}/{what}", headers=STREAM) as stream:
+            assert stream.status_code == 200
+            assert api.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
+            assert api.delete(f"/jobs/{job_id}").status_code == 204
+            assert "event: end" not in stream.read().decode()
