@@ -6,6 +6,7 @@ moment later (DNS rebinding) leads nowhere.
 """
 
 import asyncio
+import logging
 import socket
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -16,6 +17,8 @@ from threading import Thread
 import httpx2
 
 from app.settings import Settings
+
+log = logging.getLogger(__name__)
 
 Address = IPv4Address | IPv6Address
 
@@ -103,8 +106,10 @@ def judge(url: httpx2.URL, found: Sequence[Address], settings: Settings) -> Plac
         return Place(url, found[0])
     for address in found:
         if not is_public(address):
+            # For the operator alone: whoever names a host must not learn where it is in the operator's network.
+            log.info("the webhook address %s is refused: it is at %s", url.host, address)
             raise Refused(
-                f"{url.host} is at {address}, which is not on the public internet; the operator can allow it with "
+                f"{url.host} leads to an address that is not on the public internet; the operator can allow it with "
                 "TEMPER_WEBHOOK_ALLOW"
             )
     if port_of(url) not in settings.webhook_ports:

@@ -5,7 +5,8 @@ error from a key that is not known; keys from before it have none and stay valid
 
 Who may do what with keys: a key with the scope admin manages the keys of all projects. Any other key manages those of
 its own project, and never beyond itself: it can neither make nor revoke a key with a scope that it lacks, and what it
-makes ends no later than it does. So a key that leaks cannot grow, and cannot lock its betters out.
+makes ends no later than it does. So a key that leaks cannot grow, and cannot lock its betters out. What it has made
+stays valid when it is revoked, unless its descendants are to go with it.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from hmac import compare_digest
 from sqlalchemy import bindparam, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from app.database import now, seconds_from_now
+from app.database import hold, now, seconds_from_now
 from app.reading import Order, Part, list_rows
 from app.schemas import SCOPES, Scope
 from app.tables import ApiKey, Project
@@ -101,6 +102,10 @@ def delegate(
     expires_at: datetime | None,
 ) -> tuple[ApiKey, str]:
     """Make a key on behalf of another. Raises BeyondOwn."""
+    # Whoever revokes that one with its descendants waits for this one, or is waited for.
+    own = select(ApiKey.revoked_at).where(ApiKey.id == caller.key_id).with_for_update(read=True)
+    if session.scalars(own).one():
+        raise BeyondOwn("this key was revoked just now")
     if not caller.is_admin:
         _check_within(caller, scopes, verb="make")
         if caller.expires_at and (expires_at is None or expires_at > caller.expires_at):
@@ -108,19 +113,34 @@ def delegate(
     return new_key(session, project, name=name, scopes=scopes, expires_at=expires_at, created_by=caller.key_id)
 
 
-def revoke(session: Session, caller: Caller, key: ApiKey) -> ApiKey:
-    """Refuse a key from now on; twice is no error. Raises BeyondOwn, LastAdminKey."""
-    if not caller.is_admin:
-        _check_within(caller, key.scopes, verb="revoke")
+def revoke(session: Session, caller: Caller, key: ApiKey, *, descendants: bool = False) -> ApiKey:
+    """Refuse a key from now on, and with `descendants` all that were made with it, and with those; twice is no error.
+    Raises BeyondOwn, LastAdminKey."""
+    doomed = [hold(session, ApiKey, key.id)]
+    if descendants:
+        doomed += _made_with(session, key)
+    for each in () if caller.is_admin else doomed:
+        _check_within(caller, each.scopes, verb="revoke")
     # Of two admin keys that revoke each other at once, one has to stay.
     session.scalars(select(Project.id).order_by(Project.id).limit(1).with_for_update()).first()
+    ids = [each.id for each in doomed]
+    ends = [each for each in doomed if each.revoked_at is None]
+    if any("admin" in each.scopes for each in ends) and not _has_other_admin(session, ids):
+        raise LastAdminKey
+    session.execute(update(ApiKey).where(ApiKey.id.in_(ids), ApiKey.revoked_at.is_(None)).values(revoked_at=now()))
     session.refresh(key)
-    if key.revoked_at is None:
-        if "admin" in key.scopes and not _has_other_admin(session, key):
-            raise LastAdminKey
-        session.execute(update(ApiKey).where(ApiKey.id == key.id).values(revoked_at=now()))
-        session.refresh(key)
     return key
+
+
+def _made_with(session: Session, key: ApiKey) -> list[ApiKey]:
+    """Find the keys that were made with a key, with those, and so on. No key is older than the one that made it."""
+    found: list[ApiKey] = []
+    near: Sequence[ApiKey] = [key]
+    while near:
+        made = select(ApiKey).where(ApiKey.created_by.in_([each.id for each in near])).order_by(ApiKey.id)
+        near = session.scalars(made.with_for_update(), execution_options={"populate_existing": True}).all()
+        found += near
+    return found
 
 
 def find(session: Session, text: str) -> tuple[ApiKey, bool]:
@@ -194,9 +214,9 @@ def _check_within(caller: Caller, scopes: Sequence[str], *, verb: str) -> None:
         raise BeyondOwn(f"this key lacks {lacking}, so it cannot {verb} a key with it; use a key with the scope admin")
 
 
-def _has_other_admin(session: Session, key: ApiKey) -> bool:
+def _has_other_admin(session: Session, but: Sequence[str]) -> bool:
     others = select(ApiKey.scopes).where(
-        ApiKey.id != key.id,
+        ApiKey.id.not_in(but),
         ApiKey.revoked_at.is_(None),
         or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now()),
     )

@@ -77,6 +77,8 @@ def create_app(settings: Settings, database: Database, *, chores: Sequence[Chore
         description="Every route is also there under /v1.",
         docs_url=None,
         redoc_url=None,
+        # It would send callers to whatever host their request names.
+        redirect_slashes=False,
         lifespan=_lifespan,
     )
     app.state.chores = chores

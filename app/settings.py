@@ -17,6 +17,8 @@ SMALLEST_PART = 5 * 1024**2
 """Bytes that every part but the last has at least, by the rules of S3."""
 SECRETS = Path("/run/secrets")
 """Where Docker puts secrets: a file of a variable's name, in small letters, says the same as the variable."""
+_FOLLOWS = "default_factory_not_called"
+"""What pydantic says of a default that is made of others, where any of all settings is wrong."""
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
 
 ResourceClass = Literal["gpu", "cpu"]
@@ -300,7 +302,8 @@ class Settings(BaseSettings):
             settings = cls()
             settings.make_folders()
         except ValidationError as error:
-            sys.exit("\n".join(_sentence(each) for each in error.errors()))
+            # What is only put together of others is not the cause.
+            sys.exit("\n".join(_sentence(each) for each in error.errors() if each["type"] != _FOLLOWS))
         except OSError as error:
             sys.exit(f"TEMPER_DATA_DIR: cannot make {error.filename}: {error.strerror}")
         return settings

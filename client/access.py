@@ -45,12 +45,16 @@ def create_key(
 @keys.command("revoke")
 def revoke_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it.")],
+    descendants: Annotated[
+        bool, typer.Option("--descendants", help="And all keys that were made with it, and with those: it has leaked.")
+    ] = False,
     output: Output = "text",
 ) -> None:
     """Have an API key refused from now on, for good."""
     with Temper() as temper:
-        key = temper.revoke_key(key_id)
-    show(key, f"{key.id} ({key.prefix}) is revoked", output)
+        key = temper.revoke_key(key_id, descendants=descendants)
+    what = " with all keys that were made with it" if descendants else "; keys that were made with it stay valid"
+    show(key, f"{key.id} ({key.prefix}) is revoked{what}", output)
 
 
 @projects.command("list")

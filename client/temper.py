@@ -378,9 +378,9 @@ class Temper:
         # Tried once: an answer that was lost must not leave a second key behind.
         return read(NewApiKey, self._connection.request("POST", "/api_keys", patience=0, json=wish).content)
 
-    def revoke_key(self, key_id: str) -> ApiKey:
-        """Have a key refused from now on."""
-        path = f"/api_keys/{quote(key_id, safe='')}"
+    def revoke_key(self, key_id: str, *, descendants: bool = False) -> ApiKey:
+        """Have a key refused from now on, and with `descendants` all that were made with it, and with those."""
+        path = f"/api_keys/{quote(key_id, safe='')}{'?descendants=true' if descendants else ''}"
         return read(ApiKey, self._connection.request("DELETE", path, patience=self._patience).content)
 
     def projects(self) -> Iterator[Project]:
@@ -474,8 +474,10 @@ class Temper:
     def _post(self, kind: type[Answer], path: str, body: Mapping[str, Any]) -> Answer:
         return read(kind, self._connection.request("POST", path, patience=self._patience, json=dict(body)).content)
 
-    def _change(self, kind: type[Answer], path: str, body: Mapping[str, Any]) -> Answer:
-        return read(kind, self._connection.request("PATCH", path, patience=self._patience, json=dict(body)).content)
+    def _change(self, kind: type[Answer], path: str, wish: Mapping[str, Any]) -> Answer:
+        """Change what is not None."""
+        body = {name: value for name, value in wish.items() if value is not None}
+        return read(kind, self._connection.request("PATCH", path, patience=self._patience, json=body).content)
 
     def _wait_for_examination(self, made: File, fetch: Callable[[str], File]) -> File:
         pause = 0.1

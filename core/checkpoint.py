@@ -215,7 +215,7 @@ def read_header(path: Path) -> Header:
         )
     try:
         return Header.model_validate(json.loads(text))
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, RecursionError) as error:
         raise BadWeights(
             f"the header of {path.name} cannot be read",
             hint="give a checkpoint made by this version of Temper",

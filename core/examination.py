@@ -235,7 +235,7 @@ def _kind(file: Path, max_bytes: int) -> Literal["checkpoint", "safetensors", "t
     length = int.from_bytes(begins[:8], "little")
     if len(begins) < 9 or length > min(size - 8, _LARGEST_HEADER) or begins[8:] != b"{":
         raise BadWeights(
-            f"{file.name} is not a safetensors file: it has {size:,} bytes, its header alone {length:,}",
+            f"{file.name} is not a safetensors file: it does not begin with the length of a header and that header",
             hint="download it anew, or save it again",
             field="file",
         )

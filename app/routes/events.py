@@ -44,7 +44,9 @@ async def get_events(
     until_sent: streams.UntilSent,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only events after this seq.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000, description="Events in one part of the list.")] = 100,
-    last_event_id: Annotated[int, Header(ge=0, le=2**31 - 1, description="Where a stream goes on.")] = 0,
+    last_event_id: Annotated[
+        int, Header(ge=0, le=2**31 - 1, description="Where a stream goes on; from its beginning if this is not in it.")
+    ] = 0,
 ) -> Response:
     """Read the history of a job, or follow it."""
     job, part = await run_sync(_read, service, caller.project_id, job_id, after, limit)
@@ -52,10 +54,16 @@ async def get_events(
         return answer(_page(part))
     stream = await streams.begin(service, caller, until_sent, instead="poll the list")
     return StreamingResponse(
-        _tell(stream, service, caller.project_id, job.id, max(after, last_event_id)),
+        _tell(stream, service, caller.project_id, job.id, max(after, _known(job, last_event_id))),
         media_type="text/event-stream",
         headers=streams.HEADERS,
     )
+
+
+def _known(job: tables.Job, last_event_id: int) -> int:
+    """Say up to where the caller knows the history. An id that it does not have is of another one, such as that before
+    a restored backup: then all of it is told."""
+    return last_event_id if last_event_id <= job.event_seq else 0
 
 
 async def _tell(

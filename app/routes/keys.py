@@ -99,11 +99,20 @@ def get_api_key(key_id: KeyId, caller: TheCaller, session: Reading) -> schemas.A
 
 
 @router.delete("/api_keys/{key_id}", responses=problems(NotFound, LastAdminKey), dependencies=[needs("jobs:write")])
-def revoke_api_key(key_id: KeyId, caller: TheCaller, session: Writing) -> schemas.ApiKey:
-    """Revoke a key: from the next request on it is refused, everywhere. Twice is no error."""
+def revoke_api_key(
+    key_id: KeyId,
+    caller: TheCaller,
+    session: Writing,
+    *,
+    descendants: Annotated[
+        bool, Query(description="Revoke the keys that were made with it, too, and those that were made with these.")
+    ] = False,
+) -> schemas.ApiKey:
+    """Revoke a key: from the next request on it is refused, everywhere. Twice is no error. Keys that were made with it
+    (`created_by`) stay valid unless `descendants` is true, as it should be for a key that has leaked."""
     key = _the_key(session, caller, key_id)
     try:
-        return show_key(keys.revoke(session, caller, key))
+        return show_key(keys.revoke(session, caller, key, descendants=descendants))
     except keys.BeyondOwn as error:
         raise Forbidden(detail=str(error)) from None
     except keys.LastAdminKey:

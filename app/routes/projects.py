@@ -40,7 +40,7 @@ class ProjectChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    name: Text | None = Field(default=None, min_length=1, max_length=128)
+    name: Text = Field(default_factory=str, min_length=1, max_length=128)
     """A label for people."""
     quotas: dict[schemas.Quota, Annotated[StrictInt, Field(ge=0, le=2**62)] | None] = {}
     """Limits of its own; null gives it the instance's again."""
@@ -80,7 +80,7 @@ def change_project(
 ) -> schemas.Project:
     """Change a project: its name, or how much it may have."""
     project = the_project(session, caller, project_id)
-    if change.name is not None:
+    if "name" in change.model_fields_set:
         project.name = change.name
     quotas.change(session, project, change.quotas, service.settings)
     return show_project(project)

@@ -47,17 +47,18 @@ class NewWebhook(BaseModel):
 
 
 class WebhookChange(BaseModel):
-    """What to change of a webhook; what is left out or null stays as it is."""
+    """What to change of a webhook; what is left out stays as it is."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    url: str | None = Field(default=None, max_length=addresses.MOST_CHARACTERS)
+    # None of these defaults is ever used, or shown.
+    url: str = Field(default_factory=str, max_length=addresses.MOST_CHARACTERS)
     """Where to post messages."""
-    events: tuple[JobEvent, ...] | None = Field(default=None, max_length=20)
+    events: tuple[JobEvent, ...] = Field(default_factory=tuple, max_length=20)
     """What to tell it of every job of the project."""
-    description: Text | None = Field(default=None, max_length=512)
+    description: Text = Field(default_factory=str, max_length=512)
     """For people."""
-    disabled: bool | None = None
+    disabled: bool = Field(default_factory=bool)
     """true: send nothing from now on; what happens meanwhile is never sent. false: send again."""
 
 
@@ -67,7 +68,7 @@ async def _new(body: NewWebhook, service: TheService) -> NewWebhook:
 
 
 async def _changed(body: WebhookChange, service: TheService) -> WebhookChange:
-    if body.url is not None:
+    if "url" in body.model_fields_set:
         await _check_url(service, body.url)
     return body
 
@@ -141,11 +142,11 @@ def change_webhook(
 ) -> schemas.Webhook:
     """Change a webhook."""
     webhook = _the_webhook(session, project_id, webhook_id)
-    changes: dict[str, Any] = body.model_dump(exclude_none=True)
+    changes: dict[str, Any] = body.model_dump(exclude_unset=True)
     try:
         webhooks.change(session, webhook, changes)
     except webhooks.AddressTaken:
-        raise _exists(str(body.url)) from None
+        raise _exists(body.url) from None
     return _show(webhook)
 
 

@@ -96,6 +96,13 @@ def test_a_stream_goes_on_after_the_last_event_that_was_seen(api, database):
     assert seqs(follow(api, job_id, **{"Last-Event-ID": "253"})) == []
 
 
+def test_a_stream_tells_everything_where_the_last_event_that_was_seen_is_not_of_its_history(api, database):
+    job_id, held = start(api, database)
+    warn(database, held, 2)
+    do(database, jobs.succeed, held, reported.Reports(before=None, after=None))
+    assert seqs(follow(api, job_id, **{"Last-Event-ID": "1000"})) == [1, 2, 3, 4, 5]
+
+
 def test_a_reader_that_is_cut_off_again_and_again_misses_nothing(api, database):
     job_id, held = start(api, database)
 

@@ -1,6 +1,7 @@
 """Projects, keys and scopes: what opens what, and what is refused, and why."""
 
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -85,6 +86,37 @@ def test_a_revoked_key_is_refused_from_the_next_request_on(api, url):
         assert first["revoked_at"] is not None
         assert "revoked" in refusal(other.get("/jobs"), 401, "unauthorized")["detail"]
     assert api.delete(f"/api_keys/{key['id']}").json()["revoked_at"] == first["revoked_at"]
+
+
+def test_a_key_is_revoked_alone_or_with_all_that_were_made_with_it(api, url):
+    def make(client):
+        return client.post("/api_keys", json={"name": "k", "scopes": ["jobs:read", "jobs:write"]}).json()
+
+    first, other = make(api), make(api)
+    with calling(url, first["secret"]) as client:
+        second = make(client)
+    with calling(url, second["secret"]) as client:
+        third = make(client)
+        # With a key that is revoked by itself, all of its descendants go.
+        assert api.delete(f"/api_keys/{first['id']}").json()["revoked_at"]
+        assert client.get("/jobs").status_code == 200
+    revoked = api.delete(f"/api_keys/{first['id']}?descendants=true").json()
+    assert revoked["id"] == first["id"]
+    for each, status in ((first, 401), (second, 401), (third, 401), (other, 200)):
+        with calling(url, each["secret"]) as client:
+            assert client.get("/jobs").status_code == status
+
+
+def test_no_key_outlives_the_one_that_made_it_by_being_made_while_that_is_revoked(api, url):
+    for _ in range(4):
+        parent = api.post("/api_keys", json={"name": "k", "scopes": ["jobs:write"]}).json()
+        with calling(url, parent["secret"]) as client, ThreadPoolExecutor(6) as pool:
+            made = [pool.submit(client.post, "/api_keys", json={"name": "child"}) for _ in range(5)]
+            ended = pool.submit(api.delete, f"/api_keys/{parent['id']}?descendants=true")
+            answers = [each.result() for each in (*made, ended)]
+        assert {answer.status_code for answer in answers} <= {200, 201, 401, 403}
+    keys = api.get("/api_keys?limit=100").json()["data"]
+    assert not [key for key in keys if key["name"] == "child" and not key["revoked_at"]]
 
 
 def test_an_expired_key_is_refused_and_said_to_be_expired(api, url, database):
@@ -209,6 +241,14 @@ def test_projects_are_made_listed_and_renamed(api):
     assert api.get("/projects", params={"limit": 1, "after": second["id"]}).json()["data"] == [first]
     changed = api.patch(f"/projects/{first['id']}", json={"name": "c"}).json()
     assert changed == {**first, "name": "c"} == api.get(f"/projects/{first['id']}").json()
+
+
+def test_a_project_is_not_renamed_to_nothing_and_keeps_a_name_that_is_left_out(api):
+    project = api.post("/projects", json={"name": "vision"}).json()
+    here = f"/projects/{project['id']}"
+    problem = refusal(api.patch(here, json={"name": None}), 422, "invalid_body")
+    assert [error["pointer"] for error in problem["errors"]] == ["/name"]
+    assert api.patch(here, json={}).json()["name"] == "vision"
 
 
 @pytest.mark.parametrize(

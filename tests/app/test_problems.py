@@ -179,6 +179,13 @@ def test_a_parameter_that_no_route_knows_is_refused_everywhere_before_anything_i
     assert patient.get(f"/jobs/{job}").json()["status"] == "queued"
 
 
+def test_an_address_with_a_slash_too_many_leads_nowhere_and_not_to_a_host_that_the_caller_names(patient):
+    for path in ("/jobs/", "/v1/jobs/", "/livez/"):
+        answer = patient.get(path, headers={"Host": "elsewhere.example"}, follow_redirects=False)
+        check(answer, 404, "not_found")
+        assert "location" not in answer.headers
+
+
 def test_a_misspelt_parameter_is_told_what_was_probably_meant(patient):
     for path, known in (("/models?limt=1", "limit"), ("/jobs?stauts=failed", "status"), ("/usage?form=1", "from")):
         answer = patient.get(path)

@@ -39,6 +39,14 @@ def test_a_wrong_setting_is_told_in_a_sentence(tmp_path, monkeypatch, name, valu
         Settings.from_environment()
 
 
+def test_a_wrong_setting_is_the_only_one_that_is_blamed(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEMPER_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("TEMPER_RATE_LIMIT", "x")
+    with pytest.raises(SystemExit) as end:
+        Settings.from_environment()
+    assert [line.partition(":")[0] for line in str(end.value).splitlines()] == ["TEMPER_RATE_LIMIT"]
+
+
 def test_the_database_lies_in_the_data_folder_by_default(tmp_path, monkeypatch):
     monkeypatch.setenv("TEMPER_DATA_DIR", str(tmp_path))
     settings = Settings.from_environment()

@@ -140,6 +140,18 @@ def test_names_that_are_slow_to_look_up_hold_up_nobody_else(api, hook, monkeypat
         assert {answer.result() for answer in answers} == {200, 201}
 
 
+def test_a_change_to_null_is_refused_by_name_and_what_is_left_out_stays(api, hook):
+    here = f"/webhooks/{hook['id']}"
+    for field in ("url", "events", "description", "disabled"):
+        answer = api.patch(here, json={field: None})
+        assert answer.status_code == 422
+        assert [error["pointer"] for error in answer.json()["errors"]] == [f"/{field}"]
+    unchanged = api.patch(here, json={}).json()
+    assert {name: unchanged[name] for name in ("url", "events", "description", "disabled")} == {
+        name: hook[name] for name in ("url", "events", "description", "disabled")
+    }
+
+
 def test_an_address_belongs_to_one_webhook_of_a_project(api, hook, stranger):
     answer = api.post("/webhooks", json={"url": URL})
     assert (answer.status_code, answer.json()["code"]) == (409, "webhook_exists")

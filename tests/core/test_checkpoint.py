@@ -142,6 +142,13 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path: Path, header: Header
         checkpoint.load(tmp_path / "model.safetensors")
 
 
+def test_a_header_that_is_nested_without_end_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(1)}, path, {checkpoint.KEY: "[" * 5000 + "]" * 5000})
+    with pytest.raises(BadWeights, match="cannot be read"):
+        checkpoint.load(path)
+
+
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(BadWeights, match="no file"):
         checkpoint.load(tmp_path / "nowhere.safetensors")
