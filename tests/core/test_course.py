@@ -364,11 +364,14 @@ def test_several_processes_are_started_by_torchrun_only(monkeypatch: pytest.Monk
         pass
 
 
-def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "method", [{"name": "e-at"}, pytest.param({"name": "ramp", "loss": "trades"}, marks=pytest.mark.slow)]
+)
+def test_two_processes_end_with_the_weights_of_one(method: dict[str, object], tmp_path: Path) -> None:
     spec = tmp_path / "spec.json"
     spec.write_text(
         _spec(
-            method={"name": "e-at", "steps": 3},
+            method={**method, "steps": 3},
             batch_size=32,
             epochs=1,
             train_examples=107,
