@@ -291,12 +291,12 @@ def digits_cases(points: int) -> Iterator[Callable[[], Case]]:
 def cifar_cases(archive: Path, base: Path | None, points: int) -> Iterator[Callable[[], Case]]:
     """preact-resnet-8 on CIFAR-10 (JPEG): trained, and untrained, whose own answers are then the labels.
 
-    At the `paper` protocol: all of `standard` would take hours on two cores. The untrained one's radii are large, for
-    its points to fall.
+    At the `paper` protocol: all of `standard` would take hours on two cores. The untrained one's radii are so large
+    that about half of its points fall: verdicts that are all alike could not differ.
     """
     part = data.load("cifar10-jpeg", archive).test.first(points)
     images = part.images()
-    large: dict[Norm, float] = {"linf": 16 / 255, "l2": 2.0, "l1": 30.0}
+    large: dict[Norm, float] = {"linf": 34 / 255, "l2": 4.7, "l1": 112.0}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         fresh = build(Blueprint("preact-resnet-8", (3, 32, 32), 10)).eval()

@@ -28,6 +28,7 @@ from core import checkpoint
 from core.catalog import DATASETS, Norm
 from core.methods import build as build_rule
 from core.models import Blueprint, build
+from core.precision import full_float32
 from core.spec import Method
 
 RESULTS = Path(__file__).parent / "results" / "epoch.json"
@@ -131,7 +132,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     device = torch.device(options.device)
-    found = summary(measure(options.architecture, options.batch_size, options.rounds, device), options.batch_size)
+    with full_float32():
+        seconds = measure(options.architecture, options.batch_size, options.rounds, device)
+    found = summary(seconds, options.batch_size)
     for name, value in found.items():
         print(f"{name:28}{value:10.3f}")
     key = f"{options.architecture}, batch {options.batch_size}, {device.type}"
