@@ -97,6 +97,20 @@ def test_training_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_training_is_in_float32_without_tf32_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convolves_in() -> str:
+        return torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+
+    seen, take = set(), training.Course.take_step
+    monkeypatch.setattr(training.Course, "take_step", lambda *its: seen.add(convolves_in()) or take(*its))
+    before = convolves_in()
+    started, *_ = fine_tune(_spec(evaluation={**_QUICK["evaluation"], "include_base": False}), tmp_path)
+    assert isinstance(started, Started)
+    assert started.precision == "fp32"
+    assert seen == {"ieee"}
+    assert convolves_in() == before
+
+
 def test_stopping_the_iteration_frees_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = []
     load = training.load
