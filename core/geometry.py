@@ -50,20 +50,22 @@ def rescale(delta: Tensor, norm: Norm) -> Tensor:
     return delta / (per_image(length(delta, norm), delta) + _TINY)
 
 
-def ascend(gradient: Tensor, norm: Norm, *, density: Tensor | None = None) -> Tensor:
-    """Return the direction of length one along which a linear function with this gradient grows fastest.
+def ascend(gradient: Tensor, norm: Norm, size: Tensor, *, density: Tensor | None = None) -> Tensor:
+    """Return the step of length `size` (batch,) along which a linear function with this gradient grows most.
 
     For l1 that is one pixel; spreading the step evenly over the pixels of largest gradient is what works on networks.
     density: (batch,) share of pixels, in [0, 1], that an l1 step may change; at least one pixel always is.
     """
+    by = per_image(size, gradient)
     match norm:
         case "linf":
-            return gradient.sign()
+            return by * gradient.sign()
         case "l2":
-            return rescale(gradient, "l2")
+            return by * rescale(gradient, "l2")
         case "l1":
             signs = gradient.sign() * _largest(gradient.abs(), density)
-            return signs / (per_image(length(signs, "l1"), signs) + 1e-10)
+            # In this order, which rounds as AutoAttack does.
+            return by * signs / (per_image(length(signs, "l1"), signs) + 1e-10)
 
 
 def _largest(sizes: Tensor, density: Tensor | None) -> Tensor:
@@ -153,13 +155,27 @@ def project_as_autoattack(images: Tensor, perturbed: Tensor, norm: Norm, eps: fl
     return project(images, perturbed, norm, eps)
 
 
+def project_start_as_autoattack(images: Tensor, start: Tensor, norm: Norm, eps: float) -> Tensor:
+    """Do as `project_as_autoattack` does, with a run's starting points, which AutoAttack rounds otherwise in l1."""
+    if norm == "l1":
+        return start + _shift_by_sorting(images, start - images, eps)
+    return project(images, start, norm, eps)
+
+
 def project_by_sorting(images: Tensor, delta: Tensor, eps: float) -> Tensor:
     """Bring images + delta into the l1 ball and the box, rounding as AutoAttack does.
 
     The point is that of `project` but for rounding, and can lie outside the box by that much. A long search that keeps
-    whatever is better by however little goes AutoAttack's way only with AutoAttack's bits. It sorts the thresholds at
-    which a pixel comes off the edge of the box or arrives at zero, and adds up how much the pieces in between shorten
-    ("Mind the box", section 3.1), which costs more than halving does on large images.
+    whatever is better by however little goes AutoAttack's way only with AutoAttack's bits.
+    """
+    return images + delta + _shift_by_sorting(images, delta, eps)
+
+
+def _shift_by_sorting(images: Tensor, delta: Tensor, eps: float) -> Tensor:
+    """Find what brings images + delta into ball and box.
+
+    It sorts the thresholds at which a pixel comes off the edge of the box or arrives at zero, and adds up how much the
+    pieces in between shorten ("Mind the box", section 3.1), which costs more than halving does on large images.
     """
     image, change = images.flatten(1), delta.flatten(1)
     size = change.abs()
@@ -175,7 +191,7 @@ def project_by_sorting(images: Tensor, delta: Tensor, eps: float) -> Tensor:
     threshold = (-cut.gather(1, last) - missing) / shortened.gather(1, last) + kinks.gather(1, last)
     too_long = cut_by_the_box + missing < 0
     shift = torch.where(too_long, -torch.minimum(torch.maximum(-outside, threshold), size), outside)
-    return (image + change + change.sign() * shift).view_as(images)
+    return (change.sign() * shift).view_as(images)
 
 
 def step_onto_plane(points: Tensor, slope: Tensor, height: Tensor, norm: Norm) -> Tensor:
@@ -257,5 +273,5 @@ def random_start(images: Tensor, norm: Norm, eps: float, draws: Draws, places: T
             noise = draws.normal(places, shape)
     noise = noise.to(images)
     if norm == "l1":
-        return project_as_autoattack(images, images + noise, "l1", eps)
+        return project_start_as_autoattack(images, images + noise, "l1", eps)
     return (images + eps * rescale(noise, norm)).clamp(0, 1)

@@ -18,7 +18,15 @@ from core.attacks.losses import Loss, cross_entropy, targeted_dlr
 from core.attacks.noise import Noise
 from core.attacks.passes import look, look_uphill
 from core.catalog import Norm
-from core.geometry import ascend, count_changed, per_image, project, project_as_autoattack, random_start
+from core.geometry import (
+    ascend,
+    count_changed,
+    per_image,
+    project,
+    project_as_autoattack,
+    project_start_as_autoattack,
+    random_start,
+)
 
 Goal = Literal["loss", "error"]
 Projection = Callable[[Tensor, Tensor, Norm, float], Tensor]
@@ -118,7 +126,7 @@ class _Points(_PerPoint):
         self, rule: _Halving | _Sparsifying, norm: Norm, eps: float, *, inertia: float, projection: Projection
     ) -> None:
         """Take one step uphill inside ball and box, carried on a little in the direction of the step before."""
-        step = per_image(rule.size, self.images) * ascend(self.gradient, norm, density=rule.density)
+        step = ascend(self.gradient, norm, rule.size, density=rule.density)
         aim = projection(self.images, self.current + step, norm, eps)
         if rule.inertia:
             carried = self.current + (aim - self.current) * (1 - inertia) + (self.current - self.previous) * inertia
@@ -296,7 +304,7 @@ class _Search:
                 # The reference draws a start at every stage and does not use it; drawing it too keeps the streams in
                 # step.
                 self._noise.normal(places, images.shape[1:])
-                best = project_as_autoattack(images, best, norm, radius)
+                best = project_start_as_autoattack(images, best, norm, radius)
             options: dict[str, Any] = {"steps": steps, "start": best, "targets": targets, "loss": loss, "goal": goal}
             options |= {"projection": project_as_autoattack, "at_once": self._at_once}
             result = apgd(self._model, images, labels, norm, radius, **options)

@@ -49,7 +49,7 @@ def steepest(
     included. A round costs a forward and a backward pass for the gradient, and a forward pass for each candidate.
     """
     targets = labels if targets is None else targets
-    shares = torch.full((len(images),), density, dtype=images.dtype, device=images.device)
+    each = torch.ones(len(images), dtype=images.dtype, device=images.device)
     current = images if start is None else start
     with frozen(model):
         logits, best_loss, gradient = look_uphill(model, current, loss, labels, targets)
@@ -64,7 +64,7 @@ def steepest(
             highest, origin = torch.full_like(best_loss, -torch.inf), current
             for norm in (norm for norm in steps if done < steps[norm]):
                 size = _REACH * eps[norm] / steps[norm]
-                step = size * ascend(gradient, norm, density=shares)
+                step = ascend(gradient, norm, size * each, density=density * each)
                 candidate = project(images, origin + step, norm, eps[norm])
                 logits = look(model, candidate)
                 values = loss(logits, labels, targets)

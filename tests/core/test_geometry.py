@@ -136,17 +136,18 @@ def test_l1_projection_of_a_large_batch_uses_up_the_radius() -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_steepest_ascent_reaches_the_dual_norm(norm: Norm) -> None:
     gradient = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    direction = ascend(gradient, norm)
-    torch.testing.assert_close(length(direction, norm), torch.ones(5))
-    torch.testing.assert_close((gradient * direction).flatten(1).sum(1), length(gradient, _DUAL[norm]))
+    size = torch.arange(1.0, 6.0)
+    step = ascend(gradient, norm, size)
+    torch.testing.assert_close(length(step, norm), size)
+    torch.testing.assert_close((gradient * step).flatten(1).sum(1), size * length(gradient, _DUAL[norm]))
 
 
 def test_an_l1_step_changes_the_asked_share_of_pixels_evenly() -> None:
     gradient = torch.randn(3, 1, 10, 10, generator=torch.Generator().manual_seed(2))
-    direction = ascend(gradient, "l1", density=torch.tensor([0.05, 0.2, 0.5]))
-    assert count_changed(direction).tolist() == [5, 20, 50]
-    smallest_changed = gradient.abs().masked_fill(direction == 0, 9).flatten(1).amin(1)
-    largest_unchanged = gradient.abs().masked_fill(direction != 0, 0).flatten(1).amax(1)
+    step = ascend(gradient, "l1", torch.ones(3), density=torch.tensor([0.05, 0.2, 0.5]))
+    assert count_changed(step).tolist() == [5, 20, 50]
+    smallest_changed = gradient.abs().masked_fill(step == 0, 9).flatten(1).amin(1)
+    largest_unchanged = gradient.abs().masked_fill(step != 0, 0).flatten(1).amax(1)
     assert (smallest_changed > largest_unchanged).all()
 
 
