@@ -176,7 +176,7 @@ def measure_ours(case: Case, norm: Norm) -> tuple[str, Cost]:
     with counting(model) as passes:
         begun = time.perf_counter()
         robust = look(model, images).argmax(1) == labels
-        quick = folded(model, images)
+        quick = model if norm == "l1" else folded(model, images)
         for name, attack in case.attacks(norm).items():
             started = time.perf_counter()
             if robust.any():

@@ -188,8 +188,10 @@ class _Search:
     ) -> None:
         self._model, self._images, self._labels, self._eps, self._options = model, images, labels, eps, options
         self._room = Room(_AT_ONCE.get(images.device.type, 256), images.device)
-        # Attacks search on a copy that is quicker to compute; what they find is judged by the model itself.
-        self._quick = folded(model, images[:8]) if options.engine == "temper" else model
+        # Attacks search on a copy that is quicker to compute; what they find is judged by the model itself. Not in l1,
+        # where the last bit decides which pixels count as changed: 4 of 200 verdicts would not be AutoAttack's.
+        quick = folded(model, images[:8]) if options.engine == "temper" else model
+        self._searched: dict[Norm, nn.Module] = {"linf": quick, "l2": quick, "l1": model}
         self.kept = Kept(options.keep, identity=self._identity() if options.keep else "")
 
     def doubts(self) -> list[Flag]:
@@ -243,7 +245,7 @@ class _Search:
 
         def search(at_once: int) -> AttackResult:
             noise = Noise(self._options.seed, sizes)
-            return attack(self._quick, images, labels, norm, eps, noise=noise, at_once=at_once)
+            return attack(self._searched[norm], images, labels, norm, eps, noise=noise, at_once=at_once)
 
         result = (
             self._search_by_reference(search, max(sizes))
