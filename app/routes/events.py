@@ -94,7 +94,10 @@ async def _tell(
         if job.progress:
             progress = schemas.Progress.model_validate(job.progress)
             yield format_sse_event(data_str=progress.model_dump_json(), event="progress")
-        while not await stream.watch.change(job_id, job.version, timeout=_PING_SECONDS) and stream.may_go_on:
+        while (
+            not await stream.watch.change(job_id, job.version, timeout=min(_PING_SECONDS, stream.seconds_left))
+            and stream.may_go_on
+        ):
             yield format_sse_event(comment="ping")
 
 

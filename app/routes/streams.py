@@ -35,9 +35,14 @@ class Stream:
     closes_at: float
 
     @property
+    def seconds_left(self) -> float:
+        """Until it is old."""
+        return max(self.closes_at - time.monotonic(), 0.0)
+
+    @property
     def may_go_on(self) -> bool:
         """Whether it is neither old nor the server about to stop."""
-        return not self.watch.stopping and time.monotonic() < self.closes_at
+        return not self.watch.stopping and self.seconds_left > 0
 
 
 async def begin(service: Service, caller: Caller, until_sent: ExitStack, *, instead: str) -> Stream:

@@ -204,7 +204,7 @@ def command(tmp_path: Path) -> list[str]:
     return [sys.executable, "-m", "core", "finetune", "spec.json", "--json", "--output", "out", "--device", "cpu"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_process_that_was_killed_goes_on_with_the_same_command(
     number: signal.Signals, command: list[str], uninterrupted: Whole, tmp_path: Path
 ) -> None:

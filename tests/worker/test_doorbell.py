@@ -154,7 +154,7 @@ def test_rings_that_are_lost_lose_no_job(polling, broker, fault):
             check_once_each(api, ids)
 
 
-@pytest.mark.parametrize("fault", ["down", "hung"])
+@pytest.mark.parametrize("fault", ["down", pytest.param("hung", marks=pytest.mark.slow)])
 def test_without_a_broker_the_api_is_as_fast_and_jobs_start_by_polling(polling, broker, fault):
     with polling.client() as api, polling.worker() as worker:
         ready(polling, worker)
