@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -199,14 +199,6 @@ def _convolution() -> nn.Module:
         for parameter in model.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draws))
     return model.train()
-
-
-@pytest.fixture
-def double_precision() -> Iterator[None]:
-    """In float32 a network rounds differently with the number of images, and an attack can take another turn for it."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.usefixtures("double_precision")

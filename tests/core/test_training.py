@@ -3,7 +3,6 @@
 import gc
 import json
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,14 +34,6 @@ def _spec(**change: object) -> FineTuneSpec:
 
 def _steps(events: list[Event]) -> list[Stepped]:
     return [event for event in events if isinstance(event, Stepped)]
-
-
-@pytest.fixture
-def double_precision() -> Iterator[None]:
-    """Twenty adversarial steps in float32 differ in the second digit from CPU to CPU; in float64 they do not."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.usefixtures("double_precision")
