@@ -436,10 +436,10 @@ def test_a_worker_that_stops_hands_its_job_back(place, post):
 
 
 def test_a_silent_run_keeps_its_lease(place, post):
-    place = replace(place, settings=place.settings.model_copy(update={"lease_seconds": 1.0}))
+    place = replace(place, settings=place.settings.model_copy(update={"lease_seconds": 2.0}))
     job_id = post(act="hang")
     with running(place):
-        time.sleep(1.5)
+        time.sleep(2.5)
         assert claim(place) is None
         with place.database.writing() as session:
             jobs.ask(session, job_id, "cancel")
