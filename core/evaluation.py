@@ -9,15 +9,15 @@ point counts for the union if it is right under every norm.
 import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from core import checkpoint, verdicts
-from core.attacks import AttackResult, frozen
+from core.attacks import Attack, AttackResult, State, Steps, frozen
 from core.attacks.apgd import apgd_ce, apgd_t
 from core.attacks.fab import fab_t
 from core.attacks.noise import Noise
@@ -54,33 +54,31 @@ from core.spec import AnySpec, Engine, EvaluateSpec, Protocol
 from core.verdicts import Kept
 from core.wishes import Interrupted
 
-Attack = Callable[..., AttackResult]
-
 _NAMES: tuple[Name, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 _TARGETS = 9
-# Points that are attacked together, and after which a broken evaluation goes on: as many whole logical batches as fit.
+# What is attacked together: as many whole logical batches as fit into so many points, and into so many bytes of images,
+# since an attack holds, and keeps for a broken evaluation to go on, several tensors of that size.
 _GROUP = 1024
-# So often, what is found on the way is made a state.
-_SAVE_SECONDS = 10.0
+_GROUP_BYTES = 256 * 2**20
 # Points that go through the model together. More make a CPU's caches overflow; a GPU wants many.
 _AT_ONCE = {"cpu": 256, "cuda": 1024}
 
 
-def attacks_of(protocol: Protocol, norm: Norm, engine: Engine = "temper") -> dict[str, Attack]:
+def attacks_of(protocol: Protocol, norm: Norm, engine: Engine = "temper") -> dict[str, Attack[...]]:
     """Name the attacks of a protocol in the order they run, with AutoAttack's settings for the norm."""
     if engine == "reference":
         names = _NAMES[: {"fast": 1, "paper": 2, "standard": 4}[protocol]]
         steps = 20 if protocol == "fast" else None
-        return {name: partial(reference, name=name, steps=steps) for name in names}
+        return {name: reference.set(name=name, steps=steps) for name in names}
     if protocol == "fast":
-        return {"apgd-ce": partial(apgd_ce, steps=20)}
+        return {"apgd-ce": apgd_ce.set(steps=20)}
     restarts, targets = (5, 5) if norm == "l1" else (1, _TARGETS)
-    attacks: dict[str, Attack] = {
-        "apgd-ce": partial(apgd_ce, restarts=restarts),
-        "apgd-t": partial(apgd_t, targets=targets),
+    attacks: dict[str, Attack[...]] = {
+        "apgd-ce": apgd_ce.set(restarts=restarts),
+        "apgd-t": apgd_t.set(targets=targets),
     }
     if protocol == "standard":
-        attacks |= {"fab-t": partial(fab_t, targets=_TARGETS), "square": square}
+        attacks |= {"fab-t": fab_t.set(targets=_TARGETS), "square": square.set()}
     return attacks
 
 
@@ -206,12 +204,13 @@ class _Search:
         """Say of each point (examples,) whether the model classifies it right."""
         return self._room.fit(lambda at_once: look(self._model, images, at_once=at_once)).argmax(1) == labels
 
-    def run(self, name: str, attack: Attack, norm: Norm, robust: Tensor) -> Generator[Saved, None, AttackRecord]:
+    def run(self, name: str, attack: Attack[...], norm: Norm, robust: Tensor) -> Generator[Saved, None, AttackRecord]:
         """Run one attack on the points that are still right, and cross out in `robust` those that fall."""
         begun = time.monotonic()
         attacked = int(robust.sum())
         size = self._options.batch_size
-        group = max(_GROUP // size, 1) * size
+        fitting = min(_GROUP, _GROUP_BYTES // self._images[0].nbytes)
+        group = max(fitting // size, 1) * size
         for first in range(0, len(robust), group):
             key = f"{norm}/{name}/{first}"
             part = slice(first, first + group)
@@ -220,21 +219,23 @@ class _Search:
                 robust[part] = verdicts.read_digits(known, robust.device)
                 continue
             try:
-                self._attack_group(name, attack, norm, first, robust[part])
+                yield from self._attack_group(key, attack, norm, first, robust[part])
             except Interrupted:
-                yield from self._save(every=0)
+                yield from self._save(now=True)
                 raise
             self.kept.put(key, robust[part])
-            yield from self._save(every=_SAVE_SECONDS)
+            yield from self._save()
         return AttackRecord(
             norm=norm, attack=name, attacked=attacked, robust=int(robust.sum()), seconds=time.monotonic() - begun
         )
 
-    def _save(self, *, every: float) -> Iterator[Saved]:
+    def _save(self, *, now: bool = False) -> Iterator[Saved]:
         if self._options.tells:
-            yield from self.kept.save(every=every)
+            yield from self.kept.save(now=now)
 
-    def _attack_group(self, name: str, attack: Attack, norm: Norm, first: int, robust: Tensor) -> None:
+    def _attack_group(
+        self, key: str, attack: Attack[...], norm: Norm, first: int, robust: Tensor
+    ) -> Generator[Saved, None, None]:
         """Attack the logical batches that begin at point `first`, and cross out those points of theirs that fall."""
         standing = robust.nonzero().squeeze(1)
         if len(standing) == 0:
@@ -242,42 +243,55 @@ class _Search:
         images, labels, eps = self._images[first + standing], self._labels[first + standing], self._eps[norm]
         counts = [int(batch.sum()) for batch in robust.split(self._options.batch_size)]
         sizes = [count for count in counts if count]
+        while True:
+            state = self.kept.state(key)
+            judge = _Judge(self.right, images, labels, norm, eps, state)
+            steps = attack.steps(
+                self._searched[norm],
+                images,
+                labels,
+                norm,
+                eps,
+                noise=Noise(self._options.seed, sizes),
+                at_once=self._room.at_once,
+                state=state,
+            )
+            try:
+                with closing(steps):
+                    result = yield from self._take(steps, key, judge)
+                break
+            except RuntimeError as error:
+                self._check(error, max(sizes))
+            # Only here is what the failed attempt held free again.
+            self._room.halve()
+        robust[standing] = judge.right(result, torch.ones_like(result.robust))
 
-        def search(at_once: int) -> AttackResult:
-            noise = Noise(self._options.seed, sizes)
-            return attack(self._searched[norm], images, labels, norm, eps, noise=noise, at_once=at_once)
+    def _take(self, steps: Steps, key: str, judge: "_Judge") -> Generator[Saved, None, AttackResult]:
+        """Take an attack's steps, keeping now and then where it stands."""
+        while True:
+            try:
+                stand = next(steps)
+            except StopIteration as stop:
+                result: AttackResult = stop.value
+                return result
+            if self.kept.due:
+                right = judge.right(stand.result, ~stand.result.robust)
+                self.kept.stand(key, {**stand.state(), _Judge.key: right})
+                yield from self._save()
 
-        result = (
-            self._search_by_reference(search, max(sizes))
-            if self._options.engine == "reference"
-            else self._room.fit(search)
-        )
-        # The verdict is a fresh look at what the attack hands over, not the attack's own word.
-        right = self.right(result.adversarial, labels)
-        found = result.adversarial[~right]
-        # Pixels are rounded to their own last bit, which is much of a small radius.
-        rounding = length(torch.full_like(images[:1], torch.finfo(images.dtype).eps), norm)
-        excess = length(found - images[~right], norm) - eps
-        assert not (excess > 1e-4 * eps + rounding).any(), f"{name} left the {norm} ball by {excess.max():.1e}"
-        assert not ((found < 0) | (found > 1)).any(), f"{name} left the box"
-        robust[standing] = right
+    def _check(self, error: RuntimeError, size: int) -> None:
+        """Raise what went wrong in an attack, unless it may be tried again with fewer points at once.
 
-    def _search_by_reference(self, search: Callable[[int], AttackResult], size: int) -> AttackResult:
-        """Let pyautoattack search, which computes whole logical batches, so that nothing is won by another attempt.
-
-        size: points of the largest of them.
+        size: points of the largest logical batch, which pyautoattack computes as a whole.
         """
-        try:
-            return search(self._room.at_once)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
+        if self._options.engine == "reference" and is_out_of_memory(error):
             raise OutOfMemory(
                 f"pyautoattack on a logical batch of {size} points does not fit the memory of {self._images.device}",
                 hint="leave evaluation.engine at temper, which computes as many at once as fit, or make "
                 "evaluation.batch_size smaller, which changes the random numbers",
                 field="evaluation.batch_size",
             ) from error
+        self._room.check(error)
 
     def _identity(self) -> str:
         """Hash what the verdicts depend on."""
@@ -289,6 +303,50 @@ class _Search:
         for tensor in tensors:
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+class _Judge:
+    """Says which points fell. The verdict is a fresh look at what an attack hands over, not the attack's own word."""
+
+    key = "right"
+    """Under which name its verdicts go with an attack's state."""
+
+    def __init__(
+        self,
+        look: Callable[[Tensor, Tensor], Tensor],
+        images: Tensor,
+        labels: Tensor,
+        norm: Norm,
+        eps: float,
+        state: State | None,
+    ) -> None:
+        """look: says which points the model is right on. state: where the attack stood when it was last kept."""
+        self._look, self._images, self._labels, self._norm, self._eps = look, images, labels, norm, eps
+        self._right = torch.ones_like(labels, dtype=torch.bool)
+        self._seen = torch.zeros_like(self._right)
+        if state:
+            self._right = state[self.key].to(labels.device, copy=True)
+            self._seen = ~state["robust"].to(labels.device)
+
+    def right(self, result: AttackResult, wanted: Tensor) -> Tensor:
+        """Say of each point (batch,) whether the model is right at what the attack found, as far as is wanted (batch,);
+        a point is looked at once."""
+        new = wanted & ~self._seen
+        if not bool(new.any()):
+            return self._right
+        images, found = self._images[new], result.adversarial[new]
+        right = self._look(found, self._labels[new])
+        self._check(found[~right], images[~right])
+        self._right[new], self._seen = right, self._seen | new
+        return self._right
+
+    def _check(self, found: Tensor, images: Tensor) -> None:
+        """Make sure that what deceives the model lies inside ball and box."""
+        # Pixels are rounded to their own last bit, which is much of a small radius.
+        rounding = length(torch.full_like(self._images[:1], torch.finfo(found.dtype).eps), self._norm)
+        excess = length(found - images, self._norm) - self._eps
+        assert not (excess > 1e-4 * self._eps + rounding).any(), f"outside the {self._norm} ball by {excess.max():.1e}"
+        assert not ((found < 0) | (found > 1)).any(), "outside the box"
 
 
 def score(
@@ -307,7 +365,7 @@ def score(
     yield started
     with full_float32():
         yield from preflight(loaded, started)
-    kept = output / "verdicts.json"
+    kept = output / verdicts.KEPT
     report = yield from judge(loaded.model, test, spec, "result", keep=kept, tells=True, part=part)
     reports = Reports(before=None, after=report)
     yield Entered(phase="publishing")

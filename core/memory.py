@@ -51,16 +51,24 @@ class Room:
             try:
                 return compute(self.at_once)
             except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self.at_once == 1:
-                    raise OutOfMemory(
-                        f"one image at a time does not fit the memory of {self._device}",
-                        hint="use a device with more memory, or a smaller network",
-                    ) from error
+                self.check(error)
             # Only here is what the failed attempt held free again.
-            self.at_once //= 2
-            release(self._device)
+            self.halve()
+
+    def check(self, error: RuntimeError) -> None:
+        """Raise the error unless it means that memory is short; OutOfMemory where not even one image fits."""
+        if not is_out_of_memory(error):
+            raise error
+        if self.at_once == 1:
+            raise OutOfMemory(
+                f"one image at a time does not fit the memory of {self._device}",
+                hint="use a device with more memory, or a smaller network",
+            ) from error
+
+    def halve(self) -> None:
+        """Take half as many images from now on, and let go of what the attempt held."""
+        self.at_once //= 2
+        release(self._device)
 
 
 def release(device: torch.device) -> None:

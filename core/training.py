@@ -33,6 +33,7 @@ from core.preflight import preflight
 from core.ranks import Ranks, joined
 from core.spec import FineTuneSpec, TrainingSpec, count_held_out
 from core.state import Best, Progress, State
+from core.verdicts import KEPT
 from core.wishes import Wishes
 
 _BEST = "best.safetensors"
@@ -86,7 +87,7 @@ class _Run:
     @property
     def _verdicts(self) -> Path:
         """Where an evaluation keeps what it has found so far."""
-        return self.output / "verdicts.json"
+        return self.output / KEPT
 
     def events(self, *, restart: bool) -> Iterator[Event]:
         """Do everything, and tell it."""

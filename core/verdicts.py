@@ -3,13 +3,17 @@
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import sqrt
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
 from torch import Tensor
 
+from core.attacks import State
 from core.catalog import NORMS, Norm
 from core.checkpoint import deciding, write_file
 from core.doubts import doubts_from_square
@@ -17,7 +21,15 @@ from core.errors import BadInput
 from core.events import AttackRecord, Flag, Part, Rate, Report, Reports, Saved
 from core.spec import Engine, Protocol
 
+KEPT = "verdicts.safetensors"
+"""Where in the output folder of a run an evaluation under way keeps what it has found."""
+
+_KEY = "temper-verdicts"
 _STATES_KEPT = 2
+# So often, what is found on the way is kept; less often where it is more than this a second, so that whoever takes it
+# elsewhere keeps up.
+_SECONDS = 10.0
+_BYTES_PER_SECOND = 1e6
 
 
 def digits(right: Tensor) -> str:
@@ -152,7 +164,8 @@ def _sum(records: Sequence[AttackRecord]) -> AttackRecord:
 
 
 class Kept:
-    """The verdicts of an evaluation under way, in a file, so that a broken one goes on instead of starting over."""
+    """What an evaluation under way has found, in a file, so that a broken one goes on instead of starting over: the
+    verdicts of each attack on each group of points, and where the attack under way stands."""
 
     def __init__(self, path: Path | None, *, identity: str) -> None:
         """Take up what an evaluation of the same `identity` left at `path`, or as a state beside it; with no path, keep
@@ -160,29 +173,42 @@ class Kept:
         self._path = path
         self._identity = identity
         left = [self._read(found) for found in (path, *self._states()) if found and found.exists()]
-        self._found = max(left, key=len, default={})
-        self._saved = len(self._found)
-        self._saved_at = time.monotonic()
+        self._found = max((found for found in left if found), key=lambda found: found.steps, default=_Found())
+        self._saved = self._found.steps
+        self._kept_at = self._saved_at = time.monotonic()
+        self._size = 0
 
     @property
     def steps(self) -> int:
-        """How many verdicts of an attack on a group of points are kept."""
-        return len(self._found)
+        """How often something was kept."""
+        return self._found.steps
 
     def get(self, key: str) -> str | None:
         """Give the verdicts that were put under the key."""
-        return self._found.get(key)
+        return self._found.verdicts.get(key)
 
     def put(self, key: str, verdicts: Tensor) -> None:
-        """Keep verdicts (points,) under a key."""
-        self._found[key] = digits(verdicts)
-        if self._path:
-            write_file(self._path, self._content())
+        """Keep verdicts (points,) under a key: an attack is over."""
+        self._found.verdicts[key] = digits(verdicts)
+        self._keep("", {})
 
-    def save(self, *, every: float) -> Iterator[Saved]:
+    def state(self, key: str) -> State | None:
+        """Give where an attack stood, if it is the one under this key."""
+        return self._found.state if self._found.under_way == key else None
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to keep where an attack stands."""
+        return self._path is not None and self._is_due(self._kept_at)
+
+    def stand(self, key: str, state: State) -> None:
+        """Keep where the attack under this key stands."""
+        self._keep(key, {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()})
+
+    def save(self, *, now: bool) -> Iterator[Saved]:
         """Write what is kept into a state of its own, which stays as it is for whoever takes it elsewhere, unless that
-        was done less than `every` seconds ago or nothing is new. The last two stay."""
-        if not self._path or self.steps == self._saved or time.monotonic() - self._saved_at < every:
+        was done a moment ago or nothing is new. The last two stay. now: whatever the time."""
+        if not self._path or self.steps == self._saved or not (now or self._is_due(self._saved_at)):
             return
         path = self._path.with_name(f"{self._path.stem}-{self.steps:06}{self._path.suffix}")
         content = self._content()
@@ -198,19 +224,47 @@ class Kept:
             for path in (self._path, *self._states()):
                 path.unlink(missing_ok=True)
 
+    def _is_due(self, last: float) -> bool:
+        return time.monotonic() - last >= max(_SECONDS, self._size / _BYTES_PER_SECOND)
+
+    def _keep(self, key: str, state: State) -> None:
+        self._found.under_way, self._found.state = key, state
+        self._found.steps += 1
+        if self._path:
+            content = self._content()
+            write_file(self._path, content)
+            self._size, self._kept_at = len(content), time.monotonic()
+
     def _states(self) -> list[Path]:
         return sorted(self._path.parent.glob(f"{self._path.stem}-*{self._path.suffix}")) if self._path else []
 
     def _content(self) -> bytes:
-        return json.dumps({"identity": self._identity, "verdicts": self._found}).encode()
+        found = {"identity": self._identity, **vars(self._found)}
+        return serialize(found.pop("state"), metadata={_KEY: json.dumps(found)})
 
-    def _read(self, path: Path) -> dict[str, str]:
+    def _read(self, path: Path) -> "_Found | None":
         # A file of another evaluation, or one that cannot be read, is no reason to stop: it is made anew.
         try:
-            content = json.loads(path.read_bytes())
-            return dict(content["verdicts"]) if content["identity"] == self._identity else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
+            with safe_open(path, framework="pt") as file:
+                found = json.loads((file.metadata() or {})[_KEY])
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+            same = found.pop("identity") == self._identity
+            return _Found(**found, state=state) if same else None
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+@dataclass
+class _Found:
+    """What is in the file."""
+
+    steps: int = 0
+    """How often something was kept."""
+    verdicts: dict[str, str] = field(default_factory=dict)
+    """By attack and group."""
+    under_way: str = ""
+    """The key of the attack and group whose state this is."""
+    state: State = field(default_factory=dict)
 
 
 def read_digits(verdicts: str, device: torch.device) -> Tensor:

@@ -27,8 +27,7 @@ from tests.worker.fake_worker import fake_command
 from tests.worker.processes import processes_with, wait_until
 from worker.supervisor import Workplace, run
 
-# A busy machine takes its time, and nobody here would take a run that was given up: a lease ends only where that is what
-# is asked.
+# A busy machine takes its time, and nobody here would take a run that was given up: a lease ends where that is asked.
 LONG, SHORT = 60.0, 3.0
 
 

@@ -1,6 +1,6 @@
 """Attacks: pure functions with one contract.
 
-    attack(model, images, labels, norm, eps, *, noise, at_once, ...) -> AttackResult
+    attack(model, images, labels, norm, eps, *, noise, at_once, state, ...) -> AttackResult
 
 model       maps images to logits (batch, classes); it is attacked in eval mode and handed back in the mode it was in,
             with its parameters' gradients and `requires_grad` untouched
@@ -10,11 +10,17 @@ norm, eps   the ball: "linf", "l2" or "l1", and its radius in pixel units of ima
 noise       the only source of randomness, a stream per logical batch (`core.attacks.noise`): the global random state is
             neither read nor changed
 at_once     how many points go through the model together; changes time and memory, not the verdicts
+state       what an earlier call on the same points had come to: it goes on from there
+
+`attack.steps(...)` takes the same and is a generator: after each step it says where the attack stands, whose state can
+be kept.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial, update_wrapper
+from typing import Any, Generic, ParamSpec
 
 from torch import Tensor, nn
 
@@ -29,6 +35,49 @@ class AttackResult:
     """(batch,) bool: whether the model stayed right at every point that the attack looked at."""
     loss: Tensor
     """(batch,): the loss at `adversarial`; the attack says which loss."""
+
+
+State = dict[str, Tensor]
+"""All that an attack needs to go on from where it was, besides what it is called with. "robust" (batch,) is always of
+it: which points stand."""
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Where an attack has got to; true until its next step."""
+
+    result: AttackResult
+    """What is found so far. After going on from a state, `adversarial` and `loss` of the points that had fallen before
+    are those of the image."""
+    state: Callable[[], State]
+    """Give the state; its tensors may be the attack's own."""
+
+
+Steps = Generator[Stand, None, AttackResult]
+
+_Asked = ParamSpec("_Asked")
+
+
+class Attack(Generic[_Asked]):
+    """An attack, made of the generator that takes its steps."""
+
+    def __init__(self, steps: Callable[_Asked, Steps]) -> None:
+        self.steps = steps
+        update_wrapper(self, steps)
+
+    def __call__(self, *args: _Asked.args, **options: _Asked.kwargs) -> AttackResult:
+        """Take all steps."""
+        steps = self.steps(*args, **options)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as stop:
+                result: AttackResult = stop.value
+                return result
+
+    def set(self, **options: Any) -> "Attack[...]":
+        """Settle some of its options."""
+        return Attack(partial(self.steps, **options))
 
 
 @contextmanager

@@ -5,15 +5,16 @@ linf and l2 after Croce & Hein 2020 (arXiv 2003.01690, algorithm 1), l1 after Cr
 the targeted DLR loss against the likeliest wrong classes; for l1 both shrink the ball from 3 eps over 2 eps to eps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, prod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from core.attacks import AttackResult, frozen
+from core.attacks import Attack, AttackResult, Stand, State, Steps, frozen
 from core.attacks.losses import Loss, cross_entropy, targeted_dlr
 from core.attacks.noise import Noise
 from core.attacks.passes import look, look_uphill
@@ -211,6 +212,7 @@ def apgd(
         return result
 
 
+@Attack
 def apgd_ce(
     model: nn.Module,
     images: Tensor,
@@ -222,14 +224,15 @@ def apgd_ce(
     restarts: int = 1,
     steps: int = 100,
     at_once: int | None = None,
-) -> AttackResult:
-    """Attack the cross-entropy from `restarts` random starts, each on the points that withstood those before."""
-    search = _Search(model, images, labels, norm, eps, noise=noise, steps=steps, at_once=at_once)
-    for _ in range(restarts):
-        search.run(cross_entropy, targets=labels)
-    return search.result
+    state: State | None = None,
+) -> Steps:
+    """Attack the cross-entropy from `restarts` random starts, each on the points that withstood those before: a step
+    each."""
+    runs = _Runs(model, images, labels, norm, eps, noise=noise, steps=steps, at_once=at_once)
+    return (yield from runs.take(cross_entropy, [labels] * restarts, state))
 
 
+@Attack
 def apgd_t(
     model: nn.Module,
     images: Tensor,
@@ -241,19 +244,19 @@ def apgd_t(
     targets: int = 9,
     steps: int = 100,
     at_once: int | None = None,
-) -> AttackResult:
-    """Attack towards the `targets` likeliest classes after the first, one after the other, on the targeted DLR loss.
+    state: State | None = None,
+) -> Steps:
+    """Attack towards the `targets` likeliest classes after the first, a step each, on the targeted DLR loss.
 
     With fewer classes than that, all of them are tried.
     """
-    search = _Search(model, images, labels, norm, eps, noise=noise, steps=steps, at_once=at_once)
-    likeliest = search.logits.argsort(1)
-    for rank in range(2, min(targets + 1, likeliest.shape[1]) + 1):
-        search.run(targeted_dlr, targets=likeliest[:, -rank])
-    return search.result
+    runs = _Runs(model, images, labels, norm, eps, noise=noise, steps=steps, at_once=at_once)
+    likeliest = runs.logits.argsort(1)
+    ranks = range(2, min(targets + 1, likeliest.shape[1]) + 1)
+    return (yield from runs.take(targeted_dlr, [likeliest[:, -rank] for rank in ranks], state))
 
 
-class _Search:
+class _Runs:
     """Runs from random starts, one after the other, each on the points that withstood those before."""
 
     def __init__(
@@ -278,19 +281,34 @@ class _Search:
         self._model, self._images, self._labels, self._norm, self._eps = model, images, labels, norm, eps
         self._noise, self._steps, self._at_once = noise, steps, at_once
 
-    def run(self, loss: Loss, *, targets: Tensor) -> None:
-        """Run once on the points that still stand, and enter those that fall into the result; targets (batch,)."""
+    def take(self, loss: Loss, targets: Sequence[Tensor], state: State | None) -> Steps:
+        """Run once for each of the targets (batch,)."""
+        done = 0
+        if state:
+            done = int(state["done"])
+            self.result.robust.copy_(state["robust"])
+            self._noise.restore(state["noise"])
+        for number, its in enumerate(targets[done:], start=done + 1):
+            self._run(loss, its)
+            yield Stand(self.result, partial(self._state, number))
+        return self.result
+
+    def _state(self, done: int) -> State:
+        return {"robust": self.result.robust, "done": torch.tensor(done), "noise": self._noise.state()}
+
+    def _run(self, loss: Loss, targets: Tensor) -> None:
+        """Run on the points that still stand, and enter those that fall into the result; targets (batch,)."""
         standing = self.result.robust.nonzero().squeeze(1)
         if len(standing) == 0:
             return
-        found = self._run(standing, loss, targets[standing])
+        found = self._search(standing, loss, targets[standing])
         fallen = standing[~found.robust]
         self.result.robust[fallen] = False
         # AutoAttack's projection in l1 may leave the box by rounding.
         self.result.adversarial[fallen] = found.adversarial[~found.robust].clamp(0, 1)
         self.result.loss[fallen] = found.loss[~found.robust]
 
-    def _run(self, places: Tensor, loss: Loss, targets: Tensor) -> AttackResult:
+    def _search(self, places: Tensor, loss: Loss, targets: Tensor) -> AttackResult:
         """Run from a random start; for l1 in balls of 3 eps, 2 eps, eps, each from the best point of the one before."""
         images, labels, norm = self._images[places], self._labels[places], self._norm
         early = ceil(0.3 * self._steps)

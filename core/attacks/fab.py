@@ -6,11 +6,12 @@ plane where that is zero; a walk that has crossed the boundary turns back toward
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from core.attacks import AttackResult, frozen
+from core.attacks import Attack, AttackResult, Stand, State, Steps, frozen
 from core.attacks.losses import cross_entropy
 from core.attacks.noise import Noise
 from core.attacks.passes import look, look_uphill
@@ -57,6 +58,7 @@ class _Walks:
             setattr(self, name, value[rows])
 
 
+@Attack
 def fab_t(
     model: nn.Module,
     images: Tensor,
@@ -68,18 +70,19 @@ def fab_t(
     targets: int = 9,
     steps: int = 100,
     at_once: int | None = None,
-) -> AttackResult:
+    state: State | None = None,
+) -> Steps:
     """Walk from each image to the boundary of each of the `targets` likeliest classes after the first.
 
     With fewer classes than that, all of them are tried. A point has fallen once a walk is at a misclassified point no
     farther than eps, and then costs no further passes. `adversarial` is that point, or the image where there is none;
     `loss` is the cross-entropy at it. `noise` is not drawn from: a single walk per class starts at the image itself.
 
-    Walks towards several classes go side by side as far as `at_once` has room for them. No verdict changes, since each
-    walk starts anew from the image.
+    Walks towards several classes go side by side as far as `at_once` has room for them: a step. No verdict changes,
+    since each walk starts anew from the image.
     """
     del noise
-    with frozen(model), torch.no_grad():
+    with frozen(model):
         logits = look(model, images, at_once=at_once)
         result = AttackResult(
             adversarial=images.clone(),
@@ -92,6 +95,9 @@ def fab_t(
         # half the time on 10 points.
         room = at_once or len(images) * targets
         tried = 0
+        if state:
+            tried = int(state["tried"])
+            result.robust.copy_(state["robust"])
         while tried < wrong_classes.shape[1] and bool(result.robust.any()):
             standing = result.robust.nonzero().squeeze(1)
             side_by_side = wrong_classes[standing, tried : tried + max(1, room // len(standing))]
@@ -99,9 +105,11 @@ def fab_t(
             place = standing.repeat(side_by_side.shape[1])
             walks = _Walks(place, images[place], labels[place], side_by_side.T.flatten(), images[place])
             _walk(model, walks, norm, eps, result, steps=steps, at_once=at_once)
+            yield Stand(result, partial(State, robust=result.robust, tried=torch.tensor(tried)))
         return result
 
 
+@torch.no_grad()
 def _walk(
     model: nn.Module, walks: _Walks, norm: Norm, eps: float, result: AttackResult, *, steps: int, at_once: int | None
 ) -> None:

@@ -50,6 +50,16 @@ class Noise:
         rest = [numbers[shared:].view(count, own) for count, numbers in drawn]
         return (first[0], rest[0]) if len(drawn) == 1 else (torch.cat(first), torch.cat(rest))
 
+    def state(self) -> Tensor:
+        """Say where the streams are: (batches, bytes) of uint8."""
+        return torch.stack([stream.get_state() for stream in self._streams])
+
+    def restore(self, state: Tensor) -> None:
+        """Go on from where streams of the same batches were."""
+        for stream, its in zip(self._streams, state, strict=True):
+            # A copy, since torch 2.14 ends the process where it is handed a part of a tensor.
+            stream.set_state(its.cpu().clone())
+
     def _draw(self, places: Tensor, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
         counts = self.counts(places)
         drawn = [draw(count, stream) for count, stream in zip(counts, self._streams, strict=True) if count]

@@ -12,7 +12,7 @@ from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
-from core.attacks import AttackResult, frozen
+from core.attacks import Attack, AttackResult, State, Steps, frozen
 from core.attacks.losses import cross_entropy
 from core.attacks.noise import Noise
 from core.catalog import Norm
@@ -22,6 +22,7 @@ Name = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 NAMES: dict[Norm, Literal["Linf", "L2", "L1"]] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
+@Attack
 def reference(
     model: nn.Module,
     images: Tensor,
@@ -33,15 +34,17 @@ def reference(
     name: Name,
     steps: int | None = None,
     at_once: int | None = None,
-) -> AttackResult:
+    state: State | None = None,
+) -> Steps:
     """Run one attack of AutoAttack's standard version. `loss` is the cross-entropy.
 
     `check_classes` says whether the library can.
 
     steps: run APGD-CE once with so many iterations, instead of as often and as long as AutoAttack does. at_once is
-    ignored: the library computes whole logical batches.
+    ignored: the library computes whole logical batches, in one go, so that there is no state either.
     """
-    del at_once
+    del at_once, state
+    yield from ()
     devices = [images.device] if images.device.type == "cuda" else []
     with frozen(model), torch.no_grad():
         logits = model(images[:1])

@@ -11,6 +11,7 @@ is, or that has been tried since the point last moved.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from math import sqrt
 from typing import Protocol
@@ -18,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from core.attacks import AttackResult, frozen
+from core.attacks import Attack, AttackResult, Stand, State, Steps, frozen
 from core.attacks.noise import Noise
 from core.attacks.passes import look
 from core.catalog import Norm
@@ -29,6 +30,7 @@ _SHARE = 0.8
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
+@Attack
 def square(
     model: nn.Module,
     images: Tensor,
@@ -39,31 +41,40 @@ def square(
     noise: Noise,
     queries: int = 5000,
     at_once: int | None = None,
-) -> AttackResult:
+    state: State | None = None,
+) -> Steps:
     """Search for errors from one random start, in at most `queries` + 2 forward passes per point and no backward ones.
 
-    `loss` is the best wrong logit minus the true one. Where a point stands, `adversarial` is where that was highest.
+    `loss` is the best wrong logit minus the true one. Where a point stands, `adversarial` is where that was highest. A
+    step is a query.
     """
-    with frozen(model), torch.no_grad():
+    with frozen(model):
         logits = look(model, images, at_once=at_once)
         result = AttackResult(images.clone(), logits.argmax(1) == labels, _lead(logits, labels))
-        place = result.robust.nonzero().squeeze(1)
-        if len(place) == 0:
-            return result
-        images, labels, counts = images[place], labels[place], noise.counts(place)
         moves: _Moves = _Blocks(eps) if norm == "linf" else _Bumps(norm, eps)
-        start = moves.start(images, noise, counts)
-        logits = look(model, start, at_once=at_once)
-        points = _Points(place, images, labels, start, _lead(logits, labels), counts, tried=None)
-        points.part(points.lead < 0, logits.argmax(1), result, noise)
+        if state:
+            points, asked = _restore(state, images, labels, result, noise), int(state["asked"])
+        elif not bool(result.robust.any()):
+            return result
+        else:
+            points, asked = _begin(model, images, labels, moves, result, noise, at_once), 0
+        behind = asked
         for side, count in _sides(moves.smallest, images.shape[2:], queries):
-            if len(points.place) == 0:
-                break
+            if behind >= count:
+                behind -= count
+                continue
             windows = _Windows(side, images)
-            kinds = moves.kinds(windows, images.shape[1])
-            # With more kinds of moves than queries, hardly any would come twice.
-            points.tried = place.new_zeros(len(points.place), kinds, dtype=torch.bool) if kinds <= count else None
-            _search(model, points, moves, windows, count, result, noise, at_once)
+            if behind == 0:
+                kinds = moves.kinds(windows, images.shape[1])
+                # With more kinds of moves than queries, hardly any would come twice.
+                points.tried = labels.new_zeros(len(points.place), kinds, dtype=torch.bool) if kinds <= count else None
+            for _ in range(behind, count):
+                if len(points.place) == 0:
+                    return result
+                _query(model, points, moves, windows, result, noise, at_once)
+                asked += 1
+                yield Stand(result, partial(points.state, result, noise, asked))
+            behind = 0
         result.adversarial[points.place] = points.best.clamp(0, 1)
         result.loss[points.place] = points.lead
         return result
@@ -121,6 +132,12 @@ class _Points:
         self.tried = None if self.tried is None else self.tried[standing]
         self.counts = noise.counts(self.place)
 
+    def state(self, result: AttackResult, noise: Noise, asked: int) -> State:
+        """Give what `_restore` goes on from after so many queries."""
+        state = {"robust": result.robust, "noise": noise.state(), "asked": torch.tensor(asked)}
+        state |= {"place": self.place, "best": self.best, "lead": self.lead}
+        return state if self.tried is None else state | {"tried": self.tried}
+
 
 class _Windows:
     """All square windows of one side in images of one size."""
@@ -159,42 +176,70 @@ class _Moves(Protocol):
         """Draw a move per point: return where it leads (points, ...), and its kind (points,)."""
 
 
-def _search(
+@torch.no_grad()
+def _begin(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    moves: _Moves,
+    result: AttackResult,
+    noise: Noise,
+    at_once: int | None,
+) -> _Points:
+    """Look at a first point for each image that the model is right on."""
+    place = result.robust.nonzero().squeeze(1)
+    images, labels, counts = images[place], labels[place], noise.counts(place)
+    start = moves.start(images, noise, counts)
+    logits = look(model, start, at_once=at_once)
+    points = _Points(place, images, labels, start, _lead(logits, labels), counts, tried=None)
+    points.part(points.lead < 0, logits.argmax(1), result, noise)
+    return points
+
+
+def _restore(state: State, images: Tensor, labels: Tensor, result: AttackResult, noise: Noise) -> _Points:
+    """Put everything back to where it was."""
+    result.robust.copy_(state["robust"])
+    noise.restore(state["noise"])
+    own = {
+        name: state[name].to(images.device, copy=True) for name in ("place", "best", "lead", "tried") if name in state
+    }
+    place, best, lead = own["place"], own["best"], own["lead"]
+    return _Points(place, images[place], labels[place], best, lead, noise.counts(place), own.get("tried"))
+
+
+@torch.no_grad()
+def _query(
     model: nn.Module,
     points: _Points,
     moves: _Moves,
     windows: _Windows,
-    queries: int,
     result: AttackResult,
     noise: Noise,
     at_once: int | None,
 ) -> None:
-    """Make moves with windows of one side, keeping those that raise the lead, until all points have fallen."""
-    for _ in range(queries):
-        candidates, kinds = moves.propose(points, windows, noise)
-        open_ = (candidates != points.best).flatten(1).any(1)
-        if points.tried is not None:
-            open_ &= ~points.tried.gather(1, kinds[:, None]).squeeze(1)
-            points.tried.scatter_(1, kinds[:, None], True)
-        asked = open_.nonzero().squeeze(1)
-        if len(asked) == 0:
-            continue
-        if len(asked) < len(candidates):
-            candidates = candidates[asked]
-        logits = look(model, candidates, at_once=at_once)
-        lead = _lead(logits, points.labels[asked])
-        better = (lead > points.lead[asked]).nonzero().squeeze(1)
-        if len(better) == 0:
-            continue
-        risen = asked[better]
-        points.best[risen] = candidates[better]
-        points.lead[risen] = lead[better]
-        if points.tried is not None:
-            points.tried[risen] = False
-        answers = points.labels.index_put((asked,), logits.argmax(1))
-        points.part(points.lead < 0, answers, result, noise)
-        if len(points.place) == 0:
-            return
+    """Make a move with windows of one side for each point, keeping those that raise the lead."""
+    candidates, kinds = moves.propose(points, windows, noise)
+    open_ = (candidates != points.best).flatten(1).any(1)
+    if points.tried is not None:
+        open_ &= ~points.tried.gather(1, kinds[:, None]).squeeze(1)
+        points.tried.scatter_(1, kinds[:, None], True)
+    asked = open_.nonzero().squeeze(1)
+    if len(asked) == 0:
+        return
+    if len(asked) < len(candidates):
+        candidates = candidates[asked]
+    logits = look(model, candidates, at_once=at_once)
+    lead = _lead(logits, points.labels[asked])
+    better = (lead > points.lead[asked]).nonzero().squeeze(1)
+    if len(better) == 0:
+        return
+    risen = asked[better]
+    points.best[risen] = candidates[better]
+    points.lead[risen] = lead[better]
+    if points.tried is not None:
+        points.tried[risen] = False
+    answers = points.labels.index_put((asked,), logits.argmax(1))
+    points.part(points.lead < 0, answers, result, noise)
 
 
 class _Blocks:

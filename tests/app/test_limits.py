@@ -77,7 +77,7 @@ def test_where_the_broker_is_away_nobody_is_refused_and_nobody_waits_long(
     settings, database, project, caplog, monkeypatch
 ):
     # Longer than a busy machine takes for anything else, so that a wait for the broker is told from it.
-    monkeypatch.setattr("app.limits._PATIENCE_SECONDS", 2)
+    monkeypatch.setattr("app.limits._PATIENCE_SECONDS", 5)
     with valkey() as broker:
         narrow = settings.model_copy(update={"rate_limit": 2, "rate_limit_seconds": 60, "broker_url": broker.url})
         with serving(narrow, database) as url, calling(url, add_key(database, project)) as api:
@@ -89,9 +89,9 @@ def test_where_the_broker_is_away_nobody_is_refused_and_nobody_waits_long(
                 # Those who wait for the broker do not hold up the rest.
                 before = time.monotonic()
                 assert api.get("/livez").status_code == 200
-                assert time.monotonic() - before < 2
+                assert time.monotonic() - before < 5
                 answers = [each.result() for each in asked]
-            assert time.monotonic() - began < 8
+            assert time.monotonic() - began < 15
             assert {answer.status_code for answer in answers} == {200}
             assert not any("ratelimit" in answer.headers for answer in answers)
             assert "requests are not limited now" in caplog.text

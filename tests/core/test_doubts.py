@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core import evaluation
-from core.attacks import AttackResult
+from core.attacks import Attack, AttackResult, Steps
 from core.evaluation import attacks_of, evaluate
 
 
@@ -59,7 +59,9 @@ def test_few_classes_are_flagged_with_what_is_done_instead(test_digits: tuple[Te
 def test_square_beating_the_gradient_attacks_is_flagged(
     monkeypatch: pytest.MonkeyPatch, test_digits: tuple[Tensor, Tensor]
 ) -> None:
-    def nothing(model: nn.Module, images: Tensor, labels: Tensor, *_: object, **__: object) -> AttackResult:
+    @Attack
+    def nothing(model: nn.Module, images: Tensor, labels: Tensor, *_: object, **__: object) -> Steps:
+        yield from ()
         return AttackResult(images, torch.ones(len(images), dtype=torch.bool), torch.zeros(len(images)))
 
     real = attacks_of("standard", "linf")["square"]

@@ -10,14 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core import evaluation
+from core import evaluation, verdicts
+from core.attacks import Attack, Steps
+from core.attacks.apgd import apgd_ce
+from core.attacks.square import square
 from core.catalog import NORMS, Norm
 from core.errors import BadInput, OutOfMemory
 from core.evaluation import Options, attacks_of, evaluate, evaluating, score
 from core.events import Attacked, Event, Finished, Report, Reports, Resumed, Saved
 from core.inputs import Inputs, load
 from core.spec import AnySpec, EvaluateSpec, parse
-from core.verdicts import merge
+from core.verdicts import KEPT, merge
 from core.wishes import Interrupted
 from tests.core.data.pictures import two_classes, write
 
@@ -191,9 +194,11 @@ def test_the_reference_engine_is_not_asked_again_for_what_does_not_fit(
     images, labels = (points[:24] for points in test_digits)
     calls = 0
 
-    def short(*arguments: object, **options: object) -> None:
+    @Attack
+    def short(*arguments: object, **options: object) -> Steps:
         nonlocal calls
         calls += 1
+        yield from ()
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(evaluation, "reference", short)
@@ -244,7 +249,7 @@ def test_a_broken_evaluation_goes_on_where_it_was(
     tmp_path: Path, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = (points[:30] for points in test_digits)
-    options = Options("fast", "temper", seed=0, batch_size=10, keep=tmp_path / "verdicts.json")
+    options = Options("fast", "temper", seed=0, batch_size=10, keep=tmp_path / KEPT)
     whole = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=10)
     broken = evaluating(base, images, labels, _EPS, options=options, subject="result")
     attacked = [next(broken) for _ in range(2)]
@@ -272,7 +277,7 @@ def test_what_another_model_left_is_not_taken_up(
     tmp_path: Path, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = (points[:20] for points in test_digits)
-    options = Options("fast", "temper", seed=0, batch_size=10, keep=tmp_path / "verdicts.json")
+    options = Options("fast", "temper", seed=0, batch_size=10, keep=tmp_path / KEPT)
     broken = evaluating(base, images, labels, {"linf": 0.15}, options=options, subject="result")
     next(broken)
     broken.close()
@@ -292,7 +297,7 @@ def test_an_evaluation_that_is_asked_to_pause_hands_over_its_verdicts_and_anothe
 ) -> None:
     images, labels = (points[:20] for points in test_digits)
     whole = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=10)
-    options = Options("fast", "temper", seed=0, batch_size=10, keep=tmp_path / "verdicts.json", tells=True)
+    options = Options("fast", "temper", seed=0, batch_size=10, keep=tmp_path / KEPT, tells=True)
     first = evaluating(base, images, labels, _EPS, options=options, subject="result")
     assert isinstance(next(first), Attacked)
 
@@ -311,11 +316,56 @@ def test_an_evaluation_that_is_asked_to_pause_hands_over_its_verdicts_and_anothe
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     state.rename(elsewhere / state.name)
-    there = replace(options, keep=elsewhere / "verdicts.json")
+    there = replace(options, keep=elsewhere / KEPT)
     resumed, *_, report = _report(evaluating(base, images, labels, _EPS, options=there, subject="result"))
     assert resumed == Resumed(step=1, epoch=0)
     assert report.verdicts == whole.verdicts
     assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_evaluation_that_is_broken_off_within_an_attack_goes_on_within_it(
+    norm: Norm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: nn.Module, test_digits: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = (points[:30] for points in test_digits)
+    eps = {norm: 1.5 * _EPS[norm]}
+    attacks = {"apgd-ce": apgd_ce.set(restarts=3, steps=8), "square": square.set(queries=60)}
+    monkeypatch.setattr(evaluation, "attacks_of", lambda *_: attacks)
+    monkeypatch.setattr(verdicts, "_SECONDS", 0.0)
+    monkeypatch.setattr(verdicts, "_BYTES_PER_SECOND", torch.inf)
+    seen = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        nonlocal seen
+        seen += len(inputs[0])
+
+    base.features.register_forward_pre_hook(count)
+
+    def evaluation_in(folder: Path) -> Generator[Event, None, Report]:
+        folder.mkdir(exist_ok=True)
+        options = Options("standard", "temper", seed=0, batch_size=10, keep=folder / KEPT, tells=True)
+        return evaluating(base, images, labels, eps, options=options, subject="result")
+
+    *events, whole = _report(evaluation_in(tmp_path / "whole"))
+    saved = [event.step for event in events if isinstance(event, Saved)]
+    assert len(saved) > 40, "after each run and each query"
+    assert 0 < whole.robust[norm].count < 30
+    passes, seen = seen, 0
+    for at in (1, 2, saved[-1] // 3, saved[-1] // 2, saved[-1] - 5):
+        folder = tmp_path / str(at)
+        steps = evaluation_in(folder)
+        for event in steps:
+            if isinstance(event, Saved) and event.step == at:
+                break
+        steps.close()
+        seen = 0
+        resumed, *_, report = _report(evaluation_in(folder))
+        assert resumed == Resumed(step=at, epoch=0)
+        assert report.verdicts == whole.verdicts
+        assert [record.robust for record in report.attacks] == [record.robust for record in whole.attacks]
+        assert seen < passes
+        assert list(folder.iterdir()) == []
+    assert seen < passes / 3, "only the last queries were left"
 
 
 def test_states_of_an_evaluation_come_now_and_then_and_two_of_them_stay(
@@ -326,14 +376,15 @@ def test_states_of_an_evaluation_come_now_and_then_and_two_of_them_stay(
     assert isinstance(spec, EvaluateSpec)
     often, seldom = (tmp_path / name for name in ("often", "seldom"))
     assert not [event for event in score(spec, seldom) if isinstance(event, Saved) and event.kind == "state"]
-    monkeypatch.setattr(evaluation, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(verdicts, "_SECONDS", 0.0)
+    monkeypatch.setattr(verdicts, "_BYTES_PER_SECOND", torch.inf)
     steps = []
     for event in score(spec, often):
         if isinstance(event, Saved) and event.kind == "state":
             steps.append(event.step)
             there = sorted(path.name for path in often.glob("verdicts-*"))
-            assert there == [f"verdicts-{step:06}.json" for step in steps[-2:]]
-    assert steps == [1, 2, 3]
+            assert there == [f"verdicts-{step:06}.safetensors" for step in steps[-2:]]
+    assert steps == [1, 2, 3, 4, 5, 6], "after the one run of each norm's attack, and after the attack"
     assert [path.name for path in often.iterdir()] == ["report.json"]
 
 

@@ -65,7 +65,7 @@ def evaluate_only(spec, folder, shard):
         say("resumed", step=known, epoch=0.0)
     time.sleep(float(wish.get("seconds", "0")))
     if "states" in wish:
-        save(folder, "state", f"verdicts-{known + 1}.json", str(known + 1).encode(), known + 1)
+        save(folder, "state", f"verdicts-{known + 1}.safetensors", str(known + 1).encode(), known + 1)
     if wish.get("shard") in (None, str(shard and shard[0])):
         act(wish.get("act", ""), folder)
     right = shard[0] if shard else 3
