@@ -99,7 +99,11 @@ def save_state(session: Session, claim: Claim, saved: reported.Saved, *, name: s
     details = saved.model_dump(mode="json", exclude={"type", "path"})
     job = only(claim, change(session, *owned(claim), events=1))
     append(session, job, [("saved", details)])
-    if saved.step > job.saved_step:
+    before = _states(session, claim.job_id)
+    if saved.kind == "verdicts":
+        if saved.step > max((state.step for state in before if state.kind == "verdicts"), default=0):
+            session.execute(update(Job).where(*owned(claim)).values(losses_in_place=0))
+    elif saved.step > job.saved_step:
         further = update(Job).where(*owned(claim))
         session.execute(further.values(saved_step=saved.step, losses_in_place=0))
     session.add(
@@ -117,6 +121,9 @@ def save_state(session: Session, claim: Claim, saved: reported.Saved, *, name: s
     )
     session.flush()
     outdated = [state for state in _states(session, claim.job_id) if state.kind == saved.kind][STATES_KEPT:]
+    if saved.kind == "state":
+        # Whatever evaluation they were of, the training has gone on since.
+        outdated += [state for state in before if state.kind == "verdicts"]
     for state in outdated:
         session.delete(state)
     return [state.key for state in outdated]
@@ -125,12 +132,17 @@ def save_state(session: Session, claim: Claim, saved: reported.Saved, *, name: s
 def states(session: Session, claim: Claim) -> Sequence[State]:
     """List the files that this attempt can begin with, the newest first: the job's own, else those of the job that it
     is a retry of."""
-    job_id: str | None = claim.job_id
-    while job_id:
-        if found := _states(session, job_id):
-            return found
-        job_id = session.scalar(select(Job.retry_of).where(Job.id == job_id))
-    return []
+    found: list[State] = []
+    # An evaluation may have found something where the training has not gone on since the job was retried.
+    for of_evaluation in (False, True):
+        job_id: str | None = claim.job_id
+        while job_id:
+            its = [state for state in _states(session, job_id) if (state.kind == "verdicts") == of_evaluation]
+            if its:
+                found += its
+                break
+            job_id = session.scalar(select(Job.retry_of).where(Job.id == job_id))
+    return found
 
 
 def forget_states(session: Session, claim: Claim) -> Sequence[str]:

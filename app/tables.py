@@ -274,7 +274,7 @@ class State(Table):
 
     job_id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(primary_key=True)
-    """state or best."""
+    """state, best or verdicts."""
     epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     """The attempt that wrote it."""
     step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)

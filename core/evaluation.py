@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -118,10 +118,8 @@ class Options:
     batch_size: int
     part: Part | None = None
     """Which part of an evaluation this is."""
-    keep: Path | None = None
-    """A file for what is found on the way, so that a broken evaluation goes on with it."""
-    tells: bool = False
-    """Whether states of that are events, for whoever takes them elsewhere."""
+    keep: Kept = field(default_factory=Kept)
+    """Where what is found on the way is kept, so that a broken evaluation goes on with it."""
 
 
 def evaluating(
@@ -140,8 +138,9 @@ def evaluating(
         if options.engine == "reference":
             check_classes(model(images[:1]).shape[1], targeted=options.protocol != "fast")
         search = _Search(model, images, labels, eps, options)
-        if options.tells and search.kept.steps:
-            yield Resumed(step=search.kept.steps, epoch=0)
+        # In a training run, what it goes on from is a step of its training.
+        if search.resumes and options.keep.kind == "state":
+            yield Resumed(step=options.keep.steps, epoch=0)
         doubts = []
         if not options.part or options.part.first == 0:
             doubts = search.doubts()
@@ -162,7 +161,7 @@ def evaluating(
                     done=len(records),
                     total=total,
                 )
-        search.kept.close()
+        options.keep.close()
     return verdicts.report(
         protocol=options.protocol,
         engine=options.engine,
@@ -190,7 +189,7 @@ class _Search:
         # where the last bit decides which pixels count as changed: 4 of 200 verdicts would not be AutoAttack's.
         quick = folded(model, images[:8]) if options.engine == "temper" else model
         self._searched: dict[Norm, nn.Module] = {"linf": quick, "l2": quick, "l1": model}
-        self.kept = Kept(options.keep, identity=self._identity() if options.keep else "")
+        self.resumes = options.keep.begin(self._identity)
 
     def doubts(self) -> list[Flag]:
         """Look for reasons to doubt the evaluation, on the first logical batch."""
@@ -214,24 +213,20 @@ class _Search:
         for first in range(0, len(robust), group):
             key = f"{norm}/{name}/{first}"
             part = slice(first, first + group)
-            known = self.kept.get(key)
+            known = self._options.keep.get(key)
             if known is not None:
                 robust[part] = verdicts.read_digits(known, robust.device)
                 continue
             try:
                 yield from self._attack_group(key, attack, norm, first, robust[part])
             except Interrupted:
-                yield from self._save(now=True)
+                yield from self._options.keep.save(now=True)
                 raise
-            self.kept.put(key, robust[part])
-            yield from self._save()
+            self._options.keep.put(key, robust[part])
+            yield from self._options.keep.save()
         return AttackRecord(
             norm=norm, attack=name, attacked=attacked, robust=int(robust.sum()), seconds=time.monotonic() - begun
         )
-
-    def _save(self, *, now: bool = False) -> Iterator[Saved]:
-        if self._options.tells:
-            yield from self.kept.save(now=now)
 
     def _attack_group(
         self, key: str, attack: Attack[...], norm: Norm, first: int, robust: Tensor
@@ -244,7 +239,7 @@ class _Search:
         counts = [int(batch.sum()) for batch in robust.split(self._options.batch_size)]
         sizes = [count for count in counts if count]
         while True:
-            state = self.kept.state(key)
+            state = self._options.keep.state(key)
             judge = _Judge(self.right, images, labels, norm, eps, state)
             steps = attack.steps(
                 self._searched[norm],
@@ -274,10 +269,10 @@ class _Search:
             except StopIteration as stop:
                 result: AttackResult = stop.value
                 return result
-            if self.kept.due:
+            if self._options.keep.due:
                 right = judge.right(stand.result, ~stand.result.robust)
-                self.kept.stand(key, {**stand.state(), _Judge.key: right})
-                yield from self._save()
+                self._options.keep.stand(key, {**stand.state(), _Judge.key: right})
+                yield from self._options.keep.save()
 
     def _check(self, error: RuntimeError, size: int) -> None:
         """Raise what went wrong in an attack, unless it may be tried again with fewer points at once.
@@ -365,8 +360,8 @@ def score(
     yield started
     with full_float32():
         yield from preflight(loaded, started)
-    kept = output / verdicts.KEPT
-    report = yield from judge(loaded.model, test, spec, "result", keep=kept, tells=True, part=part)
+    kept = Kept(output / verdicts.KEPT, kind="state")
+    report = yield from judge(loaded.model, test, spec, "result", keep=kept, part=part)
     reports = Reports(before=None, after=report)
     yield Entered(phase="publishing")
     yield save_reports(reports, started, output, step=0, epoch=0)
@@ -393,18 +388,16 @@ def judge(
     spec: AnySpec,
     subject: Subject,
     *,
-    keep: Path | None = None,
-    tells: bool = False,
+    keep: Kept,
     part: Part | None = None,
 ) -> Generator[Event, None, Report]:
     """Evaluate a model on test points as a spec asks for, reporting all the while.
 
-    keep: a file for what is found on the way, so that a broken evaluation goes on with it; tells: whether states of
-    that are events, too. part: which part of the evaluation these points are.
+    keep: where what is found on the way is kept. part: which part of the evaluation these points are.
     """
     yield Entered(phase="evaluating", subject=subject)
     asked = spec.evaluation
-    options = Options(asked.protocol, asked.engine, spec.seed, asked.batch_size, part=part, keep=keep, tells=tells)
+    options = Options(asked.protocol, asked.engine, spec.seed, asked.batch_size, part=part, keep=keep)
     report = yield from evaluating(model, test.images(), test.labels, spec.eps, options=options, subject=subject)
     yield Evaluated(subject=subject, report=report)
     return report

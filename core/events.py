@@ -256,9 +256,10 @@ class Saved(_Record):
     """A file has been written whole."""
 
     type: Literal["saved"] = "saved"
-    kind: Literal["checkpoint", "report", "state", "best"]
+    kind: Literal["checkpoint", "report", "state", "best", "verdicts"]
     """What it holds: the model that the run delivers; its evaluations; all that the run needs to go on from there, of
-    an evaluation the verdicts so far; the best weights so far on the held-out images, as a checkpoint."""
+    an evaluation the verdicts so far; the best weights so far on the held-out images, as a checkpoint; what the
+    evaluation that belongs to a training run has found so far."""
     path: str
     """Where it lies."""
     sha256: str
@@ -266,7 +267,7 @@ class Saved(_Record):
     size: int
     """Its size in bytes."""
     step: int
-    """Training steps behind it."""
+    """Training steps behind it; of verdicts, how often something was kept."""
     epoch: float
     """Epochs behind it."""
 

@@ -33,7 +33,7 @@ from core.preflight import preflight
 from core.ranks import Ranks, joined
 from core.spec import FineTuneSpec, TrainingSpec, count_held_out
 from core.state import Best, Progress, State
-from core.verdicts import KEPT
+from core.verdicts import KEPT, Kept
 from core.wishes import Wishes
 
 _BEST = "best.safetensors"
@@ -83,11 +83,8 @@ class _Run:
         self.saved: Saved | None = None
         """The last state file that this call has written or gone on from."""
         self.saved_at = time.monotonic()
-
-    @property
-    def _verdicts(self) -> Path:
-        """Where an evaluation keeps what it has found so far."""
-        return self.output / KEPT
+        self.kept = Kept(output / KEPT, kind="verdicts")
+        """What an evaluation has found so far."""
 
     def events(self, *, restart: bool) -> Iterator[Event]:
         """Do everything, and tell it."""
@@ -104,9 +101,7 @@ class _Run:
             state.clear(self.output)
             (self.output / _BEST).unlink(missing_ok=True)
             if isinstance(self.spec, FineTuneSpec) and self.spec.evaluation.include_base:
-                self.before = yield from judge(
-                    self.loaded.model, self.loaded.test, self.spec, "base", keep=self._verdicts
-                )
+                self.before = yield from judge(self.loaded.model, self.loaded.test, self.spec, "base", keep=self.kept)
                 yield self._save_state()
         yield Entered(phase="training")
         self.wishes.stepping = True
@@ -227,7 +222,7 @@ class _Run:
         if self.stopped_at is not None and self.best and (kept := self._best_weights()):
             model.load_state_dict(kept[0].state_dict())
             step = kept[1].step
-        after = yield from judge(model, self.loaded.test, self.spec, "result", keep=self._verdicts)
+        after = yield from judge(model, self.loaded.test, self.spec, "result", keep=self.kept)
         reports = Reports(before=self.before, after=after)
         yield Entered(phase="publishing")
         yield self._save_weights("checkpoint", self.output / _CHECKPOINT, step=step, reports=reports)

@@ -2,11 +2,12 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import sqrt
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -167,16 +168,33 @@ class Kept:
     """What an evaluation under way has found, in a file, so that a broken one goes on instead of starting over: the
     verdicts of each attack on each group of points, and where the attack under way stands."""
 
-    def __init__(self, path: Path | None, *, identity: str) -> None:
-        """Take up what an evaluation of the same `identity` left at `path`, or as a state beside it; with no path, keep
-        nothing."""
+    def __init__(self, path: Path | None = None, *, kind: Literal["state", "verdicts"] | None = None) -> None:
+        """path: with none, nothing is kept. kind: what its states are called, for whoever takes them elsewhere; with
+        none, there are none."""
         self._path = path
-        self._identity = identity
-        left = [self._read(found) for found in (path, *self._states()) if found and found.exists()]
-        self._found = max((found for found in left if found), key=lambda found: found.steps, default=_Found())
-        self._saved = self._found.steps
+        self.kind = kind
+        self._identity = ""
+        self._found = _Found()
+        self._saved = 0
         self._kept_at = self._saved_at = time.monotonic()
         self._size = 0
+
+    def begin(self, identity: Callable[[], str]) -> bool:
+        """Begin an evaluation of this identity: take up what such a one left at the path, or as a state beside it, and
+        remove what others left. Say whether there was any."""
+        if not self._path:
+            return False
+        self._identity = identity()
+        left = {path: self._read(path) for path in (self._path, *self._states()) if path.exists()}
+        for path, found in left.items():
+            if found is None:
+                path.unlink()
+        # The count goes on, so that what is kept later has the higher number, whatever it is of.
+        newest = max((found for found in left.values() if found), key=lambda found: found.steps, default=None)
+        self._found = newest or _Found(steps=self.steps)
+        self._saved = self.steps
+        self._kept_at = self._saved_at = time.monotonic()
+        return newest is not None
 
     @property
     def steps(self) -> int:
@@ -205,10 +223,10 @@ class Kept:
         """Keep where the attack under this key stands."""
         self._keep(key, {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()})
 
-    def save(self, *, now: bool) -> Iterator[Saved]:
+    def save(self, *, now: bool = False) -> Iterator[Saved]:
         """Write what is kept into a state of its own, which stays as it is for whoever takes it elsewhere, unless that
         was done a moment ago or nothing is new. The last two stay. now: whatever the time."""
-        if not self._path or self.steps == self._saved or not (now or self._is_due(self._saved_at)):
+        if not (self._path and self.kind) or self.steps == self._saved or not (now or self._is_due(self._saved_at)):
             return
         path = self._path.with_name(f"{self._path.stem}-{self.steps:06}{self._path.suffix}")
         content = self._content()
@@ -216,7 +234,7 @@ class Kept:
         self._saved, self._saved_at = self.steps, time.monotonic()
         for old in self._states()[:-_STATES_KEPT]:
             old.unlink()
-        yield Saved(kind="state", path=str(path), sha256=sha256, size=len(content), step=self.steps, epoch=0)
+        yield Saved(kind=self.kind, path=str(path), sha256=sha256, size=len(content), step=self.steps, epoch=0)
 
     def close(self) -> None:
         """Remove the files: the evaluation is over."""

@@ -94,9 +94,11 @@ class Postgres:
             os.kill(process, number)
 
     def create_database(self, name: str) -> str:
-        """Make an empty database and give its address."""
+        """Make an empty database, in place of one of that name, and give its address."""
         address = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         with psycopg.connect(address, autocommit=True) as connection:
+            # pytest makes a module's fixture anew where its tests do not come in one go.
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')  # type: ignore[arg-type]
             connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type]
         return self.url_of(name)
 

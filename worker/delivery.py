@@ -3,8 +3,9 @@ written into the object store, and what is no longer needed out of it."""
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
@@ -134,26 +135,41 @@ def fetch_states(
 
     states: what there is, the newest first.
     """
-    step: int | None = None
-    for kind in ("state", "best"):
-        # The best weights are of the state's step, or of one before it.
-        of_kind = [state for state in states if state.kind == kind and (step is None or state.step <= step)]
-        for state in of_kind:
-            path = folder / state.name
+    place = _Place(folder, claim, lease, store)
+    # What an evaluation has found stands for itself; the best weights are of the state's step, or of one before it.
+    yield from place.fetch_first(state for state in states if state.kind == "verdicts")
+    found = yield from place.fetch_first(state for state in states if state.kind == "state")
+    if found:
+        yield from place.fetch_first(state for state in states if state.kind == "best" and state.step <= found.step)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where states go, and where they come from."""
+
+    folder: Path
+    claim: Claim
+    lease: Lease
+    store: ObjectStore
+
+    def fetch_first(self, states: Iterable[State]) -> Generator[reported.Warned, None, State | None]:
+        """Fetch the first of these that can be had, and say which that is. Raises Postponed."""
+        for state in states:
+            path = self.folder / state.name
             try:
-                _fetch(state, path, lease, store)
+                _fetch(state, path, self.lease, self.store)
             except StorageUnavailable as error:
                 path.unlink(missing_ok=True)
                 yield reported.Warned(
                     code="state_unavailable",
-                    message=f"the {kind} of step {state.step} is passed over for the one before it, if any: {error}",
+                    message=f"the {state.kind} of step {state.step} is passed over for the one before it, if any: "
+                    f"{error}",
                 )
             else:
-                log.info("job %s: attempt %d has the %s of step %d", claim.job_id, claim.epoch, kind, state.step)
-                step = state.step if step is None else step
-                break
-        if step is None:
-            return
+                job, epoch = self.claim.job_id, self.claim.epoch
+                log.info("job %s: attempt %d has the %s of step %d", job, epoch, state.kind, state.step)
+                return state
+        return None
 
 
 def discard(keys: Iterable[str], store: ObjectStore) -> None:

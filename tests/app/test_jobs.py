@@ -278,6 +278,39 @@ def test_losses_count_anew_when_a_job_has_got_further(database, project):
     assert (job.status, job.infra_losses, job.losses_in_place) == ("queued", 4, 2)
 
 
+def test_what_an_evaluation_has_found_is_progress_and_of_no_use_once_the_training_goes_on(database, project):
+    create(database, project)
+    patience = {"max_losses": 9}
+
+    def save(kind, step):
+        saved = SAVED.model_copy(update={"kind": kind, "step": step})
+        key = f"{held.prefix}/states/{kind}-{step}/{kind}"
+        return do(database, recording.save_state, held, saved, name=kind, key=key)
+
+    for step in (1, 2, 2):
+        held = claim(database, **patience)
+        save("verdicts", step)
+        do(database, jobs.lose, held, cause="c", patience=Patience(max_losses=9, backoff_seconds=0))
+    job = get(database, held.job_id)
+    assert (job.losses_in_place, job.saved_step) == (2, -1)
+    held = claim(database, **patience)
+    assert len(save("state", 0)) == 2
+    assert [state.kind for state in do(database, recording.states, held)] == ["state"]
+
+
+def test_a_retry_that_has_found_something_itself_still_begins_with_the_state_of_the_job_it_is_of(database, claimed):
+    do(database, recording.save_state, claimed, SAVED.model_copy(update={"kind": "state"}), name="state", key="k/s/f")
+    do(database, jobs.fail, claimed, jobs.Failure(code="c", message="m", hint="h", field=None, retryable=True))
+    do(database, jobs.retry, claimed.job_id)
+    retry = claim(database)
+    found = SAVED.model_copy(update={"kind": "verdicts", "step": 1})
+    do(database, recording.save_state, retry, found, name="verdicts", key="k/v/f")
+    assert [(state.kind, state.job_id) for state in do(database, recording.states, retry)] == [
+        ("state", claimed.job_id),
+        ("verdicts", retry.job_id),
+    ]
+
+
 def test_a_lost_job_waits_longer_each_time_but_not_for_ever(database, project):
     job_id = create(database, project)
     waits = []

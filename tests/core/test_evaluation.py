@@ -20,7 +20,7 @@ from core.evaluation import Options, attacks_of, evaluate, evaluating, score
 from core.events import Attacked, Event, Finished, Report, Reports, Resumed, Saved
 from core.inputs import Inputs, load
 from core.spec import AnySpec, EvaluateSpec, parse
-from core.verdicts import KEPT, merge
+from core.verdicts import KEPT, Kept, merge
 from core.wishes import Interrupted
 from tests.core.data.pictures import two_classes, write
 
@@ -249,7 +249,7 @@ def test_a_broken_evaluation_goes_on_where_it_was(
     tmp_path: Path, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = (points[:30] for points in test_digits)
-    options = Options("fast", "temper", seed=0, batch_size=10, keep=tmp_path / KEPT)
+    options = Options("fast", "temper", seed=0, batch_size=10, keep=Kept(tmp_path / KEPT))
     whole = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=10)
     broken = evaluating(base, images, labels, _EPS, options=options, subject="result")
     attacked = [next(broken) for _ in range(2)]
@@ -277,7 +277,7 @@ def test_what_another_model_left_is_not_taken_up(
     tmp_path: Path, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = (points[:20] for points in test_digits)
-    options = Options("fast", "temper", seed=0, batch_size=10, keep=tmp_path / KEPT)
+    options = Options("fast", "temper", seed=0, batch_size=10, keep=Kept(tmp_path / KEPT))
     broken = evaluating(base, images, labels, {"linf": 0.15}, options=options, subject="result")
     next(broken)
     broken.close()
@@ -297,7 +297,7 @@ def test_an_evaluation_that_is_asked_to_pause_hands_over_its_verdicts_and_anothe
 ) -> None:
     images, labels = (points[:20] for points in test_digits)
     whole = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=10)
-    options = Options("fast", "temper", seed=0, batch_size=10, keep=tmp_path / KEPT, tells=True)
+    options = Options("fast", "temper", seed=0, batch_size=10, keep=Kept(tmp_path / KEPT, kind="state"))
     first = evaluating(base, images, labels, _EPS, options=options, subject="result")
     assert isinstance(next(first), Attacked)
 
@@ -316,7 +316,7 @@ def test_an_evaluation_that_is_asked_to_pause_hands_over_its_verdicts_and_anothe
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     state.rename(elsewhere / state.name)
-    there = replace(options, keep=elsewhere / KEPT)
+    there = replace(options, keep=Kept(elsewhere / KEPT, kind="state"))
     resumed, *_, report = _report(evaluating(base, images, labels, _EPS, options=there, subject="result"))
     assert resumed == Resumed(step=1, epoch=0)
     assert report.verdicts == whole.verdicts
@@ -343,7 +343,7 @@ def test_an_evaluation_that_is_broken_off_within_an_attack_goes_on_within_it(
 
     def evaluation_in(folder: Path) -> Generator[Event, None, Report]:
         folder.mkdir(exist_ok=True)
-        options = Options("standard", "temper", seed=0, batch_size=10, keep=folder / KEPT, tells=True)
+        options = Options("standard", "temper", seed=0, batch_size=10, keep=Kept(folder / KEPT, kind="state"))
         return evaluating(base, images, labels, eps, options=options, subject="result")
 
     *events, whole = _report(evaluation_in(tmp_path / "whole"))

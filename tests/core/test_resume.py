@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core import checkpoint
+from core import checkpoint, verdicts
 from core.errors import BadInput
 from core.events import PAUSED, Entered, Event, Finished, Paused, Resumed, Saved, Stepped, read
 from core.spec import FineTuneSpec, parse
@@ -105,6 +105,48 @@ def _until(run: Iterator[Event], *, step: int) -> Iterator[Event]:
         yield event
         if isinstance(event, Saved) and event.kind == "state" and event.step == step:
             return
+
+
+@pytest.mark.parametrize("subject", ["base", "result"])
+def test_the_evaluations_of_a_run_go_on_elsewhere_from_what_they_have_found(
+    subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdicts, "_SECONDS", 0.0)
+    monkeypatch.setattr(verdicts, "_BYTES_PER_SECOND", torch.inf)
+    spec = _spec(epochs=1)
+
+    def run(folder: Path) -> Iterator[tuple[str | None, Event]]:
+        evaluating = None
+        for event in fine_tune(spec, folder):
+            evaluating = event.subject if isinstance(event, Entered) else evaluating
+            yield evaluating, event
+
+    def kept(told: list[tuple[str | None, Event]]) -> list[int]:
+        saved = [(about, event) for about, event in told if isinstance(event, Saved) and event.kind == "verdicts"]
+        return [event.step for about, event in saved if about == subject]
+
+    here, there, whole = (tmp_path / name for name in ("here", "there", "whole"))
+    told = list(run(whole))
+    assert not list(whole.glob("verdicts*"))
+    until = kept(told)[1]
+    for about, event in run(here):
+        if about == subject and isinstance(event, Saved) and event.step == until:
+            break
+    there.mkdir()
+    assert isinstance(event, Saved)
+    for path in (Path(event.path), *here.glob("state-*"), *here.glob("best*")):
+        path.rename(there / path.name)
+    resumed = list(run(there))
+    assert kept(resumed) == [step for step in kept(told) if step > until]
+    first, again = (events[-1][1] for events in (told, resumed))
+    assert isinstance(first, Finished)
+    assert isinstance(again, Finished)
+    for mine, its in ((first.reports.before, again.reports.before), (first.reports.after, again.reports.after)):
+        assert mine
+        assert its
+        assert mine.verdicts == its.verdicts
+    assert _same(_weights(whole), _weights(there))
+    assert not list(there.glob("verdicts*"))
 
 
 def test_two_states_are_kept_and_none_when_the_run_is_over(tmp_path: Path) -> None:

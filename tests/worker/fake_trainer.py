@@ -57,10 +57,14 @@ def evaluate(spec, subject, right, shard=None):
     say("evaluated", subject=subject, report=report(spec, right, shard))
 
 
+def find_verdicts(folder):
+    return max((int(path.read_text()) for path in folder.glob("verdicts-*")), default=0)
+
+
 def evaluate_only(spec, folder, shard):
     """Of the four points of a shard, as many are right as its number says."""
     wish = spec["metadata"]
-    known = max((int(path.read_text()) for path in folder.glob("verdicts-*")), default=0)
+    known = find_verdicts(folder)
     if known:
         say("resumed", step=known, epoch=0.0)
     time.sleep(float(wish.get("seconds", "0")))
@@ -211,6 +215,9 @@ def main():
         return
     evaluate(spec, "base", 1)
     train(spec, float(wish.get("seconds", "0")), folder)
+    if "verdicts" in wish:
+        known = find_verdicts(folder)
+        save(folder, "verdicts", f"verdicts-{known + 1}.safetensors", str(known + 1).encode(), known + 1)
     if "cut" not in wish:
         act(wish.get("act", ""), folder)
     evaluate(spec, "result", 3)

@@ -219,8 +219,8 @@ def warnings(place, job_id):
         return [event.data["code"] for event in session.scalars(select(Event).where(Event.type == "warned"))]
 
 
-def states_of(place, job_id):
-    return sorted(path.name for path in (place.settings.objects_dir / "jobs" / job_id).rglob("*states/*/state-*"))
+def states_of(place, job_id, kind="state"):
+    return sorted(path.name for path in (place.settings.objects_dir / "jobs" / job_id).rglob(f"*states/*/{kind}-*"))
 
 
 @pytest.mark.parametrize("act", ["killed once", "pause once"])
@@ -243,6 +243,22 @@ def test_the_next_attempt_goes_on_from_the_last_state(place, post, act):
         assert [metric.step for metric in few] == [4, 6, 8, 10]
         assert session.scalars(select(State)).all() == []
     assert states_of(place, job_id) == []
+
+
+def test_the_next_attempt_goes_on_in_the_evaluation_that_belongs_to_a_training_run(place, post):
+    job_id = post(states="yes", verdicts="yes", act="killed once")
+    run_next(place)
+    assert states_of(place, job_id, "verdicts") == ["verdicts-1.safetensors"]
+    run_next(place)
+    assert get(place, job_id).status == "succeeded"
+    assert steps_told(place, 2) == []
+    with place.database.reading() as session:
+        told = session.scalars(select(Event.data).where(Event.job_id == job_id, Event.type == "saved")).all()
+        assert [data["step"] for data in told if data["kind"] == "verdicts"] == [1, 2]
+        resumed = session.scalars(select(Attempt.resumed_step).order_by(Attempt.epoch)).all()
+        assert resumed == [None, 10], "a step of its training"
+        assert session.scalars(select(State)).all() == []
+    assert states_of(place, job_id, "verdicts") == []
 
 
 def test_a_worker_that_stops_hands_its_job_back_with_the_state(place, post):
