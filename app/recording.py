@@ -130,18 +130,14 @@ def save_state(session: Session, claim: Claim, saved: reported.Saved, *, name: s
 
 
 def states(session: Session, claim: Claim) -> Sequence[State]:
-    """List the files that this attempt can begin with, the newest first: the job's own, else those of the job that it
-    is a retry of."""
+    """List the files that this attempt can begin with, of each kind the newest first: the job's own, else those of the
+    job that it is a retry of."""
     found: list[State] = []
-    # An evaluation may have found something where the training has not gone on since the job was retried.
-    for of_evaluation in (False, True):
-        job_id: str | None = claim.job_id
-        while job_id:
-            its = [state for state in _states(session, job_id) if (state.kind == "verdicts") == of_evaluation]
-            if its:
-                found += its
-                break
-            job_id = session.scalar(select(Job.retry_of).where(Job.id == job_id))
+    job_id: str | None = claim.job_id
+    # A retry may have gone on with an evaluation, but not yet with the training.
+    while job_id and all(state.kind == "verdicts" for state in found):
+        found += _states(session, job_id)
+        job_id = session.scalar(select(Job.retry_of).where(Job.id == job_id))
     return found
 
 

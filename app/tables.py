@@ -123,7 +123,7 @@ class Job(Table):
     losses_in_place: Mapped[int] = mapped_column(default=0)
     """How often in a row that was before anything new was saved."""
     saved_step: Mapped[int] = mapped_column(default=-1)
-    """The training step of the furthest state."""
+    """The step of the furthest state."""
     not_before: Mapped[datetime | None]
     """When a worker may claim it again after a loss."""
     asked_at: Mapped[datetime | None]

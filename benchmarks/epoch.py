@@ -2,11 +2,13 @@
 
     python -m benchmarks.epoch                                   preact-resnet-18, batches of 128
     python -m benchmarks.epoch --architecture preact-resnet-8    a small network
+    python -m benchmarks.epoch --precision bf16                  ours in bfloat16, as `precision: bf16` of a spec
 
 adv-lib (0.2.8) is no dependency: pip install adv-lib==0.2.8. Without it only ours is timed, and the output says so.
 
 Ours is what `core.training` does with a batch. The other is what one would write with adv-lib: eval mode, its APGD for
-10 steps on the cross-entropy, keeping the highest loss, train mode, one step of SGD, on the network as it is built.
+10 steps on the cross-entropy, keeping the highest loss, train mode, one step of SGD, on the network as it is built, in
+float32.
 Both work on the same random images by turns; the figure is the median over the rounds, in seconds of wall time.
 E-AT draws one of linf and l1 for each batch, so its epoch lies between theirs; "e-at" is their mean.
 """
@@ -28,8 +30,8 @@ from core import checkpoint
 from core.catalog import DATASETS, Norm
 from core.methods import build as build_rule
 from core.models import Blueprint, build
-from core.precision import full_float32
-from core.spec import Method
+from core.precision import full_float32, in_precision, resolve
+from core.spec import Method, Precision
 
 RESULTS = Path(__file__).parent / "results" / "epoch.json"
 TRAINED: tuple[Norm, ...] = ("linf", "l1")
@@ -38,15 +40,16 @@ IMAGES = 50_000
 Step = Callable[[Tensor, Tensor], None]
 
 
-def our_step(network: nn.Module, norm: Norm) -> Step:
+def our_step(network: nn.Module, norm: Norm, precision: Precision, device: torch.device) -> Step:
     """Make the step that `core.training` takes with the method `single`."""
     model = copy.deepcopy(network).to(memory_format=torch.channels_last).train()
     optimizer = _sgd(model)
+    forward = in_precision(model, precision, device)
     rule = build_rule(Method(name="single", norms=(norm,)), DATASETS["cifar10"].eps, torch.Generator())
 
     def step(images: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad()
-        rule(model, images, labels).total().backward()
+        rule(forward, images, labels).total().backward()
         optimizer.step()
 
     return step
@@ -78,11 +81,13 @@ def _sgd(model: nn.Module) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
 
-def measure(architecture: str, batch_size: int, rounds: int, device: torch.device) -> dict[str, list[float]]:
+def measure(
+    architecture: str, batch_size: int, rounds: int, precision: Precision, device: torch.device
+) -> dict[str, list[float]]:
     """Time every step by turns, after one round that does not count: name -> seconds per round."""
     torch.manual_seed(0)
     network = build(Blueprint(architecture, (3, 32, 32), 10)).to(device)
-    steps = {f"ours {norm}": our_step(network, norm) for norm in TRAINED}
+    steps = {f"ours {norm}": our_step(network, norm, precision, device) for norm in TRAINED}
     try:
         steps |= {f"adv-lib {norm}": composed_step(network, norm) for norm in TRAINED}
     except ImportError:
@@ -128,16 +133,18 @@ def main() -> None:
     parser.add_argument("--architecture", default="preact-resnet-18")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     device = torch.device(options.device)
     with full_float32():
-        seconds = measure(options.architecture, options.batch_size, options.rounds, device)
+        seconds = measure(options.architecture, options.batch_size, options.rounds, options.precision, device)
     found = summary(seconds, options.batch_size)
     for name, value in found.items():
         print(f"{name:28}{value:10.3f}")
-    key = f"{options.architecture}, batch {options.batch_size}, {device.type}"
+    precision = resolve(options.precision, device)
+    key = f"{options.architecture}, batch {options.batch_size}, {device.type}, {precision}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     machine = {"processor": name, "threads": torch.get_num_threads(), **checkpoint.versions()}
     known = json.loads(options.output.read_text()) if options.output.exists() else {}

@@ -268,8 +268,8 @@ class Attempt(Record):
     cause: str | None
     """Why it was lost or has failed."""
     resumed_step: int | None
-    """The training step of the state that it went on from, of an evaluation how many attacks on a group of points were
-    done; None where it began anew."""
+    """The training step of the state that it went on from, of an evaluation how often it had kept what it had
+    found; None where it began anew."""
 
 
 class DryRun(Record):

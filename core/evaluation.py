@@ -8,7 +8,7 @@ point counts for the union if it is right under every norm.
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from core import checkpoint, verdicts
-from core.attacks import Attack, AttackResult, State, Steps, frozen
+from core.attacks import Attack, AttackResult, Steps, frozen
 from core.attacks.apgd import apgd_ce, apgd_t
 from core.attacks.fab import fab_t
 from core.attacks.noise import Noise
@@ -46,12 +46,12 @@ from core.events import (
 )
 from core.geometry import length
 from core.inputs import Inputs, load
+from core.keeping import KEPT, Kept
 from core.memory import Room, is_out_of_memory, peak_memory
 from core.models.folding import folded
 from core.precision import full_float32
 from core.preflight import preflight
 from core.spec import AnySpec, Engine, EvaluateSpec, Protocol
-from core.verdicts import Kept
 from core.wishes import Interrupted
 
 _NAMES: tuple[Name, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -144,7 +144,7 @@ def evaluating(
         doubts = []
         if not options.part or options.part.first == 0:
             doubts = search.doubts()
-        clean = search.right(images, labels)
+        clean = search.clean()
         records: list[AttackRecord] = []
         robust: dict[Norm, Tensor] = {}
         total = sum(len(attacks_of(options.protocol, norm, options.engine)) for norm in norms)
@@ -185,11 +185,9 @@ class _Search:
     ) -> None:
         self._model, self._images, self._labels, self._eps, self._options = model, images, labels, eps, options
         self._room = Room(_AT_ONCE.get(images.device.type, 256), images.device)
-        # Attacks search on a copy that is quicker to compute; what they find is judged by the model itself. Not in l1,
-        # where the last bit decides which pixels count as changed: 4 of 200 verdicts would not be AutoAttack's.
-        quick = folded(model, images[:8]) if options.engine == "temper" else model
-        self._searched: dict[Norm, nn.Module] = {"linf": quick, "l2": quick, "l1": model}
-        self.resumes = options.keep.begin(self._identity)
+        self._quick = folded(model, images[:8]) if options.engine == "temper" else model
+        self._keep = options.keep
+        self.resumes = self._keep.begin(self._identity)
 
     def doubts(self) -> list[Flag]:
         """Look for reasons to doubt the evaluation, on the first logical batch."""
@@ -199,9 +197,15 @@ class _Search:
             lambda at_once: list(doubts_about(self._model, images, labels, protocol, targets=_TARGETS, at_once=at_once))
         )
 
-    def right(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Say of each point (examples,) whether the model classifies it right."""
-        return self._room.fit(lambda at_once: look(self._model, images, at_once=at_once)).argmax(1) == labels
+    def clean(self) -> Tensor:
+        """Say of each point (examples,) whether the model classifies it right. What is known of it stays: another
+        device may round otherwise, and the states of attacks are of the points that stood then."""
+        known = self._keep.get("clean")
+        if known is not None:
+            return known.to(self._labels.device)
+        right = self._right(self._images, self._labels)
+        self._keep.put("clean", right)
+        return right
 
     def run(self, name: str, attack: Attack[...], norm: Norm, robust: Tensor) -> Generator[Saved, None, AttackRecord]:
         """Run one attack on the points that are still right, and cross out in `robust` those that fall."""
@@ -213,23 +217,23 @@ class _Search:
         for first in range(0, len(robust), group):
             key = f"{norm}/{name}/{first}"
             part = slice(first, first + group)
-            known = self._options.keep.get(key)
+            known = self._keep.get(key)
             if known is not None:
-                robust[part] = verdicts.read_digits(known, robust.device)
+                robust[part] = known.to(robust.device)
                 continue
             try:
-                yield from self._attack_group(key, attack, norm, first, robust[part])
+                yield from self._attack_group(key, name, attack, norm, first, robust[part])
             except Interrupted:
-                yield from self._options.keep.save(now=True)
+                yield from self._keep.copy(now=True)
                 raise
-            self._options.keep.put(key, robust[part])
-            yield from self._options.keep.save()
+            self._keep.put(key, robust[part])
+            yield from self._keep.copy()
         return AttackRecord(
             norm=norm, attack=name, attacked=attacked, robust=int(robust.sum()), seconds=time.monotonic() - begun
         )
 
     def _attack_group(
-        self, key: str, attack: Attack[...], norm: Norm, first: int, robust: Tensor
+        self, key: str, name: str, attack: Attack[...], norm: Norm, first: int, robust: Tensor
     ) -> Generator[Saved, None, None]:
         """Attack the logical batches that begin at point `first`, and cross out those points of theirs that fall."""
         standing = robust.nonzero().squeeze(1)
@@ -238,41 +242,45 @@ class _Search:
         images, labels, eps = self._images[first + standing], self._labels[first + standing], self._eps[norm]
         counts = [int(batch.sum()) for batch in robust.split(self._options.batch_size)]
         sizes = [count for count in counts if count]
+        # Attacks search on a copy that is quicker to compute; what they find is judged by the model itself. Not APGD in
+        # l1, where the last bit decides which pixels count as changed: 4 of 200 verdicts would not be AutoAttack's.
+        searched = self._model if norm == "l1" and name.startswith("apgd") else self._quick
         while True:
-            state = self._options.keep.state(key)
-            judge = _Judge(self.right, images, labels, norm, eps, state)
-            steps = attack.steps(
-                self._searched[norm],
-                images,
-                labels,
-                norm,
-                eps,
-                noise=Noise(self._options.seed, sizes),
-                at_once=self._room.at_once,
-                state=state,
-            )
+            noise = Noise(self._options.seed, sizes)
+            options = {"noise": noise, "at_once": self._room.at_once, "state": self._keep.state(key)}
             try:
-                with closing(steps):
-                    result = yield from self._take(steps, key, judge)
+                with closing(attack.steps(searched, images, labels, norm, eps, **options)) as steps:
+                    result = yield from self._take(steps, key)
                 break
             except RuntimeError as error:
                 self._check(error, max(sizes))
             # Only here is what the failed attempt held free again.
             self._room.halve()
-        robust[standing] = judge.right(result, torch.ones_like(result.robust))
+        # The verdict is a fresh look at what the attack hands over, not the attack's own word.
+        right = self._right(result.adversarial, labels)
+        found = result.adversarial[~right]
+        # Pixels are rounded to their own last bit, which is much of a small radius.
+        rounding = length(torch.full_like(images[:1], torch.finfo(images.dtype).eps), norm)
+        excess = length(found - images[~right], norm) - eps
+        assert not (excess > 1e-4 * eps + rounding).any(), f"{name} left the {norm} ball by {excess.max():.1e}"
+        assert not ((found < 0) | (found > 1)).any(), f"{name} left the box"
+        robust[standing] = right
 
-    def _take(self, steps: Steps, key: str, judge: "_Judge") -> Generator[Saved, None, AttackResult]:
-        """Take an attack's steps, keeping now and then where it stands."""
+    def _take(self, steps: Steps, key: str) -> Generator[Saved, None, AttackResult]:
+        """Take an attack's steps, and keep its state now and then."""
         while True:
             try:
-                stand = next(steps)
+                state = next(steps)
             except StopIteration as stop:
                 result: AttackResult = stop.value
                 return result
-            if self._options.keep.due:
-                right = judge.right(stand.result, ~stand.result.robust)
-                self._options.keep.stand(key, {**stand.state(), _Judge.key: right})
-                yield from self._options.keep.save()
+            if self._keep.due:
+                self._keep.stand(key, state())
+                yield from self._keep.copy()
+
+    def _right(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Say of each point (examples,) whether the model classifies it right."""
+        return self._room.fit(lambda at_once: look(self._model, images, at_once=at_once)).argmax(1) == labels
 
     def _check(self, error: RuntimeError, size: int) -> None:
         """Raise what went wrong in an attack, unless it may be tried again with fewer points at once.
@@ -300,50 +308,6 @@ class _Search:
         return digest.hexdigest()
 
 
-class _Judge:
-    """Says which points fell. The verdict is a fresh look at what an attack hands over, not the attack's own word."""
-
-    key = "right"
-    """Under which name its verdicts go with an attack's state."""
-
-    def __init__(
-        self,
-        look: Callable[[Tensor, Tensor], Tensor],
-        images: Tensor,
-        labels: Tensor,
-        norm: Norm,
-        eps: float,
-        state: State | None,
-    ) -> None:
-        """look: says which points the model is right on. state: where the attack stood when it was last kept."""
-        self._look, self._images, self._labels, self._norm, self._eps = look, images, labels, norm, eps
-        self._right = torch.ones_like(labels, dtype=torch.bool)
-        self._seen = torch.zeros_like(self._right)
-        if state:
-            self._right = state[self.key].to(labels.device, copy=True)
-            self._seen = ~state["robust"].to(labels.device)
-
-    def right(self, result: AttackResult, wanted: Tensor) -> Tensor:
-        """Say of each point (batch,) whether the model is right at what the attack found, as far as is wanted (batch,);
-        a point is looked at once."""
-        new = wanted & ~self._seen
-        if not bool(new.any()):
-            return self._right
-        images, found = self._images[new], result.adversarial[new]
-        right = self._look(found, self._labels[new])
-        self._check(found[~right], images[~right])
-        self._right[new], self._seen = right, self._seen | new
-        return self._right
-
-    def _check(self, found: Tensor, images: Tensor) -> None:
-        """Make sure that what deceives the model lies inside ball and box."""
-        # Pixels are rounded to their own last bit, which is much of a small radius.
-        rounding = length(torch.full_like(self._images[:1], torch.finfo(found.dtype).eps), self._norm)
-        excess = length(found - images, self._norm) - self._eps
-        assert not (excess > 1e-4 * self._eps + rounding).any(), f"outside the {self._norm} ball by {excess.max():.1e}"
-        assert not ((found < 0) | (found > 1)).any(), "outside the box"
-
-
 def score(
     spec: EvaluateSpec, output: Path, inputs: Inputs | None = None, *, shard: tuple[int, int] | None = None
 ) -> Iterator[Event]:
@@ -360,7 +324,7 @@ def score(
     yield started
     with full_float32():
         yield from preflight(loaded, started)
-    kept = Kept(output / verdicts.KEPT, kind="state")
+    kept = Kept(output / KEPT, kind="state")
     report = yield from judge(loaded.model, test, spec, "result", keep=kept, part=part)
     reports = Reports(before=None, after=report)
     yield Entered(phase="publishing")

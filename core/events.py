@@ -58,7 +58,7 @@ class Resumed(_Record):
 
     type: Literal["resumed"] = "resumed"
     step: int
-    """Training steps behind it; of an evaluation, attacks on a group of points."""
+    """Training steps behind it; of an evaluation, how often it has kept what it had found."""
     epoch: float
     """Epochs behind it."""
 
@@ -267,7 +267,7 @@ class Saved(_Record):
     size: int
     """Its size in bytes."""
     step: int
-    """Training steps behind it; of verdicts, how often something was kept."""
+    """Training steps behind it; of what an evaluation has found, how often that was kept."""
     epoch: float
     """Epochs behind it."""
 

@@ -53,7 +53,8 @@ def in_precision(model: nn.Module, precision: Precision, device: torch.device) -
 def resolve(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
     """Say what a precision comes to on a device.
 
-    auto means bfloat16 on a GPU that computes in it, float32 elsewhere: on a CPU bfloat16 is no faster.
+    auto means bfloat16 on a GPU that computes in it, float32 elsewhere: on a CPU without instructions for it bfloat16
+    is no faster, and what comes of a run is not to depend on which CPU it was.
     """
     if precision != "auto":
         return precision

@@ -26,6 +26,7 @@ from core.errors import BadInput, BadWeights, Diverged
 from core.evaluation import judge, save_reports
 from core.events import Entered, Event, Finished, Paused, Report, Reports, Resumed, Saved, Stepped, Warned
 from core.inputs import Inputs, load
+from core.keeping import KEPT, Kept
 from core.memory import peak_memory
 from core.monitoring import alarm, monitor
 from core.precision import full_float32
@@ -33,7 +34,6 @@ from core.preflight import preflight
 from core.ranks import Ranks, joined
 from core.spec import FineTuneSpec, TrainingSpec, count_held_out
 from core.state import Best, Progress, State
-from core.verdicts import KEPT, Kept
 from core.wishes import Wishes
 
 _BEST = "best.safetensors"

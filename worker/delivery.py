@@ -60,6 +60,9 @@ class Delivery:
         """Try once more to store the last states: after this, they are gone with this machine. Raises LostOwnership."""
         deadline = monotonic() + min(self._settings.pause_grace_seconds, self._settings.publish_seconds)
         for saved in list(self._left.values()):
+            if not self._is_there(saved):
+                # Of no use by now: the evaluation that it is of is over.
+                continue
             for pause in _tries(deadline):
                 try:
                     self._keep(saved)
@@ -106,7 +109,7 @@ class Delivery:
 
     def _leave_for_later(self, saved: reported.Saved, error: StorageUnavailable) -> None:
         log.warning("job %s: its %s cannot be stored now: %s", self._claim.job_id, saved.kind, error)
-        if not self._left:
+        if saved.kind not in self._left:
             self._warn("state_not_stored", f"the {saved.kind} of step {saved.step} cannot be stored: {error}")
         self._left[saved.kind] = saved
 

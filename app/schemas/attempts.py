@@ -28,7 +28,7 @@ class Attempt(Answer):
     cause: str | None
     """Why it was lost or has failed."""
     resumed_step: int | None
-    """The training step of the state that it went on from, of an evaluation how many attacks on a group of points were
-    done; null where it began anew."""
+    """The training step of the state that it went on from, of an evaluation how often it had kept what it had
+    found; null where it began anew."""
     log_size: int
     """Bytes of its log that are stored by now."""

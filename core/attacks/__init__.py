@@ -12,8 +12,8 @@ noise       the only source of randomness, a stream per logical batch (`core.att
 at_once     how many points go through the model together; changes time and memory, not the verdicts
 state       what an earlier call on the same points had come to: it goes on from there
 
-`attack.steps(...)` takes the same and is a generator: after each step it says where the attack stands, whose state can
-be kept.
+`attack.steps(...)` takes the same and is a generator: after each step the state can be had, from which another call
+goes on to the very same result.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -36,24 +36,23 @@ class AttackResult:
     loss: Tensor
     """(batch,): the loss at `adversarial`; the attack says which loss."""
 
+    def state(self, images: Tensor) -> "State":
+        """Give it as part of a state. images (batch, ...): what was attacked; where nothing is found it is left out."""
+        found = (self.adversarial != images).flatten(1).any(1).nonzero().squeeze(1)
+        return {"robust": self.robust, "loss": self.loss, "found": found, "adversarial": self.adversarial[found]}
+
+    def restore(self, state: "State") -> None:
+        """Put what was found into the result of an attack that has just begun."""
+        self.robust.copy_(state["robust"])
+        self.loss.copy_(state["loss"])
+        self.adversarial[state["found"].to(self.robust.device)] = state["adversarial"].to(self.adversarial)
+
 
 State = dict[str, Tensor]
-"""All that an attack needs to go on from where it was, besides what it is called with. "robust" (batch,) is always of
-it: which points stand."""
+"""All that an attack needs to go on from where it was, besides what it is called with."""
 
-
-@dataclass(frozen=True)
-class Stand:
-    """Where an attack has got to; true until its next step."""
-
-    result: AttackResult
-    """What is found so far. After going on from a state, `adversarial` and `loss` of the points that had fallen before
-    are those of the image."""
-    state: Callable[[], State]
-    """Give the state; its tensors may be the attack's own."""
-
-
-Steps = Generator[Stand, None, AttackResult]
+Steps = Generator[Callable[[], State], None, AttackResult]
+"""After each step comes a function that gives the state, until the next step; its tensors may be the attack's own."""
 
 _Asked = ParamSpec("_Asked")
 

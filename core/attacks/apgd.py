@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from core.attacks import Attack, AttackResult, Stand, State, Steps, frozen
+from core.attacks import Attack, AttackResult, State, Steps, frozen
 from core.attacks.losses import Loss, cross_entropy, targeted_dlr
 from core.attacks.noise import Noise
 from core.attacks.passes import look, look_uphill
@@ -286,15 +286,15 @@ class _Runs:
         done = 0
         if state:
             done = int(state["done"])
-            self.result.robust.copy_(state["robust"])
+            self.result.restore(state)
             self._noise.restore(state["noise"])
         for number, its in enumerate(targets[done:], start=done + 1):
             self._run(loss, its)
-            yield Stand(self.result, partial(self._state, number))
+            yield partial(self._state, number)
         return self.result
 
     def _state(self, done: int) -> State:
-        return {"robust": self.result.robust, "done": torch.tensor(done), "noise": self._noise.state()}
+        return {**self.result.state(self._images), "done": torch.tensor(done), "noise": self._noise.state()}
 
     def _run(self, loss: Loss, targets: Tensor) -> None:
         """Run on the points that still stand, and enter those that fall into the result; targets (batch,)."""

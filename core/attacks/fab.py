@@ -6,12 +6,11 @@ plane where that is zero; a walk that has crossed the boundary turns back toward
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from core.attacks import Attack, AttackResult, Stand, State, Steps, frozen
+from core.attacks import Attack, AttackResult, State, Steps, frozen
 from core.attacks.losses import cross_entropy
 from core.attacks.noise import Noise
 from core.attacks.passes import look, look_uphill
@@ -95,9 +94,13 @@ def fab_t(
         # half the time on 10 points.
         room = at_once or len(images) * targets
         tried = 0
+
+        def now() -> State:
+            return {**result.state(images), "tried": torch.tensor(tried)}
+
         if state:
             tried = int(state["tried"])
-            result.robust.copy_(state["robust"])
+            result.restore(state)
         while tried < wrong_classes.shape[1] and bool(result.robust.any()):
             standing = result.robust.nonzero().squeeze(1)
             side_by_side = wrong_classes[standing, tried : tried + max(1, room // len(standing))]
@@ -105,7 +108,7 @@ def fab_t(
             place = standing.repeat(side_by_side.shape[1])
             walks = _Walks(place, images[place], labels[place], side_by_side.T.flatten(), images[place])
             _walk(model, walks, norm, eps, result, steps=steps, at_once=at_once)
-            yield Stand(result, partial(State, robust=result.robust, tried=torch.tensor(tried)))
+            yield now
         return result
 
 

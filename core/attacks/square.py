@@ -11,15 +11,14 @@ is, or that has been tried since the point last moved.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from math import sqrt
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from core.attacks import Attack, AttackResult, Stand, State, Steps, frozen
+from core.attacks import Attack, AttackResult, State, Steps, frozen
 from core.attacks.noise import Noise
 from core.attacks.passes import look
 from core.catalog import Norm
@@ -28,6 +27,8 @@ from core.geometry import length, project, project_by_sorting, rescale
 # The share of the image that the first windows cover, and the queries after which it halves.
 _SHARE = 0.8
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+# What of the points is in a state.
+_OWN = ("place", "best", "lead", "tried")
 
 
 @Attack
@@ -53,11 +54,18 @@ def square(
         result = AttackResult(images.clone(), logits.argmax(1) == labels, _lead(logits, labels))
         moves: _Moves = _Blocks(eps) if norm == "linf" else _Bumps(norm, eps)
         if state:
-            points, asked = _restore(state, images, labels, result, noise), int(state["asked"])
+            result.restore(state)
+            noise.restore(state["noise"])
+            points, asked = _Points.restored(state, images, labels, noise), int(state["asked"])
         elif not bool(result.robust.any()):
             return result
         else:
             points, asked = _begin(model, images, labels, moves, result, noise, at_once), 0
+
+        def now() -> State:
+            counts = {"asked": torch.tensor(asked), "noise": noise.state()}
+            return {**result.state(images), **points.state(), **counts}
+
         behind = asked
         for side, count in _sides(moves.smallest, images.shape[2:], queries):
             if behind >= count:
@@ -73,7 +81,7 @@ def square(
                     return result
                 _query(model, points, moves, windows, result, noise, at_once)
                 asked += 1
-                yield Stand(result, partial(points.state, result, noise, asked))
+                yield now
             behind = 0
         result.adversarial[points.place] = points.best.clamp(0, 1)
         result.loss[points.place] = points.lead
@@ -132,11 +140,17 @@ class _Points:
         self.tried = None if self.tried is None else self.tried[standing]
         self.counts = noise.counts(self.place)
 
-    def state(self, result: AttackResult, noise: Noise, asked: int) -> State:
-        """Give what `_restore` goes on from after so many queries."""
-        state = {"robust": result.robust, "noise": noise.state(), "asked": torch.tensor(asked)}
-        state |= {"place": self.place, "best": self.best, "lead": self.lead}
-        return state if self.tried is None else state | {"tried": self.tried}
+    def state(self) -> State:
+        """Give what `restored` makes them of again."""
+        tried = {} if self.tried is None else {"tried": self.tried}
+        return {"place": self.place, "best": self.best, "lead": self.lead, **tried}
+
+    @classmethod
+    def restored(cls, state: State, images: Tensor, labels: Tensor, noise: Noise) -> Self:
+        """Make them of their state; images and labels are of all points."""
+        own = {name: tensor.to(images.device, copy=True) for name, tensor in state.items() if name in _OWN}
+        place = own["place"]
+        return cls(place, images[place], labels[place], own["best"], own["lead"], noise.counts(place), own.get("tried"))
 
 
 class _Windows:
@@ -194,17 +208,6 @@ def _begin(
     points = _Points(place, images, labels, start, _lead(logits, labels), counts, tried=None)
     points.part(points.lead < 0, logits.argmax(1), result, noise)
     return points
-
-
-def _restore(state: State, images: Tensor, labels: Tensor, result: AttackResult, noise: Noise) -> _Points:
-    """Put everything back to where it was."""
-    result.robust.copy_(state["robust"])
-    noise.restore(state["noise"])
-    own = {
-        name: state[name].to(images.device, copy=True) for name in ("place", "best", "lead", "tried") if name in state
-    }
-    place, best, lead = own["place"], own["best"], own["lead"]
-    return _Points(place, images[place], labels[place], best, lead, noise.counts(place), own.get("tried"))
 
 
 @torch.no_grad()

@@ -306,8 +306,8 @@ def test_a_retry_that_has_found_something_itself_still_begins_with_the_state_of_
     found = SAVED.model_copy(update={"kind": "verdicts", "step": 1})
     do(database, recording.save_state, retry, found, name="verdicts", key="k/v/f")
     assert [(state.kind, state.job_id) for state in do(database, recording.states, retry)] == [
-        ("state", claimed.job_id),
         ("verdicts", retry.job_id),
+        ("state", claimed.job_id),
     ]
 
 

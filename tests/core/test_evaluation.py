@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core import evaluation, verdicts
+from core import evaluation, keeping
 from core.attacks import Attack, Steps
 from core.attacks.apgd import apgd_ce
 from core.attacks.square import square
@@ -19,8 +19,9 @@ from core.errors import BadInput, OutOfMemory
 from core.evaluation import Options, attacks_of, evaluate, evaluating, score
 from core.events import Attacked, Event, Finished, Report, Reports, Resumed, Saved
 from core.inputs import Inputs, load
+from core.keeping import KEPT, Kept
 from core.spec import AnySpec, EvaluateSpec, parse
-from core.verdicts import KEPT, Kept, merge
+from core.verdicts import merge
 from core.wishes import Interrupted
 from tests.core.data.pictures import two_classes, write
 
@@ -288,6 +289,11 @@ def test_what_another_model_left_is_not_taken_up(
     assert report.verdicts == expected.verdicts
 
 
+def _keep_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    for pace in ("_HERE", "_ELSEWHERE"):
+        monkeypatch.setattr(keeping, pace, keeping._Pace(0, torch.inf))
+
+
 def _report(steps: Generator[Event, None, Report]) -> Iterator[Report]:
     yield (yield from steps)  # type: ignore[misc]
 
@@ -307,7 +313,7 @@ def test_an_evaluation_that_is_asked_to_pause_hands_over_its_verdicts_and_anothe
     signal = base.features.register_forward_pre_hook(interrupt)
     saved = next(first)
     assert isinstance(saved, Saved)
-    assert (saved.kind, saved.step) == ("state", 1)
+    assert (saved.kind, saved.step) == ("state", 2), "what is right without an attack, and one attack"
     with pytest.raises(Interrupted):
         next(first)
     signal.remove()
@@ -318,7 +324,7 @@ def test_an_evaluation_that_is_asked_to_pause_hands_over_its_verdicts_and_anothe
     state.rename(elsewhere / state.name)
     there = replace(options, keep=Kept(elsewhere / KEPT, kind="state"))
     resumed, *_, report = _report(evaluating(base, images, labels, _EPS, options=there, subject="result"))
-    assert resumed == Resumed(step=1, epoch=0)
+    assert resumed == Resumed(step=2, epoch=0)
     assert report.verdicts == whole.verdicts
     assert list(elsewhere.iterdir()) == []
 
@@ -331,8 +337,7 @@ def test_an_evaluation_that_is_broken_off_within_an_attack_goes_on_within_it(
     eps = {norm: 1.5 * _EPS[norm]}
     attacks = {"apgd-ce": apgd_ce.set(restarts=3, steps=8), "square": square.set(queries=60)}
     monkeypatch.setattr(evaluation, "attacks_of", lambda *_: attacks)
-    monkeypatch.setattr(verdicts, "_SECONDS", 0.0)
-    monkeypatch.setattr(verdicts, "_BYTES_PER_SECOND", torch.inf)
+    _keep_everything(monkeypatch)
     seen = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -346,12 +351,18 @@ def test_an_evaluation_that_is_broken_off_within_an_attack_goes_on_within_it(
         options = Options("standard", "temper", seed=0, batch_size=10, keep=Kept(folder / KEPT, kind="state"))
         return evaluating(base, images, labels, eps, options=options, subject="result")
 
+    look = evaluation._Search._right
+
+    def without_the_images_themselves(search: evaluation._Search, images: Tensor, labels: Tensor) -> Tensor:
+        assert images is not search._images, "another device might say otherwise"
+        return look(search, images, labels)
+
     *events, whole = _report(evaluation_in(tmp_path / "whole"))
     saved = [event.step for event in events if isinstance(event, Saved)]
     assert len(saved) > 40, "after each run and each query"
     assert 0 < whole.robust[norm].count < 30
     passes, seen = seen, 0
-    for at in (1, 2, saved[-1] // 3, saved[-1] // 2, saved[-1] - 5):
+    for at in (2, 3, saved[-1] // 3, saved[-1] // 2, saved[-1] - 5):
         folder = tmp_path / str(at)
         steps = evaluation_in(folder)
         for event in steps:
@@ -359,13 +370,41 @@ def test_an_evaluation_that_is_broken_off_within_an_attack_goes_on_within_it(
                 break
         steps.close()
         seen = 0
-        resumed, *_, report = _report(evaluation_in(folder))
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluation._Search, "_right", without_the_images_themselves)
+            resumed, *_, report = _report(evaluation_in(folder))
         assert resumed == Resumed(step=at, epoch=0)
         assert report.verdicts == whole.verdicts
         assert [record.robust for record in report.attacks] == [record.robust for record in whole.attacks]
         assert seen < passes
         assert list(folder.iterdir()) == []
     assert seen < passes / 3, "only the last queries were left"
+
+
+def test_an_attack_that_no_longer_fits_the_memory_goes_on_where_it_was_with_less_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: nn.Module, test_digits: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = (points[:30] for points in test_digits)
+    monkeypatch.setattr(evaluation, "attacks_of", lambda *_: {"square": square.set(queries=60)})
+    monkeypatch.setattr(evaluation, "_AT_ONCE", {"cpu": 40})
+    expected = evaluate(base, images, labels, {"linf": 0.2}, protocol="standard", batch_size=10)
+    _keep_everything(monkeypatch)
+    kept = Kept(tmp_path / KEPT)
+    asked: list[int] = []
+
+    def short(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        if kept.steps > 30 and len(inputs[0]) > 10:
+            raise torch.OutOfMemoryError
+        if kept.steps > 30:
+            asked.append(len(inputs[0]))
+
+    base.features.register_forward_pre_hook(short)
+    options = Options("standard", "temper", seed=0, batch_size=10, keep=kept)
+    *_, report = _report(evaluating(base, images, labels, {"linf": 0.2}, options=options, subject="result"))
+    assert report.verdicts == expected.verdicts
+    assert asked
+    assert max(asked) <= 10
+    assert kept.steps <= 1 + 60 + 1, "no query was made twice"
 
 
 def test_states_of_an_evaluation_come_now_and_then_and_two_of_them_stay(
@@ -376,15 +415,14 @@ def test_states_of_an_evaluation_come_now_and_then_and_two_of_them_stay(
     assert isinstance(spec, EvaluateSpec)
     often, seldom = (tmp_path / name for name in ("often", "seldom"))
     assert not [event for event in score(spec, seldom) if isinstance(event, Saved) and event.kind == "state"]
-    monkeypatch.setattr(verdicts, "_SECONDS", 0.0)
-    monkeypatch.setattr(verdicts, "_BYTES_PER_SECOND", torch.inf)
+    _keep_everything(monkeypatch)
     steps = []
     for event in score(spec, often):
         if isinstance(event, Saved) and event.kind == "state":
             steps.append(event.step)
             there = sorted(path.name for path in often.glob("verdicts-*"))
             assert there == [f"verdicts-{step:06}.safetensors" for step in steps[-2:]]
-    assert steps == [1, 2, 3, 4, 5, 6], "after the one run of each norm's attack, and after the attack"
+    assert steps == [2, 3, 4, 5, 6, 7], "after the one run of each norm's attack, and after the attack"
     assert [path.name for path in often.iterdir()] == ["report.json"]
 
 

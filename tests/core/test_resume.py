@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core import checkpoint, verdicts
+from core import checkpoint, keeping
 from core.errors import BadInput
 from core.events import PAUSED, Entered, Event, Finished, Paused, Resumed, Saved, Stepped, read
 from core.spec import FineTuneSpec, parse
@@ -111,8 +111,8 @@ def _until(run: Iterator[Event], *, step: int) -> Iterator[Event]:
 def test_the_evaluations_of_a_run_go_on_elsewhere_from_what_they_have_found(
     subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verdicts, "_SECONDS", 0.0)
-    monkeypatch.setattr(verdicts, "_BYTES_PER_SECOND", torch.inf)
+    for pace in ("_HERE", "_ELSEWHERE"):
+        monkeypatch.setattr(keeping, pace, keeping._Pace(0, torch.inf))
     spec = _spec(epochs=1)
 
     def run(folder: Path) -> Iterator[tuple[str | None, Event]]:

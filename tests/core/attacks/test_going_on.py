@@ -41,21 +41,49 @@ def test_an_attack_goes_on_from_any_of_its_steps_as_if_nothing_had_been(
         before = {key: tensor.clone() for key, tensor in state.items()}
         result = _take(begin(state))
         assert torch.equal(result.robust, whole.robust)
-        stood = state["robust"]
-        assert torch.equal(result.adversarial[stood], whole.adversarial[stood])
-        assert torch.equal(result.loss[stood], whole.loss[stood])
+        assert torch.equal(result.adversarial, whole.adversarial)
+        assert torch.equal(result.loss, whole.loss)
         assert all(torch.equal(tensor, state[key]) for key, tensor in before.items()), "it may be needed again"
     fallen = [int((~state["robust"]).sum()) for state in states]
     assert fallen[0] < fallen[-1], "points fell on the way"
+
+
+class _Coarse(nn.Module):
+    """Gives logits on a grid, so that points come to a tie."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits.div(3).round()
+
+
+def test_what_square_found_at_a_tie_is_not_lost(base: nn.Module, test_digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = (points[:40] for points in test_digits)
+
+    def begin(state: State | None = None) -> Steps:
+        noise = Noise(0, [40])
+        return square.set(queries=30).steps(_Coarse(base), images, labels, "linf", 0.3, noise=noise, state=state)
+
+    states: list[State] = []
+    whole = _take(begin(), states)
+    tied = whole.robust & (whole.loss == 0)
+    assert tied.any()
+    for state in states[::5]:
+        result = _take(begin(state))
+        assert torch.equal(result.robust, whole.robust)
+        assert torch.equal(result.adversarial, whole.adversarial)
 
 
 def _take(steps: Steps, states: list[State] | None = None) -> AttackResult:
     """Take the steps, and note the states."""
     while True:
         try:
-            stand = next(steps)
+            state = next(steps)
         except StopIteration as stop:
             result: AttackResult = stop.value
             return result
         if states is not None:
-            states.append({name: tensor.clone() for name, tensor in stand.state().items()})
+            states.append({name: tensor.clone() for name, tensor in state().items()})
