@@ -19,7 +19,7 @@ SPEC = {
     "kind": "train",
     "architecture": "digits-cnn",
     "dataset": "digits",
-    "epochs": 40,
+    "epochs": 100,
     "train_examples": 256,
     "save_minutes": 0.01,
     "evaluation": {"protocol": "fast", "examples": 8},
@@ -49,6 +49,7 @@ def test_a_job_that_is_killed_ten_times_ends_with_the_weights_of_one_that_is_not
             for _ in range(KILLS):
                 wait_until(lambda: steps(api, killed) > 0 and processes_with(killed), seconds=60)
                 time.sleep(chance.uniform(0, 2))
+                attempt = api.get(f"/jobs/{killed}").json()["attempt"]
                 if chance.random() < 0.5:
                     worker.kill()
                     worker.wait()
@@ -56,7 +57,6 @@ def test_a_job_that_is_killed_ten_times_ends_with_the_weights_of_one_that_is_not
                 else:
                     for process in processes_with(killed):
                         os.kill(process, signal.SIGKILL)
-                attempt = api.get(f"/jobs/{killed}").json()["attempt"]
                 wait_until(lambda attempt=attempt: api.get(f"/jobs/{killed}").json()["attempt"] > attempt, seconds=60)
             job = finish(api, killed, seconds=300)
             assert (job["status"], job["losses"]) == ("succeeded", KILLS)

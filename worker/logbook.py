@@ -63,16 +63,16 @@ class Logbook:
                 content = self._new(whole=whole)
                 if not content:
                     return
-                self._part.write_bytes(self._without_secrets(content))
+                part = self._without_secrets(content)
+                self._part.write_bytes(part)
                 self._put(key)
             except (StorageUnavailable, OSError) as error:
                 log.warning("job %s: its log cannot be stored now: %s", self._claim.job_id, error)
                 return
-            size = self._part.stat().st_size
-            self._lease.write(partial(recording.add_log, claim=self._claim, size=size))
+            self._lease.write(partial(recording.add_log, claim=self._claim, size=len(part)))
             self._parts += 1
             self._read += len(content)
-            self._stored += size
+            self._stored += len(part)
 
     def _put(self, key: str) -> None:
         try:

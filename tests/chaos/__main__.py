@@ -210,7 +210,7 @@ def tracebacks(town):
                 is_in_one = True
             elif is_in_one and line[:1].strip():
                 is_in_one = False
-                found[f"{member.name.split()[0]}: {line[:120]}"] += 1
+                found[f"{member.name.split()[0]}: {line.replace(str(town.folder), '...')[:120]}"] += 1
     return found
 
 
