@@ -25,7 +25,7 @@ from app.settings import Settings
 from app.storage import ObjectStore
 from app.tables import is_id
 from app.watch import Watch
-from core.spec import BadJson, did_you_mean, read_json
+from core.schema.spec import BadJson, did_you_mean, read_json
 
 Result = TypeVar("Result")
 

@@ -42,7 +42,7 @@ print(json.dumps([torch.cuda.get_device_name(number) for number in range(torch.c
 """
 
 
-_CUT_OFF = "from core.confinement import cut_off; print(cut_off())"
+_CUT_OFF = "from core.sandbox import cut_off; print(cut_off())"
 
 
 @dataclass(frozen=True)

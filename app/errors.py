@@ -22,7 +22,7 @@ from app import files, quotas, schemas
 from app.database import AWAY, Deleted, why
 from app.jobs import NotAllowed
 from app.storage import StorageFull, StorageUnavailable
-from core.advice import FieldError
+from core.schema.validation import FieldError
 
 log = logging.getLogger(__name__)
 

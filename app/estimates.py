@@ -1,7 +1,7 @@
 """What a job may take, foretold from jobs of its like that have finished here; and what it has taken in the end.
 
 Jobs count that have succeeded in one attempt, in one piece and to their last step. The time that one of them took to
-start stays as it is; the rest is scaled by the passes through the network that `core.costs` counts for either. What
+start stays as it is; the rest is scaled by the passes through the network that `core.schema.cost_model` counts for either. What
 lies beyond that, such as another device, shows as the spread between them.
 """
 
@@ -18,9 +18,9 @@ from app import usage
 from app.database import Timestamp, now
 from app.schemas import Actual, Duration, Estimate
 from app.tables import Attempt, Checkpoint, Event, Job
-from core.catalog import DATASETS, MODELS
-from core.costs import Size, passes_of_run
-from core.spec import AnySpec, EvaluateSpec, TrainSpec, parse
+from core.schema.catalog import DATASETS, MODELS
+from core.schema.cost_model import Size, passes_of_run
+from core.schema.spec import AnySpec, EvaluateSpec, TrainSpec, parse
 
 MOST_RUNS = 20
 """So many of the latest jobs speak for all."""

@@ -19,9 +19,9 @@ from app import reading, uploads
 from app.database import hold, now, seconds_from_now
 from app.schemas import FileFailure
 from app.tables import Checkpoint, Dataset, Examined, Input, Job, Model, Upload, new_id
-from core.catalog import DATASETS, MODELS
-from core.findings import DatasetFindings, ModelFindings
-from core.spec import AnySpec, ImportSpec
+from core.schema.catalog import DATASETS, MODELS
+from core.schema.inspection_report import DatasetFindings, ModelFindings
+from core.schema.spec import AnySpec, ImportSpec
 
 File: TypeAlias = Examined
 """A data set or a model."""

@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session
 
 from app import files, reading
 from app.schemas import FileStatus
-from core.advice import FieldError
-from core.catalog import DATASETS, MODELS, ArchitectureEntry, DatasetEntry, find_architecture
-from core.spec import AnySpec, EvaluateSpec, Name, TrainSpec, did_you_mean
+from core.schema.validation import FieldError
+from core.schema.catalog import DATASETS, MODELS, ArchitectureEntry, DatasetEntry, find_architecture
+from core.schema.spec import AnySpec, EvaluateSpec, Name, TrainSpec, did_you_mean
 
 _FILES = (".zip", ".tar", ".tar.gz", ".tar.xz", ".npz")
 _name: TypeAdapter[str] = TypeAdapter(Name)

@@ -28,9 +28,9 @@ from app.ownership import AT_WORK, HELD, Claim, Shard, append, change, only, own
 from app.schemas import Action, Failure, Results, Status
 from app.settings import Settings
 from app.tables import Attempt, Checkpoint, Job, Project, State, Webhook, new_id
-from core import events as reported
-from core.advice import cautions
-from core.spec import AnySpec, parse
+from core.schema import events as reported
+from core.schema.validation import cautions
+from core.schema.spec import AnySpec, parse
 
 MOVES: Mapping[Status, frozenset[Status]] = {
     #: Waits for a worker. Only a shard is put aside from here, when its whole is.

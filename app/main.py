@@ -46,7 +46,7 @@ from app.storage import open_store
 from app.tables import is_id, new_id
 from app.upkeep import CHORES, Chore, Premises, Upkeep
 from app.watch import Watch
-from core.spec import EvaluateSpec, TrainSpec
+from core.schema.spec import EvaluateSpec, TrainSpec
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _JOB = re.compile(r"(?:/v1)?/jobs/([^/]+)")

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from app.database import now
 from app.schemas import Status
 from app.tables import Event, Job
-from core.spec import AnySpec
+from core.schema.spec import AnySpec
 
 Row = TypeVar("Row")
 HELD: frozenset[Status] = frozenset({"running", "pausing", "stopping", "cancelling"})

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 
 from app.settings import ResourceClass, Settings
 from app.tables import new_id
-from core.spec import AnySpec
+from core.schema.spec import AnySpec
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.ownership import Claim, append, change, only, owned
 from app.schemas import Progress, Result
 from app.tables import Attempt, Checkpoint, Job, Metric, State, new_id
-from core import events as reported
+from core.schema import events as reported
 
 STATES_KEPT = 2
 """Of each kind, as the training process keeps them: where the newest one is damaged, the one before it is there."""

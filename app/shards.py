@@ -15,8 +15,8 @@ from app.recording import NO_PROGRESS
 from app.schemas import Progress, ShardState
 from app.settings import Settings
 from app.tables import Dataset, Job, new_id
-from core.catalog import DATASETS
-from core.spec import AnySpec, EvaluateSpec
+from core.schema.catalog import DATASETS
+from core.schema.spec import AnySpec, EvaluateSpec
 
 
 def count(session: Session, project_id: str, spec: AnySpec, settings: Settings) -> int:

@@ -10,7 +10,7 @@ from ulid import ULID
 
 from app.database import Timestamp, now
 from app.schemas import FileStatus, Purpose, Scope, Status, UploadStatus
-from core.events import Phase
+from core.schema.events import Phase
 
 
 def new_id(prefix: str) -> str:
@@ -433,7 +433,7 @@ class Model(Examined):
     __tablename__ = "models"
 
     said: Mapped[dict[str, Any]]
-    """What its owner says of it, as `core.spec.ImportSpec` has it."""
+    """What its owner says of it, as `core.schema.spec.ImportSpec` has it."""
     job_id: Mapped[str | None]
     """The job that it comes from; not a reference, for lineage outlives that job."""
     checkpoint_id: Mapped[str | None]

@@ -39,7 +39,7 @@ from app.database import Database
 from app.keys import new_key
 from app.schemas import SCOPES
 from app.tables import Job, Project, new_id
-from core.spec import parse
+from core.schema.spec import parse
 from tests.instance import DIGITS
 from tests.native import ROOT, Instance, instance
 from tests.servers import postgres, valkey

@@ -33,8 +33,8 @@ from client.records import (
     Usage,
     Webhook,
 )
-from core.catalog import NORMS, Norm
-from core.events import Rate, Report, Reports, Stamped
+from core.schema.catalog import NORMS, Norm
+from core.schema.events import Rate, Report, Reports, Stamped
 
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 

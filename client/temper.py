@@ -44,8 +44,8 @@ from client.records import (
     read,
 )
 from client.upload import OnProgress, upload_file
-from core.events import Reports, Stamped
-from core.spec import AnySpec
+from core.schema.events import Reports, Stamped
+from core.schema.spec import AnySpec
 
 LONG_POLL = 30.0
 # A service that restarts is back within this many seconds, or somebody should look.
@@ -335,7 +335,7 @@ class Temper:
         """Upload weights, or take a checkpoint by its id, and wait until they are ready or refused as a base model.
 
         name: what jobs are to call it, by default the file's. said: what the file does not say itself, such as
-        architecture and dataset; the fields are those of `core.spec.ImportSpec`. Raises CannotRead, NotUploaded.
+        architecture and dataset; the fields are those of `core.schema.spec.ImportSpec`. Raises CannotRead, NotUploaded.
         """
         if str(path).startswith("ckpt_"):
             source = {"checkpoint": str(path)}

@@ -30,15 +30,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pydantic import ValidationError
 
-from core.advice import cautions
-from core.arguments import EXAMINE_DATASET, EXAMINE_MODEL, IMPORT, MERGE, make_parser, read_import, read_spec
-from core.errors import BadInput, UserError
-from core.events import PAUSED, Entered, Evaluated, Event, Failed, Finished, Paused, Reports, Warned
-from core.findings import DatasetFindings, ModelFindings
-from core.narration import describe, narrate
-from core.published import PUBLISHED
-from core.spec import AnySpec, EvaluateSpec
-from core.wishes import Interrupted, Wishes, heed_signals
+from core.schema.validation import cautions
+from core.cli.options import EXAMINE_DATASET, EXAMINE_MODEL, IMPORT, MERGE, make_parser, read_import, read_spec
+from core.schema.errors import BadInput, UserError
+from core.schema.events import PAUSED, Entered, Evaluated, Event, Failed, Finished, Paused, Reports, Warned
+from core.schema.inspection_report import DatasetFindings, ModelFindings
+from core.cli.console import describe, narrate
+from core.schema.model_zoo import PUBLISHED
+from core.schema.spec import AnySpec, EvaluateSpec
+from core.signals import Interrupted, Wishes, heed_signals
 
 if TYPE_CHECKING:
     import torch
@@ -95,9 +95,9 @@ def _run(spec: AnySpec, options: argparse.Namespace, wishes: Wishes) -> Iterator
     # time is lost (measured on 2 cores, digits: 45 s against 22 s); spinning briefly costs a tenth on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # torch takes seconds to load: not for --help, and not for a spec that is refused.
-    from core.evaluation import score
+    from core.evaluation.autoattack import score
     from core.inputs import Inputs
-    from core.training import fine_tune
+    from core.training.run import fine_tune
 
     inputs = Inputs(
         weights=options.weights,
@@ -134,8 +134,8 @@ def _merge(options: argparse.Namespace) -> Iterator[Event]:
     """Put the reports of shards together."""
     reports = [_report(folder) for folder in options.folders]
     from core.checkpoint import make_folder
-    from core.evaluation import save_reports
-    from core.verdicts import merge
+    from core.evaluation.autoattack import save_reports
+    from core.evaluation.report import merge
 
     merged = merge(reports)
     assert merged.after
@@ -195,7 +195,7 @@ def _import(options: argparse.Namespace) -> Iterator[str]:
     if not options.file.is_file():
         what = "is a folder, not a file" if options.file.is_dir() else "is not there"
         raise BadInput(f"{options.file} {what}", hint="give the path of the weights' file", field="file")
-    from core.conversion import import_weights
+    from core.intake.import_weights import import_weights
 
     done = import_weights(options.file, wanted, options.output or Path(f"{options.file.stem}.safetensors"))
     if options.json:
@@ -218,9 +218,9 @@ def _import(options: argparse.Namespace) -> Iterator[str]:
 
 def _examine(options: argparse.Namespace) -> Iterator[str]:
     """Examine a stranger's file under limits, and say in lines what was found."""
-    from core.confinement import Limits, confined, cut_off
-    from core.data.archive import Caps
-    from core.examination import examine_dataset, examine_model
+    from core.sandbox import Limits, confined, cut_off
+    from core.data.safe_zip import Caps
+    from core.intake.inspect import examine_dataset, examine_model
 
     limits = _given(Limits(), seconds=options.most_seconds, memory_bytes=options.most_memory)
     caps = _given(Caps(), total_bytes=options.most_bytes)

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from core.catalog import Norm
+from core.schema.catalog import Norm
 
 _TINY = 1e-12
 # 26 halvings bring the threshold of the l1 projection below float32 resolution, whatever the number of pixels.
@@ -251,7 +251,7 @@ def _pick_steepest(steepness: Tensor, room: Tensor, drop: Tensor) -> Tensor:
 
 
 class Draws(Protocol):
-    """A source of random numbers for some of a set of points, as `core.attacks.noise.Noise` is one."""
+    """A source of random numbers for some of a set of points, as `core.attacks.rng.Noise` is one."""
 
     def normal(self, places: Tensor, shape: Sequence[int]) -> Tensor:
         """Draw (len(places), *shape) standard normal numbers."""

@@ -14,12 +14,12 @@ PACKAGES = ("app", "worker", "core", "client")
 SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 # All else passes norms along.
 KNOW_NORMS = (
-    "core/catalog.py",
-    "core/spec.py",
+    "core/schema/catalog.py",
+    "core/schema/spec.py",
     "core/geometry.py",
     "core/attacks/",
-    "core/evaluation.py",
-    "core/costs.py",
+    "core/evaluation/autoattack.py",
+    "core/schema/cost_model.py",
 )
 
 

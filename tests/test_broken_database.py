@@ -16,8 +16,8 @@ from app.jobs import Patience
 from app.ownership import LostOwnership, log_key
 from app.storage import LocalStore
 from app.tables import Attempt, Checkpoint, Event, Job, Metric
-from core import events as reported
-from core.spec import parse
+from core.schema import events as reported
+from core.schema.spec import parse
 from tests import invariants, native
 from tests.app.test_event_stream import follow, seqs
 from tests.instance import DIGITS, add_key, calling, new_instance, serving

@@ -23,7 +23,11 @@ from app.database import Database
 from app.main import create_app
 from app.settings import Settings
 from client import commands, records
-from core import catalog, events, findings, published, spec
+from core.schema import catalog
+from core.schema import events
+from core.schema import inspection_report
+from core.schema import model_zoo
+from core.schema import spec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -83,7 +87,7 @@ def models_of(module: ModuleType) -> Iterator[type[BaseModel]]:
 
 
 @pytest.mark.parametrize(
-    "module", [spec, events, findings, catalog, published, *answers(), records], ids=lambda module: module.__name__
+    "module", [spec, events, inspection_report, catalog, model_zoo, *answers(), records], ids=lambda module: module.__name__
 )
 def test_every_field_is_described(module: ModuleType) -> None:
     silent = [

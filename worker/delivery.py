@@ -15,7 +15,7 @@ from app.ownership import Claim, attempt_prefix
 from app.settings import Settings
 from app.storage import ObjectStore, StorageUnavailable
 from app.tables import State
-from core import events as reported
+from core.schema import events as reported
 from worker.fetching import Postponed, go_on, whole
 from worker.lease import Lease
 

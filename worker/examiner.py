@@ -25,9 +25,9 @@ from app.database import AWAY, why
 from app.files import Examination, LostExamination
 from app.schemas import FileFailure
 from app.storage import StorageFull, StorageUnavailable
-from core import events as reported
-from core import findings
-from core.findings import DatasetFindings, ModelFindings
+from core.schema import events as reported
+from core.schema import inspection_report
+from core.schema.inspection_report import DatasetFindings, ModelFindings
 from worker.cache import Cache
 from worker.folder import work_folder
 from worker.supervisor import Workplace
@@ -211,7 +211,7 @@ def _read(report: Path, held: Examination) -> DatasetFindings | ModelFindings | 
     try:
         if report.is_symlink() or report.stat().st_size > _LARGEST_REPORT:
             return _crashed("its report is none")
-        found = findings.read(report.read_bytes())
+        found = inspection_report.read(report.read_bytes())
     except (OSError, ValidationError):
         return _crashed("its report cannot be read")
     source = found.sha256 if isinstance(found, DatasetFindings) else found.source_sha256

@@ -25,7 +25,7 @@ from app.ownership import Claim, LostOwnership
 from app.schemas import Failure
 from app.settings import Settings
 from app.storage import ObjectStore, StorageFull, StorageUnavailable
-from core import events as reported
+from core.schema import events as reported
 from worker import failures
 from worker.cache import Cache
 from worker.delivery import Delivery, discard, fetch_states, remove_states

@@ -16,7 +16,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from app.redaction import is_named_like_a_secret
-from core import events as reported
+from core.schema import events as reported
 
 _BATCH_SECONDS = 1.0
 _STDERR_TAIL = 2000

@@ -41,7 +41,7 @@ from app.routes.jobs import (
 )
 from app.routes.webhooks import too_many
 from app.storage import StorageUnavailable
-from core.spec import AnySpec, parse
+from core.schema.spec import AnySpec, parse
 
 router = APIRouter(tags=["jobs"])
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from app.ownership import log_key
 from app.routes import streams
 from app.routes.jobs import the_job
 from app.storage import ObjectStore, StorageUnavailable
-from core.advice import FieldError
+from core.schema.validation import FieldError
 
 router = APIRouter(tags=["jobs"])
 

@@ -37,8 +37,8 @@ from app.routes.files import (
     the_file,
     the_upload,
 )
-from core.catalog import DATASETS, DatasetEntry
-from core.findings import DatasetFindings
+from core.schema.catalog import DATASETS, DatasetEntry
+from core.schema.inspection_report import DatasetFindings
 
 router = APIRouter(tags=["data sets"])
 

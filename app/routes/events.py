@@ -16,7 +16,7 @@ from app.dependencies import JobId, Service, TheService
 from app.errors import InvalidParameter, NotFound, QuotaExceeded, TooManyStreams, problems
 from app.routes import answer, streams
 from app.routes.jobs import the_job
-from core.events import Stamped
+from core.schema.events import Stamped
 
 router = APIRouter(tags=["jobs"])
 

@@ -12,8 +12,8 @@ from app import files, reading, schemas, tables
 from app.dependencies import Service
 from app.errors import FileInUse, InvalidBody, NameTaken, NotExamined, NotFound, UploadNotUsable
 from app.tables import is_id
-from core.advice import FieldError
-from core.spec import Name
+from core.schema.validation import FieldError
+from core.schema.spec import Name
 
 _WORDS: Mapping[files.Kind, str] = {"dataset": "data set", "model": "model"}
 _IDS = ("ds", "model", "ckpt")

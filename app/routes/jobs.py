@@ -40,9 +40,9 @@ from app.errors import (
 from app.routes import answer
 from app.routes.files import show_input
 from app.routes.webhooks import show_with_secret, too_many
-from core.advice import FieldError, cautions, explain
-from core.events import Reports
-from core.spec import AnySpec, Kind, Spec, parse
+from core.schema.validation import FieldError, cautions, explain
+from core.schema.events import Reports
+from core.schema.spec import AnySpec, Kind, Spec, parse
 
 router = APIRouter(tags=["jobs"])
 

@@ -22,8 +22,8 @@ from app.errors import (
     problems,
 )
 from app.routes.projects import show_project, show_quotas, the_project
-from core.advice import FieldError
-from core.spec import Text
+from core.schema.validation import FieldError
+from core.schema.spec import Text
 
 router = APIRouter(tags=["keys"])
 

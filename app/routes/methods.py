@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from app import schemas
 from app.auth import needs
 from app.errors import problems
-from core.catalog import ARCHITECTURES, METHODS
+from core.schema.catalog import ARCHITECTURES, METHODS
 
 router = APIRouter(tags=["catalogue"], dependencies=[needs("jobs:read")])
 

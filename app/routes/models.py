@@ -39,10 +39,10 @@ from app.routes.files import (
     the_file,
     the_upload,
 )
-from core.advice import FieldError
-from core.catalog import DATASETS, MODELS, ModelEntry
-from core.findings import ModelFindings
-from core.spec import ImportSpec
+from core.schema.validation import FieldError
+from core.schema.catalog import DATASETS, MODELS, ModelEntry
+from core.schema.inspection_report import ModelFindings
+from core.schema.spec import ImportSpec
 
 router = APIRouter(tags=["models"])
 

@@ -19,7 +19,7 @@ from app.errors import (
     problems,
 )
 from app.settings import Settings
-from core.spec import Text
+from core.schema.spec import Text
 
 router = APIRouter(tags=["projects"], dependencies=[needs("admin")])
 

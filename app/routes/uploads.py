@@ -39,8 +39,8 @@ from app.errors import (
     problems,
 )
 from app.storage import StorageFull, StorageUnavailable
-from core.advice import FieldError
-from core.spec import Text
+from core.schema.validation import FieldError
+from core.schema.spec import Text
 
 router = APIRouter(tags=["uploads"], dependencies=[needs("files:write")])
 

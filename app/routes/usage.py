@@ -10,7 +10,7 @@ from app.auth import ProjectId, needs
 from app.database import moment
 from app.dependencies import Moment, Reading
 from app.errors import InvalidParameter, problems
-from core.advice import FieldError
+from core.schema.validation import FieldError
 
 router = APIRouter(tags=["usage"], dependencies=[needs("jobs:read")])
 

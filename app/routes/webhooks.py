@@ -21,8 +21,8 @@ from app.errors import (
     WebhookExists,
     problems,
 )
-from core.advice import FieldError
-from core.spec import ENDINGS, JobEvent, Text
+from core.schema.validation import FieldError
+from core.schema.spec import ENDINGS, JobEvent, Text
 
 router = APIRouter(tags=["webhooks"])
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from app.schemas.answer import Listed
 from app.schemas.files import FileFailure, FileStatus, MadeBy, ThumbnailLink
-from core.catalog import Norm
+from core.schema.catalog import Norm
 
 
 class Model(Listed):

@@ -11,7 +11,7 @@ class FileFailure(Answer):
     """Why a file was refused."""
 
     code: str
-    """Stable, for programs: from `core.errors`, or the service's own examination_crashed, examination_lost,
+    """Stable, for programs: from `core.schema.errors`, or the service's own examination_crashed, examination_lost,
     storage_unavailable, disk_full, internal_error."""
     message: str
     """What is wrong with it."""

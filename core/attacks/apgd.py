@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from core.attacks import Attack, AttackResult, State, Steps, frozen
 from core.attacks.losses import Loss, cross_entropy, targeted_dlr
-from core.attacks.noise import Noise
-from core.attacks.passes import look, look_uphill
-from core.catalog import Norm
+from core.attacks.rng import Noise
+from core.attacks.forward import look, look_uphill
+from core.schema.catalog import Norm
 from core.geometry import (
     ascend,
     count_changed,

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from core.attacks import Attack, AttackResult, State, Steps, frozen
 from core.attacks.losses import cross_entropy
-from core.attacks.noise import Noise
-from core.attacks.passes import look, look_uphill
-from core.catalog import Norm
+from core.attacks.rng import Noise
+from core.attacks.forward import look, look_uphill
+from core.schema.catalog import Norm
 from core.geometry import length, per_image, step_onto_plane
 
 # AutoAttack's constants: how far a step goes beyond the plane, how much of it may start from the image rather than from

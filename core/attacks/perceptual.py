@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from core.attacks import AttackResult, frozen
 from core.attacks.losses import margin
-from core.errors import BadInput
+from core.schema.errors import BadInput
 from core.geometry import per_image, rescale
 
 # The distance's slope along a step is taken over this length in pixel units (l2), as in the authors' code.

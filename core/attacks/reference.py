@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from core.attacks import Attack, AttackResult, State, Steps, frozen
 from core.attacks.losses import cross_entropy
-from core.attacks.noise import Noise
-from core.catalog import Norm
-from core.errors import BadInput
+from core.attacks.rng import Noise
+from core.schema.catalog import Norm
+from core.schema.errors import BadInput
 
 Name = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 NAMES: dict[Norm, Literal["Linf", "L2", "L1"]] = {"linf": "Linf", "l2": "L2", "l1": "L1"}

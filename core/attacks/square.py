@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import Attack, AttackResult, State, Steps, frozen
-from core.attacks.noise import Noise
-from core.attacks.passes import look
-from core.catalog import Norm
+from core.attacks.rng import Noise
+from core.attacks.forward import look
+from core.schema.catalog import Norm
 from core.geometry import length, project, project_by_sorting, rescale
 
 # The share of the image that the first windows cover, and the queries after which it halves.

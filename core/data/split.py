@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from core.catalog import Augmentation
+from core.schema.catalog import Augmentation
 from core.data.augmentation import augment
 
 

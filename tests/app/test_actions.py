@@ -10,7 +10,7 @@ from app.ownership import attempt_prefix, log_key
 from app.storage import LocalStore, StorageUnavailable
 from app.sweeping import sweep_orphans, sweep_states
 from app.tables import Attempt, State
-from core import events as reported
+from core.schema import events as reported
 from tests.instance import DIGITS, add_key, calling, serving
 from tests.worker.processes import wait_until
 

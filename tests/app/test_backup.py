@@ -17,8 +17,8 @@ from app.ownership import log_key
 from app.settings import Settings
 from app.storage import LocalStore, StorageUnavailable, open_store
 from app.tables import Checkpoint
-from core import events as reported
-from core.spec import parse
+from core.schema import events as reported
+from core.schema.spec import parse
 from tests.instance import DIGITS, add_project
 
 KEY = "jobs/job_1/attempts/1/checkpoint.safetensors"

@@ -7,9 +7,9 @@ from sqlalchemy import delete, update
 
 from app import estimates, jobs, recording
 from app.tables import Attempt, Event, Job
-from core import events as reported
-from core.costs import Size, passes_of_run
-from core.spec import parse
+from core.schema import events as reported
+from core.schema.cost_model import Size, passes_of_run
+from core.schema.spec import parse
 
 SPEC = parse({"base_model": "digits-cnn-linf", "seed": 1})
 DIGITS = Size.of("digits")

@@ -13,7 +13,7 @@ import pytest
 
 from app import jobs, recording
 from app.settings import Settings
-from core import events as reported
+from core.schema import events as reported
 from tests.instance import DIGITS, add_key, calling, serving
 
 STREAM = {"Accept": "text/event-stream"}

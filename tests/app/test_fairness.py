@@ -7,7 +7,7 @@ import pytest
 
 from app import jobs
 from app.jobs import Patience
-from core.spec import parse
+from core.schema.spec import parse
 from tests.instance import add_project
 
 SPEC = {"base_model": "digits-cnn-linf"}

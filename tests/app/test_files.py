@@ -8,9 +8,9 @@ from app import files, jobs, recording, uploads
 from app.schemas import FileFailure
 from app.tables import Dataset, Job, Model, Upload
 from app.upkeep import Premises, clear_files_away
-from core.events import Saved
-from core.findings import DatasetFindings, ModelFindings, Overlap, Thumbnail
-from core.spec import parse
+from core.schema.events import Saved
+from core.schema.inspection_report import DatasetFindings, ModelFindings, Overlap, Thumbnail
+from core.schema.spec import parse
 from tests.instance import DIGITS, add_key, add_project, calling
 from tests.uploading import send
 

@@ -13,8 +13,8 @@ from app.jobs import ACTIONS, MOVES, TERMINAL, KeyReused, NotAllowed, Patience
 from app.ownership import HELD, Claim, LostOwnership
 from app.schemas import Failure
 from app.tables import Attempt, Checkpoint, Event, Job, Metric
-from core import events as reported
-from core.spec import parse
+from core.schema import events as reported
+from core.schema.spec import parse
 
 SPEC = parse({"base_model": "digits-cnn-linf"})
 FAILURE = Failure(code="bad_weights", message="m", hint="h", field=None, retryable=False)

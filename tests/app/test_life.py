@@ -23,8 +23,8 @@ from app.jobs import TERMINAL, NotAllowed, Patience
 from app.ownership import LostOwnership
 from app.schemas import Failure
 from app.tables import Job, Project
-from core import events as reported
-from core.spec import parse
+from core.schema import events as reported
+from core.schema.spec import parse
 from tests import invariants
 
 PATIENCE = Patience(max_losses=4, max_losses_in_place=3, backoff_seconds=10, max_backoff_seconds=30, cancel_seconds=45)

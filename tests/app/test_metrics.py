@@ -13,7 +13,7 @@ from app.queue import Doorbell
 from app.schemas import Failure
 from app.tables import Attempt, Delivery, Job
 from app.watch import Watch
-from core.spec import parse
+from core.schema.spec import parse
 from tests.instance import DIGITS
 from tests.native import instance as native_instance
 from tests.servers import free_port, valkey

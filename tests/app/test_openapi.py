@@ -23,8 +23,8 @@ from app.keys import new_key
 from app.main import create_app
 from app.storage import LocalStore
 from app.tables import Checkpoint, Dataset, Model, new_id
-from core.events import Reports, Saved
-from core.spec import parse
+from core.schema.events import Reports, Saved
+from core.schema.spec import parse
 from tests.instance import DIGITS, add_key, serving
 from tests.sending import sha256_of
 

@@ -15,8 +15,8 @@ from app.errors import PROBLEMS, InvalidSpec
 from app.main import create_app
 from app.storage import LocalStore
 from app.tables import ApiKey
-from core.advice import FieldError
-from core.events import Reports, Saved
+from core.schema.validation import FieldError
+from core.schema.events import Reports, Saved
 from tests.instance import DIGITS, add_key, add_project, calling, new_instance, serving
 
 

@@ -9,7 +9,7 @@ import redis
 
 from app import jobs
 from app.queue import KEY_PREFIX, Doorbell, needs
-from core.spec import parse
+from core.schema.spec import parse
 from tests.servers import valkey
 from tests.worker.processes import wait_until
 

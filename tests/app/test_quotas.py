@@ -12,8 +12,8 @@ from app import jobs, recording, usage
 from app.ownership import AT_WORK, HELD
 from app.tables import Attempt, Job, PastAttempt, Project
 from app.upkeep import Premises, watch_gpu_time
-from core.events import Saved
-from core.spec import parse
+from core.schema.events import Saved
+from core.schema.spec import parse
 from tests.app.statements import sent
 from tests.instance import DIGITS, add_key, add_project, calling, serving
 

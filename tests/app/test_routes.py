@@ -16,8 +16,8 @@ from app import jobs, recording
 from app.main import create_app
 from app.storage import LocalStore
 from app.tables import ApiKey
-from core import events as reported
-from core.catalog import MODELS
+from core.schema import events as reported
+from core.schema.catalog import MODELS
 from tests.instance import DIGITS, add_key, add_project, calling
 from tests.sending import announce
 

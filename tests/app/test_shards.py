@@ -17,8 +17,8 @@ from app.ownership import LostOwnership, Shard
 from app.schemas import Failure
 from app.storage import LocalStore
 from app.tables import Delivery, Event, Job, Project
-from core import events as reported
-from core.spec import parse
+from core.schema import events as reported
+from core.schema.spec import parse
 from tests import invariants
 from tests.app.statements import sent
 from tests.app.test_metrics import numbers

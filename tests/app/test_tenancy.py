@@ -14,8 +14,8 @@ from sqlalchemy import select
 from app import jobs, reading, recording, uploads, webhooks
 from app.main import create_app
 from app.tables import ApiKey, Dataset, Job, Model, new_id
-from core.events import Saved
-from core.spec import parse
+from core.schema.events import Saved
+from core.schema.spec import parse
 from tests.instance import DIGITS, add_key, add_project, calling
 
 SAVED = Saved(kind="checkpoint", path="/tmp/x", step=1, epoch=1.0, size=4, sha256="0" * 64)

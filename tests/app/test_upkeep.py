@@ -13,7 +13,7 @@ from app.queue import KEY_PREFIX, open_doorbell
 from app.storage import LocalStore
 from app.tables import Attempt, Dataset, Job, new_id
 from app.upkeep import Chore, Premises, Upkeep, ring_again, take_back_expired_jobs
-from core.spec import parse
+from core.schema.spec import parse
 from tests.worker.processes import wait_until
 
 SPEC = parse({"base_model": "digits-cnn-linf"})

@@ -19,7 +19,7 @@ from standardwebhooks import WebhookVerificationError
 from app import addresses, jobs, relay, webhooks
 from app.jobs import MOVES
 from app.tables import Delivery, Webhook
-from core.spec import ENDINGS, JobEvent, parse
+from core.schema.spec import ENDINGS, JobEvent, parse
 from tests.app.receiver import receiver
 from tests.instance import add_project
 

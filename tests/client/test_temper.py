@@ -24,7 +24,7 @@ from client.connection import Connection
 from client.credentials import Credentials
 from client.download import download_file
 from client.records import Checkpoint
-from core.spec import FineTuneSpec
+from core.schema.spec import FineTuneSpec
 from tests.client.scripted import Request, Script, job_json, scripted_server
 from tests.servers import free_port
 

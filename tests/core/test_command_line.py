@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from core.__main__ import main
-from core.arguments import make_parser, read_spec
-from core.catalog import Norm
+from core.cli.options import make_parser, read_spec
+from core.schema.catalog import Norm
 from core.checkpoint import make_folder
-from core.errors import UserError
-from core.events import Event, Failed, Finished, Saved, Stepped, read
-from core.spec import SPECS
+from core.schema.errors import UserError
+from core.schema.events import Event, Failed, Finished, Saved, Stepped, read
+from core.schema.spec import SPECS
 
 _ROOT = Path(__file__).parents[2]
 _QUICK = ["--epochs", "1", "--train-examples", "64", "--evaluation.protocol", "fast", "--evaluation.examples", "20"]

@@ -10,11 +10,11 @@ from torch import nn
 from app.inventory import Inventory
 from core import checkpoint
 from core.__main__ import main
-from core.conversion import import_weights
-from core.errors import BadInput
+from core.intake.import_weights import import_weights
+from core.schema.errors import BadInput
 from core.models import Blueprint, build
-from core.published import PUBLISHED
-from core.spec import ImportSpec, parse
+from core.schema.model_zoo import PUBLISHED
+from core.schema.spec import ImportSpec, parse
 
 Say = pytest.CaptureFixture[str]
 

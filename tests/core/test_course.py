@@ -13,19 +13,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core import checkpoint, course
+from core import checkpoint
+from core.training import trainer
 from core.attacks import compiling
-from core.course import Course
+from core.training.trainer import Course
 from core.data.split import Split
 from core.data.training_set import TrainingSet
-from core.errors import BadInput, OutOfMemory
-from core.events import Stepped, Warned
-from core.methods import BatchLoss
-from core.precision import Bfloat16, in_precision
-from core.ranks import Ranks, joined
-from core.spec import FineTuneSpec, parse
-from core.training import fine_tune
-from core.wishes import Wishes
+from core.schema.errors import BadInput, OutOfMemory
+from core.schema.events import Stepped, Warned
+from core.training.methods import BatchLoss
+from core.models.precision import Bfloat16, in_precision
+from core.training.distributed import Ranks, joined
+from core.schema.spec import FineTuneSpec, parse
+from core.training.run import fine_tune
+from core.signals import Wishes
 
 _ROOT = Path(__file__).parents[2]
 _CPU = torch.device("cpu")
@@ -93,7 +94,7 @@ def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Exception], No
     """Give the device memory for so many images at once."""
 
     def limit(images_at_once: int, error: Exception) -> None:
-        build = course.build
+        build = trainer.build
 
         def scarce(*arguments: object) -> Rule:
             rule = build(*arguments)  # type: ignore[arg-type]
@@ -107,7 +108,7 @@ def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Exception], No
             rule.__class__ = type("Scarce", (type(rule),), {"__call__": call})
             return rule
 
-        monkeypatch.setattr(course, "build", scarce)
+        monkeypatch.setattr(trainer, "build", scarce)
 
     return limit
 
@@ -327,7 +328,7 @@ def test_what_cannot_be_compiled_is_said_once_and_trained_as_it_is(few: Split, m
 
 
 def test_a_cpu_compiles_nothing_by_itself(few: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(course, "pays", lambda **_: True)
+    monkeypatch.setattr(trainer, "pays", lambda **_: True)
     assert len(_steps(_course(_spec(epochs=10, method={"name": "e-at", "steps": 1}), _linear(), few), 30)) == 30
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core import evaluation
+from core.evaluation import autoattack
 from core.attacks import Attack, AttackResult, Steps
-from core.evaluation import attacks_of, evaluate
+from core.evaluation.autoattack import attacks_of, evaluate
 
 
 class _Doubtful(nn.Module):
@@ -65,7 +65,7 @@ def test_square_beating_the_gradient_attacks_is_flagged(
         return AttackResult(images, torch.ones(len(images), dtype=torch.bool), torch.zeros(len(images)))
 
     real = attacks_of("standard", "linf")["square"]
-    monkeypatch.setattr(evaluation, "attacks_of", lambda *_: {"apgd-ce": nothing, "square": real})
+    monkeypatch.setattr(autoattack, "attacks_of", lambda *_: {"apgd-ce": nothing, "square": real})
     images = test_digits[0][:20]
     torch.manual_seed(0)
     model = _Doubtful(10, lambda logits: logits)

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from benchmarks.autoattack import Case, compare
 from core.attacks.fab import fab_t
-from core.attacks.noise import Noise
+from core.attacks.rng import Noise
 from core.attacks.square import square
-from core.catalog import METHODS, NORMS, Norm
-from core.evaluation import evaluate
-from core.methods import build
-from core.spec import Method
+from core.schema.catalog import METHODS, NORMS, Norm
+from core.evaluation.autoattack import evaluate
+from core.training.methods import build
+from core.schema.spec import Method
 from tests.core.elsewhere import DEVICE, elsewhere, move
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}

@@ -10,19 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core import evaluation, keeping
+from core.evaluation import autoattack
+from core.evaluation import resume
 from core.attacks import Attack, Steps
 from core.attacks.apgd import apgd_ce
 from core.attacks.square import square
-from core.catalog import NORMS, Norm
-from core.errors import BadInput, OutOfMemory
-from core.evaluation import Options, attacks_of, evaluate, evaluating, score
-from core.events import Attacked, Event, Finished, Report, Reports, Resumed, Saved
+from core.schema.catalog import NORMS, Norm
+from core.schema.errors import BadInput, OutOfMemory
+from core.evaluation.autoattack import Options, attacks_of, evaluate, evaluating, score
+from core.schema.events import Attacked, Event, Finished, Report, Reports, Resumed, Saved
 from core.inputs import Inputs, load
-from core.keeping import KEPT, Kept
-from core.spec import AnySpec, EvaluateSpec, parse
-from core.verdicts import merge
-from core.wishes import Interrupted
+from core.evaluation.resume import KEPT, Kept
+from core.schema.spec import AnySpec, EvaluateSpec, parse
+from core.evaluation.report import merge
+from core.signals import Interrupted
 from tests.core.data.pictures import two_classes, write
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
@@ -124,8 +125,8 @@ def test_what_is_computed_together_changes_no_verdict(
 ) -> None:
     images, labels = (points[:20] for points in test_digits)
     together = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=8)
-    monkeypatch.setattr(evaluation, "_GROUP", 8)
-    monkeypatch.setattr(evaluation, "_AT_ONCE", {"cpu": 5})
+    monkeypatch.setattr(autoattack, "_GROUP", 8)
+    monkeypatch.setattr(autoattack, "_AT_ONCE", {"cpu": 5})
     apart = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=8)
     assert together.verdicts == apart.verdicts
 
@@ -143,10 +144,10 @@ def test_a_batch_that_does_not_fit_is_computed_in_smaller_parts(
             raise torch.OutOfMemoryError
         largest.append(len(inputs[0]) if torch.is_grad_enabled() else 0)
 
-    monkeypatch.setattr(evaluation, "folded", lambda model, _: model)
-    monkeypatch.setattr(evaluation, "doubts_about", lambda *_, **__: [])
+    monkeypatch.setattr(autoattack, "folded", lambda model, _: model)
+    monkeypatch.setattr(autoattack, "doubts_about", lambda *_, **__: [])
     base.register_forward_pre_hook(small)
-    monkeypatch.setattr(evaluation, "_AT_ONCE", {"cpu": 40})
+    monkeypatch.setattr(autoattack, "_AT_ONCE", {"cpu": 40})
     assert evaluate(base, images, labels, {"l2": 0.5}, protocol="fast").verdicts == expected.verdicts
     assert max(largest) <= 16
 
@@ -166,7 +167,7 @@ def test_looks_without_an_attack_are_made_as_many_at_once_as_fit_too(
         largest = max(largest, len(inputs[0]))
 
     base.register_forward_pre_hook(small)
-    monkeypatch.setattr(evaluation, "_AT_ONCE", {"cpu": 40})
+    monkeypatch.setattr(autoattack, "_AT_ONCE", {"cpu": 40})
     assert evaluate(base, images, labels, {"l2": 0.5}, protocol="fast").verdicts == expected.verdicts
     assert largest == 10
 
@@ -202,12 +203,12 @@ def test_the_reference_engine_is_not_asked_again_for_what_does_not_fit(
         yield from ()
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(evaluation, "reference", short)
+    monkeypatch.setattr(autoattack, "reference", short)
     with pytest.raises(OutOfMemory, match="pyautoattack on a logical batch of 10 points") as caught:
         evaluate(base, images, labels, {"l1": 1.5}, protocol="fast", engine="reference", batch_size=10)
     assert calls == 1
     assert caught.value.field == "evaluation.batch_size"
-    assert "leave evaluation.engine at temper" in caught.value.hint
+    assert "leave autoattack.engine at temper" in caught.value.hint
 
 
 class _OnTheEdge(nn.Module):
@@ -291,7 +292,7 @@ def test_what_another_model_left_is_not_taken_up(
 
 def _keep_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     for pace in ("_HERE", "_ELSEWHERE"):
-        monkeypatch.setattr(keeping, pace, keeping._Pace(0, torch.inf))
+        monkeypatch.setattr(resume, pace, resume._Pace(0, torch.inf))
 
 
 def _report(steps: Generator[Event, None, Report]) -> Iterator[Report]:
@@ -336,7 +337,7 @@ def test_an_evaluation_that_is_broken_off_within_an_attack_goes_on_within_it(
     images, labels = (points[:30] for points in test_digits)
     eps = {norm: 1.5 * _EPS[norm]}
     attacks = {"apgd-ce": apgd_ce.set(restarts=3, steps=8), "square": square.set(queries=60)}
-    monkeypatch.setattr(evaluation, "attacks_of", lambda *_: attacks)
+    monkeypatch.setattr(autoattack, "attacks_of", lambda *_: attacks)
     _keep_everything(monkeypatch)
     seen = 0
 
@@ -351,9 +352,9 @@ def test_an_evaluation_that_is_broken_off_within_an_attack_goes_on_within_it(
         options = Options("standard", "temper", seed=0, batch_size=10, keep=Kept(folder / KEPT, kind="state"))
         return evaluating(base, images, labels, eps, options=options, subject="result")
 
-    look = evaluation._Search._right
+    look = autoattack._Search._right
 
-    def without_the_images_themselves(search: evaluation._Search, images: Tensor, labels: Tensor) -> Tensor:
+    def without_the_images_themselves(search: autoattack._Search, images: Tensor, labels: Tensor) -> Tensor:
         assert images is not search._images, "another device might say otherwise"
         return look(search, images, labels)
 
@@ -371,7 +372,7 @@ def test_an_evaluation_that_is_broken_off_within_an_attack_goes_on_within_it(
         steps.close()
         seen = 0
         with monkeypatch.context() as patch:
-            patch.setattr(evaluation._Search, "_right", without_the_images_themselves)
+            patch.setattr(autoattack._Search, "_right", without_the_images_themselves)
             resumed, *_, report = _report(evaluation_in(folder))
         assert resumed == Resumed(step=at, epoch=0)
         assert report.verdicts == whole.verdicts
@@ -385,8 +386,8 @@ def test_an_attack_that_no_longer_fits_the_memory_goes_on_where_it_was_with_less
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = (points[:30] for points in test_digits)
-    monkeypatch.setattr(evaluation, "attacks_of", lambda *_: {"square": square.set(queries=60)})
-    monkeypatch.setattr(evaluation, "_AT_ONCE", {"cpu": 40})
+    monkeypatch.setattr(autoattack, "attacks_of", lambda *_: {"square": square.set(queries=60)})
+    monkeypatch.setattr(autoattack, "_AT_ONCE", {"cpu": 40})
     expected = evaluate(base, images, labels, {"linf": 0.2}, protocol="standard", batch_size=10)
     _keep_everything(monkeypatch)
     kept = Kept(tmp_path / KEPT)

@@ -17,16 +17,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from core import checkpoint, data, findings
-from core.data.archive import Caps
+from core import checkpoint, data
+from core.schema import inspection_report
+from core.data.safe_zip import Caps
 from core.data.image_folder import load
-from core.errors import BadDataset, BadInput, BadWeights, OverLimit, UserError
-from core.events import Failed
-from core.events import read as read_event
-from core.examination import examine_dataset, examine_model
-from core.findings import DatasetFindings, ModelFindings
+from core.schema.errors import BadDataset, BadInput, BadWeights, OverLimit, UserError
+from core.schema.events import Failed
+from core.schema.events import read as read_event
+from core.intake.inspect import examine_dataset, examine_model
+from core.schema.inspection_report import DatasetFindings, ModelFindings
 from core.models import Blueprint, build
-from core.spec import ImportSpec
+from core.schema.spec import ImportSpec
 from tests.core.data.pictures import image, two_classes, write
 
 SHIPPED = Path(checkpoint.__file__).parent / "models" / "weights"
@@ -59,7 +60,7 @@ def test_a_data_set_is_counted_and_shown(tmp_path: Path) -> None:
     assert (found.train, found.test) == ({"cat": 3, "dog": 3}, {"cat": 1, "dog": 1})
     assert (found.ignored, found.refused, found.overlap.count) == (2, 0, 0)
     assert found.sha256 == checkpoint.hash_file(tmp_path / "data.zip")
-    assert findings.read((tmp_path / "out" / "report.json").read_bytes()) == found
+    assert inspection_report.read((tmp_path / "out" / "report.json").read_bytes()) == found
     for thumbnail in found.thumbnails:
         with Image.open(tmp_path / "out" / thumbnail.file) as opened:
             assert (opened.format, opened.size) == ("PNG", (6, 5))
@@ -281,7 +282,7 @@ def test_the_command_prints_the_report_or_why_there_is_none(tmp_path: Path) -> N
     assert (refused.returncode, failed.code) == (2, "bad_dataset")
     found = run("examine-dataset", str(write(two_classes(), tmp_path, "zip")), "--output", str(tmp_path / "out"))
     assert found.returncode == 0
-    assert findings.read(found.stdout.encode()).kind == "dataset"
+    assert inspection_report.read(found.stdout.encode()).kind == "dataset"
 
 
 def many_members(file: Path, count: int) -> Path:
@@ -311,7 +312,7 @@ def test_the_command_ends_itself_at_its_limits(
 
 _CUT_OFF = """
 import socket, subprocess, sys, threading
-from core.confinement import cut_off
+from core.sandbox import cut_off
 
 def attempt(open_):
     try:
@@ -346,7 +347,7 @@ def test_what_is_cut_off_makes_no_connection_nor_does_a_thread_or_child_of_it() 
 
 
 def test_whatever_opens_a_file_of_a_stranger_has_no_network(tmp_path: Path) -> None:
-    taken_over = "import core.examination, socket; core.examination.examine_dataset = lambda *_, **__: socket.socket()"
+    taken_over = "import core.intake.inspect, socket; core.intake.inspect.examine_dataset = lambda *_, **__: socket.socket()"
     arguments = ["examine-dataset", "any.zip", "--output", str(tmp_path), "--json"]
     code = f"{taken_over}; import core.__main__; raise SystemExit(core.__main__.main({arguments}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)

@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from core.catalog import ARCHITECTURES, ArchitectureEntry, find_architecture
-from core.errors import BadInput, BadWeights, DoesNotFit
-from core.models import Blueprint, build, foreign
-from core.models.foreign import Foreign, convert, read
-from core.published import PUBLISHED, find_published
+from core.schema.catalog import ARCHITECTURES, ArchitectureEntry, find_architecture
+from core.schema.errors import BadInput, BadWeights, DoesNotFit
+from core.models import Blueprint, build
+from core.models import third_party
+from core.models.third_party import Foreign, convert, read
+from core.schema.model_zoo import PUBLISHED, find_published
 
 Weights = dict[str, Tensor]
 _MEAN, _STD = (0.3,), (0.25,)
@@ -130,7 +131,7 @@ def test_every_family_comes_back_from_a_file_in_the_fields_conventions(
     weights = {**original.state_dict(), **unused, "mu": torch.tensor([0.5] * 3), "sigma": torch.tensor([0.2] * 3)}
     torch.save({"state_dict": _prefixed("module.", weights)}, tmp_path / "weights.pt")
     found = read(tmp_path / "weights.pt")
-    assert foreign.count_classes(found.weights, name, shape) == 6
+    assert third_party.count_classes(found.weights, name, shape) == 6
     model, left_out = convert(found, Blueprint(name, shape, 6, mean=found.mean, std=found.std), "weights.pt")
     images = torch.rand(2, *shape)
     border = (2, 2, 2, 2) if shape[1] == 28 else (0, 0, 0, 0)
@@ -145,8 +146,8 @@ def test_a_robust_xcit_is_read_by_the_names_that_timm_had_when_it_was_published(
     weights = network.state_dict()
     published = {name.replace("pos_embed.", "pos_embeder."): tensor for name, tensor in weights.items()}
     assert published.keys() != weights.keys()
-    assert not foreign.compare(published, network).whole
-    assert foreign.compare(foreign.by_the_names_of(network, published), network).whole
+    assert not third_party.compare(published, network).whole
+    assert third_party.compare(third_party.by_the_names_of(network, published), network).whole
 
 
 def test_a_prefix_that_is_the_networks_own_is_not_taken_for_a_wrappers(tmp_path: Path) -> None:
@@ -158,8 +159,8 @@ def test_a_prefix_that_is_the_networks_own_is_not_taken_for_a_wrappers(tmp_path:
     weights = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in network.state_dict().items()}
     torch.save({"state_dict": _prefixed("module.", weights)}, tmp_path / "w.pt")
     found = read(tmp_path / "w.pt").weights
-    assert foreign.count_classes(found, "timm/volo_d1_224", shape) == 10
-    assert foreign.compare(foreign.by_the_names_of(network, found), network).whole
+    assert third_party.count_classes(found, "timm/volo_d1_224", shape) == 10
+    assert third_party.compare(third_party.by_the_names_of(network, found), network).whole
 
 
 def test_prefixes_are_cut_at_the_start_and_nowhere_else(tmp_path: Path) -> None:
@@ -335,15 +336,15 @@ def test_weights_that_are_numbers_in_64_bits_alone_are_refused(network: nn.Modul
 )
 def test_a_normalisation_that_makes_no_numbers_is_refused(mean: float, std: float) -> None:
     with pytest.raises(BadInput, match="do not normalise"):
-        foreign.check_normalisation(1, (mean,), (std,))
-    foreign.check_normalisation(1, (0.5,), (0.25,))
+        third_party.check_normalisation(1, (mean,), (std,))
+    third_party.check_normalisation(1, (0.5,), (0.25,))
 
 
 def test_weights_of_a_single_class_are_refused(network: nn.Module) -> None:
     weights = {
         name: tensor[:1] if name.startswith("classifier") else tensor for name, tensor in network.state_dict().items()
     }
-    assert foreign.count_classes(weights, "digits-cnn", (1, 8, 8)) == 1
+    assert third_party.count_classes(weights, "digits-cnn", (1, 8, 8)) == 1
     with pytest.raises(DoesNotFit, match="at least 2 classes"):
         convert(Foreign(weights), Blueprint("digits-cnn", (1, 8, 8), 1), "w.pt")
 

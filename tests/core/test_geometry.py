@@ -12,8 +12,8 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from core import geometry
-from core.attacks.noise import Noise
-from core.catalog import NORMS, Norm
+from core.attacks.rng import Noise
+from core.schema.catalog import NORMS, Norm
 from core.geometry import (
     ascend,
     count_changed,

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from core import keeping
+from core.evaluation import resume
 from core.checkpoint import write_file
-from core.errors import DiskFull
-from core.keeping import KEPT, Kept
+from core.schema.errors import DiskFull
+from core.evaluation.resume import KEPT, Kept
 
 _RIGHT = torch.tensor([True, False])
 
@@ -49,7 +49,7 @@ def test_one_evaluation_after_the_other_begins_with_nothing_but_a_higher_number(
 def test_a_copy_stays_as_it_is_while_more_is_found_and_the_last_two_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "_ELSEWHERE", keeping._Pace(0, torch.inf))
+    monkeypatch.setattr(resume, "_ELSEWHERE", resume._Pace(0, torch.inf))
     foreign = tmp_path / "verdicts-000009.safetensors"
     foreign.write_bytes(b"of an evaluation that cannot be read")
     kept = Kept(tmp_path / KEPT, kind="state")
@@ -100,7 +100,7 @@ def test_a_state_that_does_not_fit_the_disk_is_left_out(tmp_path: Path, monkeypa
 
         return tried
 
-    monkeypatch.setattr(keeping, "write_file", nearly_full(write_file))
+    monkeypatch.setattr(resume, "write_file", nearly_full(write_file))
     kept = Kept(tmp_path / KEPT)
     kept.begin(lambda: "one")
     kept.put("linf/apgd-ce/0", _RIGHT)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from core.events import NormCount, Stepped
-from core.narration import narrate
+from core.schema.events import NormCount, Stepped
+from core.cli.console import narrate
 
 
 @pytest.mark.parametrize(

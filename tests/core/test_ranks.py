@@ -8,8 +8,8 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from core.errors import BadInput
-from core.ranks import share_batch_norm
+from core.schema.errors import BadInput
+from core.training.distributed import share_batch_norm
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from core import checkpoint, keeping
-from core.errors import BadInput
-from core.events import PAUSED, Entered, Event, Finished, Paused, Resumed, Saved, Stepped, read
-from core.spec import FineTuneSpec, parse
-from core.training import fine_tune
-from core.wishes import Wishes
+from core import checkpoint
+from core.evaluation import resume
+from core.schema.errors import BadInput
+from core.schema.events import PAUSED, Entered, Event, Finished, Paused, Resumed, Saved, Stepped, read
+from core.schema.spec import FineTuneSpec, parse
+from core.training.run import fine_tune
+from core.signals import Wishes
 
 _ROOT = Path(__file__).parents[2]
 _SPEC = {
@@ -112,7 +113,7 @@ def test_the_evaluations_of_a_run_go_on_elsewhere_from_what_they_have_found(
     subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for pace in ("_HERE", "_ELSEWHERE"):
-        monkeypatch.setattr(keeping, pace, keeping._Pace(0, torch.inf))
+        monkeypatch.setattr(resume, pace, resume._Pace(0, torch.inf))
     spec = _spec(epochs=1)
 
     def run(folder: Path) -> Iterator[tuple[str | None, Event]]:

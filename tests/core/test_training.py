@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from core import checkpoint, training
-from core.course import learning_rate, parameter_groups
-from core.errors import Diverged
-from core.events import Attacked, Entered, Event, Finished, Reports, Saved, Started, Stepped, Warned
-from core.spec import FineTuneSpec, TrainSpec, parse
-from core.training import fine_tune
+from core import checkpoint
+from core.training import run as training
+from core.training.trainer import learning_rate, parameter_groups
+from core.schema.errors import Diverged
+from core.schema.events import Attacked, Entered, Event, Finished, Reports, Saved, Started, Stepped, Warned
+from core.schema.spec import FineTuneSpec, TrainSpec, parse
+from core.training.run import fine_tune
 
 _GOLDEN = Path(__file__).parent / "golden" / "e_at_digits.json"
 _QUICK = {

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from core.wishes import Interrupted, Wishes, heed_signals
+from core.signals import Interrupted, Wishes, heed_signals
 
 
 def test_sigusr1_asks_to_stop_and_the_old_handlers_come_back() -> None:

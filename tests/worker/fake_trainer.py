@@ -169,7 +169,7 @@ def act(name, folder):
 
 
 def heed_signals():
-    """As `core.wishes` does."""
+    """As `core.signals` does."""
 
     def pause(*_):
         WISHES["pause"] = True

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from app.inventory import Inventory
 from app.storage import LocalStore
 from core import checkpoint
-from core.events import Failed, Warned
+from core.schema.events import Failed, Warned
 from tests.core.data.pictures import image, two_classes
 from tests.uploading import pack, send
 from tests.worker.processes import processes_with, wait_until

@@ -12,7 +12,7 @@ from app.inventory import Inventory
 from app.ownership import log_key
 from app.storage import LocalStore
 from app.tables import Attempt
-from core.spec import parse
+from core.schema.spec import parse
 from tests.worker.fake_worker import fake_command
 from tests.worker.processes import wait_until
 from worker.supervisor import Workplace, run

@@ -12,7 +12,7 @@ from app.inventory import Inventory
 from app.settings import Settings
 from app.storage import open_store
 from client import Temper
-from core.spec import parse
+from core.schema.spec import parse
 from tests.instance import DIGITS, add_key, serving
 from tests.worker.fake_worker import fake_command
 from worker.supervisor import Workplace, run

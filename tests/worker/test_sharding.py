@@ -12,7 +12,7 @@ from app.inventory import Inventory
 from app.storage import LocalStore
 from app.sweeping import sweep_states
 from app.tables import Attempt, Event, Job, State
-from core.spec import parse
+from core.schema.spec import parse
 from tests import invariants
 from tests.worker.fake_worker import fake_command
 from tests.worker.processes import processes_with, wait_until

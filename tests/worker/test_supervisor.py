@@ -19,8 +19,8 @@ from app.ownership import Claim, LostOwnership
 from app.reading import training_curve
 from app.storage import LocalStore, StorageFull, StorageUnavailable
 from app.tables import Attempt, Checkpoint, Delivery, Event, Job, Metric, State
-from core.events import Saved
-from core.spec import parse
+from core.schema.events import Saved
+from core.schema.spec import parse
 from tests import invariants
 from tests.worker.fake_worker import fake_command
 from tests.worker.processes import processes_with, wait_until

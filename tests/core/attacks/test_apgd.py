@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from core.attacks import AttackResult
 from core.attacks.apgd import apgd, apgd_ce, apgd_t
-from core.attacks.noise import Noise
+from core.attacks.rng import Noise
 from core.attacks.reference import reference
-from core.catalog import NORMS, Norm
+from core.schema.catalog import NORMS, Norm
 from core.geometry import length
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}

@@ -7,9 +7,9 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
 from core.attacks.fab import fab_t
-from core.attacks.noise import Noise
+from core.attacks.rng import Noise
 from core.attacks.reference import NAMES
-from core.catalog import NORMS, Norm
+from core.schema.catalog import NORMS, Norm
 from core.geometry import length
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}

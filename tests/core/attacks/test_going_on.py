@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from core.attacks import Attack, AttackResult, State, Steps
 from core.attacks.apgd import apgd_ce, apgd_t
 from core.attacks.fab import fab_t
-from core.attacks.noise import Noise
+from core.attacks.rng import Noise
 from core.attacks.square import square
-from core.catalog import NORMS, Norm
+from core.schema.catalog import NORMS, Norm
 
 _EPS: dict[Norm, float] = {"linf": 0.2, "l2": 1.0, "l1": 4.0}
 # With so many steps that each of them ends after some points have fallen.

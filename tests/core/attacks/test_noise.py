@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.attacks.noise import Noise
+from core.attacks.rng import Noise
 
 
 @pytest.mark.parametrize("draw", ["normal", "uniform"])

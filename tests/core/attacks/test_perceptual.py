@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks.perceptual import look_closely, perceptual
-from core.errors import BadInput
+from core.schema.errors import BadInput
 from core.models.preact_resnet import PreActResNet8
 
 

@@ -7,10 +7,10 @@ import torch
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from core.attacks.noise import Noise
+from core.attacks.rng import Noise
 from core.attacks.reference import NAMES
 from core.attacks.square import square
-from core.catalog import NORMS, Norm
+from core.schema.catalog import NORMS, Norm
 from core.geometry import length
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.attacks.apgd import apgd
-from core.attacks.steepest import steepest
-from core.catalog import NORMS, Norm
+from core.attacks.msd import steepest
+from core.schema.catalog import NORMS, Norm
 from core.geometry import length
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}

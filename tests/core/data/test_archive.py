@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from core.data.archive import Archive, Caps, ends_as_archive
-from core.errors import BadDataset
+from core.data.safe_zip import Archive, Caps, ends_as_archive
+from core.schema.errors import BadDataset
 
 FILES = {"train/cat/1.png": b"one", "train/dog/1.png": b"two"}
 

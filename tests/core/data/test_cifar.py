@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from core import data
-from core.catalog import DATASETS
-from core.errors import BadDataset
+from core.schema.catalog import DATASETS
+from core.schema.errors import BadDataset
 from tests.core.data.pictures import image, write
 
 

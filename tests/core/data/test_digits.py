@@ -3,7 +3,7 @@
 import torch
 
 from core import data
-from core.catalog import DATASETS
+from core.schema.catalog import DATASETS
 from core.data import Dataset
 
 

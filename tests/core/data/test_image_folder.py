@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from core import data
-from core.errors import BadDataset, UserError
+from core.schema.errors import BadDataset, UserError
 from core.inputs import Inputs, load
-from core.spec import parse
+from core.schema.spec import parse
 from tests.core.data.pictures import image, two_classes, wide, write
 
 
