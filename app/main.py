@@ -18,34 +18,22 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import auth, errors, logs
-from app.database import THREADS, Database, open_database
-from app.dependencies import Service
-from app.inventory import Inventory
-from app.limits import Failures, Requests, TellStanding
-from app.metrics import CountRequests, Metrics
-from app.queue import open_doorbell
-from app.routes import (
-    actions,
-    attempts,
-    checkpoints,
-    datasets,
-    events,
-    health,
-    jobs,
-    keys,
-    methods,
-    models,
-    projects,
-    uploads,
-    usage,
-    webhooks,
-)
-from app.settings import Settings
+from app.http import authentication
+from app.http import problems
+from app.platform import logs
+from app.platform.database import THREADS, Database, open_database
+from app.http.dependencies import Service
+from app.assets.registry import Inventory
+from app.http.rate_limits import Failures, Requests, TellStanding
+from app.operations.metrics import CountRequests, Metrics
+from app.platform.queue import open_doorbell
+from app.routes import actions, attempts, checkpoints, datasets, events, health, jobs, keys, models, projects, uploads, usage, webhooks
+from app.routes import catalogue
+from app.platform.settings import Settings
 from app.storage import open_store
 from app.tables import is_id, new_id
-from app.upkeep import CHORES, Chore, Premises, Upkeep
-from app.watch import Watch
+from app.operations.maintenance import CHORES, Chore, Premises, Upkeep
+from app.jobs.watch import Watch
 from core.schema.spec import EvaluateSpec, TrainSpec
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -58,7 +46,7 @@ class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Describe the API, once."""
         if not self.openapi_schema:
-            self.openapi_schema = _tell_kinds_apart(errors.name_media_type(super().openapi()))
+            self.openapi_schema = _tell_kinds_apart(problems.name_media_type(super().openapi()))
         return self.openapi_schema
 
 
@@ -101,7 +89,7 @@ def create_app(settings: Settings, database: Database, *, chores: Sequence[Chore
         checkpoints,
         models,
         datasets,
-        methods,
+        catalogue,
         webhooks,
         uploads,
         keys,
@@ -117,7 +105,7 @@ def create_app(settings: Settings, database: Database, *, chores: Sequence[Chore
     app.add_middleware(RequestId)
     app.state.metrics = Metrics(database, app.state.service.watch, app.state.service.doorbell)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
-    errors.install(app)
+    problems.install(app)
     return app
 
 
@@ -246,7 +234,7 @@ def main() -> None:
     database = Database(settings.database_url)
     if settings.migrate_at_start:
         database = open_database(settings.database_url)
-        auth.tell_first_key(database, settings)
+        authentication.tell_first_key(database, settings)
     several = settings.api_workers > 1
     if several:
         database.close()

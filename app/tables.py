@@ -1,4 +1,4 @@
-"""The rows. Who may change them, and how, is in `app.jobs`."""
+"""The rows. Who may change them, and how, is in `app.jobs.lifecycle`."""
 
 import re
 from datetime import datetime
@@ -8,7 +8,7 @@ from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from ulid import ULID
 
-from app.database import Timestamp, now
+from app.platform.database import Timestamp, now
 from app.schemas import FileStatus, Purpose, Scope, Status, UploadStatus
 from core.schema.events import Phase
 
@@ -350,7 +350,7 @@ class Delivery(Table):
 
 
 class Upload(Table):
-    """A file that a client sends in parts. How it gets from one status to the next is in `app.uploads`."""
+    """A file that a client sends in parts. How it gets from one status to the next is in `app.assets.uploads`."""
 
     __tablename__ = "uploads"
 
@@ -386,7 +386,7 @@ class Upload(Table):
 
 class Examined(Table):
     """What data sets and models share: a file that a worker examines, under a lease, before jobs can name it. How they
-    get from one status to the next is in `app.files`."""
+    get from one status to the next is in `app.assets.assets`."""
 
     __abstract__ = True
 

@@ -34,9 +34,10 @@ from urllib.parse import urlsplit
 import httpx2
 from sqlalchemy import insert
 
-from app import jobs, reading
-from app.database import Database
-from app.keys import new_key
+from app.jobs import lifecycle
+from app import queries
+from app.platform.database import Database
+from app.projects.keys import new_key
 from app.schemas import SCOPES
 from app.tables import Job, Project, new_id
 from core.schema.spec import parse
@@ -89,7 +90,7 @@ def add_projects(database: Database, count: int) -> list[tuple[str, str]]:
 def fill(database: Database, projects: Sequence[tuple[str, str]], count: int) -> None:
     """Queue so many jobs, dealt out to the projects in turn."""
     with database.writing() as session:
-        first = jobs.create(session, projects[0][0], parse(DIGITS)).job
+        first = lifecycle.create(session, projects[0][0], parse(DIGITS)).job
         row = {column.key: getattr(first, column.key) for column in Job.__table__.columns}
         rows = [
             row | {"id": new_id("job"), "project_id": projects[place % len(projects)][0]} for place in range(1, count)
@@ -102,12 +103,12 @@ def claims_and_lists(database: Database, projects: Sequence[tuple[str, str]], re
 
     def claim() -> None:
         with database.writing() as session:
-            assert jobs.claim(session, worker="w", lease_seconds=3600, patience=jobs.Patience())
+            assert lifecycle.claim(session, worker="w", lease_seconds=3600, patience=lifecycle.Patience())
 
     def page() -> None:
         with database.reading() as session:
             project_id = random.choice(projects)[0]
-            part = reading.list_jobs(
+            part = queries.list_jobs(
                 session, project_id, matching={"status": "queued"}, labels={}, after=None, limit=100, order="desc"
             )
             assert part.rows

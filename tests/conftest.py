@@ -7,8 +7,8 @@ import httpx2
 import pytest
 from hypothesis import settings as hypothesis
 
-from app.database import Database
-from app.settings import Settings
+from app.platform.database import Database
+from app.platform.settings import Settings
 from app.tables import Project, Table
 from tests.instance import add_key, add_project, calling, new_instance, serving
 from tests.servers import Postgres, Swift, Valkey, postgres, swift, valkey

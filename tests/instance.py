@@ -10,13 +10,13 @@ from typing import Any
 import httpx2
 import uvicorn
 
-from app.database import Database, open_database
-from app.keys import new_key
+from app.platform.database import Database, open_database
+from app.projects.keys import new_key
 from app.main import create_app
 from app.schemas import SCOPES, Scope
-from app.settings import Settings
+from app.platform.settings import Settings
 from app.tables import Project
-from app.upkeep import CHORES, Chore
+from app.operations.maintenance import CHORES, Chore
 
 DIGITS = {"base_model": "digits-cnn-linf"}
 

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 from sqlalchemy import select
 
-from app.database import Database
-from app.jobs import TERMINAL
-from app.ownership import HELD, log_key
+from app.platform.database import Database
+from app.jobs.lifecycle import TERMINAL
+from app.jobs.leases import HELD, log_key
 from app.storage import ObjectStore
 from app.tables import Attempt, Checkpoint, Event, Job, State
 

@@ -19,9 +19,9 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from app import schemas
-from app.database import Database
+from app.platform.database import Database
 from app.main import create_app
-from app.settings import Settings
+from app.platform.settings import Settings
 from client import commands, records
 from core.schema import catalog
 from core.schema import events

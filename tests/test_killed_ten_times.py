@@ -8,7 +8,7 @@ import time
 import pytest
 from safetensors.numpy import load
 
-from app.database import Database
+from app.platform.database import Database
 from app.storage import LocalStore
 from tests import invariants
 from tests.native import WORKER, finish, instance

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from app import logs
-from app.redaction import redact
-from app.settings import Settings
+from app.platform import logs
+from app.platform.redaction import redact
+from app.platform.settings import Settings
 from app.tables import new_id
 from tests.app.receiver import receiver
 from tests.instance import DIGITS

@@ -10,7 +10,7 @@ import pytest
 from alembic import command
 from sqlalchemy import select, text
 
-from app.database import Database, _alembic
+from app.platform.database import Database, _alembic
 from app.tables import ApiKey
 from tests.instance import DIGITS, calling
 from tests.native import FAKE_WORKER, finish, instance

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from app.database import Database
+from app.platform.database import Database
 from app.storage import LocalStore
 from tests import invariants
 from tests.native import ROOT, WORKER, finish, instance

@@ -10,13 +10,13 @@ import httpx2
 import pytest
 from sqlalchemy import select, update
 
-from app import uploads
-from app.database import seconds_from_now
-from app.queue import open_doorbell
-from app.settings import Settings
+from app.assets import uploads
+from app.platform.database import seconds_from_now
+from app.platform.queue import open_doorbell
+from app.platform.settings import Settings
 from app.storage import StorageUnavailable, open_store, s3
 from app.tables import Upload
-from app.upkeep import Premises, clear_uploads_away
+from app.operations.maintenance import Premises, clear_uploads_away
 from client import Refused, Temper
 from tests.faulty import faulty
 from tests.instance import add_key, calling, serving

@@ -6,12 +6,13 @@ import signal
 import socket
 from threading import Thread
 
-from app import jobs, logs
-from app.database import AWAY, Database, open_database, why
-from app.inventory import Inventory
-from app.jobs import Patience
-from app.ownership import Claim
-from app.settings import Settings
+from app.jobs import lifecycle
+from app.platform import logs
+from app.platform.database import AWAY, Database, open_database, why
+from app.assets.registry import Inventory
+from app.jobs.lifecycle import Patience
+from app.jobs.leases import Claim
+from app.platform.settings import Settings
 from app.storage import open_store
 from worker.bell import Bell
 from worker.examiner import examine_next
@@ -56,7 +57,7 @@ def _work_in_slot(place: Workplace, bell: Bell) -> None:
 
 def _claim(place: Workplace) -> Claim | None:
     with place.database.writing() as session:
-        return jobs.claim(
+        return lifecycle.claim(
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease_seconds=place.settings.lease_seconds,

@@ -20,9 +20,9 @@ from time import monotonic
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app import files
-from app.database import AWAY, why
-from app.files import Examination, LostExamination
+from app.assets import assets
+from app.platform.database import AWAY, why
+from app.assets.assets import Examination, LostExamination
 from app.schemas import FileFailure
 from app.storage import StorageFull, StorageUnavailable
 from core.schema import events as reported
@@ -46,7 +46,7 @@ _LARGEST_REPORT = 64 * 2**20
 def examine_next(place: Workplace) -> bool:
     """Examine the next file that waits; False where none does. What can befall it ends in its row."""
     with place.database.writing() as session:
-        held = files.claim(
+        held = assets.claim(
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease_seconds=place.settings.lease_seconds,
@@ -82,7 +82,7 @@ class _Hold:
         before = monotonic()
         try:
             with self.place.database.writing() as session:
-                files.renew(session, self.held, lease_seconds=self.place.settings.lease_seconds)
+                assets.renew(session, self.held, lease_seconds=self.place.settings.lease_seconds)
             self._renewed_at = before
         except AWAY as error:
             log.warning("%s: the database is out of reach: %s", self.held.id, why(error))
@@ -108,7 +108,7 @@ class _Stopping(Exception):
 def _examine(hold: _Hold) -> Callable[[Session], None]:
     """Do it, and choose how the row learns of the end. Raises LostExamination."""
     held, place = hold.held, hold.place
-    lose = partial(files.lose, held=held, max_losses=place.settings.max_losses)
+    lose = partial(assets.lose, held=held, max_losses=place.settings.max_losses)
     cache = Cache(place.settings.cache_dir, place.settings.cache_bytes)
     try:
         with (
@@ -120,16 +120,16 @@ def _examine(hold: _Hold) -> Callable[[Session], None]:
             file.symlink_to(source)
             done = _run(command(held, file, folder, place), folder, hold)
             if isinstance(done, FileFailure):
-                return partial(files.refuse, held=held, failure=done)
+                return partial(assets.refuse, held=held, failure=done)
             if done is None:
                 return lose
             return _deliver(done, folder, hold)
     except _Stopping:
-        return partial(files.hand_back, held=held)
+        return partial(assets.hand_back, held=held)
     except (StorageUnavailable, OSError) as error:
         log.warning("%s %s: %s", held.kind, held.id, error)
         if isinstance(error, StorageFull):
-            return partial(files.refuse, held=held, failure=_no_room())
+            return partial(assets.refuse, held=held, failure=_no_room())
         place.stopping.wait(place.settings.poll_seconds)
         return lose
 
@@ -191,7 +191,7 @@ def _run(arguments: Sequence[str], folder: Path, hold: _Hold) -> DatasetFindings
         process.wait()
     _pass_on_warnings(output, hold.held)
     if process.returncode == 0:
-        return _read(folder / "out" / files.REPORT, hold.held)
+        return _read(folder / "out" / assets.REPORT, hold.held)
     if process.returncode in _KILLED_FROM_OUTSIDE:
         return None
     return _failure(output, process.returncode, log_file)
@@ -245,19 +245,19 @@ def _deliver(found: DatasetFindings | ModelFindings, folder: Path, hold: _Hold) 
     """Put what it has made into the object store. Raises StorageUnavailable, LostExamination, _Stopping."""
     held, store = hold.held, hold.place.store
     out = folder / "out"
-    names = [files.REPORT, MODEL] if isinstance(found, ModelFindings) else [files.REPORT]
+    names = [assets.REPORT, MODEL] if isinstance(found, ModelFindings) else [assets.REPORT]
     if isinstance(found, DatasetFindings):
         names += [thumbnail.file for thumbnail in found.thumbnails]
     for name in names:
         hold.beat()
         path = out / name
         if not re.fullmatch(r"[a-z0-9-]+\.[a-z]+", name) or path.is_symlink() or not path.is_file():
-            return partial(files.refuse, held=held, failure=_crashed("what it made is not there"))
+            return partial(assets.refuse, held=held, failure=_crashed("what it made is not there"))
         store.put(f"{held.prefix}/{name}", path)
     if isinstance(found, DatasetFindings):
-        return partial(files.accept, held=held, findings=found, key=held.key, size=held.size, sha256=held.sha256)
+        return partial(assets.accept, held=held, findings=found, key=held.key, size=held.size, sha256=held.sha256)
     key, size = f"{held.prefix}/{MODEL}", (out / MODEL).stat().st_size
-    return partial(files.accept, held=held, findings=found, key=key, size=size, sha256=found.sha256)
+    return partial(assets.accept, held=held, findings=found, key=key, size=size, sha256=found.sha256)
 
 
 def _crashed(how: str) -> FileFailure:

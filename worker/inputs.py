@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from app.files import Source
-from app.inventory import Inventory
+from app.assets.assets import Source
+from app.assets.registry import Inventory
 from app.storage import ObjectStore, StorageUnavailable
 from worker import failures
 from worker.cache import Cache

@@ -12,11 +12,12 @@ from typing import Self, TypeVar
 
 from sqlalchemy.orm import Session
 
-from app import jobs, recording
-from app.database import AWAY, Database, why
-from app.ownership import Claim, LostOwnership
+from app.jobs import lifecycle
+from app.jobs import ingest
+from app.platform.database import AWAY, Database, why
+from app.jobs.leases import Claim, LostOwnership
 from app.schemas import Status
-from app.settings import Settings
+from app.platform.settings import Settings
 from worker.pulse import Pulse
 from worker.trainer import Trainer
 from worker.watchdog import Watchdog
@@ -84,9 +85,9 @@ class Lease:
                 try:
                     with self._database.writing() as session:
                         # A connection may break after the commit and before its answer: then it is done.
-                        if not (answers and recording.writes(session, self._claim) > self._writes):
+                        if not (answers and ingest.writes(session, self._claim) > self._writes):
                             answers = [change(session)]
-                            recording.count_write(session, self._claim, self._writes + 1)
+                            ingest.count_write(session, self._claim, self._writes + 1)
                 except AWAY as error:
                     log.warning("job %s: the database is out of reach: %s", self._claim.job_id, why(error))
                     self._lost.wait(self._settings.poll_seconds)
@@ -166,10 +167,10 @@ class Lease:
         """Renew the lease when it is time, else only look what is asked."""
         if self._age() < self._settings.heartbeat_seconds:
             with self._database.reading() as session:
-                return jobs.look(session, self._claim)
+                return lifecycle.look(session, self._claim)
         before = monotonic()
         with self._database.writing() as session:
-            status = jobs.heartbeat(session, self._claim, lease_seconds=self._settings.lease_seconds)
+            status = lifecycle.heartbeat(session, self._claim, lease_seconds=self._settings.lease_seconds)
         self._renewed_at = before
         return status
 

@@ -12,10 +12,10 @@ from threading import Event, Lock, Thread
 from types import TracebackType
 from typing import Self
 
-from app import recording
-from app.ownership import Claim, LostOwnership, log_key
-from app.redaction import known_secrets, redact
-from app.settings import Settings
+from app.jobs import ingest
+from app.jobs.leases import Claim, LostOwnership, log_key
+from app.platform.redaction import known_secrets, redact
+from app.platform.settings import Settings
 from app.storage import ObjectStore, StorageUnavailable
 from worker.lease import Lease
 
@@ -69,7 +69,7 @@ class Logbook:
             except (StorageUnavailable, OSError) as error:
                 log.warning("job %s: its log cannot be stored now: %s", self._claim.job_id, error)
                 return
-            self._lease.write(partial(recording.add_log, claim=self._claim, size=len(part)))
+            self._lease.write(partial(ingest.add_log, claim=self._claim, size=len(part)))
             self._parts += 1
             self._read += len(content)
             self._stored += len(part)

@@ -12,8 +12,8 @@ from threading import Thread
 from celery import Celery
 from celery.signals import setup_logging, worker_shutting_down
 
-from app.queue import HEARD, KEY_PREFIX, LOOK_FOR_WORK, ON_THE_WIRE
-from app.settings import Settings
+from app.platform.queue import HEARD, KEY_PREFIX, LOOK_FOR_WORK, ON_THE_WIRE
+from app.platform.settings import Settings
 from worker import embedded
 from worker.bell import Bell
 from worker.supervisor import Workplace

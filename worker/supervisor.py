@@ -17,13 +17,15 @@ from threading import Event
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app import files, jobs, recording
-from app.database import AWAY, Database
-from app.inventory import Inventory
-from app.jobs import OUT_OF_MEMORY, Patience
-from app.ownership import Claim, LostOwnership
+from app.assets import assets
+from app.jobs import lifecycle
+from app.jobs import ingest
+from app.platform.database import AWAY, Database
+from app.assets.registry import Inventory
+from app.jobs.lifecycle import OUT_OF_MEMORY, Patience
+from app.jobs.leases import Claim, LostOwnership
 from app.schemas import Failure
-from app.settings import Settings
+from app.platform.settings import Settings
 from app.storage import ObjectStore, StorageFull, StorageUnavailable
 from core.schema import events as reported
 from worker import failures
@@ -117,7 +119,7 @@ def run(claim: Claim, place: Workplace) -> None:
         log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.epoch)
     except OSError as error:
         with suppress(LostOwnership), place.database.writing() as session:
-            jobs.fail(session, claim, failures.not_started(error))
+            lifecycle.fail(session, claim, failures.not_started(error))
     else:
         _discard_states(claim, place)
         _tell_the_whole(claim, place)
@@ -128,18 +130,18 @@ def _tell_the_whole(claim: Claim, place: Workplace) -> None:
     """Let the job that a shard is a part of follow it at once; where that fails, it does so later."""
     if claim.shard:
         with suppress(*AWAY), place.database.writing() as session:
-            jobs.settle(session, claim.shard.of)
+            lifecycle.settle(session, claim.shard.of)
 
 
 def _find_ending(lease: Lease, claim: Claim, place: Workplace) -> Ending | None:
     """See whether an earlier attempt has delivered everything before it was lost, or the machine is not up to it."""
-    found = lease.write(partial(recording.published, claim=claim))
+    found = lease.write(partial(ingest.published, claim=claim))
     if found and (reports := _read_report(*found, place.store)):
         log.info("job %s: an earlier attempt has delivered all of it", claim.job_id)
-        return partial(jobs.succeed, claim=claim, reports=reports)
+        return partial(lifecycle.succeed, claim=claim, reports=reports)
     wanted, there = getattr(claim.spec, "gpus", 1), count_gpus()
     if wanted > 1 and wanted > there:
-        return partial(jobs.fail, claim=claim, failure=failures.too_few_gpus(wanted, there))
+        return partial(lifecycle.fail, claim=claim, failure=failures.too_few_gpus(wanted, there))
     return None
 
 
@@ -161,24 +163,24 @@ def _run_in(folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: W
         with _fetched(folder, lease, claim, place) as inventory:
             return _run_on(inventory, folder, lease, logbook, claim, place)
     except NotFetched as error:
-        return partial(jobs.fail, claim=claim, failure=error.failure)
+        return partial(lifecycle.fail, claim=claim, failure=error.failure)
     except StorageUnavailable as error:
         logbook.note(f"the files cannot be stored: {error}")
         kept = _keep(folder, error, claim, place.settings)
         if kept:
             logbook.note(kept)
-        return partial(jobs.fail, claim=claim, failure=failures.not_stored(error, kept))
+        return partial(lifecycle.fail, claim=claim, failure=failures.not_stored(error, kept))
     except Postponed:
         logbook.note("the attempt was asked to end before its files were stored")
-        return partial(jobs.hand_back, claim=claim)
+        return partial(lifecycle.hand_back, claim=claim)
 
 
 @contextmanager
 def _fetched(folder: Path, lease: Lease, claim: Claim, place: Workplace) -> Iterator[Inventory]:
     """Have what the job takes in of its project's own. Raises NotFetched, LostOwnership, Postponed."""
     try:
-        sources = lease.write(partial(files.sources, job_id=claim.whole, spec=claim.spec))
-    except files.Gone as error:
+        sources = lease.write(partial(assets.sources, job_id=claim.whole, spec=claim.spec))
+    except assets.Gone as error:
         raise NotFetched(failures.gone(error)) from error
     cache = Cache(place.settings.cache_dir, place.settings.cache_bytes)
     with fetched(sources, folder, place.inventory, cache=cache, store=place.store, ending=lease.ending) as inventory:
@@ -208,11 +210,11 @@ def _run_on(
 
 def _begin_with_states(folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: Workplace) -> None:
     """Put the files that an earlier attempt has left for this one into its folder, as far as they can be had."""
-    states = lease.write(partial(recording.states, claim=claim))
+    states = lease.write(partial(ingest.states, claim=claim))
     for warning in fetch_states(folder, claim, states, lease, place.store):
         log.warning("job %s: %s", claim.job_id, warning.message)
         logbook.note(warning.message)
-        lease.write(partial(recording.record, claim=claim, events=[warning]))
+        lease.write(partial(ingest.record, claim=claim, events=[warning]))
 
 
 def _follow(
@@ -222,7 +224,7 @@ def _follow(
     last = None
     for batch in trainer.batches():
         watchdog.see(batch)
-        lease.write(partial(recording.record, claim=claim, events=batch))
+        lease.write(partial(ingest.record, claim=claim, events=batch))
         if any(isinstance(event, reported.Started) for event in batch):
             lease.started.set()
         if any(isinstance(event, reported.Attacked) for event in batch):
@@ -236,7 +238,7 @@ def _follow(
 def _discard_states(claim: Claim, place: Workplace) -> None:
     """Remove the states of a job that has succeeded, those of its shards and of its lost attempts included."""
     with place.database.writing() as session:
-        keys = recording.forget_states(session, claim)
+        keys = ingest.forget_states(session, claim)
     discard(keys, place.store)
     if keys:
         remove_states(claim, place.store)
@@ -254,20 +256,20 @@ def _ending(
     """Read off the last event and the exit code how the run has ended. A job that is being cancelled ends cancelled by
     any of these. killed_before: the kernel's count of what it has killed for want of memory, before the run."""
     if isinstance(last, reported.Finished):
-        return partial(jobs.succeed, claim=claim, reports=last.reports)
+        return partial(lifecycle.succeed, claim=claim, reports=last.reports)
     if isinstance(last, reported.Failed):
-        return partial(jobs.fail, claim=claim, failure=Failure(**last.model_dump(exclude={"type"})))
+        return partial(lifecycle.fail, claim=claim, failure=Failure(**last.model_dump(exclude={"type"})))
     exit_code = trainer.wait()
     # Of several processes the exit code is torchrun's, which knows nothing of a pause.
     if lease.ending.is_set() or exit_code == reported.PAUSED or isinstance(last, reported.Paused):
-        return partial(jobs.hand_back, claim=claim)
+        return partial(lifecycle.hand_back, claim=claim)
     if lease.killed or exit_code in _KILLED_FROM_OUTSIDE:
         starved = not lease.killed and killed_before is not None and (count_oom_kills() or 0) > killed_before
         cause = OUT_OF_MEMORY if starved else f"its training process was killed: {lease.killed or _name(exit_code)}"
         log.warning("job %s: attempt %d is lost: %s", claim.job_id, claim.epoch, cause)
-        return partial(jobs.lose, claim=claim, cause=cause, patience=Patience.of(place.settings))
+        return partial(lifecycle.lose, claim=claim, cause=cause, patience=Patience.of(place.settings))
     log.warning("job %s: the training process ended with exit code %d and no reason", claim.job_id, exit_code)
-    return partial(jobs.fail, claim=claim, failure=failures.crashed(exit_code, trainer.last_words()))
+    return partial(lifecycle.fail, claim=claim, failure=failures.crashed(exit_code, trainer.last_words()))
 
 
 def _name(exit_code: int) -> str:

@@ -15,7 +15,7 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from app.redaction import is_named_like_a_secret
+from app.platform.redaction import is_named_like_a_secret
 from core.schema import events as reported
 
 _BATCH_SECONDS = 1.0

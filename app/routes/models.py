@@ -7,10 +7,13 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app import files, quotas, reading, schemas, tables
-from app.auth import ProjectId, needs
-from app.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
-from app.errors import (
+from app import schemas, tables
+from app.assets import assets
+from app.projects import quotas
+from app import queries
+from app.http.authentication import ProjectId, needs
+from app.http.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
+from app.http.problems import (
     BodyTooLarge,
     FileInUse,
     InvalidBody,
@@ -25,8 +28,8 @@ from app.errors import (
     UploadNotUsable,
     problems,
 )
-from app.inventory import LocalModel
-from app.routes.files import (
+from app.assets.registry import LocalModel
+from app.routes.assets import (
     GivenName,
     check_name,
     missing,
@@ -110,14 +113,14 @@ def create_model(
     try:
         if wish.upload:
             upload = the_upload(session, project_id, wish.upload, "model")
-            model = files.add_model(session, project_id, wish.name, upload, wish.said())
+            model = assets.add_model(session, project_id, wish.name, upload, wish.said())
         else:
             checkpoint = _the_checkpoint(session, project_id, wish.checkpoint or "")
-            model = files.add_checkpoint(session, project_id, wish.name, checkpoint)
+            model = assets.add_checkpoint(session, project_id, wish.name, checkpoint)
             quotas.check(session, project_id, service.settings, "stored_bytes")
-    except files.NameTaken:
+    except assets.NameTaken:
         raise taken("model", wish.name) from None
-    except files.NotComplete as error:
+    except assets.NotComplete as error:
         raise not_usable(error) from None
     service.doorbell.ring_after_commit(session)
     response.headers["Location"] = f"/models/{model.id}"
@@ -126,7 +129,7 @@ def create_model(
 
 def _the_checkpoint(session: Reading, project_id: str, checkpoint_id: str) -> tables.Checkpoint:
     known = tables.is_id("ckpt", checkpoint_id)
-    checkpoint = reading.find_checkpoint(session, project_id, checkpoint_id) if known else None
+    checkpoint = queries.find_checkpoint(session, project_id, checkpoint_id) if known else None
     if checkpoint is None:
         unknown = f"there is no checkpoint {checkpoint_id!r} in this project"
         raise InvalidBody([FieldError(pointer="/checkpoint", code="unknown_id", detail=unknown)])
@@ -146,7 +149,7 @@ def list_models(
     """List the base models that a job can start from: first those of this instance, then the project's own, oldest
     first."""
     mine = [tables.Model.project_id == project_id]
-    part = reading.list_rows(session, tables.Model, tables.Model.id, mine, after=after, limit=limit, order="asc")
+    part = queries.list_rows(session, tables.Model, tables.Model.id, mine, after=after, limit=limit, order="asc")
     known = [] if after else _known(service)
     return schemas.page([*known, *(_own(model) for model in part.rows)], has_more=part.has_more)
 
@@ -154,7 +157,7 @@ def list_models(
 @router.get("/models/{model_id}", responses=problems(NotFound), dependencies=[needs("jobs:read")])
 def get_model(model_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> schemas.Model:
     """Get a base model by its id or name."""
-    model = files.find(session, "model", project_id, model_id)
+    model = assets.find(session, "model", project_id, model_id)
     if model:
         return _own(model)
     found = next((each for each in _known(service) if each.id == model_id), None)
@@ -190,7 +193,7 @@ def _known(service: Service) -> list[schemas.Model]:
     return [*(_shipped(entry) for entry in MODELS.values()), *(_local(name, model) for name, model in local.items())]
 
 
-def _own(model: files.File) -> schemas.Model:
+def _own(model: assets.File) -> schemas.Model:
     assert isinstance(model, tables.Model)
     summary = model.summary or {}
     claims = summary.get("claims", {})

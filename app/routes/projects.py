@@ -6,10 +6,13 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 from sqlalchemy.orm import Session
 
-from app import keys, quotas, reading, schemas, tables
-from app.auth import TheCaller, needs
-from app.dependencies import AnyProjectId, Json, Reading, TheService, Writing, cursor
-from app.errors import (
+from app import schemas, tables
+from app.projects import keys
+from app.projects import quotas
+from app import queries
+from app.http.authentication import TheCaller, needs
+from app.http.dependencies import AnyProjectId, Json, Reading, TheService, Writing, cursor
+from app.http.problems import (
     BodyTooLarge,
     InvalidBody,
     InvalidParameter,
@@ -18,7 +21,7 @@ from app.errors import (
     UnsupportedMediaType,
     problems,
 )
-from app.settings import Settings
+from app.platform.settings import Settings
 from core.schema.spec import Text
 
 router = APIRouter(tags=["projects"], dependencies=[needs("admin")])
@@ -61,7 +64,7 @@ def list_projects(
         str | None, AfterValidator(cursor("prj")), Query(description="The cursor: the `last_id` of the part before.")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Projects in one part.")] = 20,
-    order: Annotated[reading.Order, Query(description="desc: newest first.")] = "desc",
+    order: Annotated[queries.Order, Query(description="desc: newest first.")] = "desc",
 ) -> schemas.Page[schemas.Project]:
     """List the projects, newest first."""
     part = keys.list_projects(session, after=after, limit=limit, order=order)

@@ -6,7 +6,7 @@ from app.schemas.attempts import Attempt
 from app.schemas.catalogue import Architecture, Dataset, Method, Model
 from app.schemas.checkpoints import Checkpoint
 from app.schemas.estimates import Actual, Basis, Duration, Estimate
-from app.schemas.files import FileFailure, FileStatus, JobInput, Lineage, MadeBy, ThumbnailLink
+from app.schemas.assets import FileFailure, FileStatus, JobInput, Lineage, MadeBy, ThumbnailLink
 from app.schemas.jobs import (
     Action,
     DryRun,

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Literal
 
 from app.schemas.answer import Listed
-from app.schemas.files import FileFailure, FileStatus, MadeBy, ThumbnailLink
+from app.schemas.assets import FileFailure, FileStatus, MadeBy, ThumbnailLink
 from core.schema.catalog import Norm
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import event
 
-from app.database import Database
+from app.platform.database import Database
 
 Statement = tuple[str, Any]
 """The text and its parameters."""

@@ -5,10 +5,11 @@ import threading
 import pytest
 from sqlalchemy import event, select
 
-from app import jobs, recording
-from app.ownership import attempt_prefix, log_key
+from app.jobs import lifecycle
+from app.jobs import ingest
+from app.jobs.leases import attempt_prefix, log_key
 from app.storage import LocalStore, StorageUnavailable
-from app.sweeping import sweep_orphans, sweep_states
+from app.operations.garbage_collection import sweep_orphans, sweep_states
 from app.tables import Attempt, State
 from core.schema import events as reported
 from tests.instance import DIGITS, add_key, calling, serving
@@ -30,7 +31,7 @@ def do(database, action, *args, **options):
 
 
 def claim(database):
-    return do(database, jobs.claim, worker="machine:1", lease_seconds=60, patience=jobs.Patience())
+    return do(database, lifecycle.claim, worker="machine:1", lease_seconds=60, patience=lifecycle.Patience())
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def store(settings):
 def test_a_job_is_paused_resumed_and_stopped(api, database, held):
     job = api.post(f"/jobs/{held.job_id}/pause")
     assert (job.status_code, job.json()["status"], job.json()["allowed_actions"]) == (202, "pausing", ["cancel"])
-    do(database, jobs.hand_back, held)
+    do(database, lifecycle.hand_back, held)
     assert api.get(f"/jobs/{held.job_id}").json()["allowed_actions"] == ["resume", "cancel"]
     assert api.post(f"/jobs/{held.job_id}/resume").json()["status"] == "queued"
     again = claim(database)
@@ -62,8 +63,8 @@ def test_a_job_is_paused_resumed_and_stopped(api, database, held):
 def test_a_failed_job_is_retried_once(api, database, held):
     refused = api.post(f"/jobs/{held.job_id}/retry")
     assert (refused.status_code, refused.json()["allowed_actions"]) == (409, ["pause", "stop", "cancel"])
-    failure = jobs.Failure(code="c", message="m", hint="h", field=None, retryable=True)
-    do(database, jobs.fail, held, failure)
+    failure = lifecycle.Failure(code="c", message="m", hint="h", field=None, retryable=True)
+    do(database, lifecycle.fail, held, failure)
     made, again = (api.post(f"/jobs/{held.job_id}/retry") for _ in range(2))
     assert (made.status_code, again.status_code) == (201, 201)
     assert made.json()["id"] == again.json()["id"] != held.job_id
@@ -74,17 +75,17 @@ def test_a_failed_job_is_retried_once(api, database, held):
 
 
 def test_a_job_stays_as_long_as_a_retry_may_need_its_state(api, database, held):
-    do(database, recording.save_state, held, SAVED, name="state", key="k")
-    failure = jobs.Failure(code="c", message="m", hint="h", field=None, retryable=True)
-    do(database, jobs.fail, held, failure)
+    do(database, ingest.save_state, held, SAVED, name="state", key="k")
+    failure = lifecycle.Failure(code="c", message="m", hint="h", field=None, retryable=True)
+    do(database, lifecycle.fail, held, failure)
     retry = api.post(f"/jobs/{held.job_id}/retry").json()["id"]
     refused = api.delete(f"/jobs/{held.job_id}")
     assert (refused.status_code, refused.json()["code"]) == (409, "file_in_use")
     assert retry in refused.json()["detail"]
     again = claim(database)
-    assert [state.step for state in do(database, recording.states, again)] == [SAVED.step]
+    assert [state.step for state in do(database, ingest.states, again)] == [SAVED.step]
     # The state is needed as well by the retry of a retry that has none of its own.
-    do(database, jobs.fail, again, failure)
+    do(database, lifecycle.fail, again, failure)
     second = api.post(f"/jobs/{retry}/retry").json()["id"]
     for job_id in (held.job_id, retry):
         assert second in api.delete(f"/jobs/{job_id}").json()["detail"]
@@ -138,7 +139,7 @@ def test_a_deleted_job_is_gone_with_its_files_once_it_has_ended(api, database, h
     store.put(f"{held.prefix}/checkpoint.safetensors", tmp_path / "file")
     refused = api.delete(f"/jobs/{held.job_id}")
     assert (refused.status_code, refused.json()["code"]) == (409, "action_not_allowed")
-    do(database, jobs.succeed, held, REPORTS)
+    do(database, lifecycle.succeed, held, REPORTS)
     assert api.delete(f"/jobs/{held.job_id}").status_code == 204
     assert list(store.keys("jobs")) == []
     assert api.get(f"/jobs/{held.job_id}").status_code == 404
@@ -149,15 +150,15 @@ def test_a_job_is_deleted_though_the_store_is_away(api, database, held, store, m
     def away(*_):
         raise StorageUnavailable("gone")
 
-    do(database, jobs.succeed, held, REPORTS)
+    do(database, lifecycle.succeed, held, REPORTS)
     monkeypatch.setattr(LocalStore, "delete", away)
     assert api.delete(f"/jobs/{held.job_id}").status_code == 204
 
 
 def test_attempts_say_who_had_the_job_and_what_came_of_it(api, database, held):
-    do(database, jobs.lose, held, cause="it was killed by SIGKILL", patience=jobs.Patience(backoff_seconds=0))
+    do(database, lifecycle.lose, held, cause="it was killed by SIGKILL", patience=lifecycle.Patience(backoff_seconds=0))
     second = claim(database)
-    do(database, recording.record, second, [reported.Resumed(step=7, epoch=0.7)])
+    do(database, ingest.record, second, [reported.Resumed(step=7, epoch=0.7)])
     page = api.get(f"/jobs/{held.job_id}/attempts").json()
     assert (page["object"], page["has_more"], page["last_id"]) == ("list", False, "2")
     lost, going_on = page["data"]
@@ -180,7 +181,7 @@ def log(store, database, tmp_path):
         number = counts[held.epoch] = counts.get(held.epoch, 0) + 1
         (tmp_path / "part").write_text(text)
         store.put(log_key(held.job_id, held.epoch, number), tmp_path / "part")
-        do(database, recording.add_log, held, size=len(text))
+        do(database, ingest.add_log, held, size=len(text))
 
     return log
 
@@ -198,7 +199,7 @@ def test_logs_are_read_whole_or_from_the_end_by_attempt(api, database, held, log
     assert read_log(api, held).headers["content-type"] == "text/plain; charset=utf-8"
     tails = [read_log(api, held, tail=number).text for number in (0, 1, 2, 3, 9)]
     assert tails == ["", "c\n", "b\nc\n", "a\nb\nc\n", "a\nb\nc\n"]
-    do(database, jobs.hand_back, held)
+    do(database, lifecycle.hand_back, held)
     second = claim(database)
     assert read_log(api, held).text == "a\nb\nc\n"
     log(second, "d\n")
@@ -219,10 +220,10 @@ def test_a_log_is_followed_over_attempts_to_the_end_of_the_job(api, database, he
     log(held, "a\n")
     log(held, "b\n")
     wait_until(lambda: "".join(got) == "a\nb\n")
-    do(database, jobs.hand_back, held)
+    do(database, lifecycle.hand_back, held)
     second = claim(database)
     log(second, "c\n")
-    do(database, jobs.succeed, second, REPORTS)
+    do(database, lifecycle.succeed, second, REPORTS)
     reader.join(15)
     assert "".join(got) == "a\nb\nc\n"
     assert read_log(api, held, follow=True, tail=1).text == "c\n"
@@ -253,11 +254,11 @@ def test_a_log_that_is_followed_closes_when_it_is_old_and_goes_on_where_it_was(
             assert read_on(after=nowhere)[0] == first
         log(held, "three\n")
         second, place = read_on(after=place)
-        do(database, jobs.hand_back, held)
+        do(database, lifecycle.hand_back, held)
         later = claim(database)
         log(later, "four\n")
         third, place = read_on(after=place, **options)
-        do(database, jobs.succeed, later, REPORTS)
+        do(database, lifecycle.succeed, later, REPORTS)
         fourth, _ = read_on(after=place, **options)
         assert (second, third + fourth) == (b"three\n", b"" if "attempt" in options else b"four\n")
 
@@ -282,8 +283,8 @@ def test_what_nobody_names_is_swept_a_day_after_its_attempt(api, database, held,
     (tmp_path / "file").write_text("x")
     for name in ("states/state-5/state", "states/state-6/state", "checkpoint.safetensors"):
         store.put(f"{held.prefix}/{name}", tmp_path / "file")
-    do(database, recording.save_state, held, SAVED, name="state", key=f"{held.prefix}/states/state-5/state")
-    do(database, jobs.hand_back, held)
+    do(database, ingest.save_state, held, SAVED, name="state", key=f"{held.prefix}/states/state-5/state")
+    do(database, lifecycle.hand_back, held)
     before = list(store.keys("jobs"))
     sweep_orphans(database, store)
     assert list(store.keys("jobs")) == before
@@ -326,9 +327,9 @@ def test_states_of_a_job_that_ended_badly_are_kept_for_a_while_and_its_checkpoin
     for kind in ("state", "best"):
         key = f"{held.prefix}/states/{kind}-5/{kind}"
         store.put(key, tmp_path / "file")
-        do(database, recording.save_state, held, SAVED.model_copy(update={"kind": kind}), name=kind, key=key)
+        do(database, ingest.save_state, held, SAVED.model_copy(update={"kind": kind}), name=kind, key=key)
     api.post(f"/jobs/{held.job_id}/cancel")
-    do(database, jobs.hand_back, held)
+    do(database, lifecycle.hand_back, held)
     sweep_states(database, store, days=1)
     assert len(list(store.keys("jobs"))) == 2
     sweep_states(database, store, days=-1)
@@ -343,10 +344,10 @@ def test_states_that_a_worker_has_left_which_died_after_its_jobs_success_are_swe
     (tmp_path / "file").write_text("x")
     key = f"{held.prefix}/states/state-5/state"
     store.put(key, tmp_path / "file")
-    do(database, recording.save_state, held, SAVED, name="state", key=key)
+    do(database, ingest.save_state, held, SAVED, name="state", key=key)
     sweep_states(database, store, days=30)
     assert list(store.keys("jobs")) == [key]
-    do(database, jobs.succeed, held, REPORTS)
+    do(database, lifecycle.succeed, held, REPORTS)
     sweep_states(database, store, days=30)
     assert list(store.keys("jobs")) == []
     with database.reading() as session:

@@ -8,9 +8,9 @@ from ipaddress import ip_address
 import httpx2
 import pytest
 
-from app import addresses
-from app.addresses import Refused, is_public, judge, parse
-from app.settings import Settings
+from app.webhooks import url_policy
+from app.webhooks.url_policy import Refused, is_public, judge, parse
+from app.platform.settings import Settings
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def settings(tmp_path):
 
 
 def check(url, settings):
-    asyncio.run(addresses.check(url, settings))
+    asyncio.run(url_policy.check(url, settings))
 
 
 INSIDE = [
@@ -55,7 +55,7 @@ def test_this_machine_is_refused_however_it_is_written(settings, host):
 
 
 def test_where_a_name_leads_in_the_operators_network_is_told_to_nobody_but_the_log(settings, caplog):
-    with caplog.at_level("INFO", "app.addresses"), pytest.raises(Refused) as refusal:
+    with caplog.at_level("INFO", "app.webhooks.url_policy"), pytest.raises(Refused) as refusal:
         check("https://localhost/", settings)
     told = r"127\.0\.0\.1|::1"
     assert not re.search(told, str(refusal.value))
@@ -108,8 +108,8 @@ def test_the_operator_can_allow_a_name_or_a_range_at_any_port(settings, entry):
 
 
 def test_a_resolver_that_never_answers_is_not_waited_for(settings, monkeypatch):
-    monkeypatch.setattr(addresses, "LOOKUP_SECONDS", 0.05)
-    monkeypatch.setattr(addresses, "resolve", lambda host, port: time.sleep(0.5) or [])
+    monkeypatch.setattr(url_policy, "LOOKUP_SECONDS", 0.05)
+    monkeypatch.setattr(url_policy, "resolve", lambda host, port: time.sleep(0.5) or [])
     with pytest.raises(Refused, match="in time"):
         check("https://slow.test/", settings)
 

@@ -11,10 +11,13 @@ import tarfile
 
 import pytest
 
-from app import files, jobs, recording, uploads
-from app.backup import MANIFEST, BadBackup, check, load, save
-from app.ownership import log_key
-from app.settings import Settings
+from app.assets import assets
+from app.jobs import lifecycle
+from app.jobs import ingest
+from app.assets import uploads
+from app.operations.backup import MANIFEST, BadBackup, check, load, save
+from app.jobs.leases import log_key
+from app.platform.settings import Settings
 from app.storage import LocalStore, StorageUnavailable, open_store
 from app.tables import Checkpoint
 from core.schema import events as reported
@@ -159,8 +162,8 @@ def test_rows_without_their_object_are_told(settings, database, tmp_path):
     store = open_store(settings)
     project = add_project(database)
     with database.writing() as session:
-        jobs.create(session, project.id, parse(DIGITS))
-        claim = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience.of(settings))
+        lifecycle.create(session, project.id, parse(DIGITS))
+        claim = lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience.of(settings))
         for name in ("whole", "damaged", "gone"):
             session.add(
                 Checkpoint(
@@ -198,16 +201,16 @@ def test_reports_logs_and_uploads_without_their_object_are_told_and_each_object_
         )
         upload.status = "completed"
         session.flush()
-        dataset = files.add_dataset(session, project.id, "birds", upload)
+        dataset = assets.add_dataset(session, project.id, "birds", upload)
         dataset.status = "ready"
-        jobs.create(session, project.id, parse(DIGITS))
-        claim = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience.of(settings))
+        lifecycle.create(session, project.id, parse(DIGITS))
+        claim = lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience.of(settings))
         sha256 = hashlib.sha256(b"{}").hexdigest()
         report = reported.Saved(kind="report", path="x", sha256=sha256, size=2, step=0, epoch=0.0)
-        recording.save(session, claim, report, key=f"{claim.prefix}/report.json")
+        ingest.save(session, claim, report, key=f"{claim.prefix}/report.json")
         for _ in range(3):
-            recording.add_log(session, claim, size=1)
-    found = f"{files.prefix('dataset', dataset.id, dataset.epoch)}/{files.REPORT}"
+            ingest.add_log(session, claim, size=1)
+    found = f"{assets.prefix('dataset', dataset.id, dataset.epoch)}/{assets.REPORT}"
     logs = [log_key(claim.job_id, claim.epoch, part) for part in (1, 2, 3)]
     contents = {uploads.key(upload): b"zip!", f"{claim.prefix}/report.json": b"{}", found: b"{}"}
     contents |= dict.fromkeys(logs, b"x")
@@ -230,7 +233,7 @@ def test_reports_logs_and_uploads_without_their_object_are_told_and_each_object_
 def test_check_tells_a_loss_from_a_database_that_it_cannot_read(settings, database, tmp_path):
     def asked():
         environment = {**os.environ, "TEMPER_DATA_DIR": str(settings.data_dir), "TEMPER_DATABASE_URL": url}
-        command = [sys.executable, "-m", "app.backup", "check"]
+        command = [sys.executable, "-m", "app.operations.backup", "check"]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     url = settings.database_url

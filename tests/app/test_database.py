@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, select, text
 from sqlalchemy.dialects import postgresql
 
-from app.database import Database, _alembic, now, open_database, seconds_from_now
+from app.platform.database import Database, _alembic, now, open_database, seconds_from_now
 from app.tables import Project, Table
 from tests.instance import new_instance
 

@@ -9,8 +9,8 @@ import redis
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from app import doctor
-from app.doctor import (
+from app.operations import doctor
+from app.operations.doctor import (
     check_database,
     check_disk,
     check_queue,
@@ -18,7 +18,7 @@ from app.doctor import (
     check_storage,
     examine,
 )
-from app.queue import Line
+from app.platform.queue import Line
 from tests.native import ROOT
 from tests.servers import free_port
 
@@ -127,7 +127,7 @@ def test_a_key_that_others_can_read_is_noticed(settings, tmp_path):
 
 def test_it_exits_by_what_it_finds(tmp_path):
     environment = {"PATH": "", "TEMPER_DATA_DIR": str(tmp_path), "TEMPER_RESOURCE_CLASS": "cpu"}
-    command = [sys.executable, "-m", "app.doctor", "--json"]
+    command = [sys.executable, "-m", "app.operations.doctor", "--json"]
     told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
     found = {finding["part"]: finding["level"] for finding in json.loads(told.stdout)}
     assert (told.returncode, found["schema"], found["storage"], found["gpu"]) == (1, "fail", "ok", "ok")

@@ -5,7 +5,9 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import delete, update
 
-from app import estimates, jobs, recording
+from app.jobs import estimates
+from app.jobs import lifecycle
+from app.jobs import ingest
 from app.tables import Attempt, Event, Job
 from core.schema import events as reported
 from core.schema.cost_model import Size, passes_of_run
@@ -41,21 +43,21 @@ def started(spec, **sizes):
 def done(database, project, spec=SPEC, *, seconds=100.0, working=90.0, memory=1000, sizes=None):
     """A job that took so many seconds in one attempt, its training process so many of them."""
     with database.writing() as session:
-        job_id = jobs.create(session, project.id, spec).job.id
-        claim = jobs.claim(session, worker="w", lease_seconds=60, patience=jobs.Patience())
+        job_id = lifecycle.create(session, project.id, spec).job.id
+        claim = lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience())
         assert claim.job_id == job_id
         ended = update(Attempt).where(Attempt.job_id == job_id)
         finished = reported.Finished(
             reports=reported.Reports(before=None, after=None), seconds=working, peak_memory_bytes=memory
         )
-        recording.record(session, claim, [started(spec, **(sizes or {})), finished])
+        ingest.record(session, claim, [started(spec, **(sizes or {})), finished])
         saved = reported.Saved(kind="checkpoint", path="/x/c", sha256="ab", size=7000, step=5, epoch=0.5)
-        recording.save(session, claim, saved, key=job_id)
-        recording.add_log(session, claim, size=300)
+        ingest.save(session, claim, saved, key=job_id)
+        ingest.add_log(session, claim, size=300)
         session.flush()
         begun = session.get_one(Attempt, (job_id, 1), populate_existing=True).started_at
         session.execute(ended.values(started_at=begun - timedelta(seconds=seconds)))
-        jobs.succeed(session, claim, finished.reports)
+        lifecycle.succeed(session, claim, finished.reports)
     return job_id
 
 

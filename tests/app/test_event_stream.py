@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app import jobs, recording
-from app.settings import Settings
+from app.jobs import lifecycle
+from app.jobs import ingest
+from app.platform.settings import Settings
 from core.schema import events as reported
 from tests.instance import DIGITS, add_key, calling, serving
 
@@ -27,11 +28,11 @@ def do(database, action, *args, **options):
 def start(api, database):
     """Post a job and claim it."""
     job_id = api.post("/jobs", json=DIGITS).json()["id"]
-    return job_id, do(database, jobs.claim, worker="w", lease_seconds=60, patience=jobs.Patience())
+    return job_id, do(database, lifecycle.claim, worker="w", lease_seconds=60, patience=lifecycle.Patience())
 
 
 def warn(database, held, count=1):
-    do(database, recording.record, held, [reported.Warned(code="c", message="m")] * count)
+    do(database, ingest.record, held, [reported.Warned(code="c", message="m")] * count)
 
 
 def messages(lines):
@@ -75,7 +76,7 @@ def test_a_stream_tells_everything_once_and_ends_with_the_job(api, database):
         for _ in range(10):
             time.sleep(0.03)
             warn(database, held)
-        do(database, jobs.succeed, held, reported.Reports(before=None, after=None))
+        do(database, lifecycle.succeed, held, reported.Reports(before=None, after=None))
 
     writer = threading.Thread(target=live)
     writer.start()
@@ -90,7 +91,7 @@ def test_a_stream_tells_everything_once_and_ends_with_the_job(api, database):
 def test_a_stream_goes_on_after_the_last_event_that_was_seen(api, database):
     job_id, held = start(api, database)
     warn(database, held, 250)
-    do(database, jobs.succeed, held, reported.Reports(before=None, after=None))
+    do(database, lifecycle.succeed, held, reported.Reports(before=None, after=None))
     assert seqs(follow(api, job_id)) == list(range(1, 254))
     assert seqs(follow(api, job_id, **{"Last-Event-ID": "200"})) == list(range(201, 254))
     assert seqs(follow(api, job_id, **{"Last-Event-ID": "253"})) == []
@@ -99,7 +100,7 @@ def test_a_stream_goes_on_after_the_last_event_that_was_seen(api, database):
 def test_a_stream_tells_everything_where_the_last_event_that_was_seen_is_not_of_its_history(api, database):
     job_id, held = start(api, database)
     warn(database, held, 2)
-    do(database, jobs.succeed, held, reported.Reports(before=None, after=None))
+    do(database, lifecycle.succeed, held, reported.Reports(before=None, after=None))
     assert seqs(follow(api, job_id, **{"Last-Event-ID": "1000"})) == [1, 2, 3, 4, 5]
 
 
@@ -110,7 +111,7 @@ def test_a_reader_that_is_cut_off_again_and_again_misses_nothing(api, database):
         for _ in range(60):
             warn(database, held)
             time.sleep(0.005)
-        do(database, jobs.succeed, held, reported.Reports(before=None, after=None))
+        do(database, lifecycle.succeed, held, reported.Reports(before=None, after=None))
 
     writer = threading.Thread(target=live)
     writer.start()
@@ -131,7 +132,7 @@ def test_a_stream_shows_progress_between_events(api, database):
     with api.stream("GET", f"/jobs/{job_id}/events", headers=STREAM) as stream:
         received = messages(stream.iter_lines())
         assert next(message for message in received if message.get("id") == "2")
-        do(database, recording.record, held, [step])
+        do(database, ingest.record, held, [step])
         progress = next(message for message in received if message.get("event") == "progress")
     assert "id" not in progress
     assert json.loads(progress["data"])["loss"] == 0.25
@@ -158,7 +159,7 @@ def test_too_many_streams_are_refused_and_the_place_is_free_again(settings, data
             assert (refused.status_code, refused.json()["code"]) == (503, "too_many_streams")
             assert int(refused.headers["retry-after"]) > 0
             assert api.get(f"/jobs/{job_id}/events").status_code == 200
-        do(database, jobs.succeed, held, reported.Reports(before=None, after=None))
+        do(database, lifecycle.succeed, held, reported.Reports(before=None, after=None))
         deadline = time.monotonic() + 60
         while api.get(f"/jobs/{job_id}/events", headers=STREAM).status_code != 200:
             assert time.monotonic() < deadline
@@ -184,7 +185,7 @@ def test_streams_that_are_asked_for_at_once_are_no_more_than_there_may_be(
         with ThreadPoolExecutor(10) as callers:
             statuses = list(callers.map(ask, range(10)))
         assert statuses.count(200) == 2
-        do(database, jobs.succeed, held, reported.Reports(before=None, after=None))
+        do(database, lifecycle.succeed, held, reported.Reports(before=None, after=None))
 
 
 def test_a_place_is_free_again_though_its_client_went_before_the_first_byte(settings, database, project):
@@ -203,7 +204,7 @@ def test_a_place_is_free_again_though_its_client_went_before_the_first_byte(sett
                     break
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        do(database, jobs.succeed, held, reported.Reports(before=None, after=None))
+        do(database, lifecycle.succeed, held, reported.Reports(before=None, after=None))
 
 
 @pytest.mark.parametrize("what", ["events", "logs?follow=true"])

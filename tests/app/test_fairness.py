@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app import jobs
-from app.jobs import Patience
+from app.jobs import lifecycle
+from app.jobs.lifecycle import Patience
 from core.schema.spec import parse
 from tests.instance import add_project
 
@@ -15,12 +15,12 @@ SPEC = {"base_model": "digits-cnn-linf"}
 
 def post(database, project, count=1, **change):
     with database.writing() as session:
-        return [jobs.create(session, project.id, parse(SPEC | change)).job.id for _ in range(count)]
+        return [lifecycle.create(session, project.id, parse(SPEC | change)).job.id for _ in range(count)]
 
 
 def claim(database, settings):
     with database.writing() as session:
-        return jobs.claim(session, worker="w", lease_seconds=600, patience=Patience.of(settings))
+        return lifecycle.claim(session, worker="w", lease_seconds=600, patience=Patience.of(settings))
 
 
 def test_many_jobs_of_one_project_do_not_hold_up_the_one_of_another(database, settings):

@@ -4,10 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app import files, jobs, recording, uploads
+from app.assets import assets
+from app.jobs import lifecycle
+from app.jobs import ingest
+from app.assets import uploads
 from app.schemas import FileFailure
 from app.tables import Dataset, Job, Model, Upload
-from app.upkeep import Premises, clear_files_away
+from app.operations.maintenance import Premises, clear_files_away
 from core.schema.events import Saved
 from core.schema.inspection_report import DatasetFindings, ModelFindings, Overlap, Thumbnail
 from core.schema.spec import parse
@@ -71,7 +74,7 @@ def post_dataset(api, name="birds", content=b"zip"):
 
 def claim(database, worker="w", **changed):
     with database.writing() as session:
-        return files.claim(session, worker=worker, **{"lease_seconds": 60, "max_losses": 3} | changed)
+        return assets.claim(session, worker=worker, **{"lease_seconds": 60, "max_losses": 3} | changed)
 
 
 def accept(database, service_store, held, folder):
@@ -82,7 +85,7 @@ def accept(database, service_store, held, folder):
         service_store.put(f"{held.prefix}/{name}", folder / "file")
     key = held.key if held.kind == "dataset" else f"{held.prefix}/model.safetensors"
     with database.writing() as session:
-        files.accept(session, held, found, key=key, size=3, sha256="2" * 64)
+        assets.accept(session, held, found, key=key, size=3, sha256="2" * 64)
 
 
 @pytest.fixture
@@ -130,7 +133,7 @@ def test_a_refused_data_set_says_why_and_gives_its_name_back(api, database):
     post_dataset(api)
     held = claim(database)
     with database.writing() as session:
-        files.refuse(session, held, REFUSAL)
+        assets.refuse(session, held, REFUSAL)
     shown = api.get("/datasets/birds").json()
     assert (shown["status"], shown["failure"]["message"]) == ("refused", "It holds a link.")
     refused = api.post("/jobs", json=DIGITS | {"dataset": "birds", "eps": EPS})
@@ -148,7 +151,7 @@ def test_a_refused_model_is_posted_again_with_more_said_of_the_same_upload(api, 
     assert api.post("/models", json=wish).status_code == 201
     held = claim(database)
     with database.writing() as session:
-        files.refuse(session, held, REFUSAL)
+        assets.refuse(session, held, REFUSAL)
     assert api.post("/models", json=wish | {"architecture": "digits-cnn"}).status_code == 201
     assert claim(database).said.architecture == "digits-cnn"
 
@@ -221,7 +224,7 @@ def test_a_file_stays_until_the_jobs_that_take_it_in_have_ended(field, api, data
     assert (refused.status_code, refused.json()["code"]) == (409, "file_in_use"), refused.text
     assert job["id"] in refused.json()["detail"]
     with database.reading() as session:
-        (source,) = files.sources(session, job["id"], parse(body))
+        (source,) = assets.sources(session, job["id"], parse(body))
     assert (source.field, source.sha256) == (field, "2" * 64)
     api.post(f"/jobs/{job['id']}/cancel")
     assert api.delete(where).status_code == 204
@@ -272,7 +275,7 @@ def test_what_is_ready_keeps_its_objects_and_what_a_stale_examination_left_goes(
     api, settings, database, store, ready, tmp_path
 ):
     (tmp_path / "file").write_bytes(b"x")
-    store.put(f"{files.prefix('dataset', ready[0]['id'], 0)}/report.json", tmp_path / "file")
+    store.put(f"{assets.prefix('dataset', ready[0]['id'], 0)}/report.json", tmp_path / "file")
     clear_files_away(Premises(settings, database, store, None))
     keys = list(store.keys("datasets"))
     assert {key.split("/")[2] for key in keys} == {"1"}
@@ -284,8 +287,8 @@ def test_an_examination_whose_worker_is_lost_is_begun_again_but_not_for_ever(api
     stale = claim(database, lease_seconds=-1)
     second = claim(database, lease_seconds=-1)
     assert second.epoch == 2
-    with database.writing() as session, pytest.raises(files.LostExamination):
-        files.accept(session, stale, dataset_findings(), key="x", size=1, sha256="0" * 64)
+    with database.writing() as session, pytest.raises(assets.LostExamination):
+        assets.accept(session, stale, dataset_findings(), key="x", size=1, sha256="0" * 64)
     third = claim(database, lease_seconds=-1)
     assert third.epoch == 3
     assert claim(database) is None
@@ -298,17 +301,17 @@ def test_two_workers_do_not_examine_one_file(api, database):
         held = [each for each in pool.map(lambda _: claim(database), range(4)) if each]
     assert len(held) == 1
     with database.writing() as session:
-        files.hand_back(session, held[0])
+        assets.hand_back(session, held[0])
     assert claim(database).epoch == 2
 
 
 def finished_job(database, project, **changed):
     """A job that has delivered a checkpoint."""
     with database.writing() as session:
-        job = jobs.create(session, project.id, parse(DIGITS | changed)).job
-        held = jobs.claim(session, worker="w", lease_seconds=60, patience=jobs.Patience())
+        job = lifecycle.create(session, project.id, parse(DIGITS | changed)).job
+        held = lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience())
         saved = Saved(kind="checkpoint", path="/tmp/x", step=1, epoch=1.0, size=4, sha256="3" * 64)
-        recording.save(session, held, saved, key=f"jobs/{job.id}/x")
+        ingest.save(session, held, saved, key=f"jobs/{job.id}/x")
     with database.reading() as session:
         return job.id, session.get_one(Job, job.id).checkpoint_id
 
@@ -356,7 +359,7 @@ def test_a_job_stays_until_the_model_that_is_made_of_its_checkpoint_has_its_own_
     job_id, checkpoint = finished_job(database, project)
     api.post(f"/jobs/{job_id}/cancel")
     with database.writing() as session:
-        jobs.expire(session, jobs.Patience(cancel_seconds=-1))
+        lifecycle.expire(session, lifecycle.Patience(cancel_seconds=-1))
     model = api.post("/models", json={"checkpoint": checkpoint, "name": "mine"}).json()["id"]
     for examine in (lambda: None, lambda: claim(database)):
         examine()

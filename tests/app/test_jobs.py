@@ -8,9 +8,10 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import DatabaseError
 
-from app import jobs, recording
-from app.jobs import ACTIONS, MOVES, TERMINAL, KeyReused, NotAllowed, Patience
-from app.ownership import HELD, Claim, LostOwnership
+from app.jobs import lifecycle
+from app.jobs import ingest
+from app.jobs.lifecycle import ACTIONS, MOVES, TERMINAL, KeyReused, NotAllowed, Patience
+from app.jobs.leases import HELD, Claim, LostOwnership
 from app.schemas import Failure
 from app.tables import Attempt, Checkpoint, Event, Job, Metric
 from core.schema import events as reported
@@ -25,13 +26,13 @@ STATUSES = list(MOVES)
 
 def create(database, project, spec=SPEC, **options):
     with database.writing() as session:
-        return jobs.create(session, project.id, spec, **options).job.id
+        return lifecycle.create(session, project.id, spec, **options).job.id
 
 
 def claim(database, *, lease_seconds=30, worker="w", **patience):
     with database.writing() as session:
         patience = Patience(**{"backoff_seconds": 0, **patience})
-        return jobs.claim(session, worker=worker, lease_seconds=lease_seconds, patience=patience)
+        return lifecycle.claim(session, worker=worker, lease_seconds=lease_seconds, patience=patience)
 
 
 def do(database, action, *args, **options):
@@ -110,7 +111,7 @@ def test_a_job_makes_exactly_the_moves_of_the_table(database, project, source):
     for target in STATUSES:
         job_id = create(database, project)
         put_in(database, job_id, source)
-        moved = do(database, jobs._move, target, Job.id == job_id)
+        moved = do(database, lifecycle._move, target, Job.id == job_id)
         assert bool(moved) == (target in MOVES[source])
         assert get(database, job_id).status == (target if moved else source)
 
@@ -131,16 +132,16 @@ ALLOWED = {
 @pytest.mark.parametrize("status", STATUSES)
 def test_what_may_be_asked_is_allowed_and_all_else_is_refused_or_has_been_granted(database, job_id, status):
     put_in(database, job_id, status)
-    assert jobs.allowed_actions(get(database, job_id)) == ALLOWED[status]
+    assert lifecycle.allowed_actions(get(database, job_id)) == ALLOWED[status]
     for action in ("pause", "resume", "stop", "cancel"):
         if action in ALLOWED[status]:
             continue
         before = rows(database)
         if status in ACTIONS[action].granted:
-            assert do(database, jobs.ask, job_id, action).status == status
+            assert do(database, lifecycle.ask, job_id, action).status == status
         else:
             with pytest.raises(NotAllowed) as refusal:
-                do(database, jobs.ask, job_id, action)
+                do(database, lifecycle.ask, job_id, action)
             assert (refusal.value.status, refusal.value.allowed_actions) == (status, ALLOWED[status])
         assert rows(database) == before
 
@@ -148,9 +149,9 @@ def test_what_may_be_asked_is_allowed_and_all_else_is_refused_or_has_been_grante
 def test_an_evaluation_cannot_be_stopped_early_for_it_has_nothing_to_deliver(database, project):
     create(database, project, parse({"kind": "evaluate", "base_model": "digits-cnn-linf"}))
     held = claim(database)
-    assert jobs.allowed_actions(get(database, held.job_id)) == ["pause", "cancel"]
+    assert lifecycle.allowed_actions(get(database, held.job_id)) == ["pause", "cancel"]
     with pytest.raises(NotAllowed):
-        do(database, jobs.ask, held.job_id, "stop")
+        do(database, lifecycle.ask, held.job_id, "stop")
 
 
 @pytest.mark.parametrize("ended", sorted(TERMINAL))
@@ -175,7 +176,7 @@ def test_the_same_key_and_spec_make_one_job_from_many_threads(database, project)
     def post(_):
         barrier.wait()
         with database.writing() as session:
-            created = jobs.create(session, project.id, SPEC, idempotency_key="k")
+            created = lifecycle.create(session, project.id, SPEC, idempotency_key="k")
             return created.job.id, created.replayed
 
     with ThreadPoolExecutor(12) as pool:
@@ -217,8 +218,8 @@ def test_nothing_to_claim_is_none(database):
 
 
 def test_a_heartbeat_keeps_the_lease(database, claimed):
-    do(database, jobs.heartbeat, claimed, lease_seconds=-1)
-    assert do(database, jobs.heartbeat, claimed, lease_seconds=30) == "running"
+    do(database, lifecycle.heartbeat, claimed, lease_seconds=-1)
+    assert do(database, lifecycle.heartbeat, claimed, lease_seconds=30) == "running"
     assert claim(database) is None
 
 
@@ -260,7 +261,7 @@ def test_a_trainer_killed_too_often_is_a_repeated_crash(database, project):
     job_id = create(database, project)
     patience = Patience(max_losses=3, max_losses_in_place=9, backoff_seconds=0)
     for _ in range(3):
-        do(database, jobs.lose, claim(database), cause="it was killed by SIGKILL", patience=patience)
+        do(database, lifecycle.lose, claim(database), cause="it was killed by SIGKILL", patience=patience)
     job = get(database, job_id)
     assert (job.status, job.failure["code"], job.epoch) == ("failed", "repeated_crash", 3)
     assert "it was killed by SIGKILL" in job.failure["message"]
@@ -271,8 +272,8 @@ def test_losses_count_anew_when_a_job_has_got_further(database, project):
     for saved_step in (0, 1, 2, 2):
         held = claim(database, max_losses=9)
         state = SAVED.model_copy(update={"kind": "state", "step": saved_step})
-        do(database, recording.save_state, held, state, name="state", key=f"{held.prefix}/states/{saved_step}/state")
-        do(database, jobs.lose, held, cause="c", patience=Patience(max_losses=9, backoff_seconds=0))
+        do(database, ingest.save_state, held, state, name="state", key=f"{held.prefix}/states/{saved_step}/state")
+        do(database, lifecycle.lose, held, cause="c", patience=Patience(max_losses=9, backoff_seconds=0))
     job = get(database, held.job_id)
     # The last attempt has saved nothing that was not there before.
     assert (job.status, job.infra_losses, job.losses_in_place) == ("queued", 4, 2)
@@ -285,27 +286,27 @@ def test_what_an_evaluation_has_found_is_progress_and_of_no_use_once_the_trainin
     def save(kind, step):
         saved = SAVED.model_copy(update={"kind": kind, "step": step})
         key = f"{held.prefix}/states/{kind}-{step}/{kind}"
-        return do(database, recording.save_state, held, saved, name=kind, key=key)
+        return do(database, ingest.save_state, held, saved, name=kind, key=key)
 
     for step in (1, 2, 2):
         held = claim(database, **patience)
         save("verdicts", step)
-        do(database, jobs.lose, held, cause="c", patience=Patience(max_losses=9, backoff_seconds=0))
+        do(database, lifecycle.lose, held, cause="c", patience=Patience(max_losses=9, backoff_seconds=0))
     job = get(database, held.job_id)
     assert (job.losses_in_place, job.saved_step) == (2, -1)
     held = claim(database, **patience)
     assert len(save("state", 0)) == 2
-    assert [state.kind for state in do(database, recording.states, held)] == ["state"]
+    assert [state.kind for state in do(database, ingest.states, held)] == ["state"]
 
 
 def test_a_retry_that_has_found_something_itself_still_begins_with_the_state_of_the_job_it_is_of(database, claimed):
-    do(database, recording.save_state, claimed, SAVED.model_copy(update={"kind": "state"}), name="state", key="k/s/f")
-    do(database, jobs.fail, claimed, jobs.Failure(code="c", message="m", hint="h", field=None, retryable=True))
-    do(database, jobs.retry, claimed.job_id)
+    do(database, ingest.save_state, claimed, SAVED.model_copy(update={"kind": "state"}), name="state", key="k/s/f")
+    do(database, lifecycle.fail, claimed, lifecycle.Failure(code="c", message="m", hint="h", field=None, retryable=True))
+    do(database, lifecycle.retry, claimed.job_id)
     retry = claim(database)
     found = SAVED.model_copy(update={"kind": "verdicts", "step": 1})
-    do(database, recording.save_state, retry, found, name="verdicts", key="k/v/f")
-    assert [(state.kind, state.job_id) for state in do(database, recording.states, retry)] == [
+    do(database, ingest.save_state, retry, found, name="verdicts", key="k/v/f")
+    assert [(state.kind, state.job_id) for state in do(database, ingest.states, retry)] == [
         ("verdicts", retry.job_id),
         ("state", claimed.job_id),
     ]
@@ -317,7 +318,7 @@ def test_a_lost_job_waits_longer_each_time_but_not_for_ever(database, project):
     for _ in range(4):
         held = claim(database)
         patience = Patience(max_losses=9, max_losses_in_place=9, backoff_seconds=10, max_backoff_seconds=25)
-        do(database, jobs.lose, held, cause="c", patience=patience)
+        do(database, lifecycle.lose, held, cause="c", patience=patience)
         job = get(database, job_id)
         waits.append(round((job.not_before - job.updated_at).total_seconds()))
         assert claim(database) is None
@@ -337,14 +338,14 @@ def let_pass(database, seconds):
 
 
 WRITES = {
-    "heartbeat": lambda session, claim: jobs.heartbeat(session, claim, lease_seconds=30),
-    "look": jobs.look,
-    "record": lambda session, claim: recording.record(session, claim, [step(1), reported.Entered(phase="training")]),
-    "save": lambda session, claim: recording.save(session, claim, SAVED, key="jobs/x"),
-    "succeed": lambda session, claim: jobs.succeed(session, claim, REPORTS),
-    "fail": lambda session, claim: jobs.fail(session, claim, FAILURE),
-    "hand_back": jobs.hand_back,
-    "lose": lambda session, claim: jobs.lose(session, claim, cause="c", patience=Patience()),
+    "heartbeat": lambda session, claim: lifecycle.heartbeat(session, claim, lease_seconds=30),
+    "look": lifecycle.look,
+    "record": lambda session, claim: ingest.record(session, claim, [step(1), reported.Entered(phase="training")]),
+    "save": lambda session, claim: ingest.save(session, claim, SAVED, key="jobs/x"),
+    "succeed": lambda session, claim: lifecycle.succeed(session, claim, REPORTS),
+    "fail": lambda session, claim: lifecycle.fail(session, claim, FAILURE),
+    "hand_back": lifecycle.hand_back,
+    "lose": lambda session, claim: lifecycle.lose(session, claim, cause="c", patience=Patience()),
 }
 
 
@@ -376,7 +377,7 @@ def test_an_ended_job_takes_no_write_of_its_last_owner(database, claimed, ended)
 
 
 def test_what_a_run_reports_becomes_history_curve_and_progress(database, claimed):
-    do(database, recording.record, claimed, [reported.Entered(phase="training"), step(1), step(2)])
+    do(database, ingest.record, claimed, [reported.Entered(phase="training"), step(1), step(2)])
     job = get(database, claimed.job_id)
     assert job.phase == "training"
     assert (job.progress["step"], job.progress["fraction"], job.progress["seconds_remaining"]) == (2, 0.5, 4.0)
@@ -387,7 +388,7 @@ def test_what_a_run_reports_becomes_history_curve_and_progress(database, claimed
 
 def test_progress_follows_the_attacks_of_an_evaluation(database, claimed):
     attacked = reported.Attacked(subject="base", norm="l1", attack="apgd-ce", robust=3, examples=4, done=1, total=4)
-    do(database, recording.record, claimed, [step(4), reported.Entered(phase="evaluating", subject="base"), attacked])
+    do(database, ingest.record, claimed, [step(4), reported.Entered(phase="evaluating", subject="base"), attacked])
     progress = get(database, claimed.job_id).progress
     assert (progress["subject"], progress["attacks_done"], progress["fraction"]) == ("base", 1, 0.25)
     assert (progress["step"], progress["seconds_remaining"]) == (4, None)
@@ -395,7 +396,7 @@ def test_progress_follows_the_attacks_of_an_evaluation(database, claimed):
 
 def test_history_is_numbered_without_gaps_by_many_writers(database, claimed):
     def write(_):
-        do(database, recording.record, claimed, [reported.Warned(code="c", message="m")] * 3)
+        do(database, ingest.record, claimed, [reported.Warned(code="c", message="m")] * 3)
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(write, range(20)))
@@ -403,7 +404,7 @@ def test_history_is_numbered_without_gaps_by_many_writers(database, claimed):
 
 
 def test_a_saved_checkpoint_is_the_latest(database, claimed):
-    do(database, recording.save, claimed, SAVED, key=f"{claimed.prefix}/checkpoint.safetensors")
+    do(database, ingest.save, claimed, SAVED, key=f"{claimed.prefix}/checkpoint.safetensors")
     job = get(database, claimed.job_id)
     with database.reading() as session:
         checkpoint = session.scalars(select(Checkpoint)).one()
@@ -411,52 +412,52 @@ def test_a_saved_checkpoint_is_the_latest(database, claimed):
 
 
 def test_a_failed_job_says_why(database, claimed):
-    do(database, jobs.fail, claimed, FAILURE)
+    do(database, lifecycle.fail, claimed, FAILURE)
     job = get(database, claimed.job_id)
     assert (job.status, job.failure, job.phase) == ("failed", FAILURE.model_dump(), None)
 
 
 def test_a_job_handed_back_is_no_loss(database, claimed):
-    do(database, jobs.hand_back, claimed)
+    do(database, lifecycle.hand_back, claimed)
     job = get(database, claimed.job_id)
     assert (job.status, job.infra_losses, job.lease_until) == ("queued", 0, None)
     assert claim(database).epoch == 2
 
 
 def test_a_waiting_job_is_cancelled_at_once(database, job_id):
-    job = do(database, jobs.ask, job_id, "cancel")
+    job = do(database, lifecycle.ask, job_id, "cancel")
     assert (job.status, get(database, job_id).status) == ("cancelled", "cancelled")
     assert [kind for _, kind in history(database, job_id)] == ["job.created", "job.cancelling", "job.cancelled"]
     assert claim(database) is None
 
 
 def test_a_running_job_is_asked_to_give_up(database, claimed):
-    assert do(database, jobs.ask, claimed.job_id, "cancel").status == "cancelling"
-    assert do(database, jobs.heartbeat, claimed, lease_seconds=30) == "cancelling"
-    assert do(database, jobs.look, claimed) == "cancelling"
+    assert do(database, lifecycle.ask, claimed.job_id, "cancel").status == "cancelling"
+    assert do(database, lifecycle.heartbeat, claimed, lease_seconds=30) == "cancelling"
+    assert do(database, lifecycle.look, claimed) == "cancelling"
 
 
 def test_cancelling_twice_changes_nothing_more(database, claimed):
-    do(database, jobs.ask, claimed.job_id, "cancel")
+    do(database, lifecycle.ask, claimed.job_id, "cancel")
     version = get(database, claimed.job_id).version
-    assert do(database, jobs.ask, claimed.job_id, "cancel").version == version
+    assert do(database, lifecycle.ask, claimed.job_id, "cancel").version == version
 
 
 @pytest.mark.parametrize("end", ["succeed", "fail", "hand_back", "lose"])
 def test_a_job_that_is_being_cancelled_ends_cancelled_whatever_its_run_says(database, claimed, end):
-    do(database, jobs.ask, claimed.job_id, "cancel")
+    do(database, lifecycle.ask, claimed.job_id, "cancel")
     do(database, WRITES[end], claimed)
     assert get(database, claimed.job_id).status == "cancelled"
 
 
 def test_a_paused_job_waits_for_its_resumption_and_goes_on_as_the_same_job(database, claimed):
-    assert do(database, jobs.ask, claimed.job_id, "pause").status == "pausing"
-    assert do(database, jobs.look, claimed) == "pausing"
-    do(database, jobs.hand_back, claimed)
+    assert do(database, lifecycle.ask, claimed.job_id, "pause").status == "pausing"
+    assert do(database, lifecycle.look, claimed) == "pausing"
+    do(database, lifecycle.hand_back, claimed)
     job = get(database, claimed.job_id)
     assert (job.status, job.lease_until, job.infra_losses) == ("paused", None, 0)
     assert claim(database) is None
-    assert do(database, jobs.ask, claimed.job_id, "resume").status == "queued"
+    assert do(database, lifecycle.ask, claimed.job_id, "resume").status == "queued"
     second = claim(database)
     assert (second.job_id, second.epoch) == (claimed.job_id, 2)
     with database.reading() as session:
@@ -465,8 +466,8 @@ def test_a_paused_job_waits_for_its_resumption_and_goes_on_as_the_same_job(datab
 
 @pytest.mark.parametrize("asked", ["pause", "stop"])
 def test_a_job_that_was_done_before_it_heard_of_it_has_succeeded(database, claimed, asked):
-    do(database, jobs.ask, claimed.job_id, asked)
-    do(database, jobs.succeed, claimed, REPORTS)
+    do(database, lifecycle.ask, claimed.job_id, asked)
+    do(database, lifecycle.succeed, claimed, REPORTS)
     assert get(database, claimed.job_id).status == "succeeded"
 
 
@@ -480,45 +481,45 @@ def test_a_job_whose_worker_vanished_while_pausing_is_paused(database, project):
 
 
 def test_a_wish_to_stop_outlives_the_worker_that_was_told(database, claimed):
-    do(database, jobs.ask, claimed.job_id, "stop")
-    do(database, jobs.heartbeat, claimed, lease_seconds=-1)
+    do(database, lifecycle.ask, claimed.job_id, "stop")
+    do(database, lifecycle.heartbeat, claimed, lease_seconds=-1)
     second = claim(database)
-    assert (second.epoch, do(database, jobs.look, second)) == (2, "stopping")
-    assert do(database, jobs.ask, claimed.job_id, "stop").status == "stopping"
+    assert (second.epoch, do(database, lifecycle.look, second)) == (2, "stopping")
+    assert do(database, lifecycle.ask, claimed.job_id, "stop").status == "stopping"
     kinds = [kind for _, kind in history(database, claimed.job_id)]
     assert kinds[-3:] == ["job.recovered", "job.claimed", "job.stopping"]
 
 
 def test_a_run_that_was_stopped_early_says_so(database, claimed):
     warning = reported.Warned(code="stopped_early", message="stopped at step 1 of 4")
-    do(database, recording.record, claimed, [step(1), warning])
+    do(database, ingest.record, claimed, [step(1), warning])
     job = get(database, claimed.job_id)
     assert (job.stopped_early, job.progress["step"]) == (True, 1)
 
 
 def test_a_cancel_that_a_living_worker_does_not_heed_is_forced(database, claimed):
-    do(database, jobs.ask, claimed.job_id, "cancel")
-    do(database, jobs.expire, Patience(cancel_seconds=45))
+    do(database, lifecycle.ask, claimed.job_id, "cancel")
+    do(database, lifecycle.expire, Patience(cancel_seconds=45))
     assert get(database, claimed.job_id).status == "cancelling"
     let_pass(database, 50)
-    do(database, jobs.heartbeat, claimed, lease_seconds=90)
-    do(database, jobs.expire, Patience(cancel_seconds=45))
+    do(database, lifecycle.heartbeat, claimed, lease_seconds=90)
+    do(database, lifecycle.expire, Patience(cancel_seconds=45))
     assert get(database, claimed.job_id).status == "cancelled"
     with pytest.raises(LostOwnership):
-        do(database, jobs.look, claimed)
+        do(database, lifecycle.look, claimed)
 
 
 @pytest.mark.parametrize("ended", ["failed", "cancelled"])
 def test_a_retry_is_one_new_job_that_goes_on_where_the_old_one_ended(database, claimed, ended):
     state = SAVED.model_copy(update={"kind": "state"})
-    do(database, recording.save_state, claimed, state, name="state", key=f"{claimed.prefix}/states/5/state")
+    do(database, ingest.save_state, claimed, state, name="state", key=f"{claimed.prefix}/states/5/state")
     put_in(database, claimed.job_id, ended)
     barrier = threading.Barrier(6)
 
     def retry(_):
         barrier.wait()
         with database.writing() as session:
-            made = jobs.retry(session, claimed.job_id)
+            made = lifecycle.retry(session, claimed.job_id)
             return made.job.id, made.replayed
 
     with ThreadPoolExecutor(6) as pool:
@@ -529,18 +530,18 @@ def test_a_retry_is_one_new_job_that_goes_on_where_the_old_one_ended(database, c
     assert (new.status, new.retry_of, new.spec) == ("queued", old.id, old.spec)
     assert old.status == ended
     held = claim(database)
-    assert [state.key for state in do(database, recording.states, held)] == [f"{claimed.prefix}/states/5/state"]
+    assert [state.key for state in do(database, ingest.states, held)] == [f"{claimed.prefix}/states/5/state"]
     # A retry of a retry that has saved nothing of its own goes back to the first job's state.
-    do(database, jobs.fail, held, FAILURE)
-    do(database, jobs.retry, new_id)
-    assert len(do(database, recording.states, claim(database))) == 1
+    do(database, lifecycle.fail, held, FAILURE)
+    do(database, lifecycle.retry, new_id)
+    assert len(do(database, ingest.states, claim(database))) == 1
 
 
 @pytest.mark.parametrize("status", sorted(set(STATUSES) - {"failed", "cancelled"}))
 def test_only_a_job_that_ended_badly_can_be_retried(database, job_id, status):
     put_in(database, job_id, status)
     with pytest.raises(NotAllowed):
-        do(database, jobs.retry, job_id)
+        do(database, lifecycle.retry, job_id)
 
 
 @pytest.mark.parametrize("end", ["fail", "cancel"])
@@ -549,17 +550,17 @@ def test_a_job_that_delivers_nothing_keeps_its_best_weights_as_a_checkpoint(data
         best = SAVED.model_copy(update={"kind": "best", "step": number, "size": count})
         do(
             database,
-            recording.save_state,
+            ingest.save_state,
             claimed,
             best,
             name="best",
             key=f"{claimed.prefix}/states/best-{number}/best",
         )
     if end == "fail":
-        do(database, jobs.fail, claimed, FAILURE)
+        do(database, lifecycle.fail, claimed, FAILURE)
     else:
-        do(database, jobs.ask, claimed.job_id, "cancel")
-        do(database, jobs.hand_back, claimed)
+        do(database, lifecycle.ask, claimed.job_id, "cancel")
+        do(database, lifecycle.hand_back, claimed)
     job = get(database, claimed.job_id)
     with database.reading() as session:
         checkpoint = session.scalars(select(Checkpoint)).one()
@@ -573,18 +574,18 @@ def test_of_each_kind_the_last_two_states_are_kept(database, claimed):
     outdated = []
     for number in (1, 2, 3):
         state = SAVED.model_copy(update={"kind": "state", "step": number})
-        outdated += do(database, recording.save_state, claimed, state, name=f"state-{number}", key=f"k/{number}/s")
+        outdated += do(database, ingest.save_state, claimed, state, name=f"state-{number}", key=f"k/{number}/s")
     assert outdated == ["k/1/s"]
-    assert [state.step for state in do(database, recording.states, claimed)] == [3, 2]
+    assert [state.step for state in do(database, ingest.states, claimed)] == [3, 2]
 
 
 def test_a_removed_job_leaves_no_row(database, claimed):
-    do(database, recording.record, claimed, [step(1), reported.Entered(phase="training")])
-    do(database, recording.save, claimed, SAVED, key="k")
+    do(database, ingest.record, claimed, [step(1), reported.Entered(phase="training")])
+    do(database, ingest.save, claimed, SAVED, key="k")
     with pytest.raises(NotAllowed):
-        do(database, jobs.remove, claimed.job_id)
-    do(database, jobs.succeed, claimed, REPORTS)
-    do(database, jobs.remove, claimed.job_id)
+        do(database, lifecycle.remove, claimed.job_id)
+    do(database, lifecycle.succeed, claimed, REPORTS)
+    do(database, lifecycle.remove, claimed.job_id)
     assert rows(database) == []
 
 
@@ -600,7 +601,7 @@ def test_a_job_whose_worker_vanished_while_cancelling_is_cancelled(database, pro
 def test_an_ended_job_cannot_be_cancelled(database, job_id, ended):
     put_in(database, job_id, ended)
     with pytest.raises(NotAllowed) as refusal, database.writing() as session:
-        jobs.ask(session, job_id, "cancel")
+        lifecycle.ask(session, job_id, "cancel")
     assert refusal.value.status == ended
 
 
@@ -622,14 +623,14 @@ def race_cancel_with_success(database, project, *, rounds):
         def cancel(job_id=job_id, barrier=barrier):
             barrier.wait()
             try:
-                do(database, jobs.ask, job_id, "cancel")
+                do(database, lifecycle.ask, job_id, "cancel")
             except NotAllowed:
                 return False
             return True
 
         def succeed(held=held, barrier=barrier):
             barrier.wait()
-            do(database, jobs.succeed, held, REPORTS)
+            do(database, lifecycle.succeed, held, REPORTS)
 
         with ThreadPoolExecutor(2) as pool:
             cancelled, _ = pool.submit(cancel), pool.submit(succeed).result()
@@ -638,16 +639,16 @@ def race_cancel_with_success(database, project, *, rounds):
 
 def test_every_visible_change_makes_a_new_version_and_a_heartbeat_does_not(database, claimed):
     before = get(database, claimed.job_id).version
-    do(database, jobs.heartbeat, claimed, lease_seconds=30)
+    do(database, lifecycle.heartbeat, claimed, lease_seconds=30)
     assert get(database, claimed.job_id).version == before
-    do(database, recording.record, claimed, [step(1)])
+    do(database, ingest.record, claimed, [step(1)])
     assert get(database, claimed.job_id).version == before + 1
 
 
 def test_held_jobs_have_a_lease_and_others_have_none(database, claimed):
     assert get(database, claimed.job_id).lease_until
     assert "running" in HELD
-    do(database, jobs.succeed, claimed, REPORTS)
+    do(database, lifecycle.succeed, claimed, REPORTS)
     assert get(database, claimed.job_id).lease_until is None
 
 

@@ -9,9 +9,9 @@ from alembic import command
 from fastapi.routing import iter_route_contexts
 from sqlalchemy import select, text, update
 
-from app.auth import Needs
-from app.database import Database, _alembic
-from app.keys import find, fingerprint
+from app.http.authentication import Needs
+from app.platform.database import Database, _alembic
+from app.projects.keys import find, fingerprint
 from app.main import create_app
 from app.schemas import SCOPES
 from app.tables import ApiKey

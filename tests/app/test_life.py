@@ -18,9 +18,10 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import delete, select
 
-from app import jobs, recording
-from app.jobs import TERMINAL, NotAllowed, Patience
-from app.ownership import LostOwnership
+from app.jobs import lifecycle
+from app.jobs import ingest
+from app.jobs.lifecycle import TERMINAL, NotAllowed, Patience
+from app.jobs.leases import LostOwnership
 from app.schemas import Failure
 from app.tables import Job, Project
 from core.schema import events as reported
@@ -64,17 +65,17 @@ class Life(RuleBasedStateMachine):
 
     def post(self, priority):
         spec = parse({"base_model": "digits-cnn-linf", "priority": priority})
-        return self.do(jobs.create, self.project, spec).job.id
+        return self.do(lifecycle.create, self.project, spec).job.id
 
     @rule(target=posted, shards=st.integers(2, 3))
     def post_in_shards(self, shards):
         spec = parse({"kind": "evaluate", "base_model": "digits-cnn-linf"})
-        return self.do(jobs.create, self.project, spec, in_shards=shards).job.id
+        return self.do(lifecycle.create, self.project, spec, in_shards=shards).job.id
 
     @rule(target=claims, worker=st.sampled_from(WORKERS))
     def look_for_work(self, worker):
         """Any ring, early, late, double or for nothing, does just this."""
-        claim = self.do(jobs.claim, worker=worker, lease_seconds=LEASE, patience=PATIENCE)
+        claim = self.do(lifecycle.claim, worker=worker, lease_seconds=LEASE, patience=PATIENCE)
         return claim or multiple()
 
     def holds(self, claim):
@@ -95,7 +96,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(claim=claims)
     def renew(self, claim):
-        self.write(claim, jobs.heartbeat, lease_seconds=LEASE)
+        self.write(claim, lifecycle.heartbeat, lease_seconds=LEASE)
 
     @rule(claim=claims, further=st.integers(0, 2))
     def save_a_state(self, claim, further):
@@ -104,40 +105,40 @@ class Life(RuleBasedStateMachine):
         for kind in ("best", "state"):
             key = f"{claim.prefix}/states/{kind}-{step}/{kind}"
             saved = reported.Saved(kind=kind, path=kind, sha256="0" * 64, size=1, step=step, epoch=step / 10)
-            self.write(claim, recording.save_state, saved, name=kind, key=key)
+            self.write(claim, ingest.save_state, saved, name=kind, key=key)
 
     @rule(claim=claims)
     def report(self, claim):
         warnings = [reported.Warned(code="stopped_early", message="m"), reported.Entered(phase="evaluating")]
-        self.write(claim, recording.record, warnings)
+        self.write(claim, ingest.record, warnings)
 
     @rule(claim=consumes(claims), ending=st.sampled_from(["succeed", "fail", "hand_back", "lose", "vanish"]))
     def end(self, claim, ending):
         match ending:
             case "succeed":
-                self.write(claim, jobs.succeed, reported.Reports(before=None, after=None))
+                self.write(claim, lifecycle.succeed, reported.Reports(before=None, after=None))
             case "fail":
-                self.write(claim, jobs.fail, FAILURE)
+                self.write(claim, lifecycle.fail, FAILURE)
             case "hand_back":
-                self.write(claim, jobs.hand_back)
+                self.write(claim, lifecycle.hand_back)
             case "lose":
-                self.write(claim, jobs.lose, cause="c", patience=PATIENCE)
+                self.write(claim, lifecycle.lose, cause="c", patience=PATIENCE)
 
     @rule(job_id=posted, action=st.sampled_from(ACTIONS))
     def ask(self, job_id, action):
         with self.database.reading() as session:
-            allowed = session.get(Job, job_id) and jobs.allowed_actions(session.get(Job, job_id))
+            allowed = session.get(Job, job_id) and lifecycle.allowed_actions(session.get(Job, job_id))
         if allowed is None:
             return
         try:
-            first = self.do(jobs.ask, job_id, action)
+            first = self.do(lifecycle.ask, job_id, action)
         except NotAllowed:
             assert action not in allowed
             return
         if action == "cancel":
             self.asked_to_cancel.add(job_id)
         # Asking again changes nothing.
-        assert self.do(jobs.ask, job_id, action).version == first.version
+        assert self.do(lifecycle.ask, job_id, action).version == first.version
 
     @rule(job_id=posted, action=st.sampled_from(ACTIONS))
     def ask_of_a_shard(self, job_id, action):
@@ -145,19 +146,19 @@ class Life(RuleBasedStateMachine):
         with self.database.reading() as session:
             shards = session.scalars(select(Job).where(Job.parent_id == job_id)).all()
         for shard in shards:
-            if shard.status not in jobs.ACTIONS[action].granted:
+            if shard.status not in lifecycle.ACTIONS[action].granted:
                 with pytest.raises(NotAllowed):
-                    self.do(jobs.ask, shard.id, action)
+                    self.do(lifecycle.ask, shard.id, action)
 
     @rule(target=posted, job_id=posted)
     def retry(self, job_id):
         try:
-            made = self.do(jobs.retry, job_id)
+            made = self.do(lifecycle.retry, job_id)
         except NotAllowed:
             with self.database.reading() as session:
                 assert session.get_one(Job, job_id).status not in ("failed", "cancelled")
             return multiple()
-        assert self.do(jobs.retry, job_id).job.id == made.job.id
+        assert self.do(lifecycle.retry, job_id).job.id == made.job.id
         return made.job.id
 
     @rule(seconds=st.sampled_from([1, 20, 50, 100]))
@@ -171,7 +172,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def sweep(self):
-        self.do(jobs.expire, PATIENCE)
+        self.do(lifecycle.expire, PATIENCE)
 
     @invariant()
     def everything_that_must_hold_holds(self):
@@ -196,10 +197,10 @@ class Life(RuleBasedStateMachine):
             if not left:
                 break
             for job_id in paused:
-                self.do(jobs.ask, job_id, "resume")
+                self.do(lifecycle.ask, job_id, "resume")
             self.let_pass(100)
-            while claim := self.do(jobs.claim, worker="good", lease_seconds=LEASE, patience=PATIENCE):
-                self.do(jobs.succeed, claim, reported.Reports(before=None, after=None))
+            while claim := self.do(lifecycle.claim, worker="good", lease_seconds=LEASE, patience=PATIENCE):
+                self.do(lifecycle.succeed, claim, reported.Reports(before=None, after=None))
         else:
             raise AssertionError(f"{left} never come to an end")
         invariants.check(self.database)

@@ -77,7 +77,7 @@ def test_where_the_broker_is_away_nobody_is_refused_and_nobody_waits_long(
     settings, database, project, caplog, monkeypatch
 ):
     # Longer than a busy machine takes for anything else, so that a wait for the broker is told from it.
-    monkeypatch.setattr("app.limits._PATIENCE_SECONDS", 5)
+    monkeypatch.setattr("app.http.rate_limits._PATIENCE_SECONDS", 5)
     with valkey() as broker:
         narrow = settings.model_copy(update={"rate_limit": 2, "rate_limit_seconds": 60, "broker_url": broker.url})
         with serving(narrow, database) as url, calling(url, add_key(database, project)) as api:
@@ -100,7 +100,7 @@ def test_where_the_broker_is_away_nobody_is_refused_and_nobody_waits_long(
 
 
 def test_the_limit_is_back_when_the_broker_is(settings, database, project, monkeypatch):
-    monkeypatch.setattr("app.limits._AWAY_SECONDS", 0.1)
+    monkeypatch.setattr("app.http.rate_limits._AWAY_SECONDS", 0.1)
     with valkey() as broker:
         narrow = settings.model_copy(update={"rate_limit": 2, "rate_limit_seconds": 60, "broker_url": broker.url})
         broker.kill()

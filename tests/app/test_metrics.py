@@ -6,13 +6,15 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
-from app import jobs, metrics, webhooks
-from app.database import seconds_from_now
-from app.metrics import Metrics
-from app.queue import Doorbell
+from app.jobs import lifecycle
+from app.operations import metrics
+from app.webhooks import subscriptions
+from app.platform.database import seconds_from_now
+from app.operations.metrics import Metrics
+from app.platform.queue import Doorbell
 from app.schemas import Failure
 from app.tables import Attempt, Delivery, Job
-from app.watch import Watch
+from app.jobs.watch import Watch
 from core.schema.spec import parse
 from tests.instance import DIGITS
 from tests.native import instance as native_instance
@@ -40,10 +42,10 @@ def numbers(database, doorbell=NO_BROKER):
 def test_jobs_and_attempts_are_counted_from_the_rows(database, project):
     with database.writing() as session:
         for _ in range(3):
-            jobs.create(session, project.id, SPEC)
-        claim = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience())
-        jobs.hand_back(session, claim)
-        jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience())
+            lifecycle.create(session, project.id, SPEC)
+        claim = lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience())
+        lifecycle.hand_back(session, claim)
+        lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience())
     said = numbers(database)
     assert said["temper_database_up",] == 1
     assert said["temper_queue_depth",] == said["temper_jobs", ("status", "queued")] == 2
@@ -60,18 +62,18 @@ def test_jobs_and_attempts_are_counted_from_the_rows(database, project):
 
 def test_an_overdue_webhook_shows_as_lag(database, project):
     with database.writing() as session:
-        webhook = webhooks.create(
+        webhook = subscriptions.create(
             session, project.id, url="https://nowhere.invalid/", events=("job.queued",), description="", limit=1
         )
-        jobs.create(session, project.id, SPEC)
+        lifecycle.create(session, project.id, SPEC)
         session.flush()
-        session.execute(update(Delivery).values(next_attempt_at=webhooks.seconds_from_now(-90), error="answered 500"))
+        session.execute(update(Delivery).values(next_attempt_at=subscriptions.seconds_from_now(-90), error="answered 500"))
     said = numbers(database)
     assert said["temper_webhook_deliveries", ("status", "pending")] == 1
     assert said["temper_webhook_deliveries_failing",] == 1
     assert 89 < said["temper_webhook_lag_seconds",] < 150
     with database.writing() as session:
-        webhooks.change(session, session.merge(webhook), {"disabled": True})
+        subscriptions.change(session, session.merge(webhook), {"disabled": True})
     assert numbers(database)["temper_webhook_lag_seconds",] == 0
 
 
@@ -79,30 +81,30 @@ def test_gpu_time_counts_every_gpu_and_outlives_the_job(database, project):
     before = numbers(database)["temper_gpu_seconds_total",]
     with database.writing() as session:
         for gpus, device in ((8, "cpu"), (8, None), (2, "NVIDIA H100"), (4, "NVIDIA H100")):
-            job_id = jobs.create(session, project.id, parse(DIGITS | {"gpus": gpus})).job.id
-            claim = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience())
+            job_id = lifecycle.create(session, project.id, parse(DIGITS | {"gpus": gpus})).job.id
+            claim = lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience())
             begun = {"started_at": seconds_from_now(-100), "device": device}
             session.execute(update(Attempt).where(Attempt.job_id == job_id).values(begun))
-            jobs.fail(session, claim, FAILURE)
+            lifecycle.fail(session, claim, FAILURE)
     # 100 seconds of two GPUs and of four.
     assert 600 <= numbers(database)["temper_gpu_seconds_total",] - before < 700
     with database.writing() as session:
-        jobs.remove(session, job_id)
+        lifecycle.remove(session, job_id)
     assert 600 <= numbers(database)["temper_gpu_seconds_total",] - before < 700
 
 
 def test_no_counter_falls_when_a_job_is_deleted(database, project, monkeypatch):
     monkeypatch.setattr(metrics, "KEPT_SECONDS", 0)
-    patience = jobs.Patience(backoff_seconds=0)
+    patience = lifecycle.Patience(backoff_seconds=0)
     with database.writing() as session:
-        job_id = jobs.create(session, project.id, SPEC).job.id
+        job_id = lifecycle.create(session, project.id, SPEC).job.id
         session.execute(update(Job).values(created_at=seconds_from_now(-50)))
-        lost = jobs.claim(session, worker="w", lease_seconds=30, patience=patience)
-        jobs.lose(session, lost, cause="killed", patience=patience)
-        jobs.fail(session, jobs.claim(session, worker="w", lease_seconds=30, patience=patience), FAILURE)
+        lost = lifecycle.claim(session, worker="w", lease_seconds=30, patience=patience)
+        lifecycle.lose(session, lost, cause="killed", patience=patience)
+        lifecycle.fail(session, lifecycle.claim(session, worker="w", lease_seconds=30, patience=patience), FAILURE)
         session.execute(update(Attempt).values(started_at=seconds_from_now(-20)))
-        jobs.create(session, project.id, SPEC)
-        jobs.claim(session, worker="w", lease_seconds=30, patience=patience)
+        lifecycle.create(session, project.id, SPEC)
+        lifecycle.claim(session, worker="w", lease_seconds=30, patience=patience)
     before = counters(database)
     assert before["temper_attempts_total", ("outcome", "lost")] == before["temper_attempts_lost_total",] == 1
     assert before["temper_attempts_total", ("outcome", "failed")] == 1
@@ -111,7 +113,7 @@ def test_no_counter_falls_when_a_job_is_deleted(database, project, monkeypatch):
     assert before["temper_claim_latency_seconds_bucket", ("le", "10.0")] == 1
     assert 29 < before["temper_claim_latency_seconds_sum",] < 50
     with database.writing() as session:
-        jobs.remove(session, job_id)
+        lifecycle.remove(session, job_id)
     assert counters(database) == pytest.approx(before)
 
 
@@ -126,20 +128,20 @@ def test_a_counter_stays_where_it_was_told_to_be(database, project, monkeypatch)
     monkeypatch.setattr(metrics, "KEPT_SECONDS", 0)
     registry = Metrics(database, Watch(database, every=1), NO_BROKER).registry
     with database.writing() as session:
-        jobs.create(session, project.id, SPEC)
-        claim = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience())
+        lifecycle.create(session, project.id, SPEC)
+        claim = lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience())
         session.execute(update(Attempt).values(started_at=seconds_from_now(-30), device="cpu"))
     of_workers = "temper_worker_seconds_total", ("device", "cpu")
     before = told(generate_latest(registry).decode())[of_workers]
     assert 30 <= before < 60
     with database.writing() as session:
-        jobs.fail(session, claim, FAILURE)
+        lifecycle.fail(session, claim, FAILURE)
         session.execute(update(Attempt).values(ended_at=seconds_from_now(-1)))
     assert told(generate_latest(registry).decode())[of_workers] == before
 
 
 def test_a_broker_that_is_given_up_shows(database, monkeypatch):
-    monkeypatch.setattr("app.queue._OPEN_SECONDS", 0.5)
+    monkeypatch.setattr("app.platform.queue._OPEN_SECONDS", 0.5)
     name = ("temper_broker_circuit_open",)
     assert name not in numbers(database)
     with valkey() as server:
@@ -157,7 +159,7 @@ def test_rows_are_not_read_again_for_every_scrape(database, project, monkeypatch
     numbers_of = Metrics(database, Watch(database, every=1), NO_BROKER).registry
     before = generate_latest(numbers_of)
     with database.writing() as session:
-        jobs.create(session, project.id, SPEC)
+        lifecycle.create(session, project.id, SPEC)
     assert generate_latest(numbers_of) == before
     monkeypatch.setattr(metrics, "KEPT_SECONDS", 0)
     assert told(generate_latest(numbers_of).decode())["temper_queue_depth",] == 1

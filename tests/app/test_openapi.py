@@ -18,8 +18,11 @@ from schemathesis import checks
 from schemathesis.core.failures import FailureGroup, as_reported_failure
 from schemathesis.pytest.lazy import get_all_tests
 
-from app import jobs, recording, uploads, webhooks
-from app.keys import new_key
+from app.jobs import lifecycle
+from app.jobs import ingest
+from app.assets import uploads
+from app.webhooks import subscriptions
+from app.projects.keys import new_key
 from app.main import create_app
 from app.storage import LocalStore
 from app.tables import Checkpoint, Dataset, Model, new_id
@@ -84,20 +87,20 @@ def ids(settings, database, project, tmp_path):
     saved = Saved(kind="checkpoint", path="x", sha256=sha256_of(CONTENT), size=len(CONTENT), step=1, epoch=1.0)
     store = LocalStore(settings.objects_dir)
     with database.writing() as session:
-        ended = jobs.create(session, project.id, parse(DIGITS)).job
-        held = jobs.claim(session, worker="w", lease_seconds=9, patience=jobs.Patience())
+        ended = lifecycle.create(session, project.id, parse(DIGITS)).job
+        held = lifecycle.claim(session, worker="w", lease_seconds=9, patience=lifecycle.Patience())
         key = f"{held.prefix}/checkpoint.safetensors"
         store.put(key, tmp_path / "file")
-        recording.save(session, held, saved, key=key)
+        ingest.save(session, held, saved, key=key)
         checkpoint = session.query(Checkpoint).one().id
-        jobs.succeed(session, held, Reports(before=None, after=None))
-        running = jobs.create(session, project.id, parse(DIGITS)).job
-        stopping = jobs.create(session, project.id, parse(DIGITS)).job
+        lifecycle.succeed(session, held, Reports(before=None, after=None))
+        running = lifecycle.create(session, project.id, parse(DIGITS)).job
+        stopping = lifecycle.create(session, project.id, parse(DIGITS)).job
         for _ in range(2):
-            jobs.claim(session, worker="w", lease_seconds=3600, patience=jobs.Patience())
-        waiting = jobs.create(session, project.id, parse(DIGITS)).job
-        hook = webhooks.create(session, project.id, url=HOOK, events=(), description="", limit=1)
-        delivery = webhooks.test(session, hook)
+            lifecycle.claim(session, worker="w", lease_seconds=3600, patience=lifecycle.Patience())
+        waiting = lifecycle.create(session, project.id, parse(DIGITS)).job
+        hook = subscriptions.create(session, project.id, url=HOOK, events=(), description="", limit=1)
+        delivery = subscriptions.test(session, hook)
         other_key, _ = new_key(session, project)
         upload = uploads.create(
             session,

@@ -7,8 +7,8 @@ import time
 import pytest
 import redis
 
-from app import jobs
-from app.queue import KEY_PREFIX, Doorbell, needs
+from app.jobs import lifecycle
+from app.platform.queue import KEY_PREFIX, Doorbell, needs
 from core.schema.spec import parse
 from tests.servers import valkey
 from tests.worker.processes import wait_until
@@ -44,13 +44,13 @@ def test_a_job_of_several_gpus_needs_a_worker_that_has_some(gpus, resource):
 
 def test_it_rings_once_the_job_is_committed_for_a_worker_that_can_do_it(doorbell, broker, database, project):
     with database.writing() as session:
-        jobs.create(session, project.id, SPEC)
+        lifecycle.create(session, project.id, SPEC)
         doorbell.ring_after_commit(session, SPEC)
         time.sleep(0.1)
         assert rings(broker, "cpu") == 0
     wait_until(lambda: rings(broker, "cpu") == 1)
     with database.writing() as session:
-        jobs.create(session, project.id, TOGETHER)
+        lifecycle.create(session, project.id, TOGETHER)
         doorbell.ring_after_commit(session, TOGETHER)
     wait_until(lambda: rings(broker, "gpu") == 1)
     assert rings(broker, "cpu") == 1
@@ -85,8 +85,8 @@ def test_all_keys_in_the_broker_are_told_from_those_of_others(doorbell, broker):
 
 @pytest.mark.parametrize("fault", ["down", "hung"])
 def test_a_broker_that_is_away_holds_nobody_up_and_is_left_alone_until_it_is_back(fault, caplog, monkeypatch):
-    monkeypatch.setattr("app.queue._OPEN_SECONDS", 1.0)
-    caplog.set_level(logging.INFO, logger="app.queue")
+    monkeypatch.setattr("app.platform.queue._OPEN_SECONDS", 1.0)
+    caplog.set_level(logging.INFO, logger="app.platform.queue")
     with valkey() as server:
         doorbell = Doorbell(server.url)
         doorbell.start()

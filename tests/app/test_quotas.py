@@ -8,10 +8,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import delete, select, update
 
-from app import jobs, recording, usage
-from app.ownership import AT_WORK, HELD
+from app.jobs import lifecycle
+from app.jobs import ingest
+from app.projects import usage
+from app.jobs.leases import AT_WORK, HELD
 from app.tables import Attempt, Job, PastAttempt, Project
-from app.upkeep import Premises, watch_gpu_time
+from app.operations.maintenance import Premises, watch_gpu_time
 from core.schema.events import Saved
 from core.schema.spec import parse
 from tests.app.statements import sent
@@ -28,7 +30,7 @@ def limit(database, project, **own):
 
 def claim(database, **options):
     with database.writing() as session:
-        return jobs.claim(session, worker="w", lease_seconds=60, patience=jobs.Patience(), **options)
+        return lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience(), **options)
 
 
 def refusal(answer, quota):
@@ -67,8 +69,8 @@ def test_a_claim_passes_over_a_project_with_as_many_running_jobs_as_it_may_have(
     other = add_project(database)
     limit(database, project, running_jobs=1)
     with database.writing() as session:
-        mine = [jobs.create(session, project.id, SPEC).job.id for _ in range(3)]
-        theirs = jobs.create(session, other.id, SPEC).job.id
+        mine = [lifecycle.create(session, project.id, SPEC).job.id for _ in range(3)]
+        theirs = lifecycle.create(session, other.id, SPEC).job.id
     assert {claim(database).job_id for _ in range(2)} == {mine[0], theirs}
     assert claim(database) is None
     with database.writing() as session:
@@ -80,8 +82,8 @@ def test_the_limit_of_running_jobs_holds_for_workers_that_claim_at_once(database
     other = add_project(database)
     with database.writing() as session:
         for _ in range(10):
-            jobs.create(session, project.id, SPEC)
-            jobs.create(session, other.id, SPEC)
+            lifecycle.create(session, project.id, SPEC)
+            lifecycle.create(session, other.id, SPEC)
     limit(database, other, running_jobs=5)
     with ThreadPoolExecutor(12) as pool:
         for _ in range(4):
@@ -97,9 +99,9 @@ def saved(size):
 
 def test_a_project_with_too_many_bytes_posts_no_more_jobs(api, database, project):
     with database.writing() as session:
-        jobs.create(session, project.id, SPEC)
-        held = jobs.claim(session, worker="w", lease_seconds=60, patience=jobs.Patience())
-        recording.save(session, held, saved(1000), key="x")
+        lifecycle.create(session, project.id, SPEC)
+        held = lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience())
+        ingest.save(session, held, saved(1000), key="x")
     limit(database, project, stored_bytes=1000)
     assert api.post("/jobs", json=DIGITS).status_code == 201
     limit(database, project, stored_bytes=999)
@@ -108,9 +110,9 @@ def test_a_project_with_too_many_bytes_posts_no_more_jobs(api, database, project
 
 def test_an_upload_counts_with_what_jobs_have_stored(api, database, project):
     with database.writing() as session:
-        jobs.create(session, project.id, SPEC)
-        held = jobs.claim(session, worker="w", lease_seconds=60, patience=jobs.Patience())
-        recording.save(session, held, saved(1000), key="x")
+        lifecycle.create(session, project.id, SPEC)
+        held = lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience())
+        ingest.save(session, held, saved(1000), key="x")
     limit(database, project, stored_bytes=1500)
     wish = {"filename": "x", "bytes": 501, "sha256": "0" * 64, "purpose": "model"}
     assert refusal(api.post("/uploads", json=wish), "stored_bytes")["used"] == 1501
@@ -157,7 +159,7 @@ def test_a_key_has_only_so_many_streams_and_gets_them_back(settings, database, p
 def attempt(session, project, start, hours, *, device="cuda:0", gpus=2, dataset="digits"):
     """An attempt that began at a moment and took so many hours."""
     spec = parse({**DIGITS, "gpus": gpus, "dataset": dataset})
-    job = jobs.create(session, project.id, spec).job
+    job = lifecycle.create(session, project.id, spec).job
     held = Attempt(job_id=job.id, epoch=1000, worker="w", device=device, started_at=start)
     held.ended_at = start + hours * HOUR
     session.add(held)
@@ -310,10 +312,10 @@ def test_what_is_counted_is_what_a_recount_of_all_rows_gives(api, database, proj
                     api.post(f"{found[0]['links']['self']}/cancel")
             case "save" if held:
                 with database.writing() as session:
-                    recording.save(session, held[-1], saved(chance.randrange(1000)), key=str(chance.random()))
+                    ingest.save(session, held[-1], saved(chance.randrange(1000)), key=str(chance.random()))
             case "fail" if held:
                 with database.writing() as session:
-                    jobs.hand_back(session, held.pop())
+                    lifecycle.hand_back(session, held.pop())
             case "key":
                 api.post("/api_keys", json={"name": "x"})
             case "revoke":

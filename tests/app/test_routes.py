@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app import jobs, recording
+from app.jobs import lifecycle
+from app.jobs import ingest
 from app.main import create_app
 from app.storage import LocalStore
 from app.tables import ApiKey
@@ -49,7 +50,7 @@ def post(api, body=DIGITS, **headers):
 
 def claim(database):
     with database.writing() as session:
-        return jobs.claim(session, worker="w", lease_seconds=60, patience=jobs.Patience())
+        return lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience())
 
 
 def do(database, action, *args, **options):
@@ -83,8 +84,8 @@ def finish(database, settings, tmp_path, held):
         store.put(key, tmp_path / kind)
         sha256 = hashlib.sha256(content).hexdigest()
         saved = reported.Saved(kind=kind, path=key, sha256=sha256, size=len(content), step=3, epoch=1.0)
-        do(database, recording.save, held, saved, key=key)
-    do(database, jobs.succeed, held, REPORTS)
+        do(database, ingest.save, held, saved, key=key)
+    do(database, lifecycle.succeed, held, REPORTS)
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def done(api, database, settings, tmp_path):
     """A job that has succeeded."""
     job = post(api)
     held = claim(database)
-    do(database, recording.record, held, steps(3))
+    do(database, ingest.record, held, steps(3))
     finish(database, settings, tmp_path, held)
     return api.get(f"/jobs/{job['id']}").json()
 
@@ -156,8 +157,8 @@ def test_waiting_ends_when_the_job_changes(api, database):
 def test_waiting_without_an_etag_ends_with_the_job(api, database):
     job = post(api)
     held = claim(database)
-    do(database, recording.record, held, steps(1))
-    threading.Timer(0.3, do, [database, jobs.succeed, held, REPORTS]).start()
+    do(database, ingest.record, held, steps(1))
+    threading.Timer(0.3, do, [database, lifecycle.succeed, held, REPORTS]).start()
     assert api.get(f"/jobs/{job['id']}", params={"wait": 20}).json()["status"] == "succeeded"
 
 
@@ -235,7 +236,7 @@ def test_a_waiting_job_is_cancelled_once_and_for_all(api):
 
 def test_a_running_job_shows_its_progress(api, database):
     job = post(api)
-    do(database, recording.record, claim(database), [reported.Entered(phase="training"), *steps(4)[:2]])
+    do(database, ingest.record, claim(database), [reported.Entered(phase="training"), *steps(4)[:2]])
     shown = api.get(f"/jobs/{job['id']}").json()
     assert (shown["status"], shown["phase"], shown["attempt"]) == ("running", "training", 1)
     assert (shown["progress"]["step"], shown["progress"]["total_steps"], shown["progress"]["norm"]) == (2, 4, "l1")
@@ -252,7 +253,7 @@ def test_a_finished_job_shows_its_results(done):
 
 def test_the_curve_is_thinned_out_and_keeps_its_last_step(api, database):
     job = post(api)
-    do(database, recording.record, claim(database), steps(100))
+    do(database, ingest.record, claim(database), steps(100))
 
     def shown(**options):
         metrics = api.get(f"/jobs/{job['id']}/metrics", params=options).json()
@@ -273,21 +274,21 @@ def test_the_curve_stays_where_it_was_until_a_new_attempt_says_where_it_goes_on(
         return [point["step"] for point in api.get(f"/jobs/{job['id']}/metrics").json()["data"]]
 
     def go_on(held):
-        do(database, jobs.lose, held, cause="killed", patience=jobs.Patience(backoff_seconds=0))
+        do(database, lifecycle.lose, held, cause="killed", patience=lifecycle.Patience(backoff_seconds=0))
         return claim(database)
 
     held = claim(database)
     assert shown() == []
-    do(database, recording.record, held, steps(9))
+    do(database, ingest.record, held, steps(9))
     held = go_on(held)
     assert shown() == [*range(1, 10)]
-    do(database, recording.record, held, [reported.Resumed(step=6, epoch=6.0)])
+    do(database, ingest.record, held, [reported.Resumed(step=6, epoch=6.0)])
     assert shown() == [*range(1, 7)]
-    do(database, recording.record, held, steps(8)[6:7])
+    do(database, ingest.record, held, steps(8)[6:7])
     held = go_on(held)
     assert shown() == [*range(1, 8)]
-    do(database, recording.record, held, [reported.Resumed(step=7, epoch=7.0)])
-    do(database, jobs.succeed, held, REPORTS)
+    do(database, ingest.record, held, [reported.Resumed(step=7, epoch=7.0)])
+    do(database, lifecycle.succeed, held, REPORTS)
     assert shown() == [*range(1, 8)]
 
 

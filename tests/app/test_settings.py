@@ -7,9 +7,9 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import delete, select
 
-from app.auth import first_key, tell_first_key
-from app.database import open_database
-from app.settings import Settings
+from app.http.authentication import first_key, tell_first_key
+from app.platform.database import open_database
+from app.platform.settings import Settings
 from app.tables import ApiKey
 
 

@@ -10,10 +10,12 @@ import pytest
 from alembic import command
 from sqlalchemy import inspect, select, update
 
-from app import jobs, recording, shards
-from app.database import _alembic, open_database
-from app.jobs import NotAllowed, Patience
-from app.ownership import LostOwnership, Shard
+from app.jobs import lifecycle
+from app.jobs import ingest
+from app.jobs import shards
+from app.platform.database import _alembic, open_database
+from app.jobs.lifecycle import NotAllowed, Patience
+from app.jobs.leases import LostOwnership, Shard
 from app.schemas import Failure
 from app.storage import LocalStore
 from app.tables import Delivery, Event, Job, Project
@@ -42,7 +44,7 @@ def job_id(database, project):
 
 
 def create(database, project, **options):
-    return do(database, jobs.create, project.id, SPEC, **{"in_shards": 3, **options}).job.id
+    return do(database, lifecycle.create, project.id, SPEC, **{"in_shards": 3, **options}).job.id
 
 
 def do(database, action, *args, **options):
@@ -51,12 +53,12 @@ def do(database, action, *args, **options):
 
 
 def claim(database, **options):
-    return do(database, jobs.claim, worker="w", lease_seconds=30, patience=PATIENCE, **options)
+    return do(database, lifecycle.claim, worker="w", lease_seconds=30, patience=PATIENCE, **options)
 
 
 def get(database, job_id):
     """The job as it is when somebody has looked after it."""
-    do(database, jobs.settle)
+    do(database, lifecycle.settle)
     invariants.check(database)
     with database.reading() as session:
         return session.get_one(Job, job_id)
@@ -109,15 +111,15 @@ def test_each_shard_is_claimed_then_the_whole_to_be_merged(database, job_id):
     assert (job.status, job.phase, job.epoch, job.lease_until) == ("running", "evaluating", 0, None)
     assert of_shards(database, job_id) == ["running"] * 3
     for each in held[1:]:
-        do(database, jobs.succeed, each, REPORTS)
+        do(database, lifecycle.succeed, each, REPORTS)
     assert claim(database) is None
     attacked = reported.Attacked(subject="result", norm="linf", attack="apgd-ce", robust=1, examples=4, done=1, total=4)
-    do(database, recording.record, held[0], [attacked])
+    do(database, ingest.record, held[0], [attacked])
     assert get(database, job_id).progress["fraction"] == pytest.approx(1 / 12)
-    do(database, jobs.succeed, held[0], REPORTS)
+    do(database, lifecycle.succeed, held[0], REPORTS)
     whole = claim(database)
     assert (whole.job_id, whole.shard, whole.merges) == (job_id, None, 3)
-    do(database, jobs.succeed, whole, REPORTS)
+    do(database, lifecycle.succeed, whole, REPORTS)
     job = get(database, job_id)
     assert (job.status, job.epoch, of_shards(database, job_id)) == ("succeeded", 1, ["succeeded"] * 3)
     assert job.actual["seconds"] > 0
@@ -148,7 +150,7 @@ def test_a_worker_that_finds_nothing_asks_as_much_for_many_sharded_jobs_as_for_o
 @pytest.mark.parametrize("instance", ["sqlite"], indirect=True)  # whose plans do not depend on how many rows there are
 def test_whoever_looks_for_jobs_that_wait_for_shards_reads_none_that_has_ended(database, project):
     with sent(database) as statements:
-        do(database, jobs.settle)
+        do(database, lifecycle.settle)
     (looked,) = [each for each in statements if each[0].startswith("SELECT")]
     with database.engine.connect() as connection:
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {looked[0]}", looked[1]).all()
@@ -157,26 +159,26 @@ def test_whoever_looks_for_jobs_that_wait_for_shards_reads_none_that_has_ended(d
 
 def test_a_lost_shard_is_made_again_alone(database, job_id):
     first, second = claim(database), claim(database)
-    do(database, jobs.succeed, second, REPORTS)
+    do(database, lifecycle.succeed, second, REPORTS)
     with database.writing() as session:
         session.execute(update(Job).where(Job.id == first.job_id).values(lease_until=Job.created_at))
     again = claim(database)
     assert (again.shard.number, again.epoch) == (1, 2)
     assert of_shards(database, job_id) == ["running", "succeeded", "queued"]
     assert [shard["losses"] for shard in get(database, job_id).shards] == [1, 0, 0]
-    do(database, jobs.hand_back, again)
+    do(database, lifecycle.hand_back, again)
     assert (get(database, job_id).status, get(database, job_id).infra_losses) == ("running", 0)
 
 
 def test_a_shard_that_fails_takes_all_with_it(database, job_id):
     first, second = claim(database), claim(database)
-    do(database, jobs.fail, second, FAILURE)
+    do(database, lifecycle.fail, second, FAILURE)
     job = get(database, job_id)
     assert (job.status, job.failure["code"], job.failure["field"]) == ("failed", "bad_weights", "base_model")
     assert job.failure["message"] == "Shard 2 of 3: no weights"
-    assert do(database, jobs.look, first) == "cancelling"
+    assert do(database, lifecycle.look, first) == "cancelling"
     assert claim(database) is None
-    do(database, jobs.hand_back, first)
+    do(database, lifecycle.hand_back, first)
     assert [shard.status for shard in do(database, shards.of, job_id)] == ["cancelled", "failed", "cancelled"]
     invariants.check(database)
 
@@ -185,73 +187,73 @@ def test_a_shard_that_is_lost_too_often_fails_the_whole_as_a_lost_worker_does(da
     for _ in range(3):
         with database.writing() as session:
             session.execute(update(Job).where(Job.id == claim(database).job_id).values(lease_until=Job.created_at))
-    do(database, jobs.expire, PATIENCE)
+    do(database, lifecycle.expire, PATIENCE)
     assert get(database, job_id).failure["code"] == "repeated_crash"
 
 
 def test_a_pause_puts_all_shards_aside_and_a_resume_goes_on_with_those_that_are_left(database, job_id):
     first, second = claim(database), claim(database)
-    do(database, jobs.succeed, first, REPORTS)
+    do(database, lifecycle.succeed, first, REPORTS)
     get(database, job_id)
-    assert do(database, jobs.ask, job_id, "pause").status == "pausing"
+    assert do(database, lifecycle.ask, job_id, "pause").status == "pausing"
     assert claim(database) is None
     assert of_shards(database, job_id) == ["succeeded", "pausing", "paused"]
-    do(database, jobs.hand_back, second)
+    do(database, lifecycle.hand_back, second)
     assert get(database, job_id).status == "paused"
     assert claim(database) is None
-    assert do(database, jobs.ask, job_id, "resume").status == "queued"
-    assert do(database, jobs.ask, job_id, "resume").status == "queued"
+    assert do(database, lifecycle.ask, job_id, "resume").status == "queued"
+    assert do(database, lifecycle.ask, job_id, "resume").status == "queued"
     rest = [claim(database), claim(database)]
     assert [each.shard.number for each in rest] == [2, 3]
     assert get(database, job_id).status == "running"
     for each in rest:
-        do(database, jobs.succeed, each, REPORTS)
+        do(database, lifecycle.succeed, each, REPORTS)
     assert claim(database).merges == 3
 
 
 def test_a_pause_that_comes_when_all_shards_are_done_keeps_the_merge_for_later(database, job_id):
     held = [claim(database) for _ in range(3)]
     get(database, job_id)
-    do(database, jobs.ask, job_id, "pause")
+    do(database, lifecycle.ask, job_id, "pause")
     for each in held:
-        do(database, jobs.succeed, each, REPORTS)
+        do(database, lifecycle.succeed, each, REPORTS)
     assert get(database, job_id).status == "paused"
-    do(database, jobs.ask, job_id, "resume")
+    do(database, lifecycle.ask, job_id, "resume")
     assert claim(database).merges == 3
 
 
 @pytest.mark.parametrize("held", [0, 2])
 def test_a_cancel_reaches_every_shard(database, job_id, held):
     claims = [claim(database) for _ in range(held)]
-    assert do(database, jobs.ask, job_id, "cancel").status == ("cancelling" if held else "cancelled")
+    assert do(database, lifecycle.ask, job_id, "cancel").status == ("cancelling" if held else "cancelled")
     assert claim(database) is None
     for each in claims:
-        assert do(database, jobs.look, each) == "cancelling"
-        do(database, jobs.hand_back, each)
+        assert do(database, lifecycle.look, each) == "cancelling"
+        do(database, lifecycle.hand_back, each)
     assert (get(database, job_id).status, of_shards(database, job_id)) == ("cancelled", ["cancelled"] * 3)
 
 
 def test_a_cancel_that_no_worker_heeds_ends_the_whole_all_the_same(database, job_id):
     claim(database)
-    do(database, jobs.ask, job_id, "cancel")
+    do(database, lifecycle.ask, job_id, "cancel")
     with database.writing() as session:
         session.execute(update(Job).values(asked_at=Job.created_at))
-    do(database, jobs.expire, Patience(cancel_seconds=-1))
+    do(database, lifecycle.expire, Patience(cancel_seconds=-1))
     assert get(database, job_id).status == "cancelled"
 
 
 def test_a_retry_is_in_as_many_shards_which_go_on_where_those_were(database, job_id):
     held = claim(database)
     saved = reported.Saved(kind="state", path="s", sha256="0" * 64, size=1, step=4, epoch=0)
-    do(database, recording.save_state, held, saved, name="s", key=f"{held.prefix}/states/s")
-    do(database, jobs.fail, held, FAILURE)
+    do(database, ingest.save_state, held, saved, name="s", key=f"{held.prefix}/states/s")
+    do(database, lifecycle.fail, held, FAILURE)
     get(database, job_id)
-    again = do(database, jobs.retry, job_id).job
+    again = do(database, lifecycle.retry, job_id).job
     assert (again.retry_of, again.shard_count, again.shards_left) == (job_id, 3, 3)
-    assert do(database, jobs.retry, job_id).job.id == again.id
+    assert do(database, lifecycle.retry, job_id).job.id == again.id
     other = claim(database)
     assert other.shard == Shard(again.id, 1, 3)
-    assert [state.step for state in do(database, recording.states, other)] == [4]
+    assert [state.step for state in do(database, ingest.states, other)] == [4]
 
 
 def test_nothing_of_shards_shows_but_through_their_job(api, database, project, settings):
@@ -262,7 +264,7 @@ def test_nothing_of_shards_shows_but_through_their_job(api, database, project, s
     assert [shard["number"] for shard in posted["shards"]] == [1, 2, 3, 4, 5]
     assert api.get("/me").json()["quotas"][0]["used"] == 1
     held = [claim(database) for _ in range(2)]
-    do(database, jobs.settle)
+    do(database, lifecycle.settle)
     job = api.get(f"/jobs/{posted['id']}").json()
     assert (job["status"], job["allowed_actions"]) == ("running", ["pause", "cancel"])
     assert [shard["status"] for shard in job["shards"]] == ["running"] * 2 + ["queued"] * 3
@@ -319,7 +321,7 @@ def test_a_deleted_job_takes_its_shards_along_and_what_they_used_is_remembered(a
         path = settings.data_dir / "report.json"
         path.write_text(json.dumps({}))
         store.put(f"{each.prefix}/report.json", path)
-    do(database, jobs.fail, held[0], FAILURE)
+    do(database, lifecycle.fail, held[0], FAILURE)
     get(database, job_id)
     (before,) = api.get("/usage", params={"group_by": "kind"}).json()["groups"]
     assert (before["jobs"], before["worker_seconds"] > 0) == (1, True)
@@ -330,16 +332,16 @@ def test_a_deleted_job_takes_its_shards_along_and_what_they_used_is_remembered(a
     (after,) = api.get("/usage", params={"group_by": "kind"}).json()["groups"]
     assert (after["jobs"], after["worker_seconds"] >= before["worker_seconds"]) == (1, True)
     with pytest.raises(LostOwnership):
-        do(database, jobs.look, held[1])
+        do(database, lifecycle.look, held[1])
 
 
 def test_asking_a_shard_is_refused_below_the_routes_too(database, job_id):
     held = claim(database)
     for action in ("pause", "cancel"):
         with pytest.raises(NotAllowed):
-            do(database, jobs.ask, held.job_id, action)
+            do(database, lifecycle.ask, held.job_id, action)
     with pytest.raises(NotAllowed):
-        do(database, jobs.remove, held.job_id)
+        do(database, lifecycle.remove, held.job_id)
 
 
 @pytest.mark.slow
@@ -355,10 +357,10 @@ def test_whoever_acts_at_once_on_a_job_and_its_shards_nobody_waits_for_another_w
             held = claim(database)
             if held is None:
                 continue
-            ending = chance.choice([(jobs.succeed, REPORTS), (jobs.hand_back,), (jobs.fail, FAILURE), None, None])
+            ending = chance.choice([(lifecycle.succeed, REPORTS), (lifecycle.hand_back,), (lifecycle.fail, FAILURE), None, None])
             with contextlib.suppress(LostOwnership):
-                do(database, jobs.heartbeat, held, lease_seconds=0 if ending is None else 30)
-                do(database, jobs.settle, held.whole)
+                do(database, lifecycle.heartbeat, held, lease_seconds=0 if ending is None else 30)
+                do(database, lifecycle.settle, held.whole)
                 if ending:
                     do(database, ending[0], held, *ending[1:])
 
@@ -369,9 +371,9 @@ def test_whoever_acts_at_once_on_a_job_and_its_shards_nobody_waits_for_another_w
             action = chance.choice(["pause", "resume", "resume", "resume", "cancel", "retry"])
             with contextlib.suppress(NotAllowed):
                 if action == "retry":
-                    posted.append(do(database, jobs.retry, job_id).job.id)
+                    posted.append(do(database, lifecycle.retry, job_id).job.id)
                 else:
-                    do(database, jobs.ask, job_id, action)
+                    do(database, lifecycle.ask, job_id, action)
             if chance.random() < 0.1:
                 posted.append(create(database, project))
 
@@ -380,11 +382,11 @@ def test_whoever_acts_at_once_on_a_job_and_its_shards_nobody_waits_for_another_w
         actors += [pool.submit(be_a_person, seed) for seed in (6, 7)]
     for actor in actors:
         actor.result()
-    do(database, jobs.settle)
+    do(database, lifecycle.settle)
     invariants.check(database)
     with database.reading() as session:
         ends = set(session.scalars(select(Job.status).where(Job.parent_id.is_(None))))
-    assert ends & jobs.TERMINAL
+    assert ends & lifecycle.TERMINAL
 
 
 @pytest.mark.parametrize("backend", [pytest.param("sqlite", marks=pytest.mark.slow), "postgres"])

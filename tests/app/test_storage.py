@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 
-from app.settings import Settings
+from app.platform.settings import Settings
 from app.storage import LocalStore, NotStored, StorageFull, StorageUnavailable, open_store, s3
 
 CONTENT = os.urandom(3_000_000)

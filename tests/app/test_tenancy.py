@@ -11,7 +11,11 @@ from functools import cache
 import pytest
 from sqlalchemy import select
 
-from app import jobs, reading, recording, uploads, webhooks
+from app.jobs import lifecycle
+from app import queries
+from app.jobs import ingest
+from app.assets import uploads
+from app.webhooks import subscriptions
 from app.main import create_app
 from app.tables import ApiKey, Dataset, Job, Model, new_id
 from core.schema.events import Saved
@@ -42,13 +46,13 @@ def foreign(database):
     other = add_project(database)
     add_key(database, other)
     with database.writing() as session:
-        job = jobs.create(session, other.id, parse(DIGITS)).job
-        claim = jobs.claim(session, worker="w", lease_seconds=60, patience=jobs.Patience())
-        recording.save(session, claim, SAVED, key="nowhere")
-        hook = webhooks.create(session, other.id, url="https://93.184.216.34/", events=(), description="", limit=1)
-        delivery = webhooks.test(session, hook)
+        job = lifecycle.create(session, other.id, parse(DIGITS)).job
+        claim = lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience())
+        ingest.save(session, claim, SAVED, key="nowhere")
+        hook = subscriptions.create(session, other.id, url="https://93.184.216.34/", events=(), description="", limit=1)
+        delivery = subscriptions.test(session, hook)
         key = session.scalars(select(ApiKey.id).where(ApiKey.project_id == other.id)).one()
-        checkpoint = reading.list_checkpoints(session, job.id, after=None, limit=1).rows[0].id
+        checkpoint = queries.list_checkpoints(session, job.id, after=None, limit=1).rows[0].id
         upload = uploads.create(
             session,
             other.id,

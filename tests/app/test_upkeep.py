@@ -7,12 +7,12 @@ import redis
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from app import jobs
-from app.database import seconds_from_now
-from app.queue import KEY_PREFIX, open_doorbell
+from app.jobs import lifecycle
+from app.platform.database import seconds_from_now
+from app.platform.queue import KEY_PREFIX, open_doorbell
 from app.storage import LocalStore
 from app.tables import Attempt, Dataset, Job, new_id
-from app.upkeep import Chore, Premises, Upkeep, ring_again, take_back_expired_jobs
+from app.operations.maintenance import Chore, Premises, Upkeep, ring_again, take_back_expired_jobs
 from core.schema.spec import parse
 from tests.worker.processes import wait_until
 
@@ -45,8 +45,8 @@ def test_a_chore_goes_on_after_a_round_that_failed(settings, database):
 
 def test_a_job_whose_worker_is_lost_is_queued_again_without_any_worker(settings, database, project):
     with database.writing() as session:
-        jobs.create(session, project.id, SPEC)
-        held = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience())
+        lifecycle.create(session, project.id, SPEC)
+        held = lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience())
     take_back_expired_jobs(premises(settings, database))
     with database.writing() as session:
         assert session.get_one(Job, held.job_id).status == "running"

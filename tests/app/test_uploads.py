@@ -9,13 +9,14 @@ import httpx2
 import pytest
 from sqlalchemy import update
 
-from app import quotas, uploads
-from app.database import seconds_from_now
-from app.queue import open_doorbell
+from app.projects import quotas
+from app.assets import uploads
+from app.platform.database import seconds_from_now
+from app.platform.queue import open_doorbell
 from app.routes import uploads as routes
 from app.storage import NotStored, open_store
 from app.tables import Project, Upload
-from app.upkeep import Premises, clear_uploads_away, verify_uploads
+from app.operations.maintenance import Premises, clear_uploads_away, verify_uploads
 from tests.app.test_problems import check
 from tests.instance import add_key, add_project, calling, new_instance
 from tests.sending import announce, ask, cut, finish, send, send_all, sha256_of

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import select
 from standardwebhooks import Webhook as Verifier
 
-from app import addresses
-from app.database import THREADS
+from app.webhooks import url_policy
+from app.platform.database import THREADS
 from app.tables import Delivery
 from tests.app.receiver import receiver
 from tests.instance import DIGITS, add_key, add_project, calling, new_instance, serving
@@ -115,10 +115,10 @@ def test_names_that_are_slow_to_look_up_hold_up_nobody_else(api, hook, monkeypat
 
     def resolve(host, port):
         asked.release()
-        found.wait(addresses.LOOKUP_SECONDS)
+        found.wait(url_policy.LOOKUP_SECONDS)
         return [ip_address("93.184.216.34")]
 
-    monkeypatch.setattr(addresses, "resolve", resolve)
+    monkeypatch.setattr(url_policy, "resolve", resolve)
     requests = [
         ("POST", "/webhooks", lambda url: {"url": url}),
         ("PATCH", f"/webhooks/{hook['id']}", lambda url: {"url": url}),
@@ -133,7 +133,7 @@ def test_names_that_are_slow_to_look_up_hold_up_nobody_else(api, hook, monkeypat
     # As many as there are threads, and twice as many as there are turns to write.
     with ThreadPoolExecutor(THREADS) as pool:
         answers = [pool.submit(ask, number) for number in range(THREADS)]
-        assert all(asked.acquire(timeout=addresses.LOOKUP_SECONDS / 2) for _ in answers), "some wait for others"
+        assert all(asked.acquire(timeout=url_policy.LOOKUP_SECONDS / 2) for _ in answers), "some wait for others"
         assert api.post("/jobs", json=DIGITS).status_code == 201
         assert not any(answer.done() for answer in answers)
         found.set()

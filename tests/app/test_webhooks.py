@@ -16,8 +16,11 @@ from sqlalchemy import select, update
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
-from app import addresses, jobs, relay, webhooks
-from app.jobs import MOVES
+from app.webhooks import url_policy
+from app.jobs import lifecycle
+from app.webhooks import sender
+from app.webhooks import subscriptions
+from app.jobs.lifecycle import MOVES
 from app.tables import Delivery, Webhook
 from core.schema.spec import ENDINGS, JobEvent, parse
 from tests.app.receiver import receiver
@@ -35,15 +38,15 @@ def lan(settings):
 
 def subscribe(database, project, url, *, events=ENDINGS):
     with database.writing() as session:
-        return webhooks.create(session, project.id, url=url, events=events, description="", limit=20)
+        return subscriptions.create(session, project.id, url=url, events=events, description="", limit=20)
 
 
 def announce(database, project, *, spec=SPEC):
     """Have one job created and cancelled."""
     with database.writing() as session:
-        job = jobs.create(session, project.id, spec).job
+        job = lifecycle.create(session, project.id, spec).job
     with database.writing() as session:
-        jobs.ask(session, job.id, "cancel")
+        lifecycle.ask(session, job.id, "cancel")
     return job.id
 
 
@@ -59,7 +62,7 @@ def sending(settings, database, *, processes=1):
 
     def go_on():
         while not stopping.wait(0.02):
-            relay.send_all(settings, database, stopping)
+            sender.send_all(settings, database, stopping)
 
     threads = [threading.Thread(target=go_on) for _ in range(processes)]
     for thread in threads:
@@ -82,7 +85,7 @@ def until(claim, *, seconds=60):
 def test_the_last_place_for_a_webhook_is_given_once_to_two_who_ask_at_once(database, project):
     def ask(url):
         with database.writing() as session:
-            webhooks.create(session, project.id, url=url, events=(), description="", limit=1)
+            subscriptions.create(session, project.id, url=url, events=(), description="", limit=1)
             yield session
 
     with ThreadPoolExecutor() as pool:
@@ -91,7 +94,7 @@ def test_the_last_place_for_a_webhook_is_given_once_to_two_who_ask_at_once(datab
         second = pool.submit(list, ask("https://b.test/"))
         wait([second], timeout=0.3)
         assert list(first) == []
-        with pytest.raises(webhooks.TooMany):
+        with pytest.raises(subscriptions.TooMany):
             second.result()
     with database.reading() as session:
         assert session.scalars(select(Webhook.url)).all() == ["https://a.test/"]
@@ -105,7 +108,7 @@ def test_the_receiver_can_verify_a_message_and_its_age(lan, database, project):
     with receiver() as server:
         webhook = subscribe(database, project, server.url())
         job_id = announce(database, project)
-        relay.send_all(lan, database, threading.Event())
+        sender.send_all(lan, database, threading.Event())
         (message,) = server.got
     body = Verifier(webhook.secret).verify(message.body, message.headers)
     assert body["type"] == "job.cancelled"
@@ -159,10 +162,10 @@ def fail_once(database):
     """Let the delivery's attempt fail; give the seconds to the next one."""
     with database.writing() as session:
         session.execute(update(Delivery).values(next_attempt_at=Delivery.created_at))
-        (held,) = webhooks.claim(session, limit=10, per_webhook=4, lease_seconds=60)
-        webhooks.settle(session, held, webhooks.Outcome(500, "answered 500", 0.1), scale=1)
+        (held,) = subscriptions.claim(session, limit=10, per_webhook=4, lease_seconds=60)
+        subscriptions.settle(session, held, subscriptions.Outcome(500, "answered 500", 0.1), scale=1)
     with database.reading() as session:
-        due, at = session.execute(select(Delivery.next_attempt_at, webhooks.now())).one()
+        due, at = session.execute(select(Delivery.next_attempt_at, subscriptions.now())).one()
     return due and (due - at).total_seconds()
 
 
@@ -170,7 +173,7 @@ def test_a_redirect_is_a_failure_and_is_not_followed(lan, database, project):
     with receiver(301) as server:
         subscribe(database, project, server.url())
         announce(database, project)
-        relay.send_all(lan.model_copy(update={"webhook_pause_scale": 1}), database, threading.Event())
+        sender.send_all(lan.model_copy(update={"webhook_pause_scale": 1}), database, threading.Event())
         assert len(server.got) == 1
     (delivery,) = deliveries(database)
     assert (delivery.status, delivery.response_status) == ("pending", 301)
@@ -182,9 +185,9 @@ def test_a_receiver_that_says_gone_is_told_nothing_more(lan, database, project):
     with receiver(410) as server:
         subscribe(database, project, server.url())
         announce(database, project)
-        relay.send_all(lan, database, threading.Event())
+        sender.send_all(lan, database, threading.Event())
         announce(database, project)
-        relay.send_all(lan, database, threading.Event())
+        sender.send_all(lan, database, threading.Event())
         assert len(server.got) == 1
     assert [delivery.status for delivery in deliveries(database)] == ["failed"]
     with database.reading() as session:
@@ -202,11 +205,11 @@ def test_a_receiver_that_hangs_delays_nobody_else_and_holds_few(lan, database, p
             announce(database, project)
         with sending(lan, database, processes=2):
             quick.wait_for(10)
-            slow.wait_for(relay.UNDER_WAY_PER_WEBHOOK)
+            slow.wait_for(sender.UNDER_WAY_PER_WEBHOOK)
             # None of the slow ones has ended yet.
             waiting = [each for each in deliveries(database) if each.webhook_id == hanging.id]
             assert {(each.status, each.error) for each in waiting} == {("pending", None)}
-            assert len(slow.got) <= 2 * relay.UNDER_WAY_PER_WEBHOOK
+            assert len(slow.got) <= 2 * sender.UNDER_WAY_PER_WEBHOOK
 
 
 def test_a_receiver_that_does_not_answer_in_time_has_failed(lan, database, project):
@@ -215,7 +218,7 @@ def test_a_receiver_that_does_not_answer_in_time_has_failed(lan, database, proje
         subscribe(database, project, server.url())
         announce(database, project)
         hasty = {"webhook_timeout_seconds": 0.3, "webhook_pause_scale": 1}
-        relay.send_all(lan.model_copy(update=hasty), database, threading.Event())
+        sender.send_all(lan.model_copy(update=hasty), database, threading.Event())
     (delivery,) = deliveries(database)
     assert (delivery.status, delivery.error) == ("pending", "no answer within 0.3 s")
     assert 0.3 <= delivery.duration < 10
@@ -236,15 +239,15 @@ def test_what_a_lost_process_was_sending_is_sent_by_another(lan, database, proje
         subscribe(database, project, server.url())
         announce(database, project)
         with database.writing() as session:
-            (lost,) = webhooks.claim(session, limit=10, per_webhook=4, lease_seconds=30)
-        relay.send_all(lan, database, threading.Event())
+            (lost,) = subscriptions.claim(session, limit=10, per_webhook=4, lease_seconds=30)
+        sender.send_all(lan, database, threading.Event())
         assert server.got == []
         with database.writing() as session:
             session.execute(update(Delivery).values(lease_until=Delivery.created_at))
-        relay.send_all(lan, database, threading.Event())
+        sender.send_all(lan, database, threading.Event())
         assert [message.id for message in server.got] == [lost.id]
     with database.writing() as session:
-        webhooks.settle(session, lost, webhooks.Outcome(500, "answered 500", 1), scale=1)
+        subscriptions.settle(session, lost, subscriptions.Outcome(500, "answered 500", 1), scale=1)
     (delivery,) = deliveries(database)
     assert (delivery.status, delivery.attempts) == ("succeeded", 2)
 
@@ -255,7 +258,7 @@ def test_sending_ends_at_once_when_the_process_is_to_stop(lan, database, project
         server.hold.set()
         subscribe(database, project, server.url())
         announce(database, project)
-        thread = threading.Thread(target=relay.send_all, args=(lan, database, stopping))
+        thread = threading.Thread(target=sender.send_all, args=(lan, database, stopping))
         thread.start()
         server.wait_for(1)
         began = time.monotonic()
@@ -268,11 +271,11 @@ def test_sending_ends_at_once_when_the_process_is_to_stop(lan, database, project
 def test_a_move_that_is_rolled_back_is_told_to_nobody(database, project):
     subscribe(database, project, "https://nowhere.invalid/")
     with database.writing() as session:
-        job_id = jobs.create(session, project.id, SPEC).job.id
+        job_id = lifecycle.create(session, project.id, SPEC).job.id
 
     def cancel_and_fail():
         with database.writing() as session:
-            jobs.ask(session, job_id, "cancel")
+            lifecycle.ask(session, job_id, "cancel")
             assert session.scalars(select(Delivery.type)).all() == ["job.cancelled"]
             raise ZeroDivisionError
 
@@ -280,16 +283,16 @@ def test_a_move_that_is_rolled_back_is_told_to_nobody(database, project):
         cancel_and_fail()
     assert deliveries(database) == []
     with database.writing() as session:
-        jobs.ask(session, job_id, "cancel")
+        lifecycle.ask(session, job_id, "cancel")
     assert [delivery.type for delivery in deliveries(database)] == ["job.cancelled"]
 
 
 def test_every_move_of_a_job_is_told_to_who_asked(database, project):
     subscribe(database, project, "https://nowhere.invalid/", events=JobEvent.__args__)
     with database.writing() as session:
-        jobs.create(session, project.id, SPEC)
-        claim = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience())
-        jobs.hand_back(session, claim)
+        lifecycle.create(session, project.id, SPEC)
+        claim = lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience())
+        lifecycle.hand_back(session, claim)
     announce(database, project)
     told = [delivery.type for delivery in deliveries(database)]
     assert sorted(told) == sorted(
@@ -301,7 +304,7 @@ def test_another_projects_webhook_and_a_disabled_one_are_told_nothing(database, 
     subscribe(database, add_project(database), "https://nowhere.invalid/")
     webhook = subscribe(database, project, "https://nowhere.invalid/")
     with database.writing() as session:
-        webhooks.change(session, session.get_one(Webhook, webhook.id), {"disabled": True})
+        subscriptions.change(session, session.get_one(Webhook, webhook.id), {"disabled": True})
     announce(database, project)
     assert deliveries(database) == []
 
@@ -319,16 +322,16 @@ def test_both_secrets_sign_while_a_rotation_lasts(lan, database, project):
         old = subscribe(database, project, server.url())
         with database.writing() as session:
             webhook = session.get_one(Webhook, old.id)
-            webhooks.rotate_secret(session, webhook)
+            subscriptions.rotate_secret(session, webhook)
             ends_in = webhook.previous_until - webhook.updated_at
         assert timedelta(hours=23) < ends_in < timedelta(hours=25)
         assert webhook.secret != old.secret
         announce(database, project)
-        relay.send_all(lan, database, threading.Event())
+        sender.send_all(lan, database, threading.Event())
         with database.writing() as session:
             session.execute(update(Webhook).values(previous_until=Webhook.created_at))
         announce(database, project)
-        relay.send_all(lan, database, threading.Event())
+        sender.send_all(lan, database, threading.Event())
     during, after = server.got
     for secret in (old.secret, webhook.secret):
         Verifier(secret).verify(during.body, during.headers)
@@ -342,12 +345,12 @@ def test_a_name_that_leads_elsewhere_by_now_leads_nowhere(lan, database, project
     settings = lan.model_copy(update={"webhook_allow": ()})
     with receiver() as server:
         settings = settings.model_copy(update={"webhook_ports": (server.port,)})
-        monkeypatch.setattr(addresses, "resolve", lambda host, port: [ip_address("93.184.216.34")])
-        asyncio.run(addresses.check(server.url("rebound.test"), settings))
+        monkeypatch.setattr(url_policy, "resolve", lambda host, port: [ip_address("93.184.216.34")])
+        asyncio.run(url_policy.check(server.url("rebound.test"), settings))
         subscribe(database, project, server.url("rebound.test"))
         announce(database, project)
-        monkeypatch.setattr(addresses, "resolve", lambda host, port: [ip_address("127.0.0.1")])
-        relay.send_all(settings, database, threading.Event())
+        monkeypatch.setattr(url_policy, "resolve", lambda host, port: [ip_address("127.0.0.1")])
+        sender.send_all(settings, database, threading.Event())
         assert server.got == []
     (delivery,) = deliveries(database)
     assert "not on the public internet" in delivery.error
@@ -362,11 +365,11 @@ def test_the_connection_goes_to_the_address_that_was_checked(lan, database, proj
         # Whoever looks twice is led astray.
         return [ip_address("127.0.0.1" if len(looked_up) == 1 else "127.0.0.2")]
 
-    monkeypatch.setattr(addresses, "resolve", resolve)
+    monkeypatch.setattr(url_policy, "resolve", resolve)
     with receiver() as server:
         subscribe(database, project, server.url("once.test"))
         announce(database, project)
-        relay.send_all(lan, database, threading.Event())
+        sender.send_all(lan, database, threading.Event())
         (message,) = server.got
     assert looked_up == ["once.test"]
     assert message.headers["host"] == f"once.test:{server.port}"
@@ -386,7 +389,7 @@ def certificate(tmp_path_factory):
 def test_a_certificate_is_asked_for_by_name_though_the_address_is_pinned(
     lan, database, project, monkeypatch, certificate, name, heard
 ):
-    monkeypatch.setattr(addresses, "resolve", lambda host, port: [ip_address("127.0.0.1")])
+    monkeypatch.setattr(url_policy, "resolve", lambda host, port: [ip_address("127.0.0.1")])
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert.pem"))
     names = []
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -395,7 +398,7 @@ def test_a_certificate_is_asked_for_by_name_though_the_address_is_pinned(
     with receiver(tls=context) as server:
         subscribe(database, project, server.url(name, "https"))
         announce(database, project)
-        relay.send_all(lan.model_copy(update={"webhook_pause_scale": 1}), database, threading.Event())
+        sender.send_all(lan.model_copy(update={"webhook_pause_scale": 1}), database, threading.Event())
         assert len(server.got) == int(heard)
     assert names == [name]
     (delivery,) = deliveries(database)
@@ -407,10 +410,10 @@ def test_old_deliveries_are_forgotten(lan, database, project):
     with receiver() as server:
         subscribe(database, project, server.url())
         announce(database, project)
-        relay.send_all(lan, database, threading.Event())
+        sender.send_all(lan, database, threading.Event())
     for days, left in ((1, 1), (0, 0)):
         with database.writing() as session:
-            webhooks.forget(session, days=days)
+            subscriptions.forget(session, days=days)
         assert len(deliveries(database)) == left
 
 

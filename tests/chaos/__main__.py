@@ -19,8 +19,8 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from app.database import Database
-from app.jobs import TERMINAL
+from app.platform.database import Database
+from app.jobs.lifecycle import TERMINAL
 from app.tables import Attempt, Job
 from tests import invariants
 from tests.chaos.callers import Caller, Follower, Memory

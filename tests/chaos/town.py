@@ -9,7 +9,7 @@ import time
 
 import httpx2
 
-from app.settings import Settings
+from app.platform.settings import Settings
 from app.storage import open_store
 from tests.faulty import faulty
 from tests.native import FAKE_WORKER, ROOT

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from app.inventory import Inventory
+from app.assets.registry import Inventory
 from core import checkpoint
 from core.__main__ import main
 from core.intake.import_weights import import_weights

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from app.database import Database
+from app.platform.database import Database
 from tests import invariants
 from tests.instance import DIGITS
 from tests.native import FAKE_WORKER, finish, instance

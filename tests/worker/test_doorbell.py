@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 import redis
 
-from app.queue import KEY_PREFIX
+from app.platform.queue import KEY_PREFIX
 from tests.instance import DIGITS
 from tests.native import FAKE_WORKER, finish, instance
 from tests.proxy import proxy

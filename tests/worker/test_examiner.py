@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from app.inventory import Inventory
+from app.assets.registry import Inventory
 from app.storage import LocalStore
 from core import checkpoint
 from core.schema.events import Failed, Warned
@@ -234,11 +234,11 @@ def test_an_uploaded_data_set_and_an_uploaded_model_become_a_robust_model_and_th
 
 @pytest.fixture
 def claim_job():
-    from app import jobs
+    from app.jobs import lifecycle
 
     def claim_job(place):
         with place.database.writing() as session:
-            return jobs.claim(session, worker="w", lease_seconds=60, patience=jobs.Patience.of(place.settings))
+            return lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience.of(place.settings))
 
     return claim_job
 

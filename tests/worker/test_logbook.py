@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import select
 
-from app import jobs
-from app.inventory import Inventory
-from app.ownership import log_key
+from app.jobs import lifecycle
+from app.assets.registry import Inventory
+from app.jobs.leases import log_key
 from app.storage import LocalStore
 from app.tables import Attempt
 from core.schema.spec import parse
@@ -29,8 +29,8 @@ def place(settings, database):
 def start(place, project, **wish):
     """Queue and claim a job."""
     with place.database.writing() as session:
-        jobs.create(session, project.id, parse({"base_model": "digits-cnn-linf", "metadata": wish}))
-        return jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience())
+        lifecycle.create(session, project.id, parse({"base_model": "digits-cnn-linf", "metadata": wish}))
+        return lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience())
 
 
 def logged(place, held):
@@ -60,7 +60,7 @@ def test_a_log_can_be_read_while_the_run_goes_on(place, project):
     time.sleep(0.3)
     assert "but this" not in logged(place, held)
     with place.database.writing() as session:
-        jobs.ask(session, held.job_id, "cancel")
+        lifecycle.ask(session, held.job_id, "cancel")
     thread.join(20)
     assert "but this" in logged(place, held)
 

@@ -7,9 +7,9 @@ from contextlib import closing
 import httpx2
 import pytest
 
-from app import jobs
-from app.inventory import Inventory
-from app.settings import Settings
+from app.jobs import lifecycle
+from app.assets.registry import Inventory
+from app.platform.settings import Settings
 from app.storage import open_store
 from client import Temper
 from core.schema.spec import parse
@@ -34,9 +34,9 @@ def place(settings, database, bucket):
 
 def run_job(place, project):
     with place.database.writing() as session:
-        job = jobs.create(session, project.id, parse(DIGITS)).job
+        job = lifecycle.create(session, project.id, parse(DIGITS)).job
     with place.database.writing() as session:
-        claim = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience())
+        claim = lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience())
     run(claim, place)
     return job.id
 
@@ -94,6 +94,6 @@ def test_what_arrives_damaged_in_the_bucket_is_not_taken_for_the_checkpoint(plac
     monkeypatch.setattr(place.store._s3, "put_object", damaged)
     job_id = run_job(place, project)
     with place.database.reading() as session:
-        job = session.get_one(jobs.Job, job_id)
+        job = session.get_one(lifecycle.Job, job_id)
         assert (job.status, job.checkpoint_id, job.failure["code"]) == ("failed", None, "storage_unavailable")
         assert "what arrived is not what was sent" in json.dumps(job.failure)

@@ -13,10 +13,11 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from app import jobs, recording
-from app.inventory import Inventory
-from app.ownership import Claim, LostOwnership
-from app.reading import training_curve
+from app.jobs import lifecycle
+from app.jobs import ingest
+from app.assets.registry import Inventory
+from app.jobs.leases import Claim, LostOwnership
+from app.queries import training_curve
 from app.storage import LocalStore, StorageFull, StorageUnavailable
 from app.tables import Attempt, Checkpoint, Delivery, Event, Job, Metric, State
 from core.schema.events import Saved
@@ -43,7 +44,7 @@ def post(database, project):
     def post(**wish):
         spec = parse({"base_model": "digits-cnn-linf", "metadata": wish, "name": "n"})
         with database.writing() as session:
-            return jobs.create(session, project.id, spec).job.id
+            return lifecycle.create(session, project.id, spec).job.id
 
     return post
 
@@ -51,8 +52,8 @@ def post(database, project):
 def claim(place):
     with place.database.writing() as session:
         settings = place.settings
-        patience = jobs.Patience.of(settings)
-        return jobs.claim(session, worker="w", lease_seconds=settings.lease_seconds, patience=patience)
+        patience = lifecycle.Patience.of(settings)
+        return lifecycle.claim(session, worker="w", lease_seconds=settings.lease_seconds, patience=patience)
 
 
 def run_next(place):
@@ -114,7 +115,7 @@ def test_a_job_succeeds_with_history_curve_and_files(place, post):
 def test_whom_a_job_tells_is_no_business_of_its_run(place, database, project):
     spec = parse({"base_model": "digits-cnn-linf", "webhook": {"url": "https://example.com/secret-path"}})
     with database.writing() as session:
-        job_id = jobs.create(session, project.id, spec, most_webhooks=1).job.id
+        job_id = lifecycle.create(session, project.id, spec, most_webhooks=1).job.id
     run_next(place)
     assert get(place, job_id).status == "succeeded"
     with place.database.reading() as session:
@@ -197,7 +198,7 @@ def test_a_run_that_the_kernel_kills_twice_for_want_of_memory_fails_with_the_rem
     assert (failure["code"], failure["retryable"]) == ("host_out_of_memory", False)
     assert "give the worker more memory" in failure["hint"]
     with place.database.reading() as session:
-        assert set(session.scalars(select(Attempt.cause))) == {jobs.OUT_OF_MEMORY}
+        assert set(session.scalars(select(Attempt.cause))) == {lifecycle.OUT_OF_MEMORY}
     invariants.check(place.database, place.store)
 
 
@@ -268,7 +269,7 @@ def test_a_worker_that_stops_hands_its_job_back_with_the_state(place, post):
     assert states_of(place, job_id) == ["state-10.safetensors", "state-9.safetensors"]
     place.stopping.clear()
     with running(place, says="resumed", count=1) as held, place.database.writing() as session:
-        jobs.ask(session, job_id, "cancel")
+        lifecycle.ask(session, job_id, "cancel")
     assert held.epoch == 2
     assert steps_told(place, 2) == []
     assert get(place, job_id).status == "cancelled"
@@ -305,7 +306,7 @@ def test_a_state_that_is_not_ours_to_save_changes_nothing(place, post):
         session.execute(update(Job).values(epoch=lost.epoch + 1, owner="other"))
     saved = Saved(kind="state", path="x", sha256="0" * 64, size=1, step=9, epoch=0.9)
     with pytest.raises(LostOwnership), place.database.writing() as session:
-        recording.save_state(session, lost, saved, name="x", key="k")
+        ingest.save_state(session, lost, saved, name="x", key="k")
     assert states_of(place, job_id) == ["state-5.safetensors", "state-6.safetensors"]
 
 
@@ -337,7 +338,7 @@ def test_a_cancelled_job_frees_the_worker_within_seconds(place, post, act):
         assert processes_with(job_id)
         begin = time.monotonic()
         with place.database.writing() as session:
-            jobs.ask(session, job_id, "cancel")
+            lifecycle.ask(session, job_id, "cancel")
     assert time.monotonic() - begin < 15
     assert get(place, job_id).status == "cancelled"
     assert processes_with(job_id) == []
@@ -346,7 +347,7 @@ def test_a_cancelled_job_frees_the_worker_within_seconds(place, post, act):
 
 def ask(place, job_id, action):
     with place.database.writing() as session:
-        return jobs.ask(session, job_id, action)
+        return lifecycle.ask(session, job_id, action)
 
 
 def test_a_paused_job_frees_its_worker_and_goes_on_from_where_it_was(place, post):
@@ -433,7 +434,7 @@ def test_a_job_that_asks_for_more_gpus_than_there_are_is_refused_before_it_start
     with place.database.writing() as session:
         project_id = session.get_one(Job, post()).project_id
         spec = parse({"base_model": "digits-cnn-linf", "gpus": 4, "priority": 1})
-        job_id = jobs.create(session, project_id, spec).job.id
+        job_id = lifecycle.create(session, project_id, spec).job.id
     run_next(place)
     job = get(place, job_id)
     assert (job.status, job.failure["field"]) == ("failed", "gpus")
@@ -458,7 +459,7 @@ def test_a_silent_run_keeps_its_lease(place, post):
         time.sleep(2.5)
         assert claim(place) is None
         with place.database.writing() as session:
-            jobs.ask(session, job_id, "cancel")
+            lifecycle.ask(session, job_id, "cancel")
 
 
 def test_a_run_whose_job_was_taken_over_is_killed_and_writes_nothing(place, post):
@@ -476,7 +477,7 @@ def test_a_run_without_a_database_ends_before_its_lease(place, post, monkeypatch
     with running(place):
         begin = time.monotonic()
         for name in ("heartbeat", "look"):
-            monkeypatch.setattr(jobs, name, out_of_reach)
+            monkeypatch.setattr(lifecycle, name, out_of_reach)
         wait_until(lambda: not processes_with(job_id))
         assert time.monotonic() - begin < 6.0
     assert get(place, job_id).status == "running"
@@ -591,7 +592,7 @@ def test_a_state_that_could_not_be_stored_in_time_is_stored_at_the_end(place, po
 def test_an_attempt_that_was_lost_after_it_had_delivered_everything_is_not_run_again(place, post, monkeypatch):
     job_id = post()
     with monkeypatch.context() as patched:
-        patched.setattr(jobs, "succeed", crash)
+        patched.setattr(lifecycle, "succeed", crash)
         with pytest.raises(ZeroDivisionError):
             run_next(place)
     with place.database.writing() as session:
@@ -609,7 +610,7 @@ def test_an_attempt_that_was_lost_after_it_had_delivered_everything_is_not_run_a
 def test_an_attempt_that_was_lost_before_its_upload_counted_leaves_only_garbage(place, post, monkeypatch):
     job_id = post(states="yes")
     with monkeypatch.context() as patched:
-        patched.setattr(recording, "save", crash)
+        patched.setattr(ingest, "save", crash)
         with pytest.raises(ZeroDivisionError):
             run_next(place)
     with place.database.writing() as session:
