@@ -17,7 +17,7 @@ from tests.instance import calling
 
 ROOT = Path(__file__).parent.parent
 FAKE_WORKER = (str(ROOT / "tests" / "worker" / "fake_worker.py"),)
-WORKER = ("-m", "worker.embedded")
+WORKER = ("-m", "worker.polling")
 
 
 def free_port():

@@ -54,7 +54,7 @@ def loaded_by(module: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["app.main", "worker.embedded", "worker.main", "client.commands"])
+@pytest.mark.parametrize("module", ["app.main", "worker.polling", "worker.main", "client.commands"])
 def test_light_parts_load_no_tensor_library(module: str) -> None:
     assert loaded_by(module) & {"torch", "torchvision", "numpy", "safetensors", "sklearn"} == set()
 

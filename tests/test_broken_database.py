@@ -26,7 +26,7 @@ from tests.proxy import proxy
 from tests.servers import postgres
 from tests.worker.fake_worker import fake_command
 from tests.worker.processes import processes_with, wait_until
-from worker.supervisor import Workplace, run
+from worker.attempt import Workplace, run
 
 # A busy machine takes its time, and nobody here would take a run that was given up: a lease ends where that is asked.
 LONG, SHORT = 60.0, 3.0

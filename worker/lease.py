@@ -19,7 +19,7 @@ from app.jobs.leases import Claim, LostOwnership
 from app.schemas import Status
 from app.platform.settings import Settings
 from worker.pulse import Pulse
-from worker.trainer import Trainer
+from worker.training_process import Trainer
 from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)

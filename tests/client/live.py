@@ -51,7 +51,7 @@ class Service:
 
     def children(self) -> dict[str, int]:
         """The processes it runs now, by module."""
-        return {module: pid for module in ("app.main", "worker.embedded") for pid in _find(module, self.process.pid)}
+        return {module: pid for module in ("app.main", "worker.polling") for pid in _find(module, self.process.pid)}
 
 
 def run_temper(*arguments: str, environment: Mapping[str, str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -79,7 +79,7 @@ def start_service(folder: Path) -> Service:
     service = Service(f"http://127.0.0.1:{port}", folder, process)
     try:
         eventually(lambda: "is ready" in (folder / "serve.log").read_text() or process.poll() is not None)
-        eventually(lambda: "worker.embedded" in service.children())
+        eventually(lambda: "worker.polling" in service.children())
     except BaseException:
         service.stop()
         raise

@@ -4,8 +4,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from worker import embedded, main
-from worker.supervisor import core_command
+from worker import main
+from worker import polling
+from worker.attempt import core_command
 
 
 def fake_command(claim, folder, inventory):
@@ -15,5 +16,5 @@ def fake_command(claim, folder, inventory):
 
 
 if __name__ == "__main__":
-    place = replace(embedded.open_workplace(), command=fake_command)
+    place = replace(polling.open_workplace(), command=fake_command)
     sys.exit(main.serve(place))

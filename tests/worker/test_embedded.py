@@ -123,11 +123,11 @@ def test_the_api_stops_at_once_with_an_open_stream_and_makes_its_key_only_once(t
 
 
 def test_no_process_of_the_service_loads_torch():
-    assert loaded_by("app.main, worker.embedded, worker.main", "torch", "numpy", "safetensors") == "[]"
+    assert loaded_by("app.main, worker.polling, worker.main", "torch", "numpy", "safetensors") == "[]"
 
 
 def test_the_worker_does_not_load_the_web_framework():
-    assert loaded_by("worker.embedded, worker.main", "fastapi", "starlette", "uvicorn") == "[]"
+    assert loaded_by("worker.polling, worker.main", "fastapi", "starlette", "uvicorn") == "[]"
 
 
 def loaded_by(modules, *names):

@@ -18,9 +18,9 @@ from core.schema.events import Failed, Warned
 from tests.core.data.pictures import image, two_classes
 from tests.uploading import pack, send
 from tests.worker.processes import processes_with, wait_until
-from worker import examiner
-from worker.examiner import examine_next
-from worker.supervisor import Workplace, run
+from worker import inspector
+from worker.inspector import examine_next
+from worker.attempt import Workplace, run
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def slow(place, monkeypatch):
 
     def slow(script):
         command = ["python", "-c", script]
-        monkeypatch.setattr(examiner, "command", lambda *_: command)
+        monkeypatch.setattr(inspector, "command", lambda *_: command)
         return place
 
     return slow
@@ -128,7 +128,7 @@ def test_a_file_that_kills_its_process_is_refused(api, slow):
 
 
 def test_a_process_that_does_not_end_is_killed(api, slow, monkeypatch):
-    monkeypatch.setattr(examiner, "_GRACE_SECONDS", 0)
+    monkeypatch.setattr(inspector, "_GRACE_SECONDS", 0)
     place = slow("import time; time.sleep(600)  # does not end")
     place = replace(place, settings=place.settings.model_copy(update={"examination_seconds": 1}))
     post_dataset(api, b"zip")
@@ -247,7 +247,7 @@ def test_what_the_examination_warns_of_is_in_the_log(api, place, monkeypatch, ca
     warning = Warned(code="not_cut_off", message="this process can reach the network").model_dump_json()
     failed = Failed(code="bad_dataset", message="no", hint="none", field=None, retryable=False).model_dump_json()
     said = f"print({warning!r}); print({failed!r}); raise SystemExit(2)"
-    monkeypatch.setattr(examiner, "command", lambda *_: [sys.executable, "-c", said])
+    monkeypatch.setattr(inspector, "command", lambda *_: [sys.executable, "-c", said])
     dataset = post_dataset(api, b"zip")
     assert examine_next(place)
     assert f"dataset {dataset}: this process can reach the network" in caplog.text

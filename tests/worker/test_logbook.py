@@ -15,7 +15,7 @@ from app.tables import Attempt
 from core.schema.spec import parse
 from tests.worker.fake_worker import fake_command
 from tests.worker.processes import wait_until
-from worker.supervisor import Workplace, run
+from worker.attempt import Workplace, run
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from client import Temper
 from core.schema.spec import parse
 from tests.instance import DIGITS, add_key, serving
 from tests.worker.fake_worker import fake_command
-from worker.supervisor import Workplace, run
+from worker.attempt import Workplace, run
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from tests.worker.fake_worker import fake_command
 from tests.worker.processes import processes_with, wait_until
 from worker import fetching
 from worker.bell import Bell
-from worker.embedded import work
-from worker.supervisor import Workplace, run
+from worker.polling import work
+from worker.attempt import Workplace, run
 
 
 @pytest.fixture

@@ -26,13 +26,13 @@ from tests import invariants
 from tests.worker.fake_worker import fake_command
 from tests.worker.processes import processes_with, wait_until
 from worker import machine
-from worker.supervisor import Workplace, core_command, run
+from worker.attempt import Workplace, core_command, run
 
 
 @pytest.fixture
 def place(settings, database, monkeypatch):
     """A worker's place with the fake trainer, whose short runs are recorded as often as long ones."""
-    monkeypatch.setattr("worker.trainer._BATCH_SECONDS", 0.2)
+    monkeypatch.setattr("worker.training_process._BATCH_SECONDS", 0.2)
     inventory = Inventory(settings.models_dir, settings.datasets_dir)
     return Workplace(settings, database, LocalStore(settings.objects_dir), inventory, fake_command)
 

@@ -1,4 +1,4 @@
-"""The worker that needs no broker: it polls the database. `python -m worker.embedded` runs it beside the API."""
+"""The worker that needs no broker: it polls the database. `python -m worker.polling` runs it beside the API."""
 
 import logging
 import os
@@ -15,9 +15,9 @@ from app.jobs.leases import Claim
 from app.platform.settings import Settings
 from app.storage import open_store
 from worker.bell import Bell
-from worker.examiner import examine_next
+from worker.inspector import examine_next
 from worker.machine import keep_to_itself
-from worker.supervisor import Workplace, run
+from worker.attempt import Workplace, run
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Run one claimed job: start the training process, store what it reports, deliver its files, write how it ended.
 
-`run` is a plain function that anything may call with a claim: the polling loop of `worker.embedded`, or a task queue.
+`run` is a plain function that anything may call with a claim: the polling loop of `worker.polling`, or a task queue.
 """
 
 import logging
@@ -38,10 +38,10 @@ from worker.gathering import gather, report_of
 from worker.inputs import fetched
 from worker.keeping import keep, sweep
 from worker.lease import Lease
-from worker.logbook import Logbook
+from worker.log_uploader import Logbook
 from worker.machine import count_gpus, count_oom_kills
 from worker.pulse import Pulse
-from worker.trainer import Trainer
+from worker.training_process import Trainer
 from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)

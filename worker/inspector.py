@@ -30,7 +30,7 @@ from core.schema import inspection_report
 from core.schema.inspection_report import DatasetFindings, ModelFindings
 from worker.cache import Cache
 from worker.folder import work_folder
-from worker.supervisor import Workplace
+from worker.attempt import Workplace
 
 log = logging.getLogger(__name__)
 
