@@ -41,9 +41,9 @@ from app.projects.keys import new_key
 from app.schemas import SCOPES
 from app.tables import Job, Project, new_id
 from core.schema.spec import parse
-from tests.instance import DIGITS
-from tests.native import ROOT, Instance, instance
-from tests.servers import postgres, valkey
+from tests.support.instance import DIGITS
+from tests.support.native import ROOT, Instance, instance
+from tests.support.servers import postgres, valkey
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("traffic", "overhead")

@@ -10,8 +10,8 @@ from hypothesis import settings as hypothesis
 from app.platform.database import Database
 from app.platform.settings import Settings
 from app.tables import Project, Table
-from tests.instance import add_key, add_project, calling, new_instance, serving
-from tests.servers import Postgres, Swift, Valkey, postgres, swift, valkey
+from tests.support.instance import add_key, add_project, calling, new_instance, serving
+from tests.support.servers import Postgres, Swift, Valkey, postgres, swift, valkey
 
 Instance = tuple[Settings, Database]
 

@@ -19,13 +19,14 @@ from app.storage import LocalStore
 from app.tables import Attempt, Checkpoint, Event, Job, Metric
 from core.schema import events as reported
 from core.schema.spec import parse
-from tests import invariants, native
-from tests.app.test_event_stream import follow, seqs
-from tests.instance import DIGITS, add_key, calling, new_instance, serving
-from tests.proxy import proxy
-from tests.servers import postgres
-from tests.worker.fake_worker import fake_command
-from tests.worker.processes import processes_with, wait_until
+from tests.support import invariants
+from tests.support import native
+from tests.app.routes.test_event_stream import follow, seqs
+from tests.support.instance import DIGITS, add_key, calling, new_instance, serving
+from tests.support.proxy import proxy
+from tests.support.servers import postgres
+from tests.support.fake_worker import fake_command
+from tests.support.processes import processes_with, wait_until
 from worker.attempt import Workplace, run
 
 # A busy machine takes its time, and nobody here would take a run that was given up: a lease ends where that is asked.

@@ -18,9 +18,9 @@ from app.storage import StorageUnavailable, open_store, s3
 from app.tables import Upload
 from app.operations.maintenance import Premises, clear_uploads_away
 from client import Refused, Temper
-from tests.faulty import faulty
-from tests.instance import add_key, calling, serving
-from tests.sending import announce, ask, cut, finish, send, sha256_of
+from tests.support.faulty import faulty
+from tests.support.instance import add_key, calling, serving
+from tests.support.sending import announce, ask, cut, finish, send, sha256_of
 
 PART = 5 * 1024**2
 LARGE = os.urandom(PART + 1000)

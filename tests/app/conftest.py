@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Instance
-from tests.instance import new_instance, serving
+from tests.support.instance import new_instance, serving
 
 QUICK_ON_POSTGRES = {
     "test_actions",

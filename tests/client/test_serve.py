@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.live import Service, eventually, run_temper, start_service
+from tests.support.live_service import Service, eventually, run_temper, start_service
 
 
 def is_running(pid: int) -> bool:

@@ -10,12 +10,12 @@ import pytest
 import redis
 
 from app.platform.queue import KEY_PREFIX
-from tests.instance import DIGITS
-from tests.native import FAKE_WORKER, finish, instance
-from tests.proxy import proxy
-from tests.servers import valkey
-from tests.uploading import send
-from tests.worker.processes import wait_until
+from tests.support.instance import DIGITS
+from tests.support.native import FAKE_WORKER, finish, instance
+from tests.support.proxy import proxy
+from tests.support.servers import valkey
+from tests.support.uploading import send
+from tests.support.processes import wait_until
 
 SLOWLY = 600
 """Nobody waits for a poll that is so rare: a job that starts was rung for."""

@@ -13,8 +13,8 @@ from app.platform.settings import Settings
 from app.storage import open_store
 from client import Temper
 from core.schema.spec import parse
-from tests.instance import DIGITS, add_key, serving
-from tests.worker.fake_worker import fake_command
+from tests.support.instance import DIGITS, add_key, serving
+from tests.support.fake_worker import fake_command
 from worker.attempt import Workplace, run
 
 

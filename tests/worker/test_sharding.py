@@ -13,9 +13,9 @@ from app.storage import LocalStore
 from app.operations.garbage_collection import sweep_states
 from app.tables import Attempt, Event, Job, State
 from core.schema.spec import parse
-from tests import invariants
-from tests.worker.fake_worker import fake_command
-from tests.worker.processes import processes_with, wait_until
+from tests.support import invariants
+from tests.support.fake_worker import fake_command
+from tests.support.processes import processes_with, wait_until
 from worker import fetching
 from worker.bell import Bell
 from worker.polling import work

@@ -11,7 +11,7 @@ import torch
 from core import data
 from core.schema.catalog import DATASETS
 from core.schema.errors import BadDataset
-from tests.core.data.pictures import image, write
+from tests.support.images import image, write
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])

@@ -18,7 +18,7 @@ from core.inputs import Inputs, load
 from core.cli.console import narrate
 from core.schema.spec import FineTuneSpec, parse
 from core.training.run import fine_tune
-from tests.core.data.pictures import image, two_classes, write
+from tests.support.images import image, two_classes, write
 
 _CLASSES = ("cat", "dog")
 _MAIN = Split(torch.zeros(4, 3, 5, 6, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))

@@ -10,7 +10,7 @@ from core import data
 from core.schema.errors import BadDataset, UserError
 from core.inputs import Inputs, load
 from core.schema.spec import parse
-from tests.core.data.pictures import image, two_classes, wide, write
+from tests.support.images import image, two_classes, wide, write
 
 
 @pytest.mark.parametrize("how", ["folder", "zip", "tar", "tar.gz", "tar.xz"])

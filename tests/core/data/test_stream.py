@@ -26,7 +26,7 @@ from core.schema.events import Started
 from core.inputs import Inputs
 from core.schema.spec import Interpolation, TrainSpec, parse
 from core.training.run import fine_tune
-from tests.core.data.pictures import wide, write
+from tests.support.images import wide, write
 
 _SIZES = [(300, 240), (90, 310), (256, 256), (40, 50)]
 
