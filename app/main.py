@@ -18,22 +18,35 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.http import authentication
-from app.http import problems
+from app.assets.registry import Inventory
+from app.http import authentication, problems
+from app.http.dependencies import Service
+from app.http.rate_limits import Failures, Requests, TellStanding
+from app.jobs.watch import Watch
+from app.operations.maintenance import CHORES, Chore, Premises, Upkeep
+from app.operations.metrics import CountRequests, Metrics
 from app.platform import logs
 from app.platform.database import THREADS, Database, open_database
-from app.http.dependencies import Service
-from app.assets.registry import Inventory
-from app.http.rate_limits import Failures, Requests, TellStanding
-from app.operations.metrics import CountRequests, Metrics
+from app.platform.ids import is_id, new_id
 from app.platform.queue import open_doorbell
-from app.routes import actions, attempts, checkpoints, datasets, events, health, jobs, keys, models, projects, uploads, usage, webhooks
-from app.routes import catalogue
 from app.platform.settings import Settings
+from app.routes import (
+    actions,
+    attempts,
+    catalogue,
+    checkpoints,
+    datasets,
+    events,
+    health,
+    jobs,
+    keys,
+    models,
+    projects,
+    uploads,
+    usage,
+    webhooks,
+)
 from app.storage import open_store
-from app.tables import is_id, new_id
-from app.operations.maintenance import CHORES, Chore, Premises, Upkeep
-from app.jobs.watch import Watch
 from core.schema.spec import EvaluateSpec, TrainSpec
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")

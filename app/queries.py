@@ -1,4 +1,5 @@
-"""What readers ask of the rows. Nothing here changes one: that is `app.jobs.lifecycle`, which stays short without this."""
+"""What readers ask of the rows. Nothing here changes one: that is `app.jobs.lifecycle`, which stays short without
+this."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,26 +1,15 @@
 """The rows. Who may change them, and how, is in `app.jobs.lifecycle`."""
 
-import re
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, MetaData, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from ulid import ULID
 
 from app.platform.database import Timestamp, now
+from app.platform.ids import new_id
 from app.schemas import FileStatus, Purpose, Scope, Status, UploadStatus
 from core.schema.events import Phase
-
-
-def new_id(prefix: str) -> str:
-    """Make an id that says what it names and sorts by time."""
-    return f"{prefix}_{ULID()}"
-
-
-def is_id(prefix: str, text: str) -> bool:
-    """Whether `new_id` can have made it."""
-    return re.fullmatch(f"{prefix}_[0-7][0-9A-HJKMNP-TV-Z]{{25}}", text) is not None
 
 
 class Table(DeclarativeBase):
@@ -164,6 +153,12 @@ class Job(Table):
         Index("uq_jobs_shard", "parent_id", "shard", unique=True),
         Index("ix_jobs_in_shards", "finished_at", shards_left, "id"),
     )
+
+
+HELD: frozenset[Status] = frozenset({"running", "pausing", "stopping", "cancelling"})
+"""A worker has the job, under a lease; or workers have its shards."""
+AT_WORK = Job.status.in_(HELD), Job.shards_left == 0
+"""The condition under which a worker has the very job: each shard has its own, and what waits for shards has none."""
 
 
 class Attempt(Table):

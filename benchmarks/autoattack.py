@@ -30,16 +30,16 @@ from torch import Tensor, nn
 from core import checkpoint, data
 from core.attacks import Attack
 from core.attacks.apgd import apgd
-from core.attacks.rng import Noise
 from core.attacks.forward import look
 from core.attacks.reference import NAMES
-from core.schema.catalog import DATASETS, NORMS, Norm
+from core.attacks.rng import Noise
 from core.evaluation.autoattack import attacks_of
+from core.evaluation.report import digits
 from core.models import Blueprint, build
 from core.models.folding import folded
+from core.schema.catalog import DATASETS, NORMS, Norm
 from core.schema.spec import Protocol, parse
 from core.training.run import fine_tune
-from core.evaluation.report import digits
 
 RESULTS = Path(__file__).parent / "results" / "autoattack.json"
 

@@ -46,19 +46,19 @@ from benchmarks.autoattack import Case, compare, show
 from benchmarks.methods import METHODS, MULTI_NORM, RESULTS, Run, Setting
 from benchmarks.pieces import Piece, Whole, cut, join
 from core import checkpoint, data
-from core.schema.catalog import DATASETS, NORMS, Norm, find_architecture
+from core.cli.console import narrate
 from core.data.split import Split
 from core.evaluation.autoattack import score
-from core.schema.events import PAUSED, Evaluated, Event, Paused, Report, Started, Stepped
 from core.inputs import Inputs
-from core.training.methods import build
 from core.models import Blueprint
 from core.models import build as build_network
-from core.cli.console import narrate
 from core.models.precision import full_float32, resolve
+from core.schema.catalog import DATASETS, NORMS, Norm, find_architecture
+from core.schema.events import PAUSED, Evaluated, Event, Paused, Report, Started, Stepped
 from core.schema.spec import EvaluateSpec, Protocol, TrainingSpec, TrainSpec, parse
-from core.training.run import fine_tune
 from core.signals import Wishes
+from core.training.methods import build
+from core.training.run import fine_tune
 
 COMPARED: tuple[str, ...] = ("base", "e-at")
 """The models on which AutoAttack is timed."""

@@ -29,12 +29,12 @@ import torch
 from torch import Tensor, nn
 
 from core import checkpoint
-from core.schema.catalog import DATASETS, NORMS, Norm, find_architecture
 from core.evaluation.autoattack import evaluate
-from core.schema.events import Evaluated, Report, Stepped
 from core.inputs import Inputs, load
-from core.training.methods import build
+from core.schema.catalog import DATASETS, NORMS, Norm, find_architecture
+from core.schema.events import Evaluated, Report, Stepped
 from core.schema.spec import FineTuneSpec, parse
+from core.training.methods import build
 from core.training.run import fine_tune
 
 METHODS: Mapping[str, Any] = {

@@ -34,12 +34,13 @@ from urllib.parse import urlsplit
 import httpx2
 from sqlalchemy import insert
 
-from app.jobs import lifecycle
 from app import queries
+from app.jobs import lifecycle
 from app.platform.database import Database
+from app.platform.ids import new_id
 from app.projects.keys import new_key
 from app.schemas import SCOPES
-from app.tables import Job, Project, new_id
+from app.tables import Job, Project
 from core.schema.spec import parse
 from tests.support.instance import DIGITS
 from tests.support.native import ROOT, Instance, instance

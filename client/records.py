@@ -7,9 +7,9 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.errors import Unreadable
-from core.schema.validation import Caution
 from core.schema.catalog import Norm
 from core.schema.events import NormCount, Rate, Subject
+from core.schema.validation import Caution
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Item = TypeVar("Item", bound=BaseModel)

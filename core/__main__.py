@@ -30,14 +30,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pydantic import ValidationError
 
-from core.schema.validation import cautions
+from core.cli.console import describe, narrate
 from core.cli.options import EXAMINE_DATASET, EXAMINE_MODEL, IMPORT, MERGE, make_parser, read_import, read_spec
 from core.schema.errors import BadInput, UserError
 from core.schema.events import PAUSED, Entered, Evaluated, Event, Failed, Finished, Paused, Reports, Warned
 from core.schema.inspection_report import DatasetFindings, ModelFindings
-from core.cli.console import describe, narrate
 from core.schema.model_zoo import PUBLISHED
 from core.schema.spec import AnySpec, EvaluateSpec
+from core.schema.validation import cautions
 from core.signals import Interrupted, Wishes, heed_signals
 
 if TYPE_CHECKING:
@@ -218,9 +218,9 @@ def _import(options: argparse.Namespace) -> Iterator[str]:
 
 def _examine(options: argparse.Namespace) -> Iterator[str]:
     """Examine a stranger's file under limits, and say in lines what was found."""
-    from core.sandbox import Limits, confined, cut_off
     from core.data.safe_zip import Caps
     from core.intake.inspect import examine_dataset, examine_model
+    from core.sandbox import Limits, confined, cut_off
 
     limits = _given(Limits(), seconds=options.most_seconds, memory_bytes=options.most_memory)
     caps = _given(Caps(), total_bytes=options.most_bytes)

@@ -22,11 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from core.models import Blueprint, build
+from core.models.third_party import compare
 from core.schema.catalog import MODELS, Norm
 from core.schema.errors import BadInput, BadWeights, DiskFull, UserError
 from core.schema.events import Reports
-from core.models import Blueprint, build
-from core.models.third_party import compare
 from core.schema.spec import FineTuneSpec, Spec, TrainSpec, did_you_mean
 
 KEY = "temper"

@@ -9,24 +9,22 @@ import httpx2
 import pytest
 from sqlalchemy import select, text
 
-from app.jobs import lifecycle
-from app.jobs import ingest
-from app.platform.database import THREADS, Database
 from app.assets.registry import Inventory
-from app.jobs.lifecycle import Patience
+from app.jobs import ingest, lifecycle
 from app.jobs.leases import LostOwnership, log_key
+from app.jobs.lifecycle import Patience
+from app.platform.database import THREADS, Database
 from app.storage import LocalStore
 from app.tables import Attempt, Checkpoint, Event, Job, Metric
 from core.schema import events as reported
 from core.schema.spec import parse
-from tests.support import invariants
-from tests.support import native
 from tests.app.routes.test_event_stream import follow, seqs
+from tests.support import invariants, native
+from tests.support.fake_worker import fake_command
 from tests.support.instance import DIGITS, add_key, calling, new_instance, serving
+from tests.support.processes import processes_with, wait_until
 from tests.support.proxy import proxy
 from tests.support.servers import postgres
-from tests.support.fake_worker import fake_command
-from tests.support.processes import processes_with, wait_until
 from worker.attempt import Workplace, run
 
 # A busy machine takes its time, and nobody here would take a run that was given up: a lease ends where that is asked.

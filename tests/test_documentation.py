@@ -19,15 +19,11 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from app import schemas
-from app.platform.database import Database
 from app.main import create_app
+from app.platform.database import Database
 from app.platform.settings import Settings
 from client import commands, records
-from core.schema import catalog
-from core.schema import events
-from core.schema import inspection_report
-from core.schema import model_zoo
-from core.schema import spec
+from core.schema import catalog, events, inspection_report, model_zoo, spec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -87,7 +83,9 @@ def models_of(module: ModuleType) -> Iterator[type[BaseModel]]:
 
 
 @pytest.mark.parametrize(
-    "module", [spec, events, inspection_report, catalog, model_zoo, *answers(), records], ids=lambda module: module.__name__
+    "module",
+    [spec, events, inspection_report, catalog, model_zoo, *answers(), records],
+    ids=lambda module: module.__name__,
 )
 def test_every_field_is_described(module: ModuleType) -> None:
     silent = [

@@ -11,12 +11,12 @@ import pytest
 from sqlalchemy import select, update
 
 from app.assets import uploads
+from app.operations.maintenance import Premises, clear_uploads_away
 from app.platform.database import seconds_from_now
 from app.platform.queue import open_doorbell
 from app.platform.settings import Settings
 from app.storage import StorageUnavailable, open_store, s3
 from app.tables import Upload
-from app.operations.maintenance import Premises, clear_uploads_away
 from client import Refused, Temper
 from tests.support.faulty import faulty
 from tests.support.instance import add_key, calling, serving

@@ -18,14 +18,13 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from app.assets import assets
-from app.jobs import lifecycle
-from app.jobs import ingest
-from app.platform.database import AWAY, Database
 from app.assets.registry import Inventory
-from app.jobs.lifecycle import OUT_OF_MEMORY, Patience
+from app.jobs import ingest, lifecycle
 from app.jobs.leases import Claim, LostOwnership
-from app.schemas import Failure
+from app.jobs.lifecycle import OUT_OF_MEMORY, Patience
+from app.platform.database import AWAY, Database
 from app.platform.settings import Settings
+from app.schemas import Failure
 from app.storage import ObjectStore, StorageFull, StorageUnavailable
 from core.schema import events as reported
 from worker import failures

@@ -21,16 +21,16 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from app.assets import assets
-from app.platform.database import AWAY, why
 from app.assets.assets import Examination, LostExamination
+from app.platform.database import AWAY, why
 from app.schemas import FileFailure
 from app.storage import StorageFull, StorageUnavailable
 from core.schema import events as reported
 from core.schema import inspection_report
 from core.schema.inspection_report import DatasetFindings, ModelFindings
+from worker.attempt import Workplace
 from worker.cache import Cache
 from worker.folder import work_folder
-from worker.attempt import Workplace
 
 log = logging.getLogger(__name__)
 

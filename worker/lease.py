@@ -12,12 +12,11 @@ from typing import Self, TypeVar
 
 from sqlalchemy.orm import Session
 
-from app.jobs import lifecycle
-from app.jobs import ingest
-from app.platform.database import AWAY, Database, why
+from app.jobs import ingest, lifecycle
 from app.jobs.leases import Claim, LostOwnership
-from app.schemas import Status
+from app.platform.database import AWAY, Database, why
 from app.platform.settings import Settings
+from app.schemas import Status
 from worker.pulse import Pulse
 from worker.training_process import Trainer
 from worker.watchdog import Watchdog

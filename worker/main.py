@@ -15,8 +15,8 @@ from celery.signals import setup_logging, worker_shutting_down
 from app.platform.queue import HEARD, KEY_PREFIX, LOOK_FOR_WORK, ON_THE_WIRE
 from app.platform.settings import Settings
 from worker import polling
-from worker.bell import Bell
 from worker.attempt import Workplace
+from worker.bell import Bell
 
 log = logging.getLogger(__name__)
 

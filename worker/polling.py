@@ -6,18 +6,18 @@ import signal
 import socket
 from threading import Thread
 
+from app.assets.registry import Inventory
 from app.jobs import lifecycle
+from app.jobs.leases import Claim
+from app.jobs.lifecycle import Patience
 from app.platform import logs
 from app.platform.database import AWAY, Database, open_database, why
-from app.assets.registry import Inventory
-from app.jobs.lifecycle import Patience
-from app.jobs.leases import Claim
 from app.platform.settings import Settings
 from app.storage import open_store
+from worker.attempt import Workplace, run
 from worker.bell import Bell
 from worker.inspector import examine_next
 from worker.machine import keep_to_itself
-from worker.attempt import Workplace, run
 
 log = logging.getLogger(__name__)
 

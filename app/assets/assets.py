@@ -18,8 +18,9 @@ from sqlalchemy.orm import Session
 from app import queries
 from app.assets import uploads
 from app.platform.database import hold, now, seconds_from_now
+from app.platform.ids import new_id
 from app.schemas import FileFailure
-from app.tables import Checkpoint, Dataset, Examined, Input, Job, Model, Upload, new_id
+from app.tables import Checkpoint, Dataset, Examined, Input, Job, Model, Upload
 from core.schema.catalog import DATASETS, MODELS
 from core.schema.inspection_report import DatasetFindings, ModelFindings
 from core.schema.spec import AnySpec, ImportSpec

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple, Self
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
-from app.assets import assets as files
 from app import queries
+from app.assets import assets as files
 from app.schemas import FileStatus
-from core.schema.validation import FieldError
 from core.schema.catalog import DATASETS, MODELS, ArchitectureEntry, DatasetEntry, find_architecture
 from core.schema.spec import AnySpec, EvaluateSpec, Name, TrainSpec, did_you_mean
+from core.schema.validation import FieldError
 
 _FILES = (".zip", ".tar", ".tar.gz", ".tar.xz", ".npz")
 _name: TypeAdapter[str] = TypeAdapter(Name)

@@ -19,9 +19,10 @@ from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.platform.database import Database, now, seconds_from_now
+from app.platform.ids import new_id
 from app.schemas import Purpose, UploadFailure, UploadStatus
 from app.storage import MOST_PARTS, NotStored, ObjectStore, StorageUnavailable
-from app.tables import Model, Upload, new_id
+from app.tables import Model, Upload
 
 log = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import select
 
-from app.projects import keys
-from app.platform.database import AWAY, Database
 from app.http.dependencies import Parameters, Service, TheService, in_turn
 from app.http.problems import Forbidden, RateLimited, Unauthorized
-from app.projects.keys import Caller
 from app.http.rate_limits import POLICY, Standing
-from app.schemas import Scope
+from app.platform.database import AWAY, Database
 from app.platform.settings import Settings
+from app.projects import keys
+from app.projects.keys import Caller
+from app.schemas import Scope
 from app.tables import ApiKey
 
 _bearer = HTTPBearer(auto_error=False, description="An API key: tmp_...")

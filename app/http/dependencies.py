@@ -15,16 +15,16 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
-from app.webhooks import url_policy
-from app.platform.database import THREADS, Database
-from app.http.problems import UnsupportedMediaType
 from app.assets.registry import Inventory
+from app.http.problems import UnsupportedMediaType
 from app.http.rate_limits import Failures, Requests
+from app.jobs.watch import Watch
+from app.platform.database import THREADS, Database
+from app.platform.ids import is_id
 from app.platform.queue import Doorbell
 from app.platform.settings import Settings
 from app.storage import ObjectStore
-from app.tables import is_id
-from app.jobs.watch import Watch
+from app.webhooks import url_policy
 from core.schema.spec import BadJson, did_you_mean, read_json
 
 Result = TypeVar("Result")

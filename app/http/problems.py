@@ -20,9 +20,9 @@ from starlette.exceptions import HTTPException
 
 from app import schemas
 from app.assets import assets
-from app.projects import quotas
-from app.platform.database import AWAY, Deleted, why
 from app.jobs.lifecycle import NotAllowed
+from app.platform.database import AWAY, Deleted, why
+from app.projects import quotas
 from app.storage import StorageFull, StorageUnavailable
 from core.schema.validation import FieldError
 

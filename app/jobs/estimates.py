@@ -1,8 +1,8 @@
 """What a job may take, foretold from jobs of its like that have finished here; and what it has taken in the end.
 
 Jobs count that have succeeded in one attempt, in one piece and to their last step. The time that one of them took to
-start stays as it is; the rest is scaled by the passes through the network that `core.schema.cost_model` counts for either. What
-lies beyond that, such as another device, shows as the spread between them.
+start stays as it is; the rest is scaled by the passes through the network that `core.schema.cost_model` counts for
+either. What lies beyond that, such as another device, shows as the spread between them.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
-from app.projects import usage
 from app.platform.database import Timestamp, now
+from app.projects import usage
 from app.schemas import Actual, Duration, Estimate
 from app.tables import Attempt, Checkpoint, Event, Job
 from core.schema.catalog import DATASETS, MODELS

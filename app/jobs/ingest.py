@@ -10,8 +10,9 @@ from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.jobs.leases import Claim, append, change, only, owned
+from app.platform.ids import new_id
 from app.schemas import Progress, Result
-from app.tables import Attempt, Checkpoint, Job, Metric, State, new_id
+from app.tables import Attempt, Checkpoint, Job, Metric, State
 from core.schema import events as reported
 
 STATES_KEPT = 2

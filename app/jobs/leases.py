@@ -12,15 +12,10 @@ from sqlalchemy import ColumnElement, update
 from sqlalchemy.orm import Session
 
 from app.platform.database import now
-from app.schemas import Status
-from app.tables import Event, Job
+from app.tables import HELD, Event, Job
 from core.schema.spec import AnySpec
 
 Row = TypeVar("Row")
-HELD: frozenset[Status] = frozenset({"running", "pausing", "stopping", "cancelling"})
-"""A worker has the job, under a lease; or workers have its shards."""
-AT_WORK = Job.status.in_(HELD), Job.shards_left == 0
-"""The condition under which a worker has the very job: each shard has its own, and what waits for shards has none."""
 
 
 class LostOwnership(Exception):

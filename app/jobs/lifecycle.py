@@ -22,20 +22,19 @@ from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, u
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.jobs import estimates
 from app.assets import assets
-from app.projects import quotas
-from app.jobs import shards
-from app.projects import usage
-from app.webhooks import subscriptions
+from app.jobs import estimates, shards
+from app.jobs.leases import Claim, Shard, append, change, only, owned
 from app.platform.database import hold, now, seconds_from_now
-from app.jobs.leases import AT_WORK, HELD, Claim, Shard, append, change, only, owned
-from app.schemas import Action, Failure, Results, Status
+from app.platform.ids import new_id
 from app.platform.settings import Settings
-from app.tables import Attempt, Checkpoint, Job, Project, State, Webhook, new_id
+from app.projects import quotas, usage
+from app.schemas import Action, Failure, Results, Status
+from app.tables import AT_WORK, HELD, Attempt, Checkpoint, Job, Project, State, Webhook
+from app.webhooks import subscriptions
 from core.schema import events as reported
-from core.schema.validation import cautions
 from core.schema.spec import AnySpec, parse
+from core.schema.validation import cautions
 
 MOVES: Mapping[Status, frozenset[Status]] = {
     #: Waits for a worker. Only a shard is put aside from here, when its whole is.

@@ -1,5 +1,6 @@
 """A large evaluation in shards: each is a job of its own that any worker claims, and that nobody sees but through the
-job that was posted. How many there are, what they are, and what that job shows of them; its life is in `app.jobs.lifecycle`.
+job that was posted. How many there are, what they are, and what that job shows of them; its life is in
+`app.jobs.lifecycle`.
 
 Logical batches are never cut, so the shards' reports merge to the very report of the whole.
 """
@@ -12,9 +13,10 @@ from sqlalchemy.orm import Session
 
 from app.assets import assets
 from app.jobs.ingest import NO_PROGRESS
-from app.schemas import Progress, ShardState
+from app.platform.ids import new_id
 from app.platform.settings import Settings
-from app.tables import Dataset, Job, new_id
+from app.schemas import Progress, ShardState
+from app.tables import Dataset, Job
 from core.schema.catalog import DATASETS
 from core.schema.spec import AnySpec, EvaluateSpec
 

@@ -24,10 +24,9 @@ from sqlalchemy import select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
-from app.assets import assets
-from app.assets import uploads
-from app.platform.database import Database
+from app.assets import assets, uploads
 from app.jobs.leases import log_key
+from app.platform.database import Database
 from app.platform.settings import Settings
 from app.storage import ObjectStore, StorageFull, StorageUnavailable, open_store
 from app.tables import Attempt, Job, Table, Upload

@@ -23,10 +23,10 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import DatabaseError
 
 from app.platform.database import Database
+from app.platform.ids import new_id
 from app.platform.queue import AWAY, HEARD, Line
 from app.platform.settings import Settings
 from app.storage import ObjectStore, StorageUnavailable, open_store
-from app.tables import new_id
 
 Level = Literal["ok", "warn", "fail"]
 

@@ -10,10 +10,11 @@ from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session, aliased
 from ulid import ULID
 
-from app.platform.database import Database, seconds_from_now
 from app.jobs.leases import attempt_prefix, job_prefix, log_key
+from app.platform.database import Database, seconds_from_now
+from app.platform.ids import is_id
 from app.storage import ObjectStore
-from app.tables import Attempt, Checkpoint, Job, State, is_id
+from app.tables import Attempt, Checkpoint, Job, State
 
 log = logging.getLogger(__name__)
 

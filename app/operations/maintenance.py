@@ -11,17 +11,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
 
-from app.assets import assets
+from app.assets import assets, uploads
 from app.jobs import lifecycle
-from app.projects import quotas
-from app.webhooks import sender
 from app.operations import garbage_collection
-from app.assets import uploads
-from app.webhooks import subscriptions
 from app.platform.database import AWAY, Database, why
 from app.platform.queue import Doorbell, needs
 from app.platform.settings import Settings
+from app.projects import quotas
 from app.storage import ObjectStore, StorageUnavailable
+from app.webhooks import sender, subscriptions
 
 log = logging.getLogger(__name__)
 

@@ -19,12 +19,12 @@ from sqlalchemy import ColumnElement, Subquery, and_, case, func, select, union_
 from sqlalchemy.orm import Session
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.projects import usage
-from app.platform.database import AWAY, Database, now, seconds_between
 from app.jobs.lifecycle import MOVES
-from app.platform.queue import Doorbell
-from app.tables import Attempt, Delivery, Job, PastAttempt, Webhook
 from app.jobs.watch import Watch
+from app.platform.database import AWAY, Database, now, seconds_between
+from app.platform.queue import Doorbell
+from app.projects import usage
+from app.tables import Attempt, Delivery, Job, PastAttempt, Webhook
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,5 @@
-"""`python -m app.operations.migrate`: bring the database to this version's schema, and make the first API key where there is none.
+"""`python -m app.operations.migrate`: bring the database to this version's schema, and make the first API key where
+there is none.
 
 Safe when two run at once: the second waits for the first, and finds nothing left to do.
 """
@@ -7,8 +8,8 @@ import sys
 
 from sqlalchemy.exc import DatabaseError
 
-from app.platform import logs
 from app.http.authentication import tell_first_key
+from app.platform import logs
 from app.platform.database import Database
 from app.platform.settings import Settings
 

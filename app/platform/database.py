@@ -256,7 +256,7 @@ def open_database(url: str) -> Database:
 
 def _alembic() -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent.parent / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
     return config
 
 

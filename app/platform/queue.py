@@ -22,8 +22,8 @@ from redis.exceptions import RedisError
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from app.platform.ids import new_id
 from app.platform.settings import ResourceClass, Settings
-from app.tables import new_id
 from core.schema.spec import AnySpec
 
 log = logging.getLogger(__name__)

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.orm import Session
 
-from app.projects import usage
 from app.platform.database import moment, now
-from app.jobs.leases import AT_WORK
-from app.schemas import QUOTAS, Quota
 from app.platform.settings import Settings
-from app.tables import Job, Project
+from app.projects import usage
+from app.schemas import QUOTAS, Quota
+from app.tables import AT_WORK, Job, Project
 
 _REMEDIES: Mapping[Quota, str] = {
     "queued_jobs": "wait until some of them have started, or cancel some",

@@ -12,9 +12,6 @@ from sqlalchemy.orm import Session
 
 from app import schemas
 from app.assets import assets
-from app.jobs import lifecycle
-from app.projects import quotas
-from app.webhooks import subscriptions
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import JobId, Json, Service, TheService, Writing, in_turn
 from app.http.problems import (
@@ -32,7 +29,9 @@ from app.http.problems import (
     UnsupportedMediaType,
     problems,
 )
+from app.jobs import lifecycle
 from app.jobs.leases import job_prefix
+from app.projects import quotas
 from app.routes.jobs import (
     CREATED,
     IdempotencyKey,
@@ -45,6 +44,7 @@ from app.routes.jobs import (
 )
 from app.routes.webhooks import too_many
 from app.storage import StorageUnavailable
+from app.webhooks import subscriptions
 from core.schema.spec import AnySpec, parse
 
 router = APIRouter(tags=["jobs"])

@@ -8,14 +8,13 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
-from app import schemas, tables
+from app import queries, schemas, tables
 from app.assets import assets
-from app import queries
 from app.http.dependencies import Service
 from app.http.problems import FileInUse, InvalidBody, NameTaken, NotExamined, NotFound, UploadNotUsable
-from app.tables import is_id
-from core.schema.validation import FieldError
+from app.platform.ids import is_id
 from core.schema.spec import Name
+from core.schema.validation import FieldError
 
 _WORDS: Mapping[assets.Kind, str] = {"dataset": "data set", "model": "model"}
 _IDS = ("ds", "model", "ckpt")

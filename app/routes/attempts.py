@@ -11,14 +11,21 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import iterate_in_threadpool
 
-from app import schemas, tables
-from app.jobs import lifecycle
-from app import queries
+from app import queries, schemas, tables
 from app.http.authentication import ProjectId, TheCaller, needs
-from app.platform.database import AWAY
 from app.http.dependencies import JobId, Reading, Service, TheService
-from app.http.problems import InvalidParameter, NoLog, NotFound, QuotaExceeded, StoreUnavailable, TooManyStreams, problems
+from app.http.problems import (
+    InvalidParameter,
+    NoLog,
+    NotFound,
+    QuotaExceeded,
+    StoreUnavailable,
+    TooManyStreams,
+    problems,
+)
+from app.jobs import lifecycle
 from app.jobs.leases import log_key
+from app.platform.database import AWAY
 from app.routes import streams
 from app.routes.jobs import the_job
 from app.storage import ObjectStore, StorageUnavailable

@@ -9,8 +9,7 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 from pydantic import AfterValidator
 from sqlalchemy.orm import Session
 
-from app import schemas, tables
-from app import queries
+from app import queries, schemas, tables
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import CheckpointId, JobId, Reading, TheService, cursor
 from app.http.problems import InvalidParameter, NotFound, RangeNotSatisfiable, StoreUnavailable, problems

@@ -8,9 +8,8 @@ from fastapi import Path as PathParameter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from app import schemas, tables
+from app import queries, schemas, tables
 from app.assets import assets
-from app import queries
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
 from app.http.problems import (

@@ -9,13 +9,12 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
-from app import schemas, tables
-from app.jobs import lifecycle
-from app import queries
+from app import queries, schemas, tables
 from app.http.authentication import TheCaller, needs
-from app.platform.database import AWAY
 from app.http.dependencies import JobId, Service, TheService
 from app.http.problems import InvalidParameter, NotFound, QuotaExceeded, TooManyStreams, problems
+from app.jobs import lifecycle
+from app.platform.database import AWAY
 from app.routes import answer, streams
 from app.routes.jobs import the_job
 from core.schema.events import Stamped

@@ -19,15 +19,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
-from app import schemas, tables
-from app.webhooks import url_policy
-from app.jobs import estimates
+from app import queries, schemas, tables
 from app.assets import assets
-from app.jobs import lifecycle
-from app.projects import quotas
-from app import queries
-from app.jobs import shards
-from app.webhooks import subscriptions
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import JobId, Json, Reading, Service, TheService, Writing, check_address, cursor
 from app.http.problems import (
@@ -45,12 +38,15 @@ from app.http.problems import (
     UnsupportedMediaType,
     problems,
 )
+from app.jobs import estimates, lifecycle, shards
+from app.projects import quotas
 from app.routes import answer
 from app.routes.assets import show_input
 from app.routes.webhooks import show_with_secret, too_many
-from core.schema.validation import FieldError, cautions, explain
+from app.webhooks import subscriptions, url_policy
 from core.schema.events import Reports
 from core.schema.spec import AnySpec, Kind, Spec, parse
+from core.schema.validation import FieldError, cautions, explain
 
 router = APIRouter(tags=["jobs"])
 

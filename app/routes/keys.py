@@ -6,10 +6,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from app import schemas, tables
-from app.projects import keys
-from app.projects import quotas
-from app import queries
+from app import queries, schemas, tables
 from app.http.authentication import TheCaller, needs
 from app.http.dependencies import Json, KeyId, Moment, Reading, TheService, Writing, cursor
 from app.http.problems import (
@@ -24,9 +21,11 @@ from app.http.problems import (
     UnsupportedMediaType,
     problems,
 )
+from app.platform.ids import is_id
+from app.projects import keys, quotas
 from app.routes.projects import show_project, show_quotas, the_project
-from core.schema.validation import FieldError
 from core.schema.spec import Text
+from core.schema.validation import FieldError
 
 router = APIRouter(tags=["keys"])
 
@@ -156,7 +155,7 @@ def show_key(key: tables.ApiKey) -> schemas.ApiKey:
 
 
 def _the_key(session: Session, caller: keys.Caller, key_id: str) -> tables.ApiKey:
-    key = keys.find_key(session, caller, key_id) if tables.is_id("key", key_id) else None
+    key = keys.find_key(session, caller, key_id) if is_id("key", key_id) else None
     if key is None:
         raise NotFound(f"there is no API key {key_id!r} in this project")
     return key

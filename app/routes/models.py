@@ -7,10 +7,9 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app import schemas, tables
+from app import queries, schemas, tables
 from app.assets import assets
-from app.projects import quotas
-from app import queries
+from app.assets.registry import LocalModel
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
 from app.http.problems import (
@@ -28,7 +27,8 @@ from app.http.problems import (
     UploadNotUsable,
     problems,
 )
-from app.assets.registry import LocalModel
+from app.platform.ids import is_id
+from app.projects import quotas
 from app.routes.assets import (
     GivenName,
     check_name,
@@ -42,10 +42,10 @@ from app.routes.assets import (
     the_file,
     the_upload,
 )
-from core.schema.validation import FieldError
 from core.schema.catalog import DATASETS, MODELS, ModelEntry
 from core.schema.inspection_report import ModelFindings
 from core.schema.spec import ImportSpec
+from core.schema.validation import FieldError
 
 router = APIRouter(tags=["models"])
 
@@ -128,7 +128,7 @@ def create_model(
 
 
 def _the_checkpoint(session: Reading, project_id: str, checkpoint_id: str) -> tables.Checkpoint:
-    known = tables.is_id("ckpt", checkpoint_id)
+    known = is_id("ckpt", checkpoint_id)
     checkpoint = queries.find_checkpoint(session, project_id, checkpoint_id) if known else None
     if checkpoint is None:
         unknown = f"there is no checkpoint {checkpoint_id!r} in this project"

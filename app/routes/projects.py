@@ -6,10 +6,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 from sqlalchemy.orm import Session
 
-from app import schemas, tables
-from app.projects import keys
-from app.projects import quotas
-from app import queries
+from app import queries, schemas, tables
 from app.http.authentication import TheCaller, needs
 from app.http.dependencies import AnyProjectId, Json, Reading, TheService, Writing, cursor
 from app.http.problems import (
@@ -21,7 +18,9 @@ from app.http.problems import (
     UnsupportedMediaType,
     problems,
 )
+from app.platform.ids import is_id
 from app.platform.settings import Settings
+from app.projects import keys, quotas
 from core.schema.spec import Text
 
 router = APIRouter(tags=["projects"], dependencies=[needs("admin")])
@@ -99,7 +98,7 @@ def get_quotas(
 
 def the_project(session: Session, caller: keys.Caller, project_id: str) -> tables.Project:
     """Find a project that the caller may know of. Raises NotFound."""
-    project = keys.find_project(session, caller, project_id) if tables.is_id("prj", project_id) else None
+    project = keys.find_project(session, caller, project_id) if is_id("prj", project_id) else None
     if project is None:
         raise NotFound(f"there is no project {project_id!r} that this key manages")
     return project

@@ -10,11 +10,11 @@ from anyio.to_thread import run_sync
 from fastapi import Depends
 
 from app import tables
-from app.projects import quotas
 from app.http.dependencies import Service
 from app.http.problems import TooManyStreams
-from app.projects.keys import Caller
 from app.jobs.watch import Watch
+from app.projects import quotas
+from app.projects.keys import Caller
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 

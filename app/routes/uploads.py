@@ -20,9 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 from sqlalchemy.orm import Session
 from starlette.requests import ClientDisconnect
 
-from app import schemas, tables
-from app.projects import quotas
-from app import queries
+from app import queries, schemas, tables
 from app.assets import uploads
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import Json, Reading, Service, TheService, UploadId, Writing, carried, cursor, in_turn
@@ -41,9 +39,10 @@ from app.http.problems import (
     UploadIncomplete,
     problems,
 )
+from app.projects import quotas
 from app.storage import StorageFull, StorageUnavailable
-from core.schema.validation import FieldError
 from core.schema.spec import Text
+from core.schema.validation import FieldError
 
 router = APIRouter(tags=["uploads"], dependencies=[needs("files:write")])
 

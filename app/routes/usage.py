@@ -6,11 +6,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from app import schemas
-from app.projects import usage
 from app.http.authentication import ProjectId, needs
-from app.platform.database import moment
 from app.http.dependencies import Moment, Reading
 from app.http.problems import InvalidParameter, problems
+from app.platform.database import moment
+from app.projects import usage
 from core.schema.validation import FieldError
 
 router = APIRouter(tags=["usage"], dependencies=[needs("jobs:read")])

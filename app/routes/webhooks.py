@@ -6,10 +6,7 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from app import schemas, tables
-from app.webhooks import url_policy
-from app import queries
-from app.webhooks import subscriptions
+from app import queries, schemas, tables
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import Json, Reading, Service, TheService, Writing, check_address, cursor
 from app.http.problems import (
@@ -24,8 +21,9 @@ from app.http.problems import (
     WebhookExists,
     problems,
 )
-from core.schema.validation import FieldError
+from app.webhooks import subscriptions, url_policy
 from core.schema.spec import ENDINGS, JobEvent, Text
+from core.schema.validation import FieldError
 
 router = APIRouter(tags=["webhooks"])
 

@@ -2,11 +2,11 @@
 
 from app.schemas.access import SCOPES, ApiKey, Me, NewApiKey, Project, RateLimit, Scope
 from app.schemas.answer import Answer, Listed, Page, headers, page
+from app.schemas.assets import FileFailure, FileStatus, JobInput, Lineage, MadeBy, ThumbnailLink
 from app.schemas.attempts import Attempt
 from app.schemas.catalogue import Architecture, Dataset, Method, Model
 from app.schemas.checkpoints import Checkpoint
 from app.schemas.estimates import Actual, Basis, Duration, Estimate
-from app.schemas.assets import FileFailure, FileStatus, JobInput, Lineage, MadeBy, ThumbnailLink
 from app.schemas.jobs import (
     Action,
     DryRun,

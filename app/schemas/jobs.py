@@ -6,10 +6,10 @@ from typing import Literal, Self
 from app.schemas.answer import Answer, Listed
 from app.schemas.estimates import Actual, Estimate
 from app.schemas.webhooks import WebhookWithSecret
-from core.schema.validation import Caution
 from core.schema.catalog import Norm
 from core.schema.events import NormCount, Phase, Rate, Report, Reports, Subject
 from core.schema.spec import Kind, Spec
+from core.schema.validation import Caution
 
 Status = Literal["queued", "running", "pausing", "paused", "stopping", "cancelling", "succeeded", "failed", "cancelled"]
 Action = Literal["pause", "resume", "stop", "cancel", "retry"]
@@ -19,8 +19,8 @@ class Failure(Answer):
     """Why a job failed."""
 
     code: str
-    """Stable, for programs: from `core.schema.errors`, or the service's own worker_lost, repeated_crash, host_out_of_memory,
-    storage_unavailable, disk_full, internal_error."""
+    """Stable, for programs: from `core.schema.errors`, or the service's own worker_lost, repeated_crash,
+    host_out_of_memory, storage_unavailable, disk_full, internal_error."""
     message: str
     """What happened."""
     hint: str

@@ -15,12 +15,11 @@ from time import monotonic
 import httpx2
 from standardwebhooks import Webhook
 
-from app.webhooks import url_policy
-from app.webhooks import subscriptions
-from app.webhooks.url_policy import Place, Refused
 from app.platform.database import AWAY, Database, why
 from app.platform.settings import Settings
+from app.webhooks import subscriptions, url_policy
 from app.webhooks.subscriptions import Outcome, Sending
+from app.webhooks.url_policy import Place, Refused
 
 log = logging.getLogger(__name__)
 

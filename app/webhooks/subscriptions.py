@@ -1,4 +1,5 @@
-"""Who is told how jobs fare, and what is yet to be said: the rows of webhooks and deliveries. `app.webhooks.sender` sends them.
+"""Who is told how jobs fare, and what is yet to be said: the rows of webhooks and deliveries. `app.webhooks.sender`
+sends them.
 
 `announce` writes a delivery in the transaction that changes a job, so neither is there without the other. A sender owns
 a delivery by its epoch, under a lease in the database's own time, as a worker owns a job. The caller opens the
@@ -18,8 +19,8 @@ from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.projects import quotas
 from app.platform.database import hold, moment, now, seconds_from_now
+from app.projects import quotas
 from app.tables import Delivery, Job, Webhook
 
 TEST_EVENT = "webhook.test"

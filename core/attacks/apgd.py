@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import Attack, AttackResult, State, Steps, frozen
+from core.attacks.forward import look, look_uphill
 from core.attacks.losses import Loss, cross_entropy, targeted_dlr
 from core.attacks.rng import Noise
-from core.attacks.forward import look, look_uphill
-from core.schema.catalog import Norm
 from core.geometry import (
     ascend,
     count_changed,
@@ -28,6 +27,7 @@ from core.geometry import (
     project_start_as_autoattack,
     random_start,
 )
+from core.schema.catalog import Norm
 
 Goal = Literal["loss", "error"]
 Projection = Callable[[Tensor, Tensor, Norm, float], Tensor]

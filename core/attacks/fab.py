@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import Attack, AttackResult, State, Steps, frozen
+from core.attacks.forward import look, look_uphill
 from core.attacks.losses import cross_entropy
 from core.attacks.rng import Noise
-from core.attacks.forward import look, look_uphill
-from core.schema.catalog import Norm
 from core.geometry import length, per_image, step_onto_plane
+from core.schema.catalog import Norm
 
 # AutoAttack's constants: how far a step goes beyond the plane, how much of it may start from the image rather than from
 # where the walk is, and what is left of the perturbation after turning back.

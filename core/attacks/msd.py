@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import AttackResult, frozen
-from core.attacks.losses import Loss, cross_entropy
 from core.attacks.forward import look, look_uphill
-from core.schema.catalog import Norm
+from core.attacks.losses import Loss, cross_entropy
 from core.geometry import ascend, per_image, project
+from core.schema.catalog import Norm
 
 # All steps in one direction reach this many radii far, whatever their number, a rule of Madry et al. (2018): the MSD
 # paper's own steps of about a tenth of the radius are made for 50 of them.

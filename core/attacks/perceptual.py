@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from core.attacks import AttackResult, frozen
 from core.attacks.losses import margin
-from core.schema.errors import BadInput
 from core.geometry import per_image, rescale
+from core.schema.errors import BadInput
 
 # The distance's slope along a step is taken over this length in pixel units (l2), as in the authors' code.
 _PROBE = 0.1

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import Attack, AttackResult, State, Steps, frozen
-from core.attacks.rng import Noise
 from core.attacks.forward import look
-from core.schema.catalog import Norm
+from core.attacks.rng import Noise
 from core.geometry import length, project, project_by_sorting, rescale
+from core.schema.catalog import Norm
 
 # The share of the image that the first windows cover, and the queries after which it halves.
 _SHARE = 0.8

@@ -11,10 +11,10 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from core.schema.validation import explain
 from core.schema.catalog import DATASETS, NORMS
 from core.schema.errors import BadInput
 from core.schema.spec import SPECS, AnySpec, Evaluation, ImportSpec, Method, default_eps, did_you_mean, parse, read_json
+from core.schema.validation import explain
 
 IMPORT = "import-weights"
 MERGE = "merge"

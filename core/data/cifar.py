@@ -5,11 +5,11 @@ from typing import Literal
 
 import torch
 
-from core.schema.catalog import DATASETS
 from core.data import image_folder
 from core.data.class_folders import PARTS
 from core.data.image_folder import LeaveOut
 from core.data.split import Split
+from core.schema.catalog import DATASETS
 from core.schema.errors import BadDataset
 
 _CACHE = Path("~/.cache/temper")

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from core.data.safe_zip import Archive, Caps, ends_as_archive
 from core.data.class_folders import PARTS, SUFFIXES, name_classes
 from core.data.image_decoding import FORMATS, in_bytes
+from core.data.safe_zip import Archive, Caps, ends_as_archive
 from core.data.split import Split
 from core.schema.errors import BadDataset
 

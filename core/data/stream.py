@@ -22,9 +22,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from core.schema.catalog import Augmentation
 from core.data.image_decoding import FORMATS, in_bytes
 from core.data.split import Batch, Split
+from core.schema.catalog import Augmentation
 from core.schema.errors import BadDataset, UserError
 from core.schema.spec import Interpolation
 

@@ -17,17 +17,24 @@ import torch
 from torch import Tensor, nn
 
 from core import checkpoint
-from core.evaluation import report as verdicts
 from core.attacks import Attack, AttackResult, Steps, frozen
 from core.attacks.apgd import apgd_ce, apgd_t
 from core.attacks.fab import fab_t
-from core.attacks.rng import Noise
 from core.attacks.forward import look
 from core.attacks.reference import Name, check_classes, reference
+from core.attacks.rng import Noise
 from core.attacks.square import square
-from core.schema.catalog import NORMS, Norm
 from core.data.split import Split
+from core.evaluation import report as verdicts
 from core.evaluation.checks import doubts_about
+from core.evaluation.preflight import preflight
+from core.evaluation.resume import KEPT, Kept
+from core.geometry import length
+from core.inputs import Inputs, load
+from core.models.folding import folded
+from core.models.memory import Room, is_out_of_memory, peak_memory
+from core.models.precision import full_float32
+from core.schema.catalog import NORMS, Norm
 from core.schema.errors import BadInput, OutOfMemory
 from core.schema.events import (
     Attacked,
@@ -45,13 +52,6 @@ from core.schema.events import (
     Started,
     Subject,
 )
-from core.geometry import length
-from core.inputs import Inputs, load
-from core.evaluation.resume import KEPT, Kept
-from core.models.memory import Room, is_out_of_memory, peak_memory
-from core.models.folding import folded
-from core.models.precision import full_float32
-from core.evaluation.preflight import preflight
 from core.schema.spec import AnySpec, Engine, EvaluateSpec, Protocol
 from core.signals import Interrupted
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
-from core.attacks.losses import Loss, cross_entropy, dlr
 from core.attacks.forward import look, look_uphill
+from core.attacks.losses import Loss, cross_entropy, dlr
 from core.schema.events import AttackRecord, Flag
 from core.schema.spec import Protocol
 

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from core.attacks import frozen
 from core.attacks.apgd import apgd
-from core.attacks.losses import cross_entropy
 from core.attacks.forward import look, look_uphill
-from core.schema.catalog import Norm, find_architecture
+from core.attacks.losses import cross_entropy
 from core.checkpoint import Claim
 from core.data.split import Split
 from core.evaluation.checks import are_probabilities
-from core.schema.errors import BadWeights, DoesNotFit
-from core.schema.events import Started, Warned
 from core.inputs import Loaded
 from core.models import Blueprint
+from core.schema.catalog import Norm, find_architecture
+from core.schema.errors import BadWeights, DoesNotFit
+from core.schema.events import Started, Warned
 from core.schema.spec import FineTuneSpec
 
 _POINTS = 128

@@ -6,9 +6,9 @@ from math import sqrt
 
 from torch import Tensor
 
-from core.schema.catalog import NORMS, Norm
 from core.checkpoint import deciding
 from core.evaluation.checks import doubts_from_square
+from core.schema.catalog import NORMS, Norm
 from core.schema.errors import BadInput
 from core.schema.events import AttackRecord, Flag, Part, Rate, Report, Reports
 from core.schema.spec import Engine, Protocol

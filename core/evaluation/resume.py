@@ -21,9 +21,9 @@ from torch import Tensor
 
 from core.attacks import State
 from core.checkpoint import write_file
+from core.evaluation.report import digits
 from core.schema.errors import DiskFull
 from core.schema.events import Saved
-from core.evaluation.report import digits
 
 KEPT = "verdicts.safetensors"
 """Where in the output folder of a run an evaluation under way keeps what it has found."""

@@ -6,11 +6,11 @@ from pathlib import Path
 from pydantic_core import PydanticCustomError
 
 from core import checkpoint
-from core.schema.catalog import DATASETS
 from core.checkpoint import Header, Origin
-from core.schema.errors import BadInput, BadWeights
 from core.models import Blueprint
 from core.models.third_party import Foreign, check_normalisation, convert, count_classes, fitting, read
+from core.schema.catalog import DATASETS
+from core.schema.errors import BadInput, BadWeights
 from core.schema.model_zoo import PUBLISHED, PublishedEntry
 from core.schema.spec import ImportSpec, check_radius
 

@@ -19,16 +19,16 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from core import checkpoint, data
-from core.schema.catalog import DATASETS
 from core.checkpoint import Claim, Header
-from core.intake.import_weights import import_weights, recognise
-from core.data.safe_zip import Caps, show
 from core.data.class_folders import name_classes
 from core.data.image_folder import Found, look_through
+from core.data.safe_zip import Caps, show
+from core.evaluation.preflight import examine, examine_on_noise
+from core.intake.import_weights import import_weights, recognise
+from core.schema.catalog import DATASETS
 from core.schema.errors import BadDataset, BadWeights, OverLimit
 from core.schema.events import Warned
 from core.schema.inspection_report import DatasetFindings, Doubt, ModelFindings, Overlap, RefusedImage, Thumbnail, Twins
-from core.evaluation.preflight import examine, examine_on_noise
 from core.schema.spec import ImportSpec
 
 REPORT = "report.json"

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from core.schema.catalog import ARCHITECTURES, TIMM, find_architecture
-from core.schema.errors import BadInput, DoesNotFit
 from core.models.digits_cnn import DigitsCNN
 from core.models.dm_wide_resnet import DMWideResNet
 from core.models.imagenet_resnet import imagenet_resnet_50
@@ -20,6 +18,8 @@ from core.models.preact_resnet import PreActResNet8, PreActResNet18
 from core.models.resnet import resnet_18, resnet_50
 from core.models.timm_classifier import timm_classifier
 from core.models.wide_resnet import WideResNet
+from core.schema.catalog import ARCHITECTURES, TIMM, find_architecture
+from core.schema.errors import BadInput, DoesNotFit
 from core.schema.spec import did_you_mean
 
 # What networks raise for images that they cannot take is no one class.

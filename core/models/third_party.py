@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from core.models import Blueprint, Normalized, build, describe
 from core.schema.catalog import ARCHITECTURES
 from core.schema.errors import BadInput, BadWeights, UserError
-from core.models import Blueprint, Normalized, build, describe
 
 # Averaged weights first: where a file holds both, the published figures are theirs.
 _CONTAINERS = (

@@ -1,8 +1,8 @@
 """What there is by name: norms, data sets, architectures, base models, methods, and the defaults each brings. No torch.
 
-A default that depends on what a run is about lives here, once: `core.schema.spec` reads it when the user says nothing, the
-service lists it. Radii and recipes are those of Croce & Hein (ICML 2022, arXiv 2105.12508) where the paper has the
-data set, and ours, measured, where it does not.
+A default that depends on what a run is about lives here, once: `core.schema.spec` reads it when the user says
+nothing, the service lists it. Radii and recipes are those of Croce & Hein (ICML 2022, arXiv 2105.12508) where the
+paper has the data set, and ours, measured, where it does not.
 """
 
 import re

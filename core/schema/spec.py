@@ -1,8 +1,8 @@
 """What a run is: the one description that is API body, command line, stored JSON and checkpoint header. No torch.
 
 A spec is always resolved: what the user leaves out is filled from the catalogue while the spec is validated, so it
-says everything that will happen. Every knob, bound, default and help text of a run stands here, or in `core.schema.catalog`
-where it depends on the data set or the network.
+says everything that will happen. Every knob, bound, default and help text of a run stands here, or in
+`core.schema.catalog` where it depends on the data set or the network.
 """
 
 import difflib

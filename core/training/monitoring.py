@@ -15,13 +15,13 @@ from torch import nn
 from core.attacks import AttackResult
 from core.attacks.apgd import apgd, apgd_ce
 from core.attacks.rng import Noise
-from core.schema.catalog import Norm
 from core.data.split import Split
-from core.schema.events import Monitored, Warned
-from core.models.memory import Room
-from core.training.methods.adversary import Adversary
-from core.schema.spec import TrainingSpec
 from core.evaluation.report import rate
+from core.models.memory import Room
+from core.schema.catalog import Norm
+from core.schema.events import Monitored, Warned
+from core.schema.spec import TrainingSpec
+from core.training.methods.adversary import Adversary
 
 _STEPS = 20
 # The share of held-out images that only the stronger attack breaks: about 0.02 for the 10 steps of the paper, up to 0.1

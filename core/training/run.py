@@ -17,25 +17,25 @@ import torch
 from torch import nn
 
 from core import checkpoint
-from core.training import resume
-from core.training.trainer import Course, stream
 from core.data import Dataset
 from core.data.split import Split
 from core.data.stream import Stream
 from core.data.training_set import TrainingSet
-from core.schema.errors import BadInput, BadWeights, Diverged
 from core.evaluation.autoattack import judge, save_reports
-from core.schema.events import Entered, Event, Finished, Paused, Report, Reports, Resumed, Saved, Stepped, Warned
-from core.inputs import Inputs, load
-from core.evaluation.resume import KEPT, Kept
-from core.models.memory import peak_memory
-from core.training.monitoring import alarm, monitor
-from core.models.precision import full_float32
 from core.evaluation.preflight import preflight
-from core.training.distributed import Ranks, joined
+from core.evaluation.resume import KEPT, Kept
+from core.inputs import Inputs, load
+from core.models.memory import peak_memory
+from core.models.precision import full_float32
+from core.schema.errors import BadInput, BadWeights, Diverged
+from core.schema.events import Entered, Event, Finished, Paused, Report, Reports, Resumed, Saved, Stepped, Warned
 from core.schema.spec import FineTuneSpec, TrainingSpec, count_held_out
-from core.training.resume import Best, Progress, State
 from core.signals import Wishes
+from core.training import resume
+from core.training.distributed import Ranks, joined
+from core.training.monitoring import alarm, monitor
+from core.training.resume import Best, Progress, State
+from core.training.trainer import Course, stream
 
 _BEST = "best.safetensors"
 _CHECKPOINT = "checkpoint.safetensors"

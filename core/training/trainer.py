@@ -1,7 +1,7 @@
 """A training run from step to step: batches in a seeded order, the method's loss, the optimiser, the random streams.
 
-All that the next step depends on goes into a `core.training.resume` file and comes back from it, so that on a CPU a run that was
-cut off and went on ends with the same bits as one that was not.
+All that the next step depends on goes into a `core.training.resume` file and comes back from it, so that on a CPU a
+run that was cut off and went on ends with the same bits as one that was not.
 """
 
 import hashlib
@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from core.attacks.compiling import Compiled, pays
-from core.schema.catalog import Norm
 from core.data.split import Batch
 from core.data.training_set import TrainingSet
+from core.models.memory import is_out_of_memory, release
+from core.models.precision import in_precision
+from core.schema.catalog import Norm
 from core.schema.errors import BadInput, OutOfMemory
 from core.schema.events import NormCount, Stepped, Warned
-from core.models.memory import is_out_of_memory, release
-from core.training.methods import Share, build
-from core.training.methods.adversary import Adversary
-from core.models.precision import in_precision
-from core.training.distributed import Ranks, share_batch_norm
 from core.schema.spec import FineTuneSpec, Schedule, TrainingSpec
 from core.signals import Wishes
+from core.training.distributed import Ranks, share_batch_norm
+from core.training.methods import Share, build
+from core.training.methods.adversary import Adversary
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from core import geometry
 from core.attacks.rng import Noise
-from core.schema.catalog import NORMS, Norm
 from core.geometry import (
     ascend,
     count_changed,
@@ -25,6 +24,7 @@ from core.geometry import (
     rescale,
     step_onto_plane,
 )
+from core.schema.catalog import NORMS, Norm
 
 _DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 

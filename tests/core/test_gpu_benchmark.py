@@ -13,11 +13,11 @@ import torch
 from benchmarks import gpu, pieces
 from benchmarks.methods import Run
 from core import checkpoint
+from core.inputs import Inputs
+from core.models import Blueprint
 from core.schema.catalog import NORMS
 from core.schema.errors import BadWeights
 from core.schema.events import PAUSED
-from core.inputs import Inputs
-from core.models import Blueprint
 from core.signals import Wishes
 
 _CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ from benchmarks.autoattack import Case, compare
 from core.attacks.fab import fab_t
 from core.attacks.rng import Noise
 from core.attacks.square import square
-from core.schema.catalog import METHODS, NORMS, Norm
 from core.evaluation.autoattack import evaluate
-from core.training.methods import build
+from core.schema.catalog import METHODS, NORMS, Norm
 from core.schema.spec import Method
+from core.training.methods import build
 from tests.support.other_device import DEVICE, elsewhere, move
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}

@@ -4,15 +4,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from worker import main
-from worker import polling
+from worker import main, polling
 from worker.attempt import core_command
 
 
 def fake_command(claim, folder, inventory):
     """The command of the real training process, to the fake one."""
     _python, _m, _core, *rest = core_command(claim, folder, inventory)
-    return [sys.executable, "-S", str(Path(__file__).parent / "fake_trainer.py"), *rest]
+    return [sys.executable, "-S", str(Path(__file__).parent / "fake_training_process.py"), *rest]
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from typing import Any
 import httpx2
 import uvicorn
 
-from app.platform.database import Database, open_database
-from app.projects.keys import new_key
 from app.main import create_app
-from app.schemas import SCOPES, Scope
-from app.platform.settings import Settings
-from app.tables import Project
 from app.operations.maintenance import CHORES, Chore
+from app.platform.database import Database, open_database
+from app.platform.settings import Settings
+from app.projects.keys import new_key
+from app.schemas import SCOPES, Scope
+from app.tables import Project
 
 DIGITS = {"base_model": "digits-cnn-linf"}
 

@@ -6,11 +6,11 @@ from itertools import pairwise
 
 from sqlalchemy import select
 
-from app.platform.database import Database
+from app.jobs.leases import log_key
 from app.jobs.lifecycle import TERMINAL
-from app.jobs.leases import HELD, log_key
+from app.platform.database import Database
 from app.storage import ObjectStore
-from app.tables import Attempt, Checkpoint, Event, Job, State
+from app.tables import HELD, Attempt, Checkpoint, Event, Job, State
 
 ENDS = {f"job.{status}" for status in TERMINAL}
 STATUS_AFTER = {

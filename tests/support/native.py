@@ -15,8 +15,8 @@ import httpx2
 from tests.support.guard import guard_process
 from tests.support.instance import calling
 
-ROOT = Path(__file__).parent.parent
-FAKE_WORKER = (str(ROOT / "tests" / "worker" / "fake_worker.py"),)
+ROOT = Path(__file__).parents[2]
+FAKE_WORKER = (str(ROOT / "tests" / "support" / "fake_worker.py"),)
 WORKER = ("-m", "worker.polling")
 
 

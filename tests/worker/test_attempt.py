@@ -13,9 +13,8 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from app.jobs import lifecycle
-from app.jobs import ingest
 from app.assets.registry import Inventory
+from app.jobs import ingest, lifecycle
 from app.jobs.leases import Claim, LostOwnership
 from app.queries import training_curve
 from app.storage import LocalStore, StorageFull, StorageUnavailable

@@ -12,10 +12,10 @@ import redis
 from app.platform.queue import KEY_PREFIX
 from tests.support.instance import DIGITS
 from tests.support.native import FAKE_WORKER, finish, instance
+from tests.support.processes import wait_until
 from tests.support.proxy import proxy
 from tests.support.servers import valkey
 from tests.support.uploading import send
-from tests.support.processes import wait_until
 
 SLOWLY = 600
 """Nobody waits for a poll that is so rare: a job that starts was rung for."""

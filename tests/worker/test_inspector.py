@@ -16,11 +16,11 @@ from app.storage import LocalStore
 from core import checkpoint
 from core.schema.events import Failed, Warned
 from tests.support.images import image, two_classes
-from tests.support.uploading import pack, send
 from tests.support.processes import processes_with, wait_until
+from tests.support.uploading import pack, send
 from worker import inspector
-from worker.inspector import examine_next
 from worker.attempt import Workplace, run
+from worker.inspector import examine_next
 
 
 @pytest.fixture
@@ -238,7 +238,8 @@ def claim_job():
 
     def claim_job(place):
         with place.database.writing() as session:
-            return lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience.of(place.settings))
+            patience = lifecycle.Patience.of(place.settings)
+            return lifecycle.claim(session, worker="w", lease_seconds=60, patience=patience)
 
     return claim_job
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import select
 
-from app.jobs import lifecycle
 from app.assets.registry import Inventory
+from app.jobs import lifecycle
 from app.jobs.leases import log_key
 from app.storage import LocalStore
 from app.tables import Attempt

@@ -7,14 +7,14 @@ from contextlib import closing
 import httpx2
 import pytest
 
-from app.jobs import lifecycle
 from app.assets.registry import Inventory
+from app.jobs import lifecycle
 from app.platform.settings import Settings
 from app.storage import open_store
 from client import Temper
 from core.schema.spec import parse
-from tests.support.instance import DIGITS, add_key, serving
 from tests.support.fake_worker import fake_command
+from tests.support.instance import DIGITS, add_key, serving
 from worker.attempt import Workplace, run
 
 

@@ -7,19 +7,19 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import select
 
-from app.jobs import lifecycle
 from app.assets.registry import Inventory
-from app.storage import LocalStore
+from app.jobs import lifecycle
 from app.operations.garbage_collection import sweep_states
+from app.storage import LocalStore
 from app.tables import Attempt, Event, Job, State
 from core.schema.spec import parse
 from tests.support import invariants
 from tests.support.fake_worker import fake_command
 from tests.support.processes import processes_with, wait_until
 from worker import fetching
+from worker.attempt import Workplace, run
 from worker.bell import Bell
 from worker.polling import work
-from worker.attempt import Workplace, run
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Training methods: how a batch becomes a loss.
 
-A method is a file here, named as in `core.schema.catalog.METHODS` with - as _, with a class `Rule`: made from (method, eps,
-generator), called with (model, images, labels), it returns a `BatchLoss`. Its `counts` are all the state it has: what
-they are set to, it goes on from. A batch may be computed in shares, one after the other or in several processes: before
-each call `share` says which, and the results add up to that of the whole batch.
+A method is a file here, named as in `core.schema.catalog.METHODS` with - as _, with a class `Rule`: made from
+(method, eps, generator), called with (model, images, labels), it returns a `BatchLoss`. Its `counts` are all the
+state it has: what they are set to, it goes on from. A batch may be computed in shares, one after the other or in
+several processes: before each call `share` says which, and the results add up to that of the whole batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -66,5 +66,6 @@ class TrainingRule(Protocol):
 
 def build(method: Method, eps: Mapping[Norm, float], generator: torch.Generator) -> TrainingRule:
     """Make the rule of a method. generator: where its draws come from."""
-    rule: TrainingRule = import_module(f"core.training.methods.{method.name.replace('-', '_')}").Rule(method, eps, generator)
+    module = import_module(f"core.training.methods.{method.name.replace('-', '_')}")
+    rule: TrainingRule = module.Rule(method, eps, generator)
     return rule

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from core.attacks import AttackResult, frozen
 from core.attacks.apgd import apgd
 from core.attacks.compiling import Compiled
-from core.attacks.losses import Loss, cross_entropy, kl_divergence
 from core.attacks.forward import look
+from core.attacks.losses import Loss, cross_entropy, kl_divergence
+from core.models.folding import Twin
 from core.schema.catalog import Norm
 from core.schema.events import NormCount
-from core.training.methods import Share
-from core.models.folding import Twin
 from core.schema.spec import Method
+from core.training.methods import Share
 
 # How far beside the images an attack on the divergence starts, as a pixel's standard deviation; TRADES has the same.
 _NUDGE = 0.001

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from core.schema.catalog import Norm
 from core.schema.events import NormCount
-from core.training.methods import BatchLoss, Share
 from core.schema.spec import Method
+from core.training.methods import BatchLoss, Share
 
 
 class Rule:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from core.attacks.losses import kl_divergence
 from core.schema.catalog import Norm
+from core.schema.spec import Method
 from core.training.methods import BatchLoss
 from core.training.methods.adversary import Adversary
 from core.training.methods.max import keep_worst
-from core.schema.spec import Method
 
 
 class Rule(Adversary):

@@ -4,13 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.assets import assets
-from app.jobs import lifecycle
-from app.jobs import ingest
-from app.assets import uploads
+from app.assets import assets, uploads
+from app.jobs import ingest, lifecycle
+from app.operations.maintenance import Premises, clear_files_away
 from app.schemas import FileFailure
 from app.tables import Dataset, Job, Model, Upload
-from app.operations.maintenance import Premises, clear_files_away
 from core.schema.events import Saved
 from core.schema.inspection_report import DatasetFindings, ModelFindings, Overlap, Thumbnail
 from core.schema.spec import parse

@@ -9,14 +9,14 @@ import httpx2
 import pytest
 from sqlalchemy import update
 
-from app.projects import quotas
 from app.assets import uploads
+from app.operations.maintenance import Premises, clear_uploads_away, verify_uploads
 from app.platform.database import seconds_from_now
 from app.platform.queue import open_doorbell
+from app.projects import quotas
 from app.routes import uploads as routes
 from app.storage import NotStored, open_store
 from app.tables import Project, Upload
-from app.operations.maintenance import Premises, clear_uploads_away, verify_uploads
 from tests.app.http.test_problems import check
 from tests.support.instance import add_key, add_project, calling, new_instance
 from tests.support.sending import announce, ask, cut, finish, send, send_all, sha256_of

@@ -18,14 +18,14 @@ from schemathesis import checks
 from schemathesis.core.failures import FailureGroup, as_reported_failure
 from schemathesis.pytest.lazy import get_all_tests
 
-from app.jobs import lifecycle
-from app.jobs import ingest
 from app.assets import uploads
-from app.webhooks import subscriptions
-from app.projects.keys import new_key
+from app.jobs import ingest, lifecycle
 from app.main import create_app
+from app.platform.ids import new_id
+from app.projects.keys import new_key
 from app.storage import LocalStore
-from app.tables import Checkpoint, Dataset, Model, new_id
+from app.tables import Checkpoint, Dataset, Model
+from app.webhooks import subscriptions
 from core.schema.events import Reports, Saved
 from core.schema.spec import parse
 from tests.support.instance import DIGITS, add_key, serving

@@ -9,15 +9,14 @@ import httpx2
 import pytest
 from sqlalchemy import event, text, update
 
-from app.jobs import lifecycle
-from app.jobs import ingest
-from app.platform.database import now
 from app.http.problems import PROBLEMS, InvalidSpec
+from app.jobs import ingest, lifecycle
 from app.main import create_app
+from app.platform.database import now
 from app.storage import LocalStore
 from app.tables import ApiKey
-from core.schema.validation import FieldError
 from core.schema.events import Reports, Saved
+from core.schema.validation import FieldError
 from tests.support.instance import DIGITS, add_key, add_project, calling, new_instance, serving
 
 

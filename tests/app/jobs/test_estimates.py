@@ -5,9 +5,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import delete, update
 
-from app.jobs import estimates
-from app.jobs import lifecycle
-from app.jobs import ingest
+from app.jobs import estimates, ingest, lifecycle
 from app.tables import Attempt, Event, Job
 from core.schema import events as reported
 from core.schema.cost_model import Size, passes_of_run

@@ -8,12 +8,11 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import DatabaseError
 
-from app.jobs import lifecycle
-from app.jobs import ingest
+from app.jobs import ingest, lifecycle
+from app.jobs.leases import Claim, LostOwnership
 from app.jobs.lifecycle import ACTIONS, MOVES, TERMINAL, KeyReused, NotAllowed, Patience
-from app.jobs.leases import HELD, Claim, LostOwnership
 from app.schemas import Failure
-from app.tables import Attempt, Checkpoint, Event, Job, Metric
+from app.tables import HELD, Attempt, Checkpoint, Event, Job, Metric
 from core.schema import events as reported
 from core.schema.spec import parse
 
@@ -301,7 +300,8 @@ def test_what_an_evaluation_has_found_is_progress_and_of_no_use_once_the_trainin
 
 def test_a_retry_that_has_found_something_itself_still_begins_with_the_state_of_the_job_it_is_of(database, claimed):
     do(database, ingest.save_state, claimed, SAVED.model_copy(update={"kind": "state"}), name="state", key="k/s/f")
-    do(database, lifecycle.fail, claimed, lifecycle.Failure(code="c", message="m", hint="h", field=None, retryable=True))
+    failure = lifecycle.Failure(code="c", message="m", hint="h", field=None, retryable=True)
+    do(database, lifecycle.fail, claimed, failure)
     do(database, lifecycle.retry, claimed.job_id)
     retry = claim(database)
     found = SAVED.model_copy(update={"kind": "verdicts", "step": 1})

@@ -10,22 +10,20 @@ import pytest
 from alembic import command
 from sqlalchemy import inspect, select, update
 
-from app.jobs import lifecycle
-from app.jobs import ingest
-from app.jobs import shards
-from app.platform.database import _alembic, open_database
-from app.jobs.lifecycle import NotAllowed, Patience
+from app.jobs import ingest, lifecycle, shards
 from app.jobs.leases import LostOwnership, Shard
+from app.jobs.lifecycle import NotAllowed, Patience
+from app.platform.database import _alembic, open_database
 from app.schemas import Failure
 from app.storage import LocalStore
 from app.tables import Delivery, Event, Job, Project
 from core.schema import events as reported
 from core.schema.spec import parse
-from tests.support import invariants
-from tests.support.sql_statements import sent
 from tests.app.operations.test_metrics import numbers
 from tests.app.webhooks.test_webhooks import subscribe
+from tests.support import invariants
 from tests.support.instance import add_key, add_project, calling
+from tests.support.sql_statements import sent
 
 SPEC = parse({"kind": "evaluate", "base_model": "digits-cnn-linf"})
 LARGE = {
@@ -357,7 +355,8 @@ def test_whoever_acts_at_once_on_a_job_and_its_shards_nobody_waits_for_another_w
             held = claim(database)
             if held is None:
                 continue
-            ending = chance.choice([(lifecycle.succeed, REPORTS), (lifecycle.hand_back,), (lifecycle.fail, FAILURE), None, None])
+            endings = [(lifecycle.succeed, REPORTS), (lifecycle.hand_back,), (lifecycle.fail, FAILURE), None, None]
+            ending = chance.choice(endings)
             with contextlib.suppress(LostOwnership):
                 do(database, lifecycle.heartbeat, held, lease_seconds=0 if ending is None else 30)
                 do(database, lifecycle.settle, held.whole)

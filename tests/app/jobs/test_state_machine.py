@@ -18,10 +18,9 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import delete, select
 
-from app.jobs import lifecycle
-from app.jobs import ingest
-from app.jobs.lifecycle import TERMINAL, NotAllowed, Patience
+from app.jobs import ingest, lifecycle
 from app.jobs.leases import LostOwnership
+from app.jobs.lifecycle import TERMINAL, NotAllowed, Patience
 from app.schemas import Failure
 from app.tables import Job, Project
 from core.schema import events as reported

@@ -11,12 +11,10 @@ import tarfile
 
 import pytest
 
-from app.assets import assets
-from app.jobs import lifecycle
-from app.jobs import ingest
-from app.assets import uploads
-from app.operations.backup import MANIFEST, BadBackup, check, load, save
+from app.assets import assets, uploads
+from app.jobs import ingest, lifecycle
 from app.jobs.leases import log_key
+from app.operations.backup import MANIFEST, BadBackup, check, load, save
 from app.platform.settings import Settings
 from app.storage import LocalStore, StorageUnavailable, open_store
 from app.tables import Checkpoint

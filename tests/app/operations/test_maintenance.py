@@ -8,11 +8,12 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from app.jobs import lifecycle
+from app.operations.maintenance import Chore, Premises, Upkeep, ring_again, take_back_expired_jobs
 from app.platform.database import seconds_from_now
+from app.platform.ids import new_id
 from app.platform.queue import KEY_PREFIX, open_doorbell
 from app.storage import LocalStore
-from app.tables import Attempt, Dataset, Job, new_id
-from app.operations.maintenance import Chore, Premises, Upkeep, ring_again, take_back_expired_jobs
+from app.tables import Attempt, Dataset, Job
 from core.schema.spec import parse
 from tests.support.processes import wait_until
 

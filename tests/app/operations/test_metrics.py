@@ -7,19 +7,19 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
 from app.jobs import lifecycle
+from app.jobs.watch import Watch
 from app.operations import metrics
-from app.webhooks import subscriptions
-from app.platform.database import seconds_from_now
 from app.operations.metrics import Metrics
+from app.platform.database import seconds_from_now
 from app.platform.queue import Doorbell
 from app.schemas import Failure
 from app.tables import Attempt, Delivery, Job
-from app.jobs.watch import Watch
+from app.webhooks import subscriptions
 from core.schema.spec import parse
 from tests.support.instance import DIGITS
 from tests.support.native import instance as native_instance
-from tests.support.servers import free_port, valkey
 from tests.support.processes import wait_until
+from tests.support.servers import free_port, valkey
 
 SPEC = parse(DIGITS)
 NO_BROKER = Doorbell("")
@@ -67,7 +67,8 @@ def test_an_overdue_webhook_shows_as_lag(database, project):
         )
         lifecycle.create(session, project.id, SPEC)
         session.flush()
-        session.execute(update(Delivery).values(next_attempt_at=subscriptions.seconds_from_now(-90), error="answered 500"))
+        due = subscriptions.seconds_from_now(-90)
+        session.execute(update(Delivery).values(next_attempt_at=due, error="answered 500"))
     said = numbers(database)
     assert said["temper_webhook_deliveries", ("status", "pending")] == 1
     assert said["temper_webhook_deliveries_failing",] == 1

@@ -20,7 +20,7 @@ from app.platform.database import Database, _alembic, now, open_database, second
 from app.tables import Project, Table
 from tests.support.instance import new_instance
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 on_sqlite = pytest.mark.parametrize("instance", ["sqlite"], indirect=True)
 

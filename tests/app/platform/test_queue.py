@@ -10,8 +10,8 @@ import redis
 from app.jobs import lifecycle
 from app.platform.queue import KEY_PREFIX, Doorbell, needs
 from core.schema.spec import parse
-from tests.support.servers import valkey
 from tests.support.processes import wait_until
+from tests.support.servers import valkey
 
 SPEC = parse({"base_model": "digits-cnn-linf"})
 TOGETHER = parse({"base_model": "digits-cnn-linf", "gpus": 2})

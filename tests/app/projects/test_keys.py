@@ -10,9 +10,9 @@ from fastapi.routing import iter_route_contexts
 from sqlalchemy import select, text, update
 
 from app.http.authentication import Needs
+from app.main import create_app
 from app.platform.database import Database, _alembic
 from app.projects.keys import find, fingerprint
-from app.main import create_app
 from app.schemas import SCOPES
 from app.tables import ApiKey
 from tests.support.instance import DIGITS, add_key, add_project, calling

@@ -8,16 +8,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import delete, select, update
 
-from app.jobs import lifecycle
-from app.jobs import ingest
-from app.projects import usage
-from app.jobs.leases import AT_WORK, HELD
-from app.tables import Attempt, Job, PastAttempt, Project
+from app.jobs import ingest, lifecycle
 from app.operations.maintenance import Premises, watch_gpu_time
+from app.projects import usage
+from app.tables import AT_WORK, HELD, Attempt, Job, PastAttempt, Project
 from core.schema.events import Saved
 from core.schema.spec import parse
-from tests.support.sql_statements import sent
 from tests.support.instance import DIGITS, add_key, add_project, calling, serving
+from tests.support.sql_statements import sent
 
 SPEC = parse(DIGITS)
 HOUR = timedelta(hours=1)

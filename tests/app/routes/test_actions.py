@@ -5,11 +5,10 @@ import threading
 import pytest
 from sqlalchemy import event, select
 
-from app.jobs import lifecycle
-from app.jobs import ingest
+from app.jobs import ingest, lifecycle
 from app.jobs.leases import attempt_prefix, log_key
-from app.storage import LocalStore, StorageUnavailable
 from app.operations.garbage_collection import sweep_orphans, sweep_states
+from app.storage import LocalStore, StorageUnavailable
 from app.tables import Attempt, State
 from core.schema import events as reported
 from tests.support.instance import DIGITS, add_key, calling, serving

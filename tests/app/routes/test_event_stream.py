@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.jobs import lifecycle
-from app.jobs import ingest
+from app.jobs import ingest, lifecycle
 from app.platform.settings import Settings
 from core.schema import events as reported
 from tests.support.instance import DIGITS, add_key, calling, serving

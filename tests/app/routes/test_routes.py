@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app.jobs import lifecycle
-from app.jobs import ingest
+from app.jobs import ingest, lifecycle
 from app.main import create_app
 from app.storage import LocalStore
 from app.tables import ApiKey

@@ -11,13 +11,13 @@ from functools import cache
 import pytest
 from sqlalchemy import select
 
-from app.jobs import lifecycle
 from app import queries
-from app.jobs import ingest
 from app.assets import uploads
-from app.webhooks import subscriptions
+from app.jobs import ingest, lifecycle
 from app.main import create_app
-from app.tables import ApiKey, Dataset, Job, Model, new_id
+from app.platform.ids import new_id
+from app.tables import ApiKey, Dataset, Job, Model
+from app.webhooks import subscriptions
 from core.schema.events import Saved
 from core.schema.spec import parse
 from tests.support.instance import DIGITS, add_key, add_project, calling

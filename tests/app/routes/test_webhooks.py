@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy import select
 from standardwebhooks import Webhook as Verifier
 
-from app.webhooks import url_policy
 from app.platform.database import THREADS
 from app.tables import Delivery
-from tests.support.webhook_receiver import receiver
+from app.webhooks import url_policy
 from tests.support.instance import DIGITS, add_key, add_project, calling, new_instance, serving
+from tests.support.webhook_receiver import receiver
 
 URL = "https://93.184.216.34/hook"
 

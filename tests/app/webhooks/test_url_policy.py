@@ -8,9 +8,9 @@ from ipaddress import ip_address
 import httpx2
 import pytest
 
+from app.platform.settings import Settings
 from app.webhooks import url_policy
 from app.webhooks.url_policy import Refused, is_public, judge, parse
-from app.platform.settings import Settings
 
 
 @pytest.fixture

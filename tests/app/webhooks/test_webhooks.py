@@ -16,15 +16,13 @@ from sqlalchemy import select, update
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
-from app.webhooks import url_policy
 from app.jobs import lifecycle
-from app.webhooks import sender
-from app.webhooks import subscriptions
 from app.jobs.lifecycle import MOVES
 from app.tables import Delivery, Webhook
+from app.webhooks import sender, subscriptions, url_policy
 from core.schema.spec import ENDINGS, JobEvent, parse
-from tests.support.webhook_receiver import receiver
 from tests.support.instance import add_project
+from tests.support.webhook_receiver import receiver
 
 SPEC = parse({"base_model": "digits-cnn-linf"})
 LAN = {"webhook_http": True, "webhook_allow": ("127.0.0.0/8",), "webhook_pause_scale": 0.01}

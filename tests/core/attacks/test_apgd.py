@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from core.attacks import AttackResult
 from core.attacks.apgd import apgd, apgd_ce, apgd_t
-from core.attacks.rng import Noise
 from core.attacks.reference import reference
-from core.schema.catalog import NORMS, Norm
+from core.attacks.rng import Noise
 from core.geometry import length
+from core.schema.catalog import NORMS, Norm
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
 

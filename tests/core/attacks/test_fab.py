@@ -7,10 +7,10 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
 from core.attacks.fab import fab_t
-from core.attacks.rng import Noise
 from core.attacks.reference import NAMES
-from core.schema.catalog import NORMS, Norm
+from core.attacks.rng import Noise
 from core.geometry import length
+from core.schema.catalog import NORMS, Norm
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
 _DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}

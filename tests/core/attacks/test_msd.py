@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from core.attacks.apgd import apgd
 from core.attacks.msd import steepest
-from core.schema.catalog import NORMS, Norm
 from core.geometry import length
+from core.schema.catalog import NORMS, Norm
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
 

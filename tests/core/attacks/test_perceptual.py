@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks.perceptual import look_closely, perceptual
-from core.schema.errors import BadInput
 from core.models.preact_resnet import PreActResNet8
+from core.schema.errors import BadInput
 
 
 def _noise(images: Tensor) -> Tensor:

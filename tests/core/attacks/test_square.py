@@ -7,11 +7,11 @@ import torch
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from core.attacks.rng import Noise
 from core.attacks.reference import NAMES
+from core.attacks.rng import Noise
 from core.attacks.square import square
-from core.schema.catalog import NORMS, Norm
 from core.geometry import length
+from core.schema.catalog import NORMS, Norm
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from core.__main__ import main
+from core.checkpoint import make_folder
 from core.cli.options import make_parser, read_spec
 from core.schema.catalog import Norm
-from core.checkpoint import make_folder
 from core.schema.errors import UserError
 from core.schema.events import Event, Failed, Finished, Saved, Stepped, read
 from core.schema.spec import SPECS
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 _QUICK = ["--epochs", "1", "--train-examples", "64", "--evaluation.protocol", "fast", "--evaluation.examples", "20"]
 
 

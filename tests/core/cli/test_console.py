@@ -2,8 +2,8 @@
 
 import pytest
 
-from core.schema.events import NormCount, Stepped
 from core.cli.console import narrate
+from core.schema.events import NormCount, Stepped
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from core import data
+from core.cli.console import narrate
 from core.data import extra_data
 from core.data.split import Split
 from core.data.stream import Stream
 from core.data.training_set import TrainingSet
+from core.inputs import Inputs, load
 from core.schema.errors import BadDataset, BadInput, DoesNotFit, UserError
 from core.schema.events import Finished, Started, Stepped
-from core.inputs import Inputs, load
-from core.cli.console import narrate
 from core.schema.spec import FineTuneSpec, parse
 from core.training.run import fine_tune
 from tests.support.images import image, two_classes, write

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from core import data
-from core.schema.errors import BadDataset, UserError
 from core.inputs import Inputs, load
+from core.schema.errors import BadDataset, UserError
 from core.schema.spec import parse
 from tests.support.images import image, two_classes, wide, write
 

@@ -10,19 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.evaluation import autoattack
-from core.evaluation import resume
 from core.attacks import Attack, Steps
 from core.attacks.apgd import apgd_ce
 from core.attacks.square import square
+from core.evaluation import autoattack, resume
+from core.evaluation.autoattack import Options, attacks_of, evaluate, evaluating, score
+from core.evaluation.report import merge
+from core.evaluation.resume import KEPT, Kept
+from core.inputs import Inputs, load
 from core.schema.catalog import NORMS, Norm
 from core.schema.errors import BadInput, OutOfMemory
-from core.evaluation.autoattack import Options, attacks_of, evaluate, evaluating, score
 from core.schema.events import Attacked, Event, Finished, Report, Reports, Resumed, Saved
-from core.inputs import Inputs, load
-from core.evaluation.resume import KEPT, Kept
 from core.schema.spec import AnySpec, EvaluateSpec, parse
-from core.evaluation.report import merge
 from core.signals import Interrupted
 from tests.support.images import two_classes, write
 

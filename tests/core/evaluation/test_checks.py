@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.evaluation import autoattack
 from core.attacks import Attack, AttackResult, Steps
+from core.evaluation import autoattack
 from core.evaluation.autoattack import attacks_of, evaluate
 
 

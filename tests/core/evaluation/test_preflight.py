@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from core import checkpoint, inputs
-from core.schema.catalog import Norm
 from core.checkpoint import Claim, Header, Origin
 from core.data import Dataset
-from core.schema.errors import BadWeights, DoesNotFit
 from core.evaluation.autoattack import score
-from core.schema.events import Started, Warned
+from core.evaluation.preflight import examine, examine_on_noise, preflight
 from core.inputs import Inputs
 from core.models import Blueprint, Normalized, build
-from core.evaluation.preflight import examine, examine_on_noise, preflight
+from core.schema.catalog import Norm
+from core.schema.errors import BadWeights, DoesNotFit
+from core.schema.events import Started, Warned
 from core.schema.spec import AnySpec, EvaluateSpec, FineTuneSpec, parse
 from core.training.run import fine_tune
 

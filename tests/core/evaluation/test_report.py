@@ -2,9 +2,9 @@
 
 import pytest
 
+from core.evaluation.report import merge, rate, report
 from core.schema.errors import BadInput
 from core.schema.events import Part, Report, Reports
-from core.evaluation.report import merge, rate, report
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.evaluation import resume
 from core.checkpoint import write_file
-from core.schema.errors import DiskFull
+from core.evaluation import resume
 from core.evaluation.resume import KEPT, Kept
+from core.schema.errors import DiskFull
 
 _RIGHT = torch.tensor([True, False])
 

@@ -11,8 +11,8 @@ from app.assets.registry import Inventory
 from core import checkpoint
 from core.__main__ import main
 from core.intake.import_weights import import_weights
-from core.schema.errors import BadInput
 from core.models import Blueprint, build
+from core.schema.errors import BadInput
 from core.schema.model_zoo import PUBLISHED
 from core.schema.spec import ImportSpec, parse
 

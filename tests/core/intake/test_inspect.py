@@ -18,15 +18,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from core import checkpoint, data
-from core.schema import inspection_report
-from core.data.safe_zip import Caps
 from core.data.image_folder import load
+from core.data.safe_zip import Caps
+from core.intake.inspect import examine_dataset, examine_model
+from core.models import Blueprint, build
+from core.schema import inspection_report
 from core.schema.errors import BadDataset, BadInput, BadWeights, OverLimit, UserError
 from core.schema.events import Failed
 from core.schema.events import read as read_event
-from core.intake.inspect import examine_dataset, examine_model
 from core.schema.inspection_report import DatasetFindings, ModelFindings
-from core.models import Blueprint, build
 from core.schema.spec import ImportSpec
 from tests.support.images import image, two_classes, write
 
@@ -347,7 +347,7 @@ def test_what_is_cut_off_makes_no_connection_nor_does_a_thread_or_child_of_it() 
 
 
 def test_whatever_opens_a_file_of_a_stranger_has_no_network(tmp_path: Path) -> None:
-    taken_over = "import core.intake.inspect, socket; core.intake.inspect.examine_dataset = lambda *_, **__: socket.socket()"
+    taken_over = "import core.intake.inspect as it, socket; it.examine_dataset = lambda *_, **__: socket.socket()"
     arguments = ["examine-dataset", "any.zip", "--output", str(tmp_path), "--json"]
     code = f"{taken_over}; import core.__main__; raise SystemExit(core.__main__.main({arguments}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from core.schema.catalog import ARCHITECTURES, find_architecture
-from core.schema.errors import BadInput, DoesNotFit
 from core.models import Blueprint, build, dm_wide_resnet, wide_resnet
 from core.models.dm_wide_resnet import DMWideResNet
+from core.schema.catalog import ARCHITECTURES, find_architecture
+from core.schema.errors import BadInput, DoesNotFit
 
 
 def outline(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:

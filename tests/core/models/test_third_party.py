@@ -14,11 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from core.models import Blueprint, build, third_party
+from core.models.third_party import Foreign, convert, read
 from core.schema.catalog import ARCHITECTURES, ArchitectureEntry, find_architecture
 from core.schema.errors import BadInput, BadWeights, DoesNotFit
-from core.models import Blueprint, build
-from core.models import third_party
-from core.models.third_party import Foreign, convert, read
 from core.schema.model_zoo import PUBLISHED, find_published
 
 Weights = dict[str, Tensor]

@@ -9,14 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks.rng import Noise
-from core.schema.catalog import DATASETS, NORMS
-from core.schema.cost_model import Passes, Size, attacks_on_a_point, passes_of_evaluation, passes_of_run, passes_of_training
 from core.data.split import Split
 from core.evaluation.autoattack import attacks_of, evaluate
-from core.training.methods import build
 from core.models.digits_cnn import DigitsCNN
-from core.training.monitoring import monitor
+from core.schema.catalog import DATASETS, NORMS
+from core.schema.cost_model import (
+    Passes,
+    Size,
+    attacks_on_a_point,
+    passes_of_evaluation,
+    passes_of_run,
+    passes_of_training,
+)
 from core.schema.spec import parse
+from core.training.methods import build
+from core.training.monitoring import monitor
 
 EPS = DATASETS["digits"].eps
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from core.schema.validation import cautions, explain
 from core.schema.catalog import ARCHITECTURES, DATASETS, METHODS, MODELS, NORMS
 from core.schema.spec import SPECS, EvaluateSpec, FineTuneSpec, Method, TrainSpec, check_radius, parse
+from core.schema.validation import cautions, explain
 
 _SMALLEST = {"base_model": "digits-cnn-linf"}
 _SHARED = {"name", "norms", "steps"}

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.training import run
 from core.data.split import Split
 from core.schema.errors import BadInput
 from core.schema.events import Monitored, Rate
-from core.training.monitoring import alarm, monitor
 from core.schema.spec import FineTuneSpec, parse
+from core.training import run
+from core.training.monitoring import alarm, monitor
 
 
 def _spec(**change: object) -> FineTuneSpec:

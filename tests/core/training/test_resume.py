@@ -16,10 +16,10 @@ from core.evaluation import resume
 from core.schema.errors import BadInput
 from core.schema.events import PAUSED, Entered, Event, Finished, Paused, Resumed, Saved, Stepped, read
 from core.schema.spec import FineTuneSpec, parse
-from core.training.run import fine_tune
 from core.signals import Wishes
+from core.training.run import fine_tune
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 _SPEC = {
     "base_model": "digits-cnn-linf",
     "epochs": 2,

@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core import checkpoint
-from core.training import run as training
-from core.training.trainer import learning_rate, parameter_groups
 from core.schema.errors import Diverged
 from core.schema.events import Attacked, Entered, Event, Finished, Reports, Saved, Started, Stepped, Warned
 from core.schema.spec import FineTuneSpec, TrainSpec, parse
+from core.training import run as training
 from core.training.run import fine_tune
+from core.training.trainer import learning_rate, parameter_groups
 
-_GOLDEN = Path(__file__).parent / "golden" / "e_at_digits.json"
+_GOLDEN = Path(__file__).parents[1] / "golden" / "e_at_digits.json"
 _QUICK = {
     "base_model": "digits-cnn-linf",
     "epochs": 1,

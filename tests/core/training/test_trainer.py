@@ -14,21 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from core import checkpoint
-from core.training import trainer
 from core.attacks import compiling
-from core.training.trainer import Course
 from core.data.split import Split
 from core.data.training_set import TrainingSet
+from core.models.precision import Bfloat16, in_precision
 from core.schema.errors import BadInput, OutOfMemory
 from core.schema.events import Stepped, Warned
-from core.training.methods import BatchLoss
-from core.models.precision import Bfloat16, in_precision
-from core.training.distributed import Ranks, joined
 from core.schema.spec import FineTuneSpec, parse
-from core.training.run import fine_tune
 from core.signals import Wishes
+from core.training import trainer
+from core.training.distributed import Ranks, joined
+from core.training.methods import BatchLoss
+from core.training.run import fine_tune
+from core.training.trainer import Course
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 _CPU = torch.device("cpu")
 _ALONE = Ranks(0, 1, _CPU)
 

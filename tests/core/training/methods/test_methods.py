@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from core.attacks.apgd import apgd
 from core.attacks.losses import kl_divergence
 from core.attacks.perceptual import perceptual
+from core.geometry import project
 from core.schema.catalog import METHODS, Norm
 from core.schema.events import NormCount
-from core.geometry import project
+from core.schema.spec import Method
 from core.training.methods import TrainingRule, build
 from core.training.methods.ramp import pair
-from core.schema.spec import Method
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
 
