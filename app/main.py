@@ -18,12 +18,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.assets.registry import Inventory
+from app.assets.registry import Registry
 from app.http import authentication, problems
 from app.http.dependencies import Service
 from app.http.rate_limits import Failures, Requests, TellStanding
 from app.jobs.watch import Watch
-from app.operations.maintenance import CHORES, Chore, Premises, Upkeep
+from app.operations.maintenance import PERIODIC_TASKS, Maintenance, MaintenanceContext, PeriodicTask
 from app.operations.metrics import CountRequests, Metrics
 from app.platform import logs
 from app.platform.database import THREADS, Database, open_database
@@ -70,7 +70,9 @@ def _tell_kinds_apart(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def create_app(settings: Settings, database: Database, *, chores: Sequence[Chore] = CHORES) -> FastAPI:
+def create_app(
+    settings: Settings, database: Database, *, periodic_tasks: Sequence[PeriodicTask] = PERIODIC_TASKS
+) -> FastAPI:
     """Put the API together. Where the database has not this version's schema, it is not ready."""
     app = Api(
         title="Temper",
@@ -82,12 +84,12 @@ def create_app(settings: Settings, database: Database, *, chores: Sequence[Chore
         redirect_slashes=False,
         lifespan=_lifespan,
     )
-    app.state.chores = chores
+    app.state.periodic_tasks = periodic_tasks
     app.state.service = Service(
         settings,
         database,
         open_store(settings),
-        Inventory(settings.models_dir, settings.datasets_dir),
+        Registry(settings.models_dir, settings.datasets_dir),
         Watch(database, every=settings.watch_seconds),
         open_doorbell(settings),
         Requests(settings.broker_url, limit=settings.rate_limit, seconds=settings.rate_limit_seconds),
@@ -128,9 +130,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     current_default_thread_limiter().total_tokens = THREADS
     polling = asyncio.create_task(service.watch.run())
     service.doorbell.start()
-    premises = Premises(service.settings, service.database, service.store, service.doorbell)
-    upkeep = Upkeep(premises, app.state.chores)
-    upkeep.start()
+    context = MaintenanceContext(service.settings, service.database, service.store, service.doorbell)
+    maintenance = Maintenance(context, app.state.periodic_tasks)
+    maintenance.start()
     _stop_on_signals(service.watch)
     metrics: Metrics = app.state.metrics
     with metrics.serving(service.settings.metrics_host, service.settings.metrics_port):
@@ -139,7 +141,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             _spare_what_stays()
         yield
     service.watch.stop()
-    await run_sync(upkeep.stop)
+    await run_sync(maintenance.stop)
     await run_sync(service.doorbell.stop)
     polling.cancel()
     with suppress(asyncio.CancelledError):

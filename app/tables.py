@@ -79,7 +79,7 @@ class Job(Table):
     dataset: Mapped[str]
     priority: Mapped[int] = mapped_column()
     spec: Mapped[dict[str, Any]]
-    cautions: Mapped[list[dict[str, Any]]]
+    warnings: Mapped[list[dict[str, Any]]]
     labels: Mapped[dict[str, Any]]
     """The user's metadata; SQLAlchemy keeps that name for itself."""
 
@@ -379,8 +379,8 @@ class Upload(Table):
     __table_args__ = (Index("ix_uploads_of_project", project_id, "id"), Index("ix_uploads_by_status", status, "id"))
 
 
-class Examined(Table):
-    """What data sets and models share: a file that a worker examines, under a lease, before jobs can name it. How they
+class Inspected(Table):
+    """What data sets and models share: a file that a worker inspects, under a lease, before jobs can name it. How they
     get from one status to the next is in `app.assets.assets`."""
 
     __abstract__ = True
@@ -403,18 +403,18 @@ class Examined(Table):
     sha256: Mapped[str] = mapped_column(String(64))
     """Both of the object under `key`."""
     epoch: Mapped[int] = mapped_column(default=0)
-    """How often its examination was begun; every examination's fencing token."""
+    """How often its inspection was begun; every inspection's fencing token."""
     owner: Mapped[str | None]
     """The worker that began the last one."""
     lease_until: Mapped[datetime | None]
     losses: Mapped[int] = mapped_column(default=0)
-    """How often an examination has vanished."""
+    """How often an inspection has vanished."""
     created_at: Mapped[datetime] = mapped_column(default=now())
     finished_at: Mapped[datetime | None]
-    """When its examination ended."""
+    """When its inspection ended."""
 
 
-class Dataset(Examined):
+class Dataset(Inspected):
     """Images of a project's own."""
 
     __tablename__ = "datasets"
@@ -422,7 +422,7 @@ class Dataset(Examined):
     __table_args__ = (UniqueConstraint("project_id", "name"), Index("ix_datasets_waiting", "status", "id"))
 
 
-class Model(Examined):
+class Model(Inspected):
     """A base model of a project's own."""
 
     __tablename__ = "models"

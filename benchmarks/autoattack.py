@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from core import checkpoint, data
 from core.attacks import Attack
 from core.attacks.apgd import apgd
-from core.attacks.forward import look
+from core.attacks.forward import predict
 from core.attacks.reference import NAMES
 from core.attacks.rng import Noise
 from core.evaluation.autoattack import attacks_of
@@ -176,7 +176,7 @@ def measure_ours(case: Case, norm: Norm) -> tuple[str, Cost]:
     by_attack: dict[str, float] = {}
     with counting(model) as passes:
         begun = time.perf_counter()
-        robust = look(model, images).argmax(1) == labels
+        robust = predict(model, images).argmax(1) == labels
         quick = folded(model, images)
         for name, attack in case.attacks(norm).items():
             started = time.perf_counter()
@@ -184,8 +184,8 @@ def measure_ours(case: Case, norm: Norm) -> tuple[str, Cost]:
                 noise = Noise(0, [int(robust.sum())])
                 # As `core.evaluation.autoattack` does, and for its reason.
                 searched = model if norm == "l1" and name.startswith("apgd") else quick
-                found = attack(searched, images[robust], labels[robust], norm, eps, noise=noise, at_once=256)
-                robust[robust.clone()] = look(model, found.adversarial).argmax(1) == labels[robust]
+                found = attack(searched, images[robust], labels[robust], norm, eps, noise=noise, chunk_size=256)
+                robust[robust.clone()] = predict(model, found.adversarial).argmax(1) == labels[robust]
             by_attack[name] = round(time.perf_counter() - started, 2)
         seconds = time.perf_counter() - begun
     return digits(robust), Cost(passes["forward"], passes["backward"], round(seconds, 2), by_attack)

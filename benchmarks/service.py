@@ -104,7 +104,7 @@ def claims_and_lists(database: Database, projects: Sequence[tuple[str, str]], re
 
     def claim() -> None:
         with database.writing() as session:
-            assert lifecycle.claim(session, worker="w", lease_seconds=3600, patience=lifecycle.Patience())
+            assert lifecycle.claim(session, worker="w", lease_seconds=3600, retry_policy=lifecycle.RetryPolicy())
 
     def page() -> None:
         with database.reading() as session:
@@ -264,7 +264,7 @@ def rolling_restart(server: Any, process: Any, key: str, *, streams: int) -> dic
 
 
 def server_client(url: str, key: str) -> Any:
-    """Call with patience: a restarted API may be busy with its streams."""
+    """Call with retry_policy: a restarted API may be busy with its streams."""
     return httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
 
 

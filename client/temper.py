@@ -52,7 +52,7 @@ LONG_POLL = 30.0
 RESTART = 60.0
 # The service sends a comment on a silent stream of events every 15 seconds.
 SILENCE = 45.0
-EXAMINATION_PAUSE = 3.0
+INSPECTION_PAUSE = 3.0
 DELIVERY_PAUSE = 0.2
 
 File = TypeVar("File", Dataset, Model)
@@ -327,7 +327,7 @@ class Temper:
         path = Path(path)
         sent = self.upload(path, purpose="dataset", on_progress=on_progress)
         made = self._post(Dataset, "/datasets", {"upload": sent.id, "name": name or path.stem})
-        return self._wait_for_examination(made, self.dataset)
+        return self._wait_for_inspection(made, self.dataset)
 
     def add_model(
         self, path: str | Path, *, name: str | None = None, on_progress: OnProgress = lambda *_: None, **said: Any
@@ -342,7 +342,7 @@ class Temper:
         else:
             source = {"upload": self.upload(path, purpose="model", on_progress=on_progress).id}
         made = self._post(Model, "/models", {**source, "name": name or Path(path).stem, **said})
-        return self._wait_for_examination(made, self.model)
+        return self._wait_for_inspection(made, self.model)
 
     def remove_dataset(self, name: str) -> None:
         """Remove a data set of one's own, by name or id."""
@@ -479,11 +479,11 @@ class Temper:
         body = {name: value for name, value in wish.items() if value is not None}
         return read(kind, self._connection.request("PATCH", path, patience=self._patience, json=body).content)
 
-    def _wait_for_examination(self, made: File, fetch: Callable[[str], File]) -> File:
+    def _wait_for_inspection(self, made: File, fetch: Callable[[str], File]) -> File:
         pause = 0.1
-        while made.status in ("pending", "examining"):
+        while made.status in ("pending", "inspecting"):
             time.sleep(pause)
-            pause = min(2 * pause, EXAMINATION_PAUSE)
+            pause = min(2 * pause, INSPECTION_PAUSE)
             made = fetch(made.id)
         return made
 

@@ -21,7 +21,7 @@ from core.schema.errors import OverLimit
 
 @dataclass(frozen=True)
 class Limits:
-    """What an examination may use at most."""
+    """What an inspection may use at most."""
 
     seconds: float = 900
     """Time, on the clock and of the processor."""
@@ -68,7 +68,7 @@ _NUMBER, _PROCESSOR = 0, 4
 _NO_NEW_PRIVILEGES, _SET_FILTER, _ALL_THREADS = 38, 1, 1
 
 
-def cut_off() -> str:
+def deny_network() -> str:
     """Let neither this process, with all its threads, nor any that it starts make a connection or look into another
     process. Give why that cannot be done here; empty where it is done."""
     machine = _MACHINES.get(platform.machine())
@@ -100,7 +100,7 @@ def _filter(machine: _Machine) -> list[_Step]:
 
 
 @contextmanager
-def confined(limits: Limits) -> Iterator[None]:
+def sandboxed(limits: Limits) -> Iterator[None]:
     """Run a block within the limits, the process to its end. Raises OverLimit.
 
     What Python cannot end by an exception, such as a decoder that never returns, the kernel ends by a signal.

@@ -17,7 +17,7 @@ class Interrupted(BaseException):
 
 
 @dataclass
-class Wishes:
+class StopRequests:
     """Set by anybody, heeded by the run at its next step."""
 
     pause: bool = False
@@ -29,21 +29,21 @@ class Wishes:
 
 
 @contextmanager
-def heed_signals(wishes: Wishes) -> Iterator[None]:
-    """Turn SIGTERM and SIGUSR1 into wishes for as long as the block runs.
+def handle_signals(requests: StopRequests) -> Iterator[None]:
+    """Turn SIGTERM and SIGUSR1 into requests for as long as the block runs.
 
     Where no training step would see the pause, in loading and evaluating, SIGTERM raises Interrupted instead.
     """
 
     def pause(number: int, frame: FrameType | None) -> None:
         del number, frame
-        wishes.pause = True
-        if not wishes.stepping:
+        requests.pause = True
+        if not requests.stepping:
             raise Interrupted
 
     def stop(number: int, frame: FrameType | None) -> None:
         del number, frame
-        wishes.stop = True
+        requests.stop = True
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     signal.signal(signal.SIGTERM, pause)

@@ -84,8 +84,8 @@ def project(database: Database) -> Project:
 
 @pytest.fixture(scope="session")
 def server(instance: Instance) -> Iterator[str]:
-    """One server for all tests. It does no chores, which would get in the way of tests that do them by hand."""
-    with serving(*instance, chores=()) as url:
+    """One server for all tests. It does no periodic_tasks, which would get in the way of tests that do them by hand."""
+    with serving(*instance, periodic_tasks=()) as url:
         yield url
 
 

@@ -9,10 +9,10 @@ import httpx2
 import pytest
 from sqlalchemy import select, text
 
-from app.assets.registry import Inventory
+from app.assets.registry import Registry
 from app.jobs import ingest, lifecycle
-from app.jobs.leases import LostOwnership, log_key
-from app.jobs.lifecycle import Patience
+from app.jobs.leases import LeaseLost, log_key
+from app.jobs.lifecycle import RetryPolicy
 from app.platform.database import THREADS, Database
 from app.storage import LocalStore
 from app.tables import Attempt, Checkpoint, Event, Job, Metric
@@ -65,16 +65,16 @@ def behind(settings, postgres_of_its_own, network):
 
 @pytest.fixture
 def broken_api(settings, behind, database, project):
-    """The API with that way, and no chores that would meet the fault in place of the request."""
-    with serving(settings, behind, chores=()) as url, calling(url, add_key(database, project)) as api:
+    """The API with that way, and no periodic_tasks that would meet the fault in place of the request."""
+    with serving(settings, behind, periodic_tasks=()) as url, calling(url, add_key(database, project)) as api:
         assert api.get("/me").status_code == 200
         yield api
 
 
 def place(settings, database, *, lease_seconds=LONG):
     settings = settings.model_copy(update={"lease_seconds": lease_seconds, "heartbeat_seconds": 0.3})
-    inventory = Inventory(settings.models_dir, settings.datasets_dir)
-    return Workplace(settings, database, LocalStore(settings.objects_dir), inventory, fake_command)
+    registry = Registry(settings.models_dir, settings.datasets_dir)
+    return Workplace(settings, database, LocalStore(settings.objects_dir), registry, fake_command)
 
 
 def post(database, project, **wish):
@@ -84,7 +84,9 @@ def post(database, project, **wish):
 
 def claim(database, *, lease_seconds=LONG):
     with database.writing() as session:
-        return lifecycle.claim(session, worker="w", lease_seconds=lease_seconds, patience=Patience(backoff_seconds=0))
+        return lifecycle.claim(
+            session, worker="w", lease_seconds=lease_seconds, retry_policy=RetryPolicy(backoff_seconds=0)
+        )
 
 
 @contextmanager
@@ -173,7 +175,7 @@ def test_two_who_write_to_a_job_at_once_take_turns_and_a_stream_tells_all_of_it_
     settings, database, project, postgres_of_its_own
 ):
     rounds = 5
-    with serving(settings, database, chores=()) as url, calling(url, add_key(database, project)) as api:
+    with serving(settings, database, periodic_tasks=()) as url, calling(url, add_key(database, project)) as api:
         job_id = post(database, project)
         held = claim(database)
         with ThreadPoolExecutor(2) as pool:
@@ -289,7 +291,7 @@ def test_a_worker_that_is_cut_off_from_the_database_gives_up_and_the_next_one_ta
             lambda session: lifecycle.succeed(session, first, reported.Reports(before=None, after=None)),
             lambda session: lifecycle.heartbeat(session, first, lease_seconds=60),
         ):
-            with pytest.raises(LostOwnership), behind.writing() as session:
+            with pytest.raises(LeaseLost), behind.writing() as session:
                 late(session)
     with database.reading() as session:
         job = session.get_one(Job, job_id)

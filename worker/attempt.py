@@ -18,10 +18,10 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from app.assets import assets
-from app.assets.registry import Inventory
+from app.assets.registry import Registry
 from app.jobs import ingest, lifecycle
-from app.jobs.leases import Claim, LostOwnership
-from app.jobs.lifecycle import OUT_OF_MEMORY, Patience
+from app.jobs.leases import Claim, LeaseLost
+from app.jobs.lifecycle import OUT_OF_MEMORY, RetryPolicy
 from app.platform.database import AWAY, Database
 from app.platform.settings import Settings
 from app.schemas import Failure
@@ -51,7 +51,7 @@ Ending = Callable[[Session], None]
 _KILLED_FROM_OUTSIDE = {-signal.SIGKILL, 128 + signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM}
 
 
-def core_command(claim: Claim, folder: Path, inventory: Inventory) -> list[str]:
+def core_command(claim: Claim, folder: Path, registry: Registry) -> list[str]:
     """Write the command of the training process; its spec lies in the work folder, and the reports that it is to merge
     where `worker.gathering` has put them."""
     to_the_end = ["--json", "--output", str(folder), "--until-stdin-closes"]
@@ -59,13 +59,13 @@ def core_command(claim: Claim, folder: Path, inventory: Inventory) -> list[str]:
         reports = [str(report_of(folder, number)) for number in range(1, claim.merges + 1)]
         return [sys.executable, "-m", "core", "merge", *reports, *to_the_end]
     paths = {
-        "--weights": inventory.weights(claim.spec),
-        "--data": inventory.data(claim.spec),
-        "--extra-data": inventory.extra_data(claim.spec),
+        "--weights": registry.weights(claim.spec),
+        "--data": registry.data(claim.spec),
+        "--extra-data": registry.extra_data(claim.spec),
     }
     given = [part for option, path in paths.items() if path for part in (option, str(path))]
-    # What was examined has its bad images in the report, and a run must see what the report counts.
-    if inventory.fetched.keys() & {"dataset", "extra_dataset"}:
+    # What was inspected has its bad images in the report, and a run must see what the report counts.
+    if registry.fetched.keys() & {"dataset", "extra_dataset"}:
         given.append("--leave-out-unusable")
     spec = str(folder / "spec.json")
     gpus = getattr(claim.spec, "gpus", 1)
@@ -82,8 +82,8 @@ class Workplace:
     settings: Settings
     database: Database
     store: ObjectStore
-    inventory: Inventory
-    command: Callable[[Claim, Path, Inventory], Sequence[str]] = core_command
+    registry: Registry
+    command: Callable[[Claim, Path, Registry], Sequence[str]] = core_command
     """Writes the command of the training process."""
     stopping: Event = field(default_factory=Event)
     """Set when this worker is to hand its jobs back."""
@@ -114,10 +114,10 @@ def run(claim: Claim, place: Workplace) -> None:
                     ending = _run_in(folder, lease, logbook, claim, place)
                     logbook.store(whole=True)
             lease.write(ending)
-    except LostOwnership:
+    except LeaseLost:
         log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.epoch)
     except OSError as error:
-        with suppress(LostOwnership), place.database.writing() as session:
+        with suppress(LeaseLost), place.database.writing() as session:
             lifecycle.fail(session, claim, failures.not_started(error))
     else:
         _discard_states(claim, place)
@@ -158,9 +158,9 @@ def _run_in(folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: W
     try:
         if claim.merges:
             gather(folder, lease, claim, place.store)
-            return _run_on(place.inventory, folder, lease, logbook, claim, place)
-        with _fetched(folder, lease, claim, place) as inventory:
-            return _run_on(inventory, folder, lease, logbook, claim, place)
+            return _run_on(place.registry, folder, lease, logbook, claim, place)
+        with _fetched(folder, lease, claim, place) as registry:
+            return _run_on(registry, folder, lease, logbook, claim, place)
     except NotFetched as error:
         return partial(lifecycle.fail, claim=claim, failure=error.failure)
     except StorageUnavailable as error:
@@ -175,24 +175,22 @@ def _run_in(folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: W
 
 
 @contextmanager
-def _fetched(folder: Path, lease: Lease, claim: Claim, place: Workplace) -> Iterator[Inventory]:
-    """Have what the job takes in of its project's own. Raises NotFetched, LostOwnership, Postponed."""
+def _fetched(folder: Path, lease: Lease, claim: Claim, place: Workplace) -> Iterator[Registry]:
+    """Have what the job takes in of its project's own. Raises NotFetched, LeaseLost, Postponed."""
     try:
         sources = lease.write(partial(assets.sources, job_id=claim.whole, spec=claim.spec))
     except assets.Gone as error:
         raise NotFetched(failures.gone(error)) from error
     cache = Cache(place.settings.cache_dir, place.settings.cache_bytes)
-    with fetched(sources, folder, place.inventory, cache=cache, store=place.store, ending=lease.ending) as inventory:
-        yield inventory
+    with fetched(sources, folder, place.registry, cache=cache, store=place.store, ending=lease.ending) as registry:
+        yield registry
 
 
-def _run_on(
-    inventory: Inventory, folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: Workplace
-) -> Ending:
-    """Run it on these files. Raises StorageUnavailable, Postponed, LostOwnership."""
+def _run_on(registry: Registry, folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: Workplace) -> Ending:
+    """Run it on these files. Raises StorageUnavailable, Postponed, LeaseLost."""
     logbook.note(f"attempt {claim.epoch} begins")
     _begin_with_states(folder, lease, logbook, claim, place)
-    command = place.command(claim, folder, inventory)
+    command = place.command(claim, folder, registry)
     launches = getattr(claim.spec, "gpus", 1) > 1
     killed_before = count_oom_kills()
     with Trainer(command, log=logbook.path, launches=launches) as trainer:
@@ -266,7 +264,7 @@ def _ending(
         starved = not lease.killed and killed_before is not None and (count_oom_kills() or 0) > killed_before
         cause = OUT_OF_MEMORY if starved else f"its training process was killed: {lease.killed or _name(exit_code)}"
         log.warning("job %s: attempt %d is lost: %s", claim.job_id, claim.epoch, cause)
-        return partial(lifecycle.lose, claim=claim, cause=cause, patience=Patience.of(place.settings))
+        return partial(lifecycle.lose, claim=claim, cause=cause, retry_policy=RetryPolicy.of(place.settings))
     log.warning("job %s: the training process ended with exit code %d and no reason", claim.job_id, exit_code)
     return partial(lifecycle.fail, claim=claim, failure=failures.crashed(exit_code, trainer.last_words()))
 

@@ -43,7 +43,7 @@ class Delivery:
         """Of each kind, the state that could not be stored."""
 
     def take(self, saved: reported.Saved) -> None:
-        """Store a file and make it real. Raises StorageUnavailable, Postponed, LostOwnership."""
+        """Store a file and make it real. Raises StorageUnavailable, Postponed, LeaseLost."""
         if saved.kind in ("checkpoint", "report"):
             self._publish(saved)
             return
@@ -57,7 +57,7 @@ class Delivery:
                 remove(self._state_prefix(saved), self._store)
 
     def take_what_is_left(self) -> None:
-        """Try once more to store the last states: after this, they are gone with this machine. Raises LostOwnership."""
+        """Try once more to store the last states: after this, they are gone with this machine. Raises LeaseLost."""
         deadline = monotonic() + min(self._settings.pause_grace_seconds, self._settings.publish_seconds)
         for saved in list(self._left.values()):
             if not self._is_there(saved):

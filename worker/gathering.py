@@ -18,7 +18,7 @@ def report_of(folder: Path, number: int) -> Path:
 
 
 def gather(folder: Path, lease: Lease, claim: Claim, store: ObjectStore) -> None:
-    """Put the reports of all shards into the work folder. Raises NotFetched, Postponed, LostOwnership."""
+    """Put the reports of all shards into the work folder. Raises NotFetched, Postponed, LeaseLost."""
     reports = lease.write(partial(ingest.reports_of_shards, claim=claim))
     for number, (key, sha256) in enumerate(reports, start=1):
         try:

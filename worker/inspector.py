@@ -1,4 +1,4 @@
-"""Examine one uploaded file: fetch it, have `python -m core examine-...` open it, deliver what that makes of it.
+"""Inspect one uploaded file: fetch it, have `python -m core inspect-...` open it, deliver what that makes of it.
 
 The process that opens the file holds no credentials, has limits of its own and no way to the network, and is killed
 when this one is gone, when the file is another worker's, or when it is not done in time.
@@ -21,13 +21,13 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from app.assets import assets
-from app.assets.assets import Examination, LostExamination
+from app.assets.assets import Inspection, LostInspection
 from app.platform.database import AWAY, why
 from app.schemas import FileFailure
 from app.storage import StorageFull, StorageUnavailable
 from core.schema import events as reported
 from core.schema import inspection_report
-from core.schema.inspection_report import DatasetFindings, ModelFindings
+from core.schema.inspection_report import DatasetInspection, ModelInspection
 from worker.attempt import Workplace
 from worker.cache import Cache
 from worker.folder import work_folder
@@ -35,7 +35,7 @@ from worker.folder import work_folder
 log = logging.getLogger(__name__)
 
 MODEL = "model.safetensors"
-"""What an examination calls the checkpoint that it makes."""
+"""What an inspection calls the checkpoint that it makes."""
 # Over its own limits it ends itself; this is for one that cannot.
 _GRACE_SECONDS = 30
 # The kernel's own way to say it, where the machine is short of memory or somebody stops the process.
@@ -43,8 +43,8 @@ _KILLED_FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM}
 _LARGEST_REPORT = 64 * 2**20
 
 
-def examine_next(place: Workplace) -> bool:
-    """Examine the next file that waits; False where none does. What can befall it ends in its row."""
+def inspect_next(place: Workplace) -> bool:
+    """Inspect the next file that waits; False where none does. What can befall it ends in its row."""
     with place.database.writing() as session:
         held = assets.claim(
             session,
@@ -54,25 +54,25 @@ def examine_next(place: Workplace) -> bool:
         )
     if held is None:
         return False
-    log.info("%s %s: examination %d begins", held.kind, held.id, held.epoch)
+    log.info("%s %s: inspection %d begins", held.kind, held.id, held.epoch)
     hold = _Hold(held, place)
     try:
-        hold.write(_examine(hold))
-    except LostExamination:
-        log.warning("%s %s: examination %d is no longer ours", held.kind, held.id, held.epoch)
-    log.info("%s %s: examination %d is over", held.kind, held.id, held.epoch)
+        hold.write(_inspect(hold))
+    except LostInspection:
+        log.warning("%s %s: inspection %d is no longer ours", held.kind, held.id, held.epoch)
+    log.info("%s %s: inspection %d is over", held.kind, held.id, held.epoch)
     return True
 
 
 class _Hold:
-    """An examination that is kept as long as `beat` is called, and given up in time where the database is away."""
+    """An inspection that is kept as long as `beat` is called, and given up in time where the database is away."""
 
-    def __init__(self, held: Examination, place: Workplace) -> None:
+    def __init__(self, held: Inspection, place: Workplace) -> None:
         self.held, self.place = held, place
         self._renewed_at = monotonic()
 
     def beat(self) -> None:
-        """Renew the lease when it is time. Raises LostExamination, and _Stopping when this worker is to stop."""
+        """Renew the lease when it is time. Raises LostInspection, and _Stopping when this worker is to stop."""
         self.place.pulse.beat()
         if self.place.stopping.is_set():
             raise _Stopping
@@ -87,10 +87,10 @@ class _Hold:
         except AWAY as error:
             log.warning("%s: the database is out of reach: %s", self.held.id, why(error))
             if age > self.place.settings.lease_seconds * 2 / 3:
-                raise LostExamination from error
+                raise LostInspection from error
 
     def write(self, change: Callable[[Session], None]) -> None:
-        """Commit how it ended, trying again while the database is out of reach. Raises LostExamination."""
+        """Commit how it ended, trying again while the database is out of reach. Raises LostInspection."""
         while monotonic() - self._renewed_at < self.place.settings.lease_seconds:
             try:
                 with self.place.database.writing() as session:
@@ -98,15 +98,15 @@ class _Hold:
             except AWAY as error:
                 log.warning("%s: the database is out of reach: %s", self.held.id, why(error))
                 self.place.stopping.wait(self.place.settings.poll_seconds)
-        raise LostExamination
+        raise LostInspection
 
 
 class _Stopping(Exception):
     """This worker is to stop."""
 
 
-def _examine(hold: _Hold) -> Callable[[Session], None]:
-    """Do it, and choose how the row learns of the end. Raises LostExamination."""
+def _inspect(hold: _Hold) -> Callable[[Session], None]:
+    """Do it, and choose how the row learns of the end. Raises LostInspection."""
     held, place = hold.held, hold.place
     lose = partial(assets.lose, held=held, max_losses=place.settings.max_losses)
     cache = Cache(place.settings.cache_dir, place.settings.cache_bytes)
@@ -134,13 +134,13 @@ def _examine(hold: _Hold) -> Callable[[Session], None]:
         return lose
 
 
-def command(held: Examination, file: Path, folder: Path, place: Workplace) -> list[str]:
+def command(held: Inspection, file: Path, folder: Path, place: Workplace) -> list[str]:
     """Write the command that opens the file."""
     settings = place.settings
     limits = {
-        "--most-bytes": settings.examination_bytes,
-        "--most-seconds": settings.examination_seconds,
-        "--most-memory": settings.examination_memory_bytes,
+        "--most-bytes": settings.inspection_bytes,
+        "--most-seconds": settings.inspection_seconds,
+        "--most-memory": settings.inspection_memory_bytes,
     }
     said = held.said.model_dump(exclude_defaults=True) if held.said else {}
     options = [
@@ -149,7 +149,7 @@ def command(held: Examination, file: Path, folder: Path, place: Workplace) -> li
     ]
     given = [f"{name}={value}" for name, value in options]
     fixed = ["--output", str(folder / "out"), "--json", "--until-stdin-closes"]
-    return [sys.executable, "-m", "core", f"examine-{held.kind}", str(file), *fixed, *given]
+    return [sys.executable, "-m", "core", f"inspect-{held.kind}", str(file), *fixed, *given]
 
 
 def _write(value: object) -> str:
@@ -161,10 +161,12 @@ def _ending(filename: str) -> str:
     return match[0].lower() if match else ""
 
 
-def _run(arguments: Sequence[str], folder: Path, hold: _Hold) -> DatasetFindings | ModelFindings | FileFailure | None:
+def _run(
+    arguments: Sequence[str], folder: Path, hold: _Hold
+) -> DatasetInspection | ModelInspection | FileFailure | None:
     """Run the process to its end; None where it was killed from outside, and may be tried again."""
     settings = hold.place.settings
-    deadline = monotonic() + settings.examination_seconds + _GRACE_SECONDS
+    deadline = monotonic() + settings.inspection_seconds + _GRACE_SECONDS
     output, log_file = folder / "stdout", folder / "stderr"
     with output.open("wb") as stdout, log_file.open("wb") as stderr:
         process = subprocess.Popen(
@@ -206,7 +208,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _read(report: Path, held: Examination) -> DatasetFindings | ModelFindings | FileFailure:
+def _read(report: Path, held: Inspection) -> DatasetInspection | ModelInspection | FileFailure:
     """Read what it found, without trust: a hostile file may have taken the process over."""
     try:
         if report.is_symlink() or report.stat().st_size > _LARGEST_REPORT:
@@ -214,13 +216,13 @@ def _read(report: Path, held: Examination) -> DatasetFindings | ModelFindings | 
         found = inspection_report.read(report.read_bytes())
     except (OSError, ValidationError):
         return _crashed("its report cannot be read")
-    source = found.sha256 if isinstance(found, DatasetFindings) else found.source_sha256
+    source = found.sha256 if isinstance(found, DatasetInspection) else found.source_sha256
     if found.kind != held.kind or source != held.sha256:
         return _crashed("its report is of another file")
     return found
 
 
-def _pass_on_warnings(output: Path, held: Examination) -> None:
+def _pass_on_warnings(output: Path, held: Inspection) -> None:
     with output.open("rb") as file:
         for line in file.read(65536).splitlines():
             with suppress(ValidationError):
@@ -237,16 +239,16 @@ def _failure(output: Path, exit_code: int, log_file: Path) -> FileFailure:
             return FileFailure.model_validate(failed.model_dump(include={"code", "message", "hint", "field"}))
     said = log_file.read_bytes()[-500:].decode(errors="replace").strip()
     how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
-    log.warning("an examination ended by %s: %s", how, said)
+    log.warning("an inspection ended by %s: %s", how, said)
     return _crashed(f"it was ended by {how}")
 
 
-def _deliver(found: DatasetFindings | ModelFindings, folder: Path, hold: _Hold) -> Callable[[Session], None]:
-    """Put what it has made into the object store. Raises StorageUnavailable, LostExamination, _Stopping."""
+def _deliver(found: DatasetInspection | ModelInspection, folder: Path, hold: _Hold) -> Callable[[Session], None]:
+    """Put what it has made into the object store. Raises StorageUnavailable, LostInspection, _Stopping."""
     held, store = hold.held, hold.place.store
     out = folder / "out"
-    names = [assets.REPORT, MODEL] if isinstance(found, ModelFindings) else [assets.REPORT]
-    if isinstance(found, DatasetFindings):
+    names = [assets.REPORT, MODEL] if isinstance(found, ModelInspection) else [assets.REPORT]
+    if isinstance(found, DatasetInspection):
         names += [thumbnail.file for thumbnail in found.thumbnails]
     for name in names:
         hold.beat()
@@ -254,7 +256,7 @@ def _deliver(found: DatasetFindings | ModelFindings, folder: Path, hold: _Hold) 
         if not re.fullmatch(r"[a-z0-9-]+\.[a-z]+", name) or path.is_symlink() or not path.is_file():
             return partial(assets.refuse, held=held, failure=_crashed("what it made is not there"))
         store.put(f"{held.prefix}/{name}", path)
-    if isinstance(found, DatasetFindings):
+    if isinstance(found, DatasetInspection):
         return partial(assets.accept, held=held, findings=found, key=held.key, size=held.size, sha256=held.sha256)
     key, size = f"{held.prefix}/{MODEL}", (out / MODEL).stat().st_size
     return partial(assets.accept, held=held, findings=found, key=key, size=size, sha256=found.sha256)
@@ -262,8 +264,8 @@ def _deliver(found: DatasetFindings | ModelFindings, folder: Path, hold: _Hold) 
 
 def _crashed(how: str) -> FileFailure:
     return FileFailure(
-        code="examination_crashed",
-        message=f"The file could not be examined: {how}.",
+        code="inspection_crashed",
+        message=f"The file could not be inspected: {how}.",
         hint="The file is damaged, or made to do harm: make it anew from its source.",
         field=None,
     )
@@ -272,8 +274,8 @@ def _crashed(how: str) -> FileFailure:
 def _too_long() -> FileFailure:
     return FileFailure(
         code="over_limit",
-        message="The examination was not done in time.",
-        hint="Use a smaller file, or have the operator allow more time (TEMPER_EXAMINATION_SECONDS).",
+        message="The inspection was not done in time.",
+        hint="Use a smaller file, or have the operator allow more time (TEMPER_INSPECTION_SECONDS).",
         field=None,
     )
 

@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 from sqlalchemy.orm import Session
 
 from app.jobs import ingest, lifecycle
-from app.jobs.leases import Claim, LostOwnership
+from app.jobs.leases import Claim, LeaseLost
 from app.platform.database import AWAY, Database, why
 from app.platform.settings import Settings
 from app.schemas import Status
@@ -77,7 +77,7 @@ class Lease:
         self._contact.join(timeout=_TICK_SECONDS)
 
     def write(self, change: Callable[[Session], Answer]) -> Answer:
-        """Commit a change once, trying again while the database is out of reach. Raises LostOwnership."""
+        """Commit a change once, trying again while the database is out of reach. Raises LeaseLost."""
         with self._turn:
             answers: list[Answer] = []
             while not self._lost.is_set():
@@ -93,7 +93,7 @@ class Lease:
                 else:
                     self._writes += 1
                     return answers[0]
-        raise LostOwnership(self._claim.job_id)
+        raise LeaseLost(self._claim.job_id)
 
     def watch_over(self, trainer: Trainer, watchdog: Watchdog) -> None:
         """Pass on to this process, from now on, what is asked of the run."""
@@ -120,7 +120,7 @@ class Lease:
         while not self._released.wait(self._tick) and not self._lost.is_set():
             try:
                 self._pass_on(self._touch())
-            except LostOwnership:
+            except LeaseLost:
                 self._lose()
             except AWAY as error:
                 log.debug("job %s: the database is out of reach: %s", self._claim.job_id, why(error))

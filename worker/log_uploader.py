@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from app.jobs import ingest
-from app.jobs.leases import Claim, LostOwnership, log_key
+from app.jobs.leases import Claim, LeaseLost, log_key
 from app.platform.redaction import known_secrets, redact
 from app.platform.settings import Settings
 from app.storage import ObjectStore, StorageUnavailable
@@ -56,7 +56,7 @@ class Logbook:
 
     def store(self, *, whole: bool = False) -> None:
         """Store what is new, up to the last full line or the whole of it. A store that is away gets it next time.
-        Raises LostOwnership."""
+        Raises LeaseLost."""
         with self._lock:
             key = log_key(self._claim.job_id, self._claim.epoch, self._parts + 1)
             try:
@@ -102,5 +102,5 @@ class Logbook:
         while not self._closing.wait(self._settings.log_seconds):
             try:
                 self.store()
-            except LostOwnership:
+            except LeaseLost:
                 return

@@ -6,17 +6,17 @@ import signal
 import socket
 from threading import Thread
 
-from app.assets.registry import Inventory
+from app.assets.registry import Registry
 from app.jobs import lifecycle
 from app.jobs.leases import Claim
-from app.jobs.lifecycle import Patience
+from app.jobs.lifecycle import RetryPolicy
 from app.platform import logs
 from app.platform.database import AWAY, Database, open_database, why
 from app.platform.settings import Settings
 from app.storage import open_store
 from worker.attempt import Workplace, run
 from worker.bell import Bell
-from worker.inspector import examine_next
+from worker.inspector import inspect_next
 from worker.machine import keep_to_itself
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def _work_in_slot(place: Workplace, bell: Bell) -> None:
                 with logs.about(job_id=claim.job_id, attempt=claim.epoch):
                     run(claim, place)
                 continue
-            if examine_next(place):
+            if inspect_next(place):
                 continue
         except AWAY as error:
             log.warning("the database is out of reach: %s", why(error))
@@ -61,7 +61,7 @@ def _claim(place: Workplace) -> Claim | None:
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease_seconds=place.settings.lease_seconds,
-            patience=Patience.of(place.settings),
+            retry_policy=RetryPolicy.of(place.settings),
             running_quota=place.settings.quota_running_jobs,
             gpus=place.settings.most_gpus,
         )
@@ -77,7 +77,7 @@ def open_workplace() -> Workplace:
         settings,
         migrated(settings.database_url),
         open_store(settings),
-        Inventory(settings.models_dir, settings.datasets_dir),
+        Registry(settings.models_dir, settings.datasets_dir),
     )
 
 

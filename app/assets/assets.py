@@ -1,8 +1,8 @@
-"""The life of a project's own data sets and models: posted, examined by a worker, ready or refused, removed.
+"""The life of a project's own data sets and models: posted, inspected by a worker, ready or refused, removed.
 
-    pending -> examining -> ready | refused        examining -> pending (worker lost or stopped)
+    pending -> inspecting -> ready | refused        inspecting -> pending (worker lost or stopped)
 
-A worker owns an examination by its epoch, under a lease in the database's own time, as it owns a job. What it delivers
+A worker owns an inspection by its epoch, under a lease in the database's own time, as it owns a job. What it delivers
 lies under the file's prefix and that epoch; nothing else is written there. Jobs name what is ready, and the file is
 theirs until they have ended. The caller opens the transaction and commits it.
 """
@@ -20,12 +20,12 @@ from app.assets import uploads
 from app.platform.database import hold, now, seconds_from_now
 from app.platform.ids import new_id
 from app.schemas import FileFailure
-from app.tables import Checkpoint, Dataset, Examined, Input, Job, Model, Upload
+from app.tables import Checkpoint, Dataset, Input, Inspected, Job, Model, Upload
 from core.schema.catalog import DATASETS, MODELS
-from core.schema.inspection_report import DatasetFindings, ModelFindings
+from core.schema.inspection_report import DatasetInspection, ModelInspection
 from core.schema.spec import AnySpec, ImportSpec
 
-File: TypeAlias = Examined
+File: TypeAlias = Inspected
 """A data set or a model."""
 Kind = Literal["dataset", "model"]
 Row = TypeVar("Row")
@@ -39,8 +39,8 @@ SHIPPED: Mapping[str, Container[str]] = {"base_model": MODELS, "dataset": DATASE
 REPORT = "report.json"
 
 _LOST = FileFailure(
-    code="examination_lost",
-    message="The examination of the file vanished too often, or the file could not be fetched.",
+    code="inspection_lost",
+    message="The inspection of the file vanished too often, or the file could not be fetched.",
     hint="See whether the worker's machine runs out of memory and reaches the object store, then post the file again.",
     field=None,
 )
@@ -55,20 +55,20 @@ class NotComplete(Exception):
 
 
 class InUse(Exception):
-    """Others that have not ended need it, jobs or models that are to be examined: the first few of them."""
+    """Others that have not ended need it, jobs or models that are to be inspected: the first few of them."""
 
     def __init__(self, user_ids: Sequence[str]) -> None:
         super().__init__(user_ids)
         self.user_ids = user_ids
 
 
-class LostExamination(Exception):
-    """Another worker has the examination by now, or the file is gone: whoever asked must stop at once."""
+class LostInspection(Exception):
+    """Another worker has the inspection by now, or the file is gone: whoever asked must stop at once."""
 
 
 @dataclass(frozen=True)
-class Examination:
-    """One worker's hold on a file that is to be examined."""
+class Inspection:
+    """One worker's hold on a file that is to be inspected."""
 
     kind: Kind
     id: str
@@ -106,25 +106,25 @@ class Gone(Exception):
 
 
 def prefix(kind: Kind, file_id: str, epoch: int | None = None) -> str:
-    """Say under which key the object store has what an examination, or all of them, made of a file."""
+    """Say under which key the object store has what an inspection, or all of them, made of a file."""
     return f"{kind}s/{file_id}" + ("" if epoch is None else f"/{epoch}")
 
 
 def add_dataset(session: Session, project_id: str, name: str, upload: Upload) -> Dataset:
-    """Have a completed upload examined as a data set. Raises NameTaken, NotComplete."""
+    """Have a completed upload inspected as a data set. Raises NameTaken, NotComplete."""
     _check_upload(session, upload, name)
     return _add(session, Dataset(id=new_id("ds"), **_from_upload(project_id, name, upload)))
 
 
 def add_model(session: Session, project_id: str, name: str, upload: Upload, said: ImportSpec) -> Model:
-    """Have a completed upload examined as a base model. Raises NameTaken, NotComplete."""
+    """Have a completed upload inspected as a base model. Raises NameTaken, NotComplete."""
     _check_upload(session, upload, name)
     said_of_it = said.model_dump(mode="json")
     return _add(session, Model(id=new_id("model"), said=said_of_it, **_from_upload(project_id, name, upload)))
 
 
 def add_checkpoint(session: Session, project_id: str, name: str, checkpoint: Checkpoint) -> Model:
-    """Have a checkpoint examined as a base model, which then has its own copy, in the project's room from now on.
+    """Have a checkpoint inspected as a base model, which then has its own copy, in the project's room from now on.
     Raises NameTaken, Deleted."""
     hold(session, Checkpoint, checkpoint.id, lets_change=True)
     model = Model(
@@ -182,8 +182,8 @@ def _add(session: Session, file: Own) -> Own:
     return file
 
 
-def claim(session: Session, *, worker: str, lease_seconds: float, max_losses: int) -> Examination | None:
-    """Take the next file that waits to be examined, those of lost workers included; None when none waits."""
+def claim(session: Session, *, worker: str, lease_seconds: float, max_losses: int) -> Inspection | None:
+    """Take the next file that waits to be inspected, those of lost workers included; None when none waits."""
     for kind, table in TABLES.items():
         expire(session, kind, max_losses=max_losses)
         waiting = select(table.id).where(table.status == "pending").order_by(table.id).limit(1)
@@ -192,7 +192,7 @@ def claim(session: Session, *, worker: str, lease_seconds: float, max_losses: in
             kind,
             table.id == waiting.with_for_update(skip_locked=True).scalar_subquery(),
             table.status == "pending",
-            status="examining",
+            status="inspecting",
             epoch=table.epoch + 1,
             owner=worker,
             lease_until=seconds_from_now(lease_seconds),
@@ -200,12 +200,12 @@ def claim(session: Session, *, worker: str, lease_seconds: float, max_losses: in
         if claimed:
             file = claimed[0]
             said = ImportSpec.model_validate(file.said) if isinstance(file, Model) else None
-            return Examination(kind, file.id, file.epoch, file.key, file.sha256, file.size, file.filename, said)
+            return Inspection(kind, file.id, file.epoch, file.key, file.sha256, file.size, file.filename, said)
     return None
 
 
 def have_waited(session: Session, *, seconds: float) -> bool:
-    """Whether there are files that have waited to be examined for longer than so many seconds."""
+    """Whether there are files that have waited to be inspected for longer than so many seconds."""
     for_long = [(table.status == "pending", table.created_at < seconds_from_now(-seconds)) for table in TABLES.values()]
     found = [select(table.id).where(*where).limit(1) for table, where in zip(TABLES.values(), for_long, strict=True)]
     return any(session.scalar(query) for query in found)
@@ -214,37 +214,43 @@ def have_waited(session: Session, *, seconds: float) -> bool:
 def expire(session: Session, kind: Kind, *, max_losses: int) -> None:
     """Take back the files whose lease has run out, and refuse those that were lost too often."""
     table = TABLES[kind]
-    _lose(session, kind, table.status == "examining", table.lease_until < now(), max_losses=max_losses)
+    _lose(session, kind, table.status == "inspecting", table.lease_until < now(), max_losses=max_losses)
 
 
-def renew(session: Session, held: Examination, *, lease_seconds: float) -> None:
-    """Renew the lease. Raises LostExamination."""
+def renew(session: Session, held: Inspection, *, lease_seconds: float) -> None:
+    """Renew the lease. Raises LostInspection."""
     _one(_update(session, held.kind, *_owned(held), lease_until=seconds_from_now(lease_seconds)))
 
 
 def accept(
-    session: Session, held: Examination, findings: DatasetFindings | ModelFindings, *, key: str, size: int, sha256: str
+    session: Session,
+    held: Inspection,
+    findings: DatasetInspection | ModelInspection,
+    *,
+    key: str,
+    size: int,
+    sha256: str,
 ) -> None:
     """Let jobs use the file: what they read lies under `key` by now, and the report under the prefix.
 
-    Raises LostExamination.
+    Raises LostInspection.
     """
     summary = _summarise(findings)
     _end(session, held, status="ready", summary=summary, key=key, size=size, sha256=sha256, failure=None)
 
 
-def refuse(session: Session, held: Examination, failure: FileFailure) -> None:
-    """Say for good that jobs cannot use the file, and why. Raises LostExamination."""
+def refuse(session: Session, held: Inspection, failure: FileFailure) -> None:
+    """Say for good that jobs cannot use the file, and why. Raises LostInspection."""
     _end(session, held, status="refused", failure=failure.model_dump())
 
 
-def hand_back(session: Session, held: Examination) -> None:
-    """Let another worker examine the file; this is no loss. Raises LostExamination."""
+def hand_back(session: Session, held: Inspection) -> None:
+    """Let another worker inspect the file; this is no loss. Raises LostInspection."""
     _one(_update(session, held.kind, *_owned(held), status="pending", lease_until=None))
 
 
-def lose(session: Session, held: Examination, *, max_losses: int) -> None:
-    """Note that the examination has vanished, and let it begin again, but not for ever. Raises LostExamination."""
+def lose(session: Session, held: Inspection, *, max_losses: int) -> None:
+    """Note that the inspection has vanished, and let it begin again, but not for ever. Raises LostInspection."""
     _one(_lose(session, held.kind, *_owned(held), max_losses=max_losses))
 
 
@@ -264,7 +270,9 @@ def in_use(session: Session, source_ids: Sequence[str]) -> Sequence[str]:
     """Name the first few jobs that have not ended and take one of these in, and models yet to be made of one."""
     users = select(Job.id).join(Input, Input.job_id == Job.id)
     users = users.where(Input.source_id.in_(source_ids), Job.finished_at.is_(None))
-    to_be_made = select(Model.id).where(Model.checkpoint_id.in_(source_ids), Model.status.in_(("pending", "examining")))
+    to_be_made = select(Model.id).where(
+        Model.checkpoint_id.in_(source_ids), Model.status.in_(("pending", "inspecting"))
+    )
     found = (query.order_by(query.selected_columns[0]).limit(3) for query in (users, to_be_made))
     return [user for query in found for user in session.scalars(query)][:3]
 
@@ -344,7 +352,7 @@ def sources(session: Session, job_id: str, spec: AnySpec) -> Sequence[Source]:
 def _source(session: Session, taken: Input, name: str) -> Source:
     tables: tuple[type[Dataset] | type[Model] | type[Checkpoint], ...] = (Dataset, Model, Checkpoint)
     found = next((row for table in tables if (row := session.get(table, taken.source_id))), None)
-    if isinstance(found, Examined | Checkpoint):
+    if isinstance(found, Inspected | Checkpoint):
         return Source(taken.field, name, found.key, found.sha256, found.size)
     raise Gone(f"the {taken.field} {name} is no longer there")
 
@@ -368,7 +376,7 @@ def ancestors(session: Session, project_id: str, job_id: str, *, most: int = 100
 
 
 def leftovers(session: Session, keys: Sequence[str]) -> Sequence[str]:
-    """Say which of these keys, each of an examination's objects, nothing needs any more."""
+    """Say which of these keys, each of an inspection's objects, nothing needs any more."""
     needed: dict[str, int] = {}
     for kind, table in TABLES.items():
         needed |= {prefix(kind, row.id): row.epoch for row in session.execute(select(table.id, table.epoch))}
@@ -381,7 +389,7 @@ def leftovers(session: Session, keys: Sequence[str]) -> Sequence[str]:
     return gone
 
 
-def _end(session: Session, held: Examination, **values: Any) -> None:
+def _end(session: Session, held: Inspection, **values: Any) -> None:
     _one(_update(session, held.kind, *_owned(held), lease_until=None, finished_at=now(), **values))
 
 
@@ -404,9 +412,9 @@ def _lose(session: Session, kind: Kind, *where: ColumnElement[bool], max_losses:
     return [*refused, *again]
 
 
-def _owned(held: Examination) -> tuple[ColumnElement[bool], ...]:
+def _owned(held: Inspection) -> tuple[ColumnElement[bool], ...]:
     table = TABLES[held.kind]
-    return table.id == held.id, table.epoch == held.epoch, table.status == "examining"
+    return table.id == held.id, table.epoch == held.epoch, table.status == "inspecting"
 
 
 def _update(session: Session, kind: Kind, *where: ColumnElement[bool], **values: Any) -> Sequence[File]:
@@ -419,18 +427,18 @@ def _update(session: Session, kind: Kind, *where: ColumnElement[bool], **values:
 
 def _one(rows: Sequence[Row]) -> Row:
     if not rows:
-        raise LostExamination
+        raise LostInspection
     return rows[0]
 
 
-def _summarise(findings: DatasetFindings | ModelFindings) -> dict[str, Any]:
+def _summarise(findings: DatasetInspection | ModelInspection) -> dict[str, Any]:
     """Keep what lists show; the whole is in the report."""
-    if isinstance(findings, ModelFindings):
+    if isinstance(findings, ModelInspection):
         shown = findings.model_dump(
             mode="json",
-            include={"architecture", "parameters", "shape", "classes", "claims", "source", "source_sha256", "doubts"},
+            include={"architecture", "parameters", "shape", "classes", "claims", "source", "source_sha256", "warnings"},
         )
-        return {**shown, "doubts": [doubt.code for doubt in findings.doubts]}
+        return {**shown, "warnings": [doubt.code for doubt in findings.warnings]}
     return {
         "shape": list(findings.shape),
         "classes": len(findings.classes),

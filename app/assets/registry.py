@@ -61,7 +61,7 @@ _NOTHING = Own(named={}, ready={})
 
 
 @dataclass(frozen=True)
-class Inventory:
+class Registry:
     """The folders of the operator's models and data sets, and what one project has of its own."""
 
     models_dir: Path
@@ -182,9 +182,9 @@ def _not_ready(name: str, what: str, wanted: str, status: FileStatus) -> list[Fi
     if status == "ready":
         return []
     if status == "refused":
-        detail = f"the {what} {wanted!r} was refused when it was examined: see why, and upload another"
+        detail = f"the {what} {wanted!r} was refused when it was inspected: see why, and upload another"
         return [FieldError(pointer=f"/{name}", code="refused_file", detail=detail)]
-    detail = f"the {what} {wanted!r} is still to be examined: post the job once it is ready"
+    detail = f"the {what} {wanted!r} is still to be inspected: post the job once it is ready"
     return [FieldError(pointer=f"/{name}", code="not_ready", detail=detail)]
 
 

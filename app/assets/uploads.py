@@ -194,7 +194,7 @@ def verify(upload_id: str, database: Database, store: ObjectStore) -> None:
         return
     upload = claimed[0]
     try:
-        failure = _examine(upload, database, store)
+        failure = _inspect(upload, database, store)
         if failure is None:
             store.copy(quarantine(upload), key(upload))
     except StorageUnavailable:
@@ -241,7 +241,7 @@ def clear(upload: Upload, store: ObjectStore) -> None:
         store.delete(key(upload))
 
 
-def _examine(upload: Upload, database: Database, store: ObjectStore) -> UploadFailure | None:
+def _inspect(upload: Upload, database: Database, store: ObjectStore) -> UploadFailure | None:
     if upload.gathering:
         try:
             store.assemble(quarantine(upload), upload.gathering)

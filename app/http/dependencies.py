@@ -15,7 +15,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
-from app.assets.registry import Inventory
+from app.assets.registry import Registry
 from app.http.problems import UnsupportedMediaType
 from app.http.rate_limits import Failures, Requests
 from app.jobs.watch import Watch
@@ -37,7 +37,7 @@ class Service:
     settings: Settings
     database: Database
     store: ObjectStore
-    inventory: Inventory
+    registry: Registry
     watch: Watch
     doorbell: Doorbell
     requests: Requests

@@ -112,11 +112,11 @@ class NoLog(Problem):
     status, code = 404, "no_log"
 
 
-class NotExamined(Problem):
-    """The file has no report: it is still to be examined, or was refused, and `failure` of the data set or model says
+class NotInspected(Problem):
+    """The file has no report: it is still to be inspected, or was refused, and `failure` of the data set or model says
     why."""
 
-    status, code = 404, "not_examined"
+    status, code = 404, "not_inspected"
 
 
 class NameTaken(Problem):

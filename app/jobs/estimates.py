@@ -41,7 +41,7 @@ class _Run:
     """Bytes that its checkpoints and its log take."""
 
 
-def foretell(session: Session, project_id: str, spec: AnySpec) -> Estimate:
+def predict(session: Session, project_id: str, spec: AnySpec) -> Estimate:
     """Say what a job of this project's may take."""
     known = _visible(project_id, spec)
     alike = _finished(session, spec, *known, *_like(spec))

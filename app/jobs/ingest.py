@@ -1,4 +1,4 @@
-"""What a run reports while its worker owns it: events, the curve, files and logs. Each raises LostOwnership.
+"""What a run reports while its worker owns it: events, the curve, files and logs. Each raises LeaseLost.
 
 A file is real because its row is: what lies in the object store without one is garbage of a lost attempt.
 """

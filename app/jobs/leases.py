@@ -1,7 +1,7 @@
 """Who may write to a job: the worker that claimed it last, by its epoch; and how every write becomes history.
 
 A worker owns a job under a lease in the database's own time. A write under an older epoch changes nothing and raises
-LostOwnership. Each change that a reader can see makes a new version of the job and may add to its history.
+LeaseLost. Each change that a reader can see makes a new version of the job and may add to its history.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from core.schema.spec import AnySpec
 Row = TypeVar("Row")
 
 
-class LostOwnership(Exception):
+class LeaseLost(Exception):
     """Another worker has the job by now, or it has ended: whoever asked must stop at once."""
 
 
@@ -77,9 +77,9 @@ def owned(claim: Claim) -> tuple[ColumnElement[bool], ...]:
 
 
 def only(claim: Claim, rows: Sequence[Row]) -> Row:
-    """Give the one row that `owned` has found. Raises LostOwnership."""
+    """Give the one row that `owned` has found. Raises LeaseLost."""
     if not rows:
-        raise LostOwnership(claim.job_id)
+        raise LeaseLost(claim.job_id)
     return rows[0]
 
 

@@ -34,7 +34,7 @@ from app.tables import AT_WORK, HELD, Attempt, Checkpoint, Job, Project, State, 
 from app.webhooks import subscriptions
 from core.schema import events as reported
 from core.schema.spec import AnySpec, parse
-from core.schema.validation import cautions
+from core.schema.validation import spec_warnings
 
 MOVES: Mapping[Status, frozenset[Status]] = {
     #: Waits for a worker. Only a shard is put aside from here, when its whole is.
@@ -84,7 +84,7 @@ ACTIONS: Mapping[Action, Rule] = {
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long the service bears with losses: of workers, and of training processes killed from outside."""
 
     max_losses: int = 5
@@ -170,8 +170,8 @@ def create(
         dataset=spec.dataset,
         priority=spec.priority,
         spec=spec.model_dump(mode="json"),
-        cautions=[caution.model_dump() for caution in cautions(spec)],
-        estimate=estimates.foretell(session, project_id, spec).model_dump(),
+        warnings=[caution.model_dump() for caution in spec_warnings(spec)],
+        estimate=estimates.predict(session, project_id, spec).model_dump(),
         labels=dict(spec.metadata),
         retry_of=retry_of,
         cloned_from=cloned_from,
@@ -240,7 +240,7 @@ def claim(
     *,
     worker: str,
     lease_seconds: float,
-    patience: Patience,
+    retry_policy: RetryPolicy,
     gpus: int | None = None,
     running_quota: int | None = None,
 ) -> Claim | None:
@@ -248,7 +248,7 @@ def claim(
     most, of a project with room for it. `running_quota` is what a project may have running that has no own limit."""
     # In this order: who settles waits for rows of others, and must not hold any meanwhile that those may wait for.
     settle(session)
-    expire(session, patience)
+    expire(session, retry_policy)
     claimable = [Job.status == "queued", Job.shards_left == 0, or_(Job.not_before.is_(None), Job.not_before <= now())]
     if gpus is not None:
         claimable.append(gpus >= usage.GPUS_WANTED)
@@ -315,16 +315,16 @@ def gpus_wanted(session: Session, *, seconds: float) -> Sequence[int]:
     return session.scalars(select(usage.GPUS_WANTED).where(*for_long).distinct()).all()
 
 
-def expire(session: Session, patience: Patience) -> None:
+def expire(session: Session, retry_policy: RetryPolicy) -> None:
     """Take back the jobs whose lease has run out, and those whose worker does not heed a cancel. Any process may do
     this at any time."""
     lapsed = and_(Job.status.in_(HELD), Job.lease_until < now())
-    long_ago = Job.asked_at < seconds_from_now(-patience.cancel_seconds)
+    long_ago = Job.asked_at < seconds_from_now(-retry_policy.cancel_seconds)
     ignored = and_(Job.status == "cancelling", Job.shards_left == 0, long_ago)
     # In one order, and past the rows that somebody else is at.
     found = select(Job).where(or_(lapsed, ignored)).order_by(Job.id).with_for_update(skip_locked=True)
     for job in session.scalars(found, execution_options={"populate_existing": True}).all():
-        _lose(session, job, patience, code="worker_lost", cause="the worker was no longer heard of")
+        _lose(session, job, retry_policy, code="worker_lost", cause="the worker was no longer heard of")
 
 
 def settle(session: Session, job_id: str | None = None) -> None:
@@ -392,18 +392,18 @@ def _cancel_shards(session: Session, job: Job) -> None:
 
 
 def heartbeat(session: Session, claim: Claim, *, lease_seconds: float) -> Status:
-    """Renew the lease; the status says what is asked of the worker. Raises LostOwnership."""
+    """Renew the lease; the status says what is asked of the worker. Raises LeaseLost."""
     renewed = update(Job).where(*owned(claim)).values(lease_until=seconds_from_now(lease_seconds))
     return only(claim, session.scalars(renewed.returning(Job.status)).all())
 
 
 def look(session: Session, claim: Claim) -> Status:
-    """Read what is asked of the worker. Raises LostOwnership."""
+    """Read what is asked of the worker. Raises LeaseLost."""
     return only(claim, session.scalars(select(Job.status).where(*owned(claim))).all())
 
 
 def succeed(session: Session, claim: Claim, reports: reported.Reports) -> None:
-    """End the job well. One that is being cancelled ends cancelled all the same. Raises LostOwnership."""
+    """End the job well. One that is being cancelled ends cancelled all the same. Raises LeaseLost."""
     job = _hold(session, claim)
     if job.status == "cancelling":
         _leave(session, job, "cancelled")
@@ -412,7 +412,7 @@ def succeed(session: Session, claim: Claim, reports: reported.Reports) -> None:
 
 
 def fail(session: Session, claim: Claim, failure: Failure) -> None:
-    """End the job badly. One that is being cancelled ends cancelled all the same. Raises LostOwnership."""
+    """End the job badly. One that is being cancelled ends cancelled all the same. Raises LeaseLost."""
     job = _hold(session, claim)
     if job.status == "cancelling":
         _leave(session, job, "cancelled")
@@ -422,7 +422,7 @@ def fail(session: Session, claim: Claim, failure: Failure) -> None:
 
 def hand_back(session: Session, claim: Claim) -> None:
     """Put the job aside where somebody asked for that, else let another worker go on from its last state; this is no
-    loss. Raises LostOwnership."""
+    loss. Raises LeaseLost."""
     job = _hold(session, claim)
     match job.status:
         case "cancelling":
@@ -433,12 +433,12 @@ def hand_back(session: Session, claim: Claim) -> None:
             _leave(session, job, "queued", event="job.handed_back", outcome="handed_back")
 
 
-def lose(session: Session, claim: Claim, *, cause: str, patience: Patience) -> None:
-    """Note that the training process was killed from outside, and let the job start again. Raises LostOwnership.
+def lose(session: Session, claim: Claim, *, cause: str, retry_policy: RetryPolicy) -> None:
+    """Note that the training process was killed from outside, and let the job start again. Raises LeaseLost.
 
     cause: what is known of it, for people; of OUT_OF_MEMORY a second time the job fails.
     """
-    _lose(session, _hold(session, claim), patience, code="repeated_crash", cause=cause)
+    _lose(session, _hold(session, claim), retry_policy, code="repeated_crash", cause=cause)
 
 
 def ask(session: Session, job_id: str, action: Action) -> Job:
@@ -522,12 +522,12 @@ def _unfinished_retry(session: Session, job_id: str) -> str | None:
 
 
 def _hold(session: Session, claim: Claim) -> Job:
-    """Keep others from changing the job until this transaction ends. Raises LostOwnership."""
+    """Keep others from changing the job until this transaction ends. Raises LeaseLost."""
     held = select(Job).where(*owned(claim)).with_for_update()
     return only(claim, session.scalars(held, execution_options={"populate_existing": True}).all())
 
 
-def _lose(session: Session, job: Job, patience: Patience, *, code: str, cause: str) -> None:
+def _lose(session: Session, job: Job, retry_policy: RetryPolicy, *, code: str, cause: str) -> None:
     """Let a job that was lost do what is asked of it without its worker, start again, or fail when it was one loss too
     many."""
     match job.status:
@@ -542,15 +542,15 @@ def _lose(session: Session, job: Job, patience: Patience, *, code: str, cause: s
     counted = {"infra_losses": losses, "losses_in_place": in_place}
     if cause == OUT_OF_MEMORY and _was_lost_by(session, job, cause):
         _fail(session, job, _host_out_of_memory(), outcome="lost", cause=cause, **counted)
-    elif in_place >= patience.max_losses_in_place:
+    elif in_place >= retry_policy.max_losses_in_place:
         failure = _repeated_crash(f"The job was lost {in_place} times without getting any further", cause)
         _fail(session, job, failure, outcome="lost", cause=cause, **counted)
-    elif losses >= patience.max_losses:
+    elif losses >= retry_policy.max_losses:
         story = f"The job was lost {losses} times"
         failure = _worker_lost(story, cause) if code == "worker_lost" else _repeated_crash(story, cause)
         _fail(session, job, failure, outcome="lost", cause=cause, **counted)
     else:
-        wait = min(patience.backoff_seconds * 2 ** (losses - 1), patience.max_backoff_seconds)
+        wait = min(retry_policy.backoff_seconds * 2 ** (losses - 1), retry_policy.max_backoff_seconds)
         later = {"not_before": seconds_from_now(wait), **counted}
         _leave(
             session,

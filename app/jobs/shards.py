@@ -36,7 +36,7 @@ def count(session: Session, project_id: str, spec: AnySpec, settings: Settings) 
 
 
 def _test_examples(session: Session, project_id: str, dataset: str) -> int | None:
-    """Say how many test points a data set has: a built-in one, or one of the project's own that was examined."""
+    """Say how many test points a data set has: a built-in one, or one of the project's own that was inspected."""
     own = assets.find(session, "dataset", project_id, dataset)
     if isinstance(own, Dataset) and own.summary:
         return int(own.summary["test_examples"])
@@ -60,7 +60,7 @@ def make(job: Job, retried: Sequence[Job]) -> list[Job]:
             dataset=job.dataset,
             priority=job.priority,
             spec=job.spec,
-            cautions=[],
+            warnings=[],
             labels={},
             status="queued",
             epoch=0,

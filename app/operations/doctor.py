@@ -42,7 +42,7 @@ print(json.dumps([torch.cuda.get_device_name(number) for number in range(torch.c
 """
 
 
-_CUT_OFF = "from core.sandbox import cut_off; print(cut_off())"
+_CUT_OFF = "from core.sandbox import deny_network; print(deny_network())"
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def check_gpu(settings: Settings) -> Iterator[Finding]:
         yield Finding("gpu", "warn", "none: a worker here computes on the CPU", remedy)
 
 
-def check_examinations(_: Settings) -> Iterator[Finding]:
+def check_inspections(_: Settings) -> Iterator[Finding]:
     """See whether the process that opens files of strangers can be kept from the network."""
     if importlib.util.find_spec("torch") is None:
         return
@@ -236,23 +236,23 @@ CHECKS: Sequence[Check] = (
     check_queue,
     check_storage,
     check_gpu,
-    check_examinations,
+    check_inspections,
     check_disk,
     check_secrets,
 )
 
 
-def examine(settings: Settings, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
+def inspect(settings: Settings, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
     """Go through all parts."""
     for check in checks:
         yield from check(settings)
 
 
 def main() -> None:
-    """Examine the instance that the environment speaks of."""
+    """Inspect the instance that the environment speaks of."""
     as_json = "--json" in sys.argv[1:]
     findings = []
-    for finding in examine(Settings.from_environment()):
+    for finding in inspect(Settings.from_environment()):
         findings.append(finding)
         if not as_json:
             remedy = f"\n{'':15}{finding.remedy}" if finding.remedy else ""

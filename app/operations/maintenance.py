@@ -1,4 +1,5 @@
-"""What has to be done now and then, whoever does it: every API process runs all chores, each in a thread of its own.
+"""What has to be done now and then, whoever does it: every API process runs all periodic_tasks, each in a thread of
+its own.
 
 A chore is idempotent and safe in several processes at once: it takes what it works on by a short transaction. It may be
 cut off anywhere, and must not wait for anything without a limit.
@@ -27,7 +28,7 @@ _LONGEST_PART_SECONDS = 6 * 3600
 
 
 @dataclass(frozen=True)
-class Premises:
+class MaintenanceContext:
     """What a chore is given."""
 
     settings: Settings
@@ -39,118 +40,118 @@ class Premises:
 
 
 @dataclass(frozen=True)
-class Chore:
+class PeriodicTask:
     """Something to do every so many seconds."""
 
     name: str
     every: float
-    do: Callable[[Premises], None]
+    do: Callable[[MaintenanceContext], None]
 
 
-def take_back_expired_jobs(premises: Premises) -> None:
+def take_back_expired_jobs(context: MaintenanceContext) -> None:
     """Queue the jobs of lost workers again, and let jobs follow their shards; where no worker is left, nobody else
     would."""
-    with premises.database.writing() as session:
+    with context.database.writing() as session:
         lifecycle.settle(session)
-    with premises.database.writing() as session:
-        lifecycle.expire(session, lifecycle.Patience.of(premises.settings))
+    with context.database.writing() as session:
+        lifecycle.expire(session, lifecycle.RetryPolicy.of(context.settings))
 
 
-def ring_again(premises: Premises) -> None:
+def ring_again(context: MaintenanceContext) -> None:
     """Tell the workers once more of jobs and files that have waited for a while: a ring may have been lost."""
-    if not premises.doorbell.is_there:
+    if not context.doorbell.is_there:
         return
-    with premises.database.reading() as session:
+    with context.database.reading() as session:
         wanted = {needs(gpus) for gpus in lifecycle.gpus_wanted(session, seconds=10)}
         if assets.have_waited(session, seconds=10):
             wanted.add(needs(1))
     for resource in wanted:
-        premises.doorbell.ring(resource)
+        context.doorbell.ring(resource)
 
 
-def send_webhooks(premises: Premises) -> None:
+def send_webhooks(context: MaintenanceContext) -> None:
     """Send what webhooks are to be told, for as long as there is something to send."""
-    sender.send_all(premises.settings, premises.database, premises.stopping)
+    sender.send_all(context.settings, context.database, context.stopping)
 
 
-def forget_old_deliveries(premises: Premises) -> None:
+def forget_old_deliveries(context: MaintenanceContext) -> None:
     """Keep the log of deliveries to its length."""
-    with premises.database.writing() as session:
-        subscriptions.forget(session, days=premises.settings.webhook_keep_days)
+    with context.database.writing() as session:
+        subscriptions.forget(session, days=context.settings.webhook_keep_days)
 
 
-def verify_uploads(premises: Premises) -> None:
+def verify_uploads(context: MaintenanceContext) -> None:
     """Verify the uploads that were too large for the request that completed them, or whose process has gone."""
-    with premises.database.reading() as session:
+    with context.database.reading() as session:
         waiting = uploads.waiting(session)
     for upload_id in waiting:
         try:
-            uploads.verify(upload_id, premises.database, premises.store)
+            uploads.verify(upload_id, context.database, context.store)
         except StorageUnavailable as error:
             log.warning("upload %s cannot be verified now: %s", upload_id, error)
 
 
-def clear_uploads_away(premises: Premises) -> None:
+def clear_uploads_away(context: MaintenanceContext) -> None:
     """Give up uploads that have been left alone, and remove what ended ones have left behind."""
-    with premises.database.writing() as session:
+    with context.database.writing() as session:
         uploads.expire(session)
-    for left in premises.settings.spool_dir.iterdir():
+    for left in context.settings.spool_dir.iterdir():
         # The part of a process that was killed: none takes so long.
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > _LONGEST_PART_SECONDS:
                 left.unlink()
-    uploads.sweep(premises.database, premises.store)
+    uploads.sweep(context.database, context.store)
 
 
-def watch_gpu_time(premises: Premises) -> None:
+def watch_gpu_time(context: MaintenanceContext) -> None:
     """Stop claiming jobs of projects whose GPU time of this month is used up."""
-    with premises.database.writing() as session:
-        quotas.watch_gpu_time(session, premises.settings)
+    with context.database.writing() as session:
+        quotas.watch_gpu_time(session, context.settings)
 
 
-def sweep_states(premises: Premises) -> None:
+def sweep_states(context: MaintenanceContext) -> None:
     """Let go of the states that nobody has retried from."""
-    garbage_collection.sweep_states(premises.database, premises.store, days=premises.settings.state_retention_days)
+    garbage_collection.sweep_states(context.database, context.store, days=context.settings.state_retention_days)
 
 
-def sweep_orphans(premises: Premises) -> None:
+def sweep_orphans(context: MaintenanceContext) -> None:
     """Remove the files that belong to nothing."""
-    garbage_collection.sweep_orphans(premises.database, premises.store)
+    garbage_collection.sweep_orphans(context.database, context.store)
 
 
-def clear_files_away(premises: Premises) -> None:
-    """Take back the examinations of lost workers, and remove the objects of data sets and models that are gone."""
-    with premises.database.writing() as session:
+def clear_files_away(context: MaintenanceContext) -> None:
+    """Take back the inspections of lost workers, and remove the objects of data sets and models that are gone."""
+    with context.database.writing() as session:
         for kind in assets.TABLES:
-            assets.expire(session, kind, max_losses=premises.settings.max_losses)
+            assets.expire(session, kind, max_losses=context.settings.max_losses)
     # Keys first: what is stored after that is nobody's leftover yet.
-    keys = [key for kind in assets.TABLES for key in premises.store.keys(f"{kind}s")]
-    with premises.database.reading() as session:
+    keys = [key for kind in assets.TABLES for key in context.store.keys(f"{kind}s")]
+    with context.database.reading() as session:
         gone = assets.leftovers(session, keys)
     for key in gone:
-        premises.store.delete(key)
+        context.store.delete(key)
 
 
-CHORES: Sequence[Chore] = (
-    Chore("take back expired jobs", 15, take_back_expired_jobs),
-    Chore("sweep states", 600, sweep_states),
-    Chore("sweep orphans", 3600, sweep_orphans),
-    Chore("ring for waiting jobs again", 10, ring_again),
-    Chore("send webhooks", 1, send_webhooks),
-    Chore("forget old deliveries", 3600, forget_old_deliveries),
-    Chore("verify uploads", 2, verify_uploads),
-    Chore("clear uploads away", 60, clear_uploads_away),
-    Chore("look at the GPU time of projects", 60, watch_gpu_time),
-    Chore("clear files away", 60, clear_files_away),
+PERIODIC_TASKS: Sequence[PeriodicTask] = (
+    PeriodicTask("take back expired jobs", 15, take_back_expired_jobs),
+    PeriodicTask("sweep states", 600, sweep_states),
+    PeriodicTask("sweep orphans", 3600, sweep_orphans),
+    PeriodicTask("ring for waiting jobs again", 10, ring_again),
+    PeriodicTask("send webhooks", 1, send_webhooks),
+    PeriodicTask("forget old deliveries", 3600, forget_old_deliveries),
+    PeriodicTask("verify uploads", 2, verify_uploads),
+    PeriodicTask("clear uploads away", 60, clear_uploads_away),
+    PeriodicTask("look at the GPU time of projects", 60, watch_gpu_time),
+    PeriodicTask("clear files away", 60, clear_files_away),
 )
 
 
-class Upkeep:
-    """The threads that do the chores."""
+class Maintenance:
+    """The threads that do the periodic_tasks."""
 
-    def __init__(self, premises: Premises, chores: Sequence[Chore] = CHORES) -> None:
-        self._premises = premises
-        self._threads = [Thread(target=self._repeat, args=(chore,), daemon=True) for chore in chores]
+    def __init__(self, context: MaintenanceContext, periodic_tasks: Sequence[PeriodicTask] = PERIODIC_TASKS) -> None:
+        self._premises = context
+        self._threads = [Thread(target=self._repeat, args=(chore,), daemon=True) for chore in periodic_tasks]
 
     def start(self) -> None:
         """Begin."""
@@ -163,7 +164,7 @@ class Upkeep:
         for thread in self._threads:
             thread.join(timeout=5)
 
-    def _repeat(self, chore: Chore) -> None:
+    def _repeat(self, chore: PeriodicTask) -> None:
         while not self._premises.stopping.wait(chore.every):
             try:
                 chore.do(self._premises)

@@ -112,7 +112,7 @@ class Doorbell:
 
     def ring_after_commit(self, session: Session, spec: AnySpec | None = None, *, shards: int = 0) -> None:
         """Have it rung when the session's transaction is committed, for a worker that can do this, or one for each
-        shard; without a spec, for any: a file is to be examined."""
+        shard; without a spec, for any: a file is to be inspected."""
         resource = needs(getattr(spec, "gpus", 1))
 
         def ring(_: Session) -> None:

@@ -166,11 +166,11 @@ class Settings(BaseSettings):
     """Bytes of one part of an upload; more where there would be more than 10,000 parts."""
     upload_seconds: float = Field(default=86400, gt=0)
     """An upload that nothing is heard of for so long is given up."""
-    examination_seconds: int = Field(default=900, ge=1)
-    """Time that the examination of an uploaded file may take."""
-    examination_memory_bytes: int = Field(default=4 * 1024**3, ge=64 * 1024**2)
+    inspection_seconds: int = Field(default=900, ge=1)
+    """Time that the inspection of an uploaded file may take."""
+    inspection_memory_bytes: int = Field(default=4 * 1024**3, ge=64 * 1024**2)
     """Memory that it may take."""
-    examination_bytes: int = Field(default=16 * 1024**3, ge=1024)
+    inspection_bytes: int = Field(default=16 * 1024**3, ge=1024)
     """Bytes that an uploaded file may unpack or decode to."""
     cache_bytes: int = Field(default=50 * 1024**3, ge=0)
     """Bytes of uploaded files that a worker's machine keeps for the next job; those in use come on top."""

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app import queries, schemas, tables
 from app.assets import assets
 from app.http.dependencies import Service
-from app.http.problems import FileInUse, InvalidBody, NameTaken, NotExamined, NotFound, UploadNotUsable
+from app.http.problems import FileInUse, InvalidBody, NameTaken, NotFound, NotInspected, UploadNotUsable
 from app.platform.ids import is_id
 from core.schema.spec import Name
 from core.schema.validation import FieldError
@@ -32,7 +32,7 @@ GivenName = Annotated[Name, Field(min_length=1), AfterValidator(_no_id)]
 
 def check_name(service: Service, kind: assets.Kind, name: str) -> None:
     """Refuse a name that the catalogue or the operator has. Raises NameTaken."""
-    if service.inventory.has(kind, name):
+    if service.registry.has(kind, name):
         raise NameTaken(f"{name!r} is the name of a {_WORDS[kind]} of this instance; choose another name")
 
 
@@ -80,9 +80,9 @@ def remove_file(session: Session, kind: assets.Kind, file: assets.File) -> None:
 
 
 def send_report(service: Service, kind: assets.Kind, file: assets.File) -> Response:
-    """Answer with the report of an examination. Raises NotExamined."""
+    """Answer with the report of an inspection. Raises NotInspected."""
     if file.status != "ready":
-        raise NotExamined(f"the {_WORDS[kind]} is {file.status} and has no report")
+        raise NotInspected(f"the {_WORDS[kind]} is {file.status} and has no report")
     key = f"{assets.prefix(kind, file.id, file.epoch)}/{assets.REPORT}"
     return Response(b"".join(service.store.read(key)), media_type="application/json")
 

@@ -19,8 +19,8 @@ from app.http.problems import (
     InvalidParameter,
     MalformedBody,
     NameTaken,
-    NotExamined,
     NotFound,
+    NotInspected,
     StoreUnavailable,
     UnsupportedMediaType,
     UploadNotUsable,
@@ -39,7 +39,7 @@ from app.routes.assets import (
     the_upload,
 )
 from core.schema.catalog import DATASETS, DatasetEntry
-from core.schema.inspection_report import DatasetFindings
+from core.schema.inspection_report import DatasetInspection
 
 router = APIRouter(tags=["data sets"])
 
@@ -79,7 +79,7 @@ class DatasetWish(BaseModel):
 def create_dataset(
     wish: DatasetWish, project_id: ProjectId, session: Writing, service: TheService, response: Response
 ) -> schemas.Dataset:
-    """Make a data set of an upload. A worker examines it next: then it is ready, or refused with the reason. One that
+    """Make a data set of an upload. A worker inspects it next: then it is ready, or refused with the reason. One that
     was refused makes room for another of its name."""
     check_name(service, "dataset", wish.name)
     upload = the_upload(session, project_id, wish.upload, "dataset")
@@ -125,12 +125,12 @@ def get_dataset(dataset_id: FileName, project_id: ProjectId, session: Reading, s
 
 @router.get(
     "/datasets/{dataset_id}/report",
-    response_model=DatasetFindings,
-    responses=problems(NotFound, NotExamined, StoreUnavailable),
+    response_model=DatasetInspection,
+    responses=problems(NotFound, NotInspected, StoreUnavailable),
     dependencies=[needs("jobs:read")],
 )
 def get_dataset_report(dataset_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
-    """Get what the examination of a data set has found: classes, counts, refused images with reasons, overlap."""
+    """Get what the inspection of a data set has found: classes, counts, refused images with reasons, overlap."""
     return send_report(service, "dataset", the_file(session, "dataset", project_id, dataset_id))
 
 
@@ -180,7 +180,7 @@ def _find(session: Session, project_id: str, dataset_id: str) -> tables.Dataset 
 
 
 def _known(service: Service) -> list[schemas.Dataset]:
-    local = service.inventory.local_datasets()
+    local = service.registry.local_datasets()
     shipped = [_shipped(entry) for entry in DATASETS.values() if not entry.streamed or entry.name in local]
     return [*shipped, *(_local(name, path) for name, path in local.items() if name not in DATASETS)]
 

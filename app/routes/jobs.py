@@ -46,7 +46,7 @@ from app.routes.webhooks import show_with_secret, too_many
 from app.webhooks import subscriptions, url_policy
 from core.schema.events import Reports
 from core.schema.spec import AnySpec, Kind, Spec, parse
-from core.schema.validation import FieldError, cautions, explain
+from core.schema.validation import FieldError, field_errors, spec_warnings
 
 router = APIRouter(tags=["jobs"])
 
@@ -77,13 +77,13 @@ def parse_spec(
     if not isinstance(body, dict):
         raise InvalidSpec([FieldError(pointer="", code="not_an_object", detail="send a job spec as one JSON object")])
     with service.database.reading() as session:
-        inventory = service.inventory.of_project(session, project_id, body)
+        registry = service.registry.of_project(session, project_id, body)
     try:
         spec = parse(body)
     except ValidationError as error:
-        errors = [*inventory.check_names(body), *explain(error)]
+        errors = [*registry.check_names(body), *field_errors(error)]
         raise InvalidSpec(errors, found=error.error_count()) from None
-    errors = inventory.check(spec)
+    errors = registry.check(spec)
     if errors and not _was_posted(service, project_id, spec, idempotency_key):
         raise InvalidSpec(errors)
     return spec
@@ -181,10 +181,10 @@ def create_job(
 ) -> schemas.PostedJob | Response:
     """Queue a job. The smallest spec names a base model; all that it leaves out is answered resolved."""
     if dry_run:
-        estimate = estimates.foretell(session, project_id, spec)
+        estimate = estimates.predict(session, project_id, spec)
         in_shards = shards.count(session, project_id, spec, service.settings)
-        told = list(cautions(spec))
-        return answer(schemas.DryRun(valid=True, spec=spec, cautions=told, estimate=estimate, shards=in_shards))
+        told = list(spec_warnings(spec))
+        return answer(schemas.DryRun(valid=True, spec=spec, warnings=told, estimate=estimate, shards=in_shards))
     return create_from(session, service, project_id, spec, response, idempotency_key=idempotency_key)
 
 
@@ -373,7 +373,7 @@ def _facts(job: tables.Job) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "spec": job.spec,
-        "cautions": job.cautions,
+        "warnings": job.warnings,
         "estimate": job.estimate,
         "actual": job.actual,
         "metadata": job.labels,

@@ -19,8 +19,8 @@ from app.http.problems import (
     InvalidParameter,
     MalformedBody,
     NameTaken,
-    NotExamined,
     NotFound,
+    NotInspected,
     QuotaExceeded,
     StoreUnavailable,
     UnsupportedMediaType,
@@ -43,7 +43,7 @@ from app.routes.assets import (
     the_upload,
 )
 from core.schema.catalog import DATASETS, MODELS, ModelEntry
-from core.schema.inspection_report import ModelFindings
+from core.schema.inspection_report import ModelInspection
 from core.schema.spec import ImportSpec
 from core.schema.validation import FieldError
 
@@ -52,7 +52,7 @@ router = APIRouter(tags=["models"])
 _NOTHING_OWN: dict[str, Any] = {
     "parameters": None,
     "made_by": None,
-    "doubts": [],
+    "warnings": [],
     "failure": None,
     "created_at": None,
     "finished_at": None,
@@ -107,7 +107,7 @@ class ModelWish(ImportSpec):
 def create_model(
     wish: ModelWish, project_id: ProjectId, session: Writing, service: TheService, response: Response
 ) -> schemas.Model:
-    """Make a base model of an upload or a checkpoint. A worker examines it next: then it is ready, or refused with the
+    """Make a base model of an upload or a checkpoint. A worker inspects it next: then it is ready, or refused with the
     reason. One that was refused makes room for another of its name, of the same upload, too."""
     check_name(service, "model", wish.name)
     try:
@@ -168,12 +168,12 @@ def get_model(model_id: FileName, project_id: ProjectId, session: Reading, servi
 
 @router.get(
     "/models/{model_id}/report",
-    response_model=ModelFindings,
-    responses=problems(NotFound, NotExamined, StoreUnavailable),
+    response_model=ModelInspection,
+    responses=problems(NotFound, NotInspected, StoreUnavailable),
     dependencies=[needs("jobs:read")],
 )
 def get_model_report(model_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
-    """Get what the examination of a base model has found: network, source, what it claims, what is doubtful."""
+    """Get what the inspection of a base model has found: network, source, what it claims, what is doubtful."""
     return send_report(service, "model", the_file(session, "model", project_id, model_id))
 
 
@@ -189,7 +189,7 @@ def delete_model(model_id: FileName, project_id: ProjectId, session: Writing) ->
 
 
 def _known(service: Service) -> list[schemas.Model]:
-    local = service.inventory.local_models()
+    local = service.registry.local_models()
     return [*(_shipped(entry) for entry in MODELS.values()), *(_local(name, model) for name, model in local.items())]
 
 
@@ -208,7 +208,7 @@ def _own(model: assets.File) -> schemas.Model:
             "norm": norm,
             "eps": claims[norm] if norm else None,
             "made_by": show_made_by(model.job_id, model.checkpoint_id),
-            "doubts": summary.get("doubts", []),
+            "warnings": summary.get("warnings", []),
             **known,
         }
     )

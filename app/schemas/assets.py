@@ -4,14 +4,14 @@ from typing import Literal
 
 from app.schemas.answer import Answer
 
-FileStatus = Literal["pending", "examining", "ready", "refused"]
+FileStatus = Literal["pending", "inspecting", "ready", "refused"]
 
 
 class FileFailure(Answer):
     """Why a file was refused."""
 
     code: str
-    """Stable, for programs: from `core.schema.errors`, or the service's own examination_crashed, examination_lost,
+    """Stable, for programs: from `core.schema.errors`, or the service's own inspection_crashed, inspection_lost,
     storage_unavailable, disk_full, internal_error."""
     message: str
     """What is wrong with it."""

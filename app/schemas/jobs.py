@@ -9,7 +9,7 @@ from app.schemas.webhooks import WebhookWithSecret
 from core.schema.catalog import Norm
 from core.schema.events import NormCount, Phase, Rate, Report, Reports, Subject
 from core.schema.spec import Kind, Spec
-from core.schema.validation import Caution
+from core.schema.validation import SpecWarning
 
 Status = Literal["queued", "running", "pausing", "paused", "stopping", "cancelling", "succeeded", "failed", "cancelled"]
 Action = Literal["pause", "resume", "stop", "cancel", "retry"]
@@ -165,7 +165,7 @@ class Job(Listed):
     """When it came to its end."""
     spec: Spec
     """The resolved spec: everything that happens."""
-    cautions: list[Caution]
+    warnings: list[SpecWarning]
     """What is valid and yet likely to disappoint."""
     estimate: Estimate | None
     """What it was expected to take when it was posted; null for a job of an older version."""
@@ -217,7 +217,7 @@ class DryRun(Answer):
     """An invalid spec is answered with 422."""
     spec: Spec
     """The resolved spec."""
-    cautions: list[Caution]
+    warnings: list[SpecWarning]
     """What is valid and yet likely to disappoint."""
     estimate: Estimate
     """What it would take."""

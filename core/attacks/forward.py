@@ -1,6 +1,7 @@
 """Passes through a model, in physical batches that change nothing but the time and the memory they take.
 
-Attacks look at a model only through these two functions. at_once: how many points go through it together; None for all.
+Attacks look at a model only through these two functions. chunk_size: how many points go through it together; None
+for all.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,22 +13,22 @@ PointLoss = Callable[..., Tensor]
 """Turns logits (batch, classes), and tensors with a row per point, into a loss per point (batch,)."""
 
 
-def look(model: nn.Module, points: Tensor, *, at_once: int | None = None) -> Tensor:
+def predict(model: nn.Module, points: Tensor, *, chunk_size: int | None = None) -> Tensor:
     """Compute logits (batch, classes) without a graph."""
     with torch.no_grad():
-        logits = [model(part) for (part,) in _parts(at_once, points)]
+        logits = [model(part) for (part,) in _parts(chunk_size, points)]
     return logits[0] if len(logits) == 1 else torch.cat(logits)
 
 
-def look_uphill(
-    model: nn.Module, points: Tensor, loss: PointLoss, *details: Tensor, at_once: int | None = None
+def loss_and_gradient(
+    model: nn.Module, points: Tensor, loss: PointLoss, *details: Tensor, chunk_size: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute logits (batch, classes), losses (batch,) and the losses' gradients with respect to the points.
 
     details: tensors (batch, ...) that the loss takes after the logits, such as labels. Parameters get no gradient.
     """
     found = []
-    for part, *its in _parts(at_once, points, *details):
+    for part, *its in _parts(chunk_size, points, *details):
         part = part.detach().requires_grad_()
         with torch.enable_grad():
             logits = model(part)
@@ -40,8 +41,8 @@ def look_uphill(
     return logits, values, gradient
 
 
-def _parts(at_once: int | None, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    if at_once is None or len(tensors[0]) <= at_once:
+def _parts(chunk_size: int | None, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    if chunk_size is None or len(tensors[0]) <= chunk_size:
         yield tensors
         return
-    yield from zip(*(tensor.split(at_once) for tensor in tensors), strict=True)
+    yield from zip(*(tensor.split(chunk_size) for tensor in tensors), strict=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import AttackResult, frozen
-from core.attacks.forward import look, look_uphill
+from core.attacks.forward import loss_and_gradient, predict
 from core.attacks.losses import Loss, cross_entropy
 from core.geometry import ascend, per_image, project
 from core.schema.catalog import Norm
@@ -39,34 +39,35 @@ def steepest(
     start: Tensor | None = None,
     targets: Tensor | None = None,
     loss: Loss = cross_entropy,
-    density: float = 0.01,
+    topk_fraction: float = 0.01,
 ) -> SteepestResult:
     """Search the union of the balls for points of high loss, from `start` (default: the images), without randomness.
 
     eps, steps: radius and number of steps per norm; a norm gives a candidate in the first so many rounds, with steps of
-    2.5 eps / steps. density: share of pixels, in [0, 1], that an l1 step changes, at least one; the paper changes 5 to
-    20 of the 3,072 of CIFAR-10. `adversarial` is the point of highest loss of all that were stepped on, the start
-    included. A round costs a forward and a backward pass for the gradient, and a forward pass for each candidate.
+    2.5 eps / steps. topk_fraction: share of pixels, in [0, 1], that an l1 step changes, at least one; the paper
+    changes 5 to 20 of the 3,072 of CIFAR-10. `adversarial` is the point of highest loss of all that were stepped on,
+    the start included. A round costs a forward and a backward pass for the gradient, and a forward pass for each
+    candidate.
     """
     targets = labels if targets is None else targets
     each = torch.ones(len(images), dtype=images.dtype, device=images.device)
     current = images if start is None else start
     with frozen(model):
-        logits, best_loss, gradient = look_uphill(model, current, loss, labels, targets)
+        logits, best_loss, gradient = loss_and_gradient(model, current, loss, labels, targets)
         best, right = current.clone(), logits.argmax(1) == labels
         robust_under = dict.fromkeys(steps, right)
         for done in range(max(steps.values())):
             if done:
-                _, _, gradient = look_uphill(model, current, loss, labels, targets)
+                _, _, gradient = loss_and_gradient(model, current, loss, labels, targets)
             # A pixel at the edge of the box cannot move on: an l1 step that spends itself there is lost.
             blocked = ((gradient > 0) & (current >= 1)) | ((gradient < 0) & (current <= 0))
             gradient = gradient.masked_fill(blocked, 0)
             highest, origin = torch.full_like(best_loss, -torch.inf), current
             for norm in (norm for norm in steps if done < steps[norm]):
                 size = _REACH * eps[norm] / steps[norm]
-                step = ascend(gradient, norm, size * each, density=density * each)
+                step = ascend(gradient, norm, size * each, topk_fraction=topk_fraction * each)
                 candidate = project(images, origin + step, norm, eps[norm])
-                logits = look(model, candidate)
+                logits = predict(model, candidate)
                 values = loss(logits, labels, targets)
                 robust_under[norm] = robust_under[norm] & (logits.argmax(1) == labels)
                 higher = values > highest

@@ -19,7 +19,7 @@ from core.schema.events import (
     Stepped,
     Warned,
 )
-from core.schema.inspection_report import DatasetFindings, ModelFindings
+from core.schema.inspection_report import DatasetInspection, ModelInspection
 
 
 def narrate(event: Event) -> Iterator[str]:
@@ -83,13 +83,13 @@ def table(reports: dict[str, Report | None]) -> Iterator[str]:
         yield f"{report.protocol} protocol, {report.examples} test points, per cent"
 
 
-def describe(found: DatasetFindings | ModelFindings) -> Iterator[str]:
-    """Say in lines what an examination has found."""
+def describe(found: DatasetInspection | ModelInspection) -> Iterator[str]:
+    """Say in lines what an inspection has found."""
     sizes = f"images {' x '.join(map(str, found.shape))}"
-    if isinstance(found, ModelFindings):
+    if isinstance(found, ModelInspection):
         told = ", told from the weights" if found.recognised else ""
         yield f"{found.architecture}{told}: {found.parameters:,} parameters, {sizes}, {found.classes} classes"
-        yield from (f"  doubtful ({doubt.code}): {doubt.message}" for doubt in found.doubts)
+        yield from (f"  doubtful ({doubt.code}): {doubt.message}" for doubt in found.warnings)
         return
     yield f"{len(found.classes)} classes, {sizes}"
     yield f"  {found.train_examples:,} training and {found.test_examples:,} test images, {found.ignored:,} other files"

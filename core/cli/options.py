@@ -14,12 +14,12 @@ from pydantic import BaseModel, ValidationError
 from core.schema.catalog import DATASETS, NORMS
 from core.schema.errors import BadInput
 from core.schema.spec import SPECS, AnySpec, Evaluation, ImportSpec, Method, default_eps, did_you_mean, parse, read_json
-from core.schema.validation import explain
+from core.schema.validation import field_errors
 
 IMPORT = "import-weights"
 MERGE = "merge"
-EXAMINE_DATASET = "examine-dataset"
-EXAMINE_MODEL = "examine-model"
+INSPECT_DATASET = "inspect-dataset"
+INSPECT_MODEL = "inspect-model"
 _PARTS: Mapping[str, type[BaseModel]] = {"method": Method, "evaluation": Evaluation}
 
 
@@ -84,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
             )
     _add_merge(commands)
     _add_import(commands)
-    _add_examinations(commands)
+    _add_inspections(commands)
     return parser
 
 
@@ -122,11 +122,11 @@ def _add_import_fields(command: argparse.ArgumentParser) -> None:
             )
 
 
-def _add_examinations(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_inspections(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     for name, what, help_text in (
-        (EXAMINE_DATASET, "an ImageFolder in a zip archive", "Say what is in a data set of a stranger, within limits."),
+        (INSPECT_DATASET, "an ImageFolder in a zip archive", "Say what is in a data set of a stranger, within limits."),
         (
-            EXAMINE_MODEL,
+            INSPECT_MODEL,
             "safetensors, or a torch file of tensors",
             "Make a checkpoint of a stranger's weights, within limits.",
         ),
@@ -143,7 +143,7 @@ def _add_examinations(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         command.add_argument(
             "--until-stdin-closes", action="store_true", help="end when stdin does: where a program starts it"
         )
-        if name == EXAMINE_MODEL:
+        if name == INSPECT_MODEL:
             _add_import_fields(command)
 
 
@@ -262,7 +262,7 @@ def _said_field_by_field(kind: str) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        problems = {problem.pointer.lstrip("/").replace("/", "."): problem.detail for problem in explain(error)}
+        problems = {problem.pointer.lstrip("/").replace("/", "."): problem.detail for problem in field_errors(error)}
         field, first = next(iter(problems.items()))
         alone = len(problems) == 1
         raise BadInput(

@@ -20,7 +20,7 @@ from core import checkpoint
 from core.attacks import Attack, AttackResult, Steps, frozen
 from core.attacks.apgd import apgd_ce, apgd_t
 from core.attacks.fab import fab_t
-from core.attacks.forward import look
+from core.attacks.forward import predict
 from core.attacks.reference import Name, check_classes, reference
 from core.attacks.rng import Noise
 from core.attacks.square import square
@@ -28,7 +28,7 @@ from core.data.split import Split
 from core.evaluation import report as verdicts
 from core.evaluation.checks import doubts_about
 from core.evaluation.preflight import preflight
-from core.evaluation.resume import KEPT, Kept
+from core.evaluation.resume import STATE_FILE, EvaluationState
 from core.geometry import length
 from core.inputs import Inputs, load
 from core.models.folding import folded
@@ -62,7 +62,7 @@ _TARGETS = 9
 _GROUP = 1024
 _GROUP_BYTES = 256 * 2**20
 # Points that go through the model together. More make a CPU's caches overflow; a GPU wants many.
-_AT_ONCE = {"cpu": 256, "cuda": 1024}
+_CHUNK_SIZE = {"cpu": 256, "cuda": 1024}
 
 
 def attacks_of(protocol: Protocol, norm: Norm, engine: Engine = "temper") -> dict[str, Attack[...]]:
@@ -100,7 +100,7 @@ def evaluate(
     radius per norm in pixel units. batch_size: points that share one stream of random numbers.
     """
     options = Options(protocol=protocol, engine=engine, seed=seed, batch_size=batch_size)
-    steps = evaluating(model, images, labels, eps, options=options, subject="result")
+    steps = iter_evaluate(model, images, labels, eps, options=options, subject="result")
     while True:
         try:
             next(steps)
@@ -119,11 +119,11 @@ class Options:
     batch_size: int
     part: Part | None = None
     """Which part of an evaluation this is."""
-    keep: Kept = field(default_factory=Kept)
+    keep: EvaluationState = field(default_factory=EvaluationState)
     """Where what is found on the way is kept, so that a broken evaluation goes on with it."""
 
 
-def evaluating(
+def iter_evaluate(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -185,7 +185,7 @@ class _Search:
         self, model: nn.Module, images: Tensor, labels: Tensor, eps: Mapping[Norm, float], options: Options
     ) -> None:
         self._model, self._images, self._labels, self._eps, self._options = model, images, labels, eps, options
-        self._room = Room(_AT_ONCE.get(images.device.type, 256), images.device)
+        self._room = Room(_CHUNK_SIZE.get(images.device.type, 256), images.device)
         self._quick = folded(model, images[:8]) if options.engine == "temper" else model
         self._keep = options.keep
         self.resumes = self._keep.begin(self._identity)
@@ -195,7 +195,9 @@ class _Search:
         images, labels = (points[: self._options.batch_size] for points in (self._images, self._labels))
         protocol = self._options.protocol
         return self._room.fit(
-            lambda at_once: list(doubts_about(self._model, images, labels, protocol, targets=_TARGETS, at_once=at_once))
+            lambda chunk_size: list(
+                doubts_about(self._model, images, labels, protocol, targets=_TARGETS, chunk_size=chunk_size)
+            )
         )
 
     def clean(self) -> Tensor:
@@ -248,7 +250,7 @@ class _Search:
         searched = self._model if norm == "l1" and name.startswith("apgd") else self._quick
         while True:
             noise = Noise(self._options.seed, sizes)
-            options = {"noise": noise, "at_once": self._room.at_once, "state": self._keep.state(key)}
+            options = {"noise": noise, "chunk_size": self._room.chunk_size, "state": self._keep.state(key)}
             try:
                 with closing(attack.steps(searched, images, labels, norm, eps, **options)) as steps:
                     result = yield from self._take(steps, key)
@@ -281,7 +283,9 @@ class _Search:
 
     def _right(self, images: Tensor, labels: Tensor) -> Tensor:
         """Say of each point (examples,) whether the model classifies it right."""
-        return self._room.fit(lambda at_once: look(self._model, images, at_once=at_once)).argmax(1) == labels
+        return (
+            self._room.fit(lambda chunk_size: predict(self._model, images, chunk_size=chunk_size)).argmax(1) == labels
+        )
 
     def _check(self, error: RuntimeError, size: int) -> None:
         """Raise what went wrong in an attack, unless it may be tried again with fewer points at once.
@@ -309,7 +313,7 @@ class _Search:
         return digest.hexdigest()
 
 
-def score(
+def run_evaluation(
     spec: EvaluateSpec, output: Path, inputs: Inputs | None = None, *, shard: tuple[int, int] | None = None
 ) -> Iterator[Event]:
     """Evaluate the base model of a spec, and write `report.json` into `output`.
@@ -325,8 +329,8 @@ def score(
     yield started
     with full_float32():
         yield from preflight(loaded, started)
-    kept = Kept(output / KEPT, kind="state")
-    report = yield from judge(loaded.model, test, spec, "result", keep=kept, part=part)
+    kept = EvaluationState(output / STATE_FILE, kind="state")
+    report = yield from evaluate_for_spec(loaded.model, test, spec, "result", keep=kept, part=part)
     reports = Reports(before=None, after=report)
     yield Entered(phase="publishing")
     yield save_reports(reports, started, output, step=0, epoch=0)
@@ -347,13 +351,13 @@ def _share(test: Split, batch_size: int, number: int, count: int) -> tuple[Part,
     return Part(index=number, count=count, first=first), test.pick(torch.arange(first, min(end, len(test))))
 
 
-def judge(
+def evaluate_for_spec(
     model: nn.Module,
     test: Split,
     spec: AnySpec,
     subject: Subject,
     *,
-    keep: Kept,
+    keep: EvaluationState,
     part: Part | None = None,
 ) -> Generator[Event, None, Report]:
     """Evaluate a model on test points as a spec asks for, reporting all the while.
@@ -363,7 +367,7 @@ def judge(
     yield Entered(phase="evaluating", subject=subject)
     asked = spec.evaluation
     options = Options(asked.protocol, asked.engine, spec.seed, asked.batch_size, part=part, keep=keep)
-    report = yield from evaluating(model, test.images(), test.labels, spec.eps, options=options, subject=subject)
+    report = yield from iter_evaluate(model, test.images(), test.labels, spec.eps, options=options, subject=subject)
     yield Evaluated(subject=subject, report=report)
     return report
 

@@ -7,17 +7,17 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
-from core.attacks.forward import look, look_uphill
+from core.attacks.forward import loss_and_gradient, predict
 from core.attacks.losses import Loss, cross_entropy, dlr
 from core.schema.events import AttackRecord, Flag
 from core.schema.spec import Protocol
 
 
 def doubts_about(
-    model: nn.Module, images: Tensor, labels: Tensor, protocol: Protocol, *, targets: int, at_once: int | None = None
+    model: nn.Module, images: Tensor, labels: Tensor, protocol: Protocol, *, targets: int, chunk_size: int | None = None
 ) -> Iterator[Flag]:
     """Look at a model in eval mode on some points. targets: wrong classes that the protocol's attacks move towards."""
-    answers = [look(model, images, at_once=at_once) for _ in range(5)]
+    answers = [predict(model, images, chunk_size=chunk_size) for _ in range(5)]
     logits = answers[0]
     directions = [answer / (answer.norm(dim=1, keepdim=True) + 1e-10) for answer in answers]
     if any((direction - directions[0]).norm(dim=1).max() > 1e-4 for direction in directions):
@@ -29,12 +29,12 @@ def doubts_about(
         yield Flag(
             code="probabilities", message="the model returns probabilities; attacks need logits, before the softmax"
         )
-    if still := _points_without_gradient(model, images, labels, dlr, at_once):
+    if still := _points_without_gradient(model, images, labels, dlr, chunk_size):
         yield Flag(
             code="zero_gradients",
             message=f"{still} of {len(labels)} points have no gradient; gradient-based attacks cannot move them",
         )
-    elif (saturated := _points_without_gradient(model, images, labels, cross_entropy, at_once)) > len(labels) / 10:
+    elif (saturated := _points_without_gradient(model, images, labels, cross_entropy, chunk_size)) > len(labels) / 10:
         # Of a sound model that is very sure of some points the rest tells enough.
         blind = "it is all that this protocol attacks with" if protocol == "fast" else "other attacks have to find them"
         yield Flag(
@@ -57,8 +57,10 @@ def are_probabilities(logits: Tensor) -> bool:
     return bool(answers.min() > -1e-5 and answers.max() < 1 + 1e-5 and (answers.sum(1) - 1).abs().max() < 1e-2)
 
 
-def _points_without_gradient(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, at_once: int | None) -> int:
-    logits, _, gradient = look_uphill(model, images, loss, labels, labels, at_once=at_once)
+def _points_without_gradient(
+    model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, chunk_size: int | None
+) -> int:
+    logits, _, gradient = loss_and_gradient(model, images, loss, labels, labels, chunk_size=chunk_size)
     # Where the model is wrong to begin with, this loss may be flat and nothing is amiss.
     right = logits.argmax(1) == labels
     return int((right & (gradient.flatten(1).abs().sum(1) == 0)).sum())

@@ -1,4 +1,4 @@
-"""Examine a base model on a few test points before a run spends hours on it.
+"""Inspect a base model on a few test points before a run spends hours on it.
 
 What would make the run worthless is refused: logits that are not numbers, probabilities in place of logits, no gradient
 at the images, another number of classes than the data set's. What makes it doubtful is a warning; its code begins with
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.attacks import frozen
 from core.attacks.apgd import apgd
-from core.attacks.forward import look, look_uphill
+from core.attacks.forward import loss_and_gradient, predict
 from core.attacks.losses import cross_entropy
 from core.checkpoint import Claim
 from core.data.split import Split
@@ -28,8 +28,8 @@ from core.schema.spec import FineTuneSpec
 
 _POINTS = 128
 _ATTACKED = 64
-# Together in a pass: fewer than any training step holds, so that the examination fits wherever the run does.
-_AT_ONCE = 32
+# Together in a pass: fewer than any training step holds, so that the inspection fits wherever the run does.
+_CHUNK_SIZE = 32
 _STEPS = 10
 # A difference of accuracies, or a shortfall, counts from three standard deviations: in a thousand sound models, one.
 _DEVIATIONS = 3
@@ -49,7 +49,7 @@ def preflight(loaded: Loaded, started: Started) -> Iterator[Warned]:
         return
     at_home = header.trained_on(spec.dataset, started.data_sha256)
     claims = {norm: Claim(claim.eps, claim.robust if at_home else None) for norm, claim in header.claims().items()}
-    yield from examine(loaded.model, loaded.test, loaded.blueprint, claims)
+    yield from inspect(loaded.model, loaded.test, loaded.blueprint, claims)
     entry = find_architecture(loaded.blueprint.architecture)
     if isinstance(spec, FineTuneSpec) and entry and spec.learning_rate > 10 * entry.learning_rate:
         yield Warned(
@@ -59,7 +59,7 @@ def preflight(loaded: Loaded, started: Started) -> Iterator[Warned]:
         )
 
 
-def examine(model: nn.Module, test: Split, blueprint: Blueprint, claims: Mapping[Norm, Claim]) -> Iterator[Warned]:
+def inspect(model: nn.Module, test: Split, blueprint: Blueprint, claims: Mapping[Norm, Claim]) -> Iterator[Warned]:
     """Warn of what is doubtful about a model, on the first test points; claims: how robust it is said to be.
 
     Raises BadWeights and DoesNotFit for what is hopeless.
@@ -67,9 +67,9 @@ def examine(model: nn.Module, test: Split, blueprint: Blueprint, claims: Mapping
     part = test.first(_POINTS)
     images, labels = part.images(), part.labels
     with frozen(model):
-        logits = look(model, images, at_once=_AT_ONCE)
+        logits = predict(model, images, chunk_size=_CHUNK_SIZE)
         _refuse(model, images, logits, blueprint.classes)
-        yield from _unsteady(model, images[:_AT_ONCE], logits[:_AT_ONCE])
+        yield from _unsteady(model, images[:_CHUNK_SIZE], logits[:_CHUNK_SIZE])
         right = logits.argmax(1) == labels
         yield from _without_gradient(model, images[:_ATTACKED], labels[:_ATTACKED])
         yield from _misled(model, images, labels, right, blueprint)
@@ -77,15 +77,15 @@ def examine(model: nn.Module, test: Split, blueprint: Blueprint, claims: Mapping
             yield from _overrated(model, images[:_ATTACKED], labels[:_ATTACKED], norm, claim)
 
 
-def examine_on_noise(model: nn.Module, blueprint: Blueprint) -> Iterator[Warned]:
+def inspect_on_noise(model: nn.Module, blueprint: Blueprint) -> Iterator[Warned]:
     """Warn of what is doubtful about a model where there are no images for it: what needs none, and no labels.
 
     Raises BadWeights and DoesNotFit for what is hopeless.
     """
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(_AT_ONCE, *blueprint.shape, generator=generator)
+    images = torch.rand(_CHUNK_SIZE, *blueprint.shape, generator=generator)
     with frozen(model):
-        logits = look(model, images, at_once=_AT_ONCE)
+        logits = predict(model, images, chunk_size=_CHUNK_SIZE)
         _refuse(model, images, logits, blueprint.classes)
         yield from _unsteady(model, images, logits)
         yield from _without_gradient(model, images, logits.argmax(1))
@@ -117,16 +117,16 @@ def _are_squashed(model: nn.Module, images: Tensor, logits: Tensor) -> bool:
     """Say whether every answer is in [0, 1], far from the others, and stays there whatever the model is shown."""
     if logits.min() < 0 or logits.max() > 1:
         return False
-    few = images[: _AT_ONCE // 4]
+    few = images[: _CHUNK_SIZE // 4]
     extreme = torch.cat([100 * few, -100 * few, 1 - few, torch.zeros_like(few)])
-    answers = torch.cat([logits, look(model, extreme, at_once=_AT_ONCE)])
+    answers = torch.cat([logits, predict(model, extreme, chunk_size=_CHUNK_SIZE)])
     # A network that was never trained may answer with small numbers of one sign, but all of them alike.
     return bool(answers.min() >= 0 and answers.max() <= 1 and answers.max() - answers.min() > 0.5)
 
 
 def _unsteady(model: nn.Module, images: Tensor, logits: Tensor) -> Iterator[Warned]:
     limit = 1e-3 * logits.abs().max().clamp(min=1e-6)
-    if (look(model, images) - logits).abs().max() > limit:
+    if (predict(model, images) - logits).abs().max() > limit:
         yield Warned(
             code="preflight_randomized",
             message="the model answers the same images differently each time: attacks that expect one answer overrate "
@@ -134,7 +134,7 @@ def _unsteady(model: nn.Module, images: Tensor, logits: Tensor) -> Iterator[Warn
         )
         return
     half = max(len(images) // 2, 1)
-    if (look(model, images[:half]) - logits[:half]).abs().max() > limit:
+    if (predict(model, images[:half]) - logits[:half]).abs().max() > limit:
         yield Warned(
             code="preflight_batch_dependent",
             message="the model's answer to an image depends on the images beside it: its batch norm has no running "
@@ -143,7 +143,7 @@ def _unsteady(model: nn.Module, images: Tensor, logits: Tensor) -> Iterator[Warn
 
 
 def _without_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Warned]:
-    parts = zip(images.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True)
+    parts = zip(images.split(_CHUNK_SIZE), labels.split(_CHUNK_SIZE), strict=True)
     still = sum(_without(model, points, answers) for points, answers in parts)
     if still == len(images):
         raise BadWeights(
@@ -163,7 +163,7 @@ def _without_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Itera
 
 def _saturated(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Warned]:
     """Training and the quicker attacks go by the cross-entropy, which is flat where the logits are far too large."""
-    logits, _, gradient = look_uphill(model, images, cross_entropy, labels, labels, at_once=_AT_ONCE)
+    logits, _, gradient = loss_and_gradient(model, images, cross_entropy, labels, labels, chunk_size=_CHUNK_SIZE)
     right = logits.argmax(1) == labels
     flat = int((right & (gradient.flatten(1).abs().amax(1) == 0)).sum())
     if flat > len(images) / 10:
@@ -244,7 +244,7 @@ def _misled(model: nn.Module, images: Tensor, labels: Tensor, right: Tensor, blu
     found: dict[int, _Scaling] = {}
     # Where nearly all are right, no other scaling can do noticeably better.
     for scaling in _scalings(images, blueprint) if total - count > total / 20 else ():
-        other = look(model, scaling(images), at_once=_AT_ONCE).argmax(1) == labels
+        other = predict(model, scaling(images), chunk_size=_CHUNK_SIZE).argmax(1) == labels
         won, lost = int((other & ~right).sum()), int((right & ~other).sum())
         if won - lost > max(_DEVIATIONS * sqrt(won + lost), total / 20):
             found.setdefault(int(other.sum()), scaling)
@@ -268,11 +268,11 @@ def _misled(model: nn.Module, images: Tensor, labels: Tensor, right: Tensor, blu
 
 def _overrated(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm, claim: Claim) -> Iterator[Warned]:
     """Look whether a quick attack, which finds less than AutoAttack, already finds more than is claimed."""
-    parts = list(zip(images.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True))
+    parts = list(zip(images.split(_CHUNK_SIZE), labels.split(_CHUNK_SIZE), strict=True))
     attacks = (apgd(model, *part, norm, claim.eps, steps=_STEPS, goal="error") for part in parts)
     robust, total = sum(int(attack.robust.sum()) for attack in attacks), len(labels)
     if claim.robust is None:
-        clean = int((look(model, images, at_once=_AT_ONCE).argmax(1) == labels).sum())
+        clean = int((predict(model, images, chunk_size=_CHUNK_SIZE).argmax(1) == labels).sum())
         # Adversarially trained models keep half of their accuracy or more, others next to none.
         least, said = clean / 5 if clean >= _ENOUGH else 0, "is said to be robust"
     else:

@@ -25,7 +25,7 @@ from core.evaluation.report import digits
 from core.schema.errors import DiskFull
 from core.schema.events import Saved
 
-KEPT = "verdicts.safetensors"
+STATE_FILE = "verdicts.safetensors"
 """Where in the output folder of a run an evaluation under way keeps what it has found."""
 
 _KEY = "temper-verdicts"
@@ -63,7 +63,7 @@ class _Found:
     state: State = field(default_factory=dict)
 
 
-class Kept:
+class EvaluationState:
     """What the evaluations of a run, one after the other, have found so far."""
 
     def __init__(self, path: Path | None = None, *, kind: Literal["state", "verdicts"] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The examination of a file that a stranger has uploaded: is it a data set or a base model, and what is in it?
+"""The inspection of a file that a stranger has uploaded: is it a data set or a base model, and what is in it?
 
 Everything that opens such a file runs here, in a process of its own under `core.sandbox`. What a data set's report
 refuses, a run with `--leave-out-unusable` does not see either: both read by `core.data.image_folder`.
@@ -23,12 +23,20 @@ from core.checkpoint import Claim, Header
 from core.data.class_folders import name_classes
 from core.data.image_folder import Found, look_through
 from core.data.safe_zip import Caps, show
-from core.evaluation.preflight import examine, examine_on_noise
+from core.evaluation.preflight import inspect, inspect_on_noise
 from core.intake.import_weights import import_weights, recognise
 from core.schema.catalog import DATASETS
 from core.schema.errors import BadDataset, BadWeights, OverLimit
 from core.schema.events import Warned
-from core.schema.inspection_report import DatasetFindings, Doubt, ModelFindings, Overlap, RefusedImage, Thumbnail, Twins
+from core.schema.inspection_report import (
+    DatasetInspection,
+    InspectionWarning,
+    ModelInspection,
+    Overlap,
+    RefusedImage,
+    Thumbnail,
+    Twins,
+)
 from core.schema.spec import ImportSpec
 
 REPORT = "report.json"
@@ -41,7 +49,7 @@ _THUMBNAIL_SIDE = 64
 _LARGEST_HEADER = 100 * 2**20
 
 
-def examine_dataset(file: Path, output: Path, *, caps: Caps) -> DatasetFindings:
+def inspect_dataset(file: Path, output: Path, *, caps: Caps) -> DatasetInspection:
     """Read an ImageFolder zip through, and write report.json and a few thumbnails into `output`.
 
     caps: what the archive may hold; its decoded images must not be more than that together either. An image that cannot
@@ -64,7 +72,7 @@ def examine_dataset(file: Path, output: Path, *, caps: Caps) -> DatasetFindings:
         )
     classes = name_classes(seen.counts, ("train", "test"), "the archive")
     _refuse_names(classes)
-    findings = DatasetFindings(
+    findings = DatasetInspection(
         sha256=checkpoint.hash_file(file),
         size=file.stat().st_size,
         shape=(3 if seen.in_colour else 1, *seen.size),
@@ -174,7 +182,7 @@ def _refuse_names(classes: tuple[str, ...]) -> None:
             )
 
 
-def examine_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int) -> ModelFindings:
+def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int) -> ModelInspection:
     """Make a checkpoint of weights, ours or of others, look at what it computes, and write both into `output`.
 
     spec: what its owner says of it. A network that nobody names is told from the weights where only one fits. Raises
@@ -191,9 +199,9 @@ def examine_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
         recognised = not (spec.architecture or spec.published)
         import_weights(file, recognise(file, spec) if recognised else spec, target)
         model, header = checkpoint.load(target)
-    doubts, looked_at = _doubts(model, header)
+    warnings, looked_at = _warnings(model, header)
     blueprint = header.blueprint
-    findings = ModelFindings(
+    findings = ModelInspection(
         source=kind,
         source_sha256=checkpoint.hash_file(file),
         sha256=checkpoint.hash_file(target),
@@ -210,7 +218,7 @@ def examine_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
         base_sha256=header.base_sha256,
         data_sha256=header.data_sha256,
         looked_at=looked_at,
-        doubts=tuple(Doubt(code=doubt.code, message=doubt.message) for doubt in doubts),
+        warnings=tuple(InspectionWarning(code=doubt.code, message=doubt.message) for doubt in warnings),
     )
     checkpoint.write_file(output / REPORT, findings.model_dump_json().encode())
     return findings
@@ -248,12 +256,12 @@ def _kind(file: Path, max_bytes: int) -> Literal["checkpoint", "safetensors", "t
         ) from error
 
 
-def _doubts(model: torch.nn.Module, header: Header) -> tuple[list[Warned], Literal["digits", "noise"]]:
+def _warnings(model: torch.nn.Module, header: Header) -> tuple[list[Warned], Literal["digits", "noise"]]:
     """Look at what the model computes, on images that are at hand without a network."""
     blueprint, entry = header.blueprint, DATASETS["digits"]
     if (blueprint.shape, blueprint.classes) != (entry.shape, entry.classes):
-        return list(examine_on_noise(model, blueprint)), "noise"
+        return list(inspect_on_noise(model, blueprint)), "noise"
     digits = data.load(entry.name)
     at_home = header.trained_on(entry.name, digits.sha256())
     claims = {norm: Claim(claim.eps, claim.robust if at_home else None) for norm, claim in header.claims().items()}
-    return list(examine(model, digits.test.first(len(digits.test)), blueprint, claims)), "digits"
+    return list(inspect(model, digits.test.first(len(digits.test)), blueprint, claims)), "digits"

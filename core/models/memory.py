@@ -38,8 +38,8 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 class Room:
     """How many images of a batch go through a model together: half as many each time that they are too many."""
 
-    def __init__(self, at_once: int, device: torch.device) -> None:
-        self.at_once = at_once
+    def __init__(self, chunk_size: int, device: torch.device) -> None:
+        self.chunk_size = chunk_size
         self._device = device
 
     def fit(self, compute: Callable[[int], _Found]) -> _Found:
@@ -49,7 +49,7 @@ class Room:
         """
         while True:
             try:
-                return compute(self.at_once)
+                return compute(self.chunk_size)
             except RuntimeError as error:
                 self.check(error)
             # Only here is what the failed attempt held free again.
@@ -59,7 +59,7 @@ class Room:
         """Raise the error unless it means that memory is short; OutOfMemory where not even one image fits."""
         if not is_out_of_memory(error):
             raise error
-        if self.at_once == 1:
+        if self.chunk_size == 1:
             raise OutOfMemory(
                 f"one image at a time does not fit the memory of {self._device}",
                 hint="use a device with more memory, or a smaller network",
@@ -67,7 +67,7 @@ class Room:
 
     def halve(self) -> None:
         """Take half as many images from now on, and let go of what the attempt held."""
-        self.at_once //= 2
+        self.chunk_size //= 2
         release(self._device)
 
 

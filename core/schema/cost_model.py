@@ -2,7 +2,7 @@
 
 Training costs what its attacks and updates do, to the pass; of a method that draws a norm for each batch, the mean of
 its norms. Evaluations cost at most what is counted here: an attack spends no pass on a point that has fallen. What is
-done once and on a few points, such as the examination of a base model, is left out.
+done once and on a few points, such as the inspection of a base model, is left out.
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,8 @@
 """What a run reports: one JSON line per event, typed. No torch.
 
-`core.training.run.fine_tune` and `core.evaluation.autoattack.score` yield these; `python -m core --json` prints
-them, the service stores them, the client shows them. A run opens with Started and closes with Finished, Paused or
-Failed.
+`core.training.run.fine_tune` and `core.evaluation.autoattack.run_evaluation` yield these; `python -m core --json`
+prints them, the service stores them, the client shows them. A run opens with Started and closes with Finished,
+Paused or Failed.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""What an examination of an uploaded file finds: a data set's or a base model's. No torch.
+"""What an inspection of an uploaded file finds: a data set's or a base model's. No torch.
 
-`python -m core examine-dataset` and `examine-model` write it as report.json; the service stores and shows it. Names in
+`python -m core inspect-dataset` and `inspect-model` write it as report.json; the service stores and shows it. Names in
 it were chosen by whoever made the file: they are shortened, and hold nothing that does not print.
 """
 
@@ -55,7 +55,7 @@ class Thumbnail(_Finding):
     """Its class."""
 
 
-class DatasetFindings(_Finding):
+class DatasetInspection(_Finding):
     """What is in a data set."""
 
     kind: Literal["dataset"] = "dataset"
@@ -95,7 +95,7 @@ class DatasetFindings(_Finding):
         return sum(self.test.values())
 
 
-class Doubt(_Finding):
+class InspectionWarning(_Finding):
     """What is doubtful about a model."""
 
     code: str
@@ -104,7 +104,7 @@ class Doubt(_Finding):
     """What it is."""
 
 
-class ModelFindings(_Finding):
+class ModelInspection(_Finding):
     """What a base model is."""
 
     kind: Literal["model"] = "model"
@@ -139,16 +139,16 @@ class ModelFindings(_Finding):
     data_sha256: str | None
     """Hash of the data that it was made with, where it says so."""
     looked_at: Literal["digits", "noise"]
-    """The images that it was examined on: the digits where they fit it, else noise, which shows neither accuracy nor
-    a wrong normalisation; the first run's own examination does."""
-    doubts: tuple[Doubt, ...]
+    """The images that it was inspected on: the digits where they fit it, else noise, which shows neither accuracy nor
+    a wrong normalisation; the first run's own inspection does."""
+    warnings: tuple[InspectionWarning, ...]
     """What was found doubtful."""
 
 
-Findings = Annotated[DatasetFindings | ModelFindings, Field(discriminator="kind")]
-_findings: TypeAdapter[DatasetFindings | ModelFindings] = TypeAdapter(Findings)
+Findings = Annotated[DatasetInspection | ModelInspection, Field(discriminator="kind")]
+_findings: TypeAdapter[DatasetInspection | ModelInspection] = TypeAdapter(Findings)
 
 
-def read(content: bytes) -> DatasetFindings | ModelFindings:
+def read(content: bytes) -> DatasetInspection | ModelInspection:
     """Read a report. Raises pydantic's ValidationError."""
     return _findings.validate_json(content)

@@ -24,7 +24,7 @@ from core.schema.spec import (
 )
 
 
-class Caution(BaseModel):
+class SpecWarning(BaseModel):
     """Something about a valid spec that its author should know."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
@@ -35,14 +35,14 @@ class Caution(BaseModel):
     """For people."""
 
 
-def cautions(spec: AnySpec) -> tuple[Caution, ...]:
+def spec_warnings(spec: AnySpec) -> tuple[SpecWarning, ...]:
     """Say what is valid and yet likely to disappoint."""
     found = []
     eps = spec.eps
     base = MODELS.get(getattr(spec, "base_model", ""))
     if base and base.norm in eps and abs(eps[base.norm] - base.eps) > 1e-6:
         found.append(
-            Caution(
+            SpecWarning(
                 code="eps_differs_from_base",
                 message=f"{base.name} was made robust at {base.norm} {base.eps:g}, this run uses {eps[base.norm]:g}",
             )
@@ -51,16 +51,16 @@ def cautions(spec: AnySpec) -> tuple[Caution, ...]:
         return tuple(found)
     if "extra_share" in spec.model_fields_set and spec.extra_share != EXTRA_SHARE and not spec.extra_dataset:
         found.append(
-            Caution(
+            SpecWarning(
                 code="extra_share_unused",
                 message="extra_share changes nothing without a second data set: name one as extra_dataset",
             )
         )
     if spec.method.name == "nat":
-        found.append(Caution(code="no_attack", message="natural training attacks nothing: expect no robustness"))
+        found.append(SpecWarning(code="no_attack", message="natural training attacks nothing: expect no robustness"))
     if spec.method.name == "pat":
         found.append(
-            Caution(
+            SpecWarning(
                 code="no_norm_attacked",
                 message="perceptual training attacks no l_p ball: expect less robustness at eps than from the other "
                 "methods, and more against changes that are no ball",
@@ -70,7 +70,7 @@ def cautions(spec: AnySpec) -> tuple[Caution, ...]:
     # The convex hull of the linf and the l1 ball contains an l2 ball of about this radius (Croce & Hein 2020, 2022).
     if extremes and eps.keys() >= set(NORMS) and sqrt(eps["l1"] * eps["linf"]) < eps["l2"]:
         found.append(
-            Caution(
+            SpecWarning(
                 code="l2_not_covered",
                 message=f"sqrt(eps.l1 * eps.linf) = {sqrt(eps['l1'] * eps['linf']):.3g} is below eps.l2 = "
                 f"{eps['l2']:g}: E-AT with linf and l1 need not make the model robust to l2; consider method sat, or "
@@ -93,7 +93,7 @@ class FieldError(BaseModel):
     """What is wrong and what to do."""
 
 
-def explain(error: ValidationError, *, limit: int = 20) -> list[FieldError]:
+def field_errors(error: ValidationError, *, limit: int = 20) -> list[FieldError]:
     """Turn a validation error of `parse` into an entry per field, each with its remedy, up to `limit` of them."""
     own = (details for details in error.errors(include_url=False) if details["type"] != CONSEQUENCE)
     return [_field_error(details) for details in islice(own, limit)]

@@ -30,25 +30,25 @@ _DRIFT = 0.2
 
 
 def monitor(
-    model: nn.Module, held_out: Split, spec: TrainingSpec, *, step: int, epoch: float, at_once: int
+    model: nn.Module, held_out: Split, spec: TrainingSpec, *, step: int, epoch: float, chunk_size: int
 ) -> Monitored:
     """Measure clean, per-norm and union accuracy on the held-out images by APGD on the cross-entropy, 20 steps.
 
-    The model is attacked in eval mode and handed back in the mode it was in. at_once: how many images go through it
+    The model is attacked in eval mode and handed back in the mode it was in. chunk_size: how many images go through it
     together, unless that is too many.
     """
     begun = time.monotonic()
     images, labels = held_out.images(), held_out.labels
     robust, strong, training = torch.ones_like(labels, dtype=torch.bool), {}, {}
-    room = Room(at_once, images.device)
+    room = Room(chunk_size, images.device)
 
-    def attack(norm: Norm, eps: float, at_once: int) -> AttackResult:
+    def attack(norm: Norm, eps: float, chunk_size: int) -> AttackResult:
         # The same noise after every epoch, so that epochs differ by the weights alone.
         noise = Noise(spec.seed, [len(labels)])
-        return apgd_ce(model, images, labels, norm, eps, steps=_STEPS, noise=noise, at_once=at_once)
+        return apgd_ce(model, images, labels, norm, eps, steps=_STEPS, noise=noise, chunk_size=chunk_size)
 
-    def attack_as_training(norm: Norm, eps: float, at_once: int) -> AttackResult:
-        options: dict[str, Any] = {"density": Adversary.density, "goal": "error", "at_once": at_once}
+    def attack_as_training(norm: Norm, eps: float, chunk_size: int) -> AttackResult:
+        options: dict[str, Any] = {"topk_fraction": Adversary.topk_fraction, "goal": "error", "chunk_size": chunk_size}
         return apgd(model, images, labels, norm, eps, steps=spec.method.steps[norm], **options)
 
     for norm, eps in spec.eps.items():

@@ -21,21 +21,21 @@ from core.data import Dataset
 from core.data.split import Split
 from core.data.stream import Stream
 from core.data.training_set import TrainingSet
-from core.evaluation.autoattack import judge, save_reports
+from core.evaluation.autoattack import evaluate_for_spec, save_reports
 from core.evaluation.preflight import preflight
-from core.evaluation.resume import KEPT, Kept
+from core.evaluation.resume import STATE_FILE, EvaluationState
 from core.inputs import Inputs, load
 from core.models.memory import peak_memory
 from core.models.precision import full_float32
 from core.schema.errors import BadInput, BadWeights, Diverged
 from core.schema.events import Entered, Event, Finished, Paused, Report, Reports, Resumed, Saved, Stepped, Warned
 from core.schema.spec import FineTuneSpec, TrainingSpec, count_held_out
-from core.signals import Wishes
+from core.signals import StopRequests
 from core.training import resume
 from core.training.distributed import Ranks, joined
 from core.training.monitoring import alarm, monitor
 from core.training.resume import Best, Progress, State
-from core.training.trainer import Course, stream
+from core.training.trainer import Trainer, stream
 
 _BEST = "best.safetensors"
 _CHECKPOINT = "checkpoint.safetensors"
@@ -46,20 +46,20 @@ def fine_tune(
     output: Path,
     inputs: Inputs | None = None,
     *,
-    wishes: Wishes | None = None,
+    requests: StopRequests | None = None,
     restart: bool = False,
 ) -> Iterator[Event]:
     """Fine-tune a base model, or train a network from random weights, and prove what came of it.
 
     Writes `checkpoint.safetensors` and `report.json` into `output`, and on the way state files, from which the same
     call goes on when it was cut off; they are removed at the end. `best.safetensors` holds the best epoch's weights.
-    The same spec, inputs and device give the same weights. wishes: heeded after each step. restart: begin anew where
+    The same spec, inputs and device give the same weights. requests: heeded after each step. restart: begin anew where
     there is a state. In several processes, started by torchrun, only the first one reports and writes. Raises the
     errors of `core.schema.errors`.
     """
     inputs = inputs or Inputs()
     with full_float32(), joined(spec.gpus, inputs.device) as ranks:
-        run = _Run(spec, output, replace(inputs, device=ranks.device), ranks, wishes or Wishes())
+        run = _Run(spec, output, replace(inputs, device=ranks.device), ranks, requests or StopRequests())
         for event in run.events(restart=restart):
             if ranks.first:
                 yield event
@@ -68,23 +68,23 @@ def fine_tune(
 class _Run:
     """One call of fine_tune, in one process."""
 
-    def __init__(self, spec: TrainingSpec, output: Path, inputs: Inputs, ranks: Ranks, wishes: Wishes) -> None:
+    def __init__(self, spec: TrainingSpec, output: Path, inputs: Inputs, ranks: Ranks, requests: StopRequests) -> None:
         self.begun = time.monotonic()
         checkpoint.make_folder(output)
-        self.spec, self.output, self.ranks, self.wishes = spec, output, ranks, wishes
+        self.spec, self.output, self.ranks, self.requests = spec, output, ranks, requests
         self.loaded = load(spec, inputs)
         part, held_out = _hold_out(spec, _training_part(spec, self.loaded.dataset))
         self.held_out = held_out.to(ranks.device)
         train = TrainingSet(part, self.loaded.dataset.extra, spec.extra_share).to(ranks.device)
-        self.course = Course(spec, self.loaded.model, train, ranks)
-        self.started = self.loaded.started(train_examples=len(train), total_steps=self.course.total_steps)
+        self.trainer = Trainer(spec, self.loaded.model, train, ranks)
+        self.started = self.loaded.started(train_examples=len(train), total_steps=self.trainer.total_steps)
         self.before: Report | None = None
         self.best: Best | None = None
         self.stopped_at: int | None = None
         self.saved: Saved | None = None
         """The last state file that this call has written or gone on from."""
         self.saved_at = time.monotonic()
-        self.kept = Kept(output / KEPT, kind="verdicts")
+        self.kept = EvaluationState(output / STATE_FILE, kind="verdicts")
         """What an evaluation has found so far."""
 
     def events(self, *, restart: bool) -> Iterator[Event]:
@@ -95,24 +95,26 @@ class _Run:
         self.ranks.wait()
         if found:
             self._restore(found)
-            yield Resumed(step=self.course.step, epoch=self.course.epoch)
+            yield Resumed(step=self.trainer.step, epoch=self.trainer.epoch)
         elif self.ranks.first:
             yield from self._foretell()
             yield from preflight(self.loaded, self.started)
             resume.clear(self.output)
             (self.output / _BEST).unlink(missing_ok=True)
             if isinstance(self.spec, FineTuneSpec) and self.spec.evaluation.include_base:
-                self.before = yield from judge(self.loaded.model, self.loaded.test, self.spec, "base", keep=self.kept)
+                self.before = yield from evaluate_for_spec(
+                    self.loaded.model, self.loaded.test, self.spec, "base", keep=self.kept
+                )
                 yield self._save_state()
         yield Entered(phase="training")
-        self.wishes.stepping = True
+        self.requests.stepping = True
         try:
             yield from self._train()
         finally:
-            self.wishes.stepping = False
+            self.requests.stepping = False
         # A wish may have come after the last step was over.
-        if self.course.pausing or self.wishes.pause:
-            yield Paused(step=self.course.step, epoch=self.course.epoch)
+        if self.trainer.pausing or self.requests.pause:
+            yield Paused(step=self.trainer.step, epoch=self.trainer.epoch)
         elif self.ranks.first:
             yield from self._deliver()
 
@@ -126,21 +128,21 @@ class _Run:
 
     def _train(self) -> Generator[Event, None, None]:
         """Take all steps that are left, and after each do what is due."""
-        course = self.course
-        course.start_clock()
+        trainer = self.trainer
+        trainer.start_clock()
         self.saved_at = time.monotonic()
         self.loaded.model.train()
-        while course.step < course.total_steps and self.stopped_at is None and not course.pausing:
-            for event in course.take_step(self.wishes):
+        while trainer.step < trainer.total_steps and self.stopped_at is None and not trainer.pausing:
+            for event in trainer.take_step(self.requests):
                 if isinstance(event, Stepped) and not isfinite(event.loss):
                     raise self._diverged(f"the loss is {event.loss} at step {event.step}")
                 yield event
-            if course.stopping and course.step < course.total_steps:
-                self.stopped_at = course.step
+            if trainer.stopping and trainer.step < trainer.total_steps:
+                self.stopped_at = trainer.step
                 yield Warned(
                     code="stopped_early",
-                    message=f"stopped at step {course.step} of {course.total_steps}, as asked: the best weights so far "
-                    "are evaluated and delivered",
+                    message=f"stopped at step {trainer.step} of {trainer.total_steps}, as asked: the best weights so "
+                    "far are evaluated and delivered",
                 )
             if self.ranks.first:
                 yield from self._look_back()
@@ -148,57 +150,57 @@ class _Run:
 
     def _look_back(self) -> Generator[Event, None, None]:
         """Monitor at the end of an epoch, and save the state then, when it is time, and when the run is to end here."""
-        ends = self.course.step % self.course.steps_per_epoch == 0 or self.stopped_at is not None
+        ends = self.trainer.step % self.trainer.steps_per_epoch == 0 or self.stopped_at is not None
         due = time.monotonic() - self.saved_at >= 60 * self.spec.save_minutes
-        if not (ends or due or self.course.pausing):
+        if not (ends or due or self.trainer.pausing):
             return
-        if not self.course.is_finite():
-            raise self._diverged(f"weights are no longer numbers after step {self.course.step}")
+        if not self.trainer.is_finite():
+            raise self._diverged(f"weights are no longer numbers after step {self.trainer.step}")
         if ends and len(self.held_out):
             yield from self._monitor()
         yield self._save_state()
 
     def _monitor(self) -> Generator[Event, None, None]:
         """Look how the model fares on the held-out images, and keep the best weights."""
-        course = self.course
+        trainer = self.trainer
         # As many images as a training step looks at in this process.
-        at_once = -(-self.spec.batch_size // (self.ranks.size * course.parts))
+        chunk_size = -(-self.spec.batch_size // (self.ranks.size * trainer.parts))
         seen = monitor(
-            self.loaded.model, self.held_out, self.spec, step=course.step, epoch=course.epoch, at_once=at_once
+            self.loaded.model, self.held_out, self.spec, step=trainer.step, epoch=trainer.epoch, chunk_size=chunk_size
         )
         yield seen
         if warning := alarm(seen):
             yield warning
         if self.best is None or seen.union.count >= self.best.union.count:
-            self.best = Best(step=course.step, union=seen.union)
-            yield self._save_weights("best", self.output / _BEST, step=course.step, reports=None)
+            self.best = Best(step=trainer.step, union=seen.union)
+            yield self._save_weights("best", self.output / _BEST, step=trainer.step, reports=None)
 
     def _diverged(self, what: str) -> Diverged:
         kept = f"; the last good state, of step {self.saved.step}, is {self.saved.path}" if self.saved else ""
         return Diverged(what + kept, hint="lower the learning rate", field="learning_rate")
 
     def _save_state(self) -> Saved:
-        course = self.course
+        trainer = self.trainer
         progress = Progress(
             spec=self.spec,
             base_sha256=self.started.base_sha256,
             data_sha256=self.started.data_sha256,
-            step=course.step,
-            epoch=course.epoch,
-            seconds=course.seconds,
-            counts=course.counts,
-            parts=course.parts,
+            step=trainer.step,
+            epoch=trainer.epoch,
+            seconds=trainer.seconds,
+            counts=trainer.counts,
+            parts=trainer.parts,
             best=self.best,
             stopped_at=self.stopped_at,
             before=self.before,
         )
-        self.saved = resume.save(self.output, State(progress, course.tensors()))
+        self.saved = resume.save(self.output, State(progress, trainer.tensors()))
         self.saved_at = time.monotonic()
         return self.saved
 
     def _restore(self, found: State) -> None:
         progress = found.progress
-        self.course.restore(
+        self.trainer.restore(
             found.tensors,
             step=progress.step,
             parts=progress.parts,
@@ -219,15 +221,15 @@ class _Run:
 
     def _deliver(self) -> Generator[Event, None, None]:
         """Evaluate the last weights, or the best ones where the run was stopped early, and write all files."""
-        model, step = self.loaded.model, self.course.step
+        model, step = self.loaded.model, self.trainer.step
         if self.stopped_at is not None and self.best and (kept := self._best_weights()):
             model.load_state_dict(kept[0].state_dict())
             step = kept[1].step
-        after = yield from judge(model, self.loaded.test, self.spec, "result", keep=self.kept)
+        after = yield from evaluate_for_spec(model, self.loaded.test, self.spec, "result", keep=self.kept)
         reports = Reports(before=self.before, after=after)
         yield Entered(phase="publishing")
         yield self._save_weights("checkpoint", self.output / _CHECKPOINT, step=step, reports=reports)
-        epoch = step / self.course.steps_per_epoch
+        epoch = step / self.trainer.steps_per_epoch
         yield save_reports(reports, self.started, self.output, step=step, epoch=epoch)
         resume.clear(self.output)
         memory = peak_memory(self.loaded.device)
@@ -255,7 +257,7 @@ class _Run:
             sha256=sha256,
             size=path.stat().st_size,
             step=step,
-            epoch=step / self.course.steps_per_epoch,
+            epoch=step / self.trainer.steps_per_epoch,
         )
 
 

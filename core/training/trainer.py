@@ -24,7 +24,7 @@ from core.schema.catalog import Norm
 from core.schema.errors import BadInput, OutOfMemory
 from core.schema.events import NormCount, Stepped, Warned
 from core.schema.spec import FineTuneSpec, Schedule, TrainingSpec
-from core.signals import Wishes
+from core.signals import StopRequests
 from core.training.distributed import Ranks, share_batch_norm
 from core.training.methods import Share, build
 from core.training.methods.adversary import Adversary
@@ -44,7 +44,7 @@ class _Outcome:
     """Those of them that withstood it."""
 
 
-class Course:
+class Trainer:
     """A run between two steps."""
 
     def __init__(self, spec: TrainingSpec, model: nn.Module, train: TrainingSet, ranks: Ranks) -> None:
@@ -104,7 +104,7 @@ class Course:
         """Count the seconds from now on."""
         self._since = time.monotonic()
 
-    def take_step(self, wishes: Wishes) -> Iterator[Stepped | Warned]:
+    def take_step(self, requests: StopRequests) -> Iterator[Stepped | Warned]:
         """Train on the next batch, with the model in train mode, and say how that went.
 
         Raises OutOfMemory with a batch size that may fit.
@@ -116,7 +116,7 @@ class Course:
             group["lr"] = rate
         parts, counts = self.parts, self.counts
         with self._layers.drawing():
-            outcome = self._agree(self._update(images, labels, whole), wishes)
+            outcome = self._agree(self._update(images, labels, whole), requests)
         self._rule.counts = {
             norm: NormCount(seen=count.seen + outcome.seen[norm], robust=count.robust + outcome.robust[norm])
             for norm, count in counts.items()
@@ -266,12 +266,12 @@ class Course:
             )
         return replace(outcome, loss=outcome.loss + rest.settle())
 
-    def _agree(self, outcome: _Outcome, wishes: Wishes) -> _Outcome:
+    def _agree(self, outcome: _Outcome, requests: StopRequests) -> _Outcome:
         """Put together what the processes found, and what each of them was asked for."""
         if self.ranks.size == 1:
-            self.pausing, self.stopping = wishes.pause, wishes.stop
+            self.pausing, self.stopping = requests.pause, requests.stop
             return outcome
-        mine = [outcome.loss, wishes.pause, wishes.stop, *outcome.seen.values(), *outcome.robust.values()]
+        mine = [outcome.loss, requests.pause, requests.stop, *outcome.seen.values(), *outcome.robust.values()]
         summed = self.ranks.add(torch.tensor(mine, dtype=torch.float64, device=self.ranks.device)).tolist()
         loss, pause, stop, *numbers = summed
         self.pausing, self.stopping = pause > 0, stop > 0

@@ -53,5 +53,5 @@ def instance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def server(instance: Instance) -> Iterator[str]:
     """One server for each: tests elsewhere have theirs."""
-    with serving(*instance, chores=()) as url:
+    with serving(*instance, periodic_tasks=()) as url:
         yield url

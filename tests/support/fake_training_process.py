@@ -168,7 +168,7 @@ def act(name, folder):
             sys.exit(2)
 
 
-def heed_signals():
+def handle_signals():
     """As `core.signals` does."""
 
     def pause(*_):
@@ -190,7 +190,7 @@ def main():
     kind, spec_file, *options = sys.argv[1:]
     assert "--json" in options
     assert "--until-stdin-closes" in options
-    heed_signals()
+    handle_signals()
     threading.Thread(target=die_with_the_supervisor, daemon=True).start()
     folder = Path(options[options.index("--output") + 1])
     if kind == "merge":

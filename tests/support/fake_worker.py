@@ -8,9 +8,9 @@ from worker import main, polling
 from worker.attempt import core_command
 
 
-def fake_command(claim, folder, inventory):
+def fake_command(claim, folder, registry):
     """The command of the real training process, to the fake one."""
-    _python, _m, _core, *rest = core_command(claim, folder, inventory)
+    _python, _m, _core, *rest = core_command(claim, folder, registry)
     return [sys.executable, "-S", str(Path(__file__).parent / "fake_training_process.py"), *rest]
 
 

@@ -11,7 +11,7 @@ import httpx2
 import uvicorn
 
 from app.main import create_app
-from app.operations.maintenance import CHORES, Chore
+from app.operations.maintenance import PERIODIC_TASKS, PeriodicTask
 from app.platform.database import Database, open_database
 from app.platform.settings import Settings
 from app.projects.keys import new_key
@@ -57,11 +57,13 @@ def add_key(database: Database, project: Project, *scopes: Scope) -> str:
 
 
 @contextmanager
-def serving(settings: Settings, database: Database, *, chores: Sequence[Chore] = CHORES) -> Iterator[str]:
+def serving(
+    settings: Settings, database: Database, *, periodic_tasks: Sequence[PeriodicTask] = PERIODIC_TASKS
+) -> Iterator[str]:
     """Serve the API in a thread, and give its address."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
-        uvicorn.Config(create_app(settings, database, chores=chores), http="h11", log_level="warning")
+        uvicorn.Config(create_app(settings, database, periodic_tasks=periodic_tasks), http="h11", log_level="warning")
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -103,7 +103,7 @@ def job_json(**changes: Any) -> dict[str, Any]:
         "started_at": None,
         "finished_at": None,
         "spec": {},
-        "cautions": [],
+        "warnings": [],
         "metadata": {},
         "attempt": 0,
         "progress": None,

@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from app.assets.registry import Inventory
+from app.assets.registry import Registry
 from app.jobs import ingest, lifecycle
-from app.jobs.leases import Claim, LostOwnership
+from app.jobs.leases import Claim, LeaseLost
 from app.queries import training_curve
 from app.storage import LocalStore, StorageFull, StorageUnavailable
 from app.tables import Attempt, Checkpoint, Delivery, Event, Job, Metric, State
@@ -32,8 +32,8 @@ from worker.attempt import Workplace, core_command, run
 def place(settings, database, monkeypatch):
     """A worker's place with the fake trainer, whose short runs are recorded as often as long ones."""
     monkeypatch.setattr("worker.training_process._BATCH_SECONDS", 0.2)
-    inventory = Inventory(settings.models_dir, settings.datasets_dir)
-    return Workplace(settings, database, LocalStore(settings.objects_dir), inventory, fake_command)
+    registry = Registry(settings.models_dir, settings.datasets_dir)
+    return Workplace(settings, database, LocalStore(settings.objects_dir), registry, fake_command)
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def post(database, project):
 def claim(place):
     with place.database.writing() as session:
         settings = place.settings
-        patience = lifecycle.Patience.of(settings)
-        return lifecycle.claim(session, worker="w", lease_seconds=settings.lease_seconds, patience=patience)
+        retry_policy = lifecycle.RetryPolicy.of(settings)
+        return lifecycle.claim(session, worker="w", lease_seconds=settings.lease_seconds, retry_policy=retry_policy)
 
 
 def run_next(place):
@@ -127,12 +127,12 @@ def test_the_command_names_local_files_and_no_shipped_ones(place, settings):
     (settings.datasets_dir / "more-birds.npz").touch()
     body = {"base_model": "mine", "dataset": "birds", "extra_dataset": "more-birds", "eps": {"linf": 0.1, "l1": 1}}
     spec = parse(body)
-    command = core_command(Claim("job_1", 1, spec), Path("/work"), place.inventory)
+    command = core_command(Claim("job_1", 1, spec), Path("/work"), place.registry)
     assert command[1:4] == ["-m", "core", "finetune"]
     assert command[command.index("--weights") + 1] == str(settings.models_dir / "mine.safetensors")
     assert command[command.index("--data") + 1] == str(settings.datasets_dir / "birds.tar.xz")
     assert command[command.index("--extra-data") + 1] == str(settings.datasets_dir / "more-birds.npz")
-    shipped = core_command(Claim("job_1", 1, parse({"base_model": "digits-cnn-linf"})), Path("/w"), place.inventory)
+    shipped = core_command(Claim("job_1", 1, parse({"base_model": "digits-cnn-linf"})), Path("/w"), place.registry)
     assert not {"--weights", "--data", "--extra-data"} & set(shipped)
 
 
@@ -304,14 +304,14 @@ def test_a_state_that_is_not_ours_to_save_changes_nothing(place, post):
     with place.database.writing() as session:
         session.execute(update(Job).values(epoch=lost.epoch + 1, owner="other"))
     saved = Saved(kind="state", path="x", sha256="0" * 64, size=1, step=9, epoch=0.9)
-    with pytest.raises(LostOwnership), place.database.writing() as session:
+    with pytest.raises(LeaseLost), place.database.writing() as session:
         ingest.save_state(session, lost, saved, name="x", key="k")
     assert states_of(place, job_id) == ["state-5.safetensors", "state-6.safetensors"]
 
 
 def test_a_job_on_several_gpus_is_started_by_torchrun(place):
     spec = parse({"base_model": "digits-cnn-linf", "gpus": 4})
-    command = core_command(Claim("job_1", 1, spec), Path("/w"), place.inventory)
+    command = core_command(Claim("job_1", 1, spec), Path("/w"), place.registry)
     assert command[1:8] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "-m", "core"]
 
 

@@ -92,7 +92,7 @@ def test_a_ring_starts_a_job_at_once(deaf):
 
 
 @pytest.mark.slow
-def test_a_ring_has_a_file_examined_at_once(deaf):
+def test_a_ring_has_a_file_inspected_at_once(deaf):
     with deaf.worker() as worker, deaf.client() as api:
         ready(deaf, worker)
         answer = api.post("/datasets", json={"upload": send(api, b"no zip"), "name": "birds"})

@@ -1,4 +1,4 @@
-"""A worker examines what was uploaded, in a process that opens it, and the service never does."""
+"""A worker inspects what was uploaded, in a process that opens it, and the service never does."""
 
 import io
 import os
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from app.assets.registry import Inventory
+from app.assets.registry import Registry
 from app.storage import LocalStore
 from core import checkpoint
 from core.schema.events import Failed, Warned
@@ -20,13 +20,13 @@ from tests.support.processes import processes_with, wait_until
 from tests.support.uploading import pack, send
 from worker import inspector
 from worker.attempt import Workplace, run
-from worker.inspector import examine_next
+from worker.inspector import inspect_next
 
 
 @pytest.fixture
 def place(settings, database):
-    inventory = Inventory(settings.models_dir, settings.datasets_dir)
-    return Workplace(settings, database, LocalStore(settings.objects_dir), inventory)
+    registry = Registry(settings.models_dir, settings.datasets_dir)
+    return Workplace(settings, database, LocalStore(settings.objects_dir), registry)
 
 
 def post_dataset(api, content, name="mine"):
@@ -60,22 +60,22 @@ def shipped_weights():
     return {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
-def test_a_data_set_is_examined_and_shown(api, place):
+def test_a_data_set_is_inspected_and_shown(api, place):
     post_dataset(api, pack(two_classes() | {"train/cat/9.png": image(1)[:40]}))
-    assert examine_next(place)
+    assert inspect_next(place)
     shown = api.get("/datasets/mine").json()
     assert (shown["status"], shown["shape"], shown["refused"]) == ("ready", [3, 5, 6], 1), shown
     report = api.get("/datasets/mine/report").json()
     assert report["refused_images"][0]["name"] == "train/cat/9.png"
     with Image.open(io.BytesIO(api.get(shown["thumbnails"][0]["href"]).content)) as thumbnail:
         assert thumbnail.size == (6, 5)
-    assert not examine_next(place)
+    assert not inspect_next(place)
     assert list(place.settings.work_dir.iterdir()) == []
 
 
 def test_a_hostile_archive_is_refused_with_its_reason(api, place):
     post_dataset(api, pack(two_classes() | {"../../etc/passwd.png": b"x"}))
-    examine_next(place)
+    inspect_next(place)
     failure = api.get("/datasets/mine").json()["failure"]
     assert failure["code"] == "bad_dataset"
     assert "leads out of the archive" in failure["message"]
@@ -92,7 +92,7 @@ class Canary:
 def test_a_pickle_is_refused_and_its_canary_never_sings(api, place, tmp_path):
     canary = tmp_path / "canary"
     post_model(api, as_torch({"weights": shipped_weights(), "more": Canary(canary)}))
-    examine_next(place)
+    inspect_next(place)
     failure = api.get("/models/mine").json()["failure"]
     assert failure["code"] == "bad_weights", failure
     assert not canary.exists()
@@ -100,7 +100,7 @@ def test_a_pickle_is_refused_and_its_canary_never_sings(api, place, tmp_path):
 
 def test_weights_of_others_become_a_base_model_with_what_was_said_of_them(api, place):
     posted = post_model(api, as_torch(shipped_weights()), dataset="digits", norm="linf", eps=0.15)
-    examine_next(place)
+    inspect_next(place)
     shown = api.get(f"/models/{posted}").json()
     assert (shown["status"], shown["architecture"], shown["norm"]) == ("ready", "digits-cnn", "linf"), shown
     report = api.get(shown["report"]).json()
@@ -110,7 +110,7 @@ def test_weights_of_others_become_a_base_model_with_what_was_said_of_them(api, p
 
 @pytest.fixture
 def slow(place, monkeypatch):
-    """Have the examination be a process that does nothing, or what a test says."""
+    """Have the inspection be a process that does nothing, or what a test says."""
 
     def slow(script):
         command = ["python", "-c", script]
@@ -123,16 +123,16 @@ def slow(place, monkeypatch):
 def test_a_file_that_kills_its_process_is_refused(api, slow):
     place = slow("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     post_dataset(api, b"zip")
-    examine_next(place)
+    inspect_next(place)
     assert api.get("/datasets/mine").json()["failure"]["message"].endswith("it was ended by SIGSEGV.")
 
 
 def test_a_process_that_does_not_end_is_killed(api, slow, monkeypatch):
     monkeypatch.setattr(inspector, "_GRACE_SECONDS", 0)
     place = slow("import time; time.sleep(600)  # does not end")
-    place = replace(place, settings=place.settings.model_copy(update={"examination_seconds": 1}))
+    place = replace(place, settings=place.settings.model_copy(update={"inspection_seconds": 1}))
     post_dataset(api, b"zip")
-    examine_next(place)
+    inspect_next(place)
     assert api.get("/datasets/mine").json()["failure"]["code"] == "over_limit"
     assert processes_with("# does not end") == []
 
@@ -141,16 +141,16 @@ def test_a_process_killed_from_outside_is_another_try_but_not_for_ever(api, slow
     place = slow("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     post_dataset(api, b"zip")
     tries = 0
-    while examine_next(place):
+    while inspect_next(place):
         tries += 1
     assert tries == place.settings.max_losses
-    assert api.get("/datasets/mine").json()["failure"]["code"] == "examination_lost"
+    assert api.get("/datasets/mine").json()["failure"]["code"] == "inspection_lost"
 
 
 def test_a_worker_that_stops_hands_the_file_back_and_leaves_no_process(api, slow):
     place = slow("import time; time.sleep(600)  # hands back")
     post_dataset(api, b"zip")
-    thread = threading.Thread(target=examine_next, args=(place,))
+    thread = threading.Thread(target=inspect_next, args=(place,))
     thread.start()
     wait_until(lambda: processes_with("# hands back"))
     place.stopping.set()
@@ -162,7 +162,7 @@ def test_a_worker_that_stops_hands_the_file_back_and_leaves_no_process(api, slow
 def test_a_worker_that_has_lost_the_file_kills_the_process_and_writes_nothing(api, slow, database):
     place = slow("import time; time.sleep(600)  # lost")
     posted = post_dataset(api, b"zip")
-    thread = threading.Thread(target=examine_next, args=(place,))
+    thread = threading.Thread(target=inspect_next, args=(place,))
     thread.start()
     wait_until(lambda: processes_with("# lost"))
     assert api.delete(f"/datasets/{posted}").status_code == 204
@@ -178,19 +178,19 @@ def test_the_process_has_no_secret_and_cannot_point_the_service_elsewhere(api, s
     script = f"import os, pathlib; pathlib.Path({str(seen)!r}).write_text(repr(dict(os.environ)))"
     place = slow(script)
     post_dataset(api, b"zip")
-    examine_next(place)
+    inspect_next(place)
     assert "hush" not in seen.read_text()
     # It ended well and said nothing: that is no report.
-    assert api.get("/datasets/mine").json()["failure"]["code"] == "examination_crashed"
+    assert api.get("/datasets/mine").json()["failure"]["code"] == "inspection_crashed"
 
 
-def test_a_damaged_object_is_not_examined(api, place, settings):
+def test_a_damaged_object_is_not_inspected(api, place, settings):
     post_dataset(api, b"zip")
     (object_,) = [path for path in settings.objects_dir.rglob("uploads/**/*") if path.is_file()]
     object_.write_bytes(b"zap")
-    while examine_next(place):
+    while inspect_next(place):
         pass
-    assert api.get("/datasets/mine").json()["failure"]["code"] == "examination_lost"
+    assert api.get("/datasets/mine").json()["failure"]["code"] == "inspection_lost"
     assert list(settings.cache_dir.iterdir()) == []
 
 
@@ -198,9 +198,9 @@ def test_a_damaged_object_is_not_examined(api, place, settings):
 @pytest.mark.timeout(600)
 def test_an_uploaded_data_set_and_an_uploaded_model_become_a_robust_model_and_that_the_next_base(api, place, claim_job):
     post_dataset(api, digits(bad=2), "my-digits")
-    examine_next(place)
+    inspect_next(place)
     post_model(api, as_torch(shipped_weights()), dataset="digits", norm="linf", eps=0.15)
-    examine_next(place)
+    inspect_next(place)
     body = {
         "base_model": "mine",
         "dataset": "my-digits",
@@ -224,7 +224,7 @@ def test_an_uploaded_data_set_and_an_uploaded_model_become_a_robust_model_and_th
     run(claim_job(place), place)
     assert api.get(f"/jobs/{second}").json()["status"] == "succeeded"
     api.post("/models", json={"checkpoint": job["checkpoint"], "name": "robust"})
-    examine_next(place)
+    inspect_next(place)
     assert api.delete(f"/jobs/{first}").status_code == 204
     third = api.post("/jobs", json=body | {"base_model": "robust"}).json()["id"]
     run(claim_job(place), place)
@@ -238,18 +238,18 @@ def claim_job():
 
     def claim_job(place):
         with place.database.writing() as session:
-            patience = lifecycle.Patience.of(place.settings)
-            return lifecycle.claim(session, worker="w", lease_seconds=60, patience=patience)
+            retry_policy = lifecycle.RetryPolicy.of(place.settings)
+            return lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=retry_policy)
 
     return claim_job
 
 
-def test_what_the_examination_warns_of_is_in_the_log(api, place, monkeypatch, caplog):
+def test_what_the_inspection_warns_of_is_in_the_log(api, place, monkeypatch, caplog):
     warning = Warned(code="not_cut_off", message="this process can reach the network").model_dump_json()
     failed = Failed(code="bad_dataset", message="no", hint="none", field=None, retryable=False).model_dump_json()
     said = f"print({warning!r}); print({failed!r}); raise SystemExit(2)"
     monkeypatch.setattr(inspector, "command", lambda *_: [sys.executable, "-c", said])
     dataset = post_dataset(api, b"zip")
-    assert examine_next(place)
+    assert inspect_next(place)
     assert f"dataset {dataset}: this process can reach the network" in caplog.text
     assert api.get(f"/datasets/{dataset}").json()["failure"]["code"] == "bad_dataset"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import select
 
-from app.assets.registry import Inventory
+from app.assets.registry import Registry
 from app.jobs import lifecycle
 from app.jobs.leases import log_key
 from app.storage import LocalStore
@@ -22,15 +22,15 @@ from worker.attempt import Workplace, run
 def place(settings, database):
     """A worker's place that stores logs ten times a second."""
     settings = settings.model_copy(update={"log_seconds": 0.1})
-    inventory = Inventory(settings.models_dir, settings.datasets_dir)
-    return Workplace(settings, database, LocalStore(settings.objects_dir), inventory, fake_command)
+    registry = Registry(settings.models_dir, settings.datasets_dir)
+    return Workplace(settings, database, LocalStore(settings.objects_dir), registry, fake_command)
 
 
 def start(place, project, **wish):
     """Queue and claim a job."""
     with place.database.writing() as session:
         lifecycle.create(session, project.id, parse({"base_model": "digits-cnn-linf", "metadata": wish}))
-        return lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience())
+        return lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
 
 
 def logged(place, held):

@@ -7,7 +7,7 @@ from contextlib import closing
 import httpx2
 import pytest
 
-from app.assets.registry import Inventory
+from app.assets.registry import Registry
 from app.jobs import lifecycle
 from app.platform.settings import Settings
 from app.storage import open_store
@@ -28,15 +28,15 @@ def place(settings, database, bucket):
     """A worker's place with the fake trainer, before a bucket."""
     settings = Settings(**{**settings.model_dump(), **bucket})
     with closing(open_store(settings)) as store:
-        inventory = Inventory(settings.models_dir, settings.datasets_dir)
-        yield Workplace(settings, database, store, inventory, fake_command)
+        registry = Registry(settings.models_dir, settings.datasets_dir)
+        yield Workplace(settings, database, store, registry, fake_command)
 
 
 def run_job(place, project):
     with place.database.writing() as session:
         job = lifecycle.create(session, project.id, parse(DIGITS)).job
     with place.database.writing() as session:
-        claim = lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience())
+        claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
     run(claim, place)
     return job.id
 

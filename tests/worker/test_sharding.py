@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import select
 
-from app.assets.registry import Inventory
+from app.assets.registry import Registry
 from app.jobs import lifecycle
 from app.operations.garbage_collection import sweep_states
 from app.storage import LocalStore
@@ -25,9 +25,9 @@ from worker.polling import work
 @pytest.fixture
 def place(settings, database):
     """A worker's place with the fake trainer, where two jobs run side by side."""
-    inventory = Inventory(settings.models_dir, settings.datasets_dir)
+    registry = Registry(settings.models_dir, settings.datasets_dir)
     settings = settings.model_copy(update={"concurrency": 2})
-    place = Workplace(settings, database, LocalStore(settings.objects_dir), inventory, fake_command)
+    place = Workplace(settings, database, LocalStore(settings.objects_dir), registry, fake_command)
     yield place
     place.stopping.set()
 
@@ -69,7 +69,9 @@ def work_until(place, condition, *, seconds=20):
 
 def run_next(place):
     with place.database.writing() as session:
-        claim = lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience.of(place.settings))
+        claim = lifecycle.claim(
+            session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy.of(place.settings)
+        )
     run(claim, place)
     return claim
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from core.attacks import AttackResult, frozen
 from core.attacks.apgd import apgd
 from core.attacks.compiling import Compiled
-from core.attacks.forward import look
+from core.attacks.forward import predict
 from core.attacks.losses import Loss, cross_entropy, kl_divergence
 from core.models.folding import Twin
 from core.schema.catalog import Norm
@@ -45,7 +45,7 @@ class Adversary:
     """Attacks training batches, counts per norm how they fared, and turns what it found into a loss."""
 
     # Training starts l1 attacks with a twentieth of the pixels, evaluation with a fifth.
-    density = 0.05
+    topk_fraction = 0.05
 
     def __init__(self, method: Method, eps: Mapping[Norm, float], generator: torch.Generator) -> None:
         self.counts = {norm: NormCount(seen=0, robust=0) for norm in method.norms}
@@ -71,7 +71,7 @@ class Adversary:
             start=aim.start,
             targets=aim.targets,
             loss=aim.loss,
-            density=self.density,
+            topk_fraction=self.topk_fraction,
         )
         self.count(norm, result.robust)
         return result
@@ -93,17 +93,18 @@ class Adversary:
         if self._beta is None:
             return Aim()
         with frozen(model):
-            answers = look(model, images)
+            answers = predict(model, images)
         return Aim(kl_divergence, answers, self._beside(images))
 
     def _beside(self, images: Tensor) -> Tensor:
         """Change a few pixels of each image by very little, away from the nearer end of the box.
 
-        So few that an l1 attack, which goes by what its start has changed, takes its first step on `density` of them.
+        So few that an l1 attack, which goes by what its start has changed, takes its first step on `topk_fraction`
+        of them.
         """
         source = self._generator
         pixels = prod(images.shape[1:])
-        changed = max(round(1.5 * self.density * pixels), 1)
+        changed = max(round(1.5 * self.topk_fraction * pixels), 1)
 
         def draw(kind: Callable[..., Tensor], numbers: int) -> Tensor:
             return self.share.draw(

@@ -1,4 +1,4 @@
-"""Data sets and models of a project's own: posted, examined, named by jobs, shown, removed."""
+"""Data sets and models of a project's own: posted, inspected, named by jobs, shown, removed."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,11 +6,11 @@ import pytest
 
 from app.assets import assets, uploads
 from app.jobs import ingest, lifecycle
-from app.operations.maintenance import Premises, clear_files_away
+from app.operations.maintenance import MaintenanceContext, clear_files_away
 from app.schemas import FileFailure
 from app.tables import Dataset, Job, Model, Upload
 from core.schema.events import Saved
-from core.schema.inspection_report import DatasetFindings, ModelFindings, Overlap, Thumbnail
+from core.schema.inspection_report import DatasetInspection, ModelInspection, Overlap, Thumbnail
 from core.schema.spec import parse
 from tests.support.instance import DIGITS, add_key, add_project, calling
 from tests.support.uploading import send
@@ -34,7 +34,7 @@ def dataset_findings(**changed):
         "overlap": Overlap(count=1, examples=()),
         "thumbnails": (Thumbnail(file="thumbnail-0.png", name="train/0/1.png", part="train", label="0"),),
     }
-    return DatasetFindings(**(found | changed))
+    return DatasetInspection(**(found | changed))
 
 
 def model_findings(**changed):
@@ -55,9 +55,9 @@ def model_findings(**changed):
         "base_sha256": None,
         "data_sha256": None,
         "looked_at": "digits",
-        "doubts": (),
+        "warnings": (),
     }
-    return ModelFindings(**(found | changed))
+    return ModelInspection(**(found | changed))
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def claim(database, worker="w", **changed):
 
 
 def accept(database, service_store, held, folder):
-    """End an examination well, with what it delivers."""
+    """End an inspection well, with what it delivers."""
     found = dataset_findings() if held.kind == "dataset" else model_findings()
     (folder / "file").write_bytes(found.model_dump_json().encode())
     for name in ("report.json", "thumbnail-0.png", "model.safetensors"):
@@ -108,13 +108,13 @@ def spec(**changed):
     return {"base_model": "mine", "dataset": "birds", "eps": EPS} | changed
 
 
-def test_a_data_set_waits_for_its_examination_and_is_then_ready_and_shown(api, database, store, tmp_path):
+def test_a_data_set_waits_for_its_inspection_and_is_then_ready_and_shown(api, database, store, tmp_path):
     answer = post_dataset(api)
     assert (answer.status_code, answer.json()["status"]) == (201, "pending")
     here = answer.headers["Location"]
-    assert api.get(f"{here}/report").json()["code"] == "not_examined"
+    assert api.get(f"{here}/report").json()["code"] == "not_inspected"
     held = claim(database)
-    assert api.get(here).json()["status"] == "examining"
+    assert api.get(here).json()["status"] == "inspecting"
     accept(database, store, held, tmp_path)
     shown = api.get("/datasets/birds").json()
     assert shown == api.get(here).json()
@@ -262,38 +262,38 @@ def test_a_data_set_is_never_removed_under_a_job_that_is_just_posted(api, databa
 def test_what_is_deleted_leaves_no_object_and_no_room_behind(api, settings, database, store, ready, project):
     api.delete("/datasets/birds")
     api.delete("/models/mine")
-    clear_files_away(Premises(settings, database, store, None))
+    clear_files_away(MaintenanceContext(settings, database, store, None))
     assert [key for kind in ("datasets", "models") for key in store.keys(kind)] == []
     with database.reading() as session:
         assert uploads.room_taken(session, project.id) == 0
         assert {upload.status for upload in session.query(Upload)} == {"aborted"}
 
 
-def test_what_is_ready_keeps_its_objects_and_what_a_stale_examination_left_goes(
+def test_what_is_ready_keeps_its_objects_and_what_a_stale_inspection_left_goes(
     api, settings, database, store, ready, tmp_path
 ):
     (tmp_path / "file").write_bytes(b"x")
     store.put(f"{assets.prefix('dataset', ready[0]['id'], 0)}/report.json", tmp_path / "file")
-    clear_files_away(Premises(settings, database, store, None))
+    clear_files_away(MaintenanceContext(settings, database, store, None))
     keys = list(store.keys("datasets"))
     assert {key.split("/")[2] for key in keys} == {"1"}
     assert api.get("/datasets/birds/report").status_code == 200
 
 
-def test_an_examination_whose_worker_is_lost_is_begun_again_but_not_for_ever(api, database):
+def test_an_inspection_whose_worker_is_lost_is_begun_again_but_not_for_ever(api, database):
     post_dataset(api)
     stale = claim(database, lease_seconds=-1)
     second = claim(database, lease_seconds=-1)
     assert second.epoch == 2
-    with database.writing() as session, pytest.raises(assets.LostExamination):
+    with database.writing() as session, pytest.raises(assets.LostInspection):
         assets.accept(session, stale, dataset_findings(), key="x", size=1, sha256="0" * 64)
     third = claim(database, lease_seconds=-1)
     assert third.epoch == 3
     assert claim(database) is None
-    assert api.get("/datasets/birds").json()["failure"]["code"] == "examination_lost"
+    assert api.get("/datasets/birds").json()["failure"]["code"] == "inspection_lost"
 
 
-def test_two_workers_do_not_examine_one_file(api, database):
+def test_two_workers_do_not_inspect_one_file(api, database):
     post_dataset(api)
     with ThreadPoolExecutor(4) as pool:
         held = [each for each in pool.map(lambda _: claim(database), range(4)) if each]
@@ -307,7 +307,7 @@ def finished_job(database, project, **changed):
     """A job that has delivered a checkpoint."""
     with database.writing() as session:
         job = lifecycle.create(session, project.id, parse(DIGITS | changed)).job
-        held = lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience())
+        held = lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
         saved = Saved(kind="checkpoint", path="/tmp/x", step=1, epoch=1.0, size=4, sha256="3" * 64)
         ingest.save(session, held, saved, key=f"jobs/{job.id}/x")
     with database.reading() as session:
@@ -357,10 +357,10 @@ def test_a_job_stays_until_the_model_that_is_made_of_its_checkpoint_has_its_own_
     job_id, checkpoint = finished_job(database, project)
     api.post(f"/jobs/{job_id}/cancel")
     with database.writing() as session:
-        lifecycle.expire(session, lifecycle.Patience(cancel_seconds=-1))
+        lifecycle.expire(session, lifecycle.RetryPolicy(cancel_seconds=-1))
     model = api.post("/models", json={"checkpoint": checkpoint, "name": "mine"}).json()["id"]
-    for examine in (lambda: None, lambda: claim(database)):
-        examine()
+    for inspect in (lambda: None, lambda: claim(database)):
+        inspect()
         refused = api.delete(f"/jobs/{job_id}")
         assert (refused.status_code, refused.json()["code"]) == (409, "file_in_use")
         assert model in refused.json()["detail"]

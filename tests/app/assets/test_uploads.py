@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from app.assets import uploads
-from app.operations.maintenance import Premises, clear_uploads_away, verify_uploads
+from app.operations.maintenance import MaintenanceContext, clear_uploads_away, verify_uploads
 from app.platform.database import seconds_from_now
 from app.platform.queue import open_doorbell
 from app.projects import quotas
@@ -33,8 +33,8 @@ def store(settings):
 
 
 @pytest.fixture
-def premises(settings, database, store):
-    return Premises(settings, database, store, open_doorbell(settings))
+def context(settings, database, store):
+    return MaintenanceContext(settings, database, store, open_doorbell(settings))
 
 
 def row(database, upload):
@@ -151,28 +151,28 @@ def test_what_has_ended_takes_no_parts_and_cannot_end_otherwise(api):
     check(finish(api, given_up), 409, "upload_ended")
 
 
-def test_an_upload_that_is_left_alone_is_given_up_with_all_that_has_come(api, database, premises, store):
+def test_an_upload_that_is_left_alone_is_given_up_with_all_that_has_come(api, database, context, store):
     upload = announce(api, LARGE)
     send(api, upload, 1, cut(LARGE, upload)[1])
-    clear_uploads_away(premises)
+    clear_uploads_away(context)
     assert status(api, upload) == "pending"
     change(database, upload, expires_at=seconds_from_now(-1))
-    clear_uploads_away(premises)
+    clear_uploads_away(context)
     assert status(api, upload) == "expired"
     with database.reading() as session:
         assert uploads.room_taken(session, row(database, upload).project_id) == 0
     change(database, upload, ended_at=seconds_from_now(-2000))
-    clear_uploads_away(premises)
+    clear_uploads_away(context)
     assert row(database, upload).swept_at is not None
     assert not [path for path in store.folder.rglob("*") if path.is_file()]
 
 
-def test_a_sign_of_life_keeps_an_upload(api, database, premises):
+def test_a_sign_of_life_keeps_an_upload(api, database, context):
     upload = announce(api, LARGE)
     change(database, upload, expires_at=seconds_from_now(1))
     ask(api, upload, 1, cut(LARGE, upload)[1])
     time.sleep(1.1)
-    clear_uploads_away(premises)
+    clear_uploads_away(context)
     assert status(api, upload) == "pending"
 
 
@@ -181,7 +181,7 @@ def test_a_large_file_is_verified_after_the_answer(api, settings, database, monk
     upload = send_all(api, SMALL)
     for _ in range(2):
         assert finish(api, upload).json()["status"] == "verifying"
-    verify_uploads(Premises(settings, database, open_store(settings), open_doorbell(settings)))
+    verify_uploads(MaintenanceContext(settings, database, open_store(settings), open_doorbell(settings)))
     assert status(api, upload) == "completed"
 
 

@@ -64,7 +64,7 @@ NEVER_GRANTED = {
     "GET /models/{model_id}/report",
     "GET /jobs/{job_id}/logs",
 }
-"""What takes a file that is there, whole and examined, or a report of one, which no document can make up: the tests of
+"""What takes a file that is there, whole and inspected, or a report of one, which no document can make up: the tests of
 uploads, files and jobs have the answers."""
 
 
@@ -88,7 +88,7 @@ def ids(settings, database, project, tmp_path):
     store = LocalStore(settings.objects_dir)
     with database.writing() as session:
         ended = lifecycle.create(session, project.id, parse(DIGITS)).job
-        held = lifecycle.claim(session, worker="w", lease_seconds=9, patience=lifecycle.Patience())
+        held = lifecycle.claim(session, worker="w", lease_seconds=9, retry_policy=lifecycle.RetryPolicy())
         key = f"{held.prefix}/checkpoint.safetensors"
         store.put(key, tmp_path / "file")
         ingest.save(session, held, saved, key=key)
@@ -97,7 +97,7 @@ def ids(settings, database, project, tmp_path):
         running = lifecycle.create(session, project.id, parse(DIGITS)).job
         stopping = lifecycle.create(session, project.id, parse(DIGITS)).job
         for _ in range(2):
-            lifecycle.claim(session, worker="w", lease_seconds=3600, patience=lifecycle.Patience())
+            lifecycle.claim(session, worker="w", lease_seconds=3600, retry_policy=lifecycle.RetryPolicy())
         waiting = lifecycle.create(session, project.id, parse(DIGITS)).job
         hook = subscriptions.create(session, project.id, url=HOOK, events=(), description="", limit=1)
         delivery = subscriptions.test(session, hook)

@@ -42,7 +42,7 @@ def done(database, project, spec=SPEC, *, seconds=100.0, working=90.0, memory=10
     """A job that took so many seconds in one attempt, its training process so many of them."""
     with database.writing() as session:
         job_id = lifecycle.create(session, project.id, spec).job.id
-        claim = lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience())
+        claim = lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
         assert claim.job_id == job_id
         ended = update(Attempt).where(Attempt.job_id == job_id)
         finished = reported.Finished(
@@ -59,9 +59,9 @@ def done(database, project, spec=SPEC, *, seconds=100.0, working=90.0, memory=10
     return job_id
 
 
-def foretell(database, spec=SPEC, project_id="proj_of_somebody"):
+def predict(database, spec=SPEC, project_id="proj_of_somebody"):
     with database.reading() as session:
-        return estimates.foretell(session, project_id, spec)
+        return estimates.predict(session, project_id, spec)
 
 
 def test_without_a_finished_job_nothing_is_foretold_but_the_passes(api):
@@ -73,7 +73,7 @@ def test_without_a_finished_job_nothing_is_foretold_but_the_passes(api):
 
 def test_a_job_like_one_that_has_finished_takes_as_long(database, project):
     done(database, project)
-    found = foretell(database, SPEC.model_copy(update={"seed": 7}))
+    found = predict(database, SPEC.model_copy(update={"seed": 7}))
     assert (found.basis, found.runs, found.unavailable_reason) == ("history", 1, None)
     assert found.seconds.p50 == found.seconds.p90 == pytest.approx(100, abs=1)
     assert (found.peak_memory_bytes, found.storage_bytes) == (1000, 7300)
@@ -84,13 +84,13 @@ def test_more_passes_take_more_time_but_the_start_does_not(database, project):
     longer = SPEC.model_copy(update={"epochs": 300})
     ratio = passes_of_run(longer, DIGITS).total / passes_of_run(SPEC, DIGITS).total
     assert ratio > 1.5
-    assert foretell(database, longer).seconds.p50 == pytest.approx(10 + 90 * ratio, rel=0.02)
+    assert predict(database, longer).seconds.p50 == pytest.approx(10 + 90 * ratio, rel=0.02)
 
 
 def test_the_spread_of_what_has_finished_is_the_spread_of_what_is_foretold(database, project):
     for seconds in (100, 110, 120, 130, 200):
         done(database, project, seconds=seconds, working=0)
-    found = foretell(database)
+    found = predict(database)
     assert (found.seconds.p50, found.seconds.p90) == (pytest.approx(120, abs=1), pytest.approx(172, abs=1))
     assert found.runs == 5
 
@@ -98,14 +98,14 @@ def test_the_spread_of_what_has_finished_is_the_spread_of_what_is_foretold(datab
 def test_another_job_of_the_same_network_gives_its_pace(database, project):
     evaluation = parse({"kind": "evaluate", "base_model": "digits-cnn-linf"})
     done(database, project, evaluation, seconds=50, working=50)
-    found = foretell(database)
+    found = predict(database)
     ratio = passes_of_run(SPEC, DIGITS).total / passes_of_run(evaluation, DIGITS).total
     assert (found.basis, found.peak_memory_bytes, found.storage_bytes) == ("passes", None, None)
     assert found.seconds.p50 == pytest.approx(50 * ratio, rel=0.05)
     scratch = parse({"kind": "train", "architecture": "digits-cnn", "dataset": "digits"})
-    assert foretell(database, scratch).basis == "passes"
+    assert predict(database, scratch).basis == "passes"
     other = parse({"kind": "train", "architecture": "preact-resnet-8", "dataset": "digits"})
-    assert foretell(database, other).basis == "none"
+    assert predict(database, other).basis == "none"
 
 
 def test_jobs_that_were_lost_stopped_or_on_other_gpus_tell_nothing(database, project):
@@ -114,23 +114,23 @@ def test_jobs_that_were_lost_stopped_or_on_other_gpus_tell_nothing(database, pro
         session.execute(update(Job).where(Job.id == lost).values(epoch=2))
         session.execute(update(Job).where(Job.id == stopped).values(stopped_early=True))
         session.execute(update(Job).where(Job.id == many).values(spec={**SPEC.model_dump(mode="json"), "gpus": 8}))
-    assert foretell(database).basis == "none"
+    assert predict(database).basis == "none"
 
 
 def test_other_batch_sizes_need_other_memory(database, project):
     done(database, project)
-    larger = foretell(database, SPEC.model_copy(update={"batch_size": 512}))
+    larger = predict(database, SPEC.model_copy(update={"batch_size": 512}))
     assert (larger.basis, larger.peak_memory_bytes) == ("history", None)
 
 
 def test_a_data_set_of_the_operators_is_as_large_as_runs_on_it_have_found(database, project):
     birds = parse({"base_model": "mine", "dataset": "birds", "eps": {"linf": 0.1, "l1": 1}, "epochs": 2, "held_out": 0})
-    assert foretell(database, birds).passes is None
+    assert predict(database, birds).passes is None
     sizes = {"train_examples": 400, "test_examples": 30}
     done(database, project, birds, seconds=60, working=60, sizes=sizes)
-    found = foretell(database, birds, project.id)
+    found = predict(database, birds, project.id)
     assert found.seconds.p50 == pytest.approx(60, abs=1)
-    assert foretell(database, birds).basis == "none", "another project's birds may be others"
+    assert predict(database, birds).basis == "none", "another project's birds may be others"
     assert found.passes == round(passes_of_run(birds, Size(400, 30)).total)
 
 
@@ -152,7 +152,7 @@ def test_only_the_latest_jobs_speak(database, project):
     done(database, project, seconds=5000)
     for _ in range(estimates.MOST_RUNS):
         done(database, project, seconds=10, working=10)
-    found = foretell(database)
+    found = predict(database)
     assert (found.runs, found.seconds.p90) == (estimates.MOST_RUNS, pytest.approx(10, abs=2))
 
 
@@ -160,4 +160,4 @@ def test_a_job_without_its_story_is_passed_over(database, project):
     job_id = done(database, project)
     with database.writing() as session:
         session.execute(delete(Event).where(Event.job_id == job_id, Event.type == "finished"))
-    assert foretell(database).basis == "none"
+    assert predict(database).basis == "none"

@@ -9,8 +9,8 @@ from sqlalchemy import select, text, update
 from sqlalchemy.exc import DatabaseError
 
 from app.jobs import ingest, lifecycle
-from app.jobs.leases import Claim, LostOwnership
-from app.jobs.lifecycle import ACTIONS, MOVES, TERMINAL, KeyReused, NotAllowed, Patience
+from app.jobs.leases import Claim, LeaseLost
+from app.jobs.lifecycle import ACTIONS, MOVES, TERMINAL, KeyReused, NotAllowed, RetryPolicy
 from app.schemas import Failure
 from app.tables import HELD, Attempt, Checkpoint, Event, Job, Metric
 from core.schema import events as reported
@@ -28,10 +28,10 @@ def create(database, project, spec=SPEC, **options):
         return lifecycle.create(session, project.id, spec, **options).job.id
 
 
-def claim(database, *, lease_seconds=30, worker="w", **patience):
+def claim(database, *, lease_seconds=30, worker="w", **retry_policy):
     with database.writing() as session:
-        patience = Patience(**{"backoff_seconds": 0, **patience})
-        return lifecycle.claim(session, worker=worker, lease_seconds=lease_seconds, patience=patience)
+        retry_policy = RetryPolicy(**{"backoff_seconds": 0, **retry_policy})
+        return lifecycle.claim(session, worker=worker, lease_seconds=lease_seconds, retry_policy=retry_policy)
 
 
 def do(database, action, *args, **options):
@@ -234,8 +234,8 @@ def test_an_expired_job_is_taken_over_and_the_loss_counted(database, project):
         assert session.scalars(select(Attempt.outcome).order_by(Attempt.epoch)).all() == ["lost", None]
 
 
-def attempts_until_it_fails(database, **patience):
-    return len(list(iter(lambda: claim(database, lease_seconds=-1, **patience), None)))
+def attempts_until_it_fails(database, **retry_policy):
+    return len(list(iter(lambda: claim(database, lease_seconds=-1, **retry_policy), None)))
 
 
 def test_a_job_that_loses_its_worker_too_often_fails(database, project):
@@ -258,9 +258,9 @@ def test_a_job_that_takes_its_workers_down_without_getting_further_is_poison(dat
 
 def test_a_trainer_killed_too_often_is_a_repeated_crash(database, project):
     job_id = create(database, project)
-    patience = Patience(max_losses=3, max_losses_in_place=9, backoff_seconds=0)
+    retry_policy = RetryPolicy(max_losses=3, max_losses_in_place=9, backoff_seconds=0)
     for _ in range(3):
-        do(database, lifecycle.lose, claim(database), cause="it was killed by SIGKILL", patience=patience)
+        do(database, lifecycle.lose, claim(database), cause="it was killed by SIGKILL", retry_policy=retry_policy)
     job = get(database, job_id)
     assert (job.status, job.failure["code"], job.epoch) == ("failed", "repeated_crash", 3)
     assert "it was killed by SIGKILL" in job.failure["message"]
@@ -272,7 +272,7 @@ def test_losses_count_anew_when_a_job_has_got_further(database, project):
         held = claim(database, max_losses=9)
         state = SAVED.model_copy(update={"kind": "state", "step": saved_step})
         do(database, ingest.save_state, held, state, name="state", key=f"{held.prefix}/states/{saved_step}/state")
-        do(database, lifecycle.lose, held, cause="c", patience=Patience(max_losses=9, backoff_seconds=0))
+        do(database, lifecycle.lose, held, cause="c", retry_policy=RetryPolicy(max_losses=9, backoff_seconds=0))
     job = get(database, held.job_id)
     # The last attempt has saved nothing that was not there before.
     assert (job.status, job.infra_losses, job.losses_in_place) == ("queued", 4, 2)
@@ -280,7 +280,7 @@ def test_losses_count_anew_when_a_job_has_got_further(database, project):
 
 def test_what_an_evaluation_has_found_is_progress_and_of_no_use_once_the_training_goes_on(database, project):
     create(database, project)
-    patience = {"max_losses": 9}
+    retry_policy = {"max_losses": 9}
 
     def save(kind, step):
         saved = SAVED.model_copy(update={"kind": kind, "step": step})
@@ -288,12 +288,12 @@ def test_what_an_evaluation_has_found_is_progress_and_of_no_use_once_the_trainin
         return do(database, ingest.save_state, held, saved, name=kind, key=key)
 
     for step in (1, 2, 2):
-        held = claim(database, **patience)
+        held = claim(database, **retry_policy)
         save("verdicts", step)
-        do(database, lifecycle.lose, held, cause="c", patience=Patience(max_losses=9, backoff_seconds=0))
+        do(database, lifecycle.lose, held, cause="c", retry_policy=RetryPolicy(max_losses=9, backoff_seconds=0))
     job = get(database, held.job_id)
     assert (job.losses_in_place, job.saved_step) == (2, -1)
-    held = claim(database, **patience)
+    held = claim(database, **retry_policy)
     assert len(save("state", 0)) == 2
     assert [state.kind for state in do(database, ingest.states, held)] == ["state"]
 
@@ -317,8 +317,8 @@ def test_a_lost_job_waits_longer_each_time_but_not_for_ever(database, project):
     waits = []
     for _ in range(4):
         held = claim(database)
-        patience = Patience(max_losses=9, max_losses_in_place=9, backoff_seconds=10, max_backoff_seconds=25)
-        do(database, lifecycle.lose, held, cause="c", patience=patience)
+        retry_policy = RetryPolicy(max_losses=9, max_losses_in_place=9, backoff_seconds=10, max_backoff_seconds=25)
+        do(database, lifecycle.lose, held, cause="c", retry_policy=retry_policy)
         job = get(database, job_id)
         waits.append(round((job.not_before - job.updated_at).total_seconds()))
         assert claim(database) is None
@@ -345,7 +345,7 @@ WRITES = {
     "succeed": lambda session, claim: lifecycle.succeed(session, claim, REPORTS),
     "fail": lambda session, claim: lifecycle.fail(session, claim, FAILURE),
     "hand_back": lifecycle.hand_back,
-    "lose": lambda session, claim: lifecycle.lose(session, claim, cause="c", patience=Patience()),
+    "lose": lambda session, claim: lifecycle.lose(session, claim, cause="c", retry_policy=RetryPolicy()),
 }
 
 
@@ -361,7 +361,7 @@ def test_a_stale_owner_changes_nothing(database, project, write):
     stale = claim(database, lease_seconds=-1)
     assert claim(database)
     before = rows(database)
-    with pytest.raises(LostOwnership):
+    with pytest.raises(LeaseLost):
         do(database, WRITES[write], stale)
     assert rows(database) == before
 
@@ -371,7 +371,7 @@ def test_an_ended_job_takes_no_write_of_its_last_owner(database, claimed, ended)
     put_in(database, claimed.job_id, ended)
     before = rows(database)
     for write in WRITES.values():
-        with pytest.raises(LostOwnership):
+        with pytest.raises(LeaseLost):
             do(database, write, claimed)
     assert rows(database) == before
 
@@ -499,13 +499,13 @@ def test_a_run_that_was_stopped_early_says_so(database, claimed):
 
 def test_a_cancel_that_a_living_worker_does_not_heed_is_forced(database, claimed):
     do(database, lifecycle.ask, claimed.job_id, "cancel")
-    do(database, lifecycle.expire, Patience(cancel_seconds=45))
+    do(database, lifecycle.expire, RetryPolicy(cancel_seconds=45))
     assert get(database, claimed.job_id).status == "cancelling"
     let_pass(database, 50)
     do(database, lifecycle.heartbeat, claimed, lease_seconds=90)
-    do(database, lifecycle.expire, Patience(cancel_seconds=45))
+    do(database, lifecycle.expire, RetryPolicy(cancel_seconds=45))
     assert get(database, claimed.job_id).status == "cancelled"
-    with pytest.raises(LostOwnership):
+    with pytest.raises(LeaseLost):
         do(database, lifecycle.look, claimed)
 
 

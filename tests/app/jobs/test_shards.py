@@ -11,8 +11,8 @@ from alembic import command
 from sqlalchemy import inspect, select, update
 
 from app.jobs import ingest, lifecycle, shards
-from app.jobs.leases import LostOwnership, Shard
-from app.jobs.lifecycle import NotAllowed, Patience
+from app.jobs.leases import LeaseLost, Shard
+from app.jobs.lifecycle import NotAllowed, RetryPolicy
 from app.platform.database import _alembic, open_database
 from app.schemas import Failure
 from app.storage import LocalStore
@@ -33,7 +33,7 @@ LARGE = {
 }
 FAILURE = Failure(code="bad_weights", message="no weights", hint="h", field="base_model", retryable=False)
 REPORTS = reported.Reports(before=None, after=None)
-PATIENCE = Patience(backoff_seconds=0)
+PATIENCE = RetryPolicy(backoff_seconds=0)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def do(database, action, *args, **options):
 
 
 def claim(database, **options):
-    return do(database, lifecycle.claim, worker="w", lease_seconds=30, patience=PATIENCE, **options)
+    return do(database, lifecycle.claim, worker="w", lease_seconds=30, retry_policy=PATIENCE, **options)
 
 
 def get(database, job_id):
@@ -236,7 +236,7 @@ def test_a_cancel_that_no_worker_heeds_ends_the_whole_all_the_same(database, job
     do(database, lifecycle.ask, job_id, "cancel")
     with database.writing() as session:
         session.execute(update(Job).values(asked_at=Job.created_at))
-    do(database, lifecycle.expire, Patience(cancel_seconds=-1))
+    do(database, lifecycle.expire, RetryPolicy(cancel_seconds=-1))
     assert get(database, job_id).status == "cancelled"
 
 
@@ -329,7 +329,7 @@ def test_a_deleted_job_takes_its_shards_along_and_what_they_used_is_remembered(a
         assert session.scalars(select(Job)).all() == []
     (after,) = api.get("/usage", params={"group_by": "kind"}).json()["groups"]
     assert (after["jobs"], after["worker_seconds"] >= before["worker_seconds"]) == (1, True)
-    with pytest.raises(LostOwnership):
+    with pytest.raises(LeaseLost):
         do(database, lifecycle.look, held[1])
 
 
@@ -357,7 +357,7 @@ def test_whoever_acts_at_once_on_a_job_and_its_shards_nobody_waits_for_another_w
                 continue
             endings = [(lifecycle.succeed, REPORTS), (lifecycle.hand_back,), (lifecycle.fail, FAILURE), None, None]
             ending = chance.choice(endings)
-            with contextlib.suppress(LostOwnership):
+            with contextlib.suppress(LeaseLost):
                 do(database, lifecycle.heartbeat, held, lease_seconds=0 if ending is None else 30)
                 do(database, lifecycle.settle, held.whole)
                 if ending:

@@ -19,15 +19,17 @@ from hypothesis.stateful import (
 from sqlalchemy import delete, select
 
 from app.jobs import ingest, lifecycle
-from app.jobs.leases import LostOwnership
-from app.jobs.lifecycle import TERMINAL, NotAllowed, Patience
+from app.jobs.leases import LeaseLost
+from app.jobs.lifecycle import TERMINAL, NotAllowed, RetryPolicy
 from app.schemas import Failure
 from app.tables import Job, Project
 from core.schema import events as reported
 from core.schema.spec import parse
 from tests.support import invariants
 
-PATIENCE = Patience(max_losses=4, max_losses_in_place=3, backoff_seconds=10, max_backoff_seconds=30, cancel_seconds=45)
+PATIENCE = RetryPolicy(
+    max_losses=4, max_losses_in_place=3, backoff_seconds=10, max_backoff_seconds=30, cancel_seconds=45
+)
 LEASE = 60
 WORKERS = ("ann", "bob", "cid")
 FAILURE = Failure(code="bad_weights", message="m", hint="h", field=None, retryable=False)
@@ -74,7 +76,7 @@ class Life(RuleBasedStateMachine):
     @rule(target=claims, worker=st.sampled_from(WORKERS))
     def look_for_work(self, worker):
         """Any ring, early, late, double or for nothing, does just this."""
-        claim = self.do(lifecycle.claim, worker=worker, lease_seconds=LEASE, patience=PATIENCE)
+        claim = self.do(lifecycle.claim, worker=worker, lease_seconds=LEASE, retry_policy=PATIENCE)
         return claim or multiple()
 
     def holds(self, claim):
@@ -88,7 +90,7 @@ class Life(RuleBasedStateMachine):
         holds = self.holds(claim)
         try:
             self.do(action, claim, *args, **options)
-        except LostOwnership:
+        except LeaseLost:
             assert not holds
         else:
             assert holds
@@ -121,7 +123,7 @@ class Life(RuleBasedStateMachine):
             case "hand_back":
                 self.write(claim, lifecycle.hand_back)
             case "lose":
-                self.write(claim, lifecycle.lose, cause="c", patience=PATIENCE)
+                self.write(claim, lifecycle.lose, cause="c", retry_policy=PATIENCE)
 
     @rule(job_id=posted, action=st.sampled_from(ACTIONS))
     def ask(self, job_id, action):
@@ -198,7 +200,7 @@ class Life(RuleBasedStateMachine):
             for job_id in paused:
                 self.do(lifecycle.ask, job_id, "resume")
             self.let_pass(100)
-            while claim := self.do(lifecycle.claim, worker="good", lease_seconds=LEASE, patience=PATIENCE):
+            while claim := self.do(lifecycle.claim, worker="good", lease_seconds=LEASE, retry_policy=PATIENCE):
                 self.do(lifecycle.succeed, claim, reported.Reports(before=None, after=None))
         else:
             raise AssertionError(f"{left} never come to an end")

@@ -161,7 +161,7 @@ def test_rows_without_their_object_are_told(settings, database, tmp_path):
     project = add_project(database)
     with database.writing() as session:
         lifecycle.create(session, project.id, parse(DIGITS))
-        claim = lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience.of(settings))
+        claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy.of(settings))
         for name in ("whole", "damaged", "gone"):
             session.add(
                 Checkpoint(
@@ -202,7 +202,7 @@ def test_reports_logs_and_uploads_without_their_object_are_told_and_each_object_
         dataset = assets.add_dataset(session, project.id, "birds", upload)
         dataset.status = "ready"
         lifecycle.create(session, project.id, parse(DIGITS))
-        claim = lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience.of(settings))
+        claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy.of(settings))
         sha256 = hashlib.sha256(b"{}").hexdigest()
         report = reported.Saved(kind="report", path="x", sha256=sha256, size=2, step=0, epoch=0.0)
         ingest.save(session, claim, report, key=f"{claim.prefix}/report.json")

@@ -16,7 +16,7 @@ from app.operations.doctor import (
     check_queue,
     check_secrets,
     check_storage,
-    examine,
+    inspect,
 )
 from app.platform.queue import Line
 from tests.support.native import ROOT
@@ -26,7 +26,7 @@ FAST = (check_database, check_queue, check_storage, check_disk, check_secrets)
 
 
 def look(settings, *checks, **change):
-    found = list(examine(settings.model_copy(update=change), checks))
+    found = list(inspect(settings.model_copy(update=change), checks))
     assert all(finding.remedy for finding in found if finding.level != "ok")
     return {finding.part: finding for finding in found}
 

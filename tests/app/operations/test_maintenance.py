@@ -8,7 +8,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from app.jobs import lifecycle
-from app.operations.maintenance import Chore, Premises, Upkeep, ring_again, take_back_expired_jobs
+from app.operations.maintenance import Maintenance, MaintenanceContext, PeriodicTask, ring_again, take_back_expired_jobs
 from app.platform.database import seconds_from_now
 from app.platform.ids import new_id
 from app.platform.queue import KEY_PREFIX, open_doorbell
@@ -20,8 +20,8 @@ from tests.support.processes import wait_until
 SPEC = parse({"base_model": "digits-cnn-linf"})
 
 
-def premises(settings, database):
-    return Premises(settings, database, LocalStore(settings.objects_dir), open_doorbell(settings))
+def context(settings, database):
+    return MaintenanceContext(settings, database, LocalStore(settings.objects_dir), open_doorbell(settings))
 
 
 def test_a_chore_goes_on_after_a_round_that_failed(settings, database):
@@ -35,10 +35,10 @@ def test_a_chore_goes_on_after_a_round_that_failed(settings, database):
             raise ZeroDivisionError
         done.set()
 
-    upkeep = Upkeep(premises(settings, database), [Chore("fail", 0.01, fail_twice)])
-    upkeep.start()
+    maintenance = Maintenance(context(settings, database), [PeriodicTask("fail", 0.01, fail_twice)])
+    maintenance.start()
     assert done.wait(5)
-    upkeep.stop()
+    maintenance.stop()
     ended = len(rounds)
     time.sleep(0.05)
     assert len(rounds) == ended
@@ -47,12 +47,12 @@ def test_a_chore_goes_on_after_a_round_that_failed(settings, database):
 def test_a_job_whose_worker_is_lost_is_queued_again_without_any_worker(settings, database, project):
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
-        held = lifecycle.claim(session, worker="w", lease_seconds=30, patience=lifecycle.Patience())
-    take_back_expired_jobs(premises(settings, database))
+        held = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
+    take_back_expired_jobs(context(settings, database))
     with database.writing() as session:
         assert session.get_one(Job, held.job_id).status == "running"
         session.execute(update(Job).values(lease_until=Job.created_at))
-    take_back_expired_jobs(premises(settings, database))
+    take_back_expired_jobs(context(settings, database))
     with database.reading() as session:
         assert session.get_one(Job, held.job_id).status == "queued"
         assert session.scalars(select(Attempt.outcome)).all() == ["lost"]
@@ -60,7 +60,7 @@ def test_a_job_whose_worker_is_lost_is_queued_again_without_any_worker(settings,
 
 def test_files_that_have_waited_for_a_while_are_rung_for_again(settings, database, project, valkey_server):
     ringing = settings.model_copy(update={"broker_url": valkey_server.url})
-    here = premises(ringing, database)
+    here = context(ringing, database)
     with redis.Redis.from_url(valkey_server.url) as broker:
         broker.flushall()
         here.doorbell.start()

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from app.jobs import ingest, lifecycle
-from app.operations.maintenance import Premises, watch_gpu_time
+from app.operations.maintenance import MaintenanceContext, watch_gpu_time
 from app.projects import usage
 from app.tables import AT_WORK, HELD, Attempt, Job, PastAttempt, Project
 from core.schema.events import Saved
@@ -28,7 +28,7 @@ def limit(database, project, **own):
 
 def claim(database, **options):
     with database.writing() as session:
-        return lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience(), **options)
+        return lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy(), **options)
 
 
 def refusal(answer, quota):
@@ -98,7 +98,7 @@ def saved(size):
 def test_a_project_with_too_many_bytes_posts_no_more_jobs(api, database, project):
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
-        held = lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience())
+        held = lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
         ingest.save(session, held, saved(1000), key="x")
     limit(database, project, stored_bytes=1000)
     assert api.post("/jobs", json=DIGITS).status_code == 201
@@ -109,7 +109,7 @@ def test_a_project_with_too_many_bytes_posts_no_more_jobs(api, database, project
 def test_an_upload_counts_with_what_jobs_have_stored(api, database, project):
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
-        held = lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience())
+        held = lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
         ingest.save(session, held, saved(1000), key="x")
     limit(database, project, stored_bytes=1500)
     wish = {"filename": "x", "bytes": 501, "sha256": "0" * 64, "purpose": "model"}
@@ -228,14 +228,14 @@ def test_a_window_that_cannot_be_is_refused(api, window):
 
 
 def test_a_project_without_gpu_time_left_claims_nothing_until_it_has_some(settings, database, project, api):
-    premises = Premises(settings, database, None, None)
+    context = MaintenanceContext(settings, database, None, None)
     with database.writing() as session:
         attempt(session, project, datetime.now(UTC) - 2 * HOUR, 2)
     with database.reading() as session:
         month = usage.month_of(datetime.now(UTC))
         spent = usage.gpu_seconds(session, [project.id], *month)[project.id]
     limit(database, project, gpu_seconds_per_month=int(spent) - 1)
-    watch_gpu_time(premises)
+    watch_gpu_time(context)
     assert claim(database) is None
     refusal(api.post("/jobs", json=DIGITS), "gpu_seconds_per_month")
     changed = api.patch(f"/projects/{project.id}", json={"quotas": {"gpu_seconds_per_month": int(spent) + 9}})
@@ -246,12 +246,12 @@ def test_a_project_without_gpu_time_left_claims_nothing_until_it_has_some(settin
 def test_a_look_at_gpu_time_is_as_much_for_many_projects_as_for_one_and_a_new_name_needs_none(
     settings, database, project, api
 ):
-    premises, counts = Premises(settings, database, None, None), []
+    context, counts = MaintenanceContext(settings, database, None, None), []
     for more in (1, 5):
         for _ in range(more):
             limit(database, add_project(database), gpu_seconds_per_month=1)
         with sent(database) as statements:
-            watch_gpu_time(premises)
+            watch_gpu_time(context)
         counts.append(len(statements))
     assert counts[0] == counts[1]
     for change, looks in (({"name": "vision"}, False), ({"quotas": {"gpu_seconds_per_month": 1}}, True)):

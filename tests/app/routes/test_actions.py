@@ -30,7 +30,7 @@ def do(database, action, *args, **options):
 
 
 def claim(database):
-    return do(database, lifecycle.claim, worker="machine:1", lease_seconds=60, patience=lifecycle.Patience())
+    return do(database, lifecycle.claim, worker="machine:1", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
 
 
 @pytest.fixture
@@ -155,7 +155,13 @@ def test_a_job_is_deleted_though_the_store_is_away(api, database, held, store, m
 
 
 def test_attempts_say_who_had_the_job_and_what_came_of_it(api, database, held):
-    do(database, lifecycle.lose, held, cause="it was killed by SIGKILL", patience=lifecycle.Patience(backoff_seconds=0))
+    do(
+        database,
+        lifecycle.lose,
+        held,
+        cause="it was killed by SIGKILL",
+        retry_policy=lifecycle.RetryPolicy(backoff_seconds=0),
+    )
     second = claim(database)
     do(database, ingest.record, second, [reported.Resumed(step=7, epoch=0.7)])
     page = api.get(f"/jobs/{held.job_id}/attempts").json()
@@ -236,7 +242,7 @@ def test_a_log_that_is_followed_closes_when_it_is_old_and_goes_on_where_it_was(
 ):
     monkeypatch.setattr("app.routes.attempts._LOOK_SECONDS", 0.02)
     short = settings.model_copy(update={"max_stream_seconds": 0.05})
-    with serving(short, database, chores=()) as url, calling(url, add_key(database, project)) as api:
+    with serving(short, database, periodic_tasks=()) as url, calling(url, add_key(database, project)) as api:
 
         def read_on(**options):
             answer = read_log(api, held, follow=True, **options)

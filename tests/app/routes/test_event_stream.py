@@ -27,7 +27,7 @@ def do(database, action, *args, **options):
 def start(api, database):
     """Post a job and claim it."""
     job_id = api.post("/jobs", json=DIGITS).json()["id"]
-    return job_id, do(database, lifecycle.claim, worker="w", lease_seconds=60, patience=lifecycle.Patience())
+    return job_id, do(database, lifecycle.claim, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
 
 
 def warn(database, held, count=1):

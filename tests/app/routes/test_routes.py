@@ -49,7 +49,7 @@ def post(api, body=DIGITS, **headers):
 
 def claim(database):
     with database.writing() as session:
-        return lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience())
+        return lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
 
 
 def do(database, action, *args, **options):
@@ -105,7 +105,7 @@ def test_a_posted_job_is_answered_resolved_and_can_be_found(api):
     assert job["allowed_actions"] == ["cancel"]
     assert (job["spec"]["dataset"], job["spec"]["epochs"], job["spec"]["eps"]["l1"]) == ("digits", 3, 1.5)
     assert (job["name"], job["metadata"]) == ("first", {"team": "vision"})
-    assert job["cautions"][0]["code"] == "l2_not_covered"
+    assert job["warnings"][0]["code"] == "l2_not_covered"
     assert job.pop("webhook") is None
     assert api.get(answer.headers["location"]).json() == job
     assert api.get(job["links"]["self"]).json() == job
@@ -116,7 +116,7 @@ def test_a_dry_run_validates_and_stores_nothing(api):
     assert answer.status_code == 200
     assert answer.json()["valid"] is True
     assert answer.json()["spec"]["batch_size"] == 64
-    assert answer.json()["cautions"]
+    assert answer.json()["warnings"]
     assert api.get("/jobs").json()["data"] == []
 
 
@@ -273,7 +273,7 @@ def test_the_curve_stays_where_it_was_until_a_new_attempt_says_where_it_goes_on(
         return [point["step"] for point in api.get(f"/jobs/{job['id']}/metrics").json()["data"]]
 
     def go_on(held):
-        do(database, lifecycle.lose, held, cause="killed", patience=lifecycle.Patience(backoff_seconds=0))
+        do(database, lifecycle.lose, held, cause="killed", retry_policy=lifecycle.RetryPolicy(backoff_seconds=0))
         return claim(database)
 
     held = claim(database)

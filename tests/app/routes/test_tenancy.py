@@ -47,7 +47,7 @@ def foreign(database):
     add_key(database, other)
     with database.writing() as session:
         job = lifecycle.create(session, other.id, parse(DIGITS)).job
-        claim = lifecycle.claim(session, worker="w", lease_seconds=60, patience=lifecycle.Patience())
+        claim = lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
         ingest.save(session, claim, SAVED, key="nowhere")
         hook = subscriptions.create(session, other.id, url="https://93.184.216.34/", events=(), description="", limit=1)
         delivery = subscriptions.test(session, hook)

@@ -87,7 +87,7 @@ def test_what_is_found_lies_in_a_ball_and_is_about_as_bad_as_the_worst_of_three_
         clean = F.cross_entropy(base(images), labels, reduction="none")
     torch.testing.assert_close(result.loss, loss)
     assert (loss >= clean).all()
-    alone = [apgd(base, images, labels, norm, eps, steps=10, density=0.05) for norm, eps in _EPS.items()]
+    alone = [apgd(base, images, labels, norm, eps, steps=10, topk_fraction=0.05) for norm, eps in _EPS.items()]
     assert result.loss.mean() > 0.8 * torch.stack([other.loss for other in alone]).amax(0).mean()
 
 

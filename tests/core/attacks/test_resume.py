@@ -16,7 +16,7 @@ _EPS: dict[Norm, float] = {"linf": 0.2, "l2": 1.0, "l1": 4.0}
 _ATTACKS: dict[str, Attack[...]] = {
     "apgd-ce": apgd_ce.set(restarts=4, steps=4),
     "apgd-t": apgd_t.set(targets=4, steps=4),
-    "fab-t": fab_t.set(targets=4, steps=4, at_once=30),
+    "fab-t": fab_t.set(targets=4, steps=4, chunk_size=30),
     "square": square.set(queries=70),
 }
 

@@ -14,9 +14,9 @@ from core.attacks import Attack, Steps
 from core.attacks.apgd import apgd_ce
 from core.attacks.square import square
 from core.evaluation import autoattack, resume
-from core.evaluation.autoattack import Options, attacks_of, evaluate, evaluating, score
+from core.evaluation.autoattack import Options, attacks_of, evaluate, iter_evaluate, run_evaluation
 from core.evaluation.report import merge
-from core.evaluation.resume import KEPT, Kept
+from core.evaluation.resume import STATE_FILE, EvaluationState
 from core.inputs import Inputs, load
 from core.schema.catalog import NORMS, Norm
 from core.schema.errors import BadInput, OutOfMemory
@@ -250,9 +250,9 @@ def test_a_broken_evaluation_goes_on_where_it_was(
     tmp_path: Path, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = (points[:30] for points in test_digits)
-    options = Options("fast", "temper", seed=0, batch_size=10, keep=Kept(tmp_path / KEPT))
+    options = Options("fast", "temper", seed=0, batch_size=10, keep=EvaluationState(tmp_path / STATE_FILE))
     whole = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=10)
-    broken = evaluating(base, images, labels, _EPS, options=options, subject="result")
+    broken = iter_evaluate(base, images, labels, _EPS, options=options, subject="result")
     attacked = [next(broken) for _ in range(2)]
     assert [each.norm for each in attacked if isinstance(each, Attacked)] == ["linf", "l2"]
     broken.close()
@@ -264,13 +264,13 @@ def test_a_broken_evaluation_goes_on_where_it_was(
         seen += len(inputs[0])
 
     base.features.register_forward_pre_hook(count)
-    steps = list(_report(evaluating(base, images, labels, _EPS, options=options, subject="result")))
+    steps = list(_report(iter_evaluate(base, images, labels, _EPS, options=options, subject="result")))
     resumed = seen
     assert steps[-1].verdicts == whole.verdicts
     assert [record.attacked for record in steps[-1].attacks] == [record.attacked for record in whole.attacks]
     assert list(tmp_path.iterdir()) == []
     seen = 0
-    list(_report(evaluating(base, images, labels, _EPS, options=options, subject="result")))
+    list(_report(iter_evaluate(base, images, labels, _EPS, options=options, subject="result")))
     assert resumed < 0.6 * seen, "two of three norms were known"
 
 
@@ -278,14 +278,14 @@ def test_what_another_model_left_is_not_taken_up(
     tmp_path: Path, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = (points[:20] for points in test_digits)
-    options = Options("fast", "temper", seed=0, batch_size=10, keep=Kept(tmp_path / KEPT))
-    broken = evaluating(base, images, labels, {"linf": 0.15}, options=options, subject="result")
+    options = Options("fast", "temper", seed=0, batch_size=10, keep=EvaluationState(tmp_path / STATE_FILE))
+    broken = iter_evaluate(base, images, labels, {"linf": 0.15}, options=options, subject="result")
     next(broken)
     broken.close()
     with torch.no_grad():
         base.classifier.weight.neg_()
     expected = evaluate(base, images, labels, {"linf": 0.15}, protocol="fast", batch_size=10)
-    *_, report = _report(evaluating(base, images, labels, {"linf": 0.15}, options=options, subject="result"))
+    *_, report = _report(iter_evaluate(base, images, labels, {"linf": 0.15}, options=options, subject="result"))
     assert report.verdicts == expected.verdicts
 
 
@@ -303,8 +303,10 @@ def test_an_evaluation_that_is_asked_to_pause_hands_over_its_verdicts_and_anothe
 ) -> None:
     images, labels = (points[:20] for points in test_digits)
     whole = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=10)
-    options = Options("fast", "temper", seed=0, batch_size=10, keep=Kept(tmp_path / KEPT, kind="state"))
-    first = evaluating(base, images, labels, _EPS, options=options, subject="result")
+    options = Options(
+        "fast", "temper", seed=0, batch_size=10, keep=EvaluationState(tmp_path / STATE_FILE, kind="state")
+    )
+    first = iter_evaluate(base, images, labels, _EPS, options=options, subject="result")
     assert isinstance(next(first), Attacked)
 
     def interrupt(module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -322,8 +324,8 @@ def test_an_evaluation_that_is_asked_to_pause_hands_over_its_verdicts_and_anothe
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     state.rename(elsewhere / state.name)
-    there = replace(options, keep=Kept(elsewhere / KEPT, kind="state"))
-    resumed, *_, report = _report(evaluating(base, images, labels, _EPS, options=there, subject="result"))
+    there = replace(options, keep=EvaluationState(elsewhere / STATE_FILE, kind="state"))
+    resumed, *_, report = _report(iter_evaluate(base, images, labels, _EPS, options=there, subject="result"))
     assert resumed == Resumed(step=2, epoch=0)
     assert report.verdicts == whole.verdicts
     assert list(elsewhere.iterdir()) == []
@@ -348,8 +350,10 @@ def test_an_evaluation_that_is_broken_off_within_an_attack_goes_on_within_it(
 
     def evaluation_in(folder: Path) -> Generator[Event, None, Report]:
         folder.mkdir(exist_ok=True)
-        options = Options("standard", "temper", seed=0, batch_size=10, keep=Kept(folder / KEPT, kind="state"))
-        return evaluating(base, images, labels, eps, options=options, subject="result")
+        options = Options(
+            "standard", "temper", seed=0, batch_size=10, keep=EvaluationState(folder / STATE_FILE, kind="state")
+        )
+        return iter_evaluate(base, images, labels, eps, options=options, subject="result")
 
     look = autoattack._Search._right
 
@@ -389,7 +393,7 @@ def test_an_attack_that_no_longer_fits_the_memory_goes_on_where_it_was_with_less
     monkeypatch.setattr(autoattack, "_AT_ONCE", {"cpu": 40})
     expected = evaluate(base, images, labels, {"linf": 0.2}, protocol="standard", batch_size=10)
     _keep_everything(monkeypatch)
-    kept = Kept(tmp_path / KEPT)
+    kept = EvaluationState(tmp_path / STATE_FILE)
     asked: list[int] = []
 
     def short(module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -400,7 +404,7 @@ def test_an_attack_that_no_longer_fits_the_memory_goes_on_where_it_was_with_less
 
     base.features.register_forward_pre_hook(short)
     options = Options("standard", "temper", seed=0, batch_size=10, keep=kept)
-    *_, report = _report(evaluating(base, images, labels, {"linf": 0.2}, options=options, subject="result"))
+    *_, report = _report(iter_evaluate(base, images, labels, {"linf": 0.2}, options=options, subject="result"))
     assert report.verdicts == expected.verdicts
     assert asked
     assert max(asked) <= 10
@@ -414,10 +418,10 @@ def test_states_of_an_evaluation_come_now_and_then_and_two_of_them_stay(
     spec = parse(body)
     assert isinstance(spec, EvaluateSpec)
     often, seldom = (tmp_path / name for name in ("often", "seldom"))
-    assert not [event for event in score(spec, seldom) if isinstance(event, Saved) and event.kind == "state"]
+    assert not [event for event in run_evaluation(spec, seldom) if isinstance(event, Saved) and event.kind == "state"]
     _keep_everything(monkeypatch)
     steps = []
-    for event in score(spec, often):
+    for event in run_evaluation(spec, often):
         if isinstance(event, Saved) and event.kind == "state":
             steps.append(event.step)
             there = sorted(path.name for path in often.glob("verdicts-*"))
@@ -432,10 +436,10 @@ def test_shards_merge_to_the_very_report_of_the_whole(tmp_path: Path) -> None:
     assert isinstance(spec, EvaluateSpec)
     reports = []
     for number in (2, 3, 1):
-        *_, finished = score(spec, tmp_path / str(number), shard=(number, 3))
+        *_, finished = run_evaluation(spec, tmp_path / str(number), shard=(number, 3))
         assert isinstance(finished, Finished)
         reports.append(Reports.model_validate_json((tmp_path / str(number) / "report.json").read_bytes()))
-    *_, finished = score(spec, tmp_path / "whole")
+    *_, finished = run_evaluation(spec, tmp_path / "whole")
     assert isinstance(finished, Finished)
     merged, whole = merge(reports).after, finished.reports.after
     assert merged is not None
@@ -448,8 +452,8 @@ def test_shards_of_workers_with_a_gpu_and_without_merge_and_those_of_another_rel
     body = {"kind": "evaluate", "base_model": "digits-cnn-linf", "eps": {"linf": 0.1}}
     spec = parse({**body, "evaluation": {"protocol": "fast", "examples": 8, "batch_size": 4}})
     assert isinstance(spec, EvaluateSpec)
-    list(score(spec, tmp_path / "1", shard=(1, 2)))
-    list(score(spec, tmp_path / "2", shard=(2, 2)))
+    list(run_evaluation(spec, tmp_path / "1", shard=(1, 2)))
+    list(run_evaluation(spec, tmp_path / "2", shard=(2, 2)))
     one, two = (Reports.model_validate_json((tmp_path / name / "report.json").read_bytes()) for name in "12")
 
     def elsewhere(**versions: str) -> Reports:
@@ -474,5 +478,5 @@ def test_more_shards_than_logical_batches_are_refused(tmp_path: Path) -> None:
     spec = parse({"kind": "evaluate", "base_model": "digits-cnn-linf", "evaluation": {"examples": 70}})
     assert isinstance(spec, EvaluateSpec)
     with pytest.raises(BadInput, match="2 shards") as caught:
-        list(score(spec, tmp_path, shard=(1, 2)))
+        list(run_evaluation(spec, tmp_path, shard=(1, 2)))
     assert caught.value.field == "shard"

@@ -1,4 +1,4 @@
-"""The examination before a run: sound models pass in silence, each fault is named with its remedy."""
+"""The inspection before a run: sound models pass in silence, each fault is named with its remedy."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from core import checkpoint, inputs
 from core.checkpoint import Claim, Header, Origin
 from core.data import Dataset
-from core.evaluation.autoattack import score
-from core.evaluation.preflight import examine, examine_on_noise, preflight
+from core.evaluation.autoattack import run_evaluation
+from core.evaluation.preflight import inspect, inspect_on_noise, preflight
 from core.inputs import Inputs
 from core.models import Blueprint, Normalized, build
 from core.schema.catalog import Norm
@@ -44,7 +44,7 @@ class _Around(nn.Module):
 def _findings(
     model: nn.Module, digits: Dataset, blueprint: Blueprint = _DIGITS, claims: dict[Norm, Claim] | None = None
 ) -> dict[str, str]:
-    found = list(examine(model, digits.test, blueprint, claims or {}))
+    found = list(inspect(model, digits.test, blueprint, claims or {}))
     return {warned.code: warned.message for warned in found}
 
 
@@ -75,7 +75,7 @@ def test_the_answers_of_a_sigmoid_are_refused(base: nn.Module, digits: Dataset) 
         _findings(_Around(base, after=torch.sigmoid), digits)
     assert "leave the sigmoid out" in caught.value.hint
     with pytest.raises(BadWeights, match="before the sigmoid"):
-        list(examine_on_noise(_Around(base, after=torch.sigmoid), _DIGITS))
+        list(inspect_on_noise(_Around(base, after=torch.sigmoid), _DIGITS))
 
 
 def test_logits_that_happen_to_lie_between_0_and_1_are_logits(base: nn.Module, digits: Dataset) -> None:
@@ -91,7 +91,7 @@ def test_a_network_that_was_never_trained_gives_logits(name: str, shape: tuple[i
     for seed in range(3):
         torch.manual_seed(seed)
         blueprint = Blueprint(name, shape, 3)
-        assert list(examine_on_noise(build(blueprint).eval(), blueprint)) == []
+        assert list(inspect_on_noise(build(blueprint).eval(), blueprint)) == []
 
 
 def test_log_probabilities_are_logits(base: nn.Module, digits: Dataset) -> None:
@@ -187,8 +187,8 @@ def test_a_model_less_robust_than_it_claims_is_named(claim: Claim, base: nn.Modu
 def test_a_handful_of_points_decides_nothing(base: nn.Module, digits: Dataset) -> None:
     rotated = _Around(base, after=lambda logits: logits.roll(1, dims=1))
     for count in (1, 5):
-        assert list(examine(rotated, digits.test.first(count), _DIGITS, {})) == []
-        assert list(examine(base, digits.test.first(count), _DIGITS, {"linf": Claim(0.6, None)})) == []
+        assert list(inspect(rotated, digits.test.first(count), _DIGITS, {})) == []
+        assert list(inspect(base, digits.test.first(count), _DIGITS, {"linf": Claim(0.6, None)})) == []
 
 
 def _imported(path: Path, base: nn.Module, **origin: object) -> Path:
@@ -211,7 +211,7 @@ def _imported(path: Path, base: nn.Module, **origin: object) -> Path:
 def test_a_run_reports_what_it_found_right_after_it_started(kind: str, base: nn.Module, tmp_path: Path) -> None:
     given = Inputs(weights=_imported(tmp_path / "mine.safetensors", base, norm="linf", eps=0.3, dataset="digits"))
     spec = parse({"kind": kind, "base_model": "mine", "dataset": "digits"})
-    run = score(spec, tmp_path, given) if isinstance(spec, EvaluateSpec) else fine_tune(spec, tmp_path, given)  # type: ignore[arg-type]
+    run = run_evaluation(spec, tmp_path, given) if isinstance(spec, EvaluateSpec) else fine_tune(spec, tmp_path, given)  # type: ignore[arg-type]
     events = [next(run) for _ in range(2)]
     run.close()  # type: ignore[attr-defined]
     assert isinstance(events[0], Started)
@@ -224,7 +224,7 @@ def _preflight(spec: AnySpec) -> list[Warned]:
     return list(preflight(loaded, loaded.started(train_examples=0, total_steps=0)))
 
 
-def test_random_weights_are_not_examined(tmp_path: Path) -> None:
+def test_random_weights_are_not_inspected(tmp_path: Path) -> None:
     spec = parse({"kind": "train", "architecture": "digits-cnn", "dataset": "digits"})
     assert _preflight(spec) == []
 

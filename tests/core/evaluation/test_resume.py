@@ -9,18 +9,18 @@ import torch
 
 from core.checkpoint import write_file
 from core.evaluation import resume
-from core.evaluation.resume import KEPT, Kept
+from core.evaluation.resume import STATE_FILE, EvaluationState
 from core.schema.errors import DiskFull
 
 _RIGHT = torch.tensor([True, False])
 
 
 def test_what_was_found_is_there_for_the_same_evaluation_and_for_no_other(tmp_path: Path) -> None:
-    kept = Kept(tmp_path / KEPT)
+    kept = EvaluationState(tmp_path / STATE_FILE)
     assert not kept.begin(lambda: "one")
     kept.put("linf/apgd-ce/0", _RIGHT)
     kept.stand("linf/square/0", {"best": torch.ones(3)})
-    again, other = Kept(tmp_path / KEPT), Kept(tmp_path / KEPT)
+    again, other = EvaluationState(tmp_path / STATE_FILE), EvaluationState(tmp_path / STATE_FILE)
     assert again.begin(lambda: "one")
     found, state = again.get("linf/apgd-ce/0"), again.state("linf/square/0")
     assert found is not None
@@ -33,11 +33,11 @@ def test_what_was_found_is_there_for_the_same_evaluation_and_for_no_other(tmp_pa
     assert (other.steps, other.get("linf/apgd-ce/0")) == (0, None)
 
 
-@pytest.mark.parametrize("path", [None, KEPT])
+@pytest.mark.parametrize("path", [None, STATE_FILE])
 def test_one_evaluation_after_the_other_begins_with_nothing_but_a_higher_number(
     path: str | None, tmp_path: Path
 ) -> None:
-    kept = Kept(tmp_path / path if path else None)
+    kept = EvaluationState(tmp_path / path if path else None)
     kept.begin(lambda: "one")
     kept.put("linf/apgd-ce/0", _RIGHT)
     kept.close()
@@ -52,7 +52,7 @@ def test_a_copy_stays_as_it_is_while_more_is_found_and_the_last_two_stay(
     monkeypatch.setattr(resume, "_ELSEWHERE", resume._Pace(0, torch.inf))
     foreign = tmp_path / "verdicts-000009.safetensors"
     foreign.write_bytes(b"of an evaluation that cannot be read")
-    kept = Kept(tmp_path / KEPT, kind="state")
+    kept = EvaluationState(tmp_path / STATE_FILE, kind="state")
     kept.begin(lambda: "one")
     saved = []
     for number in range(4):
@@ -74,7 +74,7 @@ def test_large_states_are_written_seldom_and_copied_more_seldom(
 ) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    kept = Kept(tmp_path / KEPT, kind="state")
+    kept = EvaluationState(tmp_path / STATE_FILE, kind="state")
     kept.begin(lambda: "one")
     due, copied = [], []
     for size in (10, 10_000_000):
@@ -101,11 +101,11 @@ def test_a_state_that_does_not_fit_the_disk_is_left_out(tmp_path: Path, monkeypa
         return tried
 
     monkeypatch.setattr(resume, "write_file", nearly_full(write_file))
-    kept = Kept(tmp_path / KEPT)
+    kept = EvaluationState(tmp_path / STATE_FILE)
     kept.begin(lambda: "one")
     kept.put("linf/apgd-ce/0", _RIGHT)
     kept.stand("linf/square/0", {"best": torch.zeros(100_000)})
-    again = Kept(tmp_path / KEPT)
+    again = EvaluationState(tmp_path / STATE_FILE)
     assert again.begin(lambda: "one")
     assert again.get("linf/apgd-ce/0") is not None
     assert again.state("linf/square/0") is None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from app.assets.registry import Inventory
+from app.assets.registry import Registry
 from core import checkpoint
 from core.__main__ import main
 from core.intake.import_weights import import_weights
@@ -48,8 +48,8 @@ def test_imported_weights_say_where_they_come_from_and_answer_as_before(
     # A service takes it from its models folder by its name.
     spec = parse({"kind": "evaluate", "base_model": "mine", "dataset": "digits"})
     (tmp_path / "datasets").mkdir()
-    inventory = Inventory(models_dir=output.parent, datasets_dir=tmp_path / "datasets")
-    assert (inventory.weights(spec), inventory.check(spec)) == (output, [])
+    registry = Registry(models_dir=output.parent, datasets_dir=tmp_path / "datasets")
+    assert (registry.weights(spec), registry.check(spec)) == (output, [])
 
 
 def test_an_imported_model_is_a_base_like_any_other(weights: Path, tmp_path: Path, capsys: Say) -> None:

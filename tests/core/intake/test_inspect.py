@@ -1,4 +1,4 @@
-"""The examination of a stranger's file: what is found, what is refused, and that a run sees the very same images."""
+"""The inspection of a stranger's file: what is found, what is refused, and that a run sees the very same images."""
 
 import ast
 import io
@@ -20,21 +20,21 @@ from safetensors.torch import save_file
 from core import checkpoint, data
 from core.data.image_folder import load
 from core.data.safe_zip import Caps
-from core.intake.inspect import examine_dataset, examine_model
+from core.intake.inspect import inspect_dataset, inspect_model
 from core.models import Blueprint, build
 from core.schema import inspection_report
 from core.schema.errors import BadDataset, BadInput, BadWeights, OverLimit, UserError
 from core.schema.events import Failed
 from core.schema.events import read as read_event
-from core.schema.inspection_report import DatasetFindings, ModelFindings
+from core.schema.inspection_report import DatasetInspection, ModelInspection
 from core.schema.spec import ImportSpec
 from tests.support.images import image, two_classes, write
 
 SHIPPED = Path(checkpoint.__file__).parent / "models" / "weights"
 
 
-def examine(files: dict[str, bytes], folder: Path, caps: Caps | None = None) -> DatasetFindings:
-    return examine_dataset(write(files, folder, "zip"), folder / "out", caps=caps or Caps())
+def inspect(files: dict[str, bytes], folder: Path, caps: Caps | None = None) -> DatasetInspection:
+    return inspect_dataset(write(files, folder, "zip"), folder / "out", caps=caps or Caps())
 
 
 def png(width: int, height: int) -> bytes:
@@ -55,7 +55,7 @@ def polyglot() -> bytes:
 
 
 def test_a_data_set_is_counted_and_shown(tmp_path: Path) -> None:
-    found = examine(two_classes() | {"README.md": b"hello", "train/cat/notes.txt": b"x"}, tmp_path)
+    found = inspect(two_classes() | {"README.md": b"hello", "train/cat/notes.txt": b"x"}, tmp_path)
     assert (found.classes, found.shape) == (("cat", "dog"), (3, 5, 6))
     assert (found.train, found.test) == ({"cat": 3, "dog": 3}, {"cat": 1, "dog": 1})
     assert (found.ignored, found.refused, found.overlap.count) == (2, 0, 0)
@@ -86,7 +86,7 @@ BAD = {
 @pytest.mark.parametrize("what", list(BAD))
 def test_an_image_that_cannot_be_used_is_refused_alone_with_its_reason(what: str, tmp_path: Path) -> None:
     content, said = BAD[what]
-    found = examine(two_classes() | {"train/cat/9.png": content}, tmp_path)
+    found = inspect(two_classes() | {"train/cat/9.png": content}, tmp_path)
     assert (found.refused, found.train) == (1, {"cat": 3, "dog": 3})
     assert found.refused_images[0].name == "train/cat/9.png"
     assert said in found.refused_images[0].reason
@@ -100,7 +100,7 @@ def test_a_run_sees_what_the_report_counts_and_nothing_that_it_refuses(tmp_path:
     (tmp_path / "with").mkdir()
     (tmp_path / "without").mkdir()
     files = {name: content for name, content in two_classes().items() if name not in files} | files
-    found = examine(files | bad, tmp_path / "with")
+    found = inspect(files | bad, tmp_path / "with")
     left_out: list[str] = []
     train, test, classes = load(tmp_path / "with" / "data.zip", leave_out=lambda name, _: left_out.append(name))
     assert (len(train), len(test), classes) == (found.train_examples, found.test_examples, found.classes)
@@ -113,7 +113,7 @@ def test_a_run_sees_what_the_report_counts_and_nothing_that_it_refuses(tmp_path:
 
 def test_a_data_set_of_which_most_is_refused_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadDataset, match=r"9 of 17 images cannot be used; the first is train/cat/b0\.png"):
-        examine(two_classes() | {f"train/cat/b{n}.png": b"x" for n in range(9)}, tmp_path)
+        inspect(two_classes() | {f"train/cat/b{n}.png": b"x" for n in range(9)}, tmp_path)
 
 
 def test_test_images_that_are_also_trained_on_are_found_whatever_their_file(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_test_images_that_are_also_trained_on_are_found_whatever_their_file(tmp_
     Image.fromarray(pixels).save(grey, "PNG")
     Image.fromarray(pixels).convert("RGB").save(colour, "PNG", compress_level=0)
     files = two_classes() | {"train/cat/a.png": grey.getvalue(), "test/dog/b.png": colour.getvalue()}
-    overlap = examine(files, tmp_path).overlap
+    overlap = inspect(files, tmp_path).overlap
     assert overlap.count == 1
     assert (overlap.examples[0].test, overlap.examples[0].train) == ("test/dog/b.png", "train/cat/a.png")
 
@@ -131,24 +131,24 @@ def test_a_data_set_larger_than_it_may_be_is_refused(tmp_path: Path) -> None:
     # Packed it is small, decoded it is 8 images of 300 kB.
     files = {name: image(3, size=(400, 250)) for name in two_classes()}
     with pytest.raises(OverLimit, match="decoded"):
-        examine(files, tmp_path, Caps(total_bytes=2**20))
+        inspect(files, tmp_path, Caps(total_bytes=2**20))
 
 
 def test_classes_that_differ_only_in_case_are_refused(tmp_path: Path) -> None:
     files = {f"{part}/{label}/{label}.png": image(3) for part in ("train", "test") for label in ("cat", "Cat1", "cat1")}
     files = {name.replace("cat1.png", "other.png"): content for name, content in files.items()}
     with pytest.raises(BadDataset, match="Cat1 and cat1 differ only in case"):
-        examine(files, tmp_path)
+        inspect(files, tmp_path)
 
 
 def test_a_file_that_is_no_zip_archive_is_refused(tmp_path: Path) -> None:
     path = write(two_classes(), tmp_path, "tar")
     with pytest.raises(BadDataset, match="no zip archive"):
-        examine_dataset(path, tmp_path / "out", caps=Caps())
+        inspect_dataset(path, tmp_path / "out", caps=Caps())
 
 
-def check_model(file: Path, folder: Path, max_bytes: int = 2**30, **said: object) -> ModelFindings:
-    return examine_model(file, ImportSpec.model_validate(said), folder / "out", max_bytes=max_bytes)
+def check_model(file: Path, folder: Path, max_bytes: int = 2**30, **said: object) -> ModelInspection:
+    return inspect_model(file, ImportSpec.model_validate(said), folder / "out", max_bytes=max_bytes)
 
 
 def digits_weights() -> dict[str, torch.Tensor]:
@@ -158,7 +158,7 @@ def digits_weights() -> dict[str, torch.Tensor]:
 
 def test_a_checkpoint_of_ours_is_taken_as_it_is(tmp_path: Path) -> None:
     found = check_model(SHIPPED / "digits-cnn-linf.safetensors", tmp_path)
-    assert (found.source, found.architecture, found.looked_at, found.doubts) == (
+    assert (found.source, found.architecture, found.looked_at, found.warnings) == (
         "checkpoint",
         "digits-cnn",
         "digits",
@@ -206,7 +206,7 @@ def test_a_model_that_sees_nothing_is_doubted(tmp_path: Path) -> None:
     last = [name for name in weights if name.endswith("weight")][-1]
     weights[last] = weights[last].flip(0)
     torch.save(weights, tmp_path / "theirs.pt")
-    assert [doubt.code for doubt in check_model(tmp_path / "theirs.pt", tmp_path).doubts] == ["preflight_chance"]
+    assert [doubt.code for doubt in check_model(tmp_path / "theirs.pt", tmp_path).warnings] == ["preflight_chance"]
 
 
 def lying_header(file: Path) -> None:
@@ -276,11 +276,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_prints_the_report_or_why_there_is_none(tmp_path: Path) -> None:
     path = write(two_classes() | {"../x.png": b""}, tmp_path, "zip")
-    refused = run("examine-dataset", str(path), "--output", str(tmp_path / "out"))
+    refused = run("inspect-dataset", str(path), "--output", str(tmp_path / "out"))
     failed = read_event(refused.stdout)
     assert isinstance(failed, Failed)
     assert (refused.returncode, failed.code) == (2, "bad_dataset")
-    found = run("examine-dataset", str(write(two_classes(), tmp_path, "zip")), "--output", str(tmp_path / "out"))
+    found = run("inspect-dataset", str(write(two_classes(), tmp_path, "zip")), "--output", str(tmp_path / "out"))
     assert found.returncode == 0
     assert inspection_report.read(found.stdout.encode()).kind == "dataset"
 
@@ -303,7 +303,7 @@ def test_the_command_ends_itself_at_its_limits(
     option: str, value: str, members: int, said: str, tmp_path: Path
 ) -> None:
     file = many_members(tmp_path / "a.zip", members)
-    done = run("examine-dataset", str(file), "--output", str(tmp_path / "out"), option, value)
+    done = run("inspect-dataset", str(file), "--output", str(tmp_path / "out"), option, value)
     failed = read_event(done.stdout)
     assert isinstance(failed, Failed)
     assert (done.returncode, failed.code) == (2, "over_limit")
@@ -312,7 +312,7 @@ def test_the_command_ends_itself_at_its_limits(
 
 _CUT_OFF = """
 import socket, subprocess, sys, threading
-from core.sandbox import cut_off
+from core.sandbox import deny_network
 
 def attempt(open_):
     try:
@@ -328,7 +328,7 @@ told, go = [], threading.Event()
 older = threading.Thread(target=lambda: (go.wait(), look()))
 older.start()
 look()
-complaint = cut_off()
+complaint = deny_network()
 go.set()
 older.join()
 look()
@@ -347,8 +347,8 @@ def test_what_is_cut_off_makes_no_connection_nor_does_a_thread_or_child_of_it() 
 
 
 def test_whatever_opens_a_file_of_a_stranger_has_no_network(tmp_path: Path) -> None:
-    taken_over = "import core.intake.inspect as it, socket; it.examine_dataset = lambda *_, **__: socket.socket()"
-    arguments = ["examine-dataset", "any.zip", "--output", str(tmp_path), "--json"]
+    taken_over = "import core.intake.inspect as it, socket; it.inspect_dataset = lambda *_, **__: socket.socket()"
+    arguments = ["inspect-dataset", "any.zip", "--output", str(tmp_path), "--json"]
     code = f"{taken_over}; import core.__main__; raise SystemExit(core.__main__.main({arguments}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.returncode == 1

@@ -170,7 +170,7 @@ def test_monitoring_costs_what_is_counted_where_no_point_falls() -> None:
     model, (images, labels) = Sure().train(), points(5)
     spec = finetune(held_out=5, method={"name": "e-at", "steps": {"linf": 4, "l1": 7}})
     with counting(model.last) as passes:
-        monitor(model, Split((255 * images).byte(), labels), spec, step=1, epoch=1.0, at_once=64)
+        monitor(model, Split((255 * images).byte(), labels), spec, step=1, epoch=1.0, chunk_size=64)
     strong = 3 * (1 + 21) + 2  # a look and 20 steps for each norm, for l1 in three stages
     assert passes == {"forward": 5 * (strong + 5 + 8), "backward": 5 * (3 * 20 + 4 + 7)}
     size = Size(train_examples=5, test_examples=0)

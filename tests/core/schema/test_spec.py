@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from core.schema.catalog import ARCHITECTURES, DATASETS, METHODS, MODELS, NORMS
 from core.schema.spec import SPECS, EvaluateSpec, FineTuneSpec, Method, TrainSpec, check_radius, parse
-from core.schema.validation import cautions, explain
+from core.schema.validation import field_errors, spec_warnings
 
 _SMALLEST = {"base_model": "digits-cnn-linf"}
 _SHARED = {"name", "norms", "steps"}
@@ -19,7 +19,7 @@ _SHARED = {"name", "norms", "steps"}
 def _errors(body: Any) -> dict[str, str]:
     with pytest.raises(ValidationError) as caught:
         parse(body)
-    return {error.pointer: error.detail for error in explain(caught.value)}
+    return {error.pointer: error.detail for error in field_errors(caught.value)}
 
 
 def test_a_bad_base_model_is_told_once_and_without_its_consequences() -> None:
@@ -30,7 +30,7 @@ def test_a_bad_base_model_is_told_once_and_without_its_consequences() -> None:
 def test_a_flood_of_errors_is_cut_and_long_names_are_shortened() -> None:
     with pytest.raises(ValidationError) as caught:
         parse({**_SMALLEST, **{f"{number}{'x' * 1000}": 1 for number in range(1000)}})
-    errors = explain(caught.value)
+    errors = field_errors(caught.value)
     assert len(errors) == 20
     assert all(len(error.pointer) < 100 for error in errors)
     assert sum(len(error.detail) for error in errors) < 10_000
@@ -74,7 +74,7 @@ def test_imagenet_gets_the_recipe_of_the_paper() -> None:
     assert (spec.epochs, spec.batch_size, spec.weight_decay) == (1, 128, 1e-4)
     assert spec.method.steps == {"linf": 5, "l2": 5, "l1": 15}
     assert spec.augmentation == "resized-crop-flip"
-    assert not cautions(parse({"base_model": "mine", "dataset": "imagenet"})), "E-AT covers l2 at these radii"
+    assert not spec_warnings(parse({"base_model": "mine", "dataset": "imagenet"})), "E-AT covers l2 at these radii"
 
 
 def test_steps_that_a_job_gives_are_kept_on_every_data_set() -> None:
@@ -248,7 +248,7 @@ def test_a_radius_is_refused_exactly_from_where_grey_is_reachable(norm: str) -> 
 
 
 def _codes(body: dict[str, Any]) -> set[str]:
-    return {caution.code for caution in cautions(parse(body))}
+    return {caution.code for caution in spec_warnings(parse(body))}
 
 
 def test_a_spec_that_is_likely_to_disappoint_comes_with_cautions() -> None:

@@ -63,7 +63,7 @@ def test_the_shares_are_those_of_a_linear_model_in_closed_form() -> None:
     held_out = Split(levels[:, None, None, None].repeat(1, 1, 8, 8), torch.ones(len(levels), dtype=torch.int64))
     margins = levels.double() / 255 - 0.5
     spec = _spec(eps={"linf": 0.1, "l2": 0.8, "l1": 6.4}, method={"name": "single", "norms": ["linf"]})
-    seen = monitor(Mean(), held_out, spec, step=7, epoch=0.5, at_once=64)
+    seen = monitor(Mean(), held_out, spec, step=7, epoch=0.5, chunk_size=64)
     # The mean moves by eps for linf, by eps / sqrt(64) for l2, by eps / 64 for l1: here 0.1 in each norm.
     expected = (margins >= 0.1).double().mean().item()
     assert seen.robust == pytest.approx(dict.fromkeys(("linf", "l2", "l1"), expected), abs=0.04)
@@ -75,7 +75,7 @@ def test_the_shares_are_those_of_a_linear_model_in_closed_form() -> None:
 def test_a_model_that_only_withstands_its_own_attack_raises_the_alarm(grey: Split) -> None:
     spec = _spec(method={"name": "single", "norms": ["linf"], "steps": 1})
     model = _Stairs().train()
-    seen = monitor(model, grey, spec, step=1, epoch=1.0, at_once=64)
+    seen = monitor(model, grey, spec, step=1, epoch=1.0, chunk_size=64)
     assert (seen.training_attack["linf"], seen.robust["linf"]) == (1, 0)
     assert model.training
     warning = alarm(seen)
@@ -90,7 +90,7 @@ def test_held_out_images_go_through_the_model_no_more_at_once_than_training_imag
 ) -> None:
     spec = _spec(method={"name": "single", "norms": ["linf"], "steps": 1})
     model, sizes = _Stairs(), set()
-    expected = monitor(model, grey, spec, step=1, epoch=1.0, at_once=len(grey))
+    expected = monitor(model, grey, spec, step=1, epoch=1.0, chunk_size=len(grey))
 
     def small(module: nn.Module, inputs: tuple[Tensor]) -> None:
         if len(inputs[0]) > 4:
@@ -98,7 +98,7 @@ def test_held_out_images_go_through_the_model_no_more_at_once_than_training_imag
         sizes.add(len(inputs[0]))
 
     model.register_forward_pre_hook(small)
-    seen = monitor(model, grey, spec, step=1, epoch=1.0, at_once=16)
+    seen = monitor(model, grey, spec, step=1, epoch=1.0, chunk_size=16)
     assert max(sizes) == 4
     assert seen.model_copy(update={"seconds": 0.0}) == expected.model_copy(update={"seconds": 0.0})
 

@@ -16,7 +16,7 @@ from core.evaluation import resume
 from core.schema.errors import BadInput
 from core.schema.events import PAUSED, Entered, Event, Finished, Paused, Resumed, Saved, Stepped, read
 from core.schema.spec import FineTuneSpec, parse
-from core.signals import Wishes
+from core.signals import StopRequests
 from core.training.run import fine_tune
 
 _ROOT = Path(__file__).parents[3]
@@ -199,11 +199,11 @@ def test_without_a_state_that_can_be_read_the_run_says_what_to_do(tmp_path: Path
 
 
 def test_a_pause_comes_after_the_step_with_its_state_saved(uninterrupted: Whole, tmp_path: Path) -> None:
-    wishes, events = Wishes(), []
+    requests, events = StopRequests(), []
     # No state is due before the pause.
-    for event in fine_tune(_spec(save_minutes=60.0), tmp_path, wishes=wishes):
+    for event in fine_tune(_spec(save_minutes=60.0), tmp_path, requests=requests):
         events.append(event)
-        wishes.pause = bool(_told(events))
+        requests.pause = bool(_told(events))
     *_, saved, paused = events
     assert isinstance(saved, Saved)
     assert (saved.kind, saved.step) == ("state", 2)
@@ -213,14 +213,14 @@ def test_a_pause_comes_after_the_step_with_its_state_saved(uninterrupted: Whole,
 
 
 def test_a_stopped_run_delivers_the_best_weights_and_says_where_it_was_stopped(tmp_path: Path) -> None:
-    wishes = Wishes()
+    requests = StopRequests()
     # So large a step that the weights of the second epoch are worse than those of the first.
     spec = _spec(learning_rate=5.0, schedule="constant", epochs=3, method="nat")
     steps = 0
     best: bytes = b""
-    for event in fine_tune(spec, tmp_path, wishes=wishes):
+    for event in fine_tune(spec, tmp_path, requests=requests):
         steps += isinstance(event, Stepped)
-        wishes.stop = steps >= 4
+        requests.stop = steps >= 4
         if isinstance(event, Saved) and event.kind == "best":
             best = (tmp_path / "best.safetensors").read_bytes()
             best_step = event.step
@@ -232,8 +232,8 @@ def test_a_stopped_run_delivers_the_best_weights_and_says_where_it_was_stopped(t
 
 
 def test_a_stop_that_was_cut_off_is_still_a_stop(tmp_path: Path) -> None:
-    wishes = Wishes(stop=True)
-    for event in fine_tune(_spec(), tmp_path, wishes=wishes):
+    requests = StopRequests(stop=True)
+    for event in fine_tune(_spec(), tmp_path, requests=requests):
         if isinstance(event, Entered) and event.phase == "evaluating" and event.subject == "result":
             break
     events = list(fine_tune(_spec(), tmp_path))

@@ -93,8 +93,8 @@ def test_training_is_in_float32_without_tf32_and_says_so(tmp_path: Path, monkeyp
     def convolves_in() -> str:
         return torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
 
-    seen, take = set(), training.Course.take_step
-    monkeypatch.setattr(training.Course, "take_step", lambda *its: seen.add(convolves_in()) or take(*its))
+    seen, take = set(), training.Trainer.take_step
+    monkeypatch.setattr(training.Trainer, "take_step", lambda *its: seen.add(convolves_in()) or take(*its))
     before = convolves_in()
     started, *_ = fine_tune(_spec(evaluation={**_QUICK["evaluation"], "include_base": False}), tmp_path)
     assert isinstance(started, Started)

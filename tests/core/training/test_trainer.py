@@ -21,12 +21,12 @@ from core.models.precision import Bfloat16, in_precision
 from core.schema.errors import BadInput, OutOfMemory
 from core.schema.events import Stepped, Warned
 from core.schema.spec import FineTuneSpec, parse
-from core.signals import Wishes
+from core.signals import StopRequests
 from core.training import trainer
 from core.training.distributed import Ranks, joined
 from core.training.methods import BatchLoss
 from core.training.run import fine_tune
-from core.training.trainer import Course
+from core.training.trainer import Trainer
 
 _ROOT = Path(__file__).parents[3]
 _CPU = torch.device("cpu")
@@ -48,12 +48,12 @@ def _linear(*before: nn.Module) -> nn.Module:
     return model.train()
 
 
-def _course(spec: FineTuneSpec, model: nn.Module, digits: Split) -> Course:
-    return Course(spec, model, TrainingSet(digits), _ALONE)
+def _course(spec: FineTuneSpec, model: nn.Module, digits: Split) -> Trainer:
+    return Trainer(spec, model, TrainingSet(digits), _ALONE)
 
 
-def _steps(run: Course, count: int) -> list[Stepped | Warned]:
-    return [event for _ in range(count) for event in run.take_step(Wishes())]
+def _steps(run: Trainer, count: int) -> list[Stepped | Warned]:
+    return [event for _ in range(count) for event in run.take_step(StopRequests())]
 
 
 def _same(one: nn.Module, other: nn.Module) -> bool:
@@ -271,7 +271,7 @@ def test_a_run_in_halves_takes_a_batch_of_one_whole(few: Split) -> None:
 
 def test_too_small_a_batch_for_the_processes_is_refused_before_the_first_step(few: Split) -> None:
     with pytest.raises(BadInput, match="smallest batch of an epoch has 2 images, too few for 3 processes"):
-        Course(_spec(), _linear(), TrainingSet(few.first(34)), Ranks(0, 3, _CPU))
+        Trainer(_spec(), _linear(), TrainingSet(few.first(34)), Ranks(0, 3, _CPU))
 
 
 def test_bf16_computes_the_network_in_bfloat16_and_all_around_it_in_float32() -> None:

@@ -44,7 +44,7 @@ def test_single_norm_training_takes_the_loss_of_the_attacked_batch(
     norm: Norm, base: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
     rule = _rule({"name": "single", "norms": [norm], "steps": 4})
-    found = apgd(base, *batch, norm, _EPS[norm], steps=4, density=0.05)
+    found = apgd(base, *batch, norm, _EPS[norm], steps=4, topk_fraction=0.05)
     base.train()
     result = rule(base, *batch)
     assert base.training
