@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from math import ceil
 
 from core.schema.catalog import DATASETS, NORMS, Norm
-from core.schema.spec import AnySpec, EvaluateSpec, FineTuneSpec, Method, Protocol, TrainingSpec, count_held_out
+from core.schema.method import Method
+from core.schema.spec import AnySpec, EvaluateSpec, FineTuneSpec, Protocol, TrainingSpec, count_held_out
 
 _PERCEPTUAL_STEPS = 10
 _MONITOR_STEPS = 20

@@ -12,7 +12,7 @@ from core.attacks.rng import Noise
 from core.attacks.square import square
 from core.evaluation.autoattack import evaluate
 from core.schema.catalog import METHODS, NORMS, Norm
-from core.schema.spec import Method
+from core.schema.method import Method
 from core.training.methods import build
 from tests.support.other_device import DEVICE, elsewhere, move
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from core.schema.catalog import Norm
 from core.schema.events import NormCount
-from core.schema.spec import Method
+from core.schema.method import Method
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from core.attacks.losses import Loss, cross_entropy, kl_divergence
 from core.models.folding import Twin
 from core.schema.catalog import Norm
 from core.schema.events import NormCount
-from core.schema.spec import Method
+from core.schema.method import Method
 from core.training.methods import Share
 
 # How far beside the images an attack on the divergence starts, as a pixel's standard deviation; TRADES has the same.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from core.attacks.perceptual import perceptual
 from core.schema.catalog import Norm
 from core.schema.events import NormCount
-from core.schema.spec import Method
+from core.schema.method import Method
 from core.training.methods import BatchLoss, Share
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from core.attacks.losses import kl_divergence
 from core.schema.catalog import Norm
-from core.schema.spec import Method
+from core.schema.method import Method
 from core.training.methods import BatchLoss
 from core.training.methods.adversary import Adversary
 from core.training.methods.max import keep_worst

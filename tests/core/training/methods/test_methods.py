@@ -15,7 +15,7 @@ from core.attacks.perceptual import perceptual
 from core.geometry import project
 from core.schema.catalog import METHODS, Norm
 from core.schema.events import NormCount
-from core.schema.spec import Method
+from core.schema.method import Method
 from core.training.methods import TrainingRule, build
 from core.training.methods.ramp import pair
 
