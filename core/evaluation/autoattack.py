@@ -17,19 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from core import checkpoint
-from core.attacks import Attack, AttackResult, Steps, frozen
+from core.attacks import Attack, AttackOptions, AttackResult, Returning, Steps, frozen
 from core.attacks.apgd import apgd_ce, apgd_t
 from core.attacks.fab import fab_t
 from core.attacks.forward import predict
 from core.attacks.reference import Name, check_classes, reference
-from core.attacks.rng import Noise
 from core.attacks.square import square
+from core.attacks.threat import LpThreat
 from core.data.split import Split
 from core.evaluation import report as verdicts
 from core.evaluation.checks import doubts_about
 from core.evaluation.preflight import preflight
 from core.evaluation.resume import STATE_FILE, EvaluationState
-from core.geometry import length
 from core.inputs import Inputs, load
 from core.models.folding import folded
 from core.models.memory import Room, is_out_of_memory, peak_memory
@@ -70,16 +69,16 @@ def attacks_of(protocol: Protocol, norm: Norm, engine: Engine = "temper") -> dic
     if engine == "reference":
         names = _NAMES[: {"fast": 1, "paper": 2, "standard": 4}[protocol]]
         steps = 20 if protocol == "fast" else None
-        return {name: reference.set(name=name, steps=steps) for name in names}
+        return {name: reference.with_settings(name=name, steps=steps) for name in names}
     if protocol == "fast":
-        return {"apgd-ce": apgd_ce.set(steps=20)}
+        return {"apgd-ce": apgd_ce.with_settings(steps=20)}
     restarts, targets = (5, 5) if norm == "l1" else (1, _TARGETS)
     attacks: dict[str, Attack[...]] = {
-        "apgd-ce": apgd_ce.set(restarts=restarts),
-        "apgd-t": apgd_t.set(targets=targets),
+        "apgd-ce": apgd_ce.with_settings(restarts=restarts),
+        "apgd-t": apgd_t.with_settings(targets=targets),
     }
     if protocol == "standard":
-        attacks |= {"fab-t": fab_t.set(targets=_TARGETS), "square": square.set()}
+        attacks |= {"fab-t": fab_t.with_settings(targets=_TARGETS), "square": square.with_settings()}
     return attacks
 
 
@@ -101,12 +100,7 @@ def evaluate(
     """
     options = Options(protocol=protocol, engine=engine, seed=seed, batch_size=batch_size)
     steps = iter_evaluate(model, images, labels, eps, options=options, subject="result")
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            report: Report = stop.value
-            return report
+    return Returning(steps).finish()
 
 
 @dataclass(frozen=True)
@@ -242,17 +236,17 @@ class _Search:
         standing = robust.nonzero().squeeze(1)
         if len(standing) == 0:
             return
-        images, labels, eps = self._images[first + standing], self._labels[first + standing], self._eps[norm]
+        images, labels = self._images[first + standing], self._labels[first + standing]
+        threat = LpThreat(norm, self._eps[norm])
         counts = [int(batch.sum()) for batch in robust.split(self._options.batch_size)]
-        sizes = [count for count in counts if count]
+        sizes = tuple(count for count in counts if count)
         # Attacks search on a copy that is quicker to compute; what they find is judged by the model itself. Not APGD in
         # l1, where the last bit decides which pixels count as changed: 4 of 200 verdicts would not be AutoAttack's.
         searched = self._model if norm == "l1" and name.startswith("apgd") else self._quick
         while True:
-            noise = Noise(self._options.seed, sizes)
-            options = {"noise": noise, "chunk_size": self._room.chunk_size, "state": self._keep.state(key)}
+            options = AttackOptions(self._options.seed, sizes, self._room.chunk_size, self._keep.state(key))
             try:
-                with closing(attack.steps(searched, images, labels, norm, eps, **options)) as steps:
+                with closing(attack.steps(searched, images, labels, threat, options)) as steps:
                     result = yield from self._take(steps, key)
                 break
             except RuntimeError as error:
@@ -261,25 +255,18 @@ class _Search:
             self._room.halve()
         # The verdict is a fresh look at what the attack hands over, not the attack's own word.
         right = self._right(result.adversarial, labels)
-        found = result.adversarial[~right]
-        # Pixels are rounded to their own last bit, which is much of a small radius.
-        rounding = length(torch.full_like(images[:1], torch.finfo(images.dtype).eps), norm)
-        excess = length(found - images[~right], norm) - eps
-        assert not (excess > 1e-4 * eps + rounding).any(), f"{name} left the {norm} ball by {excess.max():.1e}"
-        assert not ((found < 0) | (found > 1)).any(), f"{name} left the box"
+        allowed = threat.contains(images[~right], result.adversarial[~right])
+        assert bool(allowed.all()), f"{name} left {threat} at {int((~allowed).sum())} points"
         robust[standing] = right
 
     def _take(self, steps: Steps, key: str) -> Generator[Saved, None, AttackResult]:
         """Take an attack's steps, and keep its state now and then."""
-        while True:
-            try:
-                state = next(steps)
-            except StopIteration as stop:
-                result: AttackResult = stop.value
-                return result
+        attack = Returning(steps)
+        for state in attack:
             if self._keep.due:
                 self._keep.stand(key, state())
                 yield from self._keep.copy()
+        return attack.value
 
     def _right(self, images: Tensor, labels: Tensor) -> Tensor:
         """Say of each point (examples,) whether the model classifies it right."""
