@@ -118,7 +118,7 @@ def clear_files_away(premises: Premises) -> None:
     """Take back the examinations of lost workers, and remove the objects of data sets and models that are gone."""
     with premises.database.writing() as session:
         for kind in files.TABLES:
-            files.expire(session, kind, max_losses=premises.settings.max_losses)
+            files.expire(session, kind, max_crashes=premises.settings.max_crashes)
     # Keys first: what is stored after that is nobody's leftover yet.
     keys = [key for kind in files.TABLES for key in premises.store.keys(f"{kind}s")]
     with premises.database.reading() as session:

@@ -95,11 +95,11 @@ class Workplace:
 
 def run(claim: Claim, place: Workplace) -> None:
     """Run a claimed job to its end, or until it is another worker's. What can befall a run ends in its row."""
-    log.info("job %s: attempt %d begins", claim.job_id, claim.epoch)
+    log.info("job %s: attempt %d begins", claim.job_id, claim.attempt)
     sweep(place.settings.kept_dir, days=place.settings.kept_days)
     try:
         with (
-            work_folder(place.settings.work_dir, claim.job_id, claim.epoch) as folder,
+            work_folder(place.settings.work_dir, claim.job_id, claim.attempt) as folder,
             Lease(
                 claim, database=place.database, settings=place.settings, stopping=place.stopping, pulse=place.pulse
             ) as lease,
@@ -114,14 +114,14 @@ def run(claim: Claim, place: Workplace) -> None:
                     logbook.store(whole=True)
             lease.write(ending)
     except LostOwnership:
-        log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.epoch)
+        log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.attempt)
     except OSError as error:
         with suppress(LostOwnership), place.database.writing() as session:
             jobs.fail(session, claim, failures.not_started(error))
     else:
         _discard_states(claim, place)
         _tell_the_whole(claim, place)
-        log.info("job %s: attempt %d is over", claim.job_id, claim.epoch)
+        log.info("job %s: attempt %d is over", claim.job_id, claim.attempt)
 
 
 def _tell_the_whole(claim: Claim, place: Workplace) -> None:
@@ -189,7 +189,7 @@ def _run_on(
     inventory: Inventory, folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: Workplace
 ) -> Ending:
     """Run it on these files. Raises StorageUnavailable, Postponed, LostOwnership."""
-    logbook.note(f"attempt {claim.epoch} begins")
+    logbook.note(f"attempt {claim.attempt} begins")
     _begin_with_states(folder, lease, logbook, claim, place)
     command = place.command(claim, folder, inventory)
     launches = getattr(claim.spec, "gpus", 1) > 1
@@ -264,8 +264,8 @@ def _ending(
     if lease.killed or exit_code in _KILLED_FROM_OUTSIDE:
         starved = not lease.killed and killed_before is not None and (count_oom_kills() or 0) > killed_before
         cause = OUT_OF_MEMORY if starved else f"its training process was killed: {lease.killed or _name(exit_code)}"
-        log.warning("job %s: attempt %d is lost: %s", claim.job_id, claim.epoch, cause)
-        return partial(jobs.lose, claim=claim, cause=cause, patience=Patience.of(place.settings))
+        log.warning("job %s: attempt %d is lost: %s", claim.job_id, claim.attempt, cause)
+        return partial(jobs.record_crash, claim=claim, cause=cause, patience=Patience.of(place.settings))
     log.warning("job %s: the training process ended with exit code %d and no reason", claim.job_id, exit_code)
     return partial(jobs.fail, claim=claim, failure=failures.crashed(exit_code, trainer.last_words()))
 
@@ -281,7 +281,7 @@ def _keep(folder: Path, error: StorageUnavailable, claim: Claim, settings: Setti
         # There it would take the very room that is missing.
         return ""
     try:
-        kept = keep(folder, settings.kept_dir, f"{claim.job_id}-{claim.epoch}")
+        kept = keep(folder, settings.kept_dir, f"{claim.job_id}-{claim.attempt}")
     except OSError as failed:
         log.warning("job %s: what it has made cannot be kept: %s", claim.job_id, failed)
         return ""

@@ -82,7 +82,7 @@ def send_report(service: Service, kind: files.Kind, file: files.File) -> Respons
     """Answer with the report of an examination. Raises NotExamined."""
     if file.status != "ready":
         raise NotExamined(f"the {_WORDS[kind]} is {file.status} and has no report")
-    key = f"{files.prefix(kind, file.id, file.epoch)}/{files.REPORT}"
+    key = f"{files.prefix(kind, file.id, file.claim_number)}/{files.REPORT}"
     return Response(b"".join(service.store.read(key)), media_type="application/json")
 
 

@@ -98,7 +98,7 @@ def test_no_counter_falls_when_a_job_is_deleted(database, project, monkeypatch):
         job_id = jobs.create(session, project.id, SPEC).job.id
         session.execute(update(Job).values(created_at=seconds_from_now(-50)))
         lost = jobs.claim(session, worker="w", lease_seconds=30, patience=patience)
-        jobs.lose(session, lost, cause="killed", patience=patience)
+        jobs.record_crash(session, lost, cause="killed", patience=patience)
         jobs.fail(session, jobs.claim(session, worker="w", lease_seconds=30, patience=patience), FAILURE)
         session.execute(update(Attempt).values(started_at=seconds_from_now(-20)))
         jobs.create(session, project.id, SPEC)
