@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from core import checkpoint, data
 from core.attacks import Attack, AttackOptions
-from core.attacks.apgd import apgd
+from core.attacks.apgd import apgd, depends_on_last_bit
 from core.attacks.forward import predict
 from core.attacks.reference import NAMES
 from core.attacks.threat import LpThreat
@@ -38,7 +38,8 @@ from core.evaluation.report import digits
 from core.models import Blueprint, build
 from core.models.folding import folded
 from core.schema.catalog import DATASETS, NORMS, Norm
-from core.schema.spec import Protocol, parse
+from core.schema.protocols import AttackName, Protocol
+from core.schema.spec import parse
 from core.training.run import fine_tune
 
 RESULTS = Path(__file__).parent / "results" / "autoattack.json"
@@ -55,7 +56,7 @@ class Case:
     eps: dict[Norm, float]
     protocol: Protocol = "standard"
 
-    def attacks(self, norm: Norm) -> dict[str, Attack[...]]:
+    def attacks(self, norm: Norm) -> dict[AttackName, Attack[...]]:
         """Name the attacks, but for the one that pyautoattack cannot run: its targeted DLR loss takes four classes."""
         with torch.no_grad():
             few = self.model(self.images[:1]).shape[1] < 4
@@ -181,8 +182,7 @@ def measure_ours(case: Case, norm: Norm) -> tuple[str, Cost]:
         for name, attack in case.attacks(norm).items():
             started = time.perf_counter()
             if robust.any():
-                # As `core.evaluation.autoattack` does, and for its reason.
-                searched = model if norm == "l1" and name.startswith("apgd") else quick
+                searched = model if depends_on_last_bit(name, threat) else quick
                 found = attack(searched, images[robust], labels[robust], threat, AttackOptions(chunk_size=256))
                 robust[robust.clone()] = predict(model, found.adversarial).argmax(1) == labels[robust]
             by_attack[name] = round(time.perf_counter() - started, 2)

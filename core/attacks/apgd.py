@@ -8,7 +8,7 @@ the targeted DLR loss against the likeliest wrong classes; for l1 both shrink th
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, prod
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,7 @@ from core.geometry import (
     random_start,
 )
 from core.schema.catalog import Norm
+from core.schema.protocols import STEPS, TARGETS, AttackName, apgd_stages
 
 Goal = Literal["loss", "error"]
 Projection = Callable[[Tensor, Tensor, Norm, float], Tensor]
@@ -225,7 +226,7 @@ def apgd_ce(
     options: AttackOptions = DEFAULTS,
     *,
     restarts: int = 1,
-    steps: int = 100,
+    steps: int = STEPS,
 ) -> Steps:
     """Attack the cross-entropy from `restarts` random starts, each on the points that withstood those before: a step
     each."""
@@ -241,8 +242,8 @@ def apgd_t(
     threat: LpThreat,
     options: AttackOptions = DEFAULTS,
     *,
-    targets: int = 9,
-    steps: int = 100,
+    targets: int = TARGETS,
+    steps: int = STEPS,
 ) -> Steps:
     """Attack towards the `targets` likeliest classes after the first, a step each, on the targeted DLR loss.
 
@@ -252,6 +253,15 @@ def apgd_t(
     likeliest = runs.logits.argsort(1)
     ranks = range(2, min(targets + 1, likeliest.shape[1]) + 1)
     return (yield from runs.take(targeted_dlr, [likeliest[:, -rank] for rank in ranks]))
+
+
+def depends_on_last_bit(name: AttackName, threat: LpThreat) -> bool:
+    """Tell whether an attack must see the very model, not one that differs from it by rounding, for AutoAttack's
+    verdicts.
+
+    It is APGD in l1, where the last bit decides which pixels count as changed: 4 of 200 verdicts would differ.
+    """
+    return name.startswith("apgd") and threat.norm == "l1"
 
 
 class _Runs:
@@ -308,13 +318,10 @@ class _Runs:
         """Run from a random start; for l1 in balls of 3 eps, 2 eps, eps, each from the best point of the one before."""
         images, labels = self._images[places], self._labels[places]
         norm, eps = self._threat.norm, self._threat.eps
-        early = ceil(0.3 * self._steps)
-        stages: list[tuple[int, int, Goal]] = [(1, self._steps, "error")]
-        if norm == "l1":
-            stages = [(3, early, "loss"), (2, early, "loss"), (1, self._steps - 2 * early, "error")]
-        best = random_start(images, norm, stages[0][0] * eps, self._noise, places)
-        for factor, steps, goal in stages:
-            ball = LpThreat(norm, factor * eps)
+        stages = apgd_stages(norm, self._steps)
+        best = random_start(images, norm, stages[0].scale * eps, self._noise, places)
+        for scale, steps in stages:
+            ball, goal = LpThreat(norm, scale * eps), "error" if scale == 1 else "loss"
             if norm == "l1":
                 # The reference draws a start at every stage and does not use it; drawing it too keeps the streams in
                 # step.

@@ -16,6 +16,7 @@ from core.attacks.losses import cross_entropy
 from core.attacks.threat import LpThreat
 from core.geometry import length, per_image, step_onto_plane
 from core.schema.catalog import Norm
+from core.schema.protocols import STEPS, TARGETS
 
 # AutoAttack's constants: how far a step goes beyond the plane, how much of it may start from the image rather than from
 # where the walk is, and what is left of the perturbation after turning back.
@@ -65,8 +66,8 @@ def fab_t(
     threat: LpThreat,
     options: AttackOptions = DEFAULTS,
     *,
-    targets: int = 9,
-    steps: int = 100,
+    targets: int = TARGETS,
+    steps: int = STEPS,
 ) -> Steps:
     """Walk from each image to the boundary of each of the `targets` likeliest classes after the first.
 

@@ -15,6 +15,7 @@ from core.attacks.losses import margin
 from core.attacks.threat import PerceptualThreat
 from core.geometry import per_image, rescale
 from core.schema.errors import BadInput
+from core.schema.protocols import PERCEPTUAL_STEPS
 
 # The distance's slope along a step is taken over this length in pixel units (l2), as in the authors' code.
 _PROBE = 0.1
@@ -31,7 +32,7 @@ def perceptual(
     options: AttackOptions = DEFAULTS,
     *,
     noise: Tensor | None = None,
-    steps: int = 10,
+    steps: int = PERCEPTUAL_STEPS,
 ) -> AttackResult:
     """Raise the margin loss of correctly classified images, with a penalty on LPIPS distances above the bound.
 

@@ -17,8 +17,8 @@ from core.attacks.losses import cross_entropy
 from core.attacks.threat import LpThreat
 from core.schema.catalog import Norm
 from core.schema.errors import BadInput
+from core.schema.protocols import AttackName
 
-Name = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 NAMES: dict[Norm, Literal["Linf", "L2", "L1"]] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
@@ -30,7 +30,7 @@ def reference(
     threat: LpThreat,
     options: AttackOptions = DEFAULTS,
     *,
-    name: Name,
+    name: AttackName,
     steps: int | None = None,
 ) -> Steps:
     """Run one attack of AutoAttack's standard version. `loss` is the cross-entropy.

@@ -24,6 +24,7 @@ from core.attacks.rng import Noise
 from core.attacks.threat import LpThreat
 from core.geometry import length, project, project_by_sorting, rescale
 from core.schema.catalog import Norm
+from core.schema.protocols import QUERIES
 
 # The share of the image that the first windows cover, and the queries after which it halves.
 _SHARE = 0.8
@@ -40,7 +41,7 @@ def square(
     threat: LpThreat,
     options: AttackOptions = DEFAULTS,
     *,
-    queries: int = 5000,
+    queries: int = QUERIES,
 ) -> Steps:
     """Search for errors from one random start, in at most `queries` + 2 forward passes per point and no backward ones.
 

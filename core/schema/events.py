@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from core.schema.catalog import Norm
-from core.schema.spec import Engine, Protocol, Spec
+from core.schema.protocols import Engine, Protocol
+from core.schema.spec import Spec
 
 Phase = Literal["preparing", "training", "evaluating", "publishing"]
 Subject = Literal["base", "result"]

@@ -20,10 +20,10 @@ from core.evaluation.report import rate
 from core.models.memory import Room
 from core.schema.catalog import Norm
 from core.schema.events import Monitored, Warned
+from core.schema.protocols import FAST_STEPS
 from core.schema.spec import TrainingSpec
 from core.training.methods.adversary import Adversary
 
-_STEPS = 20
 # The share of held-out images that only the stronger attack breaks: about 0.02 for the 10 steps of the paper, up to 0.1
 # for few steps that work, near the whole robust accuracy after catastrophic overfitting.
 _DRIFT = 0.2
@@ -45,7 +45,7 @@ def monitor(
     def attack(norm: Norm, eps: float, chunk_size: int) -> AttackResult:
         # The same noise after every epoch, so that epochs differ by the weights alone.
         options = AttackOptions(seed=spec.seed, chunk_size=chunk_size)
-        return apgd_ce(model, images, labels, LpThreat(norm, eps), options, steps=_STEPS)
+        return apgd_ce(model, images, labels, LpThreat(norm, eps), options, steps=FAST_STEPS)
 
     def attack_as_training(norm: Norm, eps: float, chunk_size: int) -> AttackResult:
         settings: dict[str, Any] = {"topk_fraction": Adversary.topk_fraction, "goal": "error"}
