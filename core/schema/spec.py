@@ -25,14 +25,13 @@ from pydantic_core import PydanticCustomError
 
 from core.schema.catalog import ARCHITECTURES, DATASETS, MODELS, NORMS, Augmentation, Norm, find_architecture
 from core.schema.method import Method
+from core.schema.protocols import Engine, Protocol
 from core.schema.radius import Radius, check_radius
 from core.schema.record import Record
 from core.schema.suggestions import check_known, did_you_mean
 
 Kind = Literal["finetune", "train", "evaluate"]
-Protocol = Literal["fast", "paper", "standard"]
 Interpolation = Literal["bilinear", "bicubic"]
-Engine = Literal["temper", "reference"]
 Schedule = Literal["piecewise", "one-cycle", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "always", "never"]
