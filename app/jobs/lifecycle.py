@@ -83,19 +83,25 @@ ACTIONS: Mapping[Action, Rule] = {
 }
 
 
+MAX_CRASHES_IN_PLACE = 3
+CRASH_BACKOFF_SECONDS, MAX_CRASH_BACKOFF_SECONDS = 5.0, 300.0
+CANCEL_LIMIT_SECONDS = 45.0
+"""What an instance's `RetryPolicy` has beside its TEMPER_MAX_CRASHES."""
+
+
 @dataclass(frozen=True)
 class RetryPolicy:
     """How many crashes a job may have: of workers, and of training processes killed from outside."""
 
     max_crashes: int = 5
     """So many in all, and the job fails."""
-    max_crashes_in_place: int = 3
+    max_crashes_in_place: int = MAX_CRASHES_IN_PLACE
     """So many in a row without anything new saved, and the job fails."""
-    backoff_seconds: float = 5
+    backoff_seconds: float = CRASH_BACKOFF_SECONDS
     """How long a job waits after its first crash; after each further one twice as long."""
-    max_backoff_seconds: float = 300
+    max_backoff_seconds: float = MAX_CRASH_BACKOFF_SECONDS
     """The longest wait."""
-    cancel_seconds: float = 45
+    cancel_seconds: float = CANCEL_LIMIT_SECONDS
     """So long after a cancel the job is cancelled, whether its worker has heeded it or not."""
 
     @classmethod
@@ -103,10 +109,10 @@ class RetryPolicy:
         """Read it off the settings."""
         return cls(
             max_crashes=settings.max_crashes,
-            max_crashes_in_place=settings.max_crashes_in_place,
-            backoff_seconds=settings.crash_backoff_seconds,
-            max_backoff_seconds=settings.max_crash_backoff_seconds,
-            cancel_seconds=settings.cancel_limit_seconds,
+            max_crashes_in_place=MAX_CRASHES_IN_PLACE,
+            backoff_seconds=CRASH_BACKOFF_SECONDS,
+            max_backoff_seconds=MAX_CRASH_BACKOFF_SECONDS,
+            cancel_seconds=CANCEL_LIMIT_SECONDS,
         )
 
 

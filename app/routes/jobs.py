@@ -316,13 +316,13 @@ def create_from(
             spec,
             idempotency_key=idempotency_key,
             cloned_from=cloned_from,
-            most_webhooks=service.settings.max_webhooks,
+            most_webhooks=subscriptions.MAX_WEBHOOKS,
             in_shards=shards.count(session, project_id, spec, service.settings),
         )
     except lifecycle.KeyReused:
         raise IdempotencyKeyReused("this Idempotency-Key was used with another spec; make a new one") from None
     except subscriptions.TooMany:
-        raise too_many(service) from None
+        raise too_many() from None
     if not created.replayed:
         _check_named(session, project_id, spec)
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)

@@ -26,6 +26,10 @@ from app.tables import Delivery, Job, Webhook
 TEST_EVENT = "webhook.test"
 PAUSES = (0, 5, 5 * 60, 30 * 60, *(hours * 3600 for hours in (2, 5, 10, 14, 20, 24)))
 """Seconds before each attempt, as Standard Webhooks proposes. After the last attempt a delivery has failed."""
+KEEP_DAYS = 30
+"""How far the log of deliveries goes back."""
+MAX_WEBHOOKS = 20
+"""Webhooks that one project may have."""
 ROTATION_SECONDS = 24 * 3600
 """For so long the secret before the last one signs, too."""
 _JITTER = 0.2
@@ -225,8 +229,8 @@ def claim(session: Session, *, limit: int, per_webhook: int, lease_seconds: floa
     ]  # fmt: skip
 
 
-def settle(session: Session, sending: Sending, outcome: Outcome, *, scale: float) -> None:
-    """Write how an attempt ended, and when the next one is due: `scale` multiplies the pauses. A receiver that answers
+def settle(session: Session, sending: Sending, outcome: Outcome) -> None:
+    """Write how an attempt ended, and when the next one is due. A receiver that answers
     410 wants nothing more: its webhook is disabled. Where the delivery is another sender's by now, nothing changes."""
     values: dict[str, Any] = {
         "response_status": outcome.response_status,
@@ -242,7 +246,7 @@ def settle(session: Session, sending: Sending, outcome: Outcome, *, scale: float
     elif gone or sending.attempt >= len(PAUSES):
         values["status"] = "failed"
     else:
-        pause = PAUSES[sending.attempt] * random.uniform(1, 1 + _JITTER) * scale
+        pause = PAUSES[sending.attempt] * random.uniform(1, 1 + _JITTER)
         values |= {"next_attempt_at": seconds_from_now(pause), "finished_at": None}
     if gone:
         # Before the delivery, as whoever deletes the webhook does: two that go the other way would wait for each other.
