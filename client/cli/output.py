@@ -1,24 +1,46 @@
-"""What a command prints: for people, or as JSON for programs."""
+"""Output of the commands: text for people, or JSON for programs."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
-from pydantic import BaseModel, TypeAdapter
-from rich.console import ConsoleRenderable, RenderableType
 
-from client import display
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
-# A file has no width: lines there are as long as they are.
-console = display.Screen(width=None if sys.stdout.isatty() else 200, highlight=False)
+    from client.display.screen import Screen
+    from client.temper import Temper
+
+Shown = TypeVar("Shown")
 
 Output = Annotated[Literal["text", "json"], typer.Option(help="text for people, json for programs.")]
 
 
-def show(answer: BaseModel | Sequence[BaseModel] | Mapping[str, Any], as_text: RenderableType, output: str) -> None:
+def connect() -> "Temper":
+    """Connect to the service. Raises NoKey."""
+    from client.temper import Temper
+
+    return Temper()
+
+
+@cache
+def console() -> "Screen":
+    """Return the console for standard output. Lines to a file are not wrapped at the width of a terminal."""
+    from client.display.screen import Screen
+
+    return Screen(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def show(answer: Shown, as_text: "Callable[[Shown], RenderableType]", output: str) -> None:
     """Print an answer."""
     if output == "json":
+        from pydantic import TypeAdapter
+
         typer.echo(TypeAdapter(Any).dump_json(answer, ensure_ascii=True).decode())
-    else:
-        console.print(as_text, soft_wrap=not isinstance(as_text, ConsoleRenderable))
+        return
+    from rich.console import ConsoleRenderable
+
+    text = as_text(answer)
+    console().print(text, soft_wrap=not isinstance(text, ConsoleRenderable))

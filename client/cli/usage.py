@@ -1,13 +1,11 @@
-"""`temper usage` and `temper quotas`: what a project has used, and what it may have."""
+"""`temper usage` and `temper quotas`: what a project has used, and its limits."""
 
 from datetime import datetime
 from typing import Annotated, Literal
 
 import typer
 
-from client import display
-from client.output import Output, show
-from client.temper import Temper
+from client.cli.output import Output, connect, show
 
 _FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 
@@ -15,20 +13,22 @@ _FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 def usage(
     since: Annotated[
         datetime | None,
-        typer.Option("--from", formats=_FORMATS, help="From when on, local time; by default the first of this month."),
+        typer.Option("--from", formats=_FORMATS, help="Start, local time; by default the first of this month."),
     ] = None,
     until: Annotated[
-        datetime | None, typer.Option("--to", formats=_FORMATS, help="Until when; by default now.")
+        datetime | None, typer.Option("--to", formats=_FORMATS, help="End, local time; by default now.")
     ] = None,
     by: Annotated[
-        Literal["day", "month", "kind", "dataset", "base_model"] | None, typer.Option(help="Divide the time by this.")
+        Literal["day", "month", "kind", "dataset", "base_model"] | None, typer.Option(help="Group the time by this.")
     ] = None,
     output: Output = "text",
 ) -> None:
     """Show what the project has used: jobs, worker time, GPU time, bytes."""
-    with Temper() as temper:
+    from client.display.access import usage_card
+
+    with connect() as temper:
         found = temper.usage(since=since, until=until, group_by=by)
-    show(found, display.usage_card(found), output)
+    show(found, usage_card, output)
 
 
 def quotas(
@@ -40,20 +40,22 @@ def quotas(
         typer.Option(
             "--set",
             metavar="QUOTA=LIMIT",
-            help="Give --project a limit of its own, as in --set running_jobs=2; none takes it back.",
+            help="Set a limit for --project, as in --set running_jobs=2; none restores the default.",
         ),
     ] = None,
     output: Output = "text",
 ) -> None:
-    """Show what a project may have, and has."""
-    wishes = dict(map(_read, changes or []))
-    if wishes and project is None:
-        raise typer.BadParameter("--set changes a project that is named: add --project ID")
-    with Temper() as temper:
-        if wishes and project:
-            temper.change_project(project, quotas=wishes)
-        found = temper.quotas(project=project)
-    show(found, display.quotas_table(found), output)
+    """Show the quotas of a project and what it uses of each."""
+    from client.display.access import quotas_table
+
+    limits = dict(map(_read, changes or []))
+    if limits and project is None:
+        raise typer.BadParameter("--set changes the quotas of a named project: add --project ID")
+    with connect() as temper:
+        if limits and project:
+            temper.projects.update(project, quotas=limits)
+        found = temper.projects.quotas(project)
+    show(found, quotas_table, output)
 
 
 def _read(change: str) -> tuple[str, int | None]:

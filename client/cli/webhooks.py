@@ -1,18 +1,18 @@
-"""`temper webhooks`: who is told how jobs fare, and what was sent to them."""
+"""`temper webhooks`: addresses that receive messages about jobs, and the log of these messages."""
 
 from itertools import islice
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client import display
-from client.output import Output, show
-from client.records import NewWebhook
-from client.temper import Temper
+from client.cli.output import Output, connect, show
 
-webhooks = typer.Typer(
-    no_args_is_help=True, help="List, add and remove webhooks; see what was sent, and send it again."
-)
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from app.schemas.webhooks import Delivery, WebhookWithSecret
+
+webhooks = typer.Typer(no_args_is_help=True, help="List, add and remove webhooks; show and repeat their messages.")
 
 WebhookId = Annotated[str, typer.Argument(metavar="ID", help="The webhook, as list shows it.")]
 
@@ -20,57 +20,55 @@ WebhookId = Annotated[str, typer.Argument(metavar="ID", help="The webhook, as li
 @webhooks.command("list")
 def list_webhooks(output: Output = "text") -> None:
     """List the project's webhooks, oldest first."""
-    with Temper() as temper:
-        found = list(temper.webhooks())
-    show(found, display.webhooks_table(found) if found else "no webhooks", output)
+    from client.display.webhooks import webhooks_table
+
+    with connect() as temper:
+        found = list(temper.webhooks.list())
+    show(found, lambda found: webhooks_table(found) if found else "no webhooks", output)
 
 
 @webhooks.command("add")
 def add_webhook(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Where to post messages.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Address that messages are posted to.")],
     event: Annotated[
         list[str] | None,
-        typer.Option(help="job.running or the like; repeat it. By default the three ends of a job."),
+        typer.Option(help="An event such as job.running; repeat it. By default the three ends of a job."),
     ] = None,
-    description: Annotated[str, typer.Option(help="For people.")] = "",
+    description: Annotated[str, typer.Option(help="A description for people.")] = "",
     output: Output = "text",
 ) -> None:
-    """Have an address told how jobs fare, and show the secret that signs what it is told, this once."""
-    with Temper() as temper:
-        made = temper.add_webhook(url, events=event, description=description)
-    _show_secret(made, f"{made.id} is told of {', '.join(made.events)}", output)
+    """Send events of the project's jobs to an address. Show the secret that signs the messages, only now."""
+    with connect() as temper:
+        made = temper.webhooks.add(url, events=event, description=description)
+    _show_secret(made, f"{made.id} receives {', '.join(made.events)}", output)
 
 
 @webhooks.command("remove")
 def remove_webhook(webhook_id: WebhookId, output: Output = "text") -> None:
-    """Remove a webhook with its log. What was not yet sent is never sent."""
-    with Temper() as temper:
-        temper.remove_webhook(webhook_id)
-    show({"removed": webhook_id}, f"{webhook_id} is removed", output)
+    """Remove a webhook and its log. Messages that are not yet sent are never sent."""
+    with connect() as temper:
+        temper.webhooks.remove(webhook_id)
+    show({"removed": webhook_id}, lambda _: f"{webhook_id} is removed", output)
 
 
 @webhooks.command("enable")
 def enable_webhook(webhook_id: WebhookId, output: Output = "text") -> None:
-    """Send to a webhook again that was disabled, by somebody or because its receiver answered 410."""
-    with Temper() as temper:
-        webhook = temper.change_webhook(webhook_id, disabled=False)
-    show(webhook, f"{webhook.id} is enabled", output)
+    """Enable a webhook that was disabled, by a user or because its receiver answered 410."""
+    _set_disabled(webhook_id, False, output)
 
 
 @webhooks.command("disable")
 def disable_webhook(webhook_id: WebhookId, output: Output = "text") -> None:
-    """Send nothing to a webhook from now on. What happens meanwhile is never sent."""
-    with Temper() as temper:
-        webhook = temper.change_webhook(webhook_id, disabled=True)
-    show(webhook, f"{webhook.id} is disabled", output)
+    """Send nothing to a webhook. Events that happen while it is disabled are never sent."""
+    _set_disabled(webhook_id, True, output)
 
 
 @webhooks.command("test")
 def send_test(webhook_id: WebhookId, output: Output = "text") -> None:
-    """Send a message that says nothing. Exit with 0 only if the receiver takes it."""
-    with Temper() as temper:
-        delivery = temper.test_webhook(webhook_id)
-    show(delivery, display.delivery_line(delivery), output)
+    """Send a test message. Exit with 0 only if the receiver accepts it."""
+    with connect() as temper:
+        delivery = temper.webhooks.test(webhook_id)
+    show(delivery, _delivery, output)
     if delivery.status != "succeeded":
         raise typer.Exit(1)
 
@@ -79,13 +77,15 @@ def send_test(webhook_id: WebhookId, output: Output = "text") -> None:
 def list_deliveries(
     webhook_id: WebhookId,
     status: Annotated[str | None, typer.Option(help="Only in this status: pending, succeeded or failed.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this number of messages.")] = 20,
     output: Output = "text",
 ) -> None:
-    """List what was sent to a webhook or is to be, newest first."""
-    with Temper() as temper:
-        found = list(islice(temper.deliveries(webhook_id, status=status), limit))
-    show(found, display.deliveries_table(found) if found else "no deliveries", output)
+    """List the messages to a webhook, newest first."""
+    from client.display.webhooks import deliveries_table
+
+    with connect() as temper:
+        found = list(islice(temper.webhooks.deliveries(webhook_id, status=status), limit))
+    show(found, lambda found: deliveries_table(found) if found else "no deliveries", output)
 
 
 @webhooks.command("redeliver")
@@ -94,19 +94,31 @@ def redeliver(
     delivery_id: Annotated[str, typer.Argument(metavar="DELIVERY", help="The message, as deliveries shows it.")],
     output: Output = "text",
 ) -> None:
-    """Send a message again, under the same id; one that waits for its next attempt is sent now."""
-    with Temper() as temper:
-        delivery = temper.redeliver(webhook_id, delivery_id)
-    show(delivery, display.delivery_line(delivery), output)
+    """Send a message again under the same id, at once if it waits for its next attempt."""
+    with connect() as temper:
+        delivery = temper.webhooks.redeliver(webhook_id, delivery_id)
+    show(delivery, _delivery, output)
 
 
 @webhooks.command("rotate")
 def rotate_secret(webhook_id: WebhookId, output: Output = "text") -> None:
-    """Get a new secret, and show it, this once. The one before signs along for 24 hours."""
-    with Temper() as temper:
-        made = temper.rotate_secret(webhook_id)
-    _show_secret(made, f"{made.id} signs with this from now on, and for 24 hours with the one before, too", output)
+    """Make a new secret and show it, only now. Messages are signed with both secrets for 24 hours."""
+    with connect() as temper:
+        made = temper.webhooks.rotate_secret(webhook_id)
+    _show_secret(made, f"{made.id} signs with it from now on, and for 24 hours also with the previous one", output)
 
 
-def _show_secret(made: NewWebhook, story: str, output: str) -> None:
-    show(made, f"{made.secret}\nshown only now; {story}", output)
+def _set_disabled(webhook_id: str, disabled: bool, output: str) -> None:
+    with connect() as temper:
+        webhook = temper.webhooks.update(webhook_id, disabled=disabled)
+    show(webhook, lambda webhook: f"{webhook.id} is {'disabled' if disabled else 'enabled'}", output)
+
+
+def _show_secret(made: "WebhookWithSecret", meaning: str, output: str) -> None:
+    show(made, lambda made: f"{made.secret}\nshown only now; {meaning}", output)
+
+
+def _delivery(delivery: "Delivery") -> "RenderableType":
+    from client.display.webhooks import delivery_line
+
+    return delivery_line(delivery)
