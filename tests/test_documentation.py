@@ -23,7 +23,7 @@ from app import schemas
 from app.main import create_app
 from app.platform.database import Database
 from app.platform.settings import Settings
-from client import commands
+from client.cli.app import app as temper
 from core.schema.record import field_docstrings
 from core.schema.spec import parse
 
@@ -142,7 +142,7 @@ def _call(command: str) -> tuple[str, str]:
 
 
 def test_temper_commands_in_the_readme_exist() -> None:
-    known = get_command(commands.app)
+    known = get_command(temper)
     used = {shlex.split(line)[2] for block in blocks("console") for line in block.splitlines() if "$ temper " in line}
     assert used
     assert used <= set(known.commands)  # type: ignore[attr-defined]  # a group, as there are several commands
