@@ -40,13 +40,13 @@ def loaded_by(module: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["app.main", "worker.polling", "worker.main", "client.commands"])
+@pytest.mark.parametrize("module", ["app.main", "worker.polling", "worker.main", "client.cli.app", "client.temper"])
 def test_light_parts_load_no_tensor_library(module: str) -> None:
     assert loaded_by(module) & {"torch", "torchvision", "numpy", "safetensors", "sklearn"} == set()
 
 
 def test_client_loads_neither_service_nor_web_framework() -> None:
-    assert loaded_by("client.commands") & {"app", "worker", "fastapi", "starlette", "sqlalchemy", "uvicorn"} == set()
+    assert loaded_by("client.cli.app", "client.temper") & {"app", "worker", "fastapi", "starlette", "sqlalchemy", "uvicorn"} == set()
 
 
 def test_no_file_is_a_drawer_for_odds_and_ends() -> None:
