@@ -79,7 +79,7 @@ class Split:
         generator: torch.Generator,
         *,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
     ) -> Iterator[Batch]:
         """Hand out a batch for each index (n,) in `order`, augmented, on the device.
 
@@ -89,4 +89,4 @@ class Split:
         for index in order:
             batch = self.pick(index.to(self.labels.device))
             images = augment(batch.images(), augmentation, generator)
-            yield Batch(images.tensor_split(ranks)[rank], batch.labels.tensor_split(ranks)[rank])
+            yield Batch(images.tensor_split(world_size)[rank], batch.labels.tensor_split(world_size)[rank])

@@ -110,7 +110,7 @@ class Stream:
         generator: torch.Generator,
         *,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
     ) -> Iterator[Batch]:
         """Hand out a batch for each index (n,) in `order`, augmented, on the device; see `Split.batches`.
 
@@ -118,18 +118,18 @@ class Stream:
         """
         # The workers run ahead, and draw for batches that nobody has seen: from a copy.
         ahead = generator.clone_state()
-        parts = (index.tensor_split(ranks)[rank] for index in order)
+        parts = (index.tensor_split(world_size)[rank] for index in order)
         jobs = [_Job(_draw_seed(ahead), tuple(part.tolist()), augmentation) for part in parts]
-        for pixels, labels in self._load(jobs, self._number_of_workers(ranks)):
+        for pixels, labels in self._load(jobs, self._number_of_workers(world_size)):
             _draw_seed(generator)
             images = _channels_first(pixels.to(self.device, non_blocking=True)).to(torch.get_default_dtype())
             yield Batch(images / 255, labels.to(self.device, non_blocking=True))
 
-    def _number_of_workers(self, ranks: int) -> int:
+    def _number_of_workers(self, world_size: int) -> int:
         if self.workers is not None:
             return self.workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(min(cores // ranks, _MOST_WORKERS), 1)
+        return max(min(cores // world_size, _MOST_WORKERS), 1)
 
     def _load(self, jobs: "Sequence[_Job]", workers: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Read batch after batch: pixels (n, size, size, 3) uint8, and labels (n,)."""

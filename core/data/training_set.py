@@ -76,10 +76,10 @@ class TrainingSet:
         generator: torch.Generator,
         *,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
     ) -> Iterator[Batch]:
         """Hand out a batch for each index in `order`, augmented, on the device; see `Split.batches`."""
-        return self._part.batches(order, augmentation, generator, rank=rank, ranks=ranks)
+        return self._part.batches(order, augmentation, generator, rank=rank, world_size=world_size)
 
     def _counts(self, batch_size: int) -> list[tuple[int, int]]:
         """Count the main and the extra images of each batch of an epoch."""

@@ -21,7 +21,7 @@ from core.models.memory import Room
 from core.schema.catalog import Norm
 from core.schema.events import Monitored, Warned
 from core.schema.spec import TrainingSpec
-from core.training.methods.adversary import Adversary
+from core.training.methods.adversarial import TOPK_FRACTION
 
 _STEPS = 20
 # The share of held-out images that only the stronger attack breaks: about 0.02 for the 10 steps of the paper, up to 0.1
@@ -48,7 +48,7 @@ def monitor(
         return apgd_ce(model, images, labels, norm, eps, steps=_STEPS, noise=noise, chunk_size=chunk_size)
 
     def attack_as_training(norm: Norm, eps: float, chunk_size: int) -> AttackResult:
-        options: dict[str, Any] = {"topk_fraction": Adversary.topk_fraction, "goal": "error", "chunk_size": chunk_size}
+        options: dict[str, Any] = {"topk_fraction": TOPK_FRACTION, "goal": "error", "chunk_size": chunk_size}
         return apgd(model, images, labels, norm, eps, steps=spec.method.steps[norm], **options)
 
     for norm, eps in spec.eps.items():
