@@ -31,7 +31,8 @@ from core.data.split import Batch
 from core.models import Blueprint, build
 from core.models.precision import full_float32, in_precision, resolve
 from core.schema.catalog import DATASETS, Norm
-from core.schema.spec import Method, Precision
+from core.schema.method import Method
+from core.schema.spec import Precision
 from core.training.methods import build as build_method
 from core.training.methods.contract import whole
 

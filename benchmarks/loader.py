@@ -33,7 +33,7 @@ from core import checkpoint, data
 from core.data.split import Batch
 from core.data.stream import Stream
 from core.schema.catalog import DATASETS, Norm
-from core.schema.spec import Method
+from core.schema.method import Method
 from core.training.methods import build
 from core.training.methods.contract import whole
 

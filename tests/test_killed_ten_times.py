@@ -31,14 +31,12 @@ SPEC = {
 @pytest.mark.timeout(900)
 def test_a_job_that_is_killed_ten_times_ends_with_the_weights_of_one_that_is_not(tmp_path):
     chance = random.Random(20261125)
-    settings = {
-        "lease_seconds": 3,
-        "heartbeat_seconds": 0.5,
-        "max_losses": 50,
-        "max_losses_in_place": 20,
-        "loss_backoff_seconds": 0,
+    settings = {"lease_seconds": 3, "max_crashes": 50}
+    constants = {
+        "app.jobs.lifecycle.MAX_CRASHES_IN_PLACE": 20,
+        "app.jobs.lifecycle.CRASH_BACKOFF_SECONDS": 0,
     }
-    with instance(tmp_path, *WORKER, **settings) as temper:
+    with instance(tmp_path, *WORKER, constants=constants, **settings) as temper:
         temper.start_api()
         with temper.client() as api:
             calm = api.post("/jobs", json=SPEC).json()["id"]
@@ -59,7 +57,7 @@ def test_a_job_that_is_killed_ten_times_ends_with_the_weights_of_one_that_is_not
                         os.kill(process, signal.SIGKILL)
                 wait_until(lambda attempt=attempt: api.get(f"/jobs/{killed}").json()["attempt"] > attempt, seconds=60)
             job = finish(api, killed, seconds=300)
-            assert (job["status"], job["losses"]) == ("succeeded", KILLS)
+            assert (job["status"], job["crashes"]) == ("succeeded", KILLS)
             ours, theirs = (weights(api, job_id) for job_id in (killed, calm))
             assert ours.keys() == theirs.keys()
             assert all((ours[name] == theirs[name]).all() for name in ours)

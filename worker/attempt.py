@@ -47,6 +47,10 @@ log = logging.getLogger(__name__)
 
 Ending = Callable[[Session], None]
 """Writes into the row how an attempt has ended."""
+STALL_SECONDS = 1800.0
+"""A training process without a sign of life for this long, or for 20 of its steps, is killed and started again."""
+KEPT_DAYS = 7
+"""How long a worker keeps what a run has made and the object store did not take."""
 # The kernel's own way to say it, and Python's and the shell's.
 _KILLED_FROM_OUTSIDE = {-signal.SIGKILL, 128 + signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM}
 
@@ -96,11 +100,11 @@ class Workplace:
 
 def run(claim: Claim, place: Workplace) -> None:
     """Run a claimed job to its end, or until it is another worker's. What can befall a run ends in its row."""
-    log.info("job %s: attempt %d begins", claim.job_id, claim.epoch)
-    sweep(place.settings.kept_dir, days=place.settings.kept_days)
+    log.info("job %s: attempt %d begins", claim.job_id, claim.attempt)
+    sweep(place.settings.kept_dir, days=KEPT_DAYS)
     try:
         with (
-            work_folder(place.settings.work_dir, claim.job_id, claim.epoch) as folder,
+            work_folder(place.settings.work_dir, claim.job_id, claim.attempt) as folder,
             Lease(
                 claim, database=place.database, settings=place.settings, stopping=place.stopping, pulse=place.pulse
             ) as lease,
@@ -115,14 +119,14 @@ def run(claim: Claim, place: Workplace) -> None:
                     logbook.store(whole=True)
             lease.write(ending)
     except LeaseLost:
-        log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.epoch)
+        log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.attempt)
     except OSError as error:
         with suppress(LeaseLost), place.database.writing() as session:
             lifecycle.fail(session, claim, failures.not_started(error))
     else:
         _discard_states(claim, place)
         _tell_the_whole(claim, place)
-        log.info("job %s: attempt %d is over", claim.job_id, claim.epoch)
+        log.info("job %s: attempt %d is over", claim.job_id, claim.attempt)
 
 
 def _tell_the_whole(claim: Claim, place: Workplace) -> None:
@@ -188,13 +192,13 @@ def _fetched(folder: Path, lease: Lease, claim: Claim, place: Workplace) -> Iter
 
 def _run_on(registry: Registry, folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: Workplace) -> Ending:
     """Run it on these files. Raises StorageUnavailable, Postponed, LeaseLost."""
-    logbook.note(f"attempt {claim.epoch} begins")
+    logbook.note(f"attempt {claim.attempt} begins")
     _begin_with_states(folder, lease, logbook, claim, place)
     command = place.command(claim, folder, registry)
     launches = getattr(claim.spec, "gpus", 1) > 1
     killed_before = count_oom_kills()
     with Trainer(command, log=logbook.path, launches=launches) as trainer:
-        watchdog = Watchdog(folder, stall_seconds=place.settings.stall_seconds)
+        watchdog = Watchdog(folder, stall_seconds=STALL_SECONDS)
         lease.watch_over(trainer, watchdog)
         delivery = Delivery(claim, lease, folder, store=place.store, settings=place.settings)
         last = _follow(trainer, watchdog, lease, claim, delivery, place)
@@ -263,8 +267,8 @@ def _ending(
     if lease.killed or exit_code in _KILLED_FROM_OUTSIDE:
         starved = not lease.killed and killed_before is not None and (count_oom_kills() or 0) > killed_before
         cause = OUT_OF_MEMORY if starved else f"its training process was killed: {lease.killed or _name(exit_code)}"
-        log.warning("job %s: attempt %d is lost: %s", claim.job_id, claim.epoch, cause)
-        return partial(lifecycle.lose, claim=claim, cause=cause, retry_policy=RetryPolicy.of(place.settings))
+        log.warning("job %s: attempt %d is lost: %s", claim.job_id, claim.attempt, cause)
+        return partial(lifecycle.record_crash, claim=claim, cause=cause, retry_policy=RetryPolicy.of(place.settings))
     log.warning("job %s: the training process ended with exit code %d and no reason", claim.job_id, exit_code)
     return partial(lifecycle.fail, claim=claim, failure=failures.crashed(exit_code, trainer.last_words()))
 
@@ -276,15 +280,15 @@ def _name(exit_code: int) -> str:
 
 def _keep(folder: Path, error: StorageUnavailable, claim: Claim, settings: Settings) -> str:
     """Keep what the run has made; say where, in words that follow others, or nothing."""
-    if not settings.kept_days or (isinstance(error, StorageFull) and settings.s3_bucket is None):
+    if isinstance(error, StorageFull) and settings.s3_bucket is None:
         # There it would take the very room that is missing.
         return ""
     try:
-        kept = keep(folder, settings.kept_dir, f"{claim.job_id}-{claim.epoch}")
+        kept = keep(folder, settings.kept_dir, f"{claim.job_id}-{claim.attempt}")
     except OSError as failed:
         log.warning("job %s: what it has made cannot be kept: %s", claim.job_id, failed)
         return ""
     if kept is None:
         return ""
     place = f"{kept.relative_to(settings.data_dir)} in the data folder of the worker on {socket.gethostname()}"
-    return f"What it has made is kept for {settings.kept_days:g} days as {place}."
+    return f"What it has made is kept for {KEPT_DAYS} days as {place}."

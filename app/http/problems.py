@@ -200,7 +200,7 @@ class WebhookExists(Problem):
 
 
 class TooManyWebhooks(Problem):
-    """The project has as many webhooks as it may. Delete one, or ask the operator for more (TEMPER_MAX_WEBHOOKS)."""
+    """The project has as many webhooks as it may. Delete one."""
 
     status, code = 409, "too_many_webhooks"
 

@@ -20,6 +20,9 @@ from app.tables import Dataset, Job
 from core.schema.catalog import DATASETS
 from core.schema.spec import AnySpec, EvaluateSpec
 
+MAX_SHARDS = 16
+"""Most shards of one evaluation; they are larger then."""
+
 
 def count(session: Session, project_id: str, spec: AnySpec, settings: Settings) -> int:
     """Say in how many shards a job is to be made; 0 for one piece, as it is where nobody knows how many points there
@@ -31,7 +34,7 @@ def count(session: Session, project_id: str, spec: AnySpec, settings: Settings) 
         return 0
     points = min(spec.evaluation.examples, known)
     batches = -(-points // spec.evaluation.batch_size)
-    shards = min(-(-points // settings.shard_points), settings.max_shards, batches)
+    shards = min(-(-points // settings.shard_points), MAX_SHARDS, batches)
     return shards if shards > 1 else 0
 
 
@@ -63,8 +66,8 @@ def make(job: Job, retried: Sequence[Job]) -> list[Job]:
             warnings=[],
             labels={},
             status="queued",
-            epoch=0,
-            infra_losses=0,
+            attempt=0,
+            crashes=0,
             retry_of=before.get(number),
             parent_id=job.id,
             shard=number,
@@ -101,8 +104,8 @@ def show(shards: Sequence[Job]) -> list[dict[str, Any]]:
             job=shard.id,
             status=shard.status,
             worker=shard.owner,
-            attempt=shard.epoch,
-            losses=shard.infra_losses,
+            attempt=shard.attempt,
+            crashes=shard.crashes,
         )
         for shard in shards
     ]

@@ -105,11 +105,11 @@ def retry_job(
     ended stays as it is. A job has one retry: asking again answers with the same one."""
     job = the_job(session, project_id, job_id)
     try:
-        created = lifecycle.retry(session, job.id, most_webhooks=service.settings.max_webhooks)
+        created = lifecycle.retry(session, job.id, most_webhooks=subscriptions.MAX_WEBHOOKS)
     except lifecycle.NotAllowed as refusal:
         raise ActionNotAllowed("retry", refusal) from None
     except subscriptions.TooMany:
-        raise too_many(service) from None
+        raise too_many() from None
     if not created.replayed:
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
     service.doorbell.ring_after_commit(session, parse(created.job.spec), shards=created.job.shards_left)

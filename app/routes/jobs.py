@@ -46,7 +46,8 @@ from app.routes.webhooks import show_with_secret, too_many
 from app.webhooks import subscriptions, url_policy
 from core.schema.events import Reports
 from core.schema.spec import AnySpec, Kind, Spec, parse
-from core.schema.validation import FieldError, field_errors, spec_warnings
+from core.schema.spec_warnings import spec_warnings
+from core.schema.validation import FieldError, field_errors
 
 router = APIRouter(tags=["jobs"])
 
@@ -262,7 +263,7 @@ def get_metrics(
     job = the_job(session, project_id, job_id)
     steps = queries.training_curve(session, job, after_step=after_step, max_points=max_points)
     data = [_show_metric(step) for step in steps]
-    return answer(schemas.Metrics(object="metrics", job_id=job.id, attempt=job.epoch, data=data))
+    return answer(schemas.Metrics(object="metrics", job_id=job.id, attempt=job.attempt, data=data))
 
 
 @router.get(
@@ -315,13 +316,13 @@ def create_from(
             spec,
             idempotency_key=idempotency_key,
             cloned_from=cloned_from,
-            most_webhooks=service.settings.max_webhooks,
+            most_webhooks=subscriptions.MAX_WEBHOOKS,
             in_shards=shards.count(session, project_id, spec, service.settings),
         )
     except lifecycle.KeyReused:
         raise IdempotencyKeyReused("this Idempotency-Key was used with another spec; make a new one") from None
     except subscriptions.TooMany:
-        raise too_many(service) from None
+        raise too_many() from None
     if not created.replayed:
         _check_named(session, project_id, spec)
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
@@ -377,8 +378,8 @@ def _facts(job: tables.Job) -> dict[str, Any]:
         "estimate": job.estimate,
         "actual": job.actual,
         "metadata": job.labels,
-        "attempt": job.epoch,
-        "losses": job.infra_losses,
+        "attempt": job.attempt,
+        "crashes": job.crashes,
         "not_before": job.not_before,
         "stopped_early": job.stopped_early,
         "retry_of": job.retry_of,
@@ -415,7 +416,7 @@ def _show_metric(step: tables.Metric) -> schemas.Metric:
     return schemas.Metric.model_validate(
         {
             "step": step.step,
-            "epoch": step.progress,
+            "epoch": step.epoch,
             "loss": step.loss,
             "learning_rate": step.learning_rate,
             "norm": step.norm,

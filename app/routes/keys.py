@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from app import queries, schemas, tables
+from app.http import rate_limits
 from app.http.authentication import TheCaller, needs
 from app.http.dependencies import Json, KeyId, Moment, Reading, TheService, Writing, cursor
 from app.http.problems import (
@@ -131,7 +132,7 @@ def get_me(caller: TheCaller, session: Reading, service: TheService) -> schemas.
         key=show_key(session.get_one(tables.ApiKey, caller.key_id)),
         scopes=[scope for scope in schemas.SCOPES if scope in caller.scopes],
         quotas=show_quotas(session, project, settings),
-        rate_limit=schemas.RateLimit(requests=settings.rate_limit, seconds=settings.rate_limit_seconds),
+        rate_limit=schemas.RateLimit(requests=settings.rate_limit, seconds=rate_limits.RATE_LIMIT_SECONDS),
     )
 
 

@@ -93,7 +93,6 @@ async def _check_url(service: Service, url: str) -> None:
 def create_webhook(
     body: Annotated[NewWebhook, Depends(_new)],
     project_id: ProjectId,
-    service: TheService,
     session: Writing,
     response: Response,
 ) -> schemas.WebhookWithSecret:
@@ -105,12 +104,12 @@ def create_webhook(
             url=body.url,
             events=body.events,
             description=body.description,
-            limit=service.settings.max_webhooks,
+            limit=subscriptions.MAX_WEBHOOKS,
         )
     except subscriptions.AddressTaken:
         raise _exists(body.url) from None
     except subscriptions.TooMany:
-        raise too_many(service) from None
+        raise too_many() from None
     response.headers["Location"] = f"/webhooks/{webhook.id}"
     return show_with_secret(webhook, response)
 
@@ -257,9 +256,9 @@ def _show(webhook: tables.Webhook) -> schemas.Webhook:
     return schemas.Webhook.model_validate(_facts(webhook))
 
 
-def too_many(service: Service) -> TooManyWebhooks:
+def too_many() -> TooManyWebhooks:
     """Refuse one more webhook."""
-    return TooManyWebhooks(f"the project has {service.settings.max_webhooks} webhooks; delete one first")
+    return TooManyWebhooks(f"the project has {subscriptions.MAX_WEBHOOKS} webhooks; delete one first")
 
 
 def show_with_secret(webhook: tables.Webhook, response: Response) -> schemas.WebhookWithSecret:

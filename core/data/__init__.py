@@ -15,7 +15,8 @@ from core.data.split import Split
 from core.data.stream import Stream
 from core.schema.catalog import DATASETS
 from core.schema.errors import BadDataset, BadInput
-from core.schema.spec import Interpolation, did_you_mean
+from core.schema.spec import Interpolation
+from core.schema.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)

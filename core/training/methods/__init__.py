@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from core.schema.catalog import Norm
-from core.schema.spec import Method
+from core.schema.method import Method
 from core.training.methods.attacked_model import AttackedModel
 from core.training.methods.avg import AVG
 from core.training.methods.contract import TrainingMethod

@@ -19,10 +19,11 @@ from core.attacks import AttackResult, frozen
 from core.attacks.apgd import apgd
 from core.attacks.forward import predict
 from core.attacks.losses import Loss, cross_entropy, kl_divergence
+from core.attacks.threat import LpThreat
 from core.data.split import Batch
 from core.schema.catalog import Norm
 from core.schema.events import NormCount
-from core.schema.spec import Method
+from core.schema.method import Method
 from core.training.methods.attacked_model import AttackedModel
 from core.training.methods.contract import Shard
 
@@ -66,8 +67,7 @@ class AdversarialMethod:
             self._attacked.of(model, images),
             images,
             labels,
-            norm,
-            self._eps[norm],
+            LpThreat(norm, self._eps[norm]),
             steps=self._steps[norm],
             start=objective.start,
             targets=objective.targets,

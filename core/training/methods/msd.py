@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from core.attacks.msd import steepest
+from core.attacks.msd import msd
+from core.attacks.threat import UnionThreat
 from core.data.split import Batch
 from core.training.methods.adversarial import AdversarialMethod, count
 from core.training.methods.contract import BatchLoss, Counts, Shard
@@ -16,11 +17,11 @@ class MSD(AdversarialMethod):
         del counts
         images, labels = batch
         objective = self.objective(model, images, shard)
-        found = steepest(
+        found = msd(
             self._attacked.of(model, images),
             images,
             labels,
-            self._eps,
+            UnionThreat.of(self._eps),
             steps=self._steps,
             start=objective.start,
             targets=objective.targets,

@@ -8,7 +8,7 @@ from torch import nn
 
 from core.data.split import Batch
 from core.schema.catalog import Norm
-from core.schema.spec import Method
+from core.schema.method import Method
 from core.training.methods.attacked_model import AttackedModel
 from core.training.methods.contract import BatchLoss, Counts, Shard
 

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.attacks.perceptual import perceptual
+from core.attacks.threat import PerceptualThreat
 from core.data.split import Batch
 from core.schema.catalog import Norm
-from core.schema.spec import Method
+from core.schema.method import Method
 from core.training.methods.attacked_model import AttackedModel
 from core.training.methods.contract import BatchLoss, Counts, Shard
 
@@ -25,7 +26,7 @@ class PAT:
     ) -> None:
         del eps, attacked
         assert method.bound is not None
-        self._bound = method.bound
+        self._threat = PerceptualThreat(method.bound)
         self._generator = generator
 
     def __call__(self, model: nn.Module, batch: Batch, shard: Shard, counts: Counts) -> BatchLoss:
@@ -36,5 +37,5 @@ class PAT:
         noise = shard.draw(
             len(images), lambda count: torch.randn(count, *shape, generator=source, device=source.device)
         )
-        found = perceptual(model, images, labels, self._bound, noise=noise)
+        found = perceptual(model, images, labels, self._threat, noise=noise)
         return BatchLoss(F.cross_entropy(model(found.adversarial), labels), norm=None)

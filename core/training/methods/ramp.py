@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from core.attacks.losses import kl_divergence
 from core.data.split import Batch
 from core.schema.catalog import Norm
-from core.schema.spec import Method
+from core.schema.method import Method
 from core.training.methods.adversarial import AdversarialMethod, count_results
 from core.training.methods.attacked_model import AttackedModel
 from core.training.methods.contract import BatchLoss, Counts, Shard

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from core.attacks.apgd import apgd
 from core.attacks.losses import kl_divergence
 from core.attacks.perceptual import perceptual
+from core.attacks.threat import LpThreat, PerceptualThreat
 from core.data.split import Batch
 from core.geometry import project
 from core.schema.catalog import METHODS, MethodEntry, Norm
 from core.schema.events import NormCount
-from core.schema.spec import Method
+from core.schema.method import Method
 from core.training.methods import build
 from core.training.methods.contract import BatchLoss, Counts, TrainingMethod, add_counts, whole
 from core.training.methods.ramp import pair
@@ -47,7 +48,7 @@ def test_natural_training_attacks_nothing(base: nn.Module, batch: Batch) -> None
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_single_norm_training_takes_the_loss_of_the_attacked_batch(norm: Norm, base: nn.Module, batch: Batch) -> None:
-    found = apgd(base, *batch, norm, _EPS[norm], steps=4, topk_fraction=0.05)
+    found = apgd(base, *batch, LpThreat(norm, _EPS[norm]), steps=4, topk_fraction=0.05)
     base.train()
     result = _loss(_build({"name": "single", "norms": [norm], "steps": 4}), base, batch)
     assert base.training
@@ -301,7 +302,7 @@ def test_an_attack_on_the_divergence_starts_beside_the_image_where_it_has_a_slop
 
 def test_pat_takes_the_loss_of_the_perceptual_attack(base: nn.Module, batch: Batch) -> None:
     noise = torch.randn(batch[0].shape, generator=torch.Generator().manual_seed(0))
-    found = perceptual(base, *batch, 0.25, noise=noise)
+    found = perceptual(base, *batch, PerceptualThreat(0.25), noise=noise)
     base.train()
     result = _loss(_build({"name": "pat", "bound": 0.25}), base, batch)
     assert base.training
