@@ -18,8 +18,8 @@ from torch import nn
 
 from core import checkpoint
 from core.data import Dataset
+from core.data.labelled_images import LabelledImages
 from core.data.split import Split
-from core.data.stream import Stream
 from core.data.training_set import TrainingSet
 from core.evaluation.autoattack import evaluate_for_spec, save_reports
 from core.evaluation.preflight import preflight
@@ -251,14 +251,14 @@ class _Run:
         )
 
 
-def _training_part(spec: TrainingSpec, dataset: Dataset) -> Split | Stream:
+def _training_part(spec: TrainingSpec, dataset: Dataset) -> LabelledImages:
     if spec.train_examples is None or spec.train_examples >= len(dataset.train):
         return dataset.train
     order = torch.randperm(len(dataset.train), generator=stream(spec.seed, "subset"))
     return dataset.train.pick(order[: spec.train_examples])
 
 
-def _hold_out(spec: TrainingSpec, part: Split | Stream) -> tuple[Split | Stream, Split]:
+def _hold_out(spec: TrainingSpec, part: LabelledImages) -> tuple[LabelledImages, Split]:
     """Divide the training images into those that train and those that are held out. Raises BadInput."""
     held_out = count_held_out(len(part)) if spec.held_out is None else spec.held_out
     if held_out >= len(part):
