@@ -18,35 +18,36 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import auth, errors, logs
-from app.database import THREADS, Database, open_database
-from app.dependencies import Service
-from app.inventory import Inventory
-from app.limits import Failures, Requests, TellStanding
-from app.metrics import CountRequests, Metrics
-from app.queue import open_doorbell
+from app.assets.registry import Registry
+from app.http import authentication, problems
+from app.http.dependencies import Service
+from app.http.rate_limits import Failures, Requests, TellStanding
+from app.jobs.watch import Watch
+from app.operations.maintenance import PERIODIC_TASKS, Maintenance, MaintenanceContext, PeriodicTask
+from app.operations.metrics import CountRequests, Metrics
+from app.platform import logs
+from app.platform.database import THREADS, Database, open_database
+from app.platform.ids import is_id, new_id
+from app.platform.queue import open_doorbell
+from app.platform.settings import Settings
 from app.routes import (
     actions,
     attempts,
+    catalogue,
     checkpoints,
     datasets,
     events,
     health,
     jobs,
     keys,
-    methods,
     models,
     projects,
     uploads,
     usage,
     webhooks,
 )
-from app.settings import Settings
 from app.storage import open_store
-from app.tables import is_id, new_id
-from app.upkeep import CHORES, Chore, Premises, Upkeep
-from app.watch import Watch
-from core.spec import EvaluateSpec, TrainSpec
+from core.schema.spec import EvaluateSpec, TrainSpec
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _JOB = re.compile(r"(?:/v1)?/jobs/([^/]+)")
@@ -58,7 +59,7 @@ class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Describe the API, once."""
         if not self.openapi_schema:
-            self.openapi_schema = _tell_kinds_apart(errors.name_media_type(super().openapi()))
+            self.openapi_schema = _tell_kinds_apart(problems.name_media_type(super().openapi()))
         return self.openapi_schema
 
 
@@ -69,7 +70,9 @@ def _tell_kinds_apart(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def create_app(settings: Settings, database: Database, *, chores: Sequence[Chore] = CHORES) -> FastAPI:
+def create_app(
+    settings: Settings, database: Database, *, periodic_tasks: Sequence[PeriodicTask] = PERIODIC_TASKS
+) -> FastAPI:
     """Put the API together. Where the database has not this version's schema, it is not ready."""
     app = Api(
         title="Temper",
@@ -81,12 +84,12 @@ def create_app(settings: Settings, database: Database, *, chores: Sequence[Chore
         redirect_slashes=False,
         lifespan=_lifespan,
     )
-    app.state.chores = chores
+    app.state.periodic_tasks = periodic_tasks
     app.state.service = Service(
         settings,
         database,
         open_store(settings),
-        Inventory(settings.models_dir, settings.datasets_dir),
+        Registry(settings.models_dir, settings.datasets_dir),
         Watch(database, every=settings.watch_seconds),
         open_doorbell(settings),
         Requests(settings.broker_url, limit=settings.rate_limit, seconds=settings.rate_limit_seconds),
@@ -101,7 +104,7 @@ def create_app(settings: Settings, database: Database, *, chores: Sequence[Chore
         checkpoints,
         models,
         datasets,
-        methods,
+        catalogue,
         webhooks,
         uploads,
         keys,
@@ -117,7 +120,7 @@ def create_app(settings: Settings, database: Database, *, chores: Sequence[Chore
     app.add_middleware(RequestId)
     app.state.metrics = Metrics(database, app.state.service.watch, app.state.service.doorbell)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
-    errors.install(app)
+    problems.install(app)
     return app
 
 
@@ -127,9 +130,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     current_default_thread_limiter().total_tokens = THREADS
     polling = asyncio.create_task(service.watch.run())
     service.doorbell.start()
-    premises = Premises(service.settings, service.database, service.store, service.doorbell)
-    upkeep = Upkeep(premises, app.state.chores)
-    upkeep.start()
+    context = MaintenanceContext(service.settings, service.database, service.store, service.doorbell)
+    maintenance = Maintenance(context, app.state.periodic_tasks)
+    maintenance.start()
     _stop_on_signals(service.watch)
     metrics: Metrics = app.state.metrics
     with metrics.serving(service.settings.metrics_host, service.settings.metrics_port):
@@ -138,7 +141,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             _spare_what_stays()
         yield
     service.watch.stop()
-    await run_sync(upkeep.stop)
+    await run_sync(maintenance.stop)
     await run_sync(service.doorbell.stop)
     polling.cancel()
     with suppress(asyncio.CancelledError):
@@ -246,7 +249,7 @@ def main() -> None:
     database = Database(settings.database_url)
     if settings.migrate_at_start:
         database = open_database(settings.database_url)
-        auth.tell_first_key(database, settings)
+        authentication.tell_first_key(database, settings)
     several = settings.api_workers > 1
     if several:
         database.close()

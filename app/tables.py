@@ -1,26 +1,15 @@
-"""The rows. Who may change them, and how, is in `app.jobs`."""
+"""The rows. Who may change them, and how, is in `app.jobs.lifecycle`."""
 
-import re
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, MetaData, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from ulid import ULID
 
-from app.database import Timestamp, now
+from app.platform.database import Timestamp, now
+from app.platform.ids import new_id
 from app.schemas import FileStatus, Purpose, Scope, Status, UploadStatus
-from core.events import Phase
-
-
-def new_id(prefix: str) -> str:
-    """Make an id that says what it names and sorts by time."""
-    return f"{prefix}_{ULID()}"
-
-
-def is_id(prefix: str, text: str) -> bool:
-    """Whether `new_id` can have made it."""
-    return re.fullmatch(f"{prefix}_[0-7][0-9A-HJKMNP-TV-Z]{{25}}", text) is not None
+from core.schema.events import Phase
 
 
 class Table(DeclarativeBase):
@@ -90,7 +79,7 @@ class Job(Table):
     dataset: Mapped[str]
     priority: Mapped[int] = mapped_column()
     spec: Mapped[dict[str, Any]]
-    cautions: Mapped[list[dict[str, Any]]]
+    warnings: Mapped[list[dict[str, Any]]]
     labels: Mapped[dict[str, Any]]
     """The user's metadata; SQLAlchemy keeps that name for itself."""
 
@@ -164,6 +153,12 @@ class Job(Table):
         Index("uq_jobs_shard", "parent_id", "shard", unique=True),
         Index("ix_jobs_in_shards", "finished_at", shards_left, "id"),
     )
+
+
+HELD: frozenset[Status] = frozenset({"running", "pausing", "stopping", "cancelling"})
+"""A worker has the job, under a lease; or workers have its shards."""
+AT_WORK = Job.status.in_(HELD), Job.shards_left == 0
+"""The condition under which a worker has the very job: each shard has its own, and what waits for shards has none."""
 
 
 class Attempt(Table):
@@ -350,7 +345,7 @@ class Delivery(Table):
 
 
 class Upload(Table):
-    """A file that a client sends in parts. How it gets from one status to the next is in `app.uploads`."""
+    """A file that a client sends in parts. How it gets from one status to the next is in `app.assets.uploads`."""
 
     __tablename__ = "uploads"
 
@@ -384,9 +379,9 @@ class Upload(Table):
     __table_args__ = (Index("ix_uploads_of_project", project_id, "id"), Index("ix_uploads_by_status", status, "id"))
 
 
-class Examined(Table):
-    """What data sets and models share: a file that a worker examines, under a lease, before jobs can name it. How they
-    get from one status to the next is in `app.files`."""
+class Inspected(Table):
+    """What data sets and models share: a file that a worker inspects, under a lease, before jobs can name it. How they
+    get from one status to the next is in `app.assets.assets`."""
 
     __abstract__ = True
 
@@ -408,18 +403,18 @@ class Examined(Table):
     sha256: Mapped[str] = mapped_column(String(64))
     """Both of the object under `key`."""
     epoch: Mapped[int] = mapped_column(default=0)
-    """How often its examination was begun; every examination's fencing token."""
+    """How often its inspection was begun; every inspection's fencing token."""
     owner: Mapped[str | None]
     """The worker that began the last one."""
     lease_until: Mapped[datetime | None]
     losses: Mapped[int] = mapped_column(default=0)
-    """How often an examination has vanished."""
+    """How often an inspection has vanished."""
     created_at: Mapped[datetime] = mapped_column(default=now())
     finished_at: Mapped[datetime | None]
-    """When its examination ended."""
+    """When its inspection ended."""
 
 
-class Dataset(Examined):
+class Dataset(Inspected):
     """Images of a project's own."""
 
     __tablename__ = "datasets"
@@ -427,13 +422,13 @@ class Dataset(Examined):
     __table_args__ = (UniqueConstraint("project_id", "name"), Index("ix_datasets_waiting", "status", "id"))
 
 
-class Model(Examined):
+class Model(Inspected):
     """A base model of a project's own."""
 
     __tablename__ = "models"
 
     said: Mapped[dict[str, Any]]
-    """What its owner says of it, as `core.spec.ImportSpec` has it."""
+    """What its owner says of it, as `core.schema.spec.ImportSpec` has it."""
     job_id: Mapped[str | None]
     """The job that it comes from; not a reference, for lineage outlives that job."""
     checkpoint_id: Mapped[str | None]

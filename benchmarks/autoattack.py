@@ -30,16 +30,16 @@ from torch import Tensor, nn
 from core import checkpoint, data
 from core.attacks import Attack
 from core.attacks.apgd import apgd
-from core.attacks.noise import Noise
-from core.attacks.passes import look
+from core.attacks.forward import predict
 from core.attacks.reference import NAMES
-from core.catalog import DATASETS, NORMS, Norm
-from core.evaluation import attacks_of
+from core.attacks.rng import Noise
+from core.evaluation.autoattack import attacks_of
+from core.evaluation.report import digits
 from core.models import Blueprint, build
 from core.models.folding import folded
-from core.spec import Protocol, parse
-from core.training import fine_tune
-from core.verdicts import digits
+from core.schema.catalog import DATASETS, NORMS, Norm
+from core.schema.spec import Protocol, parse
+from core.training.run import fine_tune
 
 RESULTS = Path(__file__).parent / "results" / "autoattack.json"
 
@@ -176,16 +176,16 @@ def measure_ours(case: Case, norm: Norm) -> tuple[str, Cost]:
     by_attack: dict[str, float] = {}
     with counting(model) as passes:
         begun = time.perf_counter()
-        robust = look(model, images).argmax(1) == labels
+        robust = predict(model, images).argmax(1) == labels
         quick = folded(model, images)
         for name, attack in case.attacks(norm).items():
             started = time.perf_counter()
             if robust.any():
                 noise = Noise(0, [int(robust.sum())])
-                # As `core.evaluation` does, and for its reason.
+                # As `core.evaluation.autoattack` does, and for its reason.
                 searched = model if norm == "l1" and name.startswith("apgd") else quick
-                found = attack(searched, images[robust], labels[robust], norm, eps, noise=noise, at_once=256)
-                robust[robust.clone()] = look(model, found.adversarial).argmax(1) == labels[robust]
+                found = attack(searched, images[robust], labels[robust], norm, eps, noise=noise, chunk_size=256)
+                robust[robust.clone()] = predict(model, found.adversarial).argmax(1) == labels[robust]
             by_attack[name] = round(time.perf_counter() - started, 2)
         seconds = time.perf_counter() - begun
     return digits(robust), Cost(passes["forward"], passes["backward"], round(seconds, 2), by_attack)

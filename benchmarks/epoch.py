@@ -6,9 +6,9 @@
 
 adv-lib (0.2.8) is no dependency: pip install adv-lib==0.2.8. Without it only ours is timed, and the output says so.
 
-Ours is what `core.training` does with a batch. The other is what one would write with adv-lib: eval mode, its APGD for
-10 steps on the cross-entropy, keeping the highest loss, train mode, one step of SGD, on the network as it is built, in
-float32.
+Ours is what `core.training.run` does with a batch. The other is what one would write with adv-lib: eval mode, its
+APGD for 10 steps on the cross-entropy, keeping the highest loss, train mode, one step of SGD, on the network as it
+is built, in float32.
 Both work on the same random images by turns; the figure is the median over the rounds, in seconds of wall time.
 E-AT draws one of linf and l1 for each batch, so its epoch lies between theirs; "e-at" is their mean.
 """
@@ -27,11 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import checkpoint
-from core.catalog import DATASETS, Norm
-from core.methods import build as build_rule
 from core.models import Blueprint, build
-from core.precision import full_float32, in_precision, resolve
-from core.spec import Method, Precision
+from core.models.precision import full_float32, in_precision, resolve
+from core.schema.catalog import DATASETS, Norm
+from core.schema.spec import Method, Precision
+from core.training.methods import build as build_rule
 
 RESULTS = Path(__file__).parent / "results" / "epoch.json"
 TRAINED: tuple[Norm, ...] = ("linf", "l1")
@@ -41,7 +41,7 @@ Step = Callable[[Tensor, Tensor], None]
 
 
 def our_step(network: nn.Module, norm: Norm, precision: Precision, device: torch.device) -> Step:
-    """Make the step that `core.training` takes with the method `single`."""
+    """Make the step that `core.training.run` takes with the method `single`."""
     model = copy.deepcopy(network).to(memory_format=torch.channels_last).train()
     optimizer = _sgd(model)
     forward = in_precision(model, precision, device)

@@ -46,19 +46,19 @@ from benchmarks.autoattack import Case, compare, show
 from benchmarks.methods import METHODS, MULTI_NORM, RESULTS, Run, Setting
 from benchmarks.pieces import Piece, Whole, cut, join
 from core import checkpoint, data
-from core.catalog import DATASETS, NORMS, Norm, find_architecture
+from core.cli.console import narrate
 from core.data.split import Split
-from core.evaluation import score
-from core.events import PAUSED, Evaluated, Event, Paused, Report, Started, Stepped
+from core.evaluation.autoattack import run_evaluation
 from core.inputs import Inputs
-from core.methods import build
 from core.models import Blueprint
 from core.models import build as build_network
-from core.narration import narrate
-from core.precision import full_float32, resolve
-from core.spec import EvaluateSpec, Protocol, TrainingSpec, TrainSpec, parse
-from core.training import fine_tune
-from core.wishes import Wishes
+from core.models.precision import full_float32, resolve
+from core.schema.catalog import DATASETS, NORMS, Norm, find_architecture
+from core.schema.events import PAUSED, Evaluated, Event, Paused, Report, Started, Stepped
+from core.schema.spec import EvaluateSpec, Protocol, TrainingSpec, TrainSpec, parse
+from core.signals import StopRequests
+from core.training.methods import build
+from core.training.run import fine_tune
 
 COMPARED: tuple[str, ...] = ("base", "e-at")
 """The models on which AutoAttack is timed."""
@@ -495,7 +495,9 @@ class Bench:
 
     def measure_base(self) -> None:
         """Evaluate the base as the methods' results are."""
-        report = self.follow(score(self.scale.paper(), self.work / "base-paper", self.inputs()), None, Wishes())
+        report = self.follow(
+            run_evaluation(self.scale.paper(), self.work / "base-paper", self.inputs()), None, StopRequests()
+        )
         self.results.runs["base"] = Run.of(report, None)
 
     def fine_tune(self, method: str) -> None:
@@ -514,11 +516,11 @@ class Bench:
             header, whole = checkpoint.read_header(path), self.results.base
             if (header.spec, header.base_sha256) == (spec, whole.sha256 if whole else None):
                 return path
-        wishes = Wishes()
-        self.follow(fine_tune(spec, folder, inputs, wishes=wishes), name, wishes)
+        requests = StopRequests()
+        self.follow(fine_tune(spec, folder, inputs, requests=requests), name, requests)
         return path
 
-    def follow(self, events: Iterator[Event], name: str | None, wishes: Wishes) -> Report:
+    def follow(self, events: Iterator[Event], name: str | None, requests: StopRequests) -> Report:
         """Tell what a run does, and time its steps if it is the training of a row; give its result's evaluation.
 
         Raises OutOfTime where the run has stopped to go on another time.
@@ -542,9 +544,9 @@ class Bench:
                 case _:
                     before = None
             if self.budget.spent and report is None:
-                if not wishes.stepping:
+                if not requests.stepping:
                     raise OutOfTime
-                wishes.pause = True
+                requests.pause = True
         assert report is not None
         return report
 

@@ -30,11 +30,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet50
 
 from core import checkpoint, data
-from core.catalog import DATASETS, Norm
 from core.data.split import Batch
 from core.data.stream import Stream
-from core.methods import build
-from core.spec import Method
+from core.schema.catalog import DATASETS, Norm
+from core.schema.spec import Method
+from core.training.methods import build
 
 ENTRY = DATASETS["imagenet"]
 NORMS: tuple[Norm, ...] = ("linf", "l1")

@@ -29,13 +29,13 @@ import torch
 from torch import Tensor, nn
 
 from core import checkpoint
-from core.catalog import DATASETS, NORMS, Norm, find_architecture
-from core.evaluation import evaluate
-from core.events import Evaluated, Report, Stepped
+from core.evaluation.autoattack import evaluate
 from core.inputs import Inputs, load
-from core.methods import build
-from core.spec import FineTuneSpec, parse
-from core.training import fine_tune
+from core.schema.catalog import DATASETS, NORMS, Norm, find_architecture
+from core.schema.events import Evaluated, Report, Stepped
+from core.schema.spec import FineTuneSpec, parse
+from core.training.methods import build
+from core.training.run import fine_tune
 
 METHODS: Mapping[str, Any] = {
     "nat": "nat",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.checkpoint import hash_file, write_file
-from core.errors import BadWeights
+from core.schema.errors import BadWeights
 
 
 @dataclass(frozen=True)

@@ -34,15 +34,17 @@ from urllib.parse import urlsplit
 import httpx2
 from sqlalchemy import insert
 
-from app import jobs, reading
-from app.database import Database
-from app.keys import new_key
+from app import queries
+from app.jobs import lifecycle
+from app.platform.database import Database
+from app.platform.ids import new_id
+from app.projects.keys import new_key
 from app.schemas import SCOPES
-from app.tables import Job, Project, new_id
-from core.spec import parse
-from tests.instance import DIGITS
-from tests.native import ROOT, Instance, instance
-from tests.servers import postgres, valkey
+from app.tables import Job, Project
+from core.schema.spec import parse
+from tests.support.instance import DIGITS
+from tests.support.native import ROOT, Instance, instance
+from tests.support.servers import postgres, valkey
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("traffic", "overhead")
@@ -89,7 +91,7 @@ def add_projects(database: Database, count: int) -> list[tuple[str, str]]:
 def fill(database: Database, projects: Sequence[tuple[str, str]], count: int) -> None:
     """Queue so many jobs, dealt out to the projects in turn."""
     with database.writing() as session:
-        first = jobs.create(session, projects[0][0], parse(DIGITS)).job
+        first = lifecycle.create(session, projects[0][0], parse(DIGITS)).job
         row = {column.key: getattr(first, column.key) for column in Job.__table__.columns}
         rows = [
             row | {"id": new_id("job"), "project_id": projects[place % len(projects)][0]} for place in range(1, count)
@@ -102,12 +104,12 @@ def claims_and_lists(database: Database, projects: Sequence[tuple[str, str]], re
 
     def claim() -> None:
         with database.writing() as session:
-            assert jobs.claim(session, worker="w", lease_seconds=3600, patience=jobs.Patience())
+            assert lifecycle.claim(session, worker="w", lease_seconds=3600, retry_policy=lifecycle.RetryPolicy())
 
     def page() -> None:
         with database.reading() as session:
             project_id = random.choice(projects)[0]
-            part = reading.list_jobs(
+            part = queries.list_jobs(
                 session, project_id, matching={"status": "queued"}, labels={}, after=None, limit=100, order="desc"
             )
             assert part.rows
@@ -262,7 +264,7 @@ def rolling_restart(server: Any, process: Any, key: str, *, streams: int) -> dic
 
 
 def server_client(url: str, key: str) -> Any:
-    """Call with patience: a restarted API may be busy with its streams."""
+    """Call with retry_policy: a restarted API may be busy with its streams."""
     return httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
 
 

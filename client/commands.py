@@ -14,7 +14,7 @@ from client.output import Output, console, show
 from client.records import Job
 from client.serve import become, serve_until_stopped
 from client.temper import Temper
-from core.spec import read_json
+from core.schema.spec import read_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,13 +82,13 @@ def worker() -> None:
 @app.command()
 def migrate() -> None:
     """Bring the database to this version, and make the first API key where there is none."""
-    become("app.migrate")
+    become("app.operations.migrate")
 
 
 @app.command()
 def doctor(output: Output = "text") -> None:
     """Look at all that an instance here stands on. Exit with 1 where something fails."""
-    become("app.doctor", *(["--json"] if output == "json" else []))
+    become("app.operations.doctor", *(["--json"] if output == "json" else []))
 
 
 @app.command()

@@ -33,8 +33,8 @@ from client.records import (
     Usage,
     Webhook,
 )
-from core.catalog import NORMS, Norm
-from core.events import Rate, Report, Reports, Stamped
+from core.schema.catalog import NORMS, Norm
+from core.schema.events import Rate, Report, Reports, Stamped
 
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 
@@ -104,7 +104,7 @@ def job_card(job: Job) -> RenderableType:
     if job.failure:
         facts.add_row("failure", escape(f"{job.failure.code}: {job.failure.message}"))
         facts.add_row("to do", escape(job.failure.hint))
-    for caution in job.cautions:
+    for caution in job.warnings:
         facts.add_row("caution", escape(caution.message))
     if job.results is None:
         return facts
@@ -130,9 +130,9 @@ def byte_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 def dry_run_card(answer: DryRun) -> RenderableType:
     """Show what a job would be."""
-    cautions = [f"caution: {escape(caution.message)}" for caution in answer.cautions]
+    warnings = [f"caution: {escape(caution.message)}" for caution in answer.warnings]
     estimate = [f"estimate: {escape(estimate_line(answer.estimate))}"] if answer.estimate else []
-    return Group(Text(json.dumps(answer.spec, indent=2)), *cautions, *estimate, "valid; nothing was stored")
+    return Group(Text(json.dumps(answer.spec, indent=2)), *warnings, *estimate, "valid; nothing was stored")
 
 
 def estimate_line(estimate: Estimate) -> str:
@@ -157,7 +157,7 @@ def actual_line(actual: Actual) -> str:
 
 
 def report_card(reports: Reports) -> RenderableType:
-    """Show the evaluations of a job, and what raises doubts about them."""
+    """Show the evaluations of a job, and what raises warnings about them."""
     shown = {"before": reports.before, "after": reports.after}
     flags = [
         f"[yellow]{label}: {escape(flag.message)}" for label, report in shown.items() if report for flag in report.flags
@@ -251,8 +251,8 @@ def model_lines(model: Model) -> Iterator[str]:
         yield f"  sha256 {model.sha256}"
     if model.made_by:
         yield f"  made by {model.made_by.job}, checkpoint {model.made_by.checkpoint}"
-    if model.doubts:
-        yield f"  doubtful: {', '.join(model.doubts)}; the report has the words"
+    if model.warnings:
+        yield f"  doubtful: {', '.join(model.warnings)}; the report has the words"
 
 
 def methods_table(methods: Iterable[Method]) -> RenderableType:

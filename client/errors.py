@@ -18,7 +18,7 @@ TemperError
 
 from pydantic import BaseModel, ConfigDict
 
-from core.advice import FieldError
+from core.schema.validation import FieldError
 
 
 class Problem(BaseModel):

@@ -32,7 +32,7 @@ def add_dataset(
     name: Name = None,
     output: Output = "text",
 ) -> None:
-    """Upload a data set and have it examined. Exit with 0 only if jobs can use it."""
+    """Upload a data set and have it inspected. Exit with 0 only if jobs can use it."""
     with Temper() as temper, display.byte_bar() as on_progress:
         made = temper.add_dataset(file, name=name, on_progress=on_progress)
     _show_dataset(made, output)
@@ -81,7 +81,8 @@ def add_model(
     eps: Annotated[str | None, typer.Option(help="The radius it is said to be robust at, such as 8/255.")] = None,
     output: Output = "text",
 ) -> None:
-    """Upload a base model, or take a checkpoint of a job, and have it examined. Exit with 0 only if jobs can use it."""
+    """Upload a base model, or take a checkpoint of a job, and have it inspected. Exit with 0 only if jobs can use
+    it."""
     given = {"architecture": architecture, "dataset": dataset, "shape": shape, "norm": norm, "eps": eps}
     said: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
     with Temper() as temper, display.byte_bar() as on_progress:
@@ -92,7 +93,7 @@ def add_model(
 
 @models.command("show")
 def show_model(name: NameOrId, output: Output = "text") -> None:
-    """Show a base model: network, source, hash, what its examination found doubtful."""
+    """Show a base model: network, source, hash, what its inspection found doubtful."""
     with Temper() as temper:
         found = temper.model(name)
     _show_model(found, output)

@@ -11,7 +11,7 @@ from rich.text import Text
 from client.display import event_line, sentence
 from client.records import Job, Progress
 from client.temper import Temper
-from core.events import NormCount, Stamped
+from core.schema.events import NormCount, Stamped
 
 
 def watch(temper: Temper, job_id: str, console: Console) -> Job:

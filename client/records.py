@@ -7,9 +7,9 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.errors import Unreadable
-from core.advice import Caution
-from core.catalog import Norm
-from core.events import NormCount, Rate, Subject
+from core.schema.catalog import Norm
+from core.schema.events import NormCount, Rate, Subject
+from core.schema.validation import SpecWarning
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Item = TypeVar("Item", bound=BaseModel)
@@ -219,7 +219,7 @@ class Job(Record):
     """When it came to its end."""
     spec: dict[str, Any]
     """The resolved spec: everything that happens."""
-    cautions: tuple[Caution, ...]
+    warnings: tuple[SpecWarning, ...]
     """What is valid and yet likely to disappoint."""
     estimate: Estimate | None = None
     """What it was expected to take; None from an older service."""
@@ -277,7 +277,7 @@ class DryRun(Record):
 
     spec: dict[str, Any]
     """The resolved spec."""
-    cautions: tuple[Caution, ...]
+    warnings: tuple[SpecWarning, ...]
     """What is valid and yet likely to disappoint."""
     estimate: Estimate | None = None
     """What it would take; None from an older service."""
@@ -358,7 +358,7 @@ class Model(Record):
     source: str
     """shipped, local or own."""
     status: str
-    """pending, examining, ready or refused."""
+    """pending, inspecting, ready or refused."""
     description: str
     """What it is."""
     architecture: str | None
@@ -381,8 +381,8 @@ class Model(Record):
     """Of its file."""
     made_by: MadeBy | None
     """The job that it comes from."""
-    doubts: tuple[str, ...]
-    """Codes of what its examination found doubtful."""
+    warnings: tuple[str, ...]
+    """Codes of what its inspection found doubtful."""
     failure: FileFailure | None
     """Why it was refused, if it was."""
 
@@ -397,7 +397,7 @@ class Dataset(Record):
     source: str
     """shipped, local or own."""
     status: str
-    """pending, examining, ready or refused."""
+    """pending, inspecting, ready or refused."""
     description: str
     """What it is."""
     shape: tuple[int, int, int] | None

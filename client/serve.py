@@ -92,7 +92,7 @@ def _keep_working(start: Callable[[str], Child], api: Child, stop: Event) -> Non
     pause = SHORTEST_PAUSE
     while True:
         began = time.monotonic()
-        worker = start("worker.embedded")
+        worker = start("worker.polling")
         while worker.poll() is None:
             if stop.wait(TICK_SECONDS) or api.poll() is not None:
                 return

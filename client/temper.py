@@ -44,15 +44,15 @@ from client.records import (
     read,
 )
 from client.upload import OnProgress, upload_file
-from core.events import Reports, Stamped
-from core.spec import AnySpec
+from core.schema.events import Reports, Stamped
+from core.schema.spec import AnySpec
 
 LONG_POLL = 30.0
 # A service that restarts is back within this many seconds, or somebody should look.
 RESTART = 60.0
 # The service sends a comment on a silent stream of events every 15 seconds.
 SILENCE = 45.0
-EXAMINATION_PAUSE = 3.0
+INSPECTION_PAUSE = 3.0
 DELIVERY_PAUSE = 0.2
 
 File = TypeVar("File", Dataset, Model)
@@ -327,7 +327,7 @@ class Temper:
         path = Path(path)
         sent = self.upload(path, purpose="dataset", on_progress=on_progress)
         made = self._post(Dataset, "/datasets", {"upload": sent.id, "name": name or path.stem})
-        return self._wait_for_examination(made, self.dataset)
+        return self._wait_for_inspection(made, self.dataset)
 
     def add_model(
         self, path: str | Path, *, name: str | None = None, on_progress: OnProgress = lambda *_: None, **said: Any
@@ -335,14 +335,14 @@ class Temper:
         """Upload weights, or take a checkpoint by its id, and wait until they are ready or refused as a base model.
 
         name: what jobs are to call it, by default the file's. said: what the file does not say itself, such as
-        architecture and dataset; the fields are those of `core.spec.ImportSpec`. Raises CannotRead, NotUploaded.
+        architecture and dataset; the fields are those of `core.schema.spec.ImportSpec`. Raises CannotRead, NotUploaded.
         """
         if str(path).startswith("ckpt_"):
             source = {"checkpoint": str(path)}
         else:
             source = {"upload": self.upload(path, purpose="model", on_progress=on_progress).id}
         made = self._post(Model, "/models", {**source, "name": name or Path(path).stem, **said})
-        return self._wait_for_examination(made, self.model)
+        return self._wait_for_inspection(made, self.model)
 
     def remove_dataset(self, name: str) -> None:
         """Remove a data set of one's own, by name or id."""
@@ -479,11 +479,11 @@ class Temper:
         body = {name: value for name, value in wish.items() if value is not None}
         return read(kind, self._connection.request("PATCH", path, patience=self._patience, json=body).content)
 
-    def _wait_for_examination(self, made: File, fetch: Callable[[str], File]) -> File:
+    def _wait_for_inspection(self, made: File, fetch: Callable[[str], File]) -> File:
         pause = 0.1
-        while made.status in ("pending", "examining"):
+        while made.status in ("pending", "inspecting"):
             time.sleep(pause)
-            pause = min(2 * pause, EXAMINATION_PAUSE)
+            pause = min(2 * pause, INSPECTION_PAUSE)
             made = fetch(made.id)
         return made
 

@@ -1,11 +1,11 @@
-"""The command line of the library: python -m core train|finetune|evaluate|merge|import-weights|examine-....
+"""The command line of the library: python -m core train|finetune|evaluate|merge|import-weights|inspect-....
 
     python -m core finetune examples/digits.json --epochs 5 --eps.l1 2 --output runs/digits
     python -m core evaluate --base-model digits-cnn-linf --evaluation.protocol standard --output runs/base
     python -m core evaluate examples/digits-evaluate.json --shard 1/2 --output runs/1   (and 2/2, anywhere, any time)
     python -m core merge runs/1 runs/2 --output runs/whole
     python -m core import-weights carmon.pt --published Carmon2019Unlabeled --output models/carmon.safetensors
-    python -m core examine-dataset pets.zip --output runs/pets   (and examine-model weights.pt: files of strangers)
+    python -m core inspect-dataset pets.zip --output runs/pets   (and inspect-model weights.pt: files of strangers)
 
 The options are the fields of the spec, with their help; the spec file gives what they do not. Each event is a line on
 stdout, as text or as JSON. Exit status: 0 done, 2 the input is at fault, 1 the program is, 75 asked to pause. Of
@@ -30,15 +30,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pydantic import ValidationError
 
-from core.advice import cautions
-from core.arguments import EXAMINE_DATASET, EXAMINE_MODEL, IMPORT, MERGE, make_parser, read_import, read_spec
-from core.errors import BadInput, UserError
-from core.events import PAUSED, Entered, Evaluated, Event, Failed, Finished, Paused, Reports, Warned
-from core.findings import DatasetFindings, ModelFindings
-from core.narration import describe, narrate
-from core.published import PUBLISHED
-from core.spec import AnySpec, EvaluateSpec
-from core.wishes import Interrupted, Wishes, heed_signals
+from core.cli.console import describe, narrate
+from core.cli.options import IMPORT, INSPECT_DATASET, INSPECT_MODEL, MERGE, make_parser, read_import, read_spec
+from core.schema.errors import BadInput, UserError
+from core.schema.events import PAUSED, Entered, Evaluated, Event, Failed, Finished, Paused, Reports, Warned
+from core.schema.inspection_report import DatasetInspection, ModelInspection
+from core.schema.model_zoo import PUBLISHED
+from core.schema.spec import AnySpec, EvaluateSpec
+from core.schema.validation import spec_warnings
+from core.signals import Interrupted, StopRequests, handle_signals
 
 if TYPE_CHECKING:
     import torch
@@ -50,18 +50,18 @@ def main(arguments: list[str] | None = None) -> int:
     # Of several processes the first one speaks; what goes wrong in another is for its log.
     speaks = os.environ.get("RANK", "0") == "0"
     say = partial(_say_json if options.json else _say_text, file=sys.stdout if speaks else sys.stderr)
-    wishes = Wishes()
+    requests = StopRequests()
     if options.until_stdin_closes:
         threading.Thread(target=_exit_with_stdin, daemon=True).start()
     # A library that prints must not get between the events.
-    with redirect_stdout(sys.stderr), heed_signals(wishes):
+    with redirect_stdout(sys.stderr), handle_signals(requests):
         try:
-            if options.kind in (IMPORT, EXAMINE_DATASET, EXAMINE_MODEL):
-                for line in _import(options) if options.kind == IMPORT else _examine(options):
+            if options.kind in (IMPORT, INSPECT_DATASET, INSPECT_MODEL):
+                for line in _import(options) if options.kind == IMPORT else _inspect(options):
                     print(line, file=say.keywords["file"], flush=True)
                 return 0
             last = None
-            for last in _merge(options) if options.kind == MERGE else _begin(options, wishes):
+            for last in _merge(options) if options.kind == MERGE else _begin(options, requests):
                 if speaks:
                     say(last)
         except UserError as error:
@@ -83,21 +83,21 @@ def _failed(error: UserError) -> Failed:
     return Failed(code=error.code, message=error.message, hint=error.hint, field=error.field, retryable=error.retryable)
 
 
-def _begin(options: argparse.Namespace, wishes: Wishes) -> Iterator[Event]:
+def _begin(options: argparse.Namespace, requests: StopRequests) -> Iterator[Event]:
     spec = read_spec(options)
-    for caution in () if options.json else cautions(spec):
+    for caution in () if options.json else spec_warnings(spec):
         yield Warned(code=caution.code, message=caution.message)
-    yield from _run(spec, options, wishes)
+    yield from _run(spec, options, requests)
 
 
-def _run(spec: AnySpec, options: argparse.Namespace, wishes: Wishes) -> Iterator[Event]:
+def _run(spec: AnySpec, options: argparse.Namespace, requests: StopRequests) -> Iterator[Event]:
     # Threads of GNU OpenMP spin while they wait, by default so long that on a machine with other work to do half the
     # time is lost (measured on 2 cores, digits: 45 s against 22 s); spinning briefly costs a tenth on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # torch takes seconds to load: not for --help, and not for a spec that is refused.
-    from core.evaluation import score
+    from core.evaluation.autoattack import run_evaluation
     from core.inputs import Inputs
-    from core.training import fine_tune
+    from core.training.run import fine_tune
 
     inputs = Inputs(
         weights=options.weights,
@@ -108,8 +108,8 @@ def _run(spec: AnySpec, options: argparse.Namespace, wishes: Wishes) -> Iterator
         device=None if options.device is None else _find_device(options.device),
     )
     if isinstance(spec, EvaluateSpec):
-        return score(spec, options.output, inputs, shard=options.shard)
-    return fine_tune(spec, options.output, inputs, wishes=wishes, restart=options.restart)
+        return run_evaluation(spec, options.output, inputs, shard=options.shard)
+    return fine_tune(spec, options.output, inputs, requests=requests, restart=options.restart)
 
 
 def _find_device(name: str) -> "torch.device":
@@ -134,8 +134,8 @@ def _merge(options: argparse.Namespace) -> Iterator[Event]:
     """Put the reports of shards together."""
     reports = [_report(folder) for folder in options.folders]
     from core.checkpoint import make_folder
-    from core.evaluation import save_reports
-    from core.verdicts import merge
+    from core.evaluation.autoattack import save_reports
+    from core.evaluation.report import merge
 
     merged = merge(reports)
     assert merged.after
@@ -195,7 +195,7 @@ def _import(options: argparse.Namespace) -> Iterator[str]:
     if not options.file.is_file():
         what = "is a folder, not a file" if options.file.is_dir() else "is not there"
         raise BadInput(f"{options.file} {what}", hint="give the path of the weights' file", field="file")
-    from core.conversion import import_weights
+    from core.intake.import_weights import import_weights
 
     done = import_weights(options.file, wanted, options.output or Path(f"{options.file.stem}.safetensors"))
     if options.json:
@@ -216,23 +216,23 @@ def _import(options: argparse.Namespace) -> Iterator[str]:
     yield f"  use it with --weights {done.path}, or put it into a service's models folder"
 
 
-def _examine(options: argparse.Namespace) -> Iterator[str]:
-    """Examine a stranger's file under limits, and say in lines what was found."""
-    from core.confinement import Limits, confined, cut_off
-    from core.data.archive import Caps
-    from core.examination import examine_dataset, examine_model
+def _inspect(options: argparse.Namespace) -> Iterator[str]:
+    """Inspect a stranger's file under limits, and say in lines what was found."""
+    from core.data.safe_zip import Caps
+    from core.intake.inspect import inspect_dataset, inspect_model
+    from core.sandbox import Limits, deny_network, sandboxed
 
     limits = _given(Limits(), seconds=options.most_seconds, memory_bytes=options.most_memory)
     caps = _given(Caps(), total_bytes=options.most_bytes)
-    if complaint := cut_off():
+    if complaint := deny_network():
         warning = Warned(code="not_cut_off", message=f"this process can reach the network: {complaint}")
         yield from [warning.model_dump_json()] if options.json else narrate(warning)
-    found: DatasetFindings | ModelFindings
-    with confined(limits):
-        if options.kind == EXAMINE_DATASET:
-            found = examine_dataset(options.file, options.output, caps=caps)
+    found: DatasetInspection | ModelInspection
+    with sandboxed(limits):
+        if options.kind == INSPECT_DATASET:
+            found = inspect_dataset(options.file, options.output, caps=caps)
         else:
-            found = examine_model(options.file, read_import(options), options.output, max_bytes=caps.total_bytes)
+            found = inspect_model(options.file, read_import(options), options.output, max_bytes=caps.total_bytes)
     if options.json:
         yield found.model_dump_json()
         return

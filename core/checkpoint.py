@@ -22,12 +22,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from core.catalog import MODELS, Norm
-from core.errors import BadInput, BadWeights, DiskFull, UserError
-from core.events import Reports
 from core.models import Blueprint, build
-from core.models.foreign import compare
-from core.spec import FineTuneSpec, Spec, TrainSpec, did_you_mean
+from core.models.third_party import compare
+from core.schema.catalog import MODELS, Norm
+from core.schema.errors import BadInput, BadWeights, DiskFull, UserError
+from core.schema.events import Reports
+from core.schema.spec import FineTuneSpec, Spec, TrainSpec, did_you_mean
 
 KEY = "temper"
 """Where in the metadata of a safetensors file the header lies."""
@@ -43,7 +43,7 @@ class Origin(BaseModel):
     sha256: str
     """Hash of that file."""
     published: str | None = None
-    """The name in `core.published` that they were imported as."""
+    """The name in `core.schema.model_zoo` that they were imported as."""
     licence: str | None = None
     """Their licence, where we know it."""
     dataset: str | None = None

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from core.catalog import Norm
+from core.schema.catalog import Norm
 
 _TINY = 1e-12
 # 26 halvings bring the threshold of the l1 projection below float32 resolution, whatever the number of pixels.
@@ -50,11 +50,11 @@ def rescale(delta: Tensor, norm: Norm) -> Tensor:
     return delta / (per_image(length(delta, norm), delta) + _TINY)
 
 
-def ascend(gradient: Tensor, norm: Norm, size: Tensor, *, density: Tensor | None = None) -> Tensor:
+def ascend(gradient: Tensor, norm: Norm, size: Tensor, *, topk_fraction: Tensor | None = None) -> Tensor:
     """Return the step of length `size` (batch,) along which a linear function with this gradient grows most.
 
     For l1 that is one pixel; spreading the step evenly over the pixels of largest gradient is what works on networks.
-    density: (batch,) share of pixels, in [0, 1], that an l1 step may change; at least one pixel always is.
+    topk_fraction: (batch,) share of pixels, in [0, 1], that an l1 step may change; at least one pixel always is.
     """
     by = per_image(size, gradient)
     match norm:
@@ -63,19 +63,19 @@ def ascend(gradient: Tensor, norm: Norm, size: Tensor, *, density: Tensor | None
         case "l2":
             return by * rescale(gradient, "l2")
         case "l1":
-            signs = gradient.sign() * _largest(gradient.abs(), density)
+            signs = gradient.sign() * _largest(gradient.abs(), topk_fraction)
             # In this order, which rounds as AutoAttack does.
             return by * signs / (per_image(length(signs, "l1"), signs) + 1e-10)
 
 
-def _largest(sizes: Tensor, density: Tensor | None) -> Tensor:
-    """Mark the entries not smaller than the one at quantile 1 - density of their image."""
+def _largest(sizes: Tensor, topk_fraction: Tensor | None) -> Tensor:
+    """Mark the entries not smaller than the one at quantile 1 - topk_fraction of their image."""
     flat = sizes.flatten(1)
     pixels = flat.shape[1]
-    if density is None:
+    if topk_fraction is None:
         threshold = flat.amax(1, keepdim=True)
     else:
-        rank = ((1 - density) * pixels).clamp(0, pixels - 1).long()
+        rank = ((1 - topk_fraction) * pixels).clamp(0, pixels - 1).long()
         threshold = _nth_largest(flat, (pixels - rank)[:, None])
     return sizes >= per_image(threshold.squeeze(1), sizes)
 
@@ -251,7 +251,7 @@ def _pick_steepest(steepness: Tensor, room: Tensor, drop: Tensor) -> Tensor:
 
 
 class Draws(Protocol):
-    """A source of random numbers for some of a set of points, as `core.attacks.noise.Noise` is one."""
+    """A source of random numbers for some of a set of points, as `core.attacks.rng.Noise` is one."""
 
     def normal(self, places: Tensor, shape: Sequence[int]) -> Tensor:
         """Draw (len(places), *shape) standard normal numbers."""

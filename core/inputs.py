@@ -13,10 +13,10 @@ from torch import nn
 from core import checkpoint, data, models
 from core.attacks.reference import check_classes
 from core.data.split import Split
-from core.errors import BadInput, DoesNotFit
-from core.events import Started
-from core.precision import resolve
-from core.spec import AnySpec, EvaluateSpec, TrainSpec
+from core.models.precision import resolve
+from core.schema.errors import BadInput, DoesNotFit
+from core.schema.events import Started
+from core.schema.spec import AnySpec, EvaluateSpec, TrainSpec
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from client import Temper, TemperError
 from client.credentials import Credentials
 from client.display import Screen, job_card, report_card
 from client.monitor import watch
-from core.events import Reports
+from core.schema.events import Reports
 
 SPEC = Path(__file__).parent / "digits.json"
 CHECKPOINT = Path("runs/demo/digits-e-at.safetensors")

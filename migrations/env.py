@@ -1,10 +1,10 @@
-"""How alembic reaches the database: on the connection that `app.database` hands over, else by the settings."""
+"""How alembic reaches the database: on the connection that `app.platform.database` hands over, else by the settings."""
 
 from alembic import context
 from sqlalchemy import Connection
 
-from app.database import Database
-from app.settings import Settings
+from app.platform.database import Database
+from app.platform.settings import Settings
 from app.tables import Table
 
 

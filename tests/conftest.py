@@ -7,11 +7,11 @@ import httpx2
 import pytest
 from hypothesis import settings as hypothesis
 
-from app.database import Database
-from app.settings import Settings
+from app.platform.database import Database
+from app.platform.settings import Settings
 from app.tables import Project, Table
-from tests.instance import add_key, add_project, calling, new_instance, serving
-from tests.servers import Postgres, Swift, Valkey, postgres, swift, valkey
+from tests.support.instance import add_key, add_project, calling, new_instance, serving
+from tests.support.servers import Postgres, Swift, Valkey, postgres, swift, valkey
 
 Instance = tuple[Settings, Database]
 
@@ -84,8 +84,8 @@ def project(database: Database) -> Project:
 
 @pytest.fixture(scope="session")
 def server(instance: Instance) -> Iterator[str]:
-    """One server for all tests. It does no chores, which would get in the way of tests that do them by hand."""
-    with serving(*instance, chores=()) as url:
+    """One server for all tests. It does no periodic_tasks, which would get in the way of tests that do them by hand."""
+    with serving(*instance, periodic_tasks=()) as url:
         yield url
 
 

@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 import sysconfig
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,12 @@ PACKAGES = ("app", "worker", "core", "client")
 SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 # All else passes norms along.
 KNOW_NORMS = (
-    "core/catalog.py",
-    "core/spec.py",
+    "core/schema/catalog.py",
+    "core/schema/spec.py",
+    "core/schema/cost_model.py",
     "core/geometry.py",
     "core/attacks/",
-    "core/evaluation.py",
-    "core/costs.py",
+    "core/evaluation/autoattack.py",
 )
 
 
@@ -29,22 +28,10 @@ def test_imports_point_one_way() -> None:
     assert checked.returncode == 0, checked.stdout
 
 
-def test_the_light_files_of_core_are_the_same_in_the_rules_and_in_what_is_written_of_them() -> None:
-    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    heavy, no_torch = (
-        rule for rule in rules if rule["name"].endswith(("only the light files of core", "client loads torch"))
-    )
-    of_core = {f"core.{path.stem}" for path in (ROOT / "core").iterdir() if path.suffix == ".py" or path.is_dir()}
-    light = of_core - set(heavy["forbidden_modules"]) - {"core.__init__", "core.__pycache__"}
-    assert set(heavy["forbidden_modules"]) <= of_core
-    assert {name for name in no_torch["source_modules"] if name.startswith("core.")} == light
-    contributing = (ROOT / "CONTRIBUTING.md").read_text()
-    said = contributing[contributing.index("from outside only") : contributing.index("may be imported")]
-    assert set(re.findall(r"core\.\w+", said)) == light
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    listed = re.search(r"only its light files may be imported \(([a-z, ]+)\)", readme)
-    assert listed
-    assert {f"core.{name}" for name in listed[1].split(", ")} == light
+def test_of_core_only_the_schema_is_imported_from_outside() -> None:
+    imported = re.compile(r"^ *(?:from|import) core(?!\.schema\b)", re.MULTILINE)
+    others = [file for file in SOURCES if file.relative_to(ROOT).parts[0] != "core"]
+    assert [str(file) for file in others if imported.search(file.read_text())] == []
 
 
 def loaded_by(module: str) -> set[str]:
@@ -54,7 +41,7 @@ def loaded_by(module: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["app.main", "worker.embedded", "worker.main", "client.commands"])
+@pytest.mark.parametrize("module", ["app.main", "worker.polling", "worker.main", "client.commands"])
 def test_light_parts_load_no_tensor_library(module: str) -> None:
     assert loaded_by(module) & {"torch", "torchvision", "numpy", "safetensors", "sklearn"} == set()
 

@@ -9,23 +9,23 @@ import httpx2
 import pytest
 from sqlalchemy import select, text
 
-from app import jobs, recording
-from app.database import THREADS, Database
-from app.inventory import Inventory
-from app.jobs import Patience
-from app.ownership import LostOwnership, log_key
+from app.assets.registry import Registry
+from app.jobs import ingest, lifecycle
+from app.jobs.leases import LeaseLost, log_key
+from app.jobs.lifecycle import RetryPolicy
+from app.platform.database import THREADS, Database
 from app.storage import LocalStore
 from app.tables import Attempt, Checkpoint, Event, Job, Metric
-from core import events as reported
-from core.spec import parse
-from tests import invariants, native
-from tests.app.test_event_stream import follow, seqs
-from tests.instance import DIGITS, add_key, calling, new_instance, serving
-from tests.proxy import proxy
-from tests.servers import postgres
-from tests.worker.fake_worker import fake_command
-from tests.worker.processes import processes_with, wait_until
-from worker.supervisor import Workplace, run
+from core.schema import events as reported
+from core.schema.spec import parse
+from tests.app.routes.test_event_stream import follow, seqs
+from tests.support import invariants, native
+from tests.support.fake_worker import fake_command
+from tests.support.instance import DIGITS, add_key, calling, new_instance, serving
+from tests.support.processes import processes_with, wait_until
+from tests.support.proxy import proxy
+from tests.support.servers import postgres
+from worker.attempt import Workplace, run
 
 # A busy machine takes its time, and nobody here would take a run that was given up: a lease ends where that is asked.
 LONG, SHORT = 60.0, 3.0
@@ -65,26 +65,28 @@ def behind(settings, postgres_of_its_own, network):
 
 @pytest.fixture
 def broken_api(settings, behind, database, project):
-    """The API with that way, and no chores that would meet the fault in place of the request."""
-    with serving(settings, behind, chores=()) as url, calling(url, add_key(database, project)) as api:
+    """The API with that way, and no periodic_tasks that would meet the fault in place of the request."""
+    with serving(settings, behind, periodic_tasks=()) as url, calling(url, add_key(database, project)) as api:
         assert api.get("/me").status_code == 200
         yield api
 
 
 def place(settings, database, *, lease_seconds=LONG):
     settings = settings.model_copy(update={"lease_seconds": lease_seconds, "heartbeat_seconds": 0.3})
-    inventory = Inventory(settings.models_dir, settings.datasets_dir)
-    return Workplace(settings, database, LocalStore(settings.objects_dir), inventory, fake_command)
+    registry = Registry(settings.models_dir, settings.datasets_dir)
+    return Workplace(settings, database, LocalStore(settings.objects_dir), registry, fake_command)
 
 
 def post(database, project, **wish):
     with database.writing() as session:
-        return jobs.create(session, project.id, parse({**DIGITS, "name": "n", "metadata": wish})).job.id
+        return lifecycle.create(session, project.id, parse({**DIGITS, "name": "n", "metadata": wish})).job.id
 
 
 def claim(database, *, lease_seconds=LONG):
     with database.writing() as session:
-        return jobs.claim(session, worker="w", lease_seconds=lease_seconds, patience=Patience(backoff_seconds=0))
+        return lifecycle.claim(
+            session, worker="w", lease_seconds=lease_seconds, retry_policy=RetryPolicy(backoff_seconds=0)
+        )
 
 
 @contextmanager
@@ -173,7 +175,7 @@ def test_two_who_write_to_a_job_at_once_take_turns_and_a_stream_tells_all_of_it_
     settings, database, project, postgres_of_its_own
 ):
     rounds = 5
-    with serving(settings, database, chores=()) as url, calling(url, add_key(database, project)) as api:
+    with serving(settings, database, periodic_tasks=()) as url, calling(url, add_key(database, project)) as api:
         job_id = post(database, project)
         held = claim(database)
         with ThreadPoolExecutor(2) as pool:
@@ -181,14 +183,14 @@ def test_two_who_write_to_a_job_at_once_take_turns_and_a_stream_tells_all_of_it_
             for number in range(rounds):
                 with database.writing() as session:
                     # This place in the history is taken, but nobody can see it yet.
-                    recording.record(session, held, [reported.Warned(code="early", message=str(number))])
+                    ingest.record(session, held, [reported.Warned(code="early", message=str(number))])
                     session.flush()
                     late = pool.submit(warn, settings, held, f"late {number}")
                     wait_until(lambda: waiting_for_a_lock(postgres_of_its_own, settings), seconds=5)
                     assert not late.done()
                 late.result()
             with database.writing() as session:
-                jobs.succeed(session, held, reported.Reports(before=None, after=None))
+                lifecycle.succeed(session, held, reported.Reports(before=None, after=None))
             assert seqs(received.result()) == list(range(1, 2 * rounds + 4))
     invariants.check(database)
 
@@ -196,7 +198,7 @@ def test_two_who_write_to_a_job_at_once_take_turns_and_a_stream_tells_all_of_it_
 def warn(settings, held, message):
     database = Database(settings.database_url)
     with database.writing() as session:
-        recording.record(session, held, [reported.Warned(code="late", message=message)])
+        ingest.record(session, held, [reported.Warned(code="late", message=message)])
     database.close()
 
 
@@ -285,11 +287,11 @@ def test_a_worker_that_is_cut_off_from_the_database_gives_up_and_the_next_one_ta
         thread.join(20)
         assert not thread.is_alive()
         for late in (
-            lambda session: recording.record(session, first, [reported.Warned(code="late", message="m")]),
-            lambda session: jobs.succeed(session, first, reported.Reports(before=None, after=None)),
-            lambda session: jobs.heartbeat(session, first, lease_seconds=60),
+            lambda session: ingest.record(session, first, [reported.Warned(code="late", message="m")]),
+            lambda session: lifecycle.succeed(session, first, reported.Reports(before=None, after=None)),
+            lambda session: lifecycle.heartbeat(session, first, lease_seconds=60),
         ):
-            with pytest.raises(LostOwnership), behind.writing() as session:
+            with pytest.raises(LeaseLost), behind.writing() as session:
                 late(session)
     with database.reading() as session:
         job = session.get_one(Job, job_id)
@@ -310,7 +312,7 @@ def test_a_log_that_is_followed_goes_on_when_the_database_is_back(
         (tmp_path / "part").write_text(line)
         store.put(log_key(held.job_id, held.epoch, part), tmp_path / "part")
         with database.writing() as session:
-            recording.add_log(session, held, size=len(line))
+            ingest.add_log(session, held, size=len(line))
 
     log(1, "before\n")
     with broken_api.stream("GET", f"/jobs/{held.job_id}/logs", params={"follow": True}) as stream:
@@ -322,7 +324,7 @@ def test_a_log_that_is_followed_goes_on_when_the_database_is_back(
         network.heal()
         assert next(lines) == "meanwhile"
         with database.writing() as session:
-            jobs.succeed(session, held, reported.Reports(before=None, after=None))
+            lifecycle.succeed(session, held, reported.Reports(before=None, after=None))
         assert list(lines) == []
 
 
@@ -388,7 +390,7 @@ def test_a_run_outlives_transactions_that_the_database_ends_because_they_were_le
 ):
     job_id = post(database, project, seconds="0.1")
     workplace = place(settings, database)
-    original, rounds = recording.record, iter(range(3))
+    original, rounds = ingest.record, iter(range(3))
 
     def dawdle(session, *rest, **named):
         original(session, *rest, **named)
@@ -396,7 +398,7 @@ def test_a_run_outlives_transactions_that_the_database_ends_because_they_were_le
             session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
             time.sleep(0.2)
 
-    monkeypatch.setattr(recording, "record", dawdle)
+    monkeypatch.setattr(ingest, "record", dawdle)
     run(claim(database), workplace)
     assert next(rounds, None) is None
     assert status(database, job_id) == "succeeded"

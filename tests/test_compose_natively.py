@@ -14,11 +14,11 @@ import boto3
 import psycopg
 import pytest
 
-from tests.instance import calling
-from tests.native import finish, free_port
-from tests.servers import SWIFT_SECRET, SWIFT_USER
+from tests.support.instance import calling
+from tests.support.native import finish, free_port
+from tests.support.processes import wait_until
+from tests.support.servers import SWIFT_SECRET, SWIFT_USER
 from tests.test_compose import bootstrap, checkout, secrets_in, services
-from tests.worker.processes import wait_until
 
 __all__ = ["checkout"]
 

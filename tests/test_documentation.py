@@ -19,11 +19,11 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from app import schemas
-from app.database import Database
 from app.main import create_app
-from app.settings import Settings
+from app.platform.database import Database
+from app.platform.settings import Settings
 from client import commands, records
-from core import catalog, events, findings, published, spec
+from core.schema import catalog, events, inspection_report, model_zoo, spec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -83,7 +83,9 @@ def models_of(module: ModuleType) -> Iterator[type[BaseModel]]:
 
 
 @pytest.mark.parametrize(
-    "module", [spec, events, findings, catalog, published, *answers(), records], ids=lambda module: module.__name__
+    "module",
+    [spec, events, inspection_report, catalog, model_zoo, *answers(), records],
+    ids=lambda module: module.__name__,
 )
 def test_every_field_is_described(module: ModuleType) -> None:
     silent = [

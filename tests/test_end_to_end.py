@@ -8,7 +8,7 @@ import sys
 import pytest
 from safetensors.numpy import load
 
-from tests.native import ROOT, WORKER, finish, instance
+from tests.support.native import ROOT, WORKER, finish, instance
 
 SPEC = {
     "kind": "train",

@@ -4,14 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.guard import _begun
-from tests.worker.processes import wait_until
+from tests.support.guard import _begun
+from tests.support.processes import wait_until
 
 ROOT = Path(__file__).parent.parent
 _TESTS = """
 import time
 
-from tests.servers import postgres, valkey
+from tests.support.servers import postgres, valkey
 with postgres() as database, valkey() as broker:
     main = (database._data / "postmaster.pid").read_text().split()[0]
     print(main, broker.process.pid, database._folder, broker._folder, flush=True)

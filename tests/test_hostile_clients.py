@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.native import instance
+from tests.support.native import instance
 
 MEGABYTE = 2**20
 GROWTH = 48 * MEGABYTE

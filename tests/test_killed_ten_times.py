@@ -8,11 +8,11 @@ import time
 import pytest
 from safetensors.numpy import load
 
-from app.database import Database
+from app.platform.database import Database
 from app.storage import LocalStore
-from tests import invariants
-from tests.native import WORKER, finish, instance
-from tests.worker.processes import processes_with, wait_until
+from tests.support import invariants
+from tests.support.native import WORKER, finish, instance
+from tests.support.processes import processes_with, wait_until
 
 KILLS = 10
 SPEC = {

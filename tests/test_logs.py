@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from app import logs
-from app.redaction import redact
-from app.settings import Settings
-from app.tables import new_id
-from tests.app.receiver import receiver
-from tests.instance import DIGITS
-from tests.native import FAKE_WORKER, finish, instance
+from app.platform import logs
+from app.platform.ids import new_id
+from app.platform.redaction import redact
+from app.platform.settings import Settings
+from tests.support.instance import DIGITS
+from tests.support.native import FAKE_WORKER, finish, instance
+from tests.support.webhook_receiver import receiver
 
 KEY = "tmp_AbCdEfGh_" + "0123456789abcdefABCDEFghijklmnop"
 FIRST_KEY = "tmp_zYxWvUtS_" + "9876543210abcdefABCDEFghijklmnop"

@@ -10,11 +10,11 @@ import pytest
 from alembic import command
 from sqlalchemy import select, text
 
-from app.database import Database, _alembic
+from app.platform.database import Database, _alembic
 from app.tables import ApiKey
-from tests.instance import DIGITS, calling
-from tests.native import FAKE_WORKER, finish, instance
-from tests.worker.processes import wait_until
+from tests.support.instance import DIGITS, calling
+from tests.support.native import FAKE_WORKER, finish, instance
+from tests.support.processes import wait_until
 
 KEY = f"tmp_abcdefgh_{'x' * 32}"
 API = ("-m", "client", "api")

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from app.database import Database
+from app.platform.database import Database
 from app.storage import LocalStore
-from tests import invariants
-from tests.native import ROOT, WORKER, finish, instance
-from tests.worker.processes import wait_until
+from tests.support import invariants
+from tests.support.native import ROOT, WORKER, finish, instance
+from tests.support.processes import wait_until
 
 SPEC = {
     "kind": "evaluate",

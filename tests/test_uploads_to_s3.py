@@ -10,17 +10,17 @@ import httpx2
 import pytest
 from sqlalchemy import select, update
 
-from app import uploads
-from app.database import seconds_from_now
-from app.queue import open_doorbell
-from app.settings import Settings
+from app.assets import uploads
+from app.operations.maintenance import MaintenanceContext, clear_uploads_away
+from app.platform.database import seconds_from_now
+from app.platform.queue import open_doorbell
+from app.platform.settings import Settings
 from app.storage import StorageUnavailable, open_store, s3
 from app.tables import Upload
-from app.upkeep import Premises, clear_uploads_away
 from client import Refused, Temper
-from tests.faulty import faulty
-from tests.instance import add_key, calling, serving
-from tests.sending import announce, ask, cut, finish, send, sha256_of
+from tests.support.faulty import faulty
+from tests.support.instance import add_key, calling, serving
+from tests.support.sending import announce, ask, cut, finish, send, sha256_of
 
 PART = 5 * 1024**2
 LARGE = os.urandom(PART + 1000)
@@ -40,15 +40,15 @@ def on_s3(settings, bucket):
 
 @contextmanager
 def running(settings, database, project):
-    """An API on S3 and a client of it, with the premises of its chores."""
+    """An API on S3 and a client of it, with the context of its periodic_tasks."""
     key = add_key(database, project)
     with (
         closing(open_store(settings)) as store,
         serving(settings, database) as url,
         calling(url, key) as api,
-        Temper(url, key, patience=30) as temper,
+        Temper(url, key, retry_policy=30) as temper,
     ):
-        yield api, temper, Premises(settings, database, store, open_doorbell(settings))
+        yield api, temper, MaintenanceContext(settings, database, store, open_doorbell(settings))
 
 
 def row(database, upload_id):
@@ -75,14 +75,14 @@ def gatherings(settings):
 @pytest.mark.parametrize(("storage_proxy", "content"), [(False, SMALL), (False, LARGE), (True, LARGE)])
 def test_a_file_goes_to_the_bucket_whole(on_s3, database, project, tmp_path, storage_proxy, content):
     (tmp_path / "birds.zip").write_bytes(content)
-    with running(on_s3(storage_proxy=storage_proxy), database, project) as (api, temper, premises):
+    with running(on_s3(storage_proxy=storage_proxy), database, project) as (api, temper, context):
         upload = temper.upload(tmp_path / "birds.zip", purpose="dataset")
         assert (upload.status, upload.filename, upload.sha256) == ("completed", "birds.zip", sha256_of(content))
         stored = row(database, upload.id)
-        assert b"".join(premises.store.read(uploads.key(stored))) == content
-        assert list(premises.store.keys(f"quarantine/{project.id}")) == []
+        assert b"".join(context.store.read(uploads.key(stored))) == content
+        assert list(context.store.keys(f"quarantine/{project.id}")) == []
         probe = announce(api, b"x")
-        goes_to_the_bucket = ask(api, probe, 1, b"x")["url"].startswith(premises.settings.s3_endpoint_url)
+        goes_to_the_bucket = ask(api, probe, 1, b"x")["url"].startswith(context.settings.s3_endpoint_url)
         assert goes_to_the_bucket is not storage_proxy
 
 
@@ -99,7 +99,7 @@ def test_an_upload_that_broke_off_goes_on_where_it_broke(on_s3, database, projec
 
 
 def test_a_file_that_is_not_what_it_was_is_refused_by_the_bucket_or_by_the_service(on_s3, database, project):
-    with running(on_s3(), database, project) as (api, _, premises):
+    with running(on_s3(), database, project) as (api, _, context):
         upload = announce(api, LARGE)
         parts = cut(LARGE, upload)
         request = ask(api, upload, 1, parts[1])
@@ -110,12 +110,12 @@ def test_a_file_that_is_not_what_it_was_is_refused_by_the_bucket_or_by_the_servi
             assert send(api, upload, number, part).status_code == 200
         assert finish(api, upload).json()["code"] == "upload_damaged"
         assert room_taken(database, project) == 0
-        assert list(premises.store.keys(f"uploads/{project.id}")) == []
-        assert list(premises.store.keys(f"quarantine/{project.id}")) == []
+        assert list(context.store.keys(f"uploads/{project.id}")) == []
+        assert list(context.store.keys(f"quarantine/{project.id}")) == []
 
 
 def test_a_signed_request_is_good_for_its_part_once_and_for_its_time(on_s3, database, project, monkeypatch):
-    with running(on_s3(), database, project) as (api, _, premises):
+    with running(on_s3(), database, project) as (api, _, context):
         first, second = announce(api, SMALL), announce(api, SMALL, filename="other")
         request = ask(api, first, 1, SMALL)
         key = uploads.quarantine(row(database, second["id"]))
@@ -134,26 +134,26 @@ def test_a_signed_request_is_good_for_its_part_once_and_for_its_time(on_s3, data
         for upload in (first, second):
             assert api.post(f"/uploads/{upload['id']}/abort").status_code == 200
         assert room_taken(database, project) == 0
-        assert list(premises.store.keys(f"quarantine/{project.id}")) == []
+        assert list(context.store.keys(f"quarantine/{project.id}")) == []
 
 
 def test_an_upload_that_is_left_alone_leaves_nothing_in_the_bucket(on_s3, database, project):
-    with running(on_s3(), database, project) as (api, _, premises):
+    with running(on_s3(), database, project) as (api, _, context):
         upload, single = announce(api, LARGE), announce(api, SMALL)
         assert send(api, upload, 1, cut(LARGE, upload)[1]).status_code == 200
         late = ask(api, single, 1, SMALL)
-        assert len(gatherings(premises.settings)) == 1
+        assert len(gatherings(context.settings)) == 1
         with database.writing() as session:
             session.execute(update(Upload).values(expires_at=seconds_from_now(-1)))
-        clear_uploads_away(premises)
+        clear_uploads_away(context)
         assert room_taken(database, project) == 0
         # Its request is good for a while yet, and what it brings goes as well.
         assert httpx2.put(late["url"], content=SMALL, headers=late["headers"]).status_code == 200
         with database.writing() as session:
             session.execute(update(Upload).values(ended_at=seconds_from_now(-2000)))
-        clear_uploads_away(premises)
-        assert gatherings(premises.settings) == []
-        assert list(premises.store.keys(f"quarantine/{project.id}")) == []
+        clear_uploads_away(context)
+        assert gatherings(context.settings) == []
+        assert list(context.store.keys(f"quarantine/{project.id}")) == []
         with database.reading() as session:
             assert set(session.scalars(select(Upload.status))) == {"expired"}
 
@@ -164,27 +164,27 @@ def test_a_store_that_fails_a_third_of_the_time_gets_everything_and_shows_nothin
     good = on_s3()
     with faulty(good.s3_endpoint_url) as (url, way):
         bad = on_s3(s3_endpoint_url=url, s3_timeout_seconds=1)
-        with running(bad, database, project) as (_, temper, premises):
+        with running(bad, database, project) as (_, temper, context):
             files = {f"{project.id}/{number}": os.urandom(1000) for number in range(4)}
             for key, content in files.items():
                 (tmp_path / "file").write_bytes(content)
-                premises.store.put(key, tmp_path / "file")
+                context.store.put(key, tmp_path / "file")
             (tmp_path / "birds.zip").write_bytes(LARGE)
             upload = temper.upload(tmp_path / "birds.zip", purpose="dataset")
             assert sum(way.faults.values()) > 5, way.faults
             way.share = 0
             for key, content in files.items():
-                assert b"".join(premises.store.read(key)) == content
-            assert list(premises.store.keys(project.id)) == sorted(files)
+                assert b"".join(context.store.read(key)) == content
+            assert list(context.store.keys(project.id)) == sorted(files)
             key = uploads.key(row(database, upload.id))
-            assert hashlib.sha256(b"".join(premises.store.read(key))).hexdigest() == upload.sha256
-            assert list(premises.store.keys(f"uploads/{project.id}")) == [key]
+            assert hashlib.sha256(b"".join(context.store.read(key))).hexdigest() == upload.sha256
+            assert list(context.store.keys(f"uploads/{project.id}")) == [key]
 
 
 def test_a_store_that_is_away_is_told_and_the_room_is_given_back_all_the_same(on_s3, database, project, tmp_path):
     with faulty(on_s3().s3_endpoint_url, share=0) as (url, way):
         settings = on_s3(s3_endpoint_url=url, s3_timeout_seconds=1)
-        with running(settings, database, project) as (api, _, premises):
+        with running(settings, database, project) as (api, _, context):
             upload = announce(api, SMALL)
             assert send(api, upload, 1, SMALL).status_code == 200
             way.is_away = True
@@ -194,12 +194,12 @@ def test_a_store_that_is_away_is_told_and_the_room_is_given_back_all_the_same(on
             assert api.post(f"/uploads/{upload['id']}/abort").json()["status"] == "aborted"
             assert room_taken(database, project) == 0
             with pytest.raises(StorageUnavailable):
-                premises.store.size("x")
+                context.store.size("x")
             way.is_away = False
             with database.writing() as session:
                 session.execute(update(Upload).values(ended_at=seconds_from_now(-2000)))
-            clear_uploads_away(premises)
-            assert list(premises.store.keys(f"quarantine/{project.id}")) == []
+            clear_uploads_away(context)
+            assert list(context.store.keys(f"quarantine/{project.id}")) == []
 
 
 def test_a_file_for_which_there_is_no_room_is_refused_before_a_byte_is_sent(on_s3, database, project, tmp_path):

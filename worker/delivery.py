@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 
-from app import recording
-from app.ownership import Claim, attempt_prefix
-from app.settings import Settings
+from app.jobs import ingest
+from app.jobs.leases import Claim, attempt_prefix
+from app.platform.settings import Settings
 from app.storage import ObjectStore, StorageUnavailable
 from app.tables import State
-from core import events as reported
+from core.schema import events as reported
 from worker.fetching import Postponed, go_on, whole
 from worker.lease import Lease
 
@@ -43,7 +43,7 @@ class Delivery:
         """Of each kind, the state that could not be stored."""
 
     def take(self, saved: reported.Saved) -> None:
-        """Store a file and make it real. Raises StorageUnavailable, Postponed, LostOwnership."""
+        """Store a file and make it real. Raises StorageUnavailable, Postponed, LeaseLost."""
         if saved.kind in ("checkpoint", "report"):
             self._publish(saved)
             return
@@ -57,7 +57,7 @@ class Delivery:
                 remove(self._state_prefix(saved), self._store)
 
     def take_what_is_left(self) -> None:
-        """Try once more to store the last states: after this, they are gone with this machine. Raises LostOwnership."""
+        """Try once more to store the last states: after this, they are gone with this machine. Raises LeaseLost."""
         deadline = monotonic() + min(self._settings.pause_grace_seconds, self._settings.publish_seconds)
         for saved in list(self._left.values()):
             if not self._is_there(saved):
@@ -86,7 +86,7 @@ class Delivery:
                 if self._lease.ending.wait(pause):
                     raise Postponed from error
             else:
-                self._lease.write(partial(recording.save, claim=self._claim, saved=saved, key=key))
+                self._lease.write(partial(ingest.save, claim=self._claim, saved=saved, key=key))
                 return
         assert failed
         raise failed
@@ -94,7 +94,7 @@ class Delivery:
     def _keep(self, saved: reported.Saved) -> None:
         name = Path(saved.path).name
         key = self._deliver(saved, f"{self._state_prefix(saved)}/{name}")
-        change = partial(recording.save_state, claim=self._claim, saved=saved, name=name, key=key)
+        change = partial(ingest.save_state, claim=self._claim, saved=saved, name=name, key=key)
         outdated = self._lease.write(change)
         self._left.pop(saved.kind, None)
         discard(outdated, self._store)
@@ -115,7 +115,7 @@ class Delivery:
 
     def _warn(self, code: str, message: str) -> None:
         warning = reported.Warned(code=code, message=message)
-        self._lease.write(partial(recording.record, claim=self._claim, events=[warning]))
+        self._lease.write(partial(ingest.record, claim=self._claim, events=[warning]))
 
     def _deliver(self, saved: reported.Saved, key: str) -> str:
         """Put a file into the object store and see that it has arrived; give its key. Raises StorageUnavailable."""

@@ -3,8 +3,8 @@
 from functools import partial
 from pathlib import Path
 
-from app import recording
-from app.ownership import Claim
+from app.jobs import ingest
+from app.jobs.leases import Claim
 from app.storage import ObjectStore, StorageUnavailable
 from worker import failures
 from worker.failures import NotFetched
@@ -18,8 +18,8 @@ def report_of(folder: Path, number: int) -> Path:
 
 
 def gather(folder: Path, lease: Lease, claim: Claim, store: ObjectStore) -> None:
-    """Put the reports of all shards into the work folder. Raises NotFetched, Postponed, LostOwnership."""
-    reports = lease.write(partial(recording.reports_of_shards, claim=claim))
+    """Put the reports of all shards into the work folder. Raises NotFetched, Postponed, LeaseLost."""
+    reports = lease.write(partial(ingest.reports_of_shards, claim=claim))
     for number, (key, sha256) in enumerate(reports, start=1):
         try:
             content = patiently(partial(_read, key, sha256, store), lease.ending)

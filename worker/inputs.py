@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from app.files import Source
-from app.inventory import Inventory
+from app.assets.assets import Source
+from app.assets.registry import Registry
 from app.storage import ObjectStore, StorageUnavailable
 from worker import failures
 from worker.cache import Cache
@@ -22,13 +22,13 @@ _ENDINGS = {"base_model": ".safetensors", "dataset": ".zip", "extra_dataset": ".
 def fetched(
     sources: Sequence[Source],
     folder: Path,
-    inventory: Inventory,
+    registry: Registry,
     *,
     cache: Cache,
     store: ObjectStore,
     ending: Event,
-) -> Iterator[Inventory]:
-    """Have the files on this machine as long as the block runs, and an inventory that knows where.
+) -> Iterator[Registry]:
+    """Have the files on this machine as long as the block runs, and an registry that knows where.
 
     folder: where they get the names that the run will call them by. ending: set when the run is to end. Raises
     NotFetched, Postponed.
@@ -39,7 +39,7 @@ def fetched(
             path = folder / f"{source.field}-{source.name}{_ENDINGS[source.field]}"
             path.symlink_to(_hold(source, held, cache, store, ending))
             paths[source.field] = path
-        yield replace(inventory, fetched=paths)
+        yield replace(registry, fetched=paths)
 
 
 def _hold(source: Source, held: ExitStack, cache: Cache, store: ObjectStore, ending: Event) -> Path:

@@ -12,13 +12,13 @@ from typing import Self, TypeVar
 
 from sqlalchemy.orm import Session
 
-from app import jobs, recording
-from app.database import AWAY, Database, why
-from app.ownership import Claim, LostOwnership
+from app.jobs import ingest, lifecycle
+from app.jobs.leases import Claim, LeaseLost
+from app.platform.database import AWAY, Database, why
+from app.platform.settings import Settings
 from app.schemas import Status
-from app.settings import Settings
 from worker.pulse import Pulse
-from worker.trainer import Trainer
+from worker.training_process import Trainer
 from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -77,23 +77,23 @@ class Lease:
         self._contact.join(timeout=_TICK_SECONDS)
 
     def write(self, change: Callable[[Session], Answer]) -> Answer:
-        """Commit a change once, trying again while the database is out of reach. Raises LostOwnership."""
+        """Commit a change once, trying again while the database is out of reach. Raises LeaseLost."""
         with self._turn:
             answers: list[Answer] = []
             while not self._lost.is_set():
                 try:
                     with self._database.writing() as session:
                         # A connection may break after the commit and before its answer: then it is done.
-                        if not (answers and recording.writes(session, self._claim) > self._writes):
+                        if not (answers and ingest.writes(session, self._claim) > self._writes):
                             answers = [change(session)]
-                            recording.count_write(session, self._claim, self._writes + 1)
+                            ingest.count_write(session, self._claim, self._writes + 1)
                 except AWAY as error:
                     log.warning("job %s: the database is out of reach: %s", self._claim.job_id, why(error))
                     self._lost.wait(self._settings.poll_seconds)
                 else:
                     self._writes += 1
                     return answers[0]
-        raise LostOwnership(self._claim.job_id)
+        raise LeaseLost(self._claim.job_id)
 
     def watch_over(self, trainer: Trainer, watchdog: Watchdog) -> None:
         """Pass on to this process, from now on, what is asked of the run."""
@@ -120,7 +120,7 @@ class Lease:
         while not self._released.wait(self._tick) and not self._lost.is_set():
             try:
                 self._pass_on(self._touch())
-            except LostOwnership:
+            except LeaseLost:
                 self._lose()
             except AWAY as error:
                 log.debug("job %s: the database is out of reach: %s", self._claim.job_id, why(error))
@@ -166,10 +166,10 @@ class Lease:
         """Renew the lease when it is time, else only look what is asked."""
         if self._age() < self._settings.heartbeat_seconds:
             with self._database.reading() as session:
-                return jobs.look(session, self._claim)
+                return lifecycle.look(session, self._claim)
         before = monotonic()
         with self._database.writing() as session:
-            status = jobs.heartbeat(session, self._claim, lease_seconds=self._settings.lease_seconds)
+            status = lifecycle.heartbeat(session, self._claim, lease_seconds=self._settings.lease_seconds)
         self._renewed_at = before
         return status
 

@@ -1,6 +1,6 @@
 """The worker of a server: `python -m worker.main`. A message broker wakes it, where there is one, and it polls as well.
 
-This is a Celery application with one task, which does no work: it rings for the very loop that `worker.embedded` runs.
+This is a Celery application with one task, which does no work: it rings for the very loop that `worker.polling` runs.
 So a consumer that hears nothing costs seconds and no job, and what runs a job is one process, to which a signal is
 enough. A ring is held until a slot of this worker is free to hear it: a busy worker leaves the others to idle ones.
 """
@@ -12,11 +12,11 @@ from threading import Thread
 from celery import Celery
 from celery.signals import setup_logging, worker_shutting_down
 
-from app.queue import HEARD, KEY_PREFIX, LOOK_FOR_WORK, ON_THE_WIRE
-from app.settings import Settings
-from worker import embedded
+from app.platform.queue import HEARD, KEY_PREFIX, LOOK_FOR_WORK, ON_THE_WIRE
+from app.platform.settings import Settings
+from worker import polling
+from worker.attempt import Workplace
 from worker.bell import Bell
-from worker.supervisor import Workplace
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +58,10 @@ def application(settings: Settings, bell: Bell) -> Celery:
 def serve(place: Workplace) -> int:
     """Work until a signal says stop, hand running jobs back, and give the exit status."""
     if not place.settings.broker_url:
-        embedded.serve(place)
+        polling.serve(place)
         return 0
     bell = Bell(place.stopping)
-    slots = Thread(target=embedded.work, args=(place, bell))
+    slots = Thread(target=polling.work, args=(place, bell))
     slots.start()
     try:
         return _listen(place.settings, bell)
@@ -98,4 +98,4 @@ def _listen(settings: Settings, bell: Bell) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(embedded.open_workplace()))
+    sys.exit(serve(polling.open_workplace()))

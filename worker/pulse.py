@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from app.settings import Settings
+from app.platform.settings import Settings
 
 _LATE_SECONDS = 30
 _OFTEN_ENOUGH = 1.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from time import monotonic
 
-from core import events as reported
+from core.schema import events as reported
 
 _STEPS = 20
 """So many times the usual step is too long for one."""

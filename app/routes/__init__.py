@@ -1,5 +1,6 @@
 """One file per noun of the API. A route finds what it is asked about, has the noun's own module do it, and shows the
-row. What is asked of the database is in such modules: `app.jobs`, `app.files`, `app.webhooks`, `app.reading`."""
+row. What is asked of the database is in such modules: `app.jobs.lifecycle`, `app.assets.assets`,
+`app.webhooks.subscriptions`, `app.queries`."""
 
 from collections.abc import Mapping
 

@@ -10,10 +10,11 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
-from app import files, jobs, quotas, schemas, webhooks
-from app.auth import ProjectId, needs
-from app.dependencies import JobId, Json, Service, TheService, Writing, in_turn
-from app.errors import (
+from app import schemas
+from app.assets import assets
+from app.http.authentication import ProjectId, needs
+from app.http.dependencies import JobId, Json, Service, TheService, Writing, in_turn
+from app.http.problems import (
     ActionNotAllowed,
     BodyTooLarge,
     FileInUse,
@@ -28,7 +29,9 @@ from app.errors import (
     UnsupportedMediaType,
     problems,
 )
-from app.ownership import job_prefix
+from app.jobs import lifecycle
+from app.jobs.leases import job_prefix
+from app.projects import quotas
 from app.routes.jobs import (
     CREATED,
     IdempotencyKey,
@@ -41,7 +44,8 @@ from app.routes.jobs import (
 )
 from app.routes.webhooks import too_many
 from app.storage import StorageUnavailable
-from core.spec import AnySpec, parse
+from app.webhooks import subscriptions
+from core.schema.spec import AnySpec, parse
 
 router = APIRouter(tags=["jobs"])
 log = logging.getLogger(__name__)
@@ -101,10 +105,10 @@ def retry_job(
     ended stays as it is. A job has one retry: asking again answers with the same one."""
     job = the_job(session, project_id, job_id)
     try:
-        created = jobs.retry(session, job.id, most_webhooks=service.settings.max_webhooks)
-    except jobs.NotAllowed as refusal:
+        created = lifecycle.retry(session, job.id, most_webhooks=service.settings.max_webhooks)
+    except lifecycle.NotAllowed as refusal:
         raise ActionNotAllowed("retry", refusal) from None
-    except webhooks.TooMany:
+    except subscriptions.TooMany:
         raise too_many(service) from None
     if not created.replayed:
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
@@ -190,10 +194,10 @@ def _remove(service: Service, project_id: str, job_id: str) -> Sequence[str]:
     with service.database.writing() as session:
         job = the_job(session, project_id, job_id)
         try:
-            return jobs.remove(session, job.id)
-        except jobs.NotAllowed as refusal:
+            return lifecycle.remove(session, job.id)
+        except lifecycle.NotAllowed as refusal:
             raise ActionNotAllowed("delete", refusal) from None
-        except files.InUse as error:
+        except assets.InUse as error:
             users = ", ".join(error.user_ids)
             detail = (
                 f"this job's states or checkpoints are still needed by {users}; wait until that has ended, or end it"
@@ -204,8 +208,8 @@ def _remove(service: Service, project_id: str, job_id: str) -> Sequence[str]:
 def _ask(session: Session, project_id: str, job_id: str, action: schemas.Action) -> schemas.Job:
     job = the_job(session, project_id, job_id)
     try:
-        return show_job(jobs.ask(session, job.id, action))
-    except jobs.NotAllowed as refusal:
+        return show_job(lifecycle.ask(session, job.id, action))
+    except lifecycle.NotAllowed as refusal:
         raise ActionNotAllowed(action, refusal) from None
 
 

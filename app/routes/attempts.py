@@ -11,16 +11,25 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import iterate_in_threadpool
 
-from app import jobs, reading, schemas, tables
-from app.auth import ProjectId, TheCaller, needs
-from app.database import AWAY
-from app.dependencies import JobId, Reading, Service, TheService
-from app.errors import InvalidParameter, NoLog, NotFound, QuotaExceeded, StoreUnavailable, TooManyStreams, problems
-from app.ownership import log_key
+from app import queries, schemas, tables
+from app.http.authentication import ProjectId, TheCaller, needs
+from app.http.dependencies import JobId, Reading, Service, TheService
+from app.http.problems import (
+    InvalidParameter,
+    NoLog,
+    NotFound,
+    QuotaExceeded,
+    StoreUnavailable,
+    TooManyStreams,
+    problems,
+)
+from app.jobs import lifecycle
+from app.jobs.leases import log_key
+from app.platform.database import AWAY
 from app.routes import streams
 from app.routes.jobs import the_job
 from app.storage import ObjectStore, StorageUnavailable
-from core.advice import FieldError
+from core.schema.validation import FieldError
 
 router = APIRouter(tags=["jobs"])
 
@@ -42,7 +51,7 @@ def list_attempts(
     limit: Annotated[int, Query(ge=1, le=100, description="Attempts in one part.")] = 20,
 ) -> schemas.Page[schemas.Attempt]:
     """List a job's attempts, the first one first."""
-    part = reading.list_attempts(session, the_job(session, project_id, job_id).id, after=after, limit=limit)
+    part = queries.list_attempts(session, the_job(session, project_id, job_id).id, after=after, limit=limit)
     shown = [_show(attempt) for attempt in part.rows]
     first, last = (str(shown[0].number), str(shown[-1].number)) if shown else (None, None)
     return schemas.Page(object="list", data=shown, has_more=part.has_more, first_id=first, last_id=last)
@@ -95,9 +104,9 @@ async def get_logs(
         raise InvalidParameter([FieldError(pointer="/after", code="not_followed", detail=detail)])
     job, attempts = await run_sync(_read, service, caller.project_id, job_id)
     logged = [each for each in attempts if each.log_parts and attempt in (None, each.epoch)]
-    if not logged and not (follow and (after or job.status not in jobs.TERMINAL)):
+    if not logged and not (follow and (after or job.status not in lifecycle.TERMINAL)):
         of = "this job" if attempt is None else f"attempt {attempt} of this job"
-        raise NoLog(f"{of} has no log{'' if job.status in jobs.TERMINAL else ' yet'}; the job is {job.status}")
+        raise NoLog(f"{of} has no log{'' if job.status in lifecycle.TERMINAL else ' yet'}; the job is {job.status}")
     if not follow:
         content = _content(service.store, logged[-1]) if tail is None else _tail(service.store, logged[-1], tail)
         return StreamingResponse(content, media_type=_TEXT, headers=streams.HEADERS)
@@ -141,7 +150,7 @@ async def _follow(
             # It was deleted meanwhile: who comes back for more is told.
             return
         else:
-            if job.status in jobs.TERMINAL:
+            if job.status in lifecycle.TERMINAL:
                 return
             await stream.watch.change(job_id, job.version, timeout=_LOOK_SECONDS)
         if not stream.may_go_on:
@@ -151,7 +160,7 @@ async def _follow(
 def _read(service: Service, project_id: str, job_id: str) -> tuple[tables.Job, Sequence[tables.Attempt]]:
     with service.database.reading() as session:
         job = the_job(session, project_id, job_id)
-        return job, reading.all_attempts(session, job.id)
+        return job, queries.all_attempts(session, job.id)
 
 
 def _behind(

@@ -8,24 +8,25 @@ from fastapi import Path as PathParameter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from app import files, reading, schemas, tables
-from app.auth import ProjectId, needs
-from app.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
-from app.errors import (
+from app import queries, schemas, tables
+from app.assets import assets
+from app.http.authentication import ProjectId, needs
+from app.http.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
+from app.http.problems import (
     BodyTooLarge,
     FileInUse,
     InvalidBody,
     InvalidParameter,
     MalformedBody,
     NameTaken,
-    NotExamined,
     NotFound,
+    NotInspected,
     StoreUnavailable,
     UnsupportedMediaType,
     UploadNotUsable,
     problems,
 )
-from app.routes.files import (
+from app.routes.assets import (
     GivenName,
     check_name,
     missing,
@@ -37,8 +38,8 @@ from app.routes.files import (
     the_file,
     the_upload,
 )
-from core.catalog import DATASETS, DatasetEntry
-from core.findings import DatasetFindings
+from core.schema.catalog import DATASETS, DatasetEntry
+from core.schema.inspection_report import DatasetInspection
 
 router = APIRouter(tags=["data sets"])
 
@@ -78,15 +79,15 @@ class DatasetWish(BaseModel):
 def create_dataset(
     wish: DatasetWish, project_id: ProjectId, session: Writing, service: TheService, response: Response
 ) -> schemas.Dataset:
-    """Make a data set of an upload. A worker examines it next: then it is ready, or refused with the reason. One that
+    """Make a data set of an upload. A worker inspects it next: then it is ready, or refused with the reason. One that
     was refused makes room for another of its name."""
     check_name(service, "dataset", wish.name)
     upload = the_upload(session, project_id, wish.upload, "dataset")
     try:
-        dataset = files.add_dataset(session, project_id, wish.name, upload)
-    except files.NameTaken:
+        dataset = assets.add_dataset(session, project_id, wish.name, upload)
+    except assets.NameTaken:
         raise taken("dataset", wish.name) from None
-    except files.NotComplete as error:
+    except assets.NotComplete as error:
         raise not_usable(error) from None
     service.doorbell.ring_after_commit(session)
     response.headers["Location"] = f"/datasets/{dataset.id}"
@@ -105,7 +106,7 @@ def list_datasets(
 ) -> schemas.Page[schemas.Dataset]:
     """List the data sets that a job can use: first those of this instance, then the project's own, oldest first."""
     mine = [tables.Dataset.project_id == project_id]
-    part = reading.list_rows(session, tables.Dataset, tables.Dataset.id, mine, after=after, limit=limit, order="asc")
+    part = queries.list_rows(session, tables.Dataset, tables.Dataset.id, mine, after=after, limit=limit, order="asc")
     known = [] if after else _known(service)
     return schemas.page([*known, *(_own(dataset) for dataset in part.rows)], has_more=part.has_more)
 
@@ -124,12 +125,12 @@ def get_dataset(dataset_id: FileName, project_id: ProjectId, session: Reading, s
 
 @router.get(
     "/datasets/{dataset_id}/report",
-    response_model=DatasetFindings,
-    responses=problems(NotFound, NotExamined, StoreUnavailable),
+    response_model=DatasetInspection,
+    responses=problems(NotFound, NotInspected, StoreUnavailable),
     dependencies=[needs("jobs:read")],
 )
 def get_dataset_report(dataset_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
-    """Get what the examination of a data set has found: classes, counts, refused images with reasons, overlap."""
+    """Get what the inspection of a data set has found: classes, counts, refused images with reasons, overlap."""
     return send_report(service, "dataset", the_file(session, "dataset", project_id, dataset_id))
 
 
@@ -157,7 +158,7 @@ def get_thumbnail(
     thumbnails = dataset.summary["thumbnails"] if dataset.summary else []
     if number >= len(thumbnails):
         raise NotFound(f"the data set has {len(thumbnails)} thumbnails")
-    key = f"{files.prefix('dataset', dataset.id, dataset.epoch)}/{thumbnails[number]['file']}"
+    key = f"{assets.prefix('dataset', dataset.id, dataset.epoch)}/{thumbnails[number]['file']}"
     headers = {"Cache-Control": "private, max-age=86400", "X-Content-Type-Options": "nosniff"}
     return Response(b"".join(service.store.read(key)), media_type="image/png", headers=headers)
 
@@ -174,17 +175,17 @@ def delete_dataset(dataset_id: FileName, project_id: ProjectId, session: Writing
 
 
 def _find(session: Session, project_id: str, dataset_id: str) -> tables.Dataset | None:
-    found = files.find(session, "dataset", project_id, dataset_id)
+    found = assets.find(session, "dataset", project_id, dataset_id)
     return found if isinstance(found, tables.Dataset) else None
 
 
 def _known(service: Service) -> list[schemas.Dataset]:
-    local = service.inventory.local_datasets()
+    local = service.registry.local_datasets()
     shipped = [_shipped(entry) for entry in DATASETS.values() if not entry.streamed or entry.name in local]
     return [*shipped, *(_local(name, path) for name, path in local.items() if name not in DATASETS)]
 
 
-def _own(dataset: files.File) -> schemas.Dataset:
+def _own(dataset: assets.File) -> schemas.Dataset:
     summary = dataset.summary or {}
     known = {name: summary.get(name) for name in ("shape", "classes", "train_examples", "test_examples")}
     found = {name: summary.get(name) for name in ("refused", "overlap")}

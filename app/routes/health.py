@@ -8,8 +8,8 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from app import schemas
-from app.dependencies import TheService
-from app.errors import PROBLEMS, DatabaseUnavailable, NotFound, NotReady, declare
+from app.http.dependencies import TheService
+from app.http.problems import PROBLEMS, DatabaseUnavailable, NotFound, NotReady, declare
 
 router = APIRouter(tags=["service"])
 

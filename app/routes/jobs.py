@@ -19,10 +19,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
-from app import addresses, estimates, files, jobs, quotas, reading, schemas, shards, tables, webhooks
-from app.auth import ProjectId, needs
-from app.dependencies import JobId, Json, Reading, Service, TheService, Writing, check_address, cursor
-from app.errors import (
+from app import queries, schemas, tables
+from app.assets import assets
+from app.http.authentication import ProjectId, needs
+from app.http.dependencies import JobId, Json, Reading, Service, TheService, Writing, check_address, cursor
+from app.http.problems import (
     BodyTooLarge,
     IdempotencyKeyReused,
     InvalidBody,
@@ -37,12 +38,15 @@ from app.errors import (
     UnsupportedMediaType,
     problems,
 )
+from app.jobs import estimates, lifecycle, shards
+from app.projects import quotas
 from app.routes import answer
-from app.routes.files import show_input
+from app.routes.assets import show_input
 from app.routes.webhooks import show_with_secret, too_many
-from core.advice import FieldError, cautions, explain
-from core.events import Reports
-from core.spec import AnySpec, Kind, Spec, parse
+from app.webhooks import subscriptions, url_policy
+from core.schema.events import Reports
+from core.schema.spec import AnySpec, Kind, Spec, parse
+from core.schema.validation import FieldError, field_errors, spec_warnings
 
 router = APIRouter(tags=["jobs"])
 
@@ -73,13 +77,13 @@ def parse_spec(
     if not isinstance(body, dict):
         raise InvalidSpec([FieldError(pointer="", code="not_an_object", detail="send a job spec as one JSON object")])
     with service.database.reading() as session:
-        inventory = service.inventory.of_project(session, project_id, body)
+        registry = service.registry.of_project(session, project_id, body)
     try:
         spec = parse(body)
     except ValidationError as error:
-        errors = [*inventory.check_names(body), *explain(error)]
+        errors = [*registry.check_names(body), *field_errors(error)]
         raise InvalidSpec(errors, found=error.error_count()) from None
-    errors = inventory.check(spec)
+    errors = registry.check(spec)
     if errors and not _was_posted(service, project_id, spec, idempotency_key):
         raise InvalidSpec(errors)
     return spec
@@ -89,7 +93,7 @@ def _was_posted(service: Service, project_id: str, spec: AnySpec, idempotency_ke
     if idempotency_key is None:
         return False
     with service.database.reading() as session:
-        return jobs.was_posted(session, project_id, spec, idempotency_key)
+        return lifecycle.was_posted(session, project_id, spec, idempotency_key)
 
 
 async def check_webhook(spec: Annotated[AnySpec, Depends(parse_spec)], service: TheService) -> AnySpec:
@@ -97,7 +101,7 @@ async def check_webhook(spec: Annotated[AnySpec, Depends(parse_spec)], service: 
     if spec.webhook:
         try:
             await check_address(service, spec.webhook.url)
-        except addresses.Refused as refusal:
+        except url_policy.Refused as refusal:
             raise InvalidSpec([_of_webhook("address_refused", str(refusal))]) from None
     return spec
 
@@ -132,7 +136,7 @@ class JobFilter(BaseModel):
     """The cursor: the `last_id` of the part before."""
     limit: int = Field(default=20, ge=1, le=100)
     """Jobs in one part."""
-    order: reading.Order = "desc"
+    order: queries.Order = "desc"
     """desc: newest first."""
 
     @field_validator("metadata")
@@ -177,10 +181,10 @@ def create_job(
 ) -> schemas.PostedJob | Response:
     """Queue a job. The smallest spec names a base model; all that it leaves out is answered resolved."""
     if dry_run:
-        estimate = estimates.foretell(session, project_id, spec)
+        estimate = estimates.predict(session, project_id, spec)
         in_shards = shards.count(session, project_id, spec, service.settings)
-        told = list(cautions(spec))
-        return answer(schemas.DryRun(valid=True, spec=spec, cautions=told, estimate=estimate, shards=in_shards))
+        told = list(spec_warnings(spec))
+        return answer(schemas.DryRun(valid=True, spec=spec, warnings=told, estimate=estimate, shards=in_shards))
     return create_from(session, service, project_id, spec, response, idempotency_key=idempotency_key)
 
 
@@ -192,7 +196,7 @@ def create_job(
 )
 def list_jobs(project_id: ProjectId, session: Reading, chosen: Annotated[JobFilter, Query()]) -> Response:
     """List jobs, newest first."""
-    part = reading.list_jobs(
+    part = queries.list_jobs(
         session,
         project_id,
         matching=chosen.model_dump(include={"status", "kind", "base_model", "dataset"}),
@@ -256,7 +260,7 @@ def get_metrics(
 ) -> Response:
     """Get the training curve up to where the job is. Steps gone through again are those of the later attempt."""
     job = the_job(session, project_id, job_id)
-    steps = reading.training_curve(session, job, after_step=after_step, max_points=max_points)
+    steps = queries.training_curve(session, job, after_step=after_step, max_points=max_points)
     data = [_show_metric(step) for step in steps]
     return answer(schemas.Metrics(object="metrics", job_id=job.id, attempt=job.epoch, data=data))
 
@@ -279,14 +283,14 @@ def get_report(job_id: JobId, project_id: ProjectId, session: Reading, service: 
 def get_lineage(job_id: JobId, project_id: ProjectId, session: Reading) -> schemas.Lineage:
     """Get what a job takes in of the project's own, and the jobs that this comes from."""
     job = the_job(session, project_id, job_id)
-    taken = [show_input(each) for each in files.inputs(session, job.id)]
-    ancestors = list(files.ancestors(session, project_id, job.id))
+    taken = [show_input(each) for each in assets.inputs(session, job.id)]
+    ancestors = list(assets.ancestors(session, project_id, job.id))
     return schemas.Lineage(object="lineage", job_id=job.id, inputs=taken, ancestors=ancestors)
 
 
 def the_job(session: Session, project_id: str, job_id: str) -> tables.Job:
     """Find a job of this project. Raises NotFound."""
-    job = reading.find_job(session, project_id, job_id)
+    job = queries.find_job(session, project_id, job_id)
     if job is None:
         raise NotFound(f"there is no job {job_id!r} in this project")
     return job
@@ -305,7 +309,7 @@ def create_from(
     """Queue a job with this spec. Raises IdempotencyKeyReused, TooManyWebhooks, InvalidSpec where it names a webhook
     that is disabled, quotas.QuotaExceeded."""
     try:
-        created = jobs.create(
+        created = lifecycle.create(
             session,
             project_id,
             spec,
@@ -314,9 +318,9 @@ def create_from(
             most_webhooks=service.settings.max_webhooks,
             in_shards=shards.count(session, project_id, spec, service.settings),
         )
-    except jobs.KeyReused:
+    except lifecycle.KeyReused:
         raise IdempotencyKeyReused("this Idempotency-Key was used with another spec; make a new one") from None
-    except webhooks.TooMany:
+    except subscriptions.TooMany:
         raise too_many(service) from None
     if not created.replayed:
         _check_named(session, project_id, spec)
@@ -329,13 +333,13 @@ def _check_named(session: Session, project_id: str, spec: AnySpec) -> None:
     if spec.webhook is None:
         return
     try:
-        webhooks.check_named(session, project_id, spec.webhook.url)
-    except webhooks.Disabled:
+        subscriptions.check_named(session, project_id, spec.webhook.url)
+    except subscriptions.Disabled:
         detail = "the project's webhook with this address is disabled: enable it, or leave webhook out"
         raise InvalidSpec([_of_webhook("webhook_disabled", detail)]) from None
 
 
-def show_created(created: jobs.Created, response: Response) -> schemas.PostedJob:
+def show_created(created: lifecycle.Created, response: Response) -> schemas.PostedJob:
     """Show a job to who has made it, or has made it before."""
     response.headers["Location"] = f"/jobs/{created.job.id}"
     response.headers["ETag"] = _etag(created.job)
@@ -362,14 +366,14 @@ def _facts(job: tables.Job) -> dict[str, Any]:
         "kind": job.kind,
         "status": job.status,
         "phase": job.phase,
-        "is_terminal": job.status in jobs.TERMINAL,
-        "allowed_actions": jobs.allowed_actions(job),
+        "is_terminal": job.status in lifecycle.TERMINAL,
+        "allowed_actions": lifecycle.allowed_actions(job),
         "created_at": job.created_at,
         "updated_at": job.updated_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "spec": job.spec,
-        "cautions": job.cautions,
+        "warnings": job.warnings,
         "estimate": job.estimate,
         "actual": job.actual,
         "metadata": job.labels,
@@ -404,7 +408,7 @@ def _is_known(job: tables.Job, if_none_match: str | None) -> bool:
 
 
 def _can_wait(job: tables.Job, if_none_match: str | None) -> bool:
-    return job.status not in jobs.TERMINAL and (if_none_match is None or _is_known(job, if_none_match))
+    return job.status not in lifecycle.TERMINAL and (if_none_match is None or _is_known(job, if_none_match))
 
 
 def _show_metric(step: tables.Metric) -> schemas.Metric:

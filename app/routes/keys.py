@@ -6,10 +6,10 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from app import keys, quotas, reading, schemas, tables
-from app.auth import TheCaller, needs
-from app.dependencies import Json, KeyId, Moment, Reading, TheService, Writing, cursor
-from app.errors import (
+from app import queries, schemas, tables
+from app.http.authentication import TheCaller, needs
+from app.http.dependencies import Json, KeyId, Moment, Reading, TheService, Writing, cursor
+from app.http.problems import (
     BodyTooLarge,
     Forbidden,
     InvalidBody,
@@ -21,9 +21,11 @@ from app.errors import (
     UnsupportedMediaType,
     problems,
 )
+from app.platform.ids import is_id
+from app.projects import keys, quotas
 from app.routes.projects import show_project, show_quotas, the_project
-from core.advice import FieldError
-from core.spec import Text
+from core.schema.spec import Text
+from core.schema.validation import FieldError
 
 router = APIRouter(tags=["keys"])
 
@@ -55,7 +57,7 @@ def create_api_key(
     """Make a key. Its secret is in this answer and can never be read again. A key without the scope admin makes keys of
     its own project only, with no scope that it lacks, and with no later end."""
     project = the_project(session, caller, wish.project_id or caller.project_id)
-    if wish.expires_at and reading.is_past(session, wish.expires_at):
+    if wish.expires_at and queries.is_past(session, wish.expires_at):
         past = FieldError(pointer="/expires_at", code="in_the_past", detail="choose a time to come, or leave it out")
         raise InvalidBody([past])
     scopes = wish.scopes or [scope for scope in schemas.SCOPES if scope in caller.scopes and scope != "admin"]
@@ -84,7 +86,7 @@ def list_api_keys(
         str | None, AfterValidator(cursor("key")), Query(description="The cursor: the `last_id` of the part before.")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Keys in one part.")] = 20,
-    order: Annotated[reading.Order, Query(description="desc: newest first.")] = "desc",
+    order: Annotated[queries.Order, Query(description="desc: newest first.")] = "desc",
 ) -> schemas.Page[schemas.ApiKey]:
     """List a project's keys, newest first, revoked and expired ones too."""
     project = the_project(session, caller, project_id or caller.project_id)
@@ -153,7 +155,7 @@ def show_key(key: tables.ApiKey) -> schemas.ApiKey:
 
 
 def _the_key(session: Session, caller: keys.Caller, key_id: str) -> tables.ApiKey:
-    key = keys.find_key(session, caller, key_id) if tables.is_id("key", key_id) else None
+    key = keys.find_key(session, caller, key_id) if is_id("key", key_id) else None
     if key is None:
         raise NotFound(f"there is no API key {key_id!r} in this project")
     return key

@@ -7,26 +7,29 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app import files, quotas, reading, schemas, tables
-from app.auth import ProjectId, needs
-from app.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
-from app.errors import (
+from app import queries, schemas, tables
+from app.assets import assets
+from app.assets.registry import LocalModel
+from app.http.authentication import ProjectId, needs
+from app.http.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
+from app.http.problems import (
     BodyTooLarge,
     FileInUse,
     InvalidBody,
     InvalidParameter,
     MalformedBody,
     NameTaken,
-    NotExamined,
     NotFound,
+    NotInspected,
     QuotaExceeded,
     StoreUnavailable,
     UnsupportedMediaType,
     UploadNotUsable,
     problems,
 )
-from app.inventory import LocalModel
-from app.routes.files import (
+from app.platform.ids import is_id
+from app.projects import quotas
+from app.routes.assets import (
     GivenName,
     check_name,
     missing,
@@ -39,17 +42,17 @@ from app.routes.files import (
     the_file,
     the_upload,
 )
-from core.advice import FieldError
-from core.catalog import DATASETS, MODELS, ModelEntry
-from core.findings import ModelFindings
-from core.spec import ImportSpec
+from core.schema.catalog import DATASETS, MODELS, ModelEntry
+from core.schema.inspection_report import ModelInspection
+from core.schema.spec import ImportSpec
+from core.schema.validation import FieldError
 
 router = APIRouter(tags=["models"])
 
 _NOTHING_OWN: dict[str, Any] = {
     "parameters": None,
     "made_by": None,
-    "doubts": [],
+    "warnings": [],
     "failure": None,
     "created_at": None,
     "finished_at": None,
@@ -104,20 +107,20 @@ class ModelWish(ImportSpec):
 def create_model(
     wish: ModelWish, project_id: ProjectId, session: Writing, service: TheService, response: Response
 ) -> schemas.Model:
-    """Make a base model of an upload or a checkpoint. A worker examines it next: then it is ready, or refused with the
+    """Make a base model of an upload or a checkpoint. A worker inspects it next: then it is ready, or refused with the
     reason. One that was refused makes room for another of its name, of the same upload, too."""
     check_name(service, "model", wish.name)
     try:
         if wish.upload:
             upload = the_upload(session, project_id, wish.upload, "model")
-            model = files.add_model(session, project_id, wish.name, upload, wish.said())
+            model = assets.add_model(session, project_id, wish.name, upload, wish.said())
         else:
             checkpoint = _the_checkpoint(session, project_id, wish.checkpoint or "")
-            model = files.add_checkpoint(session, project_id, wish.name, checkpoint)
+            model = assets.add_checkpoint(session, project_id, wish.name, checkpoint)
             quotas.check(session, project_id, service.settings, "stored_bytes")
-    except files.NameTaken:
+    except assets.NameTaken:
         raise taken("model", wish.name) from None
-    except files.NotComplete as error:
+    except assets.NotComplete as error:
         raise not_usable(error) from None
     service.doorbell.ring_after_commit(session)
     response.headers["Location"] = f"/models/{model.id}"
@@ -125,8 +128,8 @@ def create_model(
 
 
 def _the_checkpoint(session: Reading, project_id: str, checkpoint_id: str) -> tables.Checkpoint:
-    known = tables.is_id("ckpt", checkpoint_id)
-    checkpoint = reading.find_checkpoint(session, project_id, checkpoint_id) if known else None
+    known = is_id("ckpt", checkpoint_id)
+    checkpoint = queries.find_checkpoint(session, project_id, checkpoint_id) if known else None
     if checkpoint is None:
         unknown = f"there is no checkpoint {checkpoint_id!r} in this project"
         raise InvalidBody([FieldError(pointer="/checkpoint", code="unknown_id", detail=unknown)])
@@ -146,7 +149,7 @@ def list_models(
     """List the base models that a job can start from: first those of this instance, then the project's own, oldest
     first."""
     mine = [tables.Model.project_id == project_id]
-    part = reading.list_rows(session, tables.Model, tables.Model.id, mine, after=after, limit=limit, order="asc")
+    part = queries.list_rows(session, tables.Model, tables.Model.id, mine, after=after, limit=limit, order="asc")
     known = [] if after else _known(service)
     return schemas.page([*known, *(_own(model) for model in part.rows)], has_more=part.has_more)
 
@@ -154,7 +157,7 @@ def list_models(
 @router.get("/models/{model_id}", responses=problems(NotFound), dependencies=[needs("jobs:read")])
 def get_model(model_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> schemas.Model:
     """Get a base model by its id or name."""
-    model = files.find(session, "model", project_id, model_id)
+    model = assets.find(session, "model", project_id, model_id)
     if model:
         return _own(model)
     found = next((each for each in _known(service) if each.id == model_id), None)
@@ -165,12 +168,12 @@ def get_model(model_id: FileName, project_id: ProjectId, session: Reading, servi
 
 @router.get(
     "/models/{model_id}/report",
-    response_model=ModelFindings,
-    responses=problems(NotFound, NotExamined, StoreUnavailable),
+    response_model=ModelInspection,
+    responses=problems(NotFound, NotInspected, StoreUnavailable),
     dependencies=[needs("jobs:read")],
 )
 def get_model_report(model_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
-    """Get what the examination of a base model has found: network, source, what it claims, what is doubtful."""
+    """Get what the inspection of a base model has found: network, source, what it claims, what is doubtful."""
     return send_report(service, "model", the_file(session, "model", project_id, model_id))
 
 
@@ -186,11 +189,11 @@ def delete_model(model_id: FileName, project_id: ProjectId, session: Writing) ->
 
 
 def _known(service: Service) -> list[schemas.Model]:
-    local = service.inventory.local_models()
+    local = service.registry.local_models()
     return [*(_shipped(entry) for entry in MODELS.values()), *(_local(name, model) for name, model in local.items())]
 
 
-def _own(model: files.File) -> schemas.Model:
+def _own(model: assets.File) -> schemas.Model:
     assert isinstance(model, tables.Model)
     summary = model.summary or {}
     claims = summary.get("claims", {})
@@ -205,7 +208,7 @@ def _own(model: files.File) -> schemas.Model:
             "norm": norm,
             "eps": claims[norm] if norm else None,
             "made_by": show_made_by(model.job_id, model.checkpoint_id),
-            "doubts": summary.get("doubts", []),
+            "warnings": summary.get("warnings", []),
             **known,
         }
     )

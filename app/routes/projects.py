@@ -6,10 +6,10 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 from sqlalchemy.orm import Session
 
-from app import keys, quotas, reading, schemas, tables
-from app.auth import TheCaller, needs
-from app.dependencies import AnyProjectId, Json, Reading, TheService, Writing, cursor
-from app.errors import (
+from app import queries, schemas, tables
+from app.http.authentication import TheCaller, needs
+from app.http.dependencies import AnyProjectId, Json, Reading, TheService, Writing, cursor
+from app.http.problems import (
     BodyTooLarge,
     InvalidBody,
     InvalidParameter,
@@ -18,8 +18,10 @@ from app.errors import (
     UnsupportedMediaType,
     problems,
 )
-from app.settings import Settings
-from core.spec import Text
+from app.platform.ids import is_id
+from app.platform.settings import Settings
+from app.projects import keys, quotas
+from core.schema.spec import Text
 
 router = APIRouter(tags=["projects"], dependencies=[needs("admin")])
 
@@ -61,7 +63,7 @@ def list_projects(
         str | None, AfterValidator(cursor("prj")), Query(description="The cursor: the `last_id` of the part before.")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Projects in one part.")] = 20,
-    order: Annotated[reading.Order, Query(description="desc: newest first.")] = "desc",
+    order: Annotated[queries.Order, Query(description="desc: newest first.")] = "desc",
 ) -> schemas.Page[schemas.Project]:
     """List the projects, newest first."""
     part = keys.list_projects(session, after=after, limit=limit, order=order)
@@ -96,7 +98,7 @@ def get_quotas(
 
 def the_project(session: Session, caller: keys.Caller, project_id: str) -> tables.Project:
     """Find a project that the caller may know of. Raises NotFound."""
-    project = keys.find_project(session, caller, project_id) if tables.is_id("prj", project_id) else None
+    project = keys.find_project(session, caller, project_id) if is_id("prj", project_id) else None
     if project is None:
         raise NotFound(f"there is no project {project_id!r} that this key manages")
     return project

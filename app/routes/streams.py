@@ -9,11 +9,12 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import Depends
 
-from app import quotas, tables
-from app.dependencies import Service
-from app.errors import TooManyStreams
-from app.keys import Caller
-from app.watch import Watch
+from app import tables
+from app.http.dependencies import Service
+from app.http.problems import TooManyStreams
+from app.jobs.watch import Watch
+from app.projects import quotas
+from app.projects.keys import Caller
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 

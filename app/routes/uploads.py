@@ -20,10 +20,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 from sqlalchemy.orm import Session
 from starlette.requests import ClientDisconnect
 
-from app import quotas, reading, schemas, tables, uploads
-from app.auth import ProjectId, needs
-from app.dependencies import Json, Reading, Service, TheService, UploadId, Writing, carried, cursor, in_turn
-from app.errors import (
+from app import queries, schemas, tables
+from app.assets import uploads
+from app.http.authentication import ProjectId, needs
+from app.http.dependencies import Json, Reading, Service, TheService, UploadId, Writing, carried, cursor, in_turn
+from app.http.problems import (
     BodyTooLarge,
     InvalidBody,
     InvalidParameter,
@@ -38,9 +39,10 @@ from app.errors import (
     UploadIncomplete,
     problems,
 )
+from app.projects import quotas
 from app.storage import StorageFull, StorageUnavailable
-from core.advice import FieldError
-from core.spec import Text
+from core.schema.spec import Text
+from core.schema.validation import FieldError
 
 router = APIRouter(tags=["uploads"], dependencies=[needs("files:write")])
 
@@ -107,7 +109,7 @@ class UploadFilter(BaseModel):
     """The cursor: the `last_id` of the part before."""
     limit: int = Field(default=20, ge=1, le=100)
     """Uploads in one part."""
-    order: reading.Order = "desc"
+    order: queries.Order = "desc"
     """desc: newest first."""
 
 
@@ -145,7 +147,7 @@ def list_uploads(
     project_id: ProjectId, session: Reading, chosen: Annotated[UploadFilter, Query()]
 ) -> schemas.Page[schemas.Upload]:
     """List uploads, newest first."""
-    part = reading.list_uploads(
+    part = queries.list_uploads(
         session,
         project_id,
         matching=chosen.model_dump(include={"status", "purpose", "sha256"}),
@@ -301,7 +303,7 @@ def _show(upload: tables.Upload, service: Service) -> schemas.Upload:
 
 
 def _the_upload(session: Session, project_id: str, upload_id: str) -> tables.Upload:
-    upload = reading.find_upload(session, project_id, upload_id)
+    upload = queries.find_upload(session, project_id, upload_id)
     if upload is None:
         raise NotFound(f"there is no upload {upload_id!r} in this project")
     return upload

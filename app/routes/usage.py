@@ -5,12 +5,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from app import schemas, usage
-from app.auth import ProjectId, needs
-from app.database import moment
-from app.dependencies import Moment, Reading
-from app.errors import InvalidParameter, problems
-from core.advice import FieldError
+from app import schemas
+from app.http.authentication import ProjectId, needs
+from app.http.dependencies import Moment, Reading
+from app.http.problems import InvalidParameter, problems
+from app.platform.database import moment
+from app.projects import usage
+from core.schema.validation import FieldError
 
 router = APIRouter(tags=["usage"], dependencies=[needs("jobs:read")])
 

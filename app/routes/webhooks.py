@@ -6,10 +6,10 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from app import addresses, reading, schemas, tables, webhooks
-from app.auth import ProjectId, needs
-from app.dependencies import Json, Reading, Service, TheService, Writing, check_address, cursor
-from app.errors import (
+from app import queries, schemas, tables
+from app.http.authentication import ProjectId, needs
+from app.http.dependencies import Json, Reading, Service, TheService, Writing, check_address, cursor
+from app.http.problems import (
     BodyTooLarge,
     InvalidBody,
     InvalidParameter,
@@ -21,8 +21,9 @@ from app.errors import (
     WebhookExists,
     problems,
 )
-from core.advice import FieldError
-from core.spec import ENDINGS, JobEvent, Text
+from app.webhooks import subscriptions, url_policy
+from core.schema.spec import ENDINGS, JobEvent, Text
+from core.schema.validation import FieldError
 
 router = APIRouter(tags=["webhooks"])
 
@@ -38,7 +39,7 @@ class NewWebhook(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    url: str = Field(max_length=addresses.MOST_CHARACTERS, examples=["https://example.com/temper"])
+    url: str = Field(max_length=url_policy.MOST_CHARACTERS, examples=["https://example.com/temper"])
     """Where to post messages: https, on the public internet unless the operator allows more."""
     events: tuple[JobEvent, ...] = Field(default=ENDINGS, max_length=20)
     """What to tell it of every job of the project. An empty list: only what jobs that name the address ask for."""
@@ -52,7 +53,7 @@ class WebhookChange(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     # None of these defaults is ever used, or shown.
-    url: str = Field(default_factory=str, max_length=addresses.MOST_CHARACTERS)
+    url: str = Field(default_factory=str, max_length=url_policy.MOST_CHARACTERS)
     """Where to post messages."""
     events: tuple[JobEvent, ...] = Field(default_factory=tuple, max_length=20)
     """What to tell it of every job of the project."""
@@ -76,7 +77,7 @@ async def _changed(body: WebhookChange, service: TheService) -> WebhookChange:
 async def _check_url(service: Service, url: str) -> None:
     try:
         await check_address(service, url)
-    except addresses.Refused as refusal:
+    except url_policy.Refused as refusal:
         raise InvalidBody([FieldError(pointer="/url", code="address_refused", detail=str(refusal))]) from None
 
 
@@ -98,7 +99,7 @@ def create_webhook(
 ) -> schemas.WebhookWithSecret:
     """Make a webhook. The answer has the secret by which its receiver knows that a message comes from here."""
     try:
-        webhook = webhooks.create(
+        webhook = subscriptions.create(
             session,
             project_id,
             url=body.url,
@@ -106,9 +107,9 @@ def create_webhook(
             description=body.description,
             limit=service.settings.max_webhooks,
         )
-    except webhooks.AddressTaken:
+    except subscriptions.AddressTaken:
         raise _exists(body.url) from None
-    except webhooks.TooMany:
+    except subscriptions.TooMany:
         raise too_many(service) from None
     response.headers["Location"] = f"/webhooks/{webhook.id}"
     return show_with_secret(webhook, response)
@@ -122,7 +123,7 @@ def list_webhooks(
     limit: Annotated[int, Query(ge=1, le=100, description="Webhooks in one part.")] = 20,
 ) -> schemas.Page[schemas.Webhook]:
     """List the project's webhooks, oldest first."""
-    part = reading.list_webhooks(session, project_id, after=after, limit=limit)
+    part = queries.list_webhooks(session, project_id, after=after, limit=limit)
     return schemas.page([_show(webhook) for webhook in part.rows], has_more=part.has_more)
 
 
@@ -144,8 +145,8 @@ def change_webhook(
     webhook = _the_webhook(session, project_id, webhook_id)
     changes: dict[str, Any] = body.model_dump(exclude_unset=True)
     try:
-        webhooks.change(session, webhook, changes)
-    except webhooks.AddressTaken:
+        subscriptions.change(session, webhook, changes)
+    except subscriptions.AddressTaken:
         raise _exists(body.url) from None
     return _show(webhook)
 
@@ -155,7 +156,7 @@ def change_webhook(
 )
 def delete_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writing) -> None:
     """Delete a webhook with its log. What was not yet sent is never sent."""
-    webhooks.remove(session, _the_webhook(session, project_id, webhook_id))
+    subscriptions.remove(session, _the_webhook(session, project_id, webhook_id))
 
 
 @router.post(
@@ -167,8 +168,8 @@ def delete_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writin
 def test_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writing) -> schemas.Delivery:
     """Send the webhook a message of type webhook.test. Its delivery shows what became of it."""
     try:
-        return _show_delivery(webhooks.test(session, _the_webhook(session, project_id, webhook_id)))
-    except webhooks.Disabled:
+        return _show_delivery(subscriptions.test(session, _the_webhook(session, project_id, webhook_id)))
+    except subscriptions.Disabled:
         raise _disabled(webhook_id) from None
 
 
@@ -178,7 +179,7 @@ def rotate_secret(
 ) -> schemas.WebhookWithSecret:
     """Get a new secret. For 24 hours messages are signed with both, so that the receiver can change over in peace."""
     webhook = _the_webhook(session, project_id, webhook_id)
-    webhooks.rotate_secret(session, webhook)
+    subscriptions.rotate_secret(session, webhook)
     return show_with_secret(webhook, response)
 
 
@@ -197,7 +198,7 @@ def list_deliveries(
 ) -> schemas.Page[schemas.Delivery]:
     """List what was sent to a webhook or is to be, newest first."""
     webhook = _the_webhook(session, project_id, webhook_id)
-    part = reading.list_deliveries(session, webhook.id, status=status, after=after, limit=limit)
+    part = queries.list_deliveries(session, webhook.id, status=status, after=after, limit=limit)
     return schemas.page([_show_delivery(delivery) for delivery in part.rows], has_more=part.has_more)
 
 
@@ -212,12 +213,12 @@ def redeliver(
 ) -> schemas.Delivery:
     """Send a message again, with the same `webhook-id`; one that waits for its next attempt is sent now."""
     webhook = _the_webhook(session, project_id, webhook_id)
-    delivery = reading.find_delivery(session, webhook.id, delivery_id)
+    delivery = queries.find_delivery(session, webhook.id, delivery_id)
     if delivery is None:
         raise NotFound(f"there is no delivery {delivery_id!r} of this webhook")
     try:
-        webhooks.redeliver(session, webhook, delivery)
-    except webhooks.Disabled:
+        subscriptions.redeliver(session, webhook, delivery)
+    except subscriptions.Disabled:
         raise _disabled(webhook_id) from None
     return _show_delivery(delivery)
 
@@ -231,7 +232,7 @@ def _disabled(webhook_id: str) -> WebhookDisabled:
 
 
 def _the_webhook(session: Session, project_id: str, webhook_id: str) -> tables.Webhook:
-    webhook = reading.find_webhook(session, project_id, webhook_id)
+    webhook = queries.find_webhook(session, project_id, webhook_id)
     if webhook is None:
         raise NotFound(f"there is no webhook {webhook_id!r} in this project")
     return webhook

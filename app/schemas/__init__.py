@@ -1,12 +1,12 @@
-"""What the API answers with. What it accepts is `core.spec`; what a run reports is `core.events`."""
+"""What the API answers with. What it accepts is `core.schema.spec`; what a run reports is `core.schema.events`."""
 
 from app.schemas.access import SCOPES, ApiKey, Me, NewApiKey, Project, RateLimit, Scope
 from app.schemas.answer import Answer, Listed, Page, headers, page
+from app.schemas.assets import FileFailure, FileStatus, JobInput, Lineage, MadeBy, ThumbnailLink
 from app.schemas.attempts import Attempt
 from app.schemas.catalogue import Architecture, Dataset, Method, Model
 from app.schemas.checkpoints import Checkpoint
 from app.schemas.estimates import Actual, Basis, Duration, Estimate
-from app.schemas.files import FileFailure, FileStatus, JobInput, Lineage, MadeBy, ThumbnailLink
 from app.schemas.jobs import (
     Action,
     DryRun,

@@ -4,8 +4,8 @@ from datetime import datetime
 from typing import Literal
 
 from app.schemas.answer import Listed
-from app.schemas.files import FileFailure, FileStatus, MadeBy, ThumbnailLink
-from core.catalog import Norm
+from app.schemas.assets import FileFailure, FileStatus, MadeBy, ThumbnailLink
+from core.schema.catalog import Norm
 
 
 class Model(Listed):
@@ -18,7 +18,7 @@ class Model(Listed):
     source: Literal["shipped", "local", "own"]
     """shipped with Temper, a file in this instance's models folder, or the project's own."""
     status: FileStatus
-    """Whether jobs can name it; one of the project's own is examined by a worker first."""
+    """Whether jobs can name it; one of the project's own is inspected by a worker first."""
     description: str
     """What it is."""
     architecture: str | None
@@ -41,16 +41,16 @@ class Model(Listed):
     """Of its file; null for a local one, which only a run opens."""
     made_by: MadeBy | None
     """The job that it comes from, where it was made of a checkpoint."""
-    doubts: list[str]
-    """Codes of what its examination found doubtful; the report has the words."""
+    warnings: list[str]
+    """Codes of what its inspection found doubtful; the report has the words."""
     failure: FileFailure | None
     """Why it was refused, if it was."""
     created_at: datetime | None
     """When it was posted, of the project's own."""
     finished_at: datetime | None
-    """When its examination ended, of the project's own."""
+    """When its inspection ended, of the project's own."""
     report: str | None
-    """Where the report of its examination is."""
+    """Where the report of its inspection is."""
 
 
 class Dataset(Listed):
@@ -63,7 +63,7 @@ class Dataset(Listed):
     source: Literal["shipped", "local", "own"]
     """known to Temper, a folder or archive in this instance's datasets folder, or the project's own."""
     status: FileStatus
-    """Whether jobs can name it; one of the project's own is examined by a worker first."""
+    """Whether jobs can name it; one of the project's own is inspected by a worker first."""
     description: str
     """What it is."""
     shape: tuple[int, int, int] | None
@@ -91,9 +91,9 @@ class Dataset(Listed):
     created_at: datetime | None
     """When it was posted, of the project's own."""
     finished_at: datetime | None
-    """When its examination ended, of the project's own."""
+    """When its inspection ended, of the project's own."""
     report: str | None
-    """Where the report of its examination is."""
+    """Where the report of its inspection is."""
 
 
 class Method(Listed):

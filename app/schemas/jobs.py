@@ -6,10 +6,10 @@ from typing import Literal, Self
 from app.schemas.answer import Answer, Listed
 from app.schemas.estimates import Actual, Estimate
 from app.schemas.webhooks import WebhookWithSecret
-from core.advice import Caution
-from core.catalog import Norm
-from core.events import NormCount, Phase, Rate, Report, Reports, Subject
-from core.spec import Kind, Spec
+from core.schema.catalog import Norm
+from core.schema.events import NormCount, Phase, Rate, Report, Reports, Subject
+from core.schema.spec import Kind, Spec
+from core.schema.validation import SpecWarning
 
 Status = Literal["queued", "running", "pausing", "paused", "stopping", "cancelling", "succeeded", "failed", "cancelled"]
 Action = Literal["pause", "resume", "stop", "cancel", "retry"]
@@ -19,8 +19,8 @@ class Failure(Answer):
     """Why a job failed."""
 
     code: str
-    """Stable, for programs: from `core.errors`, or the service's own worker_lost, repeated_crash, host_out_of_memory,
-    storage_unavailable, disk_full, internal_error."""
+    """Stable, for programs: from `core.schema.errors`, or the service's own worker_lost, repeated_crash,
+    host_out_of_memory, storage_unavailable, disk_full, internal_error."""
     message: str
     """What happened."""
     hint: str
@@ -165,7 +165,7 @@ class Job(Listed):
     """When it came to its end."""
     spec: Spec
     """The resolved spec: everything that happens."""
-    cautions: list[Caution]
+    warnings: list[SpecWarning]
     """What is valid and yet likely to disappoint."""
     estimate: Estimate | None
     """What it was expected to take when it was posted; null for a job of an older version."""
@@ -217,7 +217,7 @@ class DryRun(Answer):
     """An invalid spec is answered with 422."""
     spec: Spec
     """The resolved spec."""
-    cautions: list[Caution]
+    warnings: list[SpecWarning]
     """What is valid and yet likely to disappoint."""
     estimate: Estimate
     """What it would take."""

@@ -5,7 +5,7 @@ from pydantic import Field
 from app.schemas.answer import Answer
 from app.schemas.jobs import Action, Status
 from app.schemas.usage import Quota
-from core.advice import FieldError
+from core.schema.validation import FieldError
 
 
 class Problem(Answer):

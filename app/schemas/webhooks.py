@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Literal
 
 from app.schemas.answer import Listed
-from core.spec import JobEvent
+from core.schema.spec import JobEvent
 
 DisabledReason = Literal["requested", "gone"]
 DeliveryStatus = Literal["pending", "succeeded", "failed"]

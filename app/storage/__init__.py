@@ -1,6 +1,6 @@
 """Where checkpoints, reports and uploads lie: a folder of this machine, or a bucket of an S3 server."""
 
-from app.settings import Settings
+from app.platform.settings import Settings
 from app.storage.contract import (
     MOST_PARTS,
     NotStored,

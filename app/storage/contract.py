@@ -1,4 +1,4 @@
-"""What an object store promises, wherever the objects lie; tests/app/test_storage.py holds each store to it."""
+"""What an object store promises, wherever the objects lie; tests/app/storage/test_storage.py holds each store to it."""
 
 import re
 from collections.abc import Iterator, Mapping

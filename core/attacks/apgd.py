@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import Attack, AttackResult, State, Steps, frozen
+from core.attacks.forward import loss_and_gradient, predict
 from core.attacks.losses import Loss, cross_entropy, targeted_dlr
-from core.attacks.noise import Noise
-from core.attacks.passes import look, look_uphill
-from core.catalog import Norm
+from core.attacks.rng import Noise
 from core.geometry import (
     ascend,
     count_changed,
@@ -28,6 +27,7 @@ from core.geometry import (
     project_start_as_autoattack,
     random_start,
 )
+from core.schema.catalog import Norm
 
 Goal = Literal["loss", "error"]
 Projection = Callable[[Tensor, Tensor, Norm, float], Tensor]
@@ -49,7 +49,7 @@ class _Halving(_PerPoint):
 
     def __init__(self, steps: int, eps: float, first_loss: Tensor) -> None:
         self.size = torch.full_like(first_loss, 2 * eps)
-        self.density = torch.ones_like(first_loss)
+        self.topk_fraction = torch.ones_like(first_loss)
         self._window = max(int(0.22 * steps), 1)
         self._shrink = max(int(0.03 * steps), 1)
         self._shortest = max(int(0.06 * steps), 1)
@@ -83,12 +83,14 @@ class _Sparsifying(_PerPoint):
 
     inertia = 0.0
 
-    def __init__(self, steps: int, eps: float, delta: Tensor, density: float | None) -> None:
+    def __init__(self, steps: int, eps: float, delta: Tensor, topk_fraction: float | None) -> None:
         self._eps = eps
         self._pixels = prod(delta.shape[1:])
         changed = count_changed(delta)
-        self._changed = changed if density is None else torch.full_like(changed, self._pixels)
-        self.density = changed / self._pixels / 1.5 if density is None else torch.full_like(changed, density)
+        self._changed = changed if topk_fraction is None else torch.full_like(changed, self._pixels)
+        self.topk_fraction = (
+            changed / self._pixels / 1.5 if topk_fraction is None else torch.full_like(changed, topk_fraction)
+        )
         self.size = torch.full_like(changed, eps)
         self._every = max(int(0.04 * steps), 1)
         self._since_check = 0
@@ -103,7 +105,7 @@ class _Sparsifying(_PerPoint):
         changed = count_changed(best_delta)
         sparser = changed / self._changed < 0.95
         self._changed = changed
-        self.density = changed / self._pixels / 1.5
+        self.topk_fraction = changed / self._pixels / 1.5
         self.size = torch.where(sparser, self._eps, self.size / 1.5).clamp(self._eps / 10, self._eps)
         return sparser
 
@@ -127,7 +129,7 @@ class _Points(_PerPoint):
         self, rule: _Halving | _Sparsifying, norm: Norm, eps: float, *, inertia: float, projection: Projection
     ) -> None:
         """Take one step uphill inside ball and box, carried on a little in the direction of the step before."""
-        step = ascend(self.gradient, norm, rule.size, density=rule.density)
+        step = ascend(self.gradient, norm, rule.size, topk_fraction=rule.topk_fraction)
         aim = projection(self.images, self.current + step, norm, eps)
         if rule.inertia:
             carried = self.current + (aim - self.current) * (1 - inertia) + (self.current - self.previous) * inertia
@@ -160,31 +162,31 @@ def apgd(
     start: Tensor | None = None,
     targets: Tensor | None = None,
     loss: Loss = cross_entropy,
-    density: float = 0.2,
+    topk_fraction: float = 0.2,
     goal: Goal = "loss",
     projection: Projection = project,
-    at_once: int | None = None,
+    chunk_size: int | None = None,
 ) -> AttackResult:
     """Search the ball for points of high loss in one run of `steps` gradient steps from `start` (default: the images).
 
     With goal "loss" `adversarial` is the highest-loss iterate after all steps, as adversarial training wants it, at
     steps + 1 forward and `steps` backward passes. With goal "error" it is the first misclassified iterate (the last one
     where there is none), and a point that has one costs no further passes, as an evaluation wants it.
-    `robust` says whether every iterate, the start included, was right; `loss` is the highest seen. density is the share
-    of pixels that the first l1 step changes; given a `start`, the start's own sparsity decides. projection: how points
-    are brought into ball and box.
+    `robust` says whether every iterate, the start included, was right; `loss` is the highest seen. topk_fraction is
+    the share of pixels that the first l1 step changes; given a `start`, the start's own sparsity decides.
+    projection: how points are brought into ball and box.
     """
     targets = labels if targets is None else targets
     with frozen(model), torch.no_grad():
         current = (images if start is None else start).clamp(0, 1)
-        logits, first_loss, gradient = look_uphill(model, current, loss, labels, targets, at_once=at_once)
+        logits, first_loss, gradient = loss_and_gradient(model, current, loss, labels, targets, chunk_size=chunk_size)
         right = logits.argmax(1) == labels
         result = AttackResult(adversarial=current.clone(), robust=right.clone(), loss=first_loss.clone())
         place = torch.arange(len(images), device=images.device)
         points = _Points(place, images, labels, targets, current, current, gradient, current, gradient, first_loss)
         rule: _Halving | _Sparsifying
         if norm == "l1":
-            rule = _Sparsifying(steps, eps, current - images, density if start is None else None)
+            rule = _Sparsifying(steps, eps, current - images, topk_fraction if start is None else None)
         else:
             rule = _Halving(steps, eps, first_loss)
         for step in range(steps):
@@ -197,9 +199,11 @@ def apgd(
             points.move(rule, norm, eps, inertia=rule.inertia if step else 0.0, projection=projection)
             aims = points.labels, points.targets
             if step < steps - 1:
-                logits, values, points.gradient = look_uphill(model, points.current, loss, *aims, at_once=at_once)
+                logits, values, points.gradient = loss_and_gradient(
+                    model, points.current, loss, *aims, chunk_size=chunk_size
+                )
             else:
-                logits = look(model, points.current, at_once=at_once)
+                logits = predict(model, points.current, chunk_size=chunk_size)
                 values = loss(logits, *aims)
             right = logits.argmax(1) == points.labels
             points.remember(values)
@@ -223,12 +227,12 @@ def apgd_ce(
     noise: Noise,
     restarts: int = 1,
     steps: int = 100,
-    at_once: int | None = None,
+    chunk_size: int | None = None,
     state: State | None = None,
 ) -> Steps:
     """Attack the cross-entropy from `restarts` random starts, each on the points that withstood those before: a step
     each."""
-    runs = _Runs(model, images, labels, norm, eps, noise=noise, steps=steps, at_once=at_once)
+    runs = _Runs(model, images, labels, norm, eps, noise=noise, steps=steps, chunk_size=chunk_size)
     return (yield from runs.take(cross_entropy, [labels] * restarts, state))
 
 
@@ -243,14 +247,14 @@ def apgd_t(
     noise: Noise,
     targets: int = 9,
     steps: int = 100,
-    at_once: int | None = None,
+    chunk_size: int | None = None,
     state: State | None = None,
 ) -> Steps:
     """Attack towards the `targets` likeliest classes after the first, a step each, on the targeted DLR loss.
 
     With fewer classes than that, all of them are tried.
     """
-    runs = _Runs(model, images, labels, norm, eps, noise=noise, steps=steps, at_once=at_once)
+    runs = _Runs(model, images, labels, norm, eps, noise=noise, steps=steps, chunk_size=chunk_size)
     likeliest = runs.logits.argsort(1)
     ranks = range(2, min(targets + 1, likeliest.shape[1]) + 1)
     return (yield from runs.take(targeted_dlr, [likeliest[:, -rank] for rank in ranks], state))
@@ -269,17 +273,17 @@ class _Runs:
         *,
         noise: Noise,
         steps: int,
-        at_once: int | None,
+        chunk_size: int | None,
     ) -> None:
         with frozen(model):
-            self.logits = look(model, images, at_once=at_once)
+            self.logits = predict(model, images, chunk_size=chunk_size)
         self.result = AttackResult(
             adversarial=images.clone(),
             robust=self.logits.argmax(1) == labels,
             loss=cross_entropy(self.logits, labels, labels),
         )
         self._model, self._images, self._labels, self._norm, self._eps = model, images, labels, norm, eps
-        self._noise, self._steps, self._at_once = noise, steps, at_once
+        self._noise, self._steps, self._at_once = noise, steps, chunk_size
 
     def take(self, loss: Loss, targets: Sequence[Tensor], state: State | None) -> Steps:
         """Run once for each of the targets (batch,)."""
@@ -324,7 +328,7 @@ class _Runs:
                 self._noise.normal(places, images.shape[1:])
                 best = project_start_as_autoattack(images, best, norm, radius)
             options: dict[str, Any] = {"steps": steps, "start": best, "targets": targets, "loss": loss, "goal": goal}
-            options |= {"projection": project_as_autoattack, "at_once": self._at_once}
+            options |= {"projection": project_as_autoattack, "chunk_size": self._at_once}
             result = apgd(self._model, images, labels, norm, radius, **options)
             best = result.adversarial
         return result

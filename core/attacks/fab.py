@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import Attack, AttackResult, State, Steps, frozen
+from core.attacks.forward import loss_and_gradient, predict
 from core.attacks.losses import cross_entropy
-from core.attacks.noise import Noise
-from core.attacks.passes import look, look_uphill
-from core.catalog import Norm
+from core.attacks.rng import Noise
 from core.geometry import length, per_image, step_onto_plane
+from core.schema.catalog import Norm
 
 # AutoAttack's constants: how far a step goes beyond the plane, how much of it may start from the image rather than from
 # where the walk is, and what is left of the perturbation after turning back.
@@ -68,7 +68,7 @@ def fab_t(
     noise: Noise,
     targets: int = 9,
     steps: int = 100,
-    at_once: int | None = None,
+    chunk_size: int | None = None,
     state: State | None = None,
 ) -> Steps:
     """Walk from each image to the boundary of each of the `targets` likeliest classes after the first.
@@ -77,12 +77,12 @@ def fab_t(
     farther than eps, and then costs no further passes. `adversarial` is that point, or the image where there is none;
     `loss` is the cross-entropy at it. `noise` is not drawn from: a single walk per class starts at the image itself.
 
-    Walks towards several classes go side by side as far as `at_once` has room for them: a step. No verdict changes,
+    Walks towards several classes go side by side as far as `chunk_size` has room for them: a step. No verdict changes,
     since each walk starts anew from the image.
     """
     del noise
     with frozen(model):
-        logits = look(model, images, at_once=at_once)
+        logits = predict(model, images, chunk_size=chunk_size)
         result = AttackResult(
             adversarial=images.clone(),
             robust=logits.argmax(1) == labels,
@@ -92,7 +92,7 @@ def fab_t(
         # Side by side, a point that would fall on its first walk costs the steps of several: on 100 digits in l1, where
         # two in three fall, a tenth more passes. Fuller batches take that back: a tenth less time there, and less than
         # half the time on 10 points.
-        room = at_once or len(images) * targets
+        room = chunk_size or len(images) * targets
         tried = 0
 
         def now() -> State:
@@ -107,25 +107,25 @@ def fab_t(
             tried += side_by_side.shape[1]
             place = standing.repeat(side_by_side.shape[1])
             walks = _Walks(place, images[place], labels[place], side_by_side.T.flatten(), images[place])
-            _walk(model, walks, norm, eps, result, steps=steps, at_once=at_once)
+            _walk(model, walks, norm, eps, result, steps=steps, chunk_size=chunk_size)
             yield now
         return result
 
 
 @torch.no_grad()
 def _walk(
-    model: nn.Module, walks: _Walks, norm: Norm, eps: float, result: AttackResult, *, steps: int, at_once: int | None
+    model: nn.Module, walks: _Walks, norm: Norm, eps: float, result: AttackResult, *, steps: int, chunk_size: int | None
 ) -> None:
     """Take the steps, and enter into `result` the points that fall."""
     for _ in range(steps):
         # The gradient is not taken along with the look that judges a step, as in APGD: on the digits base half (l1) to
         # five in six (l2) of those looks find the walk across the boundary, where it turns back and needs the gradient
         # of another point. The wasted backward passes would cost more than the looks saved.
-        _, height, slope = look_uphill(
-            model, walks.current, _lead_of_target, walks.labels, walks.targets, at_once=at_once
+        _, height, slope = loss_and_gradient(
+            model, walks.current, _lead_of_target, walks.labels, walks.targets, chunk_size=chunk_size
         )
         walks.step(height, slope, norm)
-        logits = look(model, walks.current, at_once=at_once)
+        logits = predict(model, walks.current, chunk_size=chunk_size)
         wrong = logits.argmax(1) != walks.labels
         fallen = wrong & (length(walks.current - walks.images, norm) <= eps)
         if bool(fallen.any()):

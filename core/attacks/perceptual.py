@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from core.attacks import AttackResult, frozen
 from core.attacks.losses import margin
-from core.errors import BadInput
 from core.geometry import per_image, rescale
+from core.schema.errors import BadInput
 
 # The distance's slope along a step is taken over this length in pixel units (l2), as in the authors' code.
 _PROBE = 0.1
@@ -43,20 +43,20 @@ def perceptual(
     """
     with frozen(model):
         with torch.no_grad():
-            logits, own = look_closely(model, images)
+            logits, own = logits_and_features(model, images)
         right = logits.argmax(1) == labels
         current = (images + 0.01 * noise.to(images.device)).clamp(0, 1)
         robust = right.clone()
         for step in range(steps):
             progress = step / steps
             point = current.detach().requires_grad_()
-            logits, features = look_closely(model, point)
+            logits, features = logits_and_features(model, point)
             fine = 10**progress * (_distance(features, own) - bound).clamp(min=0)
             (gradient,) = torch.autograd.grad((fine - margin(logits, labels, labels).clamp(max=_ENOUGH)).sum(), point)
             with torch.no_grad():
                 robust &= logits.argmax(1) == labels
                 downhill = -rescale(gradient, "l2")
-                _, beyond = look_closely(model, current + _PROBE * downhill)
+                _, beyond = logits_and_features(model, current + _PROBE * downhill)
                 slope = _distance(beyond, features) / _PROBE
                 length = bound * 0.1**progress / (slope + 1e-4)
                 current = (current + per_image(length, images) * downhill).clamp(0, 1)
@@ -67,7 +67,7 @@ def perceptual(
             return AttackResult(adversarial, robust, loss=margin(logits, labels, labels))
 
 
-def look_closely(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Compute logits (batch, classes), and the features (batch, ...) whose l2 distance is the model's own LPIPS.
 
     The features are the last map of each resolution, so the output of each stage of a convolutional network and the

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from core.attacks import Attack, AttackResult, State, Steps, frozen
 from core.attacks.losses import cross_entropy
-from core.attacks.noise import Noise
-from core.catalog import Norm
-from core.errors import BadInput
+from core.attacks.rng import Noise
+from core.schema.catalog import Norm
+from core.schema.errors import BadInput
 
 Name = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 NAMES: dict[Norm, Literal["Linf", "L2", "L1"]] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -33,17 +33,17 @@ def reference(
     noise: Noise,
     name: Name,
     steps: int | None = None,
-    at_once: int | None = None,
+    chunk_size: int | None = None,
     state: State | None = None,
 ) -> Steps:
     """Run one attack of AutoAttack's standard version. `loss` is the cross-entropy.
 
     `check_classes` says whether the library can.
 
-    steps: run APGD-CE once with so many iterations, instead of as often and as long as AutoAttack does. at_once is
+    steps: run APGD-CE once with so many iterations, instead of as often and as long as AutoAttack does. chunk_size is
     ignored: the library computes whole logical batches, in one go, so that there is no state either.
     """
-    del at_once, state
+    del chunk_size, state
     yield from ()
     devices = [images.device] if images.device.type == "cuda" else []
     with frozen(model), torch.no_grad():

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import Attack, AttackResult, State, Steps, frozen
-from core.attacks.noise import Noise
-from core.attacks.passes import look
-from core.catalog import Norm
+from core.attacks.forward import predict
+from core.attacks.rng import Noise
 from core.geometry import length, project, project_by_sorting, rescale
+from core.schema.catalog import Norm
 
 # The share of the image that the first windows cover, and the queries after which it halves.
 _SHARE = 0.8
@@ -41,7 +41,7 @@ def square(
     *,
     noise: Noise,
     queries: int = 5000,
-    at_once: int | None = None,
+    chunk_size: int | None = None,
     state: State | None = None,
 ) -> Steps:
     """Search for errors from one random start, in at most `queries` + 2 forward passes per point and no backward ones.
@@ -50,7 +50,7 @@ def square(
     step is a query.
     """
     with frozen(model):
-        logits = look(model, images, at_once=at_once)
+        logits = predict(model, images, chunk_size=chunk_size)
         result = AttackResult(images.clone(), logits.argmax(1) == labels, _lead(logits, labels))
         moves: _Moves = _Blocks(eps) if norm == "linf" else _Bumps(norm, eps)
         if state:
@@ -60,7 +60,7 @@ def square(
         elif not bool(result.robust.any()):
             return result
         else:
-            points, asked = _begin(model, images, labels, moves, result, noise, at_once), 0
+            points, asked = _begin(model, images, labels, moves, result, noise, chunk_size), 0
 
         def now() -> State:
             counts = {"asked": torch.tensor(asked), "noise": noise.state()}
@@ -79,7 +79,7 @@ def square(
             for _ in range(behind, count):
                 if len(points.place) == 0:
                     return result
-                _query(model, points, moves, windows, result, noise, at_once)
+                _query(model, points, moves, windows, result, noise, chunk_size)
                 asked += 1
                 yield now
             behind = 0
@@ -198,13 +198,13 @@ def _begin(
     moves: _Moves,
     result: AttackResult,
     noise: Noise,
-    at_once: int | None,
+    chunk_size: int | None,
 ) -> _Points:
     """Look at a first point for each image that the model is right on."""
     place = result.robust.nonzero().squeeze(1)
     images, labels, counts = images[place], labels[place], noise.counts(place)
     start = moves.start(images, noise, counts)
-    logits = look(model, start, at_once=at_once)
+    logits = predict(model, start, chunk_size=chunk_size)
     points = _Points(place, images, labels, start, _lead(logits, labels), counts, tried=None)
     points.part(points.lead < 0, logits.argmax(1), result, noise)
     return points
@@ -218,7 +218,7 @@ def _query(
     windows: _Windows,
     result: AttackResult,
     noise: Noise,
-    at_once: int | None,
+    chunk_size: int | None,
 ) -> None:
     """Make a move with windows of one side for each point, keeping those that raise the lead."""
     candidates, kinds = moves.propose(points, windows, noise)
@@ -231,7 +231,7 @@ def _query(
         return
     if len(asked) < len(candidates):
         candidates = candidates[asked]
-    logits = look(model, candidates, at_once=at_once)
+    logits = predict(model, candidates, chunk_size=chunk_size)
     lead = _lead(logits, points.labels[asked])
     better = (lead > points.lead[asked]).nonzero().squeeze(1)
     if len(better) == 0:

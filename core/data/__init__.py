@@ -1,20 +1,21 @@
 """Data sets: images in [0, 1] and labels, small ones as bytes on the device, large ones streamed from their files.
 
-A data set is a name in `core.catalog.DATASETS`, or an ImageFolder folder or archive at a path. The order of both parts
-is fixed, so that "the first 300 test points" means the same everywhere. A new one is a file here and an entry there.
+A data set is a name in `core.schema.catalog.DATASETS`, or an ImageFolder folder or archive at a path. The order of
+both parts is fixed, so that "the first 300 test points" means the same everywhere. A new one is a file here and an
+entry there.
 """
 
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from core.catalog import DATASETS
 from core.data import arrays, cifar, digits, extra_data, image_folder, imagenet
 from core.data.image_folder import LeaveOut
 from core.data.split import Split
 from core.data.stream import Stream
-from core.errors import BadDataset, BadInput
-from core.spec import Interpolation, did_you_mean
+from core.schema.catalog import DATASETS
+from core.schema.errors import BadDataset, BadInput
+from core.schema.spec import Interpolation, did_you_mean
 
 
 @dataclass(frozen=True)

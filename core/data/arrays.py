@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from core.data.split import Split
-from core.errors import BadDataset
+from core.schema.errors import BadDataset
 
 _REMEDY = (
     "write the file with numpy.savez(path, images=images, labels=labels): images uint8 of examples x height x width x "

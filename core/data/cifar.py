@@ -5,12 +5,12 @@ from typing import Literal
 
 import torch
 
-from core.catalog import DATASETS
 from core.data import image_folder
 from core.data.class_folders import PARTS
 from core.data.image_folder import LeaveOut
 from core.data.split import Split
-from core.errors import BadDataset
+from core.schema.catalog import DATASETS
+from core.schema.errors import BadDataset
 
 _CACHE = Path("~/.cache/temper")
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from core.errors import BadDataset
+from core.schema.errors import BadDataset
 
 PARTS = {"train": "train", "test": "test", "val": "test", "valid": "test"}
 """The folder of a part, and which part it is."""

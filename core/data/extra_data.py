@@ -10,7 +10,7 @@ from core.data import arrays, image_folder, imagenet
 from core.data.image_folder import LeaveOut
 from core.data.split import Split
 from core.data.stream import Stream
-from core.errors import BadDataset, DoesNotFit
+from core.schema.errors import BadDataset, DoesNotFit
 
 
 def load(

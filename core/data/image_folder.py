@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from core.data.archive import Archive, Caps, ends_as_archive
 from core.data.class_folders import PARTS, SUFFIXES, name_classes
-from core.data.pictures import FORMATS, in_bytes
+from core.data.image_decoding import FORMATS, in_bytes
+from core.data.safe_zip import Archive, Caps, ends_as_archive
 from core.data.split import Split
-from core.errors import BadDataset
+from core.schema.errors import BadDataset
 
 _LARGEST_FILE = 64 * 2**20
 _MOST_PIXELS = 2**24

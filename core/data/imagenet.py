@@ -15,8 +15,8 @@ import torch
 
 from core.data.class_folders import PARTS, SUFFIXES, name_classes
 from core.data.stream import Stream
-from core.errors import BadDataset
-from core.spec import Interpolation
+from core.schema.errors import BadDataset
+from core.schema.spec import Interpolation
 
 _Files = dict[tuple[str, str], list[tuple[str, int]]]
 """Name and size of each image, by part and class."""

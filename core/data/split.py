@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from core.catalog import Augmentation
 from core.data.augmentation import augment
+from core.schema.catalog import Augmentation
 
 
 class Batch(NamedTuple):

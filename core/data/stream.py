@@ -22,11 +22,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from core.catalog import Augmentation
-from core.data.pictures import FORMATS, in_bytes
+from core.data.image_decoding import FORMATS, in_bytes
 from core.data.split import Batch, Split
-from core.errors import BadDataset, UserError
-from core.spec import Interpolation
+from core.schema.catalog import Augmentation
+from core.schema.errors import BadDataset, UserError
+from core.schema.spec import Interpolation
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _CHUNK = 50

@@ -15,9 +15,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from core.catalog import Augmentation
 from core.data.split import Batch, Split
 from core.data.stream import Stream
+from core.schema.catalog import Augmentation
 
 
 class TrainingSet:

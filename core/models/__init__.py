@@ -1,7 +1,7 @@
 """Networks by name. Each maps images (batch, channels, height, width) in [0, 1] to logits (batch, classes).
 
 Input normalisation is part of the model, so that every eps means pixel units, whoever calls. A new network is one file
-here and one entry in `core.catalog.ARCHITECTURES`.
+here and one entry in `core.schema.catalog.ARCHITECTURES`.
 """
 
 from contextlib import suppress
@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from core.catalog import ARCHITECTURES, TIMM, find_architecture
-from core.errors import BadInput, DoesNotFit
 from core.models.digits_cnn import DigitsCNN
 from core.models.dm_wide_resnet import DMWideResNet
 from core.models.imagenet_resnet import imagenet_resnet_50
@@ -20,7 +18,9 @@ from core.models.preact_resnet import PreActResNet8, PreActResNet18
 from core.models.resnet import resnet_18, resnet_50
 from core.models.timm_classifier import timm_classifier
 from core.models.wide_resnet import WideResNet
-from core.spec import did_you_mean
+from core.schema.catalog import ARCHITECTURES, TIMM, find_architecture
+from core.schema.errors import BadInput, DoesNotFit
+from core.schema.spec import did_you_mean
 
 # What networks raise for images that they cannot take is no one class.
 _CANNOT = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError, AttributeError)
@@ -31,7 +31,7 @@ class Blueprint:
     """All that is needed to build a network again, before its weights are loaded."""
 
     architecture: str
-    """A name in `core.catalog.ARCHITECTURES`, or timm/ and a name of timm's."""
+    """A name in `core.schema.catalog.ARCHITECTURES`, or timm/ and a name of timm's."""
     shape: tuple[int, int, int]
     """Channels, height and width of the images it was made for."""
     classes: int

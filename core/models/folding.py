@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from core.precision import Bfloat16
+from core.models.precision import Bfloat16
 
 # What rounding may change of a logit, in units of the largest.
 _TOLERANCE = 1e-4

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from core.errors import BadInput, DoesNotFit
+from core.schema.errors import BadInput, DoesNotFit
 
 
 def timm_classifier(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:

@@ -55,8 +55,8 @@ def _drop_uploads() -> None:
 
 
 def _make_files() -> None:
-    _make_examined("datasets")
-    _make_examined(
+    _make_inspected("datasets")
+    _make_inspected(
         "models",
         sa.Column("said", sa.JSON(), nullable=False),
         sa.Column("job_id", sa.String(), nullable=True),
@@ -76,7 +76,7 @@ def _make_files() -> None:
     op.create_index(op.f("ix_inputs_source_id"), "inputs", ["source_id"])
 
 
-def _make_examined(name: str, *more: sa.Column) -> None:
+def _make_inspected(name: str, *more: sa.Column) -> None:
     op.create_table(
         name,
         sa.Column("id", sa.String(), nullable=False),

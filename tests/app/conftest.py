@@ -9,19 +9,20 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Instance
-from tests.instance import new_instance, serving
+from tests.support.instance import new_instance, serving
 
+_HERE = Path(__file__).parent
 QUICK_ON_POSTGRES = {
-    "test_actions",
-    "test_database",
-    "test_estimates",
-    "test_event_stream",
-    "test_fairness",
-    "test_hostile_values",
-    "test_jobs",
-    "test_quotas",
-    "test_races",
-    "test_webhooks",
+    "jobs/test_estimates",
+    "jobs/test_fairness",
+    "jobs/test_lifecycle",
+    "jobs/test_races",
+    "platform/test_database",
+    "projects/test_quotas",
+    "routes/test_actions",
+    "routes/test_event_stream",
+    "routes/test_hostile_values",
+    "webhooks/test_webhooks",
 }
 
 
@@ -30,7 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what can wait."""
     for item in items:
         on_postgres = "postgres" in getattr(getattr(item, "callspec", None), "params", {}).values()
-        if item.path.parent == Path(__file__).parent and on_postgres and item.path.stem not in QUICK_ON_POSTGRES:
+        if not on_postgres or not item.path.is_relative_to(_HERE):
+            continue
+        if str(item.path.relative_to(_HERE).with_suffix("")) not in QUICK_ON_POSTGRES:
             item.add_marker(pytest.mark.slow)
 
 
@@ -50,5 +53,5 @@ def instance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def server(instance: Instance) -> Iterator[str]:
     """One server for each: tests elsewhere have theirs."""
-    with serving(*instance, chores=()) as url:
+    with serving(*instance, periodic_tasks=()) as url:
         yield url

@@ -19,14 +19,14 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from app.database import Database
-from app.jobs import TERMINAL
+from app.jobs.lifecycle import TERMINAL
+from app.platform.database import Database
 from app.tables import Attempt, Job
-from tests import invariants
 from tests.chaos.callers import Caller, Follower, Memory
 from tests.chaos.faults import FAULTS, Misfortune
 from tests.chaos.town import BUDGETS, KEY, Town
-from tests.instance import calling
+from tests.support import invariants
+from tests.support.instance import calling
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 CALLERS, FOLLOWERS = 3, 2

@@ -8,7 +8,7 @@ from collections import Counter
 import httpx2
 
 from tests.chaos.town import KEY
-from tests.instance import DIGITS
+from tests.support.instance import DIGITS
 
 MOST_OPEN = 6
 ACTIONS = ("cancel", "pause", "pause", "stop", "retry", "clone")

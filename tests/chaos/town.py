@@ -9,13 +9,13 @@ import time
 
 import httpx2
 
-from app.settings import Settings
+from app.platform.settings import Settings
 from app.storage import open_store
-from tests.faulty import faulty
-from tests.native import FAKE_WORKER, ROOT
-from tests.proxy import proxy
-from tests.servers import free_port, postgres, swift, valkey
-from tests.worker.processes import processes_with
+from tests.support.faulty import faulty
+from tests.support.native import FAKE_WORKER, ROOT
+from tests.support.processes import processes_with
+from tests.support.proxy import proxy
+from tests.support.servers import free_port, postgres, swift, valkey
 
 KEY = f"tmp_abcdefgh_{'x' * 32}"
 CLOCKS = {

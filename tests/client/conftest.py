@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from client import Temper
-from tests.client.live import Service, start_service
-from tests.client.scripted import Script, scripted_server
+from tests.support.live_service import Service, start_service
+from tests.support.scripted_service import Script, scripted_server
 
 
 @pytest.fixture

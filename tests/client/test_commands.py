@@ -11,8 +11,8 @@ import pytest
 from standardwebhooks import Webhook
 
 from client.__main__ import main
-from tests.app.receiver import receiver
-from tests.client.live import Service, run_temper
+from tests.support.live_service import Service, run_temper
+from tests.support.webhook_receiver import receiver
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

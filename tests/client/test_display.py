@@ -7,8 +7,8 @@ from rich.console import RenderableType
 
 from client.display import Screen, event_line, job_card, jobs_table
 from client.records import Job
-from core.events import Stamped
-from tests.client.scripted import job_json
+from core.schema.events import Stamped
+from tests.support.scripted_service import job_json
 
 
 def shown(what: RenderableType) -> str:

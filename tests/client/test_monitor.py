@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from client import Temper, monitor
-from tests.client.scripted import Script, job_json
+from tests.support.scripted_service import Script, job_json
 
 PROGRESS = {
     "step": 30, "total_steps": 60, "epoch": 1.5, "loss": 0.5, "learning_rate": 0.05, "norm": "l1",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.live import Service, eventually, run_temper, start_service
+from tests.support.live_service import Service, eventually, run_temper, start_service
 
 
 def is_running(pid: int) -> bool:
@@ -19,8 +19,8 @@ def is_running(pid: int) -> bool:
 def test_worker_that_died_is_replaced_and_sigterm_leaves_nothing(tmp_path: Path) -> None:
     service = start_service(tmp_path)
     first = service.children()
-    os.kill(first["worker.embedded"], signal.SIGKILL)
-    eventually(lambda: service.children().get("worker.embedded", first["worker.embedded"]) != first["worker.embedded"])
+    os.kill(first["worker.polling"], signal.SIGKILL)
+    eventually(lambda: service.children().get("worker.polling", first["worker.polling"]) != first["worker.polling"])
     assert service.children()["app.main"] == first["app.main"]
     second = service.children()
     service.process.terminate()
@@ -43,7 +43,7 @@ def test_api_that_ends_takes_the_rest_with_it(tmp_path: Path) -> None:
     children = service.children()
     os.kill(children["app.main"], signal.SIGKILL)
     assert service.process.wait(30) == 1
-    assert not is_running(children["worker.embedded"])
+    assert not is_running(children["worker.polling"])
     assert "the API has ended with status -9" in (tmp_path / "serve.log").read_text()
 
 

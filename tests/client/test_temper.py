@@ -24,9 +24,9 @@ from client.connection import Connection
 from client.credentials import Credentials
 from client.download import download_file
 from client.records import Checkpoint
-from core.spec import FineTuneSpec
-from tests.client.scripted import Request, Script, job_json, scripted_server
-from tests.servers import free_port
+from core.schema.spec import FineTuneSpec
+from tests.support.scripted_service import Request, Script, job_json, scripted_server
+from tests.support.servers import free_port
 
 CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

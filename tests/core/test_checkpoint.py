@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from core import checkpoint, models
-from core.catalog import MODELS
 from core.checkpoint import Header
-from core.errors import BadInput, BadWeights, DiskFull, UserError
-from core.spec import parse
-from core.training import fine_tune
+from core.schema.catalog import MODELS
+from core.schema.errors import BadInput, BadWeights, DiskFull, UserError
+from core.schema.spec import parse
+from core.training.run import fine_tune
 
 
 @pytest.fixture

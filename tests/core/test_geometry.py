@@ -12,8 +12,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from core import geometry
-from core.attacks.noise import Noise
-from core.catalog import NORMS, Norm
+from core.attacks.rng import Noise
 from core.geometry import (
     ascend,
     count_changed,
@@ -25,6 +24,7 @@ from core.geometry import (
     rescale,
     step_onto_plane,
 )
+from core.schema.catalog import NORMS, Norm
 
 _DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
@@ -144,7 +144,7 @@ def test_steepest_ascent_reaches_the_dual_norm(norm: Norm) -> None:
 
 def test_an_l1_step_changes_the_asked_share_of_pixels_evenly() -> None:
     gradient = torch.randn(3, 1, 10, 10, generator=torch.Generator().manual_seed(2))
-    step = ascend(gradient, "l1", torch.ones(3), density=torch.tensor([0.05, 0.2, 0.5]))
+    step = ascend(gradient, "l1", torch.ones(3), topk_fraction=torch.tensor([0.05, 0.2, 0.5]))
     assert count_changed(step).tolist() == [5, 20, 50]
     smallest_changed = gradient.abs().masked_fill(step == 0, 9).flatten(1).amin(1)
     largest_unchanged = gradient.abs().masked_fill(step != 0, 0).flatten(1).amax(1)

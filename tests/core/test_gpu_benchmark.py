@@ -13,12 +13,12 @@ import torch
 from benchmarks import gpu, pieces
 from benchmarks.methods import Run
 from core import checkpoint
-from core.catalog import NORMS
-from core.errors import BadWeights
-from core.events import PAUSED
 from core.inputs import Inputs
 from core.models import Blueprint
-from core.wishes import Wishes
+from core.schema.catalog import NORMS
+from core.schema.errors import BadWeights
+from core.schema.events import PAUSED
+from core.signals import StopRequests
 
 _CPU = torch.device("cpu")
 
@@ -103,11 +103,11 @@ def test_a_base_is_rounded_shared_and_found_again_without_its_work_folder(tmp_pa
 def test_a_run_stops_when_the_time_is_over_and_goes_on_in_the_next_start(tmp_path: Path) -> None:
     scale = replace(gpu.TINY, base_epochs=1, base_steps=1, train_examples=256)
     cut = bench(tmp_path, minutes=0, scale=scale)
-    spec, wishes = scale.base(), Wishes()
-    events = gpu.fine_tune(spec, tmp_path / "work" / "base", Inputs(device=_CPU), wishes=wishes)
+    spec, requests = scale.base(), StopRequests()
+    events = gpu.fine_tune(spec, tmp_path / "work" / "base", Inputs(device=_CPU), requests=requests)
     with pytest.raises(gpu.OutOfTime):
         # As if time had run out only once steps were being taken: the one that is next is finished.
-        cut.follow((event for event in events if wishes.stepping or event.type == "paused"), None, wishes)
+        cut.follow((event for event in events if requests.stepping or event.type == "paused"), None, requests)
     assert [path.name for path in (tmp_path / "work" / "base").glob("state-*")] == ["state-000000002.safetensors"]
     with pytest.raises(gpu.OutOfTime):
         cut.run()

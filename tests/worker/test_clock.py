@@ -4,11 +4,11 @@ import time
 
 import pytest
 
-from app.database import Database
-from tests import invariants
-from tests.instance import DIGITS
-from tests.native import FAKE_WORKER, finish, instance
-from tests.worker.processes import processes_with, wait_until
+from app.platform.database import Database
+from tests.support import invariants
+from tests.support.instance import DIGITS
+from tests.support.native import FAKE_WORKER, finish, instance
+from tests.support.processes import processes_with, wait_until
 
 LEASE = 4
 HOUR = 3600

@@ -9,13 +9,13 @@ from statistics import median
 import pytest
 import redis
 
-from app.queue import KEY_PREFIX
-from tests.instance import DIGITS
-from tests.native import FAKE_WORKER, finish, instance
-from tests.proxy import proxy
-from tests.servers import valkey
-from tests.uploading import send
-from tests.worker.processes import wait_until
+from app.platform.queue import KEY_PREFIX
+from tests.support.instance import DIGITS
+from tests.support.native import FAKE_WORKER, finish, instance
+from tests.support.processes import wait_until
+from tests.support.proxy import proxy
+from tests.support.servers import valkey
+from tests.support.uploading import send
 
 SLOWLY = 600
 """Nobody waits for a poll that is so rare: a job that starts was rung for."""
@@ -92,7 +92,7 @@ def test_a_ring_starts_a_job_at_once(deaf):
 
 
 @pytest.mark.slow
-def test_a_ring_has_a_file_examined_at_once(deaf):
+def test_a_ring_has_a_file_inspected_at_once(deaf):
     with deaf.worker() as worker, deaf.client() as api:
         ready(deaf, worker)
         answer = api.post("/datasets", json={"upload": send(api, b"no zip"), "name": "birds"})

@@ -7,15 +7,15 @@ from contextlib import closing
 import httpx2
 import pytest
 
-from app import jobs
-from app.inventory import Inventory
-from app.settings import Settings
+from app.assets.registry import Registry
+from app.jobs import lifecycle
+from app.platform.settings import Settings
 from app.storage import open_store
 from client import Temper
-from core.spec import parse
-from tests.instance import DIGITS, add_key, serving
-from tests.worker.fake_worker import fake_command
-from worker.supervisor import Workplace, run
+from core.schema.spec import parse
+from tests.support.fake_worker import fake_command
+from tests.support.instance import DIGITS, add_key, serving
+from worker.attempt import Workplace, run
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +28,15 @@ def place(settings, database, bucket):
     """A worker's place with the fake trainer, before a bucket."""
     settings = Settings(**{**settings.model_dump(), **bucket})
     with closing(open_store(settings)) as store:
-        inventory = Inventory(settings.models_dir, settings.datasets_dir)
-        yield Workplace(settings, database, store, inventory, fake_command)
+        registry = Registry(settings.models_dir, settings.datasets_dir)
+        yield Workplace(settings, database, store, registry, fake_command)
 
 
 def run_job(place, project):
     with place.database.writing() as session:
-        job = jobs.create(session, project.id, parse(DIGITS)).job
+        job = lifecycle.create(session, project.id, parse(DIGITS)).job
     with place.database.writing() as session:
-        claim = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience())
+        claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
     run(claim, place)
     return job.id
 
@@ -94,6 +94,6 @@ def test_what_arrives_damaged_in_the_bucket_is_not_taken_for_the_checkpoint(plac
     monkeypatch.setattr(place.store._s3, "put_object", damaged)
     job_id = run_job(place, project)
     with place.database.reading() as session:
-        job = session.get_one(jobs.Job, job_id)
+        job = session.get_one(lifecycle.Job, job_id)
         assert (job.status, job.checkpoint_id, job.failure["code"]) == ("failed", None, "storage_unavailable")
         assert "what arrived is not what was sent" in json.dumps(job.failure)

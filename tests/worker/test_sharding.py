@@ -7,27 +7,27 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import select
 
-from app import jobs
-from app.inventory import Inventory
+from app.assets.registry import Registry
+from app.jobs import lifecycle
+from app.operations.garbage_collection import sweep_states
 from app.storage import LocalStore
-from app.sweeping import sweep_states
 from app.tables import Attempt, Event, Job, State
-from core.spec import parse
-from tests import invariants
-from tests.worker.fake_worker import fake_command
-from tests.worker.processes import processes_with, wait_until
+from core.schema.spec import parse
+from tests.support import invariants
+from tests.support.fake_worker import fake_command
+from tests.support.processes import processes_with, wait_until
 from worker import fetching
+from worker.attempt import Workplace, run
 from worker.bell import Bell
-from worker.embedded import work
-from worker.supervisor import Workplace, run
+from worker.polling import work
 
 
 @pytest.fixture
 def place(settings, database):
     """A worker's place with the fake trainer, where two jobs run side by side."""
-    inventory = Inventory(settings.models_dir, settings.datasets_dir)
+    registry = Registry(settings.models_dir, settings.datasets_dir)
     settings = settings.model_copy(update={"concurrency": 2})
-    place = Workplace(settings, database, LocalStore(settings.objects_dir), inventory, fake_command)
+    place = Workplace(settings, database, LocalStore(settings.objects_dir), registry, fake_command)
     yield place
     place.stopping.set()
 
@@ -39,7 +39,7 @@ def post(database, project):
     def post(shards=3, **wish):
         spec = parse({"kind": "evaluate", "base_model": "digits-cnn-linf", "metadata": wish})
         with database.writing() as session:
-            return jobs.create(session, project.id, spec, in_shards=shards).job.id
+            return lifecycle.create(session, project.id, spec, in_shards=shards).job.id
 
     return post
 
@@ -69,13 +69,15 @@ def work_until(place, condition, *, seconds=20):
 
 def run_next(place):
     with place.database.writing() as session:
-        claim = jobs.claim(session, worker="w", lease_seconds=30, patience=jobs.Patience.of(place.settings))
+        claim = lifecycle.claim(
+            session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy.of(place.settings)
+        )
     run(claim, place)
     return claim
 
 
 def has_ended(place, job_id):
-    return lambda: get(place, job_id).status in jobs.TERMINAL
+    return lambda: get(place, job_id).status in lifecycle.TERMINAL
 
 
 def test_workers_share_an_evaluation_and_merge_what_they_find(place, post):
@@ -115,7 +117,7 @@ def test_a_cancel_ends_the_processes_of_all_shards(place, post):
     def cancel_when_two_are_at_it():
         if shards_of(place, job_id).count("running") == 2 and get(place, job_id).status == "running":
             with place.database.writing() as session:
-                jobs.ask(session, job_id, "cancel")
+                lifecycle.ask(session, job_id, "cancel")
         return get(place, job_id).status == "cancelled"
 
     work_until(place, cancel_when_two_are_at_it)
@@ -172,7 +174,7 @@ def test_a_retry_goes_on_from_what_shards_had_found_that_had_succeeded(place, po
     assert get(place, done.job_id).status == "succeeded"
     assert get(place, job_id).status == "failed"
     with place.database.writing() as session:
-        again = jobs.retry(session, job_id).job.id
+        again = lifecycle.retry(session, job_id).job.id
     held = [run_next(place) for _ in range(3)]
     with place.database.reading() as session:
         attempts = [session.get_one(Attempt, (each.job_id, each.epoch)) for each in held]

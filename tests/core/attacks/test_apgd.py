@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from core.attacks import AttackResult
 from core.attacks.apgd import apgd, apgd_ce, apgd_t
-from core.attacks.noise import Noise
 from core.attacks.reference import reference
-from core.catalog import NORMS, Norm
+from core.attacks.rng import Noise
 from core.geometry import length
+from core.schema.catalog import NORMS, Norm
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
 
@@ -74,7 +74,7 @@ def test_training_attack_starts_at_the_image_and_returns_its_highest_loss(
     images, labels = test_digits
     seen: list[Tensor] = []
     base.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    result = apgd(base, images, labels, norm, _EPS[norm], steps=10, density=0.05)
+    result = apgd(base, images, labels, norm, _EPS[norm], steps=10, topk_fraction=0.05)
     assert torch.equal(seen[0], images)
     with torch.no_grad():
         logits = [base(points) for points in seen[:11]]

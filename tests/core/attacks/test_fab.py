@@ -7,10 +7,10 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
 from core.attacks.fab import fab_t
-from core.attacks.noise import Noise
 from core.attacks.reference import NAMES
-from core.catalog import NORMS, Norm
+from core.attacks.rng import Noise
 from core.geometry import length
+from core.schema.catalog import NORMS, Norm
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
 _DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
@@ -129,8 +129,8 @@ def test_what_falls_is_misclassified_in_ball_and_box_and_the_model_stays_as_it_w
     assert torch.equal(result.adversarial[0], images[0])
 
 
-@pytest.mark.parametrize(("at_once", "walked"), [(2, 2 + 6 + 7), (None, 2 * 2 + 2 * 6)])
-def test_a_fallen_point_costs_no_further_passes(at_once: int | None, walked: int) -> None:
+@pytest.mark.parametrize(("chunk_size", "walked"), [(2, 2 + 6 + 7), (None, 2 * 2 + 2 * 6)])
+def test_a_fallen_point_costs_no_further_passes(chunk_size: int | None, walked: int) -> None:
     model = _linear(3)
     images = torch.full((2, 1, 8, 8), 0.5)
     images[1] += 0.4 * (model[1].weight[0] - model[1].weight[1:].mean(0)).sign().view(1, 8, 8)
@@ -139,7 +139,7 @@ def test_a_fallen_point_costs_no_further_passes(at_once: int | None, walked: int
         model[1].bias.copy_(torch.tensor([0.5, 0.0, 0.0]) - 0.5 * model[1].weight.sum(1))
         assert model(images).argmax(1).tolist() == [0, 0]
     rows = _count_rows(model)
-    result = fab_t(model, images, labels, "linf", 0.1, noise=Noise(0, [2]), steps=7, at_once=at_once)
+    result = fab_t(model, images, labels, "linf", 0.1, noise=Noise(0, [2]), steps=7, chunk_size=chunk_size)
     # The first point falls in the first step. One after the other, the second goes on alone, six steps and then seven
     # towards the other class; side by side, both points start towards both classes and the second goes on with two.
     assert result.robust.tolist() == [False, True]
@@ -151,8 +151,8 @@ def test_walks_side_by_side_give_the_verdicts_of_walks_one_after_the_other(
 ) -> None:
     images, labels = (points[:40] for points in test_digits)
     side_by_side, two_by_two, one_by_one = (
-        fab_t(base, images, labels, "l1", _EPS["l1"], noise=Noise(0, [40]), targets=3, steps=15, at_once=at_once)
-        for at_once in (None, 80, 7)
+        fab_t(base, images, labels, "l1", _EPS["l1"], noise=Noise(0, [40]), targets=3, steps=15, chunk_size=chunk_size)
+        for chunk_size in (None, 80, 7)
     )
     assert torch.equal(one_by_one.robust, side_by_side.robust)
     assert torch.equal(one_by_one.robust, two_by_two.robust)

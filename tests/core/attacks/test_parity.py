@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from benchmarks.autoattack import NAMES, Case, SomeClasses, cifar_cases, compare, digits_base, digits_cases
 from core.attacks.apgd import apgd_ce
-from core.attacks.noise import Noise
-from core.catalog import DATASETS, NORMS, Norm
-from core.evaluation import evaluate
+from core.attacks.rng import Noise
+from core.evaluation.autoattack import evaluate
 from core.models import Blueprint, build
+from core.schema.catalog import DATASETS, NORMS, Norm
 
 _EPS = DATASETS["digits"].eps
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.attacks.perceptual import look_closely, perceptual
-from core.errors import BadInput
+from core.attacks.perceptual import logits_and_features, perceptual
 from core.models.preact_resnet import PreActResNet8
+from core.schema.errors import BadInput
 
 
 def _noise(images: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def _noise(images: Tensor) -> Tensor:
 
 
 def _distances(model: nn.Module, images: Tensor, others: Tensor) -> Tensor:
-    return (look_closely(model, images)[1] - look_closely(model, others)[1]).norm(dim=1)
+    return (logits_and_features(model, images)[1] - logits_and_features(model, others)[1]).norm(dim=1)
 
 
 class _TwoMaps(nn.Module):
@@ -44,7 +44,7 @@ def test_the_distance_compares_directions_over_channels_and_weighs_resolutions_a
 
 def test_the_last_map_of_each_resolution_counts() -> None:
     model = PreActResNet8(3, 10).eval()
-    _, features = look_closely(model, torch.rand(2, 3, 32, 32))
+    _, features = logits_and_features(model, torch.rand(2, 3, 32, 32))
     assert features.shape == (2, 16 * 32 * 32 + 32 * 16 * 16 + 64 * 8 * 8 + 128 * 4 * 4)
 
 

@@ -7,11 +7,11 @@ import torch
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from core.attacks.noise import Noise
 from core.attacks.reference import NAMES
+from core.attacks.rng import Noise
 from core.attacks.square import square
-from core.catalog import NORMS, Norm
 from core.geometry import length
+from core.schema.catalog import NORMS, Norm
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
 
@@ -109,7 +109,7 @@ def test_batches_attacked_together_give_each_point_what_it_gets_alone(norm: Norm
     model, images, labels = _case((3, 9, 9), 40, 5)
     eps = {"linf": 0.04, "l2": 0.25, "l1": 1.5}[norm]
     sizes = [15, 1, 15, 9]
-    together = square(model, images, labels, norm, eps, noise=Noise(3, sizes), queries=150, at_once=4)
+    together = square(model, images, labels, norm, eps, noise=Noise(3, sizes), queries=150, chunk_size=4)
     assert 0 < together.robust.sum() < 33
     for part in torch.arange(40).split(sizes):
         alone = square(model, images[part], labels[part], norm, eps, noise=Noise(3, [len(part)]), queries=150)

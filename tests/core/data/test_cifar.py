@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from core import data
-from core.catalog import DATASETS
-from core.errors import BadDataset
-from tests.core.data.pictures import image, write
+from core.schema.catalog import DATASETS
+from core.schema.errors import BadDataset
+from tests.support.images import image, write
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])

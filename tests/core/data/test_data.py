@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from core import data
-from core.errors import BadDataset, BadInput
+from core.schema.errors import BadDataset, BadInput
 
 
 def test_a_path_that_would_be_ignored_is_refused(tmp_path: Path) -> None:

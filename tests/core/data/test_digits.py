@@ -3,8 +3,8 @@
 import torch
 
 from core import data
-from core.catalog import DATASETS
 from core.data import Dataset
+from core.schema.catalog import DATASETS
 
 
 def test_digits_are_split_once_and_for_all(digits: Dataset) -> None:

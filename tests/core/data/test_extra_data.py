@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from core import data
+from core.cli.console import narrate
 from core.data import extra_data
 from core.data.split import Split
 from core.data.stream import Stream
 from core.data.training_set import TrainingSet
-from core.errors import BadDataset, BadInput, DoesNotFit, UserError
-from core.events import Finished, Started, Stepped
 from core.inputs import Inputs, load
-from core.narration import narrate
-from core.spec import FineTuneSpec, parse
-from core.training import fine_tune
-from tests.core.data.pictures import image, two_classes, write
+from core.schema.errors import BadDataset, BadInput, DoesNotFit, UserError
+from core.schema.events import Finished, Started, Stepped
+from core.schema.spec import FineTuneSpec, parse
+from core.training.run import fine_tune
+from tests.support.images import image, two_classes, write
 
 _CLASSES = ("cat", "dog")
 _MAIN = Split(torch.zeros(4, 3, 5, 6, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))

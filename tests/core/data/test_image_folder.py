@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from core import data
-from core.errors import BadDataset, UserError
 from core.inputs import Inputs, load
-from core.spec import parse
-from tests.core.data.pictures import image, two_classes, wide, write
+from core.schema.errors import BadDataset, UserError
+from core.schema.spec import parse
+from tests.support.images import image, two_classes, wide, write
 
 
 @pytest.mark.parametrize("how", ["folder", "zip", "tar", "tar.gz", "tar.xz"])

@@ -17,16 +17,16 @@ from PIL import Image
 from torch import Tensor
 
 from core import checkpoint, data
-from core.catalog import Augmentation
 from core.data import stream
 from core.data.split import Batch
 from core.data.stream import Stream, centre, draw_box
-from core.errors import BadDataset, BadInput, UserError
-from core.events import Started
 from core.inputs import Inputs
-from core.spec import Interpolation, TrainSpec, parse
-from core.training import fine_tune
-from tests.core.data.pictures import wide, write
+from core.schema.catalog import Augmentation
+from core.schema.errors import BadDataset, BadInput, UserError
+from core.schema.events import Started
+from core.schema.spec import Interpolation, TrainSpec, parse
+from core.training.run import fine_tune
+from tests.support.images import wide, write
 
 _SIZES = [(300, 240), (90, 310), (256, 256), (40, 50)]
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from core.models import Blueprint, build
 from core.models.folding import Twin, folded
-from core.precision import Bfloat16
+from core.models.precision import Bfloat16
 
 
 @pytest.mark.parametrize(

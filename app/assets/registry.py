@@ -1,0 +1,223 @@
+"""What this instance has by name: the catalogue, the operator's models and data sets in the data folder, and those of
+a project's own.
+
+The one owner of the rule that turns a name into a path: the routes list and check names by it, the supervisor hands
+paths to the training process. It looks at names and sizes only; what is inside, only the training process opens. A name
+of the catalogue is the catalogue's, and a project's own goes before the operator's.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any, NamedTuple, Self
+
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.orm import Session
+
+from app import queries
+from app.assets import assets as files
+from app.schemas import FileStatus
+from core.schema.catalog import DATASETS, MODELS, ArchitectureEntry, DatasetEntry, find_architecture
+from core.schema.spec import AnySpec, EvaluateSpec, Name, TrainSpec, did_you_mean
+from core.schema.validation import FieldError
+
+_FILES = (".zip", ".tar", ".tar.gz", ".tar.xz", ".npz")
+_name: TypeAdapter[str] = TypeAdapter(Name)
+
+
+class LocalModel(NamedTuple):
+    """A weights file of the operator's."""
+
+    path: Path
+    size: int
+
+
+class _Size(NamedTuple):
+    """What images a data set has, or a model takes."""
+
+    shape: tuple[int, ...]
+    classes: int
+
+
+class OwnFile(NamedTuple):
+    """A data set or model of a project's own that a spec names."""
+
+    status: FileStatus
+    size: _Size | None
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a project has of its own, as far as one spec asks for it."""
+
+    named: Mapping[str, OwnFile]
+    """What the spec names, by its field."""
+    ready: Mapping[files.Kind, Sequence[str]]
+    """All the names that it could, where it asks for one that the project has not."""
+
+
+_NOTHING = Own(named={}, ready={})
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The folders of the operator's models and data sets, and what one project has of its own."""
+
+    models_dir: Path
+    datasets_dir: Path
+    own: Own = _NOTHING
+    """The project's own, to check a spec by."""
+    fetched: Mapping[str, Path] = field(default_factory=dict)
+    """The project's own files on this machine, by the field of the spec that names them."""
+
+    def of_project(self, session: Session, project_id: str, body: Mapping[str, Any]) -> Self:
+        """Look up what a project has of its own, for a spec, valid or not."""
+        named, ready = {}, {}
+        for name, kind in files.NAMED_BY.items():
+            wanted = body.get(name)
+            if not isinstance(wanted, str) or not _is_name(wanted) or wanted in files.SHIPPED.get(name, ()):
+                continue
+            if file := files.find(session, kind, project_id, wanted):
+                named[name] = OwnFile(file.status, _size_in(file.summary))
+            elif kind == "model" and queries.find_checkpoint(session, project_id, wanted):
+                named[name] = OwnFile("ready", None)
+            else:
+                ready[kind] = files.names(session, kind, project_id)
+        return replace(self, own=Own(named, ready))
+
+    def local_models(self) -> dict[str, LocalModel]:
+        """Weights files by name. A name of the catalogue stays the catalogue's."""
+        files = sorted(self.models_dir.glob("*.safetensors"))
+        sizes = {file: _size_of_file(file) for file in files if _is_name(file.stem) and file.stem not in MODELS}
+        return {file.stem: LocalModel(file, size) for file, size in sizes.items() if size is not None}
+
+    def local_datasets(self) -> dict[str, Path]:
+        """Folders, archives and arrays by name. A name of the catalogue says where that data set lies."""
+        named = ((_dataset_name(path), path) for path in sorted(self.datasets_dir.iterdir()))
+        return {name: path for name, path in named if _is_name(name)}
+
+    def weights(self, spec: AnySpec) -> Path | None:
+        """Find the file of the base model, where it is not one that Temper ships."""
+        if "base_model" in self.fetched:
+            return self.fetched["base_model"]
+        model = None if isinstance(spec, TrainSpec) else self.local_models().get(spec.base_model)
+        return model.path if model else None
+
+    def data(self, spec: AnySpec) -> Path | None:
+        """Find the images, where they lie in the datasets folder."""
+        return self.fetched.get("dataset") or self.local_datasets().get(spec.dataset)
+
+    def extra_data(self, spec: AnySpec) -> Path | None:
+        """Find the second data set of a run that trains on one."""
+        if "extra_dataset" in self.fetched:
+            return self.fetched["extra_dataset"]
+        name = None if isinstance(spec, EvaluateSpec) else spec.extra_dataset
+        return self.local_datasets().get(name) if name else None
+
+    def check_names(self, body: Mapping[str, Any]) -> list[FieldError]:
+        """Say which names of a spec, valid or not, nothing here has."""
+        local = self.local_datasets()
+        fetched = [entry.name for entry in DATASETS.values() if not entry.streamed]
+        return [
+            *self._unknown("base_model", "model", body, [*MODELS, *self.local_models()]),
+            *self._unknown("dataset", "data set", body, [*fetched, *local]),
+            *self._unknown("extra_dataset", "data set", body, list(local)),
+        ]
+
+    def check(self, spec: AnySpec) -> list[FieldError]:
+        """Say which names of a spec nothing here has, and what does not fit together."""
+        return self.check_names(spec.model_dump()) or self._misfit(spec)
+
+    def has(self, kind: files.Kind, name: str) -> bool:
+        """Whether the catalogue or the operator has this name, which then no project can give to a file of its own."""
+        if kind == "model":
+            return name in MODELS or name in self.local_models()
+        return name in DATASETS or name in self.local_datasets()
+
+    def _unknown(self, name: str, what: str, body: Mapping[str, Any], known: list[str]) -> list[FieldError]:
+        wanted = body.get(name)
+        # What can be no name, the spec itself refuses.
+        if not isinstance(wanted, str) or not _is_name(wanted):
+            return []
+        if file := self.own.named.get(name):
+            return _not_ready(name, what, wanted, file.status)
+        if wanted in known:
+            return []
+        known = [*known, *self.own.ready.get(files.NAMED_BY[name], ())]
+        remedy = did_you_mean(wanted, known) if known else "upload one, or put it into the instance's folder"
+        detail = f"there is no {what} {wanted!r} here; {remedy}"
+        return [FieldError(pointer=f"/{name}", code="unknown_name", detail=detail)]
+
+    def _misfit(self, spec: AnySpec) -> list[FieldError]:
+        """Compare what is known about model and data set; of the operator's the run itself finds out."""
+        dataset = self._size("dataset", DATASETS.get(spec.dataset))
+        if dataset is None:
+            return []
+        if isinstance(spec, TrainSpec):
+            architecture = find_architecture(spec.architecture)
+            return _does_not_take(architecture, spec.dataset, dataset) if architecture else []
+        entry = MODELS.get(spec.base_model)
+        home = self._size("base_model", DATASETS[entry.dataset] if entry else None)
+        if home is None or home == dataset:
+            return []
+        other = entry.dataset if entry else "images of that size and as many classes"
+        detail = (
+            f"{spec.base_model} takes {_describe(home)}, {spec.dataset} has {_describe(dataset)}: choose {other} or "
+            "another model"
+        )
+        return [FieldError(pointer="/dataset", code="does_not_fit", detail=detail)]
+
+    def _size(self, name: str, entry: DatasetEntry | None) -> _Size | None:
+        if own := self.own.named.get(name):
+            return own.size
+        return _Size(entry.shape, entry.classes) if entry else None
+
+
+def _size_in(summary: Mapping[str, Any] | None) -> _Size | None:
+    return _Size(tuple(summary["shape"]), summary["classes"]) if summary else None
+
+
+def _not_ready(name: str, what: str, wanted: str, status: FileStatus) -> list[FieldError]:
+    if status == "ready":
+        return []
+    if status == "refused":
+        detail = f"the {what} {wanted!r} was refused when it was inspected: see why, and upload another"
+        return [FieldError(pointer=f"/{name}", code="refused_file", detail=detail)]
+    detail = f"the {what} {wanted!r} is still to be inspected: post the job once it is ready"
+    return [FieldError(pointer=f"/{name}", code="not_ready", detail=detail)]
+
+
+def _dataset_name(path: Path) -> str:
+    if path.is_dir():
+        return path.name
+    ending = next((ending for ending in _FILES if path.name.endswith(ending)), None)
+    return path.name.removesuffix(ending) if ending and _size_of_file(path) is not None else ""
+
+
+def _is_name(text: str) -> bool:
+    """Whether a spec can say it."""
+    try:
+        return bool(_name.validate_python(text))
+    except ValidationError:
+        return False
+
+
+def _size_of_file(path: Path) -> int | None:
+    """Look at a regular file; None for anything else, such as a folder, or a link to what has gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size if S_ISREG(status.st_mode) else None
+
+
+def _does_not_take(architecture: ArchitectureEntry, name: str, dataset: _Size) -> list[FieldError]:
+    if architecture.shape in (None, dataset.shape):
+        return []
+    detail = f"{architecture.name} does not take the {_describe(dataset)} of {name}: choose another architecture"
+    return [FieldError(pointer="/dataset", code="does_not_fit", detail=detail)]
+
+
+def _describe(size: _Size) -> str:
+    return f"{' x '.join(map(str, size.shape))} images in {size.classes} classes"

@@ -1,0 +1,520 @@
+"""What the API says when it cannot do what was asked: RFC 9457 problems, one class per error, one handler.
+
+The docstring of a class is its explanation for people, served at /problems/<code>. A route declares its problems with
+`problems(...)` or `declare(...)`, so that the OpenAPI document and the handler cannot differ.
+"""
+
+import json
+import logging
+import sqlite3
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from inspect import getdoc
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from sqlalchemy.exc import DataError
+from starlette.exceptions import HTTPException
+
+from app import schemas
+from app.assets import assets
+from app.jobs.lifecycle import NotAllowed
+from app.platform.database import AWAY, Deleted, why
+from app.projects import quotas
+from app.storage import StorageFull, StorageUnavailable
+from core.schema.validation import FieldError
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+MOST_ERRORS = 20
+"""Errors that one problem lists: an answer must not be many times as long as what was asked."""
+
+
+class Problem(Exception):
+    """A request that is not granted."""
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+    schema: ClassVar[type[schemas.Problem]] = schemas.Problem
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = _shorten(detail)
+        self.errors = [_brief(error) for error in errors[:MOST_ERRORS]]
+        self.headers = headers or {}
+        self.extra = extra or {}
+
+    @classmethod
+    def title(cls) -> str:
+        """Name the kind of problem."""
+        return cls.__name__[0] + "".join(
+            f" {letter.lower()}" if letter.isupper() else letter for letter in cls.__name__[1:]
+        )
+
+    @classmethod
+    def explanation(cls) -> str:
+        """Explain it to people."""
+        return getdoc(cls) or ""
+
+
+class MalformedBody(Problem):
+    """The body is not JSON. Send one JSON object in UTF-8, for example {"base_model": "digits-cnn-linf"}."""
+
+    status, code = 400, "malformed_body"
+
+
+class Unauthorized(Problem):
+    """The request carries no valid API key. Send it as `Authorization: Bearer tmp_...`. The first start of the service
+    prints a key and stores it for the local command line; a revoked key stays refused."""
+
+    status, code = 401, "unauthorized"
+
+
+class Forbidden(Problem):
+    """The API key is valid but may not do this. `required_scope` names the scope it lacks, where it lacks one: use a
+    key that has it. GET /me shows what a key may do."""
+
+    status, code = 403, "forbidden"
+
+    def __init__(self, scope: schemas.Scope | None = None, detail: str | None = None) -> None:
+        lacking = f"this needs a key with the scope {scope}, which yours lacks; GET /me shows what it may do"
+        named = f', error="insufficient_scope", scope="{scope}"' if scope else ""
+        headers = {"WWW-Authenticate": f'Bearer realm="temper"{named}'}
+        super().__init__(detail or lacking, headers=headers, extra={"required_scope": scope})
+
+
+class NotFound(Problem):
+    """There is nothing at this address, or it belongs to another project."""
+
+    status, code = 404, "not_found"
+
+
+class ReportNotReady(Problem):
+    """The job has no report yet. It is there when the job has succeeded; wait for that with GET /jobs/{id}?wait=60."""
+
+    status, code = 404, "report_not_ready"
+
+
+class NoLog(Problem):
+    """The attempt has no log: it has not begun, or nothing of its log has been stored yet. GET /jobs/{id}/attempts
+    shows how much there is of each; with follow=true the answer waits for it."""
+
+    status, code = 404, "no_log"
+
+
+class NotInspected(Problem):
+    """The file has no report: it is still to be inspected, or was refused, and `failure` of the data set or model says
+    why."""
+
+    status, code = 404, "not_inspected"
+
+
+class NameTaken(Problem):
+    """The name is that of another data set or model, or of one that the catalogue or the operator of this instance has.
+    Choose another name, or delete the other one first."""
+
+    status, code = 409, "name_taken"
+
+
+class UploadNotUsable(Problem):
+    """The upload is not complete yet, was meant for something else, or is already that of another data set or model."""
+
+    status, code = 409, "upload_not_usable"
+
+
+class FileInUse(Problem):
+    """What is to be deleted is still needed: by jobs that have not ended and take it in, start from a checkpoint of it
+    or go on from a state of it, or by a model that is yet to be made of its checkpoint. Wait for them, or cancel or
+    delete them first."""
+
+    status, code = 409, "file_in_use"
+
+
+class MethodNotAllowed(Problem):
+    """The address exists, but not for this HTTP method: the Allow header names the ones there are."""
+
+    status, code = 405, "method_not_allowed"
+
+
+class ActionNotAllowed(Problem):
+    """The job's status does not allow the action: `current_status` and `allowed_actions` say what it does allow."""
+
+    status, code = 409, "action_not_allowed"
+    schema = schemas.ConflictProblem
+
+    def __init__(self, action: str, refusal: NotAllowed) -> None:
+        allowed = refusal.allowed_actions
+        remedy = f"allowed now: {', '.join(allowed)}" if allowed else "nothing can be asked of it any more"
+        detail = f"a job that is {refusal.status} cannot be given the action {action}; {remedy}"
+        super().__init__(detail, extra={"current_status": refusal.status, "allowed_actions": allowed})
+
+
+class LastAdminKey(Problem):
+    """The key is the last valid one with the scope admin: without it nobody could manage projects and keys any more.
+    Make another one first."""
+
+    status, code = 409, "last_admin_key"
+
+
+class UploadEnded(Problem):
+    """The upload takes no more parts: it is being verified, or has been completed, aborted or given up. Announce the
+    file again with POST /uploads if it is still to be sent."""
+
+    status, code = 409, "upload_ended"
+
+
+class UploadIncomplete(Problem):
+    """Parts of the upload are missing. Each entry of `errors` names one: send it, then complete the upload again. GET
+    /uploads/{id} lists the parts that are there."""
+
+    status, code = 409, "upload_incomplete"
+
+
+class BodyTooLarge(Problem):
+    """The body is larger than this service takes. A job spec is a few hundred bytes: models and data sets are named in
+    it, not sent with it."""
+
+    status, code = 413, "body_too_large"
+
+
+class UnsupportedMediaType(Problem):
+    """The body is not declared as JSON. Send it with `Content-Type: application/json`."""
+
+    status, code = 415, "unsupported_media_type"
+
+
+class WebhookExists(Problem):
+    """The project has a webhook with this address. Change that one: GET /webhooks lists them."""
+
+    status, code = 409, "webhook_exists"
+
+
+class TooManyWebhooks(Problem):
+    """The project has as many webhooks as it may. Delete one, or ask the operator for more (TEMPER_MAX_WEBHOOKS)."""
+
+    status, code = 409, "too_many_webhooks"
+
+
+class WebhookDisabled(Problem):
+    """The webhook is disabled, by a user or because its receiver answered 410, so nothing is sent to it. Enable it
+    first: PATCH it with {"disabled": false}."""
+
+    status, code = 409, "webhook_disabled"
+
+
+class RangeNotSatisfiable(Problem):
+    """The Range header asks for bytes that the file does not have: the Content-Range header gives its size."""
+
+    status, code = 416, "range_not_satisfiable"
+
+
+class InvalidSpec(Problem):
+    """The job spec is not valid. Each entry of `errors` names a field by its JSON pointer and says what to do."""
+
+    status, code = 422, "invalid_spec"
+
+    def __init__(self, errors: Sequence[FieldError], *, found: int = 0) -> None:
+        super().__init__(_summary(errors, found), errors=errors)
+
+
+class InvalidBody(Problem):
+    """The body is not what the route takes. Each entry of `errors` names a field by its JSON pointer and says what to
+    do."""
+
+    status, code = 422, "invalid_body"
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__(_summary(errors), errors=errors)
+
+
+class UploadDamaged(Problem):
+    """What has arrived is not what was announced: its length or its sha256 differs. Send a part again; announce a file
+    again, once it does not change any more."""
+
+    status, code = 422, "upload_damaged"
+
+
+class InvalidParameter(Problem):
+    """A query parameter or header is not valid. Each entry of `errors` names one and says what to do."""
+
+    status, code = 422, "invalid_parameter"
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__(_summary(errors), errors=errors)
+
+
+class IdempotencyKeyReused(Problem):
+    """The Idempotency-Key was used before, with another spec. Make a new key for a new job."""
+
+    status, code = 422, "idempotency_key_reused"
+
+
+class QuotaExceeded(Problem):
+    """The project has as much as it may of what `quota` names: `limit` is the most there may be, `used` what
+    there would be. GET /me shows all limits of a project; an operator changes them with PATCH /projects/{id}."""
+
+    status, code = 403, "quota_exceeded"
+    schema = schemas.QuotaProblem
+
+    def __init__(self, excess: quotas.QuotaExceeded) -> None:
+        super().__init__(str(excess), extra={"quota": excess.quota, "limit": excess.limit, "used": excess.used})
+
+
+class RateLimited(Problem):
+    """The key, or an address that has sent many wrong keys, asks too often. Try again after the seconds in Retry-After.
+    The headers RateLimit-Policy and RateLimit tell how many requests a key has left, before there are none."""
+
+    status, code = 429, "rate_limited"
+    schema = schemas.RateLimitProblem
+
+    def __init__(self, detail: str, *, seconds: int, policies: Sequence[str] = ()) -> None:
+        violated = {"violated-policies": list(policies)}
+        super().__init__(f"{detail}; try again in {seconds} s", headers={"Retry-After": str(seconds)}, extra=violated)
+
+
+class InternalError(Problem):
+    """The service made a mistake. Its log has the details under the request id."""
+
+    status, code = 500, "internal_error"
+
+
+class DatabaseUnavailable(Problem):
+    """The database cannot be reached or written: it is locked, or the disk of the data folder is full or cannot be
+    written. `detail` says which, and what to do. Try again after the seconds in Retry-After."""
+
+    status, code = 503, "database_unavailable"
+
+
+class NotReady(Problem):
+    """The database schema is not of this version. `detail` says which of the two is older: run `temper migrate` where
+    it is the database, or start the newer version of the service."""
+
+    status, code = 503, "not_ready"
+
+
+class StoreUnavailable(Problem):
+    """The object store cannot be read or written. Try again after the seconds in Retry-After."""
+
+    status, code = 503, "storage_unavailable"
+
+
+class StoreFull(Problem):
+    """The object store has no room left. Tell the operator."""
+
+    status, code = 507, "storage_full"
+
+
+class TooManyStreams(Problem):
+    """This process serves as many streams as it may. Try again after the seconds in Retry-After, or poll."""
+
+    status, code = 503, "too_many_streams"
+
+
+_REMEDIES: Mapping[int, str] = {
+    sqlite3.SQLITE_FULL: "the disk of the data folder (TEMPER_DATA_DIR) is full; free some of it, then send this again",
+    sqlite3.SQLITE_READONLY: "it is read-only; let the service write to the data folder (TEMPER_DATA_DIR)",
+    sqlite3.SQLITE_IOERR: "the disk of the data folder (TEMPER_DATA_DIR) fails or is full; look at that disk",
+}
+
+PROBLEMS: Mapping[str, type[Problem]] = {
+    problem.code: problem for problem in sorted(Problem.__subclasses__(), key=lambda each: each.code)
+}
+
+
+def declare(*classes: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """Declare a route's problems for the OpenAPI document."""
+    rest = {"model": schemas.Problem, "description": "Anything else, mistakes of the service (500) included."}
+    declared: dict[int | str, dict[str, Any]] = {"default": rest}
+    for problem in classes:
+        same = declared.setdefault(problem.status, {"model": problem.schema, "description": ""})
+        if same["model"] is not problem.schema:
+            same["model"] = schemas.Problem  # what all of them have
+        explanation = " ".join(problem.explanation().split())
+        same["description"] = f"{same['description']} `{problem.code}`: {explanation}".strip()
+    return declared
+
+
+def problems(*classes: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """Declare the problems of a route that needs a key."""
+    always = InvalidParameter, Unauthorized, Forbidden, RateLimited, DatabaseUnavailable
+    return declare(*dict.fromkeys((*classes, *always)))
+
+
+def name_media_type(document: dict[str, Any]) -> dict[str, Any]:
+    """Say in an OpenAPI document that problems are problem+json: FastAPI takes all models for plain JSON."""
+    for methods in document["paths"].values():
+        for route in methods.values():
+            for status, response in route["responses"].items():
+                if status == "default" or status >= "4":
+                    (content,) = response["content"].values()
+                    response["content"] = {MEDIA_TYPE: content}
+    return document
+
+
+def install(app: FastAPI) -> None:
+    """Let the one handler answer for every error."""
+    kinds = (
+        Problem,
+        RequestValidationError,
+        HTTPException,
+        assets.Gone,
+        Deleted,
+        *AWAY,
+        DataError,
+        StorageUnavailable,
+        quotas.QuotaExceeded,
+        Exception,
+    )
+    for kind in kinds:
+        app.add_exception_handler(kind, _answer)
+
+
+def answer(request: Request, problem: Problem) -> Response:
+    """Say it as RFC 9457 has it."""
+    body = {
+        "type": f"/problems/{problem.code}",
+        "title": problem.title(),
+        "status": problem.status,
+        "detail": problem.detail,
+        "instance": request.url.path,
+        "code": problem.code,
+        "request_id": request.state.request_id,
+        "errors": [error.model_dump() for error in problem.errors],
+        **problem.extra,
+    }
+    headers = {"X-Request-Id": request.state.request_id, **problem.headers}
+    return Response(json.dumps(body), problem.status, headers, MEDIA_TYPE)
+
+
+def _answer(request: Request, error: Exception) -> Response:
+    problem = error if isinstance(error, Problem) else _as_problem(request, error)
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        # Only a mistake of ours needs a traceback: a full disk would fill the log with them.
+        trace = error if isinstance(problem, InternalError) else None
+        cause = why(error)
+        log.error("request %s: %s: %s", request.state.request_id, problem.code, cause, exc_info=trace)
+    return answer(request, problem)
+
+
+def _as_problem(request: Request, error: Exception) -> Problem:
+    if isinstance(error, AWAY):
+        return _unavailable(error)
+    match error:
+        case RequestValidationError():
+            return _invalid(request, error)
+        case HTTPException():
+            return _refused(error)
+        case DataError():
+            return _unknowable(request)
+        case quotas.QuotaExceeded():
+            return QuotaExceeded(error)
+        case Deleted():
+            return NotFound(str(error))
+        case assets.Gone():
+            return InvalidSpec([FieldError(pointer="", code="unknown_name", detail=f"{error}; name another")])
+        case StorageFull():
+            return StoreFull("the object store is full; tell whoever runs this service")
+        case StorageUnavailable():
+            detail = "the object store cannot be reached just now; try again in a moment"
+            return StoreUnavailable(detail, headers={"Retry-After": "5"})
+        case _:
+            return InternalError("something went wrong in the service; look for the request id in its log")
+
+
+def _unknowable(request: Request) -> Problem:
+    """What Postgres cannot even look for: no text of its own has a NUL character."""
+    if "\0" in request.scope["path"]:
+        return NotFound("nothing here has an id with a NUL character")
+    return InvalidParameter([FieldError(pointer="", code="out_of_range", detail="leave out NUL characters")])
+
+
+def _unavailable(error: Exception) -> DatabaseUnavailable:
+    # The low byte is the kind of error; the rest, of no matter here, says where it happened.
+    remedy = _REMEDIES.get(getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF)
+    if remedy:
+        return DatabaseUnavailable(f"the database cannot be written: {remedy}", headers={"Retry-After": "30"})
+    detail = "the database cannot be reached or written just now; try again in a moment"
+    return DatabaseUnavailable(detail, headers={"Retry-After": "2"})
+
+
+def _refused(error: HTTPException) -> Problem:
+    """What the framework refuses by itself."""
+    headers = error.headers
+    match HTTPStatus(error.status_code):
+        case HTTPStatus.NOT_FOUND:
+            return NotFound("there is nothing at this address; /docs lists the routes", headers=headers)
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            return MethodNotAllowed("this address does not take that method", headers=headers)
+        case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return BodyTooLarge(error.detail, headers=headers)
+        case _:
+            return MalformedBody(f"the body cannot be read as JSON: {_why_not_json(error)}", headers=headers)
+
+
+def _why_not_json(error: HTTPException) -> str:
+    match error.__cause__:
+        case RecursionError():
+            return "it is nested too deeply"
+        case UnicodeDecodeError():
+            return "it is not UTF-8; send one JSON object in UTF-8"
+        case ValueError():
+            return "a number in it has thousands of digits; send smaller ones"
+        case _:
+            return "send one JSON object in UTF-8"
+
+
+def _invalid(request: Request, error: RequestValidationError) -> Problem:
+    details = error.errors()
+    if details[0]["type"] == "json_invalid":
+        place = details[0]["loc"][1]
+        reason = details[0]["ctx"]["error"]
+        return MalformedBody(f"the body is not JSON, from character {place} on: {reason}; send one JSON object")
+    if details[0]["type"] == "missing" and details[0]["loc"] == ("body",) and request.url.path.endswith("/jobs"):
+        missing = FieldError(pointer="", code="missing", detail="send a job spec as the JSON body")
+        return InvalidSpec([missing])
+    if details[0]["loc"][0] == "body":
+        return InvalidBody([_in_body(each["loc"][1:], each["type"], each["msg"]) for each in details])
+    return InvalidParameter(
+        [
+            FieldError(
+                pointer=f"/{each['loc'][-1]}", code=each["type"], detail=f"{each['loc'][0]} parameter: {each['msg']}"
+            )
+            for each in details
+        ]
+    )
+
+
+def _in_body(place: Sequence[str | int], code: str, message: str) -> FieldError:
+    pointer = "".join(f"/{part}" for part in place)
+    return FieldError(pointer=pointer, code=code, detail=message.removeprefix("Value error, "))
+
+
+def _summary(errors: Sequence[FieldError], found: int = 0) -> str:
+    """Say the first error, and how many there are: all of `errors`, which may be the first of those that were found."""
+    first = _shorten(f"{errors[0].pointer}: {errors[0].detail}".removeprefix(": "))
+    if len(errors) == 1:
+        return first
+    # Some of what was found may only follow from another error, and has no entry of its own.
+    more = max(len(errors), found) - 1
+    if len(errors) >= MOST_ERRORS and more >= MOST_ERRORS:
+        return f"{first} (and up to {more} more; errors has the first {MOST_ERRORS})"
+    return f"{first} (and {len(errors) - 1} more in errors)"
+
+
+def _brief(error: FieldError) -> FieldError:
+    return FieldError(pointer=_shorten(error.pointer), code=error.code, detail=_shorten(error.detail))
+
+
+def _shorten(text: str, to: int = 1000) -> str:
+    """Leave out the middle of a long text: the remedy stands at the end."""
+    return text if len(text) <= to else f"{text[: to // 2]} … {text[-to // 2 :]}"

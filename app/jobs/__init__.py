@@ -1,0 +1,1 @@
+"""Jobs: life cycle, leases, shards, ingest of events, queries, estimates. No HTTP in it."""

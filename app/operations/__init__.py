@@ -1,0 +1,1 @@
+"""Operation of an instance: maintenance, metrics, diagnosis, backup, migration."""

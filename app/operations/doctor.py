@@ -1,0 +1,267 @@
+"""`python -m app.operations.doctor`: look at all that an instance stands on; say how each part is, and what to do.
+
+It exits with 1 where something fails. With --json it says the same to programs.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Literal, TypeAlias
+from urllib.parse import urlsplit
+
+import httpx2
+from sqlalchemy import make_url
+from sqlalchemy.exc import DatabaseError
+
+from app.platform.database import Database
+from app.platform.ids import new_id
+from app.platform.queue import AWAY, HEARD, Line
+from app.platform.settings import Settings
+from app.storage import ObjectStore, StorageUnavailable, open_store
+
+Level = Literal["ok", "warn", "fail"]
+
+_GIGABYTE = 10**9
+_LITTLE, _TOO_LITTLE = 20 * _GIGABYTE, 2 * _GIGABYTE
+_GUESSED_FIRST = frozenset(
+    {"", "admin", "changeme", "changeit", "example", "password", "postgres", "secret", "temper", "test"}
+)
+"""Passwords that everybody tries."""
+_LOOK_FOR_GPUS = """
+import json, torch
+print(json.dumps([torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]))
+"""
+
+
+_CUT_OFF = "from core.sandbox import deny_network; print(deny_network())"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How one part is."""
+
+    part: str
+    level: Level
+    message: str
+    remedy: str = ""
+    """What to do; empty where nothing is."""
+
+
+Check: TypeAlias = Callable[[Settings], Iterator[Finding]]
+
+
+def check_database(settings: Settings) -> Iterator[Finding]:
+    """See whether it answers, has this version's schema, and can be written."""
+    database = Database(settings.database_url)
+    where = make_url(settings.database_url).render_as_string()
+    try:
+        schema = database.schema()
+        yield Finding("database", "ok", f"{where} answers")
+        if schema.complaint:
+            problem, _, remedy = schema.complaint.rpartition(": ")
+            yield Finding("schema", "fail", problem, remedy)
+            return
+        database.try_to_write()
+        yield Finding("schema", "ok", f"{schema.needed}, and it can be written")
+    except DatabaseError as error:
+        reason = " ".join(str(error.orig).split())
+        yield Finding(
+            "database", "fail", f"{where}: {reason}", "see that it runs and that TEMPER_DATABASE_URL is right"
+        )
+    finally:
+        database.close()
+
+
+def check_queue(settings: Settings) -> Iterator[Finding]:
+    """See whether a message goes through the broker, and whether anybody listens."""
+    if not settings.broker_url:
+        yield Finding("queue", "ok", "none: workers poll")
+        return
+    where = make_url(settings.broker_url).render_as_string()
+    line = Line(settings.broker_url)
+    try:
+        line.echo()
+        unheard = {resource: line.waiting(resource) for resource in HEARD}
+    except AWAY as error:
+        remedy = "see that it runs and that TEMPER_BROKER_URL is right; until then workers find jobs by polling"
+        yield Finding("queue", "fail", f"{where}: {error}", remedy)
+    else:
+        many = [f"{count} for {resource}" for resource, count in unheard.items() if count > 1]
+        if many:
+            message = f"{where} takes messages, but some wait unheard: {', '.join(many)}"
+            yield Finding("queue", "warn", message, "see that a worker of that class runs; busy workers are no fault")
+        else:
+            yield Finding("queue", "ok", f"{where} takes and gives messages")
+    finally:
+        line.hang_up()
+
+
+def check_storage(settings: Settings) -> Iterator[Finding]:
+    """Write, read, fetch as a client would, and delete."""
+    where = f"bucket {settings.s3_bucket}" if settings.s3_bucket else str(settings.objects_dir)
+    store = open_store(settings)
+    key = f"doctor/{new_id('doc')}"
+    content = os.urandom(1024)
+    try:
+        with NamedTemporaryFile() as file:
+            file.write(content)
+            file.flush()
+            store.put(key, Path(file.name))
+        arrived = b"".join(store.read(key))
+        if hashlib.sha256(arrived).digest() != hashlib.sha256(content).digest():
+            yield Finding("storage", "fail", f"{where} gives back something else than it was given", "look at its disk")
+            return
+        yield Finding("storage", "ok", f"{where} can be written and read")
+        yield _fetch_as_a_client(store, key, content)
+    except StorageUnavailable as error:
+        remedy = "see that it runs, that the bucket is there, and that the TEMPER_S3_ variables are right"
+        if not settings.s3_bucket:
+            remedy = "let the service write to its data folder, and see that its disk has room"
+        yield Finding("storage", "fail", f"{where}: {error}", remedy)
+    finally:
+        _forget(store, key)
+
+
+def _fetch_as_a_client(store: ObjectStore, key: str, content: bytes) -> Finding:
+    request = store.download_request(key, file_name="doctor")
+    if request is None:
+        return Finding("downloads", "ok", "clients fetch files through the API")
+    where = "{0.scheme}://{0.netloc}".format(urlsplit(request.url))
+    remedy = "clients must reach TEMPER_S3_PUBLIC_ENDPOINT_URL; or set TEMPER_STORAGE_PROXY=true"
+    try:
+        answer = httpx2.get(request.url, headers=dict(request.headers), timeout=10, trust_env=False)
+    except httpx2.TransportError as error:
+        return Finding("downloads", "fail", f"{where}, where clients are sent, cannot be reached: {error}", remedy)
+    if answer.content != content:
+        return Finding("downloads", "fail", f"{where} answers a signed address with {answer.status_code}", remedy)
+    return Finding("downloads", "ok", f"clients fetch files from {where}")
+
+
+def _forget(store: ObjectStore, key: str) -> None:
+    try:
+        store.delete(key)
+    except StorageUnavailable:
+        pass
+    finally:
+        store.close()
+
+
+def check_gpu(settings: Settings) -> Iterator[Finding]:
+    """See what a worker on this machine would compute with."""
+    if importlib.util.find_spec("torch") is None:
+        yield Finding("gpu", "ok", "torch is not installed: this machine can serve the API, not work")
+        return
+    # Another process: torch has no place in this one, and a driver that is broken may take it along.
+    command = [sys.executable, "-c", _LOOK_FOR_GPUS]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        names = json.loads(found.stdout)
+    except (subprocess.SubprocessError, ValueError) as error:
+        words = str(getattr(error, "stderr", "") or error).strip().rpartition("\n")[2]
+        yield Finding("gpu", "fail", f"torch cannot be used: {words}", "install it anew: pip install 'temper[worker]'")
+        return
+    if names:
+        yield Finding("gpu", "ok", f"{len(names)}: {', '.join(names)}")
+    elif settings.resource_class == "cpu":
+        yield Finding("gpu", "ok", "none, and none is needed: TEMPER_RESOURCE_CLASS is cpu")
+    else:
+        remedy = "look at nvidia-smi and the driver; where there is none, set TEMPER_RESOURCE_CLASS=cpu"
+        yield Finding("gpu", "warn", "none: a worker here computes on the CPU", remedy)
+
+
+def check_inspections(_: Settings) -> Iterator[Finding]:
+    """See whether the process that opens files of strangers can be kept from the network."""
+    if importlib.util.find_spec("torch") is None:
+        return
+    done = subprocess.run([sys.executable, "-c", _CUT_OFF], capture_output=True, text=True, timeout=60)
+    complaint = done.stdout.strip() if done.returncode == 0 else f"it was ended: {done.stderr.strip()[-200:]}"
+    if complaint:
+        remedy = "let the container's seccomp profile allow seccomp(2), or keep the worker from the network otherwise"
+        yield Finding("uploads", "warn", f"files of strangers are opened with a network: {complaint}", remedy)
+    else:
+        yield Finding("uploads", "ok", "files of strangers are opened without a network")
+
+
+def check_disk(settings: Settings) -> Iterator[Finding]:
+    """See whether there is room where runs write."""
+    free = shutil.disk_usage(settings.data_dir).free
+    message = f"{free / _GIGABYTE:.1f} GB free in {settings.data_dir}"
+    if free < _LITTLE:
+        yield Finding(
+            "disk", "fail" if free < _TOO_LITTLE else "warn", message, "make room: runs save their states there"
+        )
+    else:
+        yield Finding("disk", "ok", message)
+
+
+def check_secrets(settings: Settings) -> Iterator[Finding]:
+    """See whether secrets are secret, and hard to guess."""
+    weak = [
+        name
+        for name, password in _passwords(settings)
+        if password is not None and (password.lower() in _GUESSED_FIRST or len(password) < 12)
+    ]
+    if weak:
+        message = f"easy to guess: the password in {' and in '.join(weak)}"
+        yield Finding("secrets", "warn", message, "choose a long random one; ./deploy/bootstrap writes such")
+    file = settings.credentials_file
+    if file and file.exists() and file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        yield Finding("secrets", "fail", f"{file} can be read by others", f"chmod 600 {file}, and revoke the key in it")
+    elif not weak:
+        yield Finding("secrets", "ok", "none is easy to guess")
+
+
+def _passwords(settings: Settings) -> Iterator[tuple[str, str | None]]:
+    """Name the passwords there are. One that reaches no further than this machine may be missing."""
+    for name, url in (("TEMPER_DATABASE_URL", settings.database_url), ("TEMPER_BROKER_URL", settings.broker_url)):
+        if url and (host := make_url(url).host):
+            given = make_url(url).password
+            here = host in ("localhost", "127.0.0.1", "::1")
+            yield name, None if here and given is None else str(given or "")
+    if settings.s3_secret_access_key:
+        yield "TEMPER_S3_SECRET_ACCESS_KEY", settings.s3_secret_access_key.get_secret_value()
+
+
+CHECKS: Sequence[Check] = (
+    check_database,
+    check_queue,
+    check_storage,
+    check_gpu,
+    check_inspections,
+    check_disk,
+    check_secrets,
+)
+
+
+def inspect(settings: Settings, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
+    """Go through all parts."""
+    for check in checks:
+        yield from check(settings)
+
+
+def main() -> None:
+    """Inspect the instance that the environment speaks of."""
+    as_json = "--json" in sys.argv[1:]
+    findings = []
+    for finding in inspect(Settings.from_environment()):
+        findings.append(finding)
+        if not as_json:
+            remedy = f"\n{'':15}{finding.remedy}" if finding.remedy else ""
+            sys.stdout.write(f"{finding.level:4} {finding.part:9} {finding.message}{remedy}\n")
+            sys.stdout.flush()
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(finding) for finding in findings]) + "\n")
+    sys.exit(any(finding.level == "fail" for finding in findings))
+
+
+if __name__ == "__main__":
+    main()

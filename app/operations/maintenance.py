@@ -1,0 +1,175 @@
+"""What has to be done now and then, whoever does it: every API process runs all periodic_tasks, each in a thread of
+its own.
+
+A chore is idempotent and safe in several processes at once: it takes what it works on by a short transaction. It may be
+cut off anywhere, and must not wait for anything without a limit.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from threading import Event, Thread
+
+from app.assets import assets, uploads
+from app.jobs import lifecycle
+from app.operations import garbage_collection
+from app.platform.database import AWAY, Database, why
+from app.platform.queue import Doorbell, needs
+from app.platform.settings import Settings
+from app.projects import quotas
+from app.storage import ObjectStore, StorageUnavailable
+from app.webhooks import sender, subscriptions
+
+log = logging.getLogger(__name__)
+
+_LONGEST_PART_SECONDS = 6 * 3600
+
+
+@dataclass(frozen=True)
+class MaintenanceContext:
+    """What a chore is given."""
+
+    settings: Settings
+    database: Database
+    store: ObjectStore
+    doorbell: Doorbell
+    stopping: Event = field(default_factory=Event)
+    """Set when a chore that waits for something is to leave it."""
+
+
+@dataclass(frozen=True)
+class PeriodicTask:
+    """Something to do every so many seconds."""
+
+    name: str
+    every: float
+    do: Callable[[MaintenanceContext], None]
+
+
+def take_back_expired_jobs(context: MaintenanceContext) -> None:
+    """Queue the jobs of lost workers again, and let jobs follow their shards; where no worker is left, nobody else
+    would."""
+    with context.database.writing() as session:
+        lifecycle.settle(session)
+    with context.database.writing() as session:
+        lifecycle.expire(session, lifecycle.RetryPolicy.of(context.settings))
+
+
+def ring_again(context: MaintenanceContext) -> None:
+    """Tell the workers once more of jobs and files that have waited for a while: a ring may have been lost."""
+    if not context.doorbell.is_there:
+        return
+    with context.database.reading() as session:
+        wanted = {needs(gpus) for gpus in lifecycle.gpus_wanted(session, seconds=10)}
+        if assets.have_waited(session, seconds=10):
+            wanted.add(needs(1))
+    for resource in wanted:
+        context.doorbell.ring(resource)
+
+
+def send_webhooks(context: MaintenanceContext) -> None:
+    """Send what webhooks are to be told, for as long as there is something to send."""
+    sender.send_all(context.settings, context.database, context.stopping)
+
+
+def forget_old_deliveries(context: MaintenanceContext) -> None:
+    """Keep the log of deliveries to its length."""
+    with context.database.writing() as session:
+        subscriptions.forget(session, days=context.settings.webhook_keep_days)
+
+
+def verify_uploads(context: MaintenanceContext) -> None:
+    """Verify the uploads that were too large for the request that completed them, or whose process has gone."""
+    with context.database.reading() as session:
+        waiting = uploads.waiting(session)
+    for upload_id in waiting:
+        try:
+            uploads.verify(upload_id, context.database, context.store)
+        except StorageUnavailable as error:
+            log.warning("upload %s cannot be verified now: %s", upload_id, error)
+
+
+def clear_uploads_away(context: MaintenanceContext) -> None:
+    """Give up uploads that have been left alone, and remove what ended ones have left behind."""
+    with context.database.writing() as session:
+        uploads.expire(session)
+    for left in context.settings.spool_dir.iterdir():
+        # The part of a process that was killed: none takes so long.
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _LONGEST_PART_SECONDS:
+                left.unlink()
+    uploads.sweep(context.database, context.store)
+
+
+def watch_gpu_time(context: MaintenanceContext) -> None:
+    """Stop claiming jobs of projects whose GPU time of this month is used up."""
+    with context.database.writing() as session:
+        quotas.watch_gpu_time(session, context.settings)
+
+
+def sweep_states(context: MaintenanceContext) -> None:
+    """Let go of the states that nobody has retried from."""
+    garbage_collection.sweep_states(context.database, context.store, days=context.settings.state_retention_days)
+
+
+def sweep_orphans(context: MaintenanceContext) -> None:
+    """Remove the files that belong to nothing."""
+    garbage_collection.sweep_orphans(context.database, context.store)
+
+
+def clear_files_away(context: MaintenanceContext) -> None:
+    """Take back the inspections of lost workers, and remove the objects of data sets and models that are gone."""
+    with context.database.writing() as session:
+        for kind in assets.TABLES:
+            assets.expire(session, kind, max_losses=context.settings.max_losses)
+    # Keys first: what is stored after that is nobody's leftover yet.
+    keys = [key for kind in assets.TABLES for key in context.store.keys(f"{kind}s")]
+    with context.database.reading() as session:
+        gone = assets.leftovers(session, keys)
+    for key in gone:
+        context.store.delete(key)
+
+
+PERIODIC_TASKS: Sequence[PeriodicTask] = (
+    PeriodicTask("take back expired jobs", 15, take_back_expired_jobs),
+    PeriodicTask("sweep states", 600, sweep_states),
+    PeriodicTask("sweep orphans", 3600, sweep_orphans),
+    PeriodicTask("ring for waiting jobs again", 10, ring_again),
+    PeriodicTask("send webhooks", 1, send_webhooks),
+    PeriodicTask("forget old deliveries", 3600, forget_old_deliveries),
+    PeriodicTask("verify uploads", 2, verify_uploads),
+    PeriodicTask("clear uploads away", 60, clear_uploads_away),
+    PeriodicTask("look at the GPU time of projects", 60, watch_gpu_time),
+    PeriodicTask("clear files away", 60, clear_files_away),
+)
+
+
+class Maintenance:
+    """The threads that do the periodic_tasks."""
+
+    def __init__(self, context: MaintenanceContext, periodic_tasks: Sequence[PeriodicTask] = PERIODIC_TASKS) -> None:
+        self._premises = context
+        self._threads = [Thread(target=self._repeat, args=(chore,), daemon=True) for chore in periodic_tasks]
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Let each chore end what it is at."""
+        self._premises.stopping.set()
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    def _repeat(self, chore: PeriodicTask) -> None:
+        while not self._premises.stopping.wait(chore.every):
+            try:
+                chore.do(self._premises)
+            except (*AWAY, StorageUnavailable) as error:
+                log.warning("cannot %s now: %s", chore.name, why(error))
+            except Exception:
+                # A mistake in one round must not end the chore for good.
+                log.exception("could not %s", chore.name)

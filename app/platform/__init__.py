@@ -1,0 +1,1 @@
+"""What every process of the service stands on: settings, database, queue, logs."""

@@ -1,0 +1,330 @@
+"""The database: one short transaction per request or task, committed here and nowhere else; and its clock.
+
+SQLite (WAL) is the default, Postgres the database of a server. A transaction that will write says so when it opens,
+because SQLite cannot upgrade a read without risking `database is locked`; in Postgres the two kinds of session are
+alike.
+"""
+
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from select import POLLIN, poll
+from time import monotonic, sleep
+from typing import Any, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import (
+    Connection,
+    DateTime,
+    Dialect,
+    Engine,
+    Float,
+    TypeDecorator,
+    create_engine,
+    event,
+    make_url,
+    select,
+)
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DatabaseError, InternalError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+Row = TypeVar("Row", bound=DeclarativeBase)
+
+THREADS = 16
+"""Threads of an API process that may hold a connection at once; the pool has one for each."""
+AWAY = OperationalError, InternalError, NoConnectionFree
+"""What is raised where the database cannot be reached or cannot be written, or has ended a transaction of its own
+accord: another try may succeed."""
+_ALONE = 0x7E3BE5
+"""Any number, as long as every process takes the same one for its lock."""
+_POSTGRES: dict[str, Any] = {
+    "pool_recycle": 1800,
+    "pool_timeout": 10,
+    "connect_args": {
+        "connect_timeout": 5,
+        # A connection to a machine that has gone ends within half a minute, and a statement never waits for ever.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 20_000,
+        "options": "-c timezone=UTC -c statement_timeout=15s -c lock_timeout=5s "
+        "-c idle_in_transaction_session_timeout=30s",
+    },
+}
+
+
+class Timestamp(TypeDecorator[datetime]):
+    """A moment in UTC; SQLite gives it back without its zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """SQLite would store a moment of another zone as if it were UTC."""
+        return value.astimezone(UTC) if value else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Name the zone."""
+        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+
+
+class seconds_from_now(FunctionElement[datetime]):  # noqa: N801  # reads as the SQL function it is
+    """The database's own time plus so many seconds. Leases go by it, so that no worker's clock matters."""
+
+    type = Timestamp()
+    inherit_cache = True
+
+
+@compiles(seconds_from_now, "sqlite")
+def _in_sqlite(element: seconds_from_now, compiler: SQLCompiler, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    # SQLAlchemy reads six digits after the point, %f gives three.
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', ({seconds}) || ' seconds')"
+
+
+@compiles(seconds_from_now, "postgresql")
+def _in_postgres(element: seconds_from_now, compiler: SQLCompiler, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"(clock_timestamp() + ({seconds}) * interval '1 second')"
+
+
+class seconds_between(FunctionElement[float]):  # noqa: N801  # reads as the SQL function it is
+    """Seconds from the second moment to the first."""
+
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(seconds_between, "sqlite")
+def _between_in_sqlite(element: seconds_between, compiler: SQLCompiler, **options: Any) -> str:
+    later, earlier = (compiler.process(each, **options) for each in element.clauses)
+    return f"((julianday({later}) - julianday({earlier})) * 86400.0)"
+
+
+@compiles(seconds_between, "postgresql")
+def _between_in_postgres(element: seconds_between, compiler: SQLCompiler, **options: Any) -> str:
+    later, earlier = (compiler.process(each, **options) for each in element.clauses)
+    return f"extract(epoch FROM ({later}) - ({earlier}))::float8"
+
+
+def now() -> seconds_from_now:
+    """The database's own time."""
+    return seconds_from_now(0)
+
+
+def moment(session: Session) -> datetime:
+    """Ask the database what time it is."""
+    return session.scalars(select(now())).one()
+
+
+def why(error: Exception) -> str:
+    """Say what the database or its driver has said. The error's own words quote the statement, with its values."""
+    return str(getattr(error, "orig", error)).strip()
+
+
+class Deleted(Exception):
+    """Somebody has deleted the row since it was found; the message names it."""
+
+
+def hold(session: Session, table: type[Row], row_id: str, *, lets_change: bool = False) -> Row:
+    """Read a row as it is now, and keep others from deleting it until the transaction ends, and from changing it unless
+    `lets_change`. Whoever has found a row without this may find it gone a moment later. Raises Deleted."""
+    lock: Any = {"read": True, "key_share": True} if lets_change else True
+    row = session.get(table, row_id, with_for_update=lock, populate_existing=True)
+    if row is None:
+        raise Deleted(f"there is no {table.__tablename__.removesuffix('s')} {row_id!r} any more")
+    return row
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Which version of the schema a database has, and which this code needs."""
+
+    found: str | None
+    needed: str
+    is_known: bool
+    """Whether this code has heard of the version that was found."""
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong, and what to do; empty where nothing is."""
+        if self.found == self.needed:
+            return ""
+        if self.found is None:
+            return "the database has no schema yet: run `temper migrate`"
+        if self.is_known:
+            return f"the database has schema {self.found}, this version needs {self.needed}: run `temper migrate`"
+        return (
+            f"the database has schema {self.found}, which is newer than this version of Temper ({self.needed}): "
+            "start the version that made it, or a newer one"
+        )
+
+
+class Database:
+    """One engine, and the two ways to open a transaction on it."""
+
+    def __init__(self, url: str) -> None:
+        options = _POSTGRES if make_url(url).get_backend_name() == "postgresql" else {}
+        self.engine = create_engine(url, pool_size=THREADS, max_overflow=4, **options)
+        self._reading_engine = self.engine
+        if self.engine.dialect.name == "sqlite":
+            _adapt_to_sqlite(self.engine)
+        else:
+            _leave_closed_connections(self.engine)
+            # Each statement sees what was committed before it, in a transaction or not: so two round trips are saved.
+            self._reading_engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._writing_engine = self.engine.execution_options(temper_writes=True)
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Open a transaction that changes nothing."""
+        with Session(self._reading_engine) as session:
+            yield session
+
+    @contextmanager
+    def writing_alone(self) -> Iterator[Session]:
+        """Open a writing transaction that waits for all others of this kind: one at a time."""
+        with self.writing() as session:
+            _lock_out_others(session.connection())
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """Open a transaction that is committed at the end of the block, and rolled back by an exception."""
+        with Session(self._writing_engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def migrate(self) -> None:
+        """Bring the schema to this code's version. Safe when two processes start at once: the second one waits."""
+        with self._writing_engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                # The second one waits as long as it takes; a change of a large table takes longer than any request.
+                for timeout in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+                    connection.exec_driver_sql(f"SET LOCAL {timeout} = 0")
+                _lock_out_others(connection)
+                connection.exec_driver_sql("SET LOCAL lock_timeout = '30s'")
+            config = _alembic()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def schema(self) -> Schema:
+        """Look which version of the schema there is."""
+        known, needed = _versions()
+        with self.engine.connect() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+        return Schema(found, needed, found in known)
+
+    def try_to_write(self) -> None:
+        """Write something and take it back. Raises OperationalError where that fails, as on a full disk."""
+        with self._writing_engine.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                _spill(connection)
+            else:
+                connection.exec_driver_sql("UPDATE alembic_version SET version_num = version_num")
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+def open_database(url: str) -> Database:
+    """Open the database with this code's schema; end the program with a plain sentence where that fails."""
+    database = Database(url)
+    try:
+        schema = database.schema()
+        if schema.found and not schema.is_known:
+            sys.exit(schema.complaint)
+        database.migrate()
+    except DatabaseError as error:
+        sys.exit(f"the database at {database.engine.url} cannot be used: {error.orig}")
+    return database
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
+    return config
+
+
+@cache
+def _versions() -> tuple[frozenset[str], str]:
+    """Name the versions of the schema that this code knows, and its own."""
+    scripts = ScriptDirectory.from_config(_alembic())
+    own = scripts.get_current_head()
+    assert own
+    return frozenset(script.revision for script in scripts.walk_revisions()), own
+
+
+def _lock_out_others(connection: Connection) -> None:
+    """Let one process at a time go on from here, until its transaction ends. SQLite's writers do that anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ALONE})")
+
+
+def _spill(connection: Connection) -> None:
+    """Write more than the cache holds: SQLite keeps the rest of a transaction from the disk until the commit."""
+    before = connection.exec_driver_sql("PRAGMA cache_size").scalar_one()
+    connection.exec_driver_sql("PRAGMA cache_size = 1")
+    try:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = zeroblob(65536)")
+    finally:
+        connection.exec_driver_sql(f"PRAGMA cache_size = {before}")
+
+
+def _use_a_log(connection: sqlite3.Connection) -> None:
+    """Switch to WAL. Where several processes do so on a new file at once, SQLite refuses without waiting."""
+    deadline = monotonic() + 5
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if monotonic() > deadline:
+                raise
+            sleep(0.01)
+        else:
+            return
+
+
+def _leave_closed_connections(engine: Engine) -> None:
+    """Take no connection from the pool that the server has closed, as it does when it is started again."""
+
+    @event.listens_for(engine, "checkout")
+    def look(connection: Any, _: ConnectionPoolEntry, __: object) -> None:
+        # All that a server says to a connection which asks nothing is that this is the end, or next to nothing; to ask
+        # it for a sign of life would be a round trip each time.
+        said = poll()
+        if not connection.closed:
+            said.register(connection.fileno(), POLLIN)
+        if connection.closed or said.poll(0):
+            raise InvalidatePoolError
+
+
+def _adapt_to_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        # SQLAlchemy begins transactions below; the driver's own begin comes too late to be IMMEDIATE.
+        assert isinstance(connection, sqlite3.Connection)
+        connection.isolation_level = None
+        connection.execute("PRAGMA busy_timeout = 5000")
+        _use_a_log(connection)
+        for pragma in ("synchronous = NORMAL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("temper_writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,77 @@
+"""What the processes of the service log: lines for people or JSON, who or what they are about, and no secrets.
+
+Everything goes through `logging`: our own lines, uvicorn's, Celery's and those of libraries. What is bound by `about`
+stands in all lines of a request or an attempt, whoever writes them.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from http import HTTPStatus
+
+import structlog
+from structlog.contextvars import bound_contextvars
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from app.platform.redaction import known_secrets, redact
+from app.platform.settings import LogFormat, Settings
+
+
+def set_up(settings: Settings) -> None:
+    """Send all that is logged to the standard error, as TEMPER_LOG_FORMAT says. Once more takes the place of before."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter(settings))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(capture=True)
+    # Each request to a server of ours is in this log already, and these would tell it of every call to another one.
+    for name in ("httpx2", "botocore", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.access").addFilter(_tells_something)
+
+
+def _tells_something(record: logging.LogRecord) -> bool:
+    """Leave out probes that went well: they come every few seconds, for ever, and nobody looks for them."""
+    match record.args:
+        case (_, "GET", "/livez" | "/readyz", _, HTTPStatus.OK):
+            return False
+    return True
+
+
+def formatter(settings: Settings) -> logging.Formatter:
+    """Make what turns a log record into a line without secrets: those that look like one, and those of the settings."""
+    known = known_secrets(settings)
+
+    def without_secrets(_: WrappedLogger, __: str, line: str | EventDict) -> str:
+        return redact(str(line), known)
+
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+        ],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            *_renderers(settings.log_format),
+            without_secrets,
+        ],
+    )
+
+
+def about(**what: object) -> AbstractContextManager[None]:
+    """Say in all lines that the block logs what they are about: request_id, job_id, attempt."""
+    return bound_contextvars(**what)
+
+
+def _renderers(log_format: LogFormat) -> Sequence[Processor]:
+    if log_format == "json":
+        return (structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False))
+    # The locals of a traceback may be anything, so the plain one.
+    plain = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+    )
+    return (plain,)

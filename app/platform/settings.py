@@ -1,0 +1,314 @@
+"""Every environment variable of the service, typed. Each begins with TEMPER_ and has a default that works."""
+
+import re
+import sys
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+SMALLEST_PART = 5 * 1024**2
+"""Bytes that every part but the last has at least, by the rules of S3."""
+SECRETS = Path("/run/secrets")
+"""Where Docker puts secrets: a file of a variable's name, in small letters, says the same as the variable."""
+_FOLLOWS = "default_factory_not_called"
+"""What pydantic says of a default that is made of others, where any of all settings is wrong."""
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
+
+ResourceClass = Literal["gpu", "cpu"]
+"""What a worker has; each class has its queue."""
+LogFormat = Literal["console", "json"]
+"""How the processes log: lines for people, or a JSON object a line."""
+
+
+class Settings(BaseSettings):
+    """How this instance runs."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TEMPER_",
+        frozen=True,
+        use_attribute_docstrings=True,
+        secrets_dir=SECRETS if SECRETS.is_dir() else None,
+    )
+
+    data_dir: Path = Field(default_factory=lambda: Path.home() / ".temper")
+    """Where everything lies: database, objects, work folders, local models and data sets."""
+    database_url: str = Field(default_factory=lambda data: f"sqlite:///{data['data_dir']}/temper.db")
+    """SQLAlchemy URL of the database; by default an SQLite file in the data folder."""
+    migrate_at_start: bool = Field(default_factory=lambda data: data.get("database_url", "").startswith("sqlite"))
+    """Whether API and workers bring the schema up to date as they start, or leave that to `temper migrate`."""
+    broker_url: str = ""
+    """Redis or Valkey that tells the workers of new jobs; empty for none: then they poll."""
+    log_format: LogFormat = "console"
+    """How API and workers log: console, lines for people, or json, an object a line."""
+    host: str = "127.0.0.1"
+    """Address the API binds to; the default is reachable from this machine only."""
+    port: int = Field(default=8765, ge=1, le=65535)
+    """Port the API binds to."""
+    api_workers: int = Field(default=1, ge=1, le=64)
+    """API processes that share the port."""
+    first_api_key: SecretStr | None = None
+    """The first API key, in place of a random one: tmp_, 8 letters or digits, _, and 32 more that nobody can guess."""
+    credentials_file: Path | None = None
+    """Where the first start stores url and key for the local command line, readable by its owner only."""
+    max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
+    """Largest request body."""
+    rate_limit: int = Field(default=6000, ge=1)
+    """Requests that one API key may make in the time below, counted in the broker where there is one."""
+    rate_limit_seconds: int = Field(default=60, ge=1, le=3600)
+    """The time in which the requests of a key are counted, in whole seconds."""
+    auth_failures: int = Field(default=100, ge=1)
+    """Wrong API keys in a minute after which an address is not listened to, but with a key that was right before."""
+    quota_queued_jobs: int | None = Field(default=1000, ge=0)
+    """Waiting jobs that a project may have, unless it has a limit of its own; so with all quotas."""
+    quota_running_jobs: int | None = Field(default=None, ge=0)
+    """Running jobs that a project may have; those above it wait. By default any number."""
+    quota_gpu_seconds_per_month: int | None = Field(default=None, ge=0)
+    """GPU seconds that a project may use in a calendar month (UTC); what runs then goes on. By default any number."""
+    quota_stored_bytes: int | None = Field(default=100 * 1024**3, ge=0)
+    """Bytes that may be stored for a project: its uploads, from their announcement on, and what its jobs have saved."""
+    quota_streams_per_key: int | None = Field(default=None, ge=0)
+    """Streams of events and logs that one key may have open at one API process; by default any number."""
+    quota_keys: int | None = Field(default=100, ge=1)
+    """Valid API keys that a project may have."""
+    max_streams: int = Field(default=200, ge=1)
+    """Streams of events and logs that one API process serves at once."""
+    max_stream_seconds: float = Field(default=900, gt=0)
+    """After this long a stream closes, and the client takes it up where it was."""
+    watch_seconds: float = Field(default=0.5, gt=0)
+    """How often one API process looks for changes in the jobs that somebody waits for."""
+    resource_class: ResourceClass = "gpu"
+    """What this worker has: gpu, or cpu for one that takes no job of several GPUs."""
+    gpus: int | None = Field(default=None, ge=1)
+    """Most GPUs that a job of this worker may ask for; by default any number, and it fails where there are fewer."""
+    pulse_file: Path = Field(default_factory=lambda data: data["data_dir"] / "worker.pulse")
+    """File that a worker touches as long as it looks for work or runs a job, for a health check."""
+    poll_seconds: float = Field(default=1, gt=0)
+    """How often an idle worker looks for work, and a busy one for a cancel."""
+    lease_seconds: float = Field(default=60, gt=0)
+    """How long a job stays with a worker that is not heard of."""
+    heartbeat_seconds: float = Field(default=10, gt=0)
+    """How often a worker renews its lease."""
+    concurrency: int = Field(default=1, ge=1, le=64)
+    """Jobs that one worker process runs side by side."""
+    shard_points: int = Field(default=2000, ge=0)
+    """An evaluation job of more points is split into shards of about so many, which workers share; 0 splits none."""
+    max_shards: int = Field(default=16, ge=1, le=1000)
+    """Most shards of one evaluation; they are larger then."""
+    cancel_grace_seconds: float = Field(default=5, ge=0)
+    """Time between asking a training process to end and killing it."""
+    cancel_limit_seconds: float = Field(default=45, gt=0)
+    """So long after a cancel a job counts as cancelled, whether its worker has heeded it or not."""
+    pause_grace_seconds: float = Field(default=60, ge=0)
+    """Time for a training process to save its state when it is paused or its worker stops; then it is killed."""
+    stall_seconds: float = Field(default=1800, gt=0)
+    """A training process without a sign of life for this long, or for 20 of its steps, is killed and started anew."""
+    publish_seconds: float = Field(default=1800, ge=0)
+    """How long a finished run waits for the object store to take its files before its job fails."""
+    log_seconds: float = Field(default=10, gt=0)
+    """How often what a run has logged goes to the object store."""
+    max_log_bytes: int = Field(default=16 * 1024 * 1024, ge=4096)
+    """Most bytes of one attempt's log that are kept."""
+    state_retention_days: float = Field(default=30, ge=0)
+    """How long the states of a failed or cancelled job are kept for a retry."""
+    kept_days: float = Field(default=7, ge=0)
+    """How long a worker keeps what a run has made and the object store did not take; 0 for not at all."""
+    max_losses: int = Field(default=5, ge=1)
+    """A job whose worker or training process has vanished this many times fails."""
+    max_losses_in_place: int = Field(default=3, ge=1)
+    """So does one that has vanished this many times in a row without anything new saved."""
+    loss_backoff_seconds: float = Field(default=5, ge=0)
+    """How long a job waits after its first loss; after each further one twice as long."""
+    max_loss_backoff_seconds: float = Field(default=300, ge=0)
+    """The longest such wait."""
+    s3_bucket: str | None = Field(default=None, min_length=3, max_length=63)
+    """Bucket that keeps checkpoints, reports and uploads; without one, the data folder does."""
+    s3_endpoint_url: str | None = None
+    """Where API and workers reach the S3 server; by default Amazon's."""
+    s3_public_endpoint_url: str | None = None
+    """Where clients reach the S3 server, if not at the same address: it is part of what is signed."""
+    s3_region: str = "us-east-1"
+    """Region that requests to the S3 server are signed for."""
+    s3_access_key_id: SecretStr | None = None
+    """Access key to the bucket; without one, boto3 looks where it always does."""
+    s3_secret_access_key: SecretStr | None = None
+    """The access key's secret."""
+    s3_timeout_seconds: float = Field(default=20, gt=0)
+    """How long the S3 server may be silent before a request is sent again."""
+    storage_proxy: bool = False
+    """Whether clients reach the S3 server through the API only, which then passes on all bytes."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port that serves numbers for Prometheus, without a key; none by default."""
+    metrics_host: str = "127.0.0.1"
+    """Address that port binds to; the default is reachable from this machine only."""
+    max_webhooks: int = Field(default=20, ge=0)
+    """Webhooks that one project may have."""
+    webhook_http: bool = False
+    """Whether webhooks may be called by plain http, too."""
+    webhook_ports: Annotated[tuple[int, ...], NoDecode] = (443, 8443)
+    """Ports that webhooks may have, separated by commas."""
+    webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
+    """Host names and ranges (`ci.lan,10.1.0.0/16`) outside the public internet that webhooks may have, at any port."""
+    webhook_timeout_seconds: float = Field(default=15, gt=0)
+    """How long a webhook's receiver may take for its answer."""
+    webhook_pause_scale: float = Field(default=1, gt=0)
+    """Multiplies the pauses between the attempts to reach a webhook: 5 s, 5 min, 30 min, 2, 5, 10, 14, 20 and 24 h."""
+    webhook_keep_days: float = Field(default=30, gt=0)
+    """How long the log of what was sent to a webhook goes back."""
+
+    upload_part_bytes: int = Field(default=16 * 1024**2, ge=SMALLEST_PART, le=5 * 1024**3)
+    """Bytes of one part of an upload; more where there would be more than 10,000 parts."""
+    upload_seconds: float = Field(default=86400, gt=0)
+    """An upload that nothing is heard of for so long is given up."""
+    inspection_seconds: int = Field(default=900, ge=1)
+    """Time that the inspection of an uploaded file may take."""
+    inspection_memory_bytes: int = Field(default=4 * 1024**3, ge=64 * 1024**2)
+    """Memory that it may take."""
+    inspection_bytes: int = Field(default=16 * 1024**3, ge=1024)
+    """Bytes that an uploaded file may unpack or decode to."""
+    cache_bytes: int = Field(default=50 * 1024**3, ge=0)
+    """Bytes of uploaded files that a worker's machine keeps for the next job; those in use come on top."""
+
+    @field_validator("database_url")
+    @classmethod
+    def _of_a_database(cls, url: str) -> str:
+        try:
+            make_url(url).get_dialect().import_dbapi()
+        except (ArgumentError, ImportError) as error:
+            raise ValueError(
+                f"not a database that can be used here: {error}; write sqlite:////PATH/temper.db"
+            ) from None
+        if make_url(url).get_backend_name() == "sqlite" and make_url(url).database in (None, "", ":memory:"):
+            raise ValueError("API and worker share the database, so it must be a file: write sqlite:////PATH/temper.db")
+        return url
+
+    @field_validator("broker_url")
+    @classmethod
+    def _of_a_broker(cls, url: str) -> str:
+        if url and urlsplit(url).scheme not in ("redis", "rediss"):
+            raise ValueError("not a Redis or Valkey: write redis://HOST:6379/0, or leave it empty")
+        return url
+
+    @field_validator("first_api_key")
+    @classmethod
+    def _of_a_key(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not re.fullmatch(r"tmp_[0-9A-Za-z]{8}_[0-9A-Za-z]{32}", key.get_secret_value()):
+            raise ValueError("not an API key: write tmp_, 8 letters or digits, _, and 32 more; or leave it out")
+        return key
+
+    @field_validator("heartbeat_seconds")
+    @classmethod
+    def _in_time(cls, heartbeat: float, info: ValidationInfo) -> float:
+        # A worker gives a job up when two thirds of its lease have passed without a heartbeat.
+        if heartbeat * 3 > info.data.get("lease_seconds", heartbeat * 3):
+            raise ValueError("must be at most a third of TEMPER_LEASE_SECONDS")
+        return heartbeat
+
+    @field_validator("s3_endpoint_url", "s3_public_endpoint_url")
+    @classmethod
+    def _of_a_server(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^/?#@\s]+/?", url):
+            raise ValueError("write http:// or https://, a host and perhaps a port, and no path")
+        return url and url.rstrip("/")
+
+    @field_validator("s3_secret_access_key")
+    @classmethod
+    def _with_its_key(cls, secret: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if (secret is None) != (info.data.get("s3_access_key_id") is None):
+            raise ValueError("set TEMPER_S3_ACCESS_KEY_ID and TEMPER_S3_SECRET_ACCESS_KEY both, or neither")
+        return secret
+
+    @field_validator("webhook_ports", "webhook_allow", mode="before")
+    @classmethod
+    def _separated(cls, entries: Any) -> Any:
+        if isinstance(entries, str):
+            return tuple(entry.strip() for entry in entries.split(",") if entry.strip())
+        return entries
+
+    @field_validator("webhook_ports")
+    @classmethod
+    def _of_tcp(cls, ports: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(0 < port <= 65_535 for port in ports):
+            raise ValueError("ports go from 1 to 65535; write them as 443,8443")
+        return ports
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _names_or_ranges(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            try:
+                ip_network(entry)
+            except ValueError as error:
+                if "/" in entry or not _HOST.fullmatch(entry):
+                    raise ValueError(f"{entry!r}: {error}; write host names and ranges as ci.lan,10.1.0.0/16") from None
+        return entries
+
+    @property
+    def most_gpus(self) -> int | None:
+        """What jobs this worker takes: those that ask for so many GPUs at most; None for all."""
+        return 1 if self.resource_class == "cpu" else self.gpus
+
+    @property
+    def objects_dir(self) -> Path:
+        """Stored checkpoints and reports."""
+        return self.data_dir / "objects"
+
+    @property
+    def work_dir(self) -> Path:
+        """What running jobs write; emptied when they end."""
+        return self.data_dir / "work"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Parts of uploads on their way through the API."""
+        return self.data_dir / "spool"
+
+    @property
+    def kept_dir(self) -> Path:
+        """What runs have made and the object store did not take."""
+        return self.data_dir / "kept"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Uploaded files on this machine, by their hash."""
+        return self.data_dir / "cache"
+
+    @property
+    def models_dir(self) -> Path:
+        """Local base models, one .safetensors file each."""
+        return self.data_dir / "models"
+
+    @property
+    def datasets_dir(self) -> Path:
+        """Local data sets, one ImageFolder folder or archive each."""
+        return self.data_dir / "datasets"
+
+    def make_folders(self) -> None:
+        """Make the folders above where they are missing."""
+        folders = (self.objects_dir, self.work_dir, self.spool_dir, self.cache_dir, self.models_dir, self.datasets_dir)
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the environment and make the folders; end the program with a plain sentence where that fails."""
+        try:
+            settings = cls()
+            settings.make_folders()
+        except ValidationError as error:
+            # What is only put together of others is not the cause.
+            sys.exit("\n".join(_sentence(each) for each in error.errors() if each["type"] != _FOLLOWS))
+        except OSError as error:
+            sys.exit(f"TEMPER_DATA_DIR: cannot make {error.filename}: {error.strerror}")
+        return settings
+
+
+def _sentence(details: ErrorDetails) -> str:
+    name = "_".join(map(str, details["loc"])).upper()
+    return f"TEMPER_{name}: {details['msg'].removeprefix('Value error, ')}"

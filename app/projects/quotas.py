@@ -1,0 +1,128 @@
+"""How much a project may have at once, or use in a month: the instance's defaults, and each project's own limits.
+
+Whoever adds something does so first and then checks, in the same transaction: the check waits for others who add to the
+same project, counts, and by raising takes everything back. So no two of them can both have the last place.
+"""
+
+from collections.abc import Mapping
+
+from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy.orm import Session
+
+from app.platform.database import moment, now
+from app.platform.settings import Settings
+from app.projects import usage
+from app.schemas import QUOTAS, Quota
+from app.tables import AT_WORK, Job, Project
+
+_REMEDIES: Mapping[Quota, str] = {
+    "queued_jobs": "wait until some of them have started, or cancel some",
+    "running_jobs": "wait until some of them have ended",
+    "gpu_seconds_per_month": "wait for the first of next month (UTC)",
+    "stored_bytes": "abort uploads, or delete jobs or files, that are no longer needed",
+    "streams_per_key": "close one, or poll instead",
+    "keys": "revoke one that is no longer used",
+}
+
+
+FOR_A_JOB: tuple[Quota, ...] = ("queued_jobs", "gpu_seconds_per_month", "stored_bytes")
+"""What a project must have room in to post a job."""
+
+
+class QuotaExceeded(Exception):
+    """There would be more than the project may have."""
+
+    def __init__(self, quota: Quota, limit: int, used: float) -> None:
+        remedy = f"{_REMEDIES[quota]}, or ask the operator for a higher limit"
+        super().__init__(f"this project's limit of {quota} is {limit}, and {used:.0f} are used; {remedy}")
+        self.quota = quota
+        self.limit = limit
+        self.used = used
+
+
+def limit_of(project: Project, quota: Quota, settings: Settings) -> int | None:
+    """Say how much of something a project may have; None for no limit."""
+    own: int | None = project.quotas.get(quota)
+    default: int | None = getattr(settings, f"quota_{quota}")
+    return default if own is None else own
+
+
+def change(session: Session, project: Project, wishes: Mapping[Quota, int | None], settings: Settings) -> None:
+    """Give a project limits of its own; None gives it the instance's again."""
+    merged: dict[str, int | None] = {**project.quotas, **dict(wishes.items())}
+    project.quotas = {quota: merged[quota] for quota in QUOTAS if merged.get(quota) is not None}
+    session.flush()
+    if "gpu_seconds_per_month" in wishes:
+        watch_gpu_time(session, settings, project.id)
+
+
+def used(session: Session, project: Project, quota: Quota) -> float | None:
+    """Count what a project has of something; None for what is counted per key."""
+    match quota:
+        case "queued_jobs":
+            return usage.count_jobs(session, project.id, Job.status == "queued", Job.parent_id.is_(None))
+        case "running_jobs":
+            return usage.count_jobs(session, project.id, *AT_WORK)
+        case "gpu_seconds_per_month":
+            month = usage.month_of(moment(session))
+            return usage.gpu_seconds(session, [project.id], *month)[project.id]
+        case "stored_bytes":
+            return usage.stored_bytes(session, project.id)
+        case "keys":
+            return usage.count_keys(session, project.id)
+        case "streams_per_key":
+            return None
+
+
+def check(session: Session, project_id: str, settings: Settings, *quotas: Quota) -> None:
+    """See that what was just added is within the project's limits. Raises QuotaExceeded."""
+    session.flush()
+    project = session.get_one(Project, project_id)
+    own = {quota: limit_of(project, quota, settings) for quota in quotas}
+    limits = {quota: limit for quota, limit in own.items() if limit is not None}
+    if not limits:
+        return
+    take_turn(session, project_id)
+    for quota, limit in limits.items():
+        if (count := used(session, project, quota) or 0) > limit:
+            raise QuotaExceeded(quota, limit, count)
+
+
+def take_turn(session: Session, project_id: str) -> None:
+    """Wait for other transactions that add to this project, so that what they have committed is counted; from here to
+    the end of this one they wait."""
+    session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
+
+
+def lets_run(count: ColumnElement[int], default: int | None) -> ColumnElement[bool]:
+    """Whether a job of a project that has so many running may be claimed now: it may have more, and its GPU time is not
+    used up. `default` is the instance's limit of running jobs."""
+    limit = func.coalesce(Project.quotas["running_jobs"].as_integer(), default)
+    has_time = func.coalesce(Project.out_of_gpu_until <= now(), True)
+    return and_(func.coalesce(count < limit, True), has_time)
+
+
+def is_over(session: Session, project_id: str, default: int | None) -> bool:
+    """Whether a project has more running jobs than it may, this transaction's claim included. Others who claim of it
+    wait until this transaction ends."""
+    project = session.get_one(Project, project_id)
+    limit: int | None = project.quotas.get("running_jobs", default)
+    if limit is None:
+        return False
+    take_turn(session, project_id)
+    return usage.count_jobs(session, project_id, *AT_WORK) > limit
+
+
+def watch_gpu_time(session: Session, settings: Settings, project_id: str | None = None) -> None:
+    """Let no more jobs be claimed of projects that have used up the GPU time of this month, and of the others again; or
+    look at this one alone."""
+    month = usage.month_of(moment(session))
+    watched = select(Project) if project_id is None else select(Project).where(Project.id == project_id)
+    projects = session.scalars(watched).all()
+    limits = {project.id: limit_of(project, "gpu_seconds_per_month", settings) for project in projects}
+    spent = usage.gpu_seconds(session, [each for each, limit in limits.items() if limit is not None], *month)
+    for project in projects:
+        limit = limits[project.id]
+        until = month[1] if limit is not None and spent[project.id] >= limit else None
+        if until != project.out_of_gpu_until:
+            session.execute(update(Project).where(Project.id == project.id).values(out_of_gpu_until=until))

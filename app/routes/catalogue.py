@@ -1,0 +1,30 @@
+"""Training methods and networks that a job can name."""
+
+from fastapi import APIRouter
+
+from app import schemas
+from app.http.authentication import needs
+from app.http.problems import problems
+from core.schema.catalog import ARCHITECTURES, METHODS
+
+router = APIRouter(tags=["catalogue"], dependencies=[needs("jobs:read")])
+
+
+@router.get("/methods", responses=problems())
+def list_methods() -> schemas.Page[schemas.Method]:
+    """List the training methods."""
+    methods = [
+        schemas.Method(id=entry.name, object="method", **entry.model_dump(exclude={"name"}))
+        for entry in METHODS.values()
+    ]
+    return schemas.page(methods, has_more=False)
+
+
+@router.get("/architectures", responses=problems())
+def list_architectures() -> schemas.Page[schemas.Architecture]:
+    """List the networks that can be trained from random weights."""
+    architectures = [
+        schemas.Architecture(id=entry.name, object="architecture", **entry.model_dump(exclude={"name"}))
+        for entry in ARCHITECTURES.values()
+    ]
+    return schemas.page(architectures, has_more=False)

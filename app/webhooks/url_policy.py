@@ -1,0 +1,144 @@
+"""Where the service may connect to when a user names the place: to the public internet and the operator's exceptions,
+and not to what only this machine or its network can reach.
+
+A name is looked up once, and the connection goes to the very address that was checked: a name that leads elsewhere a
+moment later (DNS rebinding) leads nowhere.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from threading import Thread
+
+import httpx2
+
+from app.platform.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Address = IPv4Address | IPv6Address
+
+LOOKUP_SECONDS = 5.0
+MOST_CHARACTERS, MOST_PORTS = 2048, 65_535
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+_NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
+"""Addresses that a gateway turns into the IPv4 address in their last bits."""
+
+
+class Refused(Exception):
+    """The service does not connect to this address; the message says why, and what would be right."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a URL leads: the host as it is written in the URL, and the address to connect to."""
+
+    url: httpx2.URL
+    address: Address
+
+
+async def check(url: str, settings: Settings) -> None:
+    """Look a URL up and judge where it leads. Raises Refused."""
+    parsed = parse(url, settings)
+    try:
+        found = await asyncio.wait_for(asyncio.wrap_future(look_up(parsed)), LOOKUP_SECONDS)
+    except TimeoutError:
+        raise Refused(f"the name {parsed.host} cannot be looked up in time; try again") from None
+    judge(parsed, found, settings)
+
+
+def parse(url: str, settings: Settings) -> httpx2.URL:
+    """Read a URL that the service may call. Raises Refused for its form alone."""
+    if len(url) > MOST_CHARACTERS:
+        raise Refused(f"a URL has at most {MOST_CHARACTERS} characters")
+    try:
+        parsed = httpx2.URL(url)
+    except (httpx2.InvalidURL, UnicodeError) as error:
+        raise Refused(f"this is no URL: {error}; write one such as https://example.com/hook") from None
+    if parsed.scheme not in ("https", "http") or not parsed.host:
+        raise Refused("write a whole URL such as https://example.com/hook")
+    if parsed.scheme == "http" and not settings.webhook_http:
+        raise Refused("only https is called here; the operator can allow http with TEMPER_WEBHOOK_HTTP")
+    if not 0 < port_of(parsed) <= MOST_PORTS:
+        raise Refused(f"there is no port {port_of(parsed)}")
+    if parsed.userinfo or parsed.fragment:
+        raise Refused("leave user name, password and fragment out of the URL; the signature says who calls")
+    return parsed
+
+
+def look_up(url: httpx2.URL) -> "Future[Sequence[Address]]":
+    """Look a host up. It takes as long as the resolver likes, in a thread that no end of the program waits for.
+
+    The answer may raise Refused."""
+    answer: Future[Sequence[Address]] = Future()
+    answer.set_running_or_notify_cancel()
+
+    def find() -> None:
+        try:
+            answer.set_result(resolve(url.raw_host.decode("ascii"), port_of(url)))
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no host name"
+            answer.set_exception(Refused(f"the name {url.host} cannot be looked up: {reason}"))
+        except Exception as error:
+            answer.set_exception(error)
+
+    Thread(target=find, daemon=True).start()
+    return answer
+
+
+def resolve(host: str, port: int) -> Sequence[Address]:
+    """Ask the system's resolver for the addresses of a host. Raises OSError and UnicodeError."""
+    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    return [ip_address(str(sockaddr[0]).partition("%")[0]) for *_, sockaddr in found]
+
+
+def judge(url: httpx2.URL, found: Sequence[Address], settings: Settings) -> Place:
+    """Choose the address to connect to, or refuse the host if only one of its addresses is out of bounds."""
+    if not found:
+        raise Refused(f"the name {url.host} has no address")
+    ranges = [ip_network(entry) for entry in settings.webhook_allow if is_range(entry)]
+    in_range = all(any(address in network for network in ranges) for address in found)
+    if url.host in settings.webhook_allow or in_range:
+        return Place(url, found[0])
+    for address in found:
+        if not is_public(address):
+            # For the operator alone: whoever names a host must not learn where it is in the operator's network.
+            log.info("the webhook address %s is refused: it is at %s", url.host, address)
+            raise Refused(
+                f"{url.host} leads to an address that is not on the public internet; the operator can allow it with "
+                "TEMPER_WEBHOOK_ALLOW"
+            )
+    if port_of(url) not in settings.webhook_ports:
+        known = ", ".join(map(str, settings.webhook_ports))
+        detail = f"port {port_of(url)} is not called, only {known}; the operator can allow it with TEMPER_WEBHOOK_PORTS"
+        raise Refused(detail)
+    return Place(url, found[0])
+
+
+def is_public(address: Address) -> bool:
+    """Whether everybody on the internet means the same by this address, and it stands for no other one."""
+    if isinstance(address, IPv6Address):
+        if any(address in network for network in _NAT64) or address.is_site_local:
+            return False
+        inside = address.ipv4_mapped or address.sixtofour or (address.teredo and address.teredo[1])
+        if inside:
+            return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def port_of(url: httpx2.URL) -> int:
+    """Say which port a URL names, or means."""
+    return _DEFAULT_PORTS[url.scheme] if url.port is None else url.port
+
+
+def is_range(entry: str) -> bool:
+    """Whether an entry of the operator's list is a range of addresses; else it is a host name."""
+    try:
+        ip_network(entry)
+    except ValueError:
+        return False
+    return True

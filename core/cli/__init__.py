@@ -1,0 +1,1 @@
+"""The command line of the library: its options, and its output for a terminal."""

@@ -1,0 +1,100 @@
+"""What a run reports, in words for a terminal."""
+
+from collections.abc import Iterator
+
+from core.schema.catalog import NORMS
+from core.schema.events import (
+    Attacked,
+    Entered,
+    Evaluated,
+    Event,
+    Failed,
+    Finished,
+    Monitored,
+    Paused,
+    Report,
+    Resumed,
+    Saved,
+    Started,
+    Stepped,
+    Warned,
+)
+from core.schema.inspection_report import DatasetInspection, ModelInspection
+
+
+def narrate(event: Event) -> Iterator[str]:
+    """Say an event in lines of text, without a line for every training step: about twenty are told."""
+    match event:
+        case Started():
+            yield f"{event.spec.kind} on {event.spec.dataset}: {event.architecture}, {event.parameters:,} parameters"
+            extra = f" (and {event.extra_examples:,} extra)" if event.extra_examples else ""
+            images = f"{event.train_examples:,} training{extra} and {event.test_examples:,} test images"
+            yield f"  {images}, on {event.device}"
+        case Entered():
+            yield event.phase + (f" ({event.subject})" if event.subject else "")
+        case Stepped() if event.step % max(event.total_steps // 20, 1) == 0 or event.step == event.total_steps:
+            yield (
+                f"  epoch {event.epoch:5.2f}  step {event.step}/{event.total_steps}  loss {event.loss:.4f}"
+                f"  {_attacked(event):4}  lr {event.learning_rate:.2g}  {event.seconds:.0f} s"
+            )
+        case Resumed():
+            epoch = f" (epoch {event.epoch:.2f})" if event.epoch else ""
+            yield f"goes on after step {event.step}{epoch}"
+        case Monitored():
+            norms = "  ".join(f"{norm} {100 * share:.1f}" for norm, share in event.robust.items())
+            yield f"  held out: {norms}  union {100 * event.union.value:.1f}  (fast, {event.examples} images, per cent)"
+        case Attacked():
+            share = event.robust / event.examples
+            yield f"  {event.norm:4} {event.attack:8} {share:6.1%} still right  ({event.done}/{event.total})"
+        case Evaluated():
+            yield from (f"  doubt: {flag.message}" for flag in event.report.flags)
+        case Saved() if event.kind in ("checkpoint", "report"):
+            yield f"  {event.kind}: {event.path} ({event.size:,} bytes, sha256 {event.sha256})"
+        case Warned():
+            yield f"warning: {event.message}"
+        case Paused():
+            yield f"paused after step {event.step}; the same command goes on from there"
+        case Finished():
+            before, after = event.reports.before, event.reports.after
+            yield from table({"before": before, "after": after} if before else {"model": after})
+            yield f"done in {event.seconds:.0f} s"
+        case Failed():
+            yield f"failed: {f'{event.field}: ' if event.field else ''}{event.message}"
+            yield f"  {event.hint}"
+
+
+def _attacked(event: Stepped) -> str:
+    if event.norm:
+        return event.norm
+    return "+".join(event.counts) if event.counts else "-"
+
+
+def table(reports: dict[str, Report | None]) -> Iterator[str]:
+    """Lay out accuracies in percent, a row a report, the union with its 95 % interval."""
+    rows = {name: report for name, report in reports.items() if report}
+    norms = [norm for norm in NORMS if any(norm in report.eps for report in rows.values())]
+    yield "".join([f"{'':8}", *(f"{name:>8}" for name in ("clean", *norms, "union")), "   95 % interval"])
+    for name, report in rows.items():
+        rates = [report.clean, *(report.robust[norm] for norm in norms), report.union]
+        cells = "".join(f"{100 * rate.value:8.1f}" for rate in rates)
+        yield f"{name:8}{cells}   {100 * report.union.low:.1f} to {100 * report.union.high:.1f}"
+    if rows:
+        report = next(reversed(rows.values()))
+        yield f"{report.protocol} protocol, {report.examples} test points, per cent"
+
+
+def describe(found: DatasetInspection | ModelInspection) -> Iterator[str]:
+    """Say in lines what an inspection has found."""
+    sizes = f"images {' x '.join(map(str, found.shape))}"
+    if isinstance(found, ModelInspection):
+        told = ", told from the weights" if found.recognised else ""
+        yield f"{found.architecture}{told}: {found.parameters:,} parameters, {sizes}, {found.classes} classes"
+        yield from (f"  doubtful ({doubt.code}): {doubt.message}" for doubt in found.warnings)
+        return
+    yield f"{len(found.classes)} classes, {sizes}"
+    yield f"  {found.train_examples:,} training and {found.test_examples:,} test images, {found.ignored:,} other files"
+    for reason, count in found.refused_by_reason.items():
+        yield f"  refused {count:,}: {reason}"
+    if found.overlap.count:
+        twins = found.overlap.examples[0]
+        yield f"  {found.overlap.count:,} test images are in the training part, too: {twins.test} is {twins.train}"

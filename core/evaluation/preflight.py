@@ -1,0 +1,287 @@
+"""Inspect a base model on a few test points before a run spends hours on it.
+
+What would make the run worthless is refused: logits that are not numbers, probabilities in place of logits, no gradient
+at the images, another number of classes than the data set's. What makes it doubtful is a warning; its code begins with
+preflight_. Nothing is drawn at random and the model is handed back as it was, so a run gives the same weights with it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from core.attacks import frozen
+from core.attacks.apgd import apgd
+from core.attacks.forward import loss_and_gradient, predict
+from core.attacks.losses import cross_entropy
+from core.checkpoint import Claim
+from core.data.split import Split
+from core.evaluation.checks import are_probabilities
+from core.inputs import Loaded
+from core.models import Blueprint
+from core.schema.catalog import Norm, find_architecture
+from core.schema.errors import BadWeights, DoesNotFit
+from core.schema.events import Started, Warned
+from core.schema.spec import FineTuneSpec
+
+_POINTS = 128
+_ATTACKED = 64
+# Together in a pass: fewer than any training step holds, so that the inspection fits wherever the run does.
+_CHUNK_SIZE = 32
+_STEPS = 10
+# A difference of accuracies, or a shortfall, counts from three standard deviations: in a thousand sound models, one.
+_DEVIATIONS = 3
+# Fewer points than this decide nothing.
+_ENOUGH = 20
+
+_Statistics = tuple[float, ...]
+
+
+def preflight(loaded: Loaded, started: Started) -> Iterator[Warned]:
+    """Warn of what is doubtful about a run's base model, once the run has started.
+
+    Raises BadWeights and DoesNotFit for what is hopeless.
+    """
+    header, spec = loaded.header, loaded.spec
+    if header is None:
+        return
+    at_home = header.trained_on(spec.dataset, started.data_sha256)
+    claims = {norm: Claim(claim.eps, claim.robust if at_home else None) for norm, claim in header.claims().items()}
+    yield from inspect(loaded.model, loaded.test, loaded.blueprint, claims)
+    entry = find_architecture(loaded.blueprint.architecture)
+    if isinstance(spec, FineTuneSpec) and entry and spec.learning_rate > 10 * entry.learning_rate:
+        yield Warned(
+            code="preflight_learning_rate",
+            message=f"the learning rate is {spec.learning_rate:g}; {entry.name} is fine-tuned with "
+            f"{entry.learning_rate:g} at most: set learning_rate",
+        )
+
+
+def inspect(model: nn.Module, test: Split, blueprint: Blueprint, claims: Mapping[Norm, Claim]) -> Iterator[Warned]:
+    """Warn of what is doubtful about a model, on the first test points; claims: how robust it is said to be.
+
+    Raises BadWeights and DoesNotFit for what is hopeless.
+    """
+    part = test.first(_POINTS)
+    images, labels = part.images(), part.labels
+    with frozen(model):
+        logits = predict(model, images, chunk_size=_CHUNK_SIZE)
+        _refuse(model, images, logits, blueprint.classes)
+        yield from _unsteady(model, images[:_CHUNK_SIZE], logits[:_CHUNK_SIZE])
+        right = logits.argmax(1) == labels
+        yield from _without_gradient(model, images[:_ATTACKED], labels[:_ATTACKED])
+        yield from _misled(model, images, labels, right, blueprint)
+        for norm, claim in claims.items():
+            yield from _overrated(model, images[:_ATTACKED], labels[:_ATTACKED], norm, claim)
+
+
+def inspect_on_noise(model: nn.Module, blueprint: Blueprint) -> Iterator[Warned]:
+    """Warn of what is doubtful about a model where there are no images for it: what needs none, and no labels.
+
+    Raises BadWeights and DoesNotFit for what is hopeless.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(_CHUNK_SIZE, *blueprint.shape, generator=generator)
+    with frozen(model):
+        logits = predict(model, images, chunk_size=_CHUNK_SIZE)
+        _refuse(model, images, logits, blueprint.classes)
+        yield from _unsteady(model, images, logits)
+        yield from _without_gradient(model, images, logits.argmax(1))
+
+
+def _refuse(model: nn.Module, images: Tensor, logits: Tensor, classes: int) -> None:
+    if logits.dim() != 2 or logits.shape[1] != classes:
+        raise DoesNotFit(
+            f"the model answers with {list(logits.shape[1:])} numbers per image, the data set has {classes} classes",
+            hint="choose a data set with the model's classes, or a model for this data set",
+            field="base_model",
+        )
+    if not torch.isfinite(logits).all():
+        raise BadWeights(
+            "the model's logits are not all numbers",
+            hint="its weights have diverged, or its normalisation divides by 0: use other weights",
+            field="base_model",
+        )
+    last = "softmax" if are_probabilities(logits) else "sigmoid" if _are_squashed(model, images, logits) else None
+    if last:
+        raise BadWeights(
+            f"the model returns probabilities: training and attacks need logits, before the {last}",
+            hint=f"leave the {last} out of the network and import its weights again",
+            field="base_model",
+        )
+
+
+def _are_squashed(model: nn.Module, images: Tensor, logits: Tensor) -> bool:
+    """Say whether every answer is in [0, 1], far from the others, and stays there whatever the model is shown."""
+    if logits.min() < 0 or logits.max() > 1:
+        return False
+    few = images[: _CHUNK_SIZE // 4]
+    extreme = torch.cat([100 * few, -100 * few, 1 - few, torch.zeros_like(few)])
+    answers = torch.cat([logits, predict(model, extreme, chunk_size=_CHUNK_SIZE)])
+    # A network that was never trained may answer with small numbers of one sign, but all of them alike.
+    return bool(answers.min() >= 0 and answers.max() <= 1 and answers.max() - answers.min() > 0.5)
+
+
+def _unsteady(model: nn.Module, images: Tensor, logits: Tensor) -> Iterator[Warned]:
+    limit = 1e-3 * logits.abs().max().clamp(min=1e-6)
+    if (predict(model, images) - logits).abs().max() > limit:
+        yield Warned(
+            code="preflight_randomized",
+            message="the model answers the same images differently each time: attacks that expect one answer overrate "
+            "it, and a run cannot be repeated; use a network that draws nothing when it is evaluated",
+        )
+        return
+    half = max(len(images) // 2, 1)
+    if (predict(model, images[:half]) - logits[:half]).abs().max() > limit:
+        yield Warned(
+            code="preflight_batch_dependent",
+            message="the model's answer to an image depends on the images beside it: its batch norm has no running "
+            "statistics, so no robust accuracy is its own; use weights that hold them",
+        )
+
+
+def _without_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Warned]:
+    parts = zip(images.split(_CHUNK_SIZE), labels.split(_CHUNK_SIZE), strict=True)
+    still = sum(_without(model, points, answers) for points, answers in parts)
+    if still == len(images):
+        raise BadWeights(
+            "no gradient reaches the images through the model: nothing can be trained on attacks that need one",
+            hint="a network of rounded, detached or saturated values hides its gradient: use other weights",
+            field="base_model",
+        )
+    if still > len(images) / 10:
+        yield Warned(
+            code="preflight_gradients",
+            message=f"{still} of {len(images)} images have no gradient: attacks cannot move them, and overrate "
+            "the model; use a network without rounded, detached or saturated values",
+        )
+    else:
+        yield from _saturated(model, images, labels)
+
+
+def _saturated(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Warned]:
+    """Training and the quicker attacks go by the cross-entropy, which is flat where the logits are far too large."""
+    logits, _, gradient = loss_and_gradient(model, images, cross_entropy, labels, labels, chunk_size=_CHUNK_SIZE)
+    right = logits.argmax(1) == labels
+    flat = int((right & (gradient.flatten(1).abs().amax(1) == 0)).sum())
+    if flat > len(images) / 10:
+        yield Warned(
+            code="preflight_saturated",
+            message="the logits are so large that the cross-entropy has no gradient at "
+            f"{flat} of {len(images)} images: training on it learns nothing there, and the fast protocol overrates "
+            "the model; divide the last layer by a constant, which changes no answer",
+        )
+
+
+def _without(model: nn.Module, images: Tensor, labels: Tensor) -> int:
+    """Count the images at which the margin of the right class has no gradient."""
+    points = images.clone().requires_grad_()
+    with torch.enable_grad():
+        logits = model(points)
+        # Not the cross-entropy, whose gradient is rounded to zero where a sound model is very sure.
+        best, order = logits.topk(2)
+        other = torch.where(order[:, 0] == labels, best[:, 1], best[:, 0])
+        margin = (logits.gather(1, labels[:, None]).squeeze(1) - other).sum()
+    if not margin.requires_grad:
+        return len(points)
+    (gradient,) = torch.autograd.grad(margin, points, allow_unused=True)
+    return len(points) if gradient is None else int((gradient.flatten(1).abs().amax(1) == 0).sum())
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """Another way to bring images to a network: (images - mean) / std first, then what the model does."""
+
+    words: str
+    mean: _Statistics
+    std: _Statistics
+    reverse: bool = False
+
+    def __call__(self, images: Tensor) -> Tensor:
+        images = images.flip(1) if self.reverse else images
+        mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (images - mean) / std
+
+    def remedy(self, blueprint: Blueprint) -> str:
+        if self.reverse:
+            return "convert its first layer to red, green, blue"
+        inner_mean = blueprint.mean or (0.0,) * len(self.mean)
+        inner_std = blueprint.std or (1.0,) * len(self.std)
+        mean = [outer + scale * inner for outer, scale, inner in zip(self.mean, self.std, inner_mean, strict=True)]
+        std = [outer * inner for outer, inner in zip(self.std, inner_std, strict=True)]
+        if all(abs(value) < 1e-6 for value in mean) and all(abs(value - 1) < 1e-6 for value in std):
+            return "import its weights again without normalisation"
+        said = (",".join(f"{value:.4g}" for value in values) for values in (mean, std))
+        return "import its weights again with --mean {} --std {}".format(*said)
+
+
+def _scalings(images: Tensor, blueprint: Blueprint) -> Iterator[_Scaling]:
+    channels = images.shape[1]
+    none, one = (0.0,) * channels, (1.0,) * channels
+    yield _Scaling("scaled to 0 to 255", none, (1 / 255,) * channels)
+    yield _Scaling("scaled to -1 to 1", (0.5,) * channels, (0.5,) * channels)
+    own = images.transpose(0, 1).flatten(1)
+    yield _Scaling(
+        "normalised by their own mean and deviation", _tuple(own.mean(1)), _tuple(own.std(1).clamp(min=1e-3))
+    )
+    if blueprint.mean:
+        inverse = tuple(-mean / std for mean, std in zip(blueprint.mean, blueprint.std, strict=True))
+        yield _Scaling("not normalised at all", inverse, tuple(1 / std for std in blueprint.std))
+    if channels == 3:
+        yield _Scaling("normalised as for ImageNet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        yield _Scaling("in the order blue, green, red", none, one, reverse=True)
+
+
+def _tuple(values: Tensor) -> _Statistics:
+    return tuple(values.tolist())
+
+
+def _misled(model: nn.Module, images: Tensor, labels: Tensor, right: Tensor, blueprint: Blueprint) -> Iterator[Warned]:
+    """Look whether the model sees better when its images are scaled otherwise, and whether it sees at all."""
+    total, count = len(labels), int(right.sum())
+    found: dict[int, _Scaling] = {}
+    # Where nearly all are right, no other scaling can do noticeably better.
+    for scaling in _scalings(images, blueprint) if total - count > total / 20 else ():
+        other = predict(model, scaling(images), chunk_size=_CHUNK_SIZE).argmax(1) == labels
+        won, lost = int((other & ~right).sum()), int((right & ~other).sum())
+        if won - lost > max(_DEVIATIONS * sqrt(won + lost), total / 20):
+            found.setdefault(int(other.sum()), scaling)
+    if found:
+        best = max(found)
+        yield Warned(
+            code="preflight_scaling",
+            message=f"{count} of {total} images are right as they are, {best} when {found[best].words}: the model "
+            f"expects another normalisation than it is given; {found[best].remedy(blueprint)}",
+        )
+        return
+    chance = 1 / blueprint.classes
+    if total >= _ENOUGH and count <= total * chance + _DEVIATIONS * sqrt(total * chance * (1 - chance)):
+        yield Warned(
+            code="preflight_chance",
+            message=f"{count} of {total} images are right, which is no better than guessing among {blueprint.classes} "
+            "classes: check that these are the model's classes in its order, its images and its normalisation, and "
+            "import its weights again where they are not",
+        )
+
+
+def _overrated(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm, claim: Claim) -> Iterator[Warned]:
+    """Look whether a quick attack, which finds less than AutoAttack, already finds more than is claimed."""
+    parts = list(zip(images.split(_CHUNK_SIZE), labels.split(_CHUNK_SIZE), strict=True))
+    attacks = (apgd(model, *part, norm, claim.eps, steps=_STEPS, goal="error") for part in parts)
+    robust, total = sum(int(attack.robust.sum()) for attack in attacks), len(labels)
+    if claim.robust is None:
+        clean = int((predict(model, images, chunk_size=_CHUNK_SIZE).argmax(1) == labels).sum())
+        # Adversarially trained models keep half of their accuracy or more, others next to none.
+        least, said = clean / 5 if clean >= _ENOUGH else 0, "is said to be robust"
+    else:
+        spread = sqrt(total * claim.robust * (1 - claim.robust))
+        least, said = total * claim.robust - _DEVIATIONS * spread, f"is said to be {claim.robust:.0%} robust"
+    if robust < least:
+        yield Warned(
+            code="preflight_claim",
+            message=f"the model {said} to {norm} at {claim.eps:.4g}, but {_STEPS} steps of APGD leave {robust} of "
+            f"{total} images right: check that these are its weights, its data set and its normalisation, or import it "
+            "with the claim that it keeps",
+        )

@@ -1,0 +1,1 @@
+"""Intake: inspection of uploaded files, and import of third-party weights."""

@@ -1,0 +1,187 @@
+"""Turn weights of others into a checkpoint of ours, which then is a base model like any other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic_core import PydanticCustomError
+
+from core import checkpoint
+from core.checkpoint import Header, Origin
+from core.models import Blueprint
+from core.models.third_party import Foreign, check_normalisation, convert, count_classes, fitting, read
+from core.schema.catalog import DATASETS
+from core.schema.errors import BadInput, BadWeights
+from core.schema.model_zoo import PUBLISHED, PublishedEntry
+from core.schema.spec import ImportSpec, check_radius
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A checkpoint made from weights of others."""
+
+    path: Path
+    """Where it lies."""
+    sha256: str
+    """Its hash."""
+    header: Header
+    """What it says about itself."""
+    parameters: int
+    """How many parameters the network has."""
+    key: str
+    """Where in the file the weights were; empty for a bare state dict."""
+
+
+def import_weights(file: Path, spec: ImportSpec, output: Path) -> Imported:
+    """Read the weights in `file`, safetensors or torch, and write a checkpoint to `output`.
+
+    Raises BadWeights, with a report shape by shape, when they do not fit, and BadInput for what cannot be known without
+    being told.
+    """
+    if output.suffix != ".safetensors":
+        raise BadInput(f"{output} is no name for a checkpoint", hint="let it end with .safetensors", field="output")
+    if checkpoint.has_header(file):
+        raise BadInput(
+            f"{file.name} is a checkpoint of Temper already, which says itself what it is",
+            hint=f"use it as it is with --weights {file.name}; to say something else of its weights, import the file "
+            "that they first came from",
+            field="file",
+        )
+    published = PUBLISHED.get(spec.published)
+    foreign = read(file, key=spec.key)
+    blueprint = _blueprint(spec, published, foreign)
+    _check_claim(spec, blueprint)
+    model, left_out = convert(foreign, blueprint, file.name)
+    origin = Origin(
+        file=file.name,
+        sha256=checkpoint.hash_file(file),
+        published=published.name if published else None,
+        licence=published.licence if published else None,
+        dataset=spec.dataset or (published.dataset if published else None),
+        norm=spec.norm or (published.norm if published else None),
+        eps=spec.eps or (published.eps if published else None),
+        robust=published.robust if published and spec.norm is None else None,
+        left_out=left_out,
+    )
+    header = Header(
+        blueprint=blueprint,
+        spec=None,
+        origin=origin,
+        seed=0,
+        step=0,
+        base_sha256=None,
+        data_sha256=None,
+        versions=checkpoint.versions(),
+        commit=checkpoint.commit(),
+    )
+    checkpoint.make_folder(output.parent)
+    sha256 = checkpoint.save_checkpoint(output, model, header)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Imported(output, sha256, header, parameters, foreign.key)
+
+
+def recognise(file: Path, spec: ImportSpec) -> ImportSpec:
+    """Tell from the weights in `file` which network they belong to, where the spec does not name one.
+
+    Raises BadWeights when they fit none, and BadInput when they fit several, or one that takes images of several sizes.
+    """
+    foreign = read(file, key=spec.key)
+    dataset = DATASETS.get(spec.dataset)
+    known = [dataset] if dataset else list(DATASETS.values())
+    # A convolution, the first one among them, says how many channels it takes.
+    channels = {tensor.shape[1] for tensor in foreign.weights.values() if tensor.dim() == 4}
+    shapes = [_three(spec.shape)] if spec.shape else sorted({entry.shape for entry in known})
+    shapes = [shape for shape in shapes if shape[0] in channels]
+    fits = {shape: fitting(foreign.weights, shape) for shape in shapes}
+    whole = {(name, shape) for shape, found in fits.items() for name, fit in found.items() if fit.whole}
+    names = sorted({name for name, _ in whole})
+    if not names:
+        every = [(fit.share, name) for found in fits.values() for name, fit in found.items()]
+        share, name = max(every, default=(0.0, ""))
+        closest = f"{name} comes closest, {share:.0%} of the names and shapes are its own: " if share > 0.5 else ""
+        raise BadWeights(
+            f"{file.name} holds the weights of no network that is known here",
+            hint=f"{closest}say which it is with architecture; timm/NAME is any classifier of timm's",
+            field="architecture",
+        )
+    if len(names) > 1:
+        raise BadInput(
+            f"the weights in {file.name} fit {' and '.join(names)}, which differ in what no weights show",
+            hint="say which it is with architecture",
+            field="architecture",
+        )
+    if len(whole) > 1:
+        raise BadInput(
+            f"the weights in {file.name} are those of {names[0]}, which takes images of several sizes",
+            hint="say which images they were trained on, with dataset or with shape such as 3,32,32",
+            field="shape",
+        )
+    ((name, shape),) = whole
+    return spec.model_copy(update={"architecture": name, "shape": shape})
+
+
+def _blueprint(spec: ImportSpec, published: PublishedEntry | None, foreign: Foreign) -> Blueprint:
+    """Say which network the weights belong to: what the user says goes before what the file says, and that before what
+    the catalogue says. The user and the file must not contradict each other."""
+    architecture = spec.architecture or (published.architecture if published else "")
+    if not architecture:
+        raise BadInput(
+            "which network the weights belong to is not said",
+            hint="add --architecture, or --published",
+            field="architecture",
+        )
+    dataset = DATASETS.get(spec.dataset)
+    shape = tuple(spec.shape) or (dataset.shape if dataset else published.shape if published else None)
+    if shape is None:
+        raise BadInput(
+            "which images the weights take is not said",
+            hint="add --dataset, or --shape such as 3,32,32",
+            field="shape",
+        )
+    size = _three(shape)
+    classes = spec.classes or (dataset.classes if dataset else published.classes if published else None)
+    classes = classes or count_classes(foreign.weights, architecture, size)
+    # Where the weights have no last layer of this network, they do not fit, which the report says better.
+    classes = classes or 10
+    mean, std = _normalisation(spec, published, foreign)
+    check_normalisation(size[0], mean, std)
+    return Blueprint(architecture, size, classes, mean=mean, std=std)
+
+
+def _check_claim(spec: ImportSpec, blueprint: Blueprint) -> None:
+    """Refuse a claim at a radius at which no classifier of such images can be robust. Raises BadInput."""
+    if spec.norm is None or spec.eps is None:
+        return
+    try:
+        check_radius(spec.norm, spec.eps, blueprint.shape)
+    except PydanticCustomError as error:
+        raise BadInput(
+            f"eps {error.message()}", hint="give eps in pixel units of images in [0, 1]", field="eps"
+        ) from error
+
+
+def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    channels, height, width = shape
+    return channels, height, width
+
+
+def _normalisation(
+    spec: ImportSpec, published: PublishedEntry | None, foreign: Foreign
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    given, held = (spec.mean, spec.std), (foreign.mean, foreign.std)
+    if any(given) and any(held) and not _close(given, held):
+        raise BadInput(
+            f"the file normalises by mean {list(foreign.mean)} and std {list(foreign.std)}, not by "
+            f"{list(spec.mean)} and {list(spec.std)}",
+            hint="leave --mean and --std out",
+            field="mean",
+        )
+    if any(given):
+        return given
+    if any(held) or published is None:
+        return held
+    return published.mean, published.std
+
+
+def _close(given: tuple[tuple[float, ...], ...], held: tuple[tuple[float, ...], ...]) -> bool:
+    flat, other = [[value for part in pair for value in part] for pair in (given, held)]
+    return len(flat) == len(other) and all(abs(a - b) < 1e-3 for a, b in zip(flat, other, strict=True))

@@ -1,0 +1,133 @@
+"""The doctor tells what is well from what is not, and never without a remedy."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import redis
+from pydantic import SecretStr
+from sqlalchemy import text
+
+from app.operations import doctor
+from app.operations.doctor import (
+    check_database,
+    check_disk,
+    check_queue,
+    check_secrets,
+    check_storage,
+    inspect,
+)
+from app.platform.queue import Line
+from tests.support.native import ROOT
+from tests.support.servers import free_port
+
+FAST = (check_database, check_queue, check_storage, check_disk, check_secrets)
+
+
+def look(settings, *checks, **change):
+    found = list(inspect(settings.model_copy(update=change), checks))
+    assert all(finding.remedy for finding in found if finding.level != "ok")
+    return {finding.part: finding for finding in found}
+
+
+@pytest.fixture
+def broker(valkey_server):
+    """An empty broker."""
+    with redis.Redis.from_url(valkey_server.url) as client:
+        client.flushall()
+        yield client
+        client.flushall()
+
+
+def test_all_is_well(settings, database, broker, valkey_server):
+    found = look(settings, *FAST, broker_url=valkey_server.url)
+    assert list(found) == ["database", "schema", "queue", "storage", "downloads", "disk", "secrets"]
+    assert {finding.level for part, finding in found.items() if part != "disk"} == {"ok"}
+    assert list(settings.objects_dir.rglob("*.*")) == []
+
+
+def test_a_schema_of_another_version_is_told_with_its_remedy(settings, database):
+    with database.writing() as session:
+        version = session.scalar(text("SELECT version_num FROM alembic_version"))
+        session.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+    try:
+        found = look(settings, check_database)
+        assert (found["schema"].level, found["schema"].remedy) == ("fail", "run `temper migrate`")
+        assert f"has schema 0002, this version needs {version}" in found["schema"].message
+    finally:
+        with database.writing() as session:
+            session.execute(text("UPDATE alembic_version SET version_num = :version"), {"version": version})
+
+
+def test_servers_that_are_away_are_told_without_their_passwords(settings):
+    port = free_port()
+    found = look(
+        settings,
+        *FAST,
+        database_url=f"postgresql+psycopg://temper:hunter22hunter22@127.0.0.1:{port}/temper",
+        broker_url=f"redis://:hunter22hunter22@127.0.0.1:{port}/0",
+        s3_bucket="temper",
+        s3_endpoint_url=f"http://127.0.0.1:{port}",
+        s3_access_key_id=SecretStr("key"),
+        s3_secret_access_key=SecretStr("hunter22hunter22"),
+    )
+    assert {part for part, finding in found.items() if finding.level == "fail"} == {"database", "queue", "storage"}
+    assert "TEMPER_DATABASE_URL" in found["database"].remedy
+    assert "TEMPER_BROKER_URL" in found["queue"].remedy
+    assert "TEMPER_S3_" in found["storage"].remedy
+    assert "hunter22" not in str(found)
+
+
+def test_a_bucket_is_fetched_from_as_a_client_would(settings, s3_server):
+    bucket = s3_server.create_bucket()
+    for name in ("s3_access_key_id", "s3_secret_access_key"):
+        bucket[name] = SecretStr(bucket[name])
+    found = look(settings, check_storage, **bucket)
+    assert [finding.level for finding in found.values()] == ["ok", "ok"]
+    found = look(settings, check_storage, **bucket, s3_public_endpoint_url=f"http://127.0.0.1:{free_port()}")
+    assert (found["storage"].level, found["downloads"].level) == ("ok", "fail")
+    assert "TEMPER_STORAGE_PROXY" in found["downloads"].remedy
+
+
+def test_rings_that_nobody_hears_are_noticed(settings, broker, valkey_server):
+    line = Line(valkey_server.url)
+    for _ in range(3):
+        line.ring("gpu")
+    line.hang_up()
+    assert look(settings, check_queue, broker_url=valkey_server.url)["queue"].level == "warn"
+
+
+def test_a_full_disk_is_noticed(settings, monkeypatch):
+    monkeypatch.setattr(doctor, "_LITTLE", 1e18)
+    assert look(settings, check_disk)["disk"].level == "warn"
+    monkeypatch.setattr(doctor, "_TOO_LITTLE", 1e18)
+    assert look(settings, check_disk)["disk"].level == "fail"
+
+
+@pytest.mark.parametrize(
+    ("url", "level"),
+    [
+        ("postgresql+psycopg://temper:postgres@db/temper", "warn"),
+        ("postgresql+psycopg://temper@db/temper", "warn"),
+        ("postgresql+psycopg://postgres@127.0.0.1/temper", "ok"),
+        ("postgresql+psycopg://temper:Tr9mVw2sKq8xLz4p@db/temper", "ok"),
+    ],
+)
+def test_a_password_that_is_easy_to_guess_is_noticed(settings, url, level):
+    assert look(settings, check_secrets, database_url=url)["secrets"].level == level
+
+
+def test_a_key_that_others_can_read_is_noticed(settings, tmp_path):
+    file = tmp_path / "credentials.json"
+    file.touch(mode=0o644)
+    found = look(settings, check_secrets, credentials_file=file)["secrets"]
+    assert (found.level, found.remedy[:9]) == ("fail", "chmod 600")
+
+
+def test_it_exits_by_what_it_finds(tmp_path):
+    environment = {"PATH": "", "TEMPER_DATA_DIR": str(tmp_path), "TEMPER_RESOURCE_CLASS": "cpu"}
+    command = [sys.executable, "-m", "app.operations.doctor", "--json"]
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    found = {finding["part"]: finding["level"] for finding in json.loads(told.stdout)}
+    assert (told.returncode, found["schema"], found["storage"], found["gpu"]) == (1, "fail", "ok", "ok")

@@ -1,0 +1,180 @@
+"""The database: migrated once, written by many, by its own clock."""
+
+import hashlib
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, select, text
+from sqlalchemy.dialects import postgresql
+
+from app.platform.database import Database, _alembic, now, open_database, seconds_from_now
+from app.tables import Project, Table
+from tests.support.instance import new_instance
+
+ROOT = Path(__file__).parents[3]
+
+on_sqlite = pytest.mark.parametrize("instance", ["sqlite"], indirect=True)
+
+
+def test_the_migrations_make_the_tables_of_the_code(database):
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+    assert database.schema().complaint == ""
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgres"])
+def test_two_processes_may_migrate_at_once(tmp_path, backend, postgres_server):
+    url = f"sqlite:///{tmp_path}/temper.db"
+    if backend == "postgres":
+        url = postgres_server.create_database("migrated_at_once")
+    barrier = threading.Barrier(4)
+
+    def migrate(_):
+        database = Database(url)
+        barrier.wait()
+        database.migrate()
+        try:
+            return database.schema().complaint
+        finally:
+            database.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(migrate, range(4))) == [""] * 4
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgres"])
+def test_migrations_can_be_taken_back(tmp_path, backend, postgres_server):
+    url = f"sqlite:///{tmp_path}/temper.db"
+    if backend == "postgres":
+        url = postgres_server.create_database("taken_back")
+    database = open_database(url)
+    with database.engine.begin() as connection:
+        config = _alembic()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    assert inspect(database.engine).get_table_names() == ["alembic_version"]
+    database.close()
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgres"])
+def test_a_database_that_was_migrated_while_0007_was_empty_gets_what_it_lacks(tmp_path, backend, postgres_server):
+    url = f"sqlite:///{tmp_path}/temper.db"
+    if backend == "postgres":
+        url = postgres_server.create_database("without_0007")
+    database = open_database(url)
+    with database.engine.begin() as connection:
+        config = _alembic()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0006")
+        command.stamp(config, "0007")
+        command.upgrade(config, "0008")
+    database.migrate()
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+    database.close()
+
+
+def test_a_migration_that_has_landed_stays_as_it_is():
+    """A database that has run it would never get what is added later: write another one, and its hash here."""
+    assert {
+        path.name[:4]: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        for path in sorted((ROOT / "migrations" / "versions").glob("*.py"))
+    } == {
+        "0001": "98d7cdd174fd",
+        "0002": "461eb2d6f282",
+        "0003": "bb4744c09182",
+        "0004": "c12ef52648ea",
+        "0005": "c23eebe0838e",
+        "0006": "87cdc8cc12cc",
+        "0007": "1fdb77b11e69",
+        "0008": "f64d7147358f",
+        "0009": "737d38285472",
+        "0010": "a3c7f47482b9",
+        "0011": "c948d0559b7b",
+    }
+
+
+def test_a_database_of_a_newer_version_is_refused_in_a_sentence(tmp_path):
+    with new_instance(tmp_path) as (settings, database):
+        with database.writing() as session:
+            session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        with pytest.raises(SystemExit, match="newer than this version of Temper"):
+            open_database(settings.database_url)
+
+
+@on_sqlite
+def test_a_trial_write_reaches_the_disk_and_changes_nothing(database, settings):
+    log = settings.data_dir / "temper.db-wal"
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.try_to_write()
+    assert log.stat().st_size > 65536
+    assert database.schema().complaint == ""
+
+
+@on_sqlite
+def test_many_threads_write_without_a_locked_database(database):
+    def write(number):
+        with database.writing() as session:
+            count = len(session.scalars(select(Project.id)).all())
+            session.add(Project(name=f"{number} after {count}"))
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(write, range(120)))
+    with database.reading() as session:
+        names = session.scalars(select(Project.name)).all()
+    assert sorted(int(name.split()[-1]) for name in names) == list(range(120))
+
+
+def test_a_failed_transaction_leaves_nothing(database):
+    def fail():
+        with database.writing() as session:
+            session.add(Project(name="x"))
+            session.flush()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with database.reading() as session:
+        assert session.scalars(select(Project)).all() == []
+
+
+def test_time_is_the_databases_and_in_utc(database):
+    with database.reading() as session:
+        at, later = session.execute(select(now(), seconds_from_now(90.5))).one()
+    assert abs(at - datetime.now(UTC)) < timedelta(seconds=5)
+    assert timedelta(seconds=90.4) < later - at < timedelta(seconds=90.6)
+
+
+def test_time_is_said_in_the_words_of_postgres_too():
+    said = str(seconds_from_now(30).compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True}))
+    assert said == "(clock_timestamp() + (30) * interval '1 second')"
+
+
+@on_sqlite
+def test_sqlite_runs_in_wal_and_checks_foreign_keys(database, settings):
+    with database.reading() as session:
+        assert session.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert session.scalar(text("PRAGMA foreign_keys")) == 1
+    assert sqlite3.connect(settings.data_dir / "temper.db").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_connections_that_the_server_has_closed_are_not_used_again(postgres_server):
+    with closing(Database(postgres_server.create_database("closed"))) as database:
+        with database.reading() as one, database.reading() as other:
+            pids = [session.scalar(text("SELECT pg_backend_pid()")) for session in (one, other)]
+        with psycopg.connect(postgres_server.url.replace("+psycopg", ""), autocommit=True) as outside:
+            for pid in pids:
+                outside.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        for opened in (database.reading, database.writing):
+            with opened() as session:
+                assert session.scalar(text("SELECT pg_backend_pid()")) not in pids
