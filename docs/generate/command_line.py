@@ -2,11 +2,11 @@
 
 import argparse
 from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
 
-import click
 from typer.main import get_command
 
-from client.cli import app
+from client.commands import app
 from core.cli.options import make_parser
 from docs.generate import markdown
 from docs.generate.markdown import code
@@ -26,27 +26,32 @@ def page() -> str:
     )
 
 
-def _commands(name: str, command: click.Command) -> Iterator[str]:
-    """Describe a command and all that are in it."""
-    inner = getattr(command, "commands", None)
-    if inner is None or command.params:
-        rows = [row for parameter in command.params if (row := _parameter(parameter))]
-        title = f"### {code(name)}"
-        if name != "temper":
-            yield f"{title}\n\n{command.help or ''}\n\n{markdown.table(('argument or option', 'meaning'), rows)}"
-    for each, child in (inner or {}).items():
+def _commands(name: str, command: Any) -> Iterator[str]:
+    """Describe a command, or every command of a group. What typer makes has no public type."""
+    inner = getattr(command, "commands", {})
+    rows = [row for parameter in command.params if (row := _parameter(parameter))]
+    if not inner or (rows and name != "temper"):
+        yield f"### {code(name)}\n\n{command.help or ''}\n\n{markdown.table(('argument or option', 'meaning'), rows)}"
+    for each, child in inner.items():
         yield from _commands(f"{name} {each}", child)
 
 
-def _parameter(parameter: click.Parameter) -> tuple[str, str] | None:
-    meaning = getattr(parameter, "help", None) or ""
-    if parameter.name == "output" or getattr(parameter, "hidden", False):
+def _parameter(parameter: Any) -> tuple[str, str] | None:
+    if parameter.name == "output" or parameter.hidden:
         return None
+    shown = parameter.metavar or _value(parameter.type_descriptor.annotation)
     if parameter.param_type_name == "argument":
-        return code(parameter.metavar or parameter.human_readable_name.upper()), meaning
-    flag = getattr(parameter, "is_flag", False)
-    value = "" if flag else f" {parameter.metavar or parameter.type.name.upper()}"
-    return ", ".join(code(f"{option}{value}") for option in parameter.opts), meaning
+        return code(shown), parameter.help or ""
+    value = "" if parameter.is_flag else f" {shown}"
+    return ", ".join(code(f"{option}{value}") for option in parameter.opts), parameter.help or ""
+
+
+def _value(annotation: Any) -> str:
+    """Name the value of an option, such as PATH or one|two."""
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    inner = [each for each in get_args(annotation) if each is not type(None)]
+    return _value(inner[0]) if inner else annotation.__name__.upper()
 
 
 def _core() -> Iterator[str]:

@@ -37,12 +37,12 @@ _LIBRARY: Sequence[tuple[str, str, Sequence[tuple[str, Sequence[str], str]]]] = 
         "Attacks",
         "Every attack is a function of a model, images in [0, 1], labels, a threat and options.",
         (
-            ("core.attacks.threat", ("ThreatModel",), "core/attacks/threat.py"),
-            ("core.attacks", ("AttackResult", "Options"), "core/attacks/__init__.py"),
+            #T
+            ("core.attacks", ("AttackResult",), "core/attacks/__init__.py"),
             ("core.attacks.apgd", ("apgd", "apgd_ce", "apgd_t"), "core/attacks/apgd.py"),
             ("core.attacks.fab", ("fab_t",), "core/attacks/fab.py"),
             ("core.attacks.square", ("square",), "core/attacks/square.py"),
-            ("core.attacks.msd", ("msd",), "core/attacks/msd.py"),
+            ("core.attacks.msd", ("steepest",), "core/attacks/msd.py"),
             ("core.attacks.perceptual", ("perceptual",), "core/attacks/perceptual.py"),
         ),
     ),
