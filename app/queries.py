@@ -59,12 +59,13 @@ def list_checkpoints(session: Session, job_id: str, *, after: str | None, limit:
 
 def list_attempts(session: Session, job_id: str, *, after: int, limit: int) -> Part[Attempt]:
     """List a job's attempts by number."""
-    return list_rows(session, Attempt, Attempt.epoch, [Attempt.job_id == job_id], after=after, limit=limit, order="asc")
+    of_job = [Attempt.job_id == job_id]
+    return list_rows(session, Attempt, Attempt.attempt, of_job, after=after, limit=limit, order="asc")
 
 
 def all_attempts(session: Session, job_id: str) -> Sequence[Attempt]:
     """Read all of a job's attempts, which are few, by number."""
-    return session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.epoch)).all()
+    return session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.attempt)).all()
 
 
 def find_checkpoint(session: Session, project_id: str, checkpoint_id: str) -> Checkpoint | None:
@@ -101,21 +102,21 @@ def training_curve(session: Session, job: Job, *, after_step: int, max_points: i
     """
     reached = func.coalesce(
         select(func.max(Metric.step))
-        .where(Metric.job_id == Attempt.job_id, Metric.epoch == Attempt.epoch)
+        .where(Metric.job_id == Attempt.job_id, Metric.attempt == Attempt.attempt)
         .scalar_subquery(),
         Attempt.resumed_step,
     )
     of_those_that_say = Attempt.job_id == job.id, reached.is_not(None)
-    end = session.scalar(select(reached).where(*of_those_that_say).order_by(Attempt.epoch.desc()).limit(1))
+    end = session.scalar(select(reached).where(*of_those_that_say).order_by(Attempt.attempt.desc()).limit(1))
     if end is None:
         return []
-    newest = func.row_number().over(partition_by=Metric.step, order_by=Metric.epoch.desc())
+    newest = func.row_number().over(partition_by=Metric.step, order_by=Metric.attempt.desc())
     of_job = Metric.job_id == job.id, Metric.step > after_step, Metric.step <= end
-    numbered = select(Metric.epoch, Metric.step, newest.label("place")).where(*of_job).subquery()
+    numbered = select(Metric.attempt, Metric.step, newest.label("place")).where(*of_job).subquery()
     steps = select(func.count(), func.max(numbered.c.step)).where(numbered.c.place == 1)
     count, last = session.execute(steps).one()
     stride = -(-count // max_points) or 1
-    same = and_(Metric.epoch == numbered.c.epoch, Metric.step == numbered.c.step)
+    same = and_(Metric.attempt == numbered.c.attempt, Metric.step == numbered.c.step)
     # From the end, so that the last step stays and no more than max_points are left.
     kept = numbered.c.place == 1, (last - Metric.step) % stride == 0
     curve = select(Metric).join(numbered, same).where(Metric.job_id == job.id, *kept)

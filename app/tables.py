@@ -63,7 +63,7 @@ class ApiKey(Table):
 
 
 class Job(Table):
-    """A run that was asked for. Who owns it now is `epoch`: a write of an earlier epoch changes nothing."""
+    """A run that was asked for. `attempt` is the fencing token: a write under an earlier attempt changes nothing."""
 
     __tablename__ = "jobs"
 
@@ -102,19 +102,19 @@ class Job(Table):
     """Grows with every change that a reader can see."""
     event_seq: Mapped[int] = mapped_column(default=0)
     """The last event's place."""
-    epoch: Mapped[int] = mapped_column(default=0)
-    """How often it was claimed; every claim's fencing token."""
+    attempt: Mapped[int] = mapped_column(default=0)
+    """The number of claims so far: the latest attempt, whose number is its fencing token."""
     owner: Mapped[str | None]
     """The worker that claimed it last."""
     lease_until: Mapped[datetime | None]
-    infra_losses: Mapped[int] = mapped_column(default=0)
+    crashes: Mapped[int] = mapped_column(default=0)
     """How often its worker or its training process has vanished."""
-    losses_in_place: Mapped[int] = mapped_column(default=0)
-    """How often in a row that was before anything new was saved."""
+    crashes_in_place: Mapped[int] = mapped_column(default=0)
+    """How many crashes in a row came before anything new was saved."""
     saved_step: Mapped[int] = mapped_column(default=-1)
     """The step of the furthest state."""
     not_before: Mapped[datetime | None]
-    """When a worker may claim it again after a loss."""
+    """When a worker may claim it again after a crash."""
     asked_at: Mapped[datetime | None]
     """When somebody last asked for a pause, a stop or a cancel."""
     stop_requested: Mapped[bool] = mapped_column(default=False)
@@ -167,7 +167,7 @@ class Attempt(Table):
     __tablename__ = "attempts"
 
     job_id: Mapped[str] = mapped_column(ForeignKey(Job.id, ondelete="CASCADE"), primary_key=True)
-    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     worker: Mapped[str]
     started_at: Mapped[datetime] = mapped_column(default=now())
     ended_at: Mapped[datetime | None]
@@ -183,7 +183,7 @@ class Attempt(Table):
     """How many parts of its log the object store has."""
     log_size: Mapped[int] = mapped_column(BigInteger, default=0)
     """Their bytes."""
-    writes: Mapped[int] = mapped_column(default=0, server_default="0")
+    writes: Mapped[int] = mapped_column(default=0)
     """How many changes its worker has committed."""
 
 
@@ -193,7 +193,7 @@ class PastAttempt(Table):
     __tablename__ = "past_attempts"
 
     job_id: Mapped[str] = mapped_column(primary_key=True)
-    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
     kind: Mapped[str]
     dataset: Mapped[str]
@@ -202,8 +202,8 @@ class PastAttempt(Table):
     """0 on a CPU."""
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime]
-    outcome: Mapped[str] = mapped_column(default="unknown", server_default="unknown")
-    """As of an attempt."""
+    outcome: Mapped[str]
+    """As of an attempt, or unknown where it had not ended."""
     waited: Mapped[float | None]
     """Of the first attempt, for how many seconds its job had waited."""
 
@@ -228,17 +228,16 @@ class Metric(Table):
     __tablename__ = "metrics"
 
     job_id: Mapped[str] = mapped_column(primary_key=True)
-    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    """The attempt."""
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    progress: Mapped[float]
+    epoch: Mapped[float]
     """Epochs of training done."""
     loss: Mapped[float]
     learning_rate: Mapped[float]
     norm: Mapped[str | None]
     counts: Mapped[dict[str, Any]]
 
-    __table_args__ = (ForeignKeyConstraint([job_id, epoch], [Attempt.job_id, Attempt.epoch], ondelete="CASCADE"),)
+    __table_args__ = (ForeignKeyConstraint([job_id, attempt], [Attempt.job_id, Attempt.attempt], ondelete="CASCADE"),)
 
 
 class Checkpoint(Table):
@@ -248,10 +247,9 @@ class Checkpoint(Table):
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("ckpt"))
     job_id: Mapped[str] = mapped_column(index=True)
-    epoch: Mapped[int] = mapped_column()
-    """The attempt."""
+    attempt: Mapped[int] = mapped_column()
     step: Mapped[int]
-    progress: Mapped[float]
+    epoch: Mapped[float]
     """Epochs of training done."""
     key: Mapped[str]
     """Where the object store keeps the file."""
@@ -259,7 +257,7 @@ class Checkpoint(Table):
     sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(default=now())
 
-    __table_args__ = (ForeignKeyConstraint([job_id, epoch], [Attempt.job_id, Attempt.epoch], ondelete="CASCADE"),)
+    __table_args__ = (ForeignKeyConstraint([job_id, attempt], [Attempt.job_id, Attempt.attempt], ondelete="CASCADE"),)
 
 
 class State(Table):
@@ -270,10 +268,10 @@ class State(Table):
     job_id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(primary_key=True)
     """state, best or verdicts."""
-    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     """The attempt that wrote it."""
     step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    progress: Mapped[float]
+    epoch: Mapped[float]
     """Epochs of training done."""
     name: Mapped[str]
     """What the training process calls the file."""
@@ -282,7 +280,7 @@ class State(Table):
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
 
-    __table_args__ = (ForeignKeyConstraint([job_id, epoch], [Attempt.job_id, Attempt.epoch], ondelete="CASCADE"),)
+    __table_args__ = (ForeignKeyConstraint([job_id, attempt], [Attempt.job_id, Attempt.attempt], ondelete="CASCADE"),)
 
 
 class Webhook(Table):
@@ -326,8 +324,8 @@ class Delivery(Table):
     """pending, succeeded or failed."""
     attempts: Mapped[int] = mapped_column(default=0)
     """Since it was made or asked for again."""
-    epoch: Mapped[int] = mapped_column(default=0)
-    """How often a sender has claimed it; every claim's fencing token."""
+    claim_number: Mapped[int] = mapped_column(default=0)
+    """How often a sender has claimed it: the fencing token of the latest claim."""
     lease_until: Mapped[datetime | None]
     next_attempt_at: Mapped[datetime | None] = mapped_column(default=now())
     response_status: Mapped[int | None]
@@ -402,13 +400,13 @@ class Inspected(Table):
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     """Both of the object under `key`."""
-    epoch: Mapped[int] = mapped_column(default=0)
-    """How often its inspection was begun; every inspection's fencing token."""
+    claim_number: Mapped[int] = mapped_column(default=0)
+    """How often a worker has begun to inspect it: the fencing token of the latest inspection."""
     owner: Mapped[str | None]
     """The worker that began the last one."""
     lease_until: Mapped[datetime | None]
-    losses: Mapped[int] = mapped_column(default=0)
-    """How often an inspection has vanished."""
+    crashes: Mapped[int] = mapped_column(default=0)
+    """How often an inspection has crashed."""
     created_at: Mapped[datetime] = mapped_column(default=now())
     finished_at: Mapped[datetime | None]
     """When its inspection ended."""

@@ -153,7 +153,7 @@ def test_what_a_worker_reports_over_a_commit_that_breaks_off_is_there_once(
     run(claim(database), workplace)
     with database.reading() as session:
         job = session.get_one(Job, job_id)
-        assert (job.status, job.epoch, job.infra_losses) == ("succeeded", 1, 0)
+        assert (job.status, job.attempt, job.crashes) == ("succeeded", 1, 0)
         assert session.scalars(select(Metric.step).order_by(Metric.step)).all() == list(range(1, 11))
         assert len(session.scalars(select(Checkpoint)).all()) == 1
         told = [(event.type, str(event.data)) for event in session.scalars(select(Event))]
@@ -245,7 +245,7 @@ def test_a_restart_under_load_loses_no_accepted_job_and_a_run_and_a_stream_go_on
         there = session.scalars(select(Job.id).where(Job.id != long)).all()
         assert sorted(there) == sorted(accepted)
         job = session.get_one(Job, long)
-        assert (job.status, job.epoch) == ("succeeded", 1)
+        assert (job.status, job.attempt) == ("succeeded", 1)
         assert seqs(received) == list(range(1, job.event_seq + 1))
     invariants.check(database, workplace.store)
     workplace.database.close()
@@ -295,8 +295,8 @@ def test_a_worker_that_is_cut_off_from_the_database_gives_up_and_the_next_one_ta
                 late(session)
     with database.reading() as session:
         job = session.get_one(Job, job_id)
-        assert (job.status, job.epoch, job.infra_losses) == ("succeeded", 2, 1)
-        outcomes = session.scalars(select(Attempt.outcome).order_by(Attempt.epoch)).all()
+        assert (job.status, job.attempt, job.crashes) == ("succeeded", 2, 1)
+        outcomes = session.scalars(select(Attempt.outcome).order_by(Attempt.attempt)).all()
         assert outcomes == ["lost", "succeeded"]
     invariants.check(database, other.store)
 
@@ -310,7 +310,7 @@ def test_a_log_that_is_followed_goes_on_when_the_database_is_back(
 
     def log(part, line):
         (tmp_path / "part").write_text(line)
-        store.put(log_key(held.job_id, held.epoch, part), tmp_path / "part")
+        store.put(log_key(held.job_id, held.attempt, part), tmp_path / "part")
         with database.writing() as session:
             ingest.add_log(session, held, size=len(line))
 
@@ -348,7 +348,7 @@ def test_a_database_away_for_longer_than_any_lease_ends_every_run_and_all_of_the
 ):
     url = postgres_of_its_own.create_database("away")
     key = f"tmp_abcdefgh_{'x' * 32}"
-    clocks = {"lease_seconds": 4, "heartbeat_seconds": 0.5, "loss_backoff_seconds": 0, "migrate_at_start": True}
+    clocks = {"lease_seconds": 4, "heartbeat_seconds": 0.5, "crash_backoff_seconds": 0, "migrate_at_start": True}
     with native.instance(tmp_path, *native.FAKE_WORKER, database_url=url, first_api_key=key, **clocks) as temper:
         temper.start_api()
         with calling(temper.url, key) as api, temper.worker(), temper.worker():
@@ -365,7 +365,7 @@ def test_a_database_away_for_longer_than_any_lease_ends_every_run_and_all_of_the
             postgres_of_its_own.start(durable=True)
             for job_id in ids:
                 job = native.finish(api, job_id)
-                assert (job["status"], job["attempt"], job["losses"]) == ("succeeded", 2, 1)
+                assert (job["status"], job["attempt"], job["crashes"]) == ("succeeded", 2, 1)
                 resumed = [each["resumed_step"] for each in api.get(f"/jobs/{job_id}/attempts").json()["data"]]
                 assert resumed[0] is None
                 assert resumed[1] >= 1

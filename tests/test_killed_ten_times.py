@@ -34,9 +34,9 @@ def test_a_job_that_is_killed_ten_times_ends_with_the_weights_of_one_that_is_not
     settings = {
         "lease_seconds": 3,
         "heartbeat_seconds": 0.5,
-        "max_losses": 50,
-        "max_losses_in_place": 20,
-        "loss_backoff_seconds": 0,
+        "max_crashes": 50,
+        "max_crashes_in_place": 20,
+        "crash_backoff_seconds": 0,
     }
     with instance(tmp_path, *WORKER, **settings) as temper:
         temper.start_api()
@@ -59,7 +59,7 @@ def test_a_job_that_is_killed_ten_times_ends_with_the_weights_of_one_that_is_not
                         os.kill(process, signal.SIGKILL)
                 wait_until(lambda attempt=attempt: api.get(f"/jobs/{killed}").json()["attempt"] > attempt, seconds=60)
             job = finish(api, killed, seconds=300)
-            assert (job["status"], job["losses"]) == ("succeeded", KILLS)
+            assert (job["status"], job["crashes"]) == ("succeeded", KILLS)
             ours, theirs = (weights(api, job_id) for job_id in (killed, calm))
             assert ours.keys() == theirs.keys()
             assert all((ours[name] == theirs[name]).all() for name in ours)

@@ -96,11 +96,11 @@ class Workplace:
 
 def run(claim: Claim, place: Workplace) -> None:
     """Run a claimed job to its end, or until it is another worker's. What can befall a run ends in its row."""
-    log.info("job %s: attempt %d begins", claim.job_id, claim.epoch)
+    log.info("job %s: attempt %d begins", claim.job_id, claim.attempt)
     sweep(place.settings.kept_dir, days=place.settings.kept_days)
     try:
         with (
-            work_folder(place.settings.work_dir, claim.job_id, claim.epoch) as folder,
+            work_folder(place.settings.work_dir, claim.job_id, claim.attempt) as folder,
             Lease(
                 claim, database=place.database, settings=place.settings, stopping=place.stopping, pulse=place.pulse
             ) as lease,
@@ -115,14 +115,14 @@ def run(claim: Claim, place: Workplace) -> None:
                     logbook.store(whole=True)
             lease.write(ending)
     except LeaseLost:
-        log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.epoch)
+        log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.attempt)
     except OSError as error:
         with suppress(LeaseLost), place.database.writing() as session:
             lifecycle.fail(session, claim, failures.not_started(error))
     else:
         _discard_states(claim, place)
         _tell_the_whole(claim, place)
-        log.info("job %s: attempt %d is over", claim.job_id, claim.epoch)
+        log.info("job %s: attempt %d is over", claim.job_id, claim.attempt)
 
 
 def _tell_the_whole(claim: Claim, place: Workplace) -> None:
@@ -188,7 +188,7 @@ def _fetched(folder: Path, lease: Lease, claim: Claim, place: Workplace) -> Iter
 
 def _run_on(registry: Registry, folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: Workplace) -> Ending:
     """Run it on these files. Raises StorageUnavailable, Postponed, LeaseLost."""
-    logbook.note(f"attempt {claim.epoch} begins")
+    logbook.note(f"attempt {claim.attempt} begins")
     _begin_with_states(folder, lease, logbook, claim, place)
     command = place.command(claim, folder, registry)
     launches = getattr(claim.spec, "gpus", 1) > 1
@@ -263,8 +263,8 @@ def _ending(
     if lease.killed or exit_code in _KILLED_FROM_OUTSIDE:
         starved = not lease.killed and killed_before is not None and (count_oom_kills() or 0) > killed_before
         cause = OUT_OF_MEMORY if starved else f"its training process was killed: {lease.killed or _name(exit_code)}"
-        log.warning("job %s: attempt %d is lost: %s", claim.job_id, claim.epoch, cause)
-        return partial(lifecycle.lose, claim=claim, cause=cause, retry_policy=RetryPolicy.of(place.settings))
+        log.warning("job %s: attempt %d is lost: %s", claim.job_id, claim.attempt, cause)
+        return partial(lifecycle.record_crash, claim=claim, cause=cause, retry_policy=RetryPolicy.of(place.settings))
     log.warning("job %s: the training process ended with exit code %d and no reason", claim.job_id, exit_code)
     return partial(lifecycle.fail, claim=claim, failure=failures.crashed(exit_code, trainer.last_words()))
 
@@ -280,7 +280,7 @@ def _keep(folder: Path, error: StorageUnavailable, claim: Claim, settings: Setti
         # There it would take the very room that is missing.
         return ""
     try:
-        kept = keep(folder, settings.kept_dir, f"{claim.job_id}-{claim.epoch}")
+        kept = keep(folder, settings.kept_dir, f"{claim.job_id}-{claim.attempt}")
     except OSError as failed:
         log.warning("job %s: what it has made cannot be kept: %s", claim.job_id, failed)
         return ""

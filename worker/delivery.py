@@ -169,8 +169,8 @@ class _Place:
                     f"{error}",
                 )
             else:
-                job, epoch = self.claim.job_id, self.claim.epoch
-                log.info("job %s: attempt %d has the %s of step %d", job, epoch, state.kind, state.step)
+                job, attempt = self.claim.job_id, self.claim.attempt
+                log.info("job %s: attempt %d has the %s of step %d", job, attempt, state.kind, state.step)
                 return state
         return None
 
@@ -191,8 +191,8 @@ def remove(prefix: str, store: ObjectStore) -> None:
 
 def remove_states(claim: Claim, store: ObjectStore) -> None:
     """Remove all states of all the job's attempts."""
-    for epoch in range(1, claim.epoch + 1):
-        remove(f"{attempt_prefix(claim.job_id, epoch)}/{_STATES}", store)
+    for attempt in range(1, claim.attempt + 1):
+        remove(f"{attempt_prefix(claim.job_id, attempt)}/{_STATES}", store)
 
 
 def _fetch(state: State, path: Path, lease: Lease, store: ObjectStore) -> None:

@@ -50,17 +50,17 @@ def inspect_next(place: Workplace) -> bool:
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease_seconds=place.settings.lease_seconds,
-            max_losses=place.settings.max_losses,
+            max_crashes=place.settings.max_crashes,
         )
     if held is None:
         return False
-    log.info("%s %s: inspection %d begins", held.kind, held.id, held.epoch)
+    log.info("%s %s: inspection %d begins", held.kind, held.id, held.claim_number)
     hold = _Hold(held, place)
     try:
         hold.write(_inspect(hold))
     except LostInspection:
-        log.warning("%s %s: inspection %d is no longer ours", held.kind, held.id, held.epoch)
-    log.info("%s %s: inspection %d is over", held.kind, held.id, held.epoch)
+        log.warning("%s %s: inspection %d is no longer ours", held.kind, held.id, held.claim_number)
+    log.info("%s %s: inspection %d is over", held.kind, held.id, held.claim_number)
     return True
 
 
@@ -108,11 +108,11 @@ class _Stopping(Exception):
 def _inspect(hold: _Hold) -> Callable[[Session], None]:
     """Do it, and choose how the row learns of the end. Raises LostInspection."""
     held, place = hold.held, hold.place
-    lose = partial(assets.lose, held=held, max_losses=place.settings.max_losses)
+    crash = partial(assets.record_crash, held=held, max_crashes=place.settings.max_crashes)
     cache = Cache(place.settings.cache_dir, place.settings.cache_bytes)
     try:
         with (
-            work_folder(place.settings.work_dir, held.id, held.epoch) as folder,
+            work_folder(place.settings.work_dir, held.id, held.claim_number) as folder,
             cache.hold(held.key, held.sha256, held.size, place.store, beat=hold.beat) as source,
         ):
             # By a name with an ending that says what it is, which is all of the user's name that is kept.
@@ -122,7 +122,7 @@ def _inspect(hold: _Hold) -> Callable[[Session], None]:
             if isinstance(done, FileFailure):
                 return partial(assets.refuse, held=held, failure=done)
             if done is None:
-                return lose
+                return crash
             return _deliver(done, folder, hold)
     except _Stopping:
         return partial(assets.hand_back, held=held)
@@ -131,7 +131,7 @@ def _inspect(hold: _Hold) -> Callable[[Session], None]:
         if isinstance(error, StorageFull):
             return partial(assets.refuse, held=held, failure=_no_room())
         place.stopping.wait(place.settings.poll_seconds)
-        return lose
+        return crash
 
 
 def command(held: Inspection, file: Path, folder: Path, place: Workplace) -> list[str]:

@@ -58,7 +58,7 @@ class Logbook:
         """Store what is new, up to the last full line or the whole of it. A store that is away gets it next time.
         Raises LeaseLost."""
         with self._lock:
-            key = log_key(self._claim.job_id, self._claim.epoch, self._parts + 1)
+            key = log_key(self._claim.job_id, self._claim.attempt, self._parts + 1)
             try:
                 content = self._new(whole=whole)
                 if not content:

@@ -42,7 +42,7 @@ def _work_in_slot(place: Workplace, bell: Bell) -> None:
             told = complaint
             claim = None if complaint else _claim(place)
             if claim:
-                with logs.about(job_id=claim.job_id, attempt=claim.epoch):
+                with logs.about(job_id=claim.job_id, attempt=claim.attempt):
                     run(claim, place)
                 continue
             if inspect_next(place):

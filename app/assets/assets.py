@@ -2,9 +2,9 @@
 
     pending -> inspecting -> ready | refused        inspecting -> pending (worker lost or stopped)
 
-A worker owns an inspection by its epoch, under a lease in the database's own time, as it owns a job. What it delivers
-lies under the file's prefix and that epoch; nothing else is written there. Jobs name what is ready, and the file is
-theirs until they have ended. The caller opens the transaction and commits it.
+A worker owns an inspection by the number of its claim, under a lease in the database's own time, as it owns a job.
+What it delivers lies under the file's prefix and that number; nothing else is written there. Jobs name what is ready,
+and the file is theirs until they have ended. The caller opens the transaction and commits it.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -72,7 +72,7 @@ class Inspection:
 
     kind: Kind
     id: str
-    epoch: int
+    claim_number: int
     key: str
     """Where the object store keeps it."""
     sha256: str
@@ -85,7 +85,7 @@ class Inspection:
     @property
     def prefix(self) -> str:
         """Where what it finds goes in the object store."""
-        return prefix(self.kind, self.id, self.epoch)
+        return prefix(self.kind, self.id, self.claim_number)
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class Gone(Exception):
     """A file that the job takes in is no longer there."""
 
 
-def prefix(kind: Kind, file_id: str, epoch: int | None = None) -> str:
+def prefix(kind: Kind, file_id: str, claim_number: int | None = None) -> str:
     """Say under which key the object store has what an inspection, or all of them, made of a file."""
-    return f"{kind}s/{file_id}" + ("" if epoch is None else f"/{epoch}")
+    return f"{kind}s/{file_id}" + ("" if claim_number is None else f"/{claim_number}")
 
 
 def add_dataset(session: Session, project_id: str, name: str, upload: Upload) -> Dataset:
@@ -182,10 +182,10 @@ def _add(session: Session, file: Own) -> Own:
     return file
 
 
-def claim(session: Session, *, worker: str, lease_seconds: float, max_losses: int) -> Inspection | None:
+def claim(session: Session, *, worker: str, lease_seconds: float, max_crashes: int) -> Inspection | None:
     """Take the next file that waits to be inspected, those of lost workers included; None when none waits."""
     for kind, table in TABLES.items():
-        expire(session, kind, max_losses=max_losses)
+        expire(session, kind, max_crashes=max_crashes)
         waiting = select(table.id).where(table.status == "pending").order_by(table.id).limit(1)
         claimed = _update(
             session,
@@ -193,14 +193,14 @@ def claim(session: Session, *, worker: str, lease_seconds: float, max_losses: in
             table.id == waiting.with_for_update(skip_locked=True).scalar_subquery(),
             table.status == "pending",
             status="inspecting",
-            epoch=table.epoch + 1,
+            claim_number=table.claim_number + 1,
             owner=worker,
             lease_until=seconds_from_now(lease_seconds),
         )
         if claimed:
             file = claimed[0]
             said = ImportSpec.model_validate(file.said) if isinstance(file, Model) else None
-            return Inspection(kind, file.id, file.epoch, file.key, file.sha256, file.size, file.filename, said)
+            return Inspection(kind, file.id, file.claim_number, file.key, file.sha256, file.size, file.filename, said)
     return None
 
 
@@ -211,10 +211,10 @@ def have_waited(session: Session, *, seconds: float) -> bool:
     return any(session.scalar(query) for query in found)
 
 
-def expire(session: Session, kind: Kind, *, max_losses: int) -> None:
+def expire(session: Session, kind: Kind, *, max_crashes: int) -> None:
     """Take back the files whose lease has run out, and refuse those that were lost too often."""
     table = TABLES[kind]
-    _lose(session, kind, table.status == "inspecting", table.lease_until < now(), max_losses=max_losses)
+    _after_crash(session, kind, table.status == "inspecting", table.lease_until < now(), max_crashes=max_crashes)
 
 
 def renew(session: Session, held: Inspection, *, lease_seconds: float) -> None:
@@ -245,13 +245,13 @@ def refuse(session: Session, held: Inspection, failure: FileFailure) -> None:
 
 
 def hand_back(session: Session, held: Inspection) -> None:
-    """Let another worker inspect the file; this is no loss. Raises LostInspection."""
+    """Let another worker inspect the file; this is not a crash. Raises LostInspection."""
     _one(_update(session, held.kind, *_owned(held), status="pending", lease_until=None))
 
 
-def lose(session: Session, held: Inspection, *, max_losses: int) -> None:
+def record_crash(session: Session, held: Inspection, *, max_crashes: int) -> None:
     """Note that the inspection has vanished, and let it begin again, but not for ever. Raises LostInspection."""
-    _one(_lose(session, held.kind, *_owned(held), max_losses=max_losses))
+    _one(_after_crash(session, held.kind, *_owned(held), max_crashes=max_crashes))
 
 
 def remove(session: Session, file: File) -> None:
@@ -379,12 +379,13 @@ def leftovers(session: Session, keys: Sequence[str]) -> Sequence[str]:
     """Say which of these keys, each of an inspection's objects, nothing needs any more."""
     needed: dict[str, int] = {}
     for kind, table in TABLES.items():
-        needed |= {prefix(kind, row.id): row.epoch for row in session.execute(select(table.id, table.epoch))}
+        claims = session.execute(select(table.id, table.claim_number))
+        needed |= {prefix(kind, row.id): row.claim_number for row in claims}
     gone = []
     for key in keys:
-        folder, file_id, epoch, *_ = [*key.split("/"), "", ""]
+        folder, file_id, claim_number, *_ = [*key.split("/"), "", ""]
         latest = needed.get(f"{folder}/{file_id}")
-        if latest is None or (epoch.isdecimal() and int(epoch) < latest):
+        if latest is None or (claim_number.isdecimal() and int(claim_number) < latest):
             gone.append(key)
     return gone
 
@@ -393,28 +394,28 @@ def _end(session: Session, held: Inspection, **values: Any) -> None:
     _one(_update(session, held.kind, *_owned(held), lease_until=None, finished_at=now(), **values))
 
 
-def _lose(session: Session, kind: Kind, *where: ColumnElement[bool], max_losses: int) -> Sequence[File]:
+def _after_crash(session: Session, kind: Kind, *where: ColumnElement[bool], max_crashes: int) -> Sequence[File]:
     table = TABLES[kind]
-    losses = table.losses + 1
+    crashes = table.crashes + 1
     refused = _update(
         session,
         kind,
         *where,
-        losses >= max_losses,
+        crashes >= max_crashes,
         status="refused",
         failure=_LOST.model_dump(),
-        losses=losses,
+        crashes=crashes,
         lease_until=None,
         finished_at=now(),
     )
     # Said again, for a lease may run out between the two.
-    again = _update(session, kind, *where, losses < max_losses, status="pending", losses=losses, lease_until=None)
+    again = _update(session, kind, *where, crashes < max_crashes, status="pending", crashes=crashes, lease_until=None)
     return [*refused, *again]
 
 
 def _owned(held: Inspection) -> tuple[ColumnElement[bool], ...]:
     table = TABLES[held.kind]
-    return table.id == held.id, table.epoch == held.epoch, table.status == "inspecting"
+    return table.id == held.id, table.claim_number == held.claim_number, table.status == "inspecting"
 
 
 def _update(session: Session, kind: Kind, *where: ColumnElement[bool], **values: Any) -> Sequence[File]:

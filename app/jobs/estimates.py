@@ -63,7 +63,7 @@ def predict(session: Session, project_id: str, spec: AnySpec) -> Estimate:
     return Estimate(
         seconds=_spread([_scaled(run, passes, size) for run in found]),
         peak_memory_bytes=_most(
-            run.finished.get("peak_memory_bytes") for run in alike if _batches(run.spec) == _batches(spec)
+            run.finished["peak_memory_bytes"] for run in alike if _batches(run.spec) == _batches(spec)
         ),
         storage_bytes=_most(run.stored for run in found if _delivers(run.spec) == _delivers(spec)),
         passes=round(passes),
@@ -81,7 +81,7 @@ def measure(session: Session, job_id: str) -> Actual:
     finished = select(Event.data).where(Event.job_id.in_(ids), Event.type == "finished")
     return Actual(
         seconds=sum(_seconds(*attempt) for attempt in attempts),
-        peak_memory_bytes=_most(data.get("peak_memory_bytes") for data in session.scalars(finished)),
+        peak_memory_bytes=_most(data["peak_memory_bytes"] for data in session.scalars(finished)),
         storage_bytes=sum(_stored(session, ids).values()),
     )
 
@@ -107,7 +107,7 @@ def _like(spec: AnySpec) -> list[ColumnElement[bool]]:
 def _finished(session: Session, spec: AnySpec, *where: ColumnElement[bool]) -> list[_Run]:
     """Find the latest jobs that have finished with the same network, data set and number of GPUs."""
     gpus = usage.GPUS_WANTED == getattr(spec, "gpus", 1)  # noqa: SIM300  # a column, no constant
-    whole = Job.status == "succeeded", Job.epoch == 1, Job.stopped_early.is_(False), Job.shard_count == 0
+    whole = Job.status == "succeeded", Job.attempt == 1, Job.stopped_early.is_(False), Job.shard_count == 0
     of_job = Attempt.job_id == Job.id
     query = select(Job.id, Job.spec, Attempt.started_at, Attempt.ended_at).join(Attempt, of_job)
     query = query.where(Job.dataset == spec.dataset, *whole, _same_network(spec), gpus, *where)

@@ -81,9 +81,9 @@ def save(session: Session, claim: Claim, saved: reported.Saved, *, key: str) -> 
         checkpoint = Checkpoint(
             id=new_id("ckpt"),
             job_id=claim.job_id,
-            epoch=claim.epoch,
+            attempt=claim.attempt,
             step=saved.step,
-            progress=saved.epoch,
+            epoch=saved.epoch,
             key=key,
             size=saved.size,
             sha256=saved.sha256,
@@ -103,17 +103,17 @@ def save_state(session: Session, claim: Claim, saved: reported.Saved, *, name: s
     before = _states(session, claim.job_id)
     if saved.kind == "verdicts":
         if saved.step > max((state.step for state in before if state.kind == "verdicts"), default=0):
-            session.execute(update(Job).where(*owned(claim)).values(losses_in_place=0))
+            session.execute(update(Job).where(*owned(claim)).values(crashes_in_place=0))
     elif saved.step > job.saved_step:
         further = update(Job).where(*owned(claim))
-        session.execute(further.values(saved_step=saved.step, losses_in_place=0))
+        session.execute(further.values(saved_step=saved.step, crashes_in_place=0))
     session.add(
         State(
             job_id=claim.job_id,
             kind=saved.kind,
-            epoch=claim.epoch,
+            attempt=claim.attempt,
             step=saved.step,
-            progress=saved.epoch,
+            epoch=saved.epoch,
             name=name,
             key=key,
             size=saved.size,
@@ -178,7 +178,7 @@ def writes(session: Session, claim: Claim) -> int:
     """Count the changes that the attempt's worker has committed, also after the end of the attempt. One whose
     transaction is still open is waited for."""
     session.execute(select(Job.id).where(Job.id == claim.job_id).with_for_update())
-    found = select(Attempt.writes).where(Attempt.job_id == claim.job_id, Attempt.epoch == claim.epoch)
+    found = select(Attempt.writes).where(Attempt.job_id == claim.job_id, Attempt.attempt == claim.attempt)
     return session.scalar(found) or 0
 
 
@@ -189,12 +189,12 @@ def count_write(session: Session, claim: Claim, number: int) -> None:
 
 
 def _states(session: Session, job_id: str) -> Sequence[State]:
-    newest_first = select(State).where(State.job_id == job_id).order_by(State.epoch.desc(), State.step.desc())
+    newest_first = select(State).where(State.job_id == job_id).order_by(State.attempt.desc(), State.step.desc())
     return session.scalars(newest_first).all()
 
 
 def _note(session: Session, claim: Claim, **values: Any) -> None:
-    attempt = update(Attempt).where(Attempt.job_id == claim.job_id, Attempt.epoch == claim.epoch)
+    attempt = update(Attempt).where(Attempt.job_id == claim.job_id, Attempt.attempt == claim.attempt)
     session.execute(attempt.values(values))
 
 
@@ -208,9 +208,9 @@ def _entry(event: reported.Event) -> tuple[str, dict[str, Any]]:
 def _metric(claim: Claim, event: reported.Stepped) -> dict[str, Any]:
     return {
         "job_id": claim.job_id,
-        "epoch": claim.epoch,
+        "attempt": claim.attempt,
         "step": event.step,
-        "progress": event.epoch,
+        "epoch": event.epoch,
         "loss": event.loss,
         "learning_rate": event.learning_rate,
         "norm": event.norm,

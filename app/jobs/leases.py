@@ -1,7 +1,7 @@
-"""Who may write to a job: the worker that claimed it last, by its epoch; and how every write becomes history.
+"""Who may write to a job: the worker that claimed it last, by its attempt; and how every write becomes history.
 
-A worker owns a job under a lease in the database's own time. A write under an older epoch changes nothing and raises
-LeaseLost. Each change that a reader can see makes a new version of the job and may add to its history.
+A worker owns a job under a lease in the database's own time. A write under an earlier attempt changes nothing and
+raises LeaseLost. Each change that a reader can see makes a new version of the job and may add to its history.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class Claim:
     """One worker's hold on a job."""
 
     job_id: str
-    epoch: int
+    attempt: int
     spec: AnySpec
     shard: Shard | None = None
     """What there is to evaluate, where that is not the whole."""
@@ -48,7 +48,7 @@ class Claim:
     @property
     def prefix(self) -> str:
         """Where this attempt's files go in the object store; nobody else writes there."""
-        return attempt_prefix(self.job_id, self.epoch)
+        return attempt_prefix(self.job_id, self.attempt)
 
     @property
     def whole(self) -> str:
@@ -61,19 +61,19 @@ def job_prefix(job_id: str) -> str:
     return f"jobs/{job_id}"
 
 
-def attempt_prefix(job_id: str, epoch: int) -> str:
+def attempt_prefix(job_id: str, attempt: int) -> str:
     """Where an attempt's files lie in the object store."""
-    return f"{job_prefix(job_id)}/attempts/{epoch}"
+    return f"{job_prefix(job_id)}/attempts/{attempt}"
 
 
-def log_key(job_id: str, epoch: int, part: int) -> str:
+def log_key(job_id: str, attempt: int, part: int) -> str:
     """Where a part of an attempt's log lies in the object store; parts count from 1."""
-    return f"{attempt_prefix(job_id, epoch)}/logs/{part:06}.log"
+    return f"{attempt_prefix(job_id, attempt)}/logs/{part:06}.log"
 
 
 def owned(claim: Claim) -> tuple[ColumnElement[bool], ...]:
     """The condition under which the claim still holds."""
-    return Job.id == claim.job_id, Job.epoch == claim.epoch, Job.status.in_(HELD)
+    return Job.id == claim.job_id, Job.attempt == claim.attempt, Job.status.in_(HELD)
 
 
 def only(claim: Claim, rows: Sequence[Row]) -> Row:

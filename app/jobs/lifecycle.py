@@ -1,4 +1,4 @@
-"""The life of a job: create, claim, ask, lose, end. What a run reports in between is `app.jobs.ingest`. No HTTP in it.
+"""The life of a job: create, claim, ask, crash, end. What a run reports in between is `app.jobs.ingest`. No HTTP in it.
 
     queued -> running -> succeeded | failed             running | stopping -> queued (worker lost or stopped)
     running -> pausing -> paused -> queued              running -> stopping -> succeeded
@@ -59,7 +59,7 @@ MOVES: Mapping[Status, frozenset[Status]] = {
 TERMINAL = frozenset(status for status, targets in MOVES.items() if not targets)
 
 OUT_OF_MEMORY = "the kernel has killed its training process: the worker's machine, or its container, is out of memory"
-"""The cause of a loss that is no accident when it happens again."""
+"""The cause of a crash that is no accident when it happens again."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ ACTIONS: Mapping[Action, Rule] = {
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long the service bears with losses: of workers, and of training processes killed from outside."""
+    """How many crashes a job may have: of workers, and of training processes killed from outside."""
 
-    max_losses: int = 5
+    max_crashes: int = 5
     """So many in all, and the job fails."""
-    max_losses_in_place: int = 3
+    max_crashes_in_place: int = 3
     """So many in a row without anything new saved, and the job fails."""
     backoff_seconds: float = 5
-    """How long a job waits after its first loss; after each further one twice as long."""
+    """How long a job waits after its first crash; after each further one twice as long."""
     max_backoff_seconds: float = 300
     """The longest wait."""
     cancel_seconds: float = 45
@@ -102,10 +102,10 @@ class RetryPolicy:
     def of(cls, settings: Settings) -> Self:
         """Read it off the settings."""
         return cls(
-            max_losses=settings.max_losses,
-            max_losses_in_place=settings.max_losses_in_place,
-            backoff_seconds=settings.loss_backoff_seconds,
-            max_backoff_seconds=settings.max_loss_backoff_seconds,
+            max_crashes=settings.max_crashes,
+            max_crashes_in_place=settings.max_crashes_in_place,
+            backoff_seconds=settings.crash_backoff_seconds,
+            max_backoff_seconds=settings.max_crash_backoff_seconds,
             cancel_seconds=settings.cancel_limit_seconds,
         )
 
@@ -267,12 +267,12 @@ def claim(
     if not claimed:
         return None
     job = claimed[0]
-    session.add(Attempt(job_id=job.id, epoch=job.epoch, worker=worker))
+    session.add(Attempt(job_id=job.id, attempt=job.attempt, worker=worker))
     if job.stop_requested:
         # The worker that was asked is gone; so that nobody has to ask again.
         _move(session, "stopping", Job.id == job.id)
     shard = Shard(job.parent_id, job.shard, job.shard_count) if job.parent_id and job.shard else None
-    return Claim(job.id, job.epoch, parse(job.spec), shard, merges=0 if shard else job.shard_count)
+    return Claim(job.id, job.attempt, parse(job.spec), shard, merges=0 if shard else job.shard_count)
 
 
 def _take(session: Session, waiting: Select[str], *, worker: str, lease_seconds: float) -> Sequence[Job]:
@@ -282,7 +282,7 @@ def _take(session: Session, waiting: Select[str], *, worker: str, lease_seconds:
         Job.id == waiting.with_for_update(skip_locked=True).scalar_subquery(),
         event="job.claimed",
         details={"worker": worker},
-        epoch=Job.epoch + 1,
+        attempt=Job.attempt + 1,
         owner=worker,
         lease_until=seconds_from_now(lease_seconds),
         not_before=None,
@@ -324,7 +324,7 @@ def expire(session: Session, retry_policy: RetryPolicy) -> None:
     # In one order, and past the rows that somebody else is at.
     found = select(Job).where(or_(lapsed, ignored)).order_by(Job.id).with_for_update(skip_locked=True)
     for job in session.scalars(found, execution_options={"populate_existing": True}).all():
-        _lose(session, job, retry_policy, code="worker_lost", cause="the worker was no longer heard of")
+        _after_crash(session, job, retry_policy, code="worker_lost", cause="the worker was no longer heard of")
 
 
 def settle(session: Session, job_id: str | None = None) -> None:
@@ -422,7 +422,7 @@ def fail(session: Session, claim: Claim, failure: Failure) -> None:
 
 def hand_back(session: Session, claim: Claim) -> None:
     """Put the job aside where somebody asked for that, else let another worker go on from its last state; this is no
-    loss. Raises LeaseLost."""
+    crash. Raises LeaseLost."""
     job = _hold(session, claim)
     match job.status:
         case "cancelling":
@@ -433,12 +433,12 @@ def hand_back(session: Session, claim: Claim) -> None:
             _leave(session, job, "queued", event="job.handed_back", outcome="handed_back")
 
 
-def lose(session: Session, claim: Claim, *, cause: str, retry_policy: RetryPolicy) -> None:
+def record_crash(session: Session, claim: Claim, *, cause: str, retry_policy: RetryPolicy) -> None:
     """Note that the training process was killed from outside, and let the job start again. Raises LeaseLost.
 
     cause: what is known of it, for people; of OUT_OF_MEMORY a second time the job fails.
     """
-    _lose(session, _hold(session, claim), retry_policy, code="repeated_crash", cause=cause)
+    _after_crash(session, _hold(session, claim), retry_policy, code="repeated_crash", cause=cause)
 
 
 def ask(session: Session, job_id: str, action: Action) -> Job:
@@ -527,30 +527,30 @@ def _hold(session: Session, claim: Claim) -> Job:
     return only(claim, session.scalars(held, execution_options={"populate_existing": True}).all())
 
 
-def _lose(session: Session, job: Job, retry_policy: RetryPolicy, *, code: str, cause: str) -> None:
-    """Let a job that was lost do what is asked of it without its worker, start again, or fail when it was one loss too
-    many."""
+def _after_crash(session: Session, job: Job, retry_policy: RetryPolicy, *, code: str, cause: str) -> None:
+    """Move a job whose worker or training process has crashed: to what was asked of it, back into the queue, or to
+    failed where it has crashed too often."""
     match job.status:
         case "cancelling":
             _leave(session, job, "cancelled", outcome="lost", cause=cause)
             return
         case "pausing":
-            counted = {"infra_losses": job.infra_losses + 1, "losses_in_place": job.losses_in_place + 1}
+            counted = {"crashes": job.crashes + 1, "crashes_in_place": job.crashes_in_place + 1}
             _leave(session, job, "paused", outcome="lost", cause=cause, **counted)
             return
-    losses, in_place = job.infra_losses + 1, job.losses_in_place + 1
-    counted = {"infra_losses": losses, "losses_in_place": in_place}
+    crashes, in_place = job.crashes + 1, job.crashes_in_place + 1
+    counted = {"crashes": crashes, "crashes_in_place": in_place}
     if cause == OUT_OF_MEMORY and _was_lost_by(session, job, cause):
         _fail(session, job, _host_out_of_memory(), outcome="lost", cause=cause, **counted)
-    elif in_place >= retry_policy.max_losses_in_place:
+    elif in_place >= retry_policy.max_crashes_in_place:
         failure = _repeated_crash(f"The job was lost {in_place} times without getting any further", cause)
         _fail(session, job, failure, outcome="lost", cause=cause, **counted)
-    elif losses >= retry_policy.max_losses:
-        story = f"The job was lost {losses} times"
+    elif crashes >= retry_policy.max_crashes:
+        story = f"The job was lost {crashes} times"
         failure = _worker_lost(story, cause) if code == "worker_lost" else _repeated_crash(story, cause)
         _fail(session, job, failure, outcome="lost", cause=cause, **counted)
     else:
-        wait = min(retry_policy.backoff_seconds * 2 ** (losses - 1), retry_policy.max_backoff_seconds)
+        wait = min(retry_policy.backoff_seconds * 2 ** (crashes - 1), retry_policy.max_backoff_seconds)
         later = {"not_before": seconds_from_now(wait), **counted}
         _leave(
             session,
@@ -566,8 +566,8 @@ def _lose(session: Session, job: Job, retry_policy: RetryPolicy, *, code: str, c
 
 def _was_lost_by(session: Session, job: Job, cause: str) -> bool:
     """Whether an earlier attempt at the job was lost by this."""
-    same = Attempt.job_id == job.id, Attempt.epoch < job.epoch, Attempt.cause == cause
-    return session.scalar(select(Attempt.epoch).where(*same).limit(1)) is not None
+    same = Attempt.job_id == job.id, Attempt.attempt < job.attempt, Attempt.cause == cause
+    return session.scalar(select(Attempt.attempt).where(*same).limit(1)) is not None
 
 
 def _fail(session: Session, job: Job, failure: Failure, **values: Any) -> None:
@@ -616,7 +616,8 @@ def _leave(
     if to in ("failed", "cancelled"):
         _keep_best(session, job)
     (job,) = _move(session, to, Job.id == job.id, lease_until=None, phase=None, **values)
-    attempt = update(Attempt).where(Attempt.job_id == job.id, Attempt.epoch == job.epoch, Attempt.ended_at.is_(None))
+    latest = Attempt.job_id == job.id, Attempt.attempt == job.attempt
+    attempt = update(Attempt).where(*latest, Attempt.ended_at.is_(None))
     session.execute(attempt.values(ended_at=now(), outcome=outcome or to, cause=cause))
     return job
 
@@ -624,22 +625,22 @@ def _leave(
 def _keep_best(session: Session, job: Job) -> None:
     """Let the best weights of a run that delivers none be its checkpoint."""
     of_job = State.job_id == job.id, State.kind == "best"
-    best = session.scalars(select(State).where(*of_job).order_by(State.epoch.desc(), State.step.desc())).first()
+    best = session.scalars(select(State).where(*of_job).order_by(State.attempt.desc(), State.step.desc())).first()
     if best is None or job.checkpoint_id is not None:
         return
     checkpoint = Checkpoint(
         id=new_id("ckpt"),
         job_id=job.id,
-        epoch=best.epoch,
+        attempt=best.attempt,
         step=best.step,
-        progress=best.progress,
+        epoch=best.epoch,
         key=best.key,
         size=best.size,
         sha256=best.sha256,
     )
     session.add(checkpoint)
     (job,) = change(session, Job.id == job.id, events=1, checkpoint_id=checkpoint.id)
-    told = {"kind": "best", "sha256": best.sha256, "size": best.size, "step": best.step, "epoch": best.progress}
+    told = {"kind": "best", "sha256": best.sha256, "size": best.size, "step": best.step, "epoch": best.epoch}
     append(session, job, [("saved", {**told, "checkpoint": checkpoint.id})])
 
 
@@ -655,6 +656,6 @@ def _move(
     sources = [status for status, targets in MOVES.items() if to in targets]
     jobs = change(session, *where, Job.status.in_(sources), events=1, status=to, **values)
     for job in jobs:
-        append(session, job, [(event or f"job.{to}", {"attempt": job.epoch, **(details or {})})])
+        append(session, job, [(event or f"job.{to}", {"attempt": job.attempt, **(details or {})})])
         subscriptions.announce(session, job)
     return jobs

@@ -63,8 +63,8 @@ def make(job: Job, retried: Sequence[Job]) -> list[Job]:
             warnings=[],
             labels={},
             status="queued",
-            epoch=0,
-            infra_losses=0,
+            attempt=0,
+            crashes=0,
             retry_of=before.get(number),
             parent_id=job.id,
             shard=number,
@@ -101,8 +101,8 @@ def show(shards: Sequence[Job]) -> list[dict[str, Any]]:
             job=shard.id,
             status=shard.status,
             worker=shard.owner,
-            attempt=shard.epoch,
-            losses=shard.infra_losses,
+            attempt=shard.attempt,
+            crashes=shard.crashes,
         )
         for shard in shards
     ]

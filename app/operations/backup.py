@@ -126,13 +126,14 @@ def _contents(session: Session) -> Mapping[tuple[str, str], str]:
 
 def _presences(session: Session) -> Iterator[tuple[str, str, Iterable[str]]]:
     """Name the objects of which the database knows only that they are there: a table, a folder, what is in it."""
-    of_attempts = select(Attempt.job_id, Attempt.epoch, Attempt.log_parts).where(Attempt.log_parts > 0)
-    for job_id, epoch, parts in session.execute(of_attempts):
-        folder = log_key(job_id, epoch, 1).rpartition("/")[0]
-        yield Attempt.__tablename__, folder, map(partial(log_key, job_id, epoch), range(1, parts + 1))
+    of_attempts = select(Attempt.job_id, Attempt.attempt, Attempt.log_parts).where(Attempt.log_parts > 0)
+    for job_id, attempt, parts in session.execute(of_attempts):
+        folder = log_key(job_id, attempt, 1).rpartition("/")[0]
+        yield Attempt.__tablename__, folder, map(partial(log_key, job_id, attempt), range(1, parts + 1))
     for kind, table in assets.TABLES.items():
-        for file_id, epoch in session.execute(select(table.id, table.epoch).where(table.status == "ready")):
-            folder = assets.prefix(kind, file_id, epoch)
+        ready = select(table.id, table.claim_number).where(table.status == "ready")
+        for file_id, claim_number in session.execute(ready):
+            folder = assets.prefix(kind, file_id, claim_number)
             yield table.__tablename__, folder, [f"{folder}/{assets.REPORT}"]
 
 

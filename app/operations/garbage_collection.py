@@ -65,13 +65,13 @@ def _named(session: Session, job_id: str) -> Iterator[str]:
     yield from session.scalars(select(State.key).where(State.job_id == job_id))
     yield session.scalar(select(Job.report_key).where(Job.id == job_id)) or ""
     for attempt in session.scalars(select(Attempt).where(Attempt.job_id == job_id)):
-        yield from (log_key(job_id, attempt.epoch, part) for part in range(1, attempt.log_parts + 1))
+        yield from (log_key(job_id, attempt.attempt, part) for part in range(1, attempt.log_parts + 1))
 
 
 def _prefixes_of_ended_attempts(session: Session, job_id: str) -> tuple[str, ...]:
     for_long = Attempt.job_id == job_id, Attempt.ended_at < seconds_from_now(-_DAY)
-    epochs = session.scalars(select(Attempt.epoch).where(*for_long))
-    return tuple(f"{attempt_prefix(job_id, epoch)}/" for epoch in epochs)
+    attempts = session.scalars(select(Attempt.attempt).where(*for_long))
+    return tuple(f"{attempt_prefix(job_id, attempt)}/" for attempt in attempts)
 
 
 def _is_old(job_id: str) -> bool:

@@ -123,7 +123,7 @@ def clear_files_away(context: MaintenanceContext) -> None:
     """Take back the inspections of lost workers, and remove the objects of data sets and models that are gone."""
     with context.database.writing() as session:
         for kind in assets.TABLES:
-            assets.expire(session, kind, max_losses=context.settings.max_losses)
+            assets.expire(session, kind, max_crashes=context.settings.max_crashes)
     # Keys first: what is stored after that is nobody's leftover yet.
     keys = [key for kind in assets.TABLES for key in context.store.keys(f"{kind}s")]
     with context.database.reading() as session:

@@ -119,13 +119,13 @@ class Settings(BaseSettings):
     """How long the states of a failed or cancelled job are kept for a retry."""
     kept_days: float = Field(default=7, ge=0)
     """How long a worker keeps what a run has made and the object store did not take; 0 for not at all."""
-    max_losses: int = Field(default=5, ge=1)
+    max_crashes: int = Field(default=5, ge=1)
     """A job whose worker or training process has vanished this many times fails."""
-    max_losses_in_place: int = Field(default=3, ge=1)
+    max_crashes_in_place: int = Field(default=3, ge=1)
     """So does one that has vanished this many times in a row without anything new saved."""
-    loss_backoff_seconds: float = Field(default=5, ge=0)
-    """How long a job waits after its first loss; after each further one twice as long."""
-    max_loss_backoff_seconds: float = Field(default=300, ge=0)
+    crash_backoff_seconds: float = Field(default=5, ge=0)
+    """How long a job waits after its first crash; after each further one twice as long."""
+    max_crash_backoff_seconds: float = Field(default=300, ge=0)
     """The longest such wait."""
     s3_bucket: str | None = Field(default=None, min_length=3, max_length=63)
     """Bucket that keeps checkpoints, reports and uploads; without one, the data folder does."""

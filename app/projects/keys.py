@@ -1,7 +1,8 @@
 """Projects and API keys: make, find, list, revoke. No HTTP in it.
 
 A key is `tmp_<8 characters that find its row>_<32 secret characters>_<6 of a checksum>`. The checksum tells a typing
-error from a key that is not known; keys from before it have none and stay valid. What is stored is a hash of the whole.
+error from a key that is not known; a key that an operator has chosen (TEMPER_FIRST_API_KEY) may have none. What is
+stored is a hash of the whole.
 
 Who may do what with keys: a key with the scope admin manages the keys of all projects. Any other key manages those of
 its own project, and never beyond itself: it can neither make nor revoke a key with a scope that it lacks, and what it

@@ -28,7 +28,7 @@ GPUS_TAKEN = case((ON_GPU, GPUS_WANTED), else_=0)
 WAITED = case(
     # Of a job in shards it is the first of them that tells.
     (
-        and_(Attempt.epoch == 1, or_(Job.shard_count == 0, Job.shard == 1)),
+        and_(Attempt.attempt == 1, or_(Job.shard_count == 0, Job.shard == 1)),
         seconds_between(Attempt.started_at, Job.created_at),
     ),
 )
@@ -174,9 +174,9 @@ def remember(session: Session, job_id: str) -> None:
     counted = func.coalesce(Attempt.outcome, "unknown"), WAITED
     of_job = or_(Job.id == job_id, Job.parent_id == job_id)
     attempts = select(*told, ended, *counted).join(Attempt, Attempt.job_id == Job.id).where(of_job)
-    for number, row in enumerate(session.execute(attempts.order_by(Job.id, Attempt.epoch)), start=1):
+    for number, row in enumerate(session.execute(attempts.order_by(Job.id, Attempt.attempt)), start=1):
         names = ("project_id", "kind", "dataset", "base_model", "gpus", "started_at", "ended_at", "outcome", "waited")
-        session.add(PastAttempt(job_id=job_id, epoch=number, **dict(zip(names, row, strict=True))))
+        session.add(PastAttempt(job_id=job_id, attempt=number, **dict(zip(names, row, strict=True))))
 
 
 def month_of(moment: datetime) -> tuple[datetime, datetime]:

@@ -83,7 +83,7 @@ def send_report(service: Service, kind: assets.Kind, file: assets.File) -> Respo
     """Answer with the report of an inspection. Raises NotInspected."""
     if file.status != "ready":
         raise NotInspected(f"the {_WORDS[kind]} is {file.status} and has no report")
-    key = f"{assets.prefix(kind, file.id, file.epoch)}/{assets.REPORT}"
+    key = f"{assets.prefix(kind, file.id, file.claim_number)}/{assets.REPORT}"
     return Response(b"".join(service.store.read(key)), media_type="application/json")
 
 

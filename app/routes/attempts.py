@@ -103,7 +103,7 @@ async def get_logs(
         detail = "a place to go on from is for a log that is followed: add follow=true, or leave it out"
         raise InvalidParameter([FieldError(pointer="/after", code="not_followed", detail=detail)])
     job, attempts = await run_sync(_read, service, caller.project_id, job_id)
-    logged = [each for each in attempts if each.log_parts and attempt in (None, each.epoch)]
+    logged = [each for each in attempts if each.log_parts and attempt in (None, each.attempt)]
     if not logged and not (follow and (after or job.status not in lifecycle.TERMINAL)):
         of = "this job" if attempt is None else f"attempt {attempt} of this job"
         raise NoLog(f"{of} has no log{'' if job.status in lifecycle.TERMINAL else ' yet'}; the job is {job.status}")
@@ -169,7 +169,7 @@ def _behind(
     """Read what is behind a place: of this attempt and those after it, or only of one."""
     skipped = place.offset
     for attempt in attempts:
-        if attempt.epoch < place.attempt or only not in (None, attempt.epoch):
+        if attempt.attempt < place.attempt or only not in (None, attempt.attempt):
             continue
         if skipped == 0:
             yield from _content(store, attempt)
@@ -182,8 +182,8 @@ def _behind(
 def _place(store: ObjectStore, attempt: tables.Attempt, tail: int | None) -> _Place:
     """Find the place of the last lines of a log, or of its beginning."""
     if tail is None:
-        return _Place(attempt.epoch, 0)
-    return _Place(attempt.epoch, attempt.log_size - sum(map(len, _tail(store, attempt, tail))))
+        return _Place(attempt.attempt, 0)
+    return _Place(attempt.attempt, attempt.log_size - sum(map(len, _tail(store, attempt, tail))))
 
 
 def _content(store: ObjectStore, attempt: tables.Attempt) -> Iterator[bytes]:
@@ -209,7 +209,7 @@ def _end(store: ObjectStore, attempt: tables.Attempt, *, lines: float = math.inf
 
 
 def _keys(attempt: tables.Attempt) -> list[str]:
-    return [log_key(attempt.job_id, attempt.epoch, part) for part in range(1, attempt.log_parts + 1)]
+    return [log_key(attempt.job_id, attempt.attempt, part) for part in range(1, attempt.log_parts + 1)]
 
 
 def _fetch(store: ObjectStore, key: str) -> bytes:
@@ -220,7 +220,7 @@ def _show(attempt: tables.Attempt) -> schemas.Attempt:
     return schemas.Attempt.model_validate(
         {
             "object": "attempt",
-            "number": attempt.epoch,
+            "number": attempt.attempt,
             "worker": attempt.worker,
             "device": attempt.device,
             "started_at": attempt.started_at,

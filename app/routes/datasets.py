@@ -158,7 +158,7 @@ def get_thumbnail(
     thumbnails = dataset.summary["thumbnails"] if dataset.summary else []
     if number >= len(thumbnails):
         raise NotFound(f"the data set has {len(thumbnails)} thumbnails")
-    key = f"{assets.prefix('dataset', dataset.id, dataset.epoch)}/{thumbnails[number]['file']}"
+    key = f"{assets.prefix('dataset', dataset.id, dataset.claim_number)}/{thumbnails[number]['file']}"
     headers = {"Cache-Control": "private, max-age=86400", "X-Content-Type-Options": "nosniff"}
     return Response(b"".join(service.store.read(key)), media_type="image/png", headers=headers)
 

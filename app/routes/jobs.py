@@ -262,7 +262,7 @@ def get_metrics(
     job = the_job(session, project_id, job_id)
     steps = queries.training_curve(session, job, after_step=after_step, max_points=max_points)
     data = [_show_metric(step) for step in steps]
-    return answer(schemas.Metrics(object="metrics", job_id=job.id, attempt=job.epoch, data=data))
+    return answer(schemas.Metrics(object="metrics", job_id=job.id, attempt=job.attempt, data=data))
 
 
 @router.get(
@@ -377,8 +377,8 @@ def _facts(job: tables.Job) -> dict[str, Any]:
         "estimate": job.estimate,
         "actual": job.actual,
         "metadata": job.labels,
-        "attempt": job.epoch,
-        "losses": job.infra_losses,
+        "attempt": job.attempt,
+        "crashes": job.crashes,
         "not_before": job.not_before,
         "stopped_early": job.stopped_early,
         "retry_of": job.retry_of,
@@ -415,7 +415,7 @@ def _show_metric(step: tables.Metric) -> schemas.Metric:
     return schemas.Metric.model_validate(
         {
             "step": step.step,
-            "epoch": step.progress,
+            "epoch": step.epoch,
             "loss": step.loss,
             "learning_rate": step.learning_rate,
             "norm": step.norm,

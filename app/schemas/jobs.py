@@ -108,7 +108,7 @@ class ShardState(Answer):
     """Who has it, or had it last."""
     attempt: int
     """How often a worker has claimed it."""
-    losses: int
+    crashes: int
     """How often its worker or its process has vanished."""
 
 
@@ -168,17 +168,17 @@ class Job(Listed):
     warnings: list[SpecWarning]
     """What is valid and yet likely to disappoint."""
     estimate: Estimate | None
-    """What it was expected to take when it was posted; null for a job of an older version."""
+    """What it was expected to take when it was posted; null for a shard."""
     actual: Actual | None
     """What it has taken, once it has ended."""
     metadata: dict[str, str]
     """The user's own pairs."""
     attempt: int
     """How often a worker has claimed it."""
-    losses: int
+    crashes: int
     """How often its worker or its training process has vanished."""
     not_before: datetime | None
-    """After a loss: when a worker may claim it again."""
+    """After a crash: when a worker may claim it again."""
     stopped_early: bool
     """Whether the run was stopped before its last step; `progress.step` says where."""
     retry_of: str | None

@@ -35,7 +35,7 @@ class SignedRequest:
 
 
 class ObjectStore(Protocol):
-    """Files that are written once and never changed, under keys such as jobs/<id>/attempts/<epoch>/report.json.
+    """Files that are written once and never changed, under keys such as jobs/<id>/attempts/<attempt>/report.json.
 
     Every method raises StorageUnavailable, and ValueError for what can be no key.
     """

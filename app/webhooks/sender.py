@@ -1,6 +1,6 @@
 """Telling webhooks what has happened, by Standard Webhooks (standardwebhooks.com): signed, and again until it is heard.
 
-Every API process sends. A delivery is claimed under a lease and its outcome written by the claim's epoch, so no two
+Every API process sends. A delivery is claimed under a lease and its outcome written under the claim's number, so no two
 processes make the same attempt; one that is cut off in mid-attempt is made again when the lease has run out, with the
 same webhook-id, by which the receiver knows it.
 """

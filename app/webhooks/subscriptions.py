@@ -2,8 +2,8 @@
 sends them.
 
 `announce` writes a delivery in the transaction that changes a job, so neither is there without the other. A sender owns
-a delivery by its epoch, under a lease in the database's own time, as a worker owns a job. The caller opens the
-transaction and commits it.
+a delivery by the number of its claim, under a lease in the database's own time, as a worker owns a job. The
+caller opens the transaction and commits it.
 """
 
 import base64
@@ -49,7 +49,7 @@ class Sending:
     """One sender's hold on a delivery, and all that it sends."""
 
     id: str
-    epoch: int
+    claim_number: int
     attempt: int
     webhook_id: str
     url: str
@@ -207,14 +207,18 @@ def claim(session: Session, *, limit: int, per_webhook: int, lease_seconds: floa
         update(Delivery)
         # The conditions once more: they hold of the row as it is now, not as the choice has seen it.
         .where(Delivery.id.in_(chosen), *_due())
-        .values(epoch=Delivery.epoch + 1, attempts=Delivery.attempts + 1, lease_until=seconds_from_now(lease_seconds))
+        .values(
+            claim_number=Delivery.claim_number + 1,
+            attempts=Delivery.attempts + 1,
+            lease_until=seconds_from_now(lease_seconds),
+        )
         .returning(Delivery)
     )
     deliveries = session.scalars(taken, execution_options={"synchronize_session": False}).all()
     webhooks = _with_secrets(session, {delivery.webhook_id for delivery in deliveries})
     return [
         Sending(
-            delivery.id, delivery.epoch, delivery.attempts, delivery.webhook_id, *webhooks[delivery.webhook_id],
+            delivery.id, delivery.claim_number, delivery.attempts, delivery.webhook_id, *webhooks[delivery.webhook_id],
             delivery.payload,
         )
         for delivery in deliveries
@@ -243,7 +247,7 @@ def settle(session: Session, sending: Sending, outcome: Outcome, *, scale: float
     if gone:
         # Before the delivery, as whoever deletes the webhook does: two that go the other way would wait for each other.
         session.execute(select(Webhook.id).where(Webhook.id == sending.webhook_id).with_for_update())
-    owned = Delivery.id == sending.id, Delivery.epoch == sending.epoch, Delivery.status == "pending"
+    owned = Delivery.id == sending.id, Delivery.claim_number == sending.claim_number, Delivery.status == "pending"
     settled = session.scalars(update(Delivery).where(*owned).values(values).returning(Delivery.id)).all()
     if settled and gone:
         webhook = update(Webhook).where(Webhook.id == sending.webhook_id, Webhook.disabled_at.is_(None))
@@ -285,7 +289,7 @@ def _in_short(job: Job) -> dict[str, Any]:
         "name": job.name,
         "kind": job.kind,
         "status": job.status,
-        "attempt": job.epoch,
+        "attempt": job.attempt,
         "failure": {"code": job.failure["code"]} if job.failure else None,
     }
 

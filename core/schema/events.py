@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from core.schema.catalog import Norm
-from core.schema.spec import Engine, Protocol, Spec
+from core.schema.protocols import Engine, Protocol
+from core.schema.spec import Spec
 
 Phase = Literal["preparing", "training", "evaluating", "publishing"]
 Subject = Literal["base", "result"]
@@ -36,13 +37,13 @@ class Started(_Record):
     """How many parameters the network has."""
     train_examples: int
     """Images it trains on, each once in an epoch."""
-    extra_examples: int = 0
+    extra_examples: int
     """Images of the second data set, which share the batches with them."""
     test_examples: int
     """Images it evaluates on."""
     total_steps: int
     """Training steps to come."""
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Literal["fp32", "bf16"] | None
     """What the training computes in; null for an evaluation, which is always in float32, without TF32."""
     base_sha256: str | None
     """Hash of the base model's weights file."""

@@ -30,11 +30,10 @@ from pydantic_core import PydanticCustomError
 
 from core.schema.catalog import ARCHITECTURES, DATASETS, METHODS, MODELS, NORMS, Augmentation, Norm, find_architecture
 from core.schema.model_zoo import PUBLISHED, find_published
+from core.schema.protocols import Engine, Protocol
 
 Kind = Literal["finetune", "train", "evaluate"]
-Protocol = Literal["fast", "paper", "standard"]
 Interpolation = Literal["bilinear", "bicubic"]
-Engine = Literal["temper", "reference"]
 Schedule = Literal["piecewise", "one-cycle", "constant"]
 Loss = Literal["cross-entropy", "trades"]
 Precision = Literal["auto", "fp32", "bf16"]

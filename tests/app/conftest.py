@@ -3,13 +3,17 @@
 Where a test asks more of the routes than of the database, Postgres is for the slow suite.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic.config import Config
 
+from app.platform import database
 from tests.conftest import Instance
 from tests.support.instance import new_instance, serving
+from tests.support.native import ROOT
 
 _HERE = Path(__file__).parent
 QUICK_ON_POSTGRES = {
@@ -55,3 +59,23 @@ def server(instance: Instance) -> Iterator[str]:
     """One server for each: tests elsewhere have theirs."""
     with serving(*instance, periodic_tasks=()) as url:
         yield url
+
+
+@pytest.fixture
+def later_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give the code a schema with one revision more, 0002, which changes nothing."""
+    folder = tmp_path / "migrations"
+    shutil.copytree(ROOT / "migrations", folder)
+    later = "revision, down_revision = '0002', '0001'\ndef upgrade(): ...\ndef downgrade(): ...\n"
+    (folder / "versions" / "0002_later.py").write_text(later)
+
+    def config() -> Config:
+        made = Config()
+        made.set_main_option("script_location", str(folder))
+        return made
+
+    database._versions.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "_alembic", config)
+        yield
+    database._versions.cache_clear()

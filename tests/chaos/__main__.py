@@ -183,7 +183,7 @@ def compare(town, memory):
             yield f"{job.id} is {job.status}"
     database = Database(town.database_url)
     try:
-        invariants.check(database, town.store, max_losses=BUDGETS["max_losses"])
+        invariants.check(database, town.store, max_crashes=BUDGETS["max_crashes"])
     except AssertionError as error:
         yield f"an invariant does not hold: {error}"
     finally:
@@ -239,7 +239,7 @@ def describe(told, chosen):
             here[outcome] += sum(begin <= moment < end and how == outcome for moment, how in ended)
     status = Counter(job.status for job in told["jobs"])
     outcomes = Counter(each.outcome for each in attempts)
-    worst = max((job.epoch for job in told["jobs"]), default=0)
+    worst = max((job.attempt for job in told["jobs"]), default=0)
     lines = [
         "# Chaos",
         "",

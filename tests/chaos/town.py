@@ -24,8 +24,8 @@ CLOCKS = {
     "poll_seconds": 0.3,
     "watch_seconds": 0.2,
     "stall_seconds": 8,
-    "loss_backoff_seconds": 0.2,
-    "max_loss_backoff_seconds": 2,
+    "crash_backoff_seconds": 0.2,
+    "max_crash_backoff_seconds": 2,
     "cancel_grace_seconds": 1,
     "cancel_limit_seconds": 12,
     "pause_grace_seconds": 4,
@@ -33,7 +33,7 @@ CLOCKS = {
     "log_seconds": 2,
     "s3_timeout_seconds": 5,
 }
-BUDGETS = {"max_losses": 12, "max_losses_in_place": 6, "quota_queued_jobs": 10_000, "rate_limit": 1_000_000}
+BUDGETS = {"max_crashes": 12, "max_crashes_in_place": 6, "quota_queued_jobs": 10_000, "rate_limit": 1_000_000}
 _STOPS_WITHIN = 100
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from benchmarks.autoattack import Case, compare
 from core.attacks.fab import fab_t
-from core.attacks.rng import Noise
 from core.attacks.square import square
+from core.attacks.threat import LpThreat
 from core.evaluation.autoattack import evaluate
 from core.schema.catalog import METHODS, NORMS, Norm
 from core.schema.spec import Method
@@ -61,14 +61,13 @@ def test_an_evaluation_there_gives_the_verdicts_of_one_here(base: nn.Module, fou
 def test_the_attacks_of_standard_run_there(norm: Norm, base: nn.Module, four: tuple[Tensor, Tensor]) -> None:
     attacks = {"square": partial(square, queries=20), "fab-t": partial(fab_t, targets=2, steps=3)}
     expected = {
-        name: attack(base, *four, norm, _EPS[norm], noise=Noise(0, [4])).robust.tolist()
-        for name, attack in attacks.items()
+        name: attack(base, *four, LpThreat(norm, _EPS[norm])).robust.tolist() for name, attack in attacks.items()
     }
     with elsewhere():
         images, labels = (tensor.to(DEVICE) for tensor in four)
         move(base)
         found = {
-            name: attack(base, images, labels, norm, _EPS[norm], noise=Noise(0, [4])).robust.tolist()
+            name: attack(base, images, labels, LpThreat(norm, _EPS[norm])).robust.tolist()
             for name, attack in attacks.items()
         }
     assert found == expected

@@ -207,8 +207,9 @@ def main():
     assert "webhook" not in spec
     assert not [name for name in os.environ if name.startswith("TEMPER_")]
     wish = spec["metadata"]
-    say("started", spec=spec, device="cpu", architecture="none", parameters=0, train_examples=4, test_examples=4,
-        total_steps=STEPS, base_sha256=None, data_sha256="0" * 64, versions={}, commit=None)  # fmt: skip
+    say("started", spec=spec, device="cpu", architecture="none", parameters=0, train_examples=4, extra_examples=0,
+        test_examples=4, total_steps=STEPS, precision=None, base_sha256=None, data_sha256="0" * 64, versions={},
+        commit=None)  # fmt: skip
     say("entered", phase="preparing")
     for _ in range(int(wish.get("times", "1"))):
         sys.stderr.write(wish.get("say", "").replace("|", "\n"))

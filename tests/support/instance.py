@@ -32,7 +32,7 @@ def new_instance(folder: Path, **chosen: Any) -> Iterator[tuple[Settings, Databa
         heartbeat_seconds=0.1,
         lease_seconds=30,
         cancel_grace_seconds=1,
-        loss_backoff_seconds=0,
+        crash_backoff_seconds=0,
         publish_seconds=0.2,
         **{"upload_part_bytes": 5 * 1024**2, **chosen},
     )

@@ -24,18 +24,18 @@ STATUS_AFTER = {
 """The status that an entry of the history tells of; any other `job.x` tells of x."""
 
 
-def check(database: Database, store: ObjectStore | None = None, *, max_losses: int | None = None) -> None:
+def check(database: Database, store: ObjectStore | None = None, *, max_crashes: int | None = None) -> None:
     """Check all jobs; with a store, also that it holds what the rows name."""
     with database.reading() as session:
         for job in session.scalars(select(Job)):
             events = session.scalars(select(Event).where(Event.job_id == job.id).order_by(Event.seq)).all()
-            attempts = session.scalars(select(Attempt).where(Attempt.job_id == job.id).order_by(Attempt.epoch)).all()
+            attempts = session.scalars(select(Attempt).where(Attempt.job_id == job.id).order_by(Attempt.attempt)).all()
             checkpoints = session.scalars(select(Checkpoint).where(Checkpoint.job_id == job.id)).all()
             states = session.scalars(select(State).where(State.job_id == job.id)).all()
             check_history(job, events)
             check_progress(job, events)
             check_ownership(job, attempts)
-            check_losses(job, attempts, events, max_losses)
+            check_crashes(job, attempts, events, max_crashes)
             check_files(job, checkpoints, states)
             shards = session.scalars(select(Job).where(Job.parent_id == job.id).order_by(Job.shard)).all()
             check_shards(job, shards, [event for event in events if event.type == "shard"])
@@ -46,7 +46,7 @@ def check(database: Database, store: ObjectStore | None = None, *, max_losses: i
                 for key, sha256 in named:
                     assert hash_of(store, key) == sha256, f"{key} is not what its row says"
                 for attempt in attempts:
-                    parts = [log_key(job.id, attempt.epoch, part + 1) for part in range(attempt.log_parts)]
+                    parts = [log_key(job.id, attempt.attempt, part + 1) for part in range(attempt.log_parts)]
                     assert sum(store.size(part) for part in parts) == attempt.log_size
 
 
@@ -61,7 +61,7 @@ def check_history(job, events):
     moves = [STATUS_AFTER.get(kind, kind.removeprefix("job.")) for kind in kinds if kind.startswith("job.")]
     assert moves[-1] == job.status
     times = [event.created_at for event in events]
-    assert Counter(kinds)["job.claimed"] == job.epoch
+    assert Counter(kinds)["job.claimed"] == job.attempt
     assert len(times) == len(events)
 
 
@@ -83,11 +83,11 @@ def check_ownership(job, attempts):
     waits for its shards no worker has."""
     held = job.status in HELD and job.shards_left == 0
     assert (job.lease_until is not None) == held, f"{job.id} is {job.status}: {job.lease_until}"
-    assert [attempt.epoch for attempt in attempts] == list(range(1, job.epoch + 1))
-    going_on = [attempt.epoch for attempt in attempts if attempt.ended_at is None]
-    assert going_on == ([job.epoch] if held else []), f"{job.id} is {job.status}: {going_on} go on"
+    assert [attempt.attempt for attempt in attempts] == list(range(1, job.attempt + 1))
+    going_on = [attempt.attempt for attempt in attempts if attempt.ended_at is None]
+    assert going_on == ([job.attempt] if held else []), f"{job.id} is {job.status}: {going_on} go on"
     assert all((attempt.outcome is None) == (attempt.ended_at is None) for attempt in attempts)
-    ended = [attempt.epoch for attempt in attempts if attempt.outcome in TERMINAL]
+    ended = [attempt.attempt for attempt in attempts if attempt.outcome in TERMINAL]
     assert len(ended) <= 1
     assert all(earlier.ended_at <= later.started_at for earlier, later in pairwise(attempts)), f"{job.id}: at once"
     assert (job.finished_at is not None) == (job.status in TERMINAL)
@@ -95,25 +95,25 @@ def check_ownership(job, attempts):
     assert job.phase is None or job.status in HELD
 
 
-def check_losses(job, attempts, events, max_losses):
-    """Losses are counted once each, and a job with too many of them goes no further."""
+def check_crashes(job, attempts, events, max_crashes):
+    """Crashes are counted once each, and a job with too many of them goes no further."""
     lost = sum(attempt.outcome == "lost" for attempt in attempts)
-    assert job.losses_in_place <= job.infra_losses
+    assert job.crashes_in_place <= job.crashes
     # A worker that did not heed a cancel, or vanished over it, is lost, but nobody will start that job again.
     counted = {event.data["attempt"] for event in events if event.type in ("job.recovered", "job.paused")}
-    uncounted = job.status == "cancelled" and attempts and attempts[-1].outcome == "lost" and job.epoch not in counted
-    assert lost - bool(uncounted) == job.infra_losses, f"{job.id}: {lost} attempts lost, {job.infra_losses} counted"
-    if max_losses is not None:
-        assert job.infra_losses <= max_losses
-        assert job.status != "queued" or job.infra_losses < max_losses
+    uncounted = job.status == "cancelled" and attempts and attempts[-1].outcome == "lost" and job.attempt not in counted
+    assert lost - bool(uncounted) == job.crashes, f"{job.id}: {lost} attempts lost, {job.crashes} counted"
+    if max_crashes is not None:
+        assert job.crashes <= max_crashes
+        assert job.status != "queued" or job.crashes < max_crashes
 
 
 def check_files(job, checkpoints, states):
     """What rows name belongs to one of the job's own attempts."""
     assert job.checkpoint_id is None or job.checkpoint_id in {checkpoint.id for checkpoint in checkpoints}
     for each in (*checkpoints, *states):
-        assert each.key.startswith(f"jobs/{job.id}/attempts/{each.epoch}/")
-        assert 1 <= each.epoch <= job.epoch
+        assert each.key.startswith(f"jobs/{job.id}/attempts/{each.attempt}/")
+        assert 1 <= each.attempt <= job.attempt
     assert all(count <= 2 for count in Counter(state.kind for state in states).values())
 
 
@@ -132,7 +132,7 @@ def check_shards(job, shards, told):
         return
     left = sum(shard.status != "succeeded" for shard in shards)
     assert left <= job.shards_left, f"{job.id} believes that {job.shards_left} shards are left, of {left}"
-    if job.epoch or job.status == "succeeded":
+    if job.attempt or job.status == "succeeded":
         assert job.shards_left == left == 0
     if job.status == "paused":
         assert {shard.status for shard in shards} <= {"paused", "succeeded"}

@@ -72,7 +72,7 @@ def types(place, job_id):
 def told(place, held, type_):
     """Count what the attempt has said so far."""
     if type_ == "stepped":
-        return len(steps_told(place, held.epoch))
+        return len(steps_told(place, held.attempt))
     return types(place, held.job_id).count(type_)
 
 
@@ -140,7 +140,7 @@ def test_a_failure_of_the_run_is_the_jobs_failure(place, post):
     job_id = post(act="fail")
     run_next(place)
     job = get(place, job_id)
-    assert (job.status, job.infra_losses) == ("failed", 0)
+    assert (job.status, job.crashes) == ("failed", 0)
     assert job.failure == {
         "code": "bad_weights",
         "message": "no weights in it",
@@ -161,13 +161,13 @@ def test_a_crash_without_a_reason_keeps_the_last_words(place, post):
 def test_a_killed_training_process_is_started_again(place, post):
     job_id = post(act="killed once")
     run_next(place)
-    assert (get(place, job_id).status, get(place, job_id).infra_losses) == ("queued", 1)
+    assert (get(place, job_id).status, get(place, job_id).crashes) == ("queued", 1)
     run_next(place)
-    assert (get(place, job_id).status, get(place, job_id).epoch) == ("succeeded", 2)
+    assert (get(place, job_id).status, get(place, job_id).attempt) == ("succeeded", 2)
 
 
 def test_a_job_that_kills_its_process_every_time_fails_in_the_end(place, post):
-    place = replace(place, settings=place.settings.model_copy(update={"max_losses": 2}))
+    place = replace(place, settings=place.settings.model_copy(update={"max_crashes": 2}))
     job_id = post(act="killed")
     run_next(place)
     run_next(place)
@@ -191,7 +191,7 @@ def test_a_run_that_the_kernel_kills_twice_for_want_of_memory_fails_with_the_rem
     job_id = post(act="killed for want of memory")
     run_next(place)
     job = get(place, job_id)
-    assert (job.status, job.infra_losses) == ("queued", 1)
+    assert (job.status, job.crashes) == ("queued", 1)
     run_next(place)
     failure = get(place, job_id).failure
     assert (failure["code"], failure["retryable"]) == ("host_out_of_memory", False)
@@ -211,7 +211,7 @@ def test_other_kills_are_not_taken_for_want_of_memory(place, post):
 
 def steps_told(place, attempt):
     with place.database.reading() as session:
-        return session.scalars(select(Metric.step).where(Metric.epoch == attempt).order_by(Metric.step)).all()
+        return session.scalars(select(Metric.step).where(Metric.attempt == attempt).order_by(Metric.step)).all()
 
 
 def warnings(place, job_id):
@@ -228,7 +228,7 @@ def test_the_next_attempt_goes_on_from_the_last_state(place, post, act):
     job_id = post(states="yes", cut="6", act=act)
     run_next(place)
     job = get(place, job_id)
-    assert (job.status, job.infra_losses) == ("queued", int(act == "killed once"))
+    assert (job.status, job.crashes) == ("queued", int(act == "killed once"))
     # Of each kind the store holds the last two, however many there were.
     assert states_of(place, job_id) == ["state-5.safetensors", "state-6.safetensors"]
     run_next(place)
@@ -238,7 +238,7 @@ def test_the_next_attempt_goes_on_from_the_last_state(place, post, act):
     assert (steps_told(place, 1), steps_told(place, 2)) == ([1, 2, 3, 4, 5, 6], [7, 8, 9, 10])
     with place.database.reading() as session:
         curve = training_curve(session, get(place, job_id), after_step=0, max_points=100)
-        assert [(metric.step, metric.epoch) for metric in curve] == [(n, 1 if n <= 6 else 2) for n in range(1, 11)]
+        assert [(metric.step, metric.attempt) for metric in curve] == [(n, 1 if n <= 6 else 2) for n in range(1, 11)]
         few = training_curve(session, get(place, job_id), after_step=2, max_points=4)
         assert [metric.step for metric in few] == [4, 6, 8, 10]
         assert session.scalars(select(State)).all() == []
@@ -255,7 +255,7 @@ def test_the_next_attempt_goes_on_in_the_evaluation_that_belongs_to_a_training_r
     with place.database.reading() as session:
         told = session.scalars(select(Event.data).where(Event.job_id == job_id, Event.type == "saved")).all()
         assert [data["step"] for data in told if data["kind"] == "verdicts"] == [1, 2]
-        resumed = session.scalars(select(Attempt.resumed_step).order_by(Attempt.epoch)).all()
+        resumed = session.scalars(select(Attempt.resumed_step).order_by(Attempt.attempt)).all()
         assert resumed == [None, 10], "a step of its training"
         assert session.scalars(select(State)).all() == []
     assert states_of(place, job_id, "verdicts") == []
@@ -269,7 +269,7 @@ def test_a_worker_that_stops_hands_its_job_back_with_the_state(place, post):
     place.stopping.clear()
     with running(place, says="resumed", count=1) as held, place.database.writing() as session:
         lifecycle.ask(session, job_id, "cancel")
-    assert held.epoch == 2
+    assert held.attempt == 2
     assert steps_told(place, 2) == []
     assert get(place, job_id).status == "cancelled"
 
@@ -302,7 +302,7 @@ def test_a_state_that_is_not_ours_to_save_changes_nothing(place, post):
     run_next(place)
     lost = claim(place)
     with place.database.writing() as session:
-        session.execute(update(Job).values(epoch=lost.epoch + 1, owner="other"))
+        session.execute(update(Job).values(attempt=lost.attempt + 1, owner="other"))
     saved = Saved(kind="state", path="x", sha256="0" * 64, size=1, step=9, epoch=0.9)
     with pytest.raises(LeaseLost), place.database.writing() as session:
         ingest.save_state(session, lost, saved, name="x", key="k")
@@ -362,12 +362,12 @@ def test_a_paused_job_frees_its_worker_and_goes_on_from_where_it_was(place, post
     ask(place, job_id, "resume")
     run_next(place)
     job = get(place, job_id)
-    assert (job.status, job.epoch, job.infra_losses) == ("succeeded", 2, 0)
+    assert (job.status, job.attempt, job.crashes) == ("succeeded", 2, 0)
     first, second = steps_of(place, job_id, 1), steps_of(place, job_id, 2)
     assert len(first) < 10
     assert first + second == list(range(1, 11))
     with place.database.reading() as session:
-        attempts = session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.epoch)).all()
+        attempts = session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.attempt)).all()
     assert [(attempt.outcome, attempt.resumed_step) for attempt in attempts] == [
         ("paused", None),
         ("succeeded", len(first)),
@@ -378,7 +378,7 @@ def test_a_paused_job_frees_its_worker_and_goes_on_from_where_it_was(place, post
 
 def steps_of(place, job_id, attempt):
     with place.database.reading() as session:
-        of_attempt = Metric.job_id == job_id, Metric.epoch == attempt
+        of_attempt = Metric.job_id == job_id, Metric.attempt == attempt
         return session.scalars(select(Metric.step).where(*of_attempt).order_by(Metric.step)).all()
 
 
@@ -387,7 +387,7 @@ def test_a_process_that_will_not_pause_is_killed_after_the_grace(place, post):
     job_id = post(act="hang deaf", states="yes")
     with running(place):
         ask(place, job_id, "pause")
-    assert (get(place, job_id).status, get(place, job_id).infra_losses) == ("paused", 0)
+    assert (get(place, job_id).status, get(place, job_id).crashes) == ("paused", 0)
 
 
 def test_a_cancel_cuts_a_long_pause_short(place, post):
@@ -420,7 +420,7 @@ def test_a_process_that_gets_nowhere_is_killed_and_that_is_a_loss(place, post):
     run_next(place)
     assert time.monotonic() - begin < 30
     job = get(place, job_id)
-    assert (job.status, job.infra_losses) == ("queued", 1)
+    assert (job.status, job.crashes) == ("queued", 1)
     with place.database.reading() as session:
         attempt = session.scalars(select(Attempt)).one()
     assert attempt.outcome == "lost"
@@ -446,7 +446,7 @@ def test_a_worker_that_stops_hands_its_job_back(place, post):
     with running(place):
         place.stopping.set()
     job = get(place, job_id)
-    assert (job.status, job.infra_losses, job.lease_until) == ("queued", 0, None)
+    assert (job.status, job.crashes, job.lease_until) == ("queued", 0, None)
     assert types(place, job_id)[-1] == "job.handed_back"
     assert processes_with(job_id) == []
 
@@ -464,7 +464,7 @@ def test_a_silent_run_keeps_its_lease(place, post):
 def test_a_run_whose_job_was_taken_over_is_killed_and_writes_nothing(place, post):
     job_id = post(act="hang")
     with running(place) as held, place.database.writing() as session:
-        session.execute(update(Job).values(epoch=held.epoch + 1, owner="other"))
+        session.execute(update(Job).values(attempt=held.attempt + 1, owner="other"))
     assert processes_with(job_id) == []
     job = get(place, job_id)
     assert (job.status, job.owner) == ("running", "other")
@@ -597,12 +597,12 @@ def test_an_attempt_that_was_lost_after_it_had_delivered_everything_is_not_run_a
     with place.database.writing() as session:
         session.execute(update(Job).values(lease_until=Job.created_at))
     held = claim(place)
-    assert held.epoch == 2
+    assert held.attempt == 2
     run(held, replace(place, command=never))
     job = get(place, job_id)
     assert (job.status, job.results["after"]["union"]["value"]) == ("succeeded", 0.75)
     with place.database.reading() as session:
-        assert session.scalars(select(Checkpoint.epoch)).all() == [1]
+        assert session.scalars(select(Checkpoint.attempt)).all() == [1]
     invariants.check(place.database, place.store)
 
 
@@ -618,7 +618,7 @@ def test_an_attempt_that_was_lost_before_its_upload_counted_leaves_only_garbage(
     assert get(place, job_id).status == "succeeded"
     with place.database.reading() as session:
         checkpoint = session.scalars(select(Checkpoint)).one()
-    assert checkpoint.epoch == 2
+    assert checkpoint.attempt == 2
     invariants.check(place.database, place.store)
     assert hashlib.sha256(b"".join(place.store.read(checkpoint.key))).hexdigest() == checkpoint.sha256
 

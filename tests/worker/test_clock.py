@@ -25,7 +25,7 @@ time.time_ns = lambda: _time_ns() + _shift * 10**9
 def test_workers_an_hour_fast_and_slow_neither_take_a_job_early_nor_lose_one_early(tmp_path, postgres_server):
     (tmp_path / "sitecustomize.py").write_text(WRONG_CLOCK)
     url = postgres_server.create_database(f"clock-{time.monotonic_ns()}")
-    clocks = {"lease_seconds": LEASE, "heartbeat_seconds": 0.5, "loss_backoff_seconds": 0, "migrate_at_start": True}
+    clocks = {"lease_seconds": LEASE, "heartbeat_seconds": 0.5, "crash_backoff_seconds": 0, "migrate_at_start": True}
     credentials = tmp_path / "credentials" / "local.json"
     with instance(tmp_path, *FAKE_WORKER, database_url=url, credentials_file=credentials, **clocks) as temper:
         temper.start_api()
@@ -38,7 +38,7 @@ def test_workers_an_hour_fast_and_slow_neither_take_a_job_early_nor_lose_one_ear
                 workers.append(temper.start_worker())
             # It takes twice as long as its lease, with a worker beside that has nothing to do.
             job = finish(api, calm)
-            assert (job["status"], job["attempt"], job["losses"]) == ("succeeded", 1, 0)
+            assert (job["status"], job["attempt"], job["crashes"]) == ("succeeded", 1, 0)
             taken_over = api.post("/jobs", json={**DIGITS, "metadata": {"seconds": "0.3"}}).json()["id"]
             wait_until(lambda: processes_with(taken_over))
             owner = api.get(f"/jobs/{taken_over}/attempts").json()["data"][0]["worker"]

@@ -143,7 +143,7 @@ def test_a_process_killed_from_outside_is_another_try_but_not_for_ever(api, slow
     tries = 0
     while inspect_next(place):
         tries += 1
-    assert tries == place.settings.max_losses
+    assert tries == place.settings.max_crashes
     assert api.get("/datasets/mine").json()["failure"]["code"] == "inspection_lost"
 
 

@@ -36,7 +36,7 @@ def start(place, project, **wish):
 def logged(place, held):
     with place.database.reading() as session:
         attempt = session.scalars(select(Attempt)).one()
-    parts = [log_key(held.job_id, held.epoch, part) for part in range(1, attempt.log_parts + 1)]
+    parts = [log_key(held.job_id, held.attempt, part) for part in range(1, attempt.log_parts + 1)]
     content = b"".join(chunk for part in parts for chunk in place.store.read(part))
     assert len(content) == attempt.log_size
     return content.decode()

@@ -84,7 +84,7 @@ def test_workers_share_an_evaluation_and_merge_what_they_find(place, post):
     job_id = post()
     work_until(place, has_ended(place, job_id))
     job = get(place, job_id)
-    assert (job.status, job.epoch, shards_of(place, job_id)) == ("succeeded", 1, ["succeeded"] * 3)
+    assert (job.status, job.attempt, shards_of(place, job_id)) == ("succeeded", 1, ["succeeded"] * 3)
     union = job.results["after"]["union"]
     assert (union["count"], union["total"]) == (1 + 2 + 3, 12)
     report = json.loads(b"".join(place.store.read(job.report_key)))
@@ -101,7 +101,7 @@ def test_a_shard_whose_process_is_killed_is_made_again_and_no_other(place, post)
     job_id = post(act="killed once", shard="2")
     work_until(place, has_ended(place, job_id))
     assert get(place, job_id).status == "succeeded"
-    assert [(shard["attempt"], shard["losses"]) for shard in get(place, job_id).shards] == [(1, 0), (2, 1), (1, 0)]
+    assert [(shard["attempt"], shard["crashes"]) for shard in get(place, job_id).shards] == [(1, 0), (2, 1), (1, 0)]
 
 
 def test_a_shard_that_fails_ends_the_others_and_the_job(place, post):
@@ -132,7 +132,7 @@ def test_a_worker_that_stops_hands_its_shards_back_and_another_goes_on(place, po
     assert shards_of(place, job_id).count("queued") >= 1
     work_until(place, has_ended(place, job_id))
     assert get(place, job_id).status == "succeeded"
-    assert all(shard["losses"] == 0 for shard in get(place, job_id).shards)
+    assert all(shard["crashes"] == 0 for shard in get(place, job_id).shards)
 
 
 @pytest.mark.parametrize("harm", ["damaged", "gone"])
@@ -155,9 +155,10 @@ def test_what_a_shard_has_found_is_kept_for_its_next_attempt(place, post, act):
     first = run_next(place)
     assert get(place, first.job_id).status == "queued"
     again = run_next(place)
-    assert (again.job_id, again.epoch) == (first.job_id, 2)
+    assert (again.job_id, again.attempt) == (first.job_id, 2)
     with place.database.reading() as session:
-        attempts = session.scalars(select(Attempt).where(Attempt.job_id == first.job_id).order_by(Attempt.epoch)).all()
+        of_job = select(Attempt).where(Attempt.job_id == first.job_id)
+        attempts = session.scalars(of_job.order_by(Attempt.attempt)).all()
         assert [attempt.resumed_step for attempt in attempts] == [None, 1]
     run_next(place)
     run_next(place)
@@ -177,7 +178,7 @@ def test_a_retry_goes_on_from_what_shards_had_found_that_had_succeeded(place, po
         again = lifecycle.retry(session, job_id).job.id
     held = [run_next(place) for _ in range(3)]
     with place.database.reading() as session:
-        attempts = [session.get_one(Attempt, (each.job_id, each.epoch)) for each in held]
+        attempts = [session.get_one(Attempt, (each.job_id, each.attempt)) for each in held]
     assert [attempt.resumed_step for attempt in attempts] == [1, 1, None]
     assert get(place, again).status == "succeeded"
     invariants.check(place.database, place.store)

@@ -20,6 +20,7 @@ from core.attacks.apgd import apgd
 from core.attacks.compiling import Compiled
 from core.attacks.forward import predict
 from core.attacks.losses import Loss, cross_entropy, kl_divergence
+from core.attacks.threat import LpThreat
 from core.models.folding import Twin
 from core.schema.catalog import Norm
 from core.schema.events import NormCount
@@ -65,8 +66,7 @@ class Adversary:
             self.quick(model, images),
             images,
             labels,
-            norm,
-            self._eps[norm],
+            LpThreat(norm, self._eps[norm]),
             steps=self._steps[norm],
             start=aim.start,
             targets=aim.targets,

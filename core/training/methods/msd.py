@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from core.attacks.msd import steepest
+from core.attacks.msd import msd
+from core.attacks.threat import UnionThreat
 from core.training.methods import BatchLoss
 from core.training.methods.adversary import Adversary
 
@@ -13,11 +14,11 @@ class Rule(Adversary):
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> BatchLoss:
         """Attack the batch, then take the mean loss of what came out."""
         aim = self.aim(model, images)
-        found = steepest(
+        found = msd(
             self.quick(model, images),
             images,
             labels,
-            self._eps,
+            UnionThreat.of(self._eps),
             steps=self._steps,
             start=aim.start,
             targets=aim.targets,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.attacks.perceptual import perceptual
+from core.attacks.threat import PerceptualThreat
 from core.schema.catalog import Norm
 from core.schema.events import NormCount
 from core.schema.spec import Method
@@ -33,5 +34,5 @@ class Rule:
         noise = self.share.draw(
             len(images), lambda count: torch.randn(count, *shape, generator=source, device=source.device)
         )
-        found = perceptual(model, images, labels, self._bound, noise=noise)
+        found = perceptual(model, images, labels, PerceptualThreat(self._bound), noise=noise)
         return BatchLoss(F.cross_entropy(model(found.adversarial), labels), norm=None)

@@ -72,7 +72,7 @@ def post_dataset(api, name="birds", content=b"zip"):
 
 def claim(database, worker="w", **changed):
     with database.writing() as session:
-        return assets.claim(session, worker=worker, **{"lease_seconds": 60, "max_losses": 3} | changed)
+        return assets.claim(session, worker=worker, **{"lease_seconds": 60, "max_crashes": 3} | changed)
 
 
 def accept(database, service_store, held, folder):
@@ -284,11 +284,11 @@ def test_an_inspection_whose_worker_is_lost_is_begun_again_but_not_for_ever(api,
     post_dataset(api)
     stale = claim(database, lease_seconds=-1)
     second = claim(database, lease_seconds=-1)
-    assert second.epoch == 2
+    assert second.claim_number == 2
     with database.writing() as session, pytest.raises(assets.LostInspection):
         assets.accept(session, stale, dataset_findings(), key="x", size=1, sha256="0" * 64)
     third = claim(database, lease_seconds=-1)
-    assert third.epoch == 3
+    assert third.claim_number == 3
     assert claim(database) is None
     assert api.get("/datasets/birds").json()["failure"]["code"] == "inspection_lost"
 
@@ -300,7 +300,7 @@ def test_two_workers_do_not_inspect_one_file(api, database):
     assert len(held) == 1
     with database.writing() as session:
         assets.hand_back(session, held[0])
-    assert claim(database).epoch == 2
+    assert claim(database).claim_number == 2
 
 
 def finished_job(database, project, **changed):

@@ -23,13 +23,14 @@ def without_history(database):
 
 
 def started(spec, **sizes):
-    told = {"train_examples": 1233, "test_examples": 500, **sizes}
+    told = {"train_examples": 1233, "extra_examples": 0, "test_examples": 500, **sizes}
     return reported.Started(
         spec=spec,
         device="cpu",
         architecture="x",
         parameters=1,
         total_steps=1,
+        precision="fp32",
         base_sha256=None,
         data_sha256="0" * 64,
         versions={},
@@ -111,7 +112,7 @@ def test_another_job_of_the_same_network_gives_its_pace(database, project):
 def test_jobs_that_were_lost_stopped_or_on_other_gpus_tell_nothing(database, project):
     lost, stopped, many = (done(database, project) for _ in range(3))
     with database.writing() as session:
-        session.execute(update(Job).where(Job.id == lost).values(epoch=2))
+        session.execute(update(Job).where(Job.id == lost).values(attempt=2))
         session.execute(update(Job).where(Job.id == stopped).values(stopped_early=True))
         session.execute(update(Job).where(Job.id == many).values(spec={**SPEC.model_dump(mode="json"), "gpus": 8}))
     assert predict(database).basis == "none"

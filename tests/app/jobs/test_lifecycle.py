@@ -164,7 +164,7 @@ def test_the_database_itself_refuses_to_change_an_ended_job(database, job_id, en
 
 def test_a_created_job_waits_with_its_resolved_spec(database, project, job_id):
     job = get(database, job_id)
-    assert (job.status, job.epoch, job.project_id) == ("queued", 0, project.id)
+    assert (job.status, job.attempt, job.project_id) == ("queued", 0, project.id)
     assert parse(job.spec) == SPEC
     assert history(database, job_id) == [(1, "job.created")]
 
@@ -209,7 +209,7 @@ def test_many_threads_claim_each_job_once(database, project):
         claims = [each for taken in pool.map(take_all, "abcdefgh") for each in taken]
     assert len(claims) == 60
     assert {each.job_id for each in claims} == posted
-    assert {each.epoch for each in claims} == {1}
+    assert {each.attempt for each in claims} == {1}
 
 
 def test_nothing_to_claim_is_none(database):
@@ -227,11 +227,11 @@ def test_an_expired_job_is_taken_over_and_the_loss_counted(database, project):
     claim(database, lease_seconds=-1)
     second = claim(database, worker="other")
     job = get(database, job_id)
-    assert (second.job_id, second.epoch) == (job_id, 2)
-    assert (job.status, job.infra_losses, job.owner) == ("running", 1, "other")
+    assert (second.job_id, second.attempt) == (job_id, 2)
+    assert (job.status, job.crashes, job.owner) == ("running", 1, "other")
     assert [kind for _, kind in history(database, job_id)][-2:] == ["job.recovered", "job.claimed"]
     with database.reading() as session:
-        assert session.scalars(select(Attempt.outcome).order_by(Attempt.epoch)).all() == ["lost", None]
+        assert session.scalars(select(Attempt.outcome).order_by(Attempt.attempt)).all() == ["lost", None]
 
 
 def attempts_until_it_fails(database, **retry_policy):
@@ -240,47 +240,59 @@ def attempts_until_it_fails(database, **retry_policy):
 
 def test_a_job_that_loses_its_worker_too_often_fails(database, project):
     job_id = create(database, project)
-    assert attempts_until_it_fails(database, max_losses=3, max_losses_in_place=9) == 3
+    assert attempts_until_it_fails(database, max_crashes=3, max_crashes_in_place=9) == 3
     job = get(database, job_id)
-    assert (job.status, job.failure["code"], job.infra_losses) == ("failed", "worker_lost", 3)
+    assert (job.status, job.failure["code"], job.crashes) == ("failed", "worker_lost", 3)
     assert job.finished_at
 
 
 def test_a_job_that_takes_its_workers_down_without_getting_further_is_poison(database, project):
     job_id = create(database, project)
     other = create(database, project, parse({"base_model": "digits-cnn-linf", "priority": -1}))
-    assert attempts_until_it_fails(database, max_losses=9, max_losses_in_place=3) == 3 + 3
+    assert attempts_until_it_fails(database, max_crashes=9, max_crashes_in_place=3) == 3 + 3
     job = get(database, job_id)
-    assert (job.status, job.failure["code"], job.epoch) == ("failed", "repeated_crash", 3)
+    assert (job.status, job.failure["code"], job.attempt) == ("failed", "repeated_crash", 3)
     assert "3 times without getting any further" in job.failure["message"]
-    assert get(database, other).epoch == 3
+    assert get(database, other).attempt == 3
 
 
 def test_a_trainer_killed_too_often_is_a_repeated_crash(database, project):
     job_id = create(database, project)
-    retry_policy = RetryPolicy(max_losses=3, max_losses_in_place=9, backoff_seconds=0)
+    retry_policy = RetryPolicy(max_crashes=3, max_crashes_in_place=9, backoff_seconds=0)
     for _ in range(3):
-        do(database, lifecycle.lose, claim(database), cause="it was killed by SIGKILL", retry_policy=retry_policy)
+        do(
+            database,
+            lifecycle.record_crash,
+            claim(database),
+            cause="it was killed by SIGKILL",
+            retry_policy=retry_policy,
+        )
     job = get(database, job_id)
-    assert (job.status, job.failure["code"], job.epoch) == ("failed", "repeated_crash", 3)
+    assert (job.status, job.failure["code"], job.attempt) == ("failed", "repeated_crash", 3)
     assert "it was killed by SIGKILL" in job.failure["message"]
 
 
 def test_losses_count_anew_when_a_job_has_got_further(database, project):
     create(database, project)
     for saved_step in (0, 1, 2, 2):
-        held = claim(database, max_losses=9)
+        held = claim(database, max_crashes=9)
         state = SAVED.model_copy(update={"kind": "state", "step": saved_step})
         do(database, ingest.save_state, held, state, name="state", key=f"{held.prefix}/states/{saved_step}/state")
-        do(database, lifecycle.lose, held, cause="c", retry_policy=RetryPolicy(max_losses=9, backoff_seconds=0))
+        do(
+            database,
+            lifecycle.record_crash,
+            held,
+            cause="c",
+            retry_policy=RetryPolicy(max_crashes=9, backoff_seconds=0),
+        )
     job = get(database, held.job_id)
     # The last attempt has saved nothing that was not there before.
-    assert (job.status, job.infra_losses, job.losses_in_place) == ("queued", 4, 2)
+    assert (job.status, job.crashes, job.crashes_in_place) == ("queued", 4, 2)
 
 
 def test_what_an_evaluation_has_found_is_progress_and_of_no_use_once_the_training_goes_on(database, project):
     create(database, project)
-    retry_policy = {"max_losses": 9}
+    retry_policy = {"max_crashes": 9}
 
     def save(kind, step):
         saved = SAVED.model_copy(update={"kind": kind, "step": step})
@@ -290,9 +302,15 @@ def test_what_an_evaluation_has_found_is_progress_and_of_no_use_once_the_trainin
     for step in (1, 2, 2):
         held = claim(database, **retry_policy)
         save("verdicts", step)
-        do(database, lifecycle.lose, held, cause="c", retry_policy=RetryPolicy(max_losses=9, backoff_seconds=0))
+        do(
+            database,
+            lifecycle.record_crash,
+            held,
+            cause="c",
+            retry_policy=RetryPolicy(max_crashes=9, backoff_seconds=0),
+        )
     job = get(database, held.job_id)
-    assert (job.losses_in_place, job.saved_step) == (2, -1)
+    assert (job.crashes_in_place, job.saved_step) == (2, -1)
     held = claim(database, **retry_policy)
     assert len(save("state", 0)) == 2
     assert [state.kind for state in do(database, ingest.states, held)] == ["state"]
@@ -317,14 +335,14 @@ def test_a_lost_job_waits_longer_each_time_but_not_for_ever(database, project):
     waits = []
     for _ in range(4):
         held = claim(database)
-        retry_policy = RetryPolicy(max_losses=9, max_losses_in_place=9, backoff_seconds=10, max_backoff_seconds=25)
-        do(database, lifecycle.lose, held, cause="c", retry_policy=retry_policy)
+        retry_policy = RetryPolicy(max_crashes=9, max_crashes_in_place=9, backoff_seconds=10, max_backoff_seconds=25)
+        do(database, lifecycle.record_crash, held, cause="c", retry_policy=retry_policy)
         job = get(database, job_id)
         waits.append(round((job.not_before - job.updated_at).total_seconds()))
         assert claim(database) is None
         let_pass(database, 60)
     assert waits == [10, 20, 25, 25]
-    assert claim(database).epoch == 5
+    assert claim(database).attempt == 5
 
 
 def let_pass(database, seconds):
@@ -345,7 +363,9 @@ WRITES = {
     "succeed": lambda session, claim: lifecycle.succeed(session, claim, REPORTS),
     "fail": lambda session, claim: lifecycle.fail(session, claim, FAILURE),
     "hand_back": lifecycle.hand_back,
-    "lose": lambda session, claim: lifecycle.lose(session, claim, cause="c", retry_policy=RetryPolicy()),
+    "record_crash": lambda session, claim: lifecycle.record_crash(
+        session, claim, cause="c", retry_policy=RetryPolicy()
+    ),
 }
 
 
@@ -408,7 +428,7 @@ def test_a_saved_checkpoint_is_the_latest(database, claimed):
     job = get(database, claimed.job_id)
     with database.reading() as session:
         checkpoint = session.scalars(select(Checkpoint)).one()
-    assert (job.checkpoint_id, checkpoint.job_id, checkpoint.epoch) == (checkpoint.id, job.id, 1)
+    assert (job.checkpoint_id, checkpoint.job_id, checkpoint.attempt) == (checkpoint.id, job.id, 1)
 
 
 def test_a_failed_job_says_why(database, claimed):
@@ -420,8 +440,8 @@ def test_a_failed_job_says_why(database, claimed):
 def test_a_job_handed_back_is_no_loss(database, claimed):
     do(database, lifecycle.hand_back, claimed)
     job = get(database, claimed.job_id)
-    assert (job.status, job.infra_losses, job.lease_until) == ("queued", 0, None)
-    assert claim(database).epoch == 2
+    assert (job.status, job.crashes, job.lease_until) == ("queued", 0, None)
+    assert claim(database).attempt == 2
 
 
 def test_a_waiting_job_is_cancelled_at_once(database, job_id):
@@ -443,7 +463,7 @@ def test_cancelling_twice_changes_nothing_more(database, claimed):
     assert do(database, lifecycle.ask, claimed.job_id, "cancel").version == version
 
 
-@pytest.mark.parametrize("end", ["succeed", "fail", "hand_back", "lose"])
+@pytest.mark.parametrize("end", ["succeed", "fail", "hand_back", "record_crash"])
 def test_a_job_that_is_being_cancelled_ends_cancelled_whatever_its_run_says(database, claimed, end):
     do(database, lifecycle.ask, claimed.job_id, "cancel")
     do(database, WRITES[end], claimed)
@@ -455,13 +475,13 @@ def test_a_paused_job_waits_for_its_resumption_and_goes_on_as_the_same_job(datab
     assert do(database, lifecycle.look, claimed) == "pausing"
     do(database, lifecycle.hand_back, claimed)
     job = get(database, claimed.job_id)
-    assert (job.status, job.lease_until, job.infra_losses) == ("paused", None, 0)
+    assert (job.status, job.lease_until, job.crashes) == ("paused", None, 0)
     assert claim(database) is None
     assert do(database, lifecycle.ask, claimed.job_id, "resume").status == "queued"
     second = claim(database)
-    assert (second.job_id, second.epoch) == (claimed.job_id, 2)
+    assert (second.job_id, second.attempt) == (claimed.job_id, 2)
     with database.reading() as session:
-        assert session.scalars(select(Attempt.outcome).order_by(Attempt.epoch)).all() == ["paused", None]
+        assert session.scalars(select(Attempt.outcome).order_by(Attempt.attempt)).all() == ["paused", None]
 
 
 @pytest.mark.parametrize("asked", ["pause", "stop"])
@@ -477,14 +497,14 @@ def test_a_job_whose_worker_vanished_while_pausing_is_paused(database, project):
     put_in(database, job_id, "pausing")
     assert claim(database) is None
     job = get(database, job_id)
-    assert (job.status, job.infra_losses) == ("paused", 1)
+    assert (job.status, job.crashes) == ("paused", 1)
 
 
 def test_a_wish_to_stop_outlives_the_worker_that_was_told(database, claimed):
     do(database, lifecycle.ask, claimed.job_id, "stop")
     do(database, lifecycle.heartbeat, claimed, lease_seconds=-1)
     second = claim(database)
-    assert (second.epoch, do(database, lifecycle.look, second)) == (2, "stopping")
+    assert (second.attempt, do(database, lifecycle.look, second)) == (2, "stopping")
     assert do(database, lifecycle.ask, claimed.job_id, "stop").status == "stopping"
     kinds = [kind for _, kind in history(database, claimed.job_id)]
     assert kinds[-3:] == ["job.recovered", "job.claimed", "job.stopping"]

@@ -7,13 +7,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from alembic import command
-from sqlalchemy import inspect, select, update
+from sqlalchemy import select, update
 
 from app.jobs import ingest, lifecycle, shards
 from app.jobs.leases import LeaseLost, Shard
 from app.jobs.lifecycle import NotAllowed, RetryPolicy
-from app.platform.database import _alembic, open_database
 from app.schemas import Failure
 from app.storage import LocalStore
 from app.tables import Delivery, Event, Job, Project
@@ -106,7 +104,7 @@ def test_each_shard_is_claimed_then_the_whole_to_be_merged(database, job_id):
     assert {each.whole for each in held} == {job_id}
     assert claim(database) is None
     job = get(database, job_id)
-    assert (job.status, job.phase, job.epoch, job.lease_until) == ("running", "evaluating", 0, None)
+    assert (job.status, job.phase, job.attempt, job.lease_until) == ("running", "evaluating", 0, None)
     assert of_shards(database, job_id) == ["running"] * 3
     for each in held[1:]:
         do(database, lifecycle.succeed, each, REPORTS)
@@ -119,7 +117,7 @@ def test_each_shard_is_claimed_then_the_whole_to_be_merged(database, job_id):
     assert (whole.job_id, whole.shard, whole.merges) == (job_id, None, 3)
     do(database, lifecycle.succeed, whole, REPORTS)
     job = get(database, job_id)
-    assert (job.status, job.epoch, of_shards(database, job_id)) == ("succeeded", 1, ["succeeded"] * 3)
+    assert (job.status, job.attempt, of_shards(database, job_id)) == ("succeeded", 1, ["succeeded"] * 3)
     assert job.actual["seconds"] > 0
     told = history(database, job_id)
     assert [kind for kind in told if kind != "shard"] == [
@@ -161,11 +159,11 @@ def test_a_lost_shard_is_made_again_alone(database, job_id):
     with database.writing() as session:
         session.execute(update(Job).where(Job.id == first.job_id).values(lease_until=Job.created_at))
     again = claim(database)
-    assert (again.shard.number, again.epoch) == (1, 2)
+    assert (again.shard.number, again.attempt) == (1, 2)
     assert of_shards(database, job_id) == ["running", "succeeded", "queued"]
-    assert [shard["losses"] for shard in get(database, job_id).shards] == [1, 0, 0]
+    assert [shard["crashes"] for shard in get(database, job_id).shards] == [1, 0, 0]
     do(database, lifecycle.hand_back, again)
-    assert (get(database, job_id).status, get(database, job_id).infra_losses) == ("running", 0)
+    assert (get(database, job_id).status, get(database, job_id).crashes) == ("running", 0)
 
 
 def test_a_shard_that_fails_takes_all_with_it(database, job_id):
@@ -386,23 +384,3 @@ def test_whoever_acts_at_once_on_a_job_and_its_shards_nobody_waits_for_another_w
     with database.reading() as session:
         ends = set(session.scalars(select(Job.status).where(Job.parent_id.is_(None))))
     assert ends & lifecycle.TERMINAL
-
-
-@pytest.mark.parametrize("backend", [pytest.param("sqlite", marks=pytest.mark.slow), "postgres"])
-def test_a_version_without_shards_makes_the_evaluation_in_one_piece(tmp_path, backend, postgres_server):
-    url = f"sqlite:///{tmp_path}/temper.db"
-    if backend == "postgres":
-        url = postgres_server.create_database("without_shards")
-    database = open_database(url)
-    job_id = create(database, add_project(database))
-    claim(database)
-    get(database, job_id)
-    with database.engine.begin() as connection:
-        config = _alembic()
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0006")
-        assert "parent_id" not in {column["name"] for column in inspect(connection).get_columns("jobs")}
-        command.upgrade(config, "head")
-    whole = claim(database)
-    assert (whole.job_id, whole.shard, whole.merges) == (job_id, None, 0)
-    database.close()

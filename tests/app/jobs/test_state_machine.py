@@ -28,7 +28,7 @@ from core.schema.spec import parse
 from tests.support import invariants
 
 PATIENCE = RetryPolicy(
-    max_losses=4, max_losses_in_place=3, backoff_seconds=10, max_backoff_seconds=30, cancel_seconds=45
+    max_crashes=4, max_crashes_in_place=3, backoff_seconds=10, max_backoff_seconds=30, cancel_seconds=45
 )
 LEASE = 60
 WORKERS = ("ann", "bob", "cid")
@@ -83,7 +83,7 @@ class Life(RuleBasedStateMachine):
         """Whether the worker may still write, by what the rows say."""
         with self.database.reading() as session:
             job = session.get(Job, claim.job_id)
-            return job is not None and job.epoch == claim.epoch and job.lease_until is not None
+            return job is not None and job.attempt == claim.attempt and job.lease_until is not None
 
     def write(self, claim, action, *args, **options):
         """Write for a worker: it is done if the worker holds the job, and refused if not."""
@@ -101,8 +101,8 @@ class Life(RuleBasedStateMachine):
 
     @rule(claim=claims, further=st.integers(0, 2))
     def save_a_state(self, claim, further):
-        step = self.steps.get((claim.job_id, claim.epoch), -1) + 1 + further
-        self.steps[claim.job_id, claim.epoch] = step
+        step = self.steps.get((claim.job_id, claim.attempt), -1) + 1 + further
+        self.steps[claim.job_id, claim.attempt] = step
         for kind in ("best", "state"):
             key = f"{claim.prefix}/states/{kind}-{step}/{kind}"
             saved = reported.Saved(kind=kind, path=kind, sha256="0" * 64, size=1, step=step, epoch=step / 10)
@@ -113,7 +113,7 @@ class Life(RuleBasedStateMachine):
         warnings = [reported.Warned(code="stopped_early", message="m"), reported.Entered(phase="evaluating")]
         self.write(claim, ingest.record, warnings)
 
-    @rule(claim=consumes(claims), ending=st.sampled_from(["succeed", "fail", "hand_back", "lose", "vanish"]))
+    @rule(claim=consumes(claims), ending=st.sampled_from(["succeed", "fail", "hand_back", "crash", "vanish"]))
     def end(self, claim, ending):
         match ending:
             case "succeed":
@@ -122,8 +122,8 @@ class Life(RuleBasedStateMachine):
                 self.write(claim, lifecycle.fail, FAILURE)
             case "hand_back":
                 self.write(claim, lifecycle.hand_back)
-            case "lose":
-                self.write(claim, lifecycle.lose, cause="c", retry_policy=PATIENCE)
+            case "crash":
+                self.write(claim, lifecycle.record_crash, cause="c", retry_policy=PATIENCE)
 
     @rule(job_id=posted, action=st.sampled_from(ACTIONS))
     def ask(self, job_id, action):
@@ -177,7 +177,7 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def everything_that_must_hold_holds(self):
-        invariants.check(self.database, max_losses=PATIENCE.max_losses)
+        invariants.check(self.database, max_crashes=PATIENCE.max_crashes)
         with self.database.reading() as session:
             for job in session.scalars(select(Job)):
                 # What has ended stays as it is, to the last bit that somebody can see.

@@ -166,9 +166,9 @@ def test_rows_without_their_object_are_told(settings, database, tmp_path):
             session.add(
                 Checkpoint(
                     job_id=claim.job_id,
-                    epoch=claim.epoch,
+                    attempt=claim.attempt,
                     step=1,
-                    progress=1,
+                    epoch=1,
                     key=f"k/{name}",
                     size=len(name),
                     sha256=hashlib.sha256(name.encode()).hexdigest(),
@@ -208,8 +208,8 @@ def test_reports_logs_and_uploads_without_their_object_are_told_and_each_object_
         ingest.save(session, claim, report, key=f"{claim.prefix}/report.json")
         for _ in range(3):
             ingest.add_log(session, claim, size=1)
-    found = f"{assets.prefix('dataset', dataset.id, dataset.epoch)}/{assets.REPORT}"
-    logs = [log_key(claim.job_id, claim.epoch, part) for part in (1, 2, 3)]
+    found = f"{assets.prefix('dataset', dataset.id, dataset.claim_number)}/{assets.REPORT}"
+    logs = [log_key(claim.job_id, claim.attempt, part) for part in (1, 2, 3)]
     contents = {uploads.key(upload): b"zip!", f"{claim.prefix}/report.json": b"{}", found: b"{}"}
     contents |= dict.fromkeys(logs, b"x")
     for key, content in contents.items():

@@ -7,7 +7,6 @@ import sys
 import pytest
 import redis
 from pydantic import SecretStr
-from sqlalchemy import text
 
 from app.operations import doctor
 from app.operations.doctor import (
@@ -47,17 +46,18 @@ def test_all_is_well(settings, database, broker, valkey_server):
     assert list(settings.objects_dir.rglob("*.*")) == []
 
 
-def test_a_schema_of_another_version_is_told_with_its_remedy(settings, database):
-    with database.writing() as session:
-        version = session.scalar(text("SELECT version_num FROM alembic_version"))
-        session.execute(text("UPDATE alembic_version SET version_num = '0002'"))
-    try:
-        found = look(settings, check_database)
-        assert (found["schema"].level, found["schema"].remedy) == ("fail", "run `temper migrate`")
-        assert f"has schema 0002, this version needs {version}" in found["schema"].message
-    finally:
-        with database.writing() as session:
-            session.execute(text("UPDATE alembic_version SET version_num = :version"), {"version": version})
+def test_a_schema_of_an_earlier_version_is_told_with_its_remedy(settings, database, later_schema, monkeypatch, capsys):
+    found = look(settings, check_database)
+    assert (found["schema"].level, found["schema"].remedy) == ("fail", "run `temper migrate`")
+    assert "has schema 0001, this version needs 0002" in found["schema"].message
+    monkeypatch.setenv("TEMPER_DATA_DIR", str(settings.data_dir))
+    monkeypatch.setenv("TEMPER_DATABASE_URL", settings.database_url)
+    monkeypatch.setattr(sys, "argv", ["doctor"])
+    monkeypatch.setattr(doctor, "inspect", lambda settings: inspect(settings, [check_database]))
+    with pytest.raises(SystemExit, match="True"):
+        doctor.main()
+    refused = capsys.readouterr().out
+    assert "the database has schema 0001, this version needs 0002\n               run `temper migrate`" in refused
 
 
 def test_servers_that_are_away_are_told_without_their_passwords(settings):

@@ -101,7 +101,7 @@ def test_no_counter_falls_when_a_job_is_deleted(database, project, monkeypatch):
         job_id = lifecycle.create(session, project.id, SPEC).job.id
         session.execute(update(Job).values(created_at=seconds_from_now(-50)))
         lost = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=retry_policy)
-        lifecycle.lose(session, lost, cause="killed", retry_policy=retry_policy)
+        lifecycle.record_crash(session, lost, cause="killed", retry_policy=retry_policy)
         lifecycle.fail(
             session, lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=retry_policy), FAILURE
         )

@@ -5,15 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from alembic import command
 from fastapi.routing import iter_route_contexts
 from sqlalchemy import select, text, update
 
 from app.http.authentication import Needs
 from app.main import create_app
-from app.platform.database import Database, _alembic
-from app.projects.keys import find, fingerprint
-from app.schemas import SCOPES
 from app.tables import ApiKey
 from tests.support.instance import DIGITS, add_key, add_project, calling
 
@@ -164,26 +160,6 @@ def test_an_unknown_key_whose_checksum_fits_is_said_to_be_unknown(api):
         number //= 62
     answer = api.get("/jobs", headers={"Authorization": f"Bearer {body}_{digits}"})
     assert "not known here" in refusal(answer, 401, "unauthorized")["detail"]
-
-
-def test_a_key_from_before_checksums_and_scopes_stays_valid_and_may_do_all(tmp_path, postgres_server):
-    for number, url in enumerate((f"sqlite:///{tmp_path}/temper.db", postgres_server.create_database("old_keys"))):
-        database = Database(url)
-        config, key = _alembic(), f"tmp_{'a' * 8}_{'b' * 32}"
-        with database.engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "0003")
-            moment = "'2026-01-01 00:00:00.000000'"
-            connection.exec_driver_sql(f"INSERT INTO projects (id, name, created_at) VALUES ('p', 'x', {moment})")
-            connection.exec_driver_sql(
-                "INSERT INTO api_keys (id, project_id, lookup, sha256, created_at) "
-                f"VALUES ('k', 'p', '{'a' * 8}', '{fingerprint(key)}', {moment})"
-            )
-        database.migrate()
-        with database.reading() as session:
-            row, _ = find(session, key)
-            assert row.scopes == list(SCOPES), number
-        database.close()
 
 
 def test_a_key_cannot_make_more_of_itself_than_it_is(api, url, database, project):

@@ -158,7 +158,7 @@ def attempt(session, project, start, hours, *, device="cuda:0", gpus=2, dataset=
     """An attempt that began at a moment and took so many hours."""
     spec = parse({**DIGITS, "gpus": gpus, "dataset": dataset})
     job = lifecycle.create(session, project.id, spec).job
-    held = Attempt(job_id=job.id, epoch=1000, worker="w", device=device, started_at=start)
+    held = Attempt(job_id=job.id, attempt=1000, worker="w", device=device, started_at=start)
     held.ended_at = start + hours * HOUR
     session.add(held)
     session.flush()

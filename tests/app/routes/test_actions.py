@@ -51,7 +51,7 @@ def test_a_job_is_paused_resumed_and_stopped(api, database, held):
     assert api.get(f"/jobs/{held.job_id}").json()["allowed_actions"] == ["resume", "cancel"]
     assert api.post(f"/jobs/{held.job_id}/resume").json()["status"] == "queued"
     again = claim(database)
-    assert (again.job_id, again.epoch) == (held.job_id, 2)
+    assert (again.job_id, again.attempt) == (held.job_id, 2)
     assert api.post(f"/jobs/{held.job_id}/stop").json()["status"] == "stopping"
     assert api.post(f"/jobs/{held.job_id}/stop").json()["status"] == "stopping"
     refused = api.post(f"/jobs/{held.job_id}/pause")
@@ -157,7 +157,7 @@ def test_a_job_is_deleted_though_the_store_is_away(api, database, held, store, m
 def test_attempts_say_who_had_the_job_and_what_came_of_it(api, database, held):
     do(
         database,
-        lifecycle.lose,
+        lifecycle.record_crash,
         held,
         cause="it was killed by SIGKILL",
         retry_policy=lifecycle.RetryPolicy(backoff_seconds=0),
@@ -183,9 +183,9 @@ def log(store, database, tmp_path):
     counts = {}
 
     def log(held, text):
-        number = counts[held.epoch] = counts.get(held.epoch, 0) + 1
+        number = counts[held.attempt] = counts.get(held.attempt, 0) + 1
         (tmp_path / "part").write_text(text)
-        store.put(log_key(held.job_id, held.epoch, number), tmp_path / "part")
+        store.put(log_key(held.job_id, held.attempt, number), tmp_path / "part")
         do(database, ingest.add_log, held, size=len(text))
 
     return log
@@ -278,7 +278,7 @@ def test_a_place_in_a_log_that_cannot_be_gone_on_from_is_refused(api, held, log,
 
 def test_a_log_that_is_followed_says_that_the_store_is_away_before_it_begins(api, held, log, store):
     log(held, "a\n")
-    store.delete(log_key(held.job_id, held.epoch, 1))
+    store.delete(log_key(held.job_id, held.attempt, 1))
     refused = read_log(api, held, follow=True)
     assert (refused.status_code, refused.json()["code"]) == (503, "storage_unavailable")
 

@@ -273,7 +273,13 @@ def test_the_curve_stays_where_it_was_until_a_new_attempt_says_where_it_goes_on(
         return [point["step"] for point in api.get(f"/jobs/{job['id']}/metrics").json()["data"]]
 
     def go_on(held):
-        do(database, lifecycle.lose, held, cause="killed", retry_policy=lifecycle.RetryPolicy(backoff_seconds=0))
+        do(
+            database,
+            lifecycle.record_crash,
+            held,
+            cause="killed",
+            retry_policy=lifecycle.RetryPolicy(backoff_seconds=0),
+        )
         return claim(database)
 
     held = claim(database)

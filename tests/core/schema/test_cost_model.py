@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.attacks.rng import Noise
+from core.attacks.threat import LpThreat
 from core.data.split import Split
 from core.evaluation.autoattack import attacks_of, evaluate
 from core.models.digits_cnn import DigitsCNN
@@ -124,7 +124,7 @@ def test_an_attack_costs_what_is_counted_where_no_point_falls(protocol: str, nor
     assert list(counted) == list(attacks)
     for name, attack in attacks.items():
         with counting(model.last) as passes:
-            found = attack(model, images, labels, norm, EPS[norm], noise=Noise(0, [2]))
+            found = attack(model, images, labels, LpThreat(norm, EPS[norm]))
         assert found.robust.all()
         bound = counted[name] * 2
         if name == "square":

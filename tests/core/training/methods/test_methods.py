@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from core.attacks.apgd import apgd
 from core.attacks.losses import kl_divergence
 from core.attacks.perceptual import perceptual
+from core.attacks.threat import LpThreat, PerceptualThreat
 from core.geometry import project
 from core.schema.catalog import METHODS, Norm
 from core.schema.events import NormCount
@@ -44,7 +45,7 @@ def test_single_norm_training_takes_the_loss_of_the_attacked_batch(
     norm: Norm, base: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
     rule = _rule({"name": "single", "norms": [norm], "steps": 4})
-    found = apgd(base, *batch, norm, _EPS[norm], steps=4, topk_fraction=0.05)
+    found = apgd(base, *batch, LpThreat(norm, _EPS[norm]), steps=4, topk_fraction=0.05)
     base.train()
     result = rule(base, *batch)
     assert base.training
@@ -290,7 +291,7 @@ def test_an_attack_on_the_divergence_starts_beside_the_image_where_it_has_a_slop
 
 def test_pat_takes_the_loss_of_the_perceptual_attack(base: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     noise = torch.randn(batch[0].shape, generator=torch.Generator().manual_seed(0))
-    found = perceptual(base, *batch, 0.25, noise=noise)
+    found = perceptual(base, *batch, PerceptualThreat(0.25), noise=noise)
     base.train()
     result = _rule({"name": "pat", "bound": 0.25})(base, *batch)
     assert base.training
