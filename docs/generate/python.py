@@ -35,14 +35,15 @@ _LIBRARY: Sequence[tuple[str, str, Sequence[tuple[str, Sequence[str], str]]]] = 
     ),
     (
         "Attacks",
-        "Every attack is a function of a model, images in [0, 1], labels, a threat and options.",
+        "`attack(model, images, labels, threat, options, **settings)`: images (batch, channels, height, width) in [0, 1], labels (batch,); "
+        "`model` maps images to logits and is given back as it was. Random numbers come from `options` alone.",
         (
-            #T
-            ("core.attacks", ("AttackResult",), "core/attacks/__init__.py"),
+            ("core.attacks.threat", ("LpThreat", "UnionThreat"), "core/attacks/threat.py"),
+            ("core.attacks", ("AttackOptions", "AttackResult"), "core/attacks/__init__.py"),
             ("core.attacks.apgd", ("apgd", "apgd_ce", "apgd_t"), "core/attacks/apgd.py"),
             ("core.attacks.fab", ("fab_t",), "core/attacks/fab.py"),
             ("core.attacks.square", ("square",), "core/attacks/square.py"),
-            ("core.attacks.msd", ("steepest",), "core/attacks/msd.py"),
+            ("core.attacks.msd", ("msd",), "core/attacks/msd.py"),
             ("core.attacks.perceptual", ("perceptual",), "core/attacks/perceptual.py"),
         ),
     ),

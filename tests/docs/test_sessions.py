@@ -25,20 +25,29 @@ _QUICK = {
     "train": "--epochs 1 --train-examples 32 --evaluation.protocol fast --evaluation.examples 8",
     "evaluate": "--evaluation.protocol fast --evaluation.examples 20",
 }
+_SERVICE = re.compile(r"^(\$ temper |curl |from client )", re.MULTILINE)
+"""What a page has that asks a service."""
 _LANGUAGES = ("console", "bash", "python")
 _PAGES = [page for page in pages() if any(each.language in _LANGUAGES and not each.not_run for each in blocks(page))]
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page_runs_from_top_to_bottom(
-    page: Path, site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    folder: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("HOME", str(site.home))
+    site: Site | None = None
+    if _SERVICE.search(page.read_text()):
+        site = request.getfixturevalue("site")
+        monkeypatch.setenv("HOME", str(site.home))
     for name in [name for name in os.environ if name.startswith("TEMPER_")]:
         monkeypatch.delenv(name)
     # The limits that an inspection puts on its process cannot be taken back, and this process goes on.
-    monkeypatch.setattr("core.sandbox.confined", nullcontext)
-    monkeypatch.setattr("core.sandbox.cut_off", lambda: "")
+    monkeypatch.setattr("core.sandbox.sandboxed", nullcontext)
+    monkeypatch.setattr("core.sandbox.deny_network", lambda: "")
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
         if block.language == "json" and (named := re.search(r"Save this spec as `([\w.]+)`", block.before)):
@@ -49,11 +58,12 @@ def test_page_runs_from_top_to_bottom(
             case "python":
                 exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), names)
             case "bash":
-                _run_in_bash(site.fill_in(block.text), block)
+                _run_in_bash(site.fill_in(block.text) if site else block.text, block)
             case "console":
                 for command in block.commands:
-                    _run(site.fill_in(command), block)
-    site.tidy_up()
+                    _run(site.fill_in(command) if site else command, block)
+    if site:
+        site.tidy_up()
     capsys.readouterr()
 
 
