@@ -32,7 +32,8 @@ from core import checkpoint
 from core.evaluation.autoattack import evaluate
 from core.inputs import Inputs, load
 from core.schema.catalog import DATASETS, NORMS, Norm, find_architecture
-from core.schema.events import Evaluated, Report, Stepped
+from core.schema.events import Evaluated, Stepped
+from core.schema.report import Report
 from core.schema.spec import FineTuneSpec, parse
 from core.training.methods import build
 from core.training.run import fine_tune

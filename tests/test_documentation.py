@@ -23,7 +23,7 @@ from app.main import create_app
 from app.platform.database import Database
 from app.platform.settings import Settings
 from client import commands, records
-from core.schema import catalog, events, inspection_report, model_zoo, spec
+from core.schema import catalog, events, inspection_report, model_zoo, report, spec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -84,7 +84,7 @@ def models_of(module: ModuleType) -> Iterator[type[BaseModel]]:
 
 @pytest.mark.parametrize(
     "module",
-    [spec, events, inspection_report, catalog, model_zoo, *answers(), records],
+    [spec, events, report, inspection_report, catalog, model_zoo, *answers(), records],
     ids=lambda module: module.__name__,
 )
 def test_every_field_is_described(module: ModuleType) -> None:

@@ -299,7 +299,7 @@ MODELS: Mapping[str, ModelEntry] = {
             dataset="digits",
             norm="linf",
             eps=0.15,
-            sha256="3e43096d9bb301f2c3390de2a8efb1dbaa47ce879dde08f7137a53ff43c17684",
+            sha256="30f6de8a053e462d4639654b74994e05779263ddc0fb89f806eb7c26f2e85f5f",
         ),
         ModelEntry(
             name="cifar10-small-linf",
@@ -308,7 +308,7 @@ MODELS: Mapping[str, ModelEntry] = {
             dataset="cifar10",
             norm="linf",
             eps=8 / 255,
-            sha256="854f01c23c44800d0c5338beb0ebb7e5e21c25bd1fe6de1cdb1110ca5a2892e1",
+            sha256="ea7e17e05f1ca8ddf60e7c6206966a40d7a5851823050a6da274c0ceba812a55",
         ),
     )
 }

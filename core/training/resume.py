@@ -18,7 +18,8 @@ from torch import Tensor
 from core import checkpoint
 from core.schema.catalog import Norm
 from core.schema.errors import BadInput
-from core.schema.events import NormCount, Rate, Report, Saved, Started
+from core.schema.events import NormCount, Saved, Started
+from core.schema.report import Rate, Report
 from core.schema.spec import Spec
 
 _KEY = "temper-state"
