@@ -125,7 +125,7 @@ def test_what_is_computed_together_changes_no_verdict(
 ) -> None:
     images, labels = (points[:20] for points in test_digits)
     together = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=8)
-    monkeypatch.setattr(autoattack, "_GROUP", 8)
+    monkeypatch.setattr(autoattack, "_GROUP_POINTS", 8)
     monkeypatch.setattr(autoattack, "_CHUNK_SIZE", {"cpu": 5})
     apart = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=8)
     assert together.verdicts == apart.verdicts
