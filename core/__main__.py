@@ -33,9 +33,10 @@ from pydantic import ValidationError
 from core.cli.console import describe, narrate
 from core.cli.options import IMPORT, INSPECT_DATASET, INSPECT_MODEL, MERGE, make_parser, read_import, read_spec
 from core.schema.errors import BadInput, UserError
-from core.schema.events import PAUSED, Entered, Evaluated, Event, Failed, Finished, Paused, Reports, Warned
+from core.schema.events import PAUSED, Entered, Evaluated, Event, Failed, Finished, Paused, Warned
 from core.schema.inspection_report import DatasetInspection, ModelInspection
 from core.schema.model_zoo import PUBLISHED
+from core.schema.report import Reports
 from core.schema.spec import AnySpec, EvaluateSpec
 from core.schema.spec_warnings import spec_warnings
 from core.signals import Interrupted, StopRequests, handle_signals
@@ -149,7 +150,7 @@ def _merge(options: argparse.Namespace) -> Iterator[Event]:
 def _report(folder: Path) -> Reports:
     path = folder / "report.json" if folder.is_dir() else folder
     try:
-        return Reports.model_validate_json(path.read_bytes())
+        return Reports.read(path.read_bytes())
     except OSError as error:
         raise BadInput(
             f"cannot read {path}: {error.strerror}",

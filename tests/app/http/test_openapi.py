@@ -26,7 +26,8 @@ from app.projects.keys import new_key
 from app.storage import LocalStore
 from app.tables import Checkpoint, Dataset, Model
 from app.webhooks import subscriptions
-from core.schema.events import Reports, Saved
+from core.schema.events import Saved
+from core.schema.report import Reports
 from core.schema.spec import parse
 from tests.support.instance import DIGITS, add_key, serving
 from tests.support.sending import sha256_of
