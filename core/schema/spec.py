@@ -274,12 +274,20 @@ class _Trained(Record):
     GPU, once the remaining steps would save more than the minute that compiling takes."""
     gpus: StrictInt = Field(default=1, ge=1, le=64)
     """Number of GPUs that train together, each on its share of every batch."""
-    halve_batches: StrictBool = False
-    """Whether a batch that does not fit the memory is computed in two halves from then on, whose gradients add up; each
-    half has its own batch norm statistics. On one GPU only."""
+    accumulate: Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=1024)] = 1
+    """Gradient accumulation: the number of micro-batches in which each batch is computed, one after the other, to save
+    memory. Their gradients add up to that of the batch; each has its own batch norm statistics. auto: starts at 1 and
+    doubles each time a batch does not fit the memory; on one GPU only."""
     save_minutes: StrictFloat = Field(default=10.0, ge=0, le=1440)
     """Minutes after which the state of the training is saved within an epoch, beside after each epoch; a run that was
     interrupted resumes from it. 0 for after every step."""
+
+    @field_validator("accumulate", mode="before")
+    @classmethod
+    def _auto_or_a_number(cls, accumulate: Any) -> Any:
+        if accumulate != "auto" and (type(accumulate) is not int or not 1 <= accumulate <= 1024):
+            raise PydanticCustomError("not_a_number_of_micro_batches", "give auto, or an integer from 1 to 1024")
+        return accumulate
 
     @field_validator("method")
     @classmethod
