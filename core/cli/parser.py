@@ -73,7 +73,7 @@ def _add_fields(command: argparse.ArgumentParser, spec: type[Record]) -> None:
 def _fields(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Name the fields of a spec, and with a dot those of its parts and of each norm, such as method.steps or eps.l1."""
     for name, field in schema["properties"].items():
-        if name in ("kind", "webhook"):
+        if name == "kind":
             continue
         yield name, field
         for kind in (field, *field.get("anyOf", ())):
@@ -103,16 +103,16 @@ def _read_list(text: str) -> Any:
 
 def _metavar(field: Mapping[str, Any]) -> str:
     """Show what a value may be: the choices of an enumeration, or its type."""
-    if "enum" in field:
-        return "|".join(field["enum"])
-    kinds = [kind.get("type") for kind in field.get("anyOf", [field])]
-    return {"integer": "INTEGER", "number": "NUMBER", "boolean": "true|false"}.get(kinds[0], "VALUE")
+    kind = field.get("anyOf", [field])[0]
+    if "enum" in kind:
+        return "|".join(kind["enum"])
+    return {"integer": "INTEGER", "number": "NUMBER", "boolean": "true|false"}.get(kind.get("type"), "VALUE")
 
 
 def _help(field: Mapping[str, Any]) -> str:
     """Give the description of a field, with its bounds and its default where these are constants."""
     bounds = next((kind for kind in field.get("anyOf", ()) if _BOUNDS.keys() & kind.keys()), field)
-    notes = [f"{word} {bounds[key]:g}" for key, word in _BOUNDS.items() if key in bounds]
+    notes = [f"{word} {bounds[key]:.10g}" for key, word in _BOUNDS.items() if key in bounds]
     if field.get("default") not in (None, "", {}, []):
         notes.append(f"default {str(field['default']).lower()}")
     text = " ".join(field.get("description", "").split()) + (f" ({', '.join(notes)})" if notes else "")

@@ -66,7 +66,9 @@ def _check_body(body: dict[str, Any], options: RunOptions) -> None:
             hint=f"run: python -m core {body['kind']}",
             field="kind",
         )
-    if body.get("webhook") is not None:
+    # A job of the service may have these two beside its spec. Here nothing waits, so a priority changes nothing.
+    body.pop("priority", None)
+    if body.pop("webhook", None) is not None:
         raise BadInput(
             "webhook is only supported for jobs of the service",
             hint="leave webhook out, or post the spec to the service",
