@@ -110,8 +110,7 @@ def run(claim: Claim, place: Workplace) -> None:
                 claim, database=place.database, settings=place.settings, stopping=place.stopping, pulse=place.pulse
             ) as lease,
         ):
-            # Whom the service tells is not the run's business, and no checkpoint is to name the address.
-            (folder / "spec.json").write_text(claim.spec.model_dump_json(exclude={"webhook"}))
+            (folder / "spec.json").write_text(claim.spec.model_dump_json())
             _tell_the_whole(claim, place)
             ending = _find_ending(lease, claim, place)
             if ending is None:

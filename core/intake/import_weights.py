@@ -130,8 +130,8 @@ def _blueprint(spec: ImportSpec, published: PublishedEntry | None, foreign: Fore
             hint="add --architecture, or --published",
             field="architecture",
         )
-    dataset = DATASETS.get(spec.dataset)
-    shape = tuple(spec.shape) or (dataset.shape if dataset else published.shape if published else None)
+    dataset = DATASETS.get(spec.dataset or (published.dataset if published else ""))
+    shape = tuple(spec.shape) or (dataset.shape if dataset else None)
     if shape is None:
         raise BadInput(
             "which images the weights take is not said",
@@ -139,7 +139,7 @@ def _blueprint(spec: ImportSpec, published: PublishedEntry | None, foreign: Fore
             field="shape",
         )
     size = _three(shape)
-    classes = spec.classes or (dataset.classes if dataset else published.classes if published else None)
+    classes = spec.classes or (dataset.classes if dataset else None)
     classes = classes or count_classes(foreign.weights, architecture, size)
     # Where the weights have no last layer of this network, they do not fit, which the report says better.
     classes = classes or 10

@@ -24,7 +24,7 @@ from core.training.trainer import TrainerCounters, TrainerState
 _KEY = "temper-state"
 _KEPT = 2
 # Fields of the spec that may change between two parts of a run: they change its weights by rounding at most.
-_FREE = frozenset({"name", "metadata", "priority", "gpus", "save_minutes"})
+_FREE = frozenset({"name", "metadata", "gpus", "save_minutes"})
 
 
 class StateHeader(BaseModel):
