@@ -22,8 +22,9 @@ from app.platform.ids import new_id
 from app.schemas import FileFailure
 from app.tables import Checkpoint, Dataset, Input, Inspected, Job, Model, Upload
 from core.schema.catalog import DATASETS, MODELS
+from core.schema.import_spec import ImportSpec
 from core.schema.inspection_report import DatasetInspection, ModelInspection
-from core.schema.spec import AnySpec, ImportSpec
+from core.schema.spec import AnySpec
 
 File: TypeAlias = Inspected
 """A data set or a model."""

@@ -34,7 +34,7 @@ from app.tables import AT_WORK, HELD, Attempt, Checkpoint, Job, Project, State, 
 from app.webhooks import subscriptions
 from core.schema import events as reported
 from core.schema.spec import AnySpec, parse
-from core.schema.validation import spec_warnings
+from core.schema.spec_warnings import spec_warnings
 
 MOVES: Mapping[Status, frozenset[Status]] = {
     #: Waits for a worker. Only a shard is put aside from here, when its whole is.

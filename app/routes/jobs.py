@@ -46,7 +46,8 @@ from app.routes.webhooks import show_with_secret
 from app.webhooks import subscriptions, url_policy
 from core.schema.events import Reports
 from core.schema.spec import AnySpec, Kind, Spec, parse
-from core.schema.validation import FieldError, field_errors, spec_warnings
+from core.schema.spec_warnings import spec_warnings
+from core.schema.validation import FieldError, field_errors
 
 router = APIRouter(tags=["jobs"])
 

@@ -40,8 +40,8 @@ from app.routes.assets import (
     the_upload,
 )
 from core.schema.catalog import DATASETS, MODELS, ModelEntry
+from core.schema.import_spec import ImportSpec
 from core.schema.inspection_report import ModelInspection
-from core.schema.spec import ImportSpec
 from core.schema.validation import FieldError
 
 router = APIRouter(tags=["models"])
