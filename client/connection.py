@@ -90,7 +90,9 @@ class Connection:
             if elsewhere is None:
                 yield response
                 return
-        if "X-Checksum-Sha256" not in response.headers:  # a proxy in front of the service redirects to another address of it
+        if (
+            "X-Checksum-Sha256" not in response.headers
+        ):  # a proxy in front of the service redirects to another address of it
             with self.stream(path, headers=headers) as response:
                 yield response
             return
@@ -126,8 +128,8 @@ class Connection:
         if asked.copy_with(raw_path=b"/") != httpx2.URL(self.url).copy_with(raw_path=b"/"):
             return Unreachable(
                 f"no answer from the object store at {asked.scheme}://{asked.netloc.decode()} ({_reason(error)}): the "
-                "service redirects downloads there; make it reachable from this machine, or set TEMPER_STORAGE_PROXY on the "
-                "service"
+                "service redirects downloads there; make it reachable from this machine, or have the service set "
+                "TEMPER_STORAGE_PROXY"
             )
         return Unreachable(
             f"no answer from {self.url} ({_reason(error)}): start the service with `temper serve`, or set TEMPER_URL "

@@ -21,11 +21,12 @@ Answer = TypeVar("Answer", bound=BaseModel)
 def read(kind: type[Answer], body: str | bytes) -> Answer:
     """Read a JSON answer as an instance of `kind`. Raises Unreadable."""
     try:
-        return tolerant(kind).model_validate_json(body, extra="ignore")
+        answer: Answer = tolerant(kind).model_validate_json(body, extra="ignore")
     except ValidationError as error:
         raise Unreadable(
             f"the answer cannot be read as Temper's {kind.__name__}: does TEMPER_URL name a Temper service?"
         ) from error
+    return answer
 
 
 @cache

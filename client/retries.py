@@ -40,9 +40,7 @@ class Retries:
         self._next = min(2 * self._next, LONGEST_PAUSE)
 
     @contextmanager
-    def pause_on_failure(
-        self, *, statuses: frozenset[int] = PASSING, at_least: float = 0.0
-    ) -> Iterator[None]:
+    def pause_on_failure(self, *, statuses: frozenset[int] = PASSING, at_least: float = 0.0) -> Iterator[None]:
         """Turn an unreachable service, or an answer with one of these statuses, into a pause.
 
         Raises the error if it is another one or if patience has run out.

@@ -23,7 +23,7 @@ from client.display.jobs import job_card
 from client.display.live import watch
 from client.display.reports import report_card
 from client.display.screen import Screen
-from core.schema.events import Reports
+from core.schema.report import Reports
 
 SPEC = Path(__file__).parent / "digits.json"
 CHECKPOINT = Path("runs/demo/digits-e-at.safetensors")

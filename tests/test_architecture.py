@@ -46,7 +46,11 @@ def test_light_parts_load_no_tensor_library(module: str) -> None:
 
 
 def test_client_loads_neither_service_nor_web_framework() -> None:
-    assert loaded_by("client.cli.app", "client.temper") & {"app", "worker", "fastapi", "starlette", "sqlalchemy", "uvicorn"} == set()
+    assert (
+        loaded_by("client.cli.app", "client.temper")
+        & {"app", "worker", "fastapi", "starlette", "sqlalchemy", "uvicorn"}
+        == set()
+    )
 
 
 def test_no_file_is_a_drawer_for_odds_and_ends() -> None:

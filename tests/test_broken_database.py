@@ -14,10 +14,10 @@ from app.jobs import ingest, lifecycle
 from app.jobs.leases import LeaseLost, log_key
 from app.jobs.lifecycle import RetryPolicy
 from app.platform.database import THREADS, Database
+from app.schemas.job_request import parse_request
 from app.storage import LocalStore
 from app.tables import Attempt, Checkpoint, Event, Job, Metric
 from core.schema import events as reported
-from core.schema.spec import parse
 from tests.app.routes.test_event_stream import follow, seqs
 from tests.support import invariants, native
 from tests.support.fake_worker import fake_command
@@ -79,7 +79,7 @@ def place(settings, database, *, lease_seconds=LONG):
 
 def post(database, project, **wish):
     with database.writing() as session:
-        return lifecycle.create(session, project.id, parse({**DIGITS, "name": "n", "metadata": wish})).job.id
+        return lifecycle.create(session, project.id, parse_request({**DIGITS, "name": "n", "metadata": wish})).job.id
 
 
 def claim(database, *, lease_seconds=LONG):

@@ -7,7 +7,8 @@ from app.schemas.answer import Answer, Listed
 from app.schemas.estimates import Actual, Estimate
 from app.schemas.webhooks import WebhookWithSecret
 from core.schema.catalog import Norm
-from core.schema.events import NormCount, Phase, Rate, Report, Reports, Subject
+from core.schema.events import NormCount, Phase, Subject
+from core.schema.report import Rate, Report, Reports
 from core.schema.spec import Kind
 from core.schema.spec_warnings import SpecWarning
 
@@ -19,20 +20,20 @@ Status = Literal["queued", "running", "pausing", "paused", "stopping", "cancelli
 Action = Literal["pause", "resume", "stop", "cancel", "retry"]
 
 
-class _DocumentedAsSpec:
-    """Gives JSON that was validated when the job was posted the schema of a spec, without validating it again."""
+class _DocumentedAsRequest:
+    """Gives JSON that was validated when the job was posted the schema of a request, without validating it again."""
 
     @staticmethod
     def __get_pydantic_json_schema__(_: Any, handler: "GetJsonSchemaHandler") -> "JsonSchemaValue":
         from pydantic import TypeAdapter
 
-        from core.schema.spec import Spec
+        from app.schemas.job_request import JobRequest
 
-        return handler(TypeAdapter(Spec).core_schema)
+        return handler(TypeAdapter(JobRequest).core_schema)
 
 
-ResolvedSpec = Annotated[dict[str, Any], _DocumentedAsSpec]
-"""The spec of a job with all defaults filled in, as JSON."""
+ResolvedSpec = Annotated[dict[str, Any], _DocumentedAsRequest]
+"""The request for a job with all defaults filled in, as JSON."""
 
 
 class Failure(Answer):
@@ -89,15 +90,15 @@ class Result(Answer):
 
     clean: Rate
     """Accuracy without attack."""
-    robust: dict[Norm, Rate]
-    """Robust accuracy per norm."""
+    robust: dict[str, Rate]
+    """Robust accuracy per threat id, of which a norm is one."""
     union: Rate
     """Share of points that are robust under every norm."""
 
     @classmethod
     def of(cls, report: Report) -> Self:
         """Take the accuracies of a report."""
-        return cls(clean=report.clean, robust=dict(report.robust), union=report.union)
+        return cls(clean=report.clean, robust=report.robust, union=report.union)
 
 
 class Results(Answer):

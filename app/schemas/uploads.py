@@ -34,7 +34,7 @@ class Upload(Listed):
     sha256: str
     """SHA-256 of the whole file."""
     status: UploadStatus
-    """pending: waiting for parts. verifying: the service computes the hash. completed, aborted and expired are final."""
+    """pending: waiting for parts. verifying: computing the hash. completed, aborted and expired are final."""
     failure: UploadFailure | None
     """Why the service aborted the upload; null if it did not."""
     part_bytes: int

@@ -93,4 +93,6 @@ def rename_project(
 
 
 def _secret(key: "NewApiKey") -> "RenderableType":
-    return f"{key.secret}\nshown only now; its scopes: {' '.join(key.scopes)}; revoke it with: temper keys revoke {key.id}"
+    return (
+        f"{key.secret}\nshown only now; its scopes: {' '.join(key.scopes)}; revoke it with: temper keys revoke {key.id}"
+    )

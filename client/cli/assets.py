@@ -153,7 +153,9 @@ def upload(
 
     with connect() as temper, byte_bar() as on_progress:
         sent = temper.uploads.send(file, purpose=purpose, name=name, on_progress=on_progress)
-    show(sent, lambda sent: f"{sent.id} is {sent.status}: {sent.filename}, {sent.bytes:,} bytes, sha256 checked", output)
+    show(
+        sent, lambda sent: f"{sent.id} is {sent.status}: {sent.filename}, {sent.bytes:,} bytes, sha256 checked", output
+    )
 
 
 def methods(output: Output = "text") -> None:

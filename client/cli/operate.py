@@ -8,7 +8,9 @@ import typer
 from client.cli.output import Output, connect, show
 from client.errors import TemperError
 
-Host = Annotated[str, typer.Option(envvar="TEMPER_HOST", help="Address to listen on; the default is this machine only.")]
+Host = Annotated[
+    str, typer.Option(envvar="TEMPER_HOST", help="Address to listen on; the default is this machine only.")
+]
 Port = Annotated[int, typer.Option(envvar="TEMPER_PORT", min=1, max=65535, help="Port to listen on.")]
 
 
@@ -61,9 +63,7 @@ def version(output: Output = "text") -> None:
     except TemperError as error:
         service, where = None, str(error)
     versions = {"client": own_version(), "service": service}
-    show(
-        versions, lambda versions: f"client  {versions['client']}\nservice {service or 'none'} ({where})", output
-    )
+    show(versions, lambda versions: f"client  {versions['client']}\nservice {service or 'none'} ({where})", output)
 
 
 def own_version() -> str:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from app.schemas.jobs import Result
 from client.display.screen import table_of
 from core.schema.catalog import NORMS, Norm
-from core.schema.events import Rate, Report, Reports
+from core.schema.report import Rate, Report, Reports
 
 
 def report_card(reports: Reports) -> RenderableType:

@@ -50,9 +50,7 @@ class Datasets(_Assets[Dataset]):
 
     _kind, _page, _collection = Dataset, Page[Dataset], "datasets"
 
-    def add(
-        self, path: str | Path, *, name: str | None = None, on_progress: OnProgress = lambda *_: None
-    ) -> Dataset:
+    def add(self, path: str | Path, *, name: str | None = None, on_progress: OnProgress = lambda *_: None) -> Dataset:
         """Upload a zip of train/<class>/* and test/<class>/*, and wait until it is ready or refused.
 
         name: the name that jobs use, by default the file's without its suffix. Raises CannotRead, NotUploaded.

@@ -16,7 +16,8 @@ from client.reading import read
 from client.resources.event_stream import follow_events
 from client.resources.log import follow_log, read_log
 from client.resources.resource import Resource, path_of
-from core.schema.events import Reports, Stamped
+from core.schema.events import Stamped
+from core.schema.report import Reports
 
 if TYPE_CHECKING:
     from core.schema.spec import AnySpec

@@ -10,9 +10,9 @@ from sqlalchemy import select
 from app.assets.registry import Registry
 from app.jobs import lifecycle
 from app.operations.garbage_collection import sweep_states
+from app.schemas.job_request import parse_request
 from app.storage import LocalStore
 from app.tables import Attempt, Event, Job, State
-from core.schema.spec import parse
 from tests.support import invariants
 from tests.support.fake_worker import fake_command
 from tests.support.processes import processes_with, wait_until
@@ -37,7 +37,7 @@ def post(database, project):
     """Queue an evaluation in shards that makes the fake trainer do something."""
 
     def post(shards=3, **wish):
-        spec = parse({"kind": "evaluate", "base_model": "digits-cnn-linf", "metadata": wish})
+        spec = parse_request({"kind": "evaluate", "base_model": "digits-cnn-linf", "metadata": wish})
         with database.writing() as session:
             return lifecycle.create(session, project.id, spec, in_shards=shards).job.id
 

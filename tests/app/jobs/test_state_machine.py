@@ -22,9 +22,9 @@ from app.jobs import ingest, lifecycle
 from app.jobs.leases import LeaseLost
 from app.jobs.lifecycle import TERMINAL, NotAllowed, RetryPolicy
 from app.schemas import Failure
+from app.schemas.job_request import parse_request
 from app.tables import Job, Project
 from core.schema import events as reported
-from core.schema.spec import parse
 from tests.support import invariants
 
 PATIENCE = RetryPolicy(
@@ -65,12 +65,12 @@ class Life(RuleBasedStateMachine):
         return self.post(priority)
 
     def post(self, priority):
-        spec = parse({"base_model": "digits-cnn-linf", "priority": priority})
+        spec = parse_request({"base_model": "digits-cnn-linf", "priority": priority})
         return self.do(lifecycle.create, self.project, spec).job.id
 
     @rule(target=posted, shards=st.integers(2, 3))
     def post_in_shards(self, shards):
-        spec = parse({"kind": "evaluate", "base_model": "digits-cnn-linf"})
+        spec = parse_request({"kind": "evaluate", "base_model": "digits-cnn-linf"})
         return self.do(lifecycle.create, self.project, spec, in_shards=shards).job.id
 
     @rule(target=claims, worker=st.sampled_from(WORKERS))
