@@ -1,8 +1,7 @@
-"""Inspection of an untrusted file that is uploaded as a data set or a base model.
+"""The inspection of a file that a stranger has uploaded: is it a data set or a base model, and what is in it?
 
-All code that opens such a file runs here, in a process of its own in the `core.sandbox`. A run with
-`--leave-out-unusable` leaves out exactly the images that the report of a data set refuses: both read with
-`core.data.image_folder`.
+Everything that opens such a file runs here, in a process of its own under `core.sandbox`. What a data set's report
+refuses, a run with `--leave-out-unusable` does not see either: both read by `core.data.image_folder`.
 """
 
 import hashlib
@@ -42,27 +41,25 @@ from core.schema.inspection_report import (
 
 REPORT = "report.json"
 MODEL = "model.safetensors"
-_MAX_CLASSES = 10_000
-_MAX_REFUSED_SHOWN = 100
-_MAX_TWINS_SHOWN = 20
-_MAX_THUMBNAILS = 12
+_MOST_CLASSES = 10_000
+_MOST_REFUSED = 100
+_MOST_TWINS = 20
+_THUMBNAILS = 12
 _THUMBNAIL_SIDE = 64
-_MAX_HEADER_BYTES = 100 * 2**20
+_LARGEST_HEADER = 100 * 2**20
 
 
 def inspect_dataset(file: Path, output: Path, *, caps: Caps) -> DatasetInspection:
-    """Read every image of an ImageFolder zip, and write report.json and a few thumbnails into `output`.
+    """Read an ImageFolder zip through, and write report.json and a few thumbnails into `output`.
 
-    caps: limits on the archive; its `total_bytes` also limits the decoded images together. An unusable image is refused
-    by itself. Raises BadDataset when the archive is unusable, or when more images are refused than accepted.
+    caps: what the archive may hold; its decoded images must not be more than that together either. An image that cannot
+    be used is refused alone. Raises BadDataset when the archive is, or when more images are refused than taken.
     """
     checkpoint.make_folder(output)
-    seen = _SeenImages(caps, output)
+    seen = _Seen(caps, output)
     if not zipfile.is_zipfile(file):
         raise BadDataset(
-            f"{file.name} is not a zip archive",
-            hint="pack train/<class>/* and test/<class>/* into a zip",
-            field="dataset",
+            f"{file.name} is no zip archive", hint="pack train/<class>/* and test/<class>/* into a zip", field="dataset"
         )
     for found in look_through(file, leave_out=seen.refuse, ignore=seen.ignore, caps=caps):
         seen.add(found)
@@ -74,8 +71,8 @@ def inspect_dataset(file: Path, output: Path, *, caps: Caps) -> DatasetInspectio
             field="dataset",
         )
     classes = name_classes(seen.counts, ("train", "test"), "the archive")
-    _check_class_names(classes)
-    report = DatasetInspection(
+    _refuse_names(classes)
+    findings = DatasetInspection(
         sha256=checkpoint.hash_file(file),
         size=file.stat().st_size,
         shape=(3 if seen.in_colour else 1, *seen.size),
@@ -84,18 +81,18 @@ def inspect_dataset(file: Path, output: Path, *, caps: Caps) -> DatasetInspectio
         test={label: seen.counts["test", label] for label in classes},
         ignored=seen.ignored,
         refused=len(seen.refused),
-        refused_by_reason=dict(Counter(image.reason for image in seen.refused).most_common(_MAX_REFUSED_SHOWN)),
-        refused_images=tuple(seen.refused[:_MAX_REFUSED_SHOWN]),
+        refused_by_reason=dict(Counter(image.reason for image in seen.refused).most_common(_MOST_REFUSED)),
+        refused_images=tuple(seen.refused[:_MOST_REFUSED]),
         overlap=seen.overlap(),
         thumbnails=tuple(seen.thumbnails),
     )
-    checkpoint.write_file(output / REPORT, report.model_dump_json().encode())
-    return report
+    checkpoint.write_file(output / REPORT, findings.model_dump_json().encode())
+    return findings
 
 
 @dataclass
-class _SeenImages:
-    """The counts of the images read so far, their hashes, and a few thumbnails."""
+class _Seen:
+    """What is kept of the images: of each its hash, of a few a thumbnail."""
 
     caps: Caps
     output: Path
@@ -117,8 +114,10 @@ class _SeenImages:
         self.ignored += 1
 
     def add(self, found: Found) -> None:
-        if (found.part, found.label) not in self.counts and len(self.counts) >= 2 * _MAX_CLASSES:
-            raise BadDataset(f"there are more than {_MAX_CLASSES:,} classes", hint="use fewer classes", field="dataset")
+        if (found.part, found.label) not in self.counts and len(self.counts) >= 2 * _MOST_CLASSES:
+            raise BadDataset(
+                f"there are more than {_MOST_CLASSES:,} classes", hint="use fewer classes", field="dataset"
+            )
         if found.pixels is None:
             self.counts.setdefault((found.part, found.label), 0)
             return
@@ -130,7 +129,7 @@ class _SeenImages:
         self._decoded += pixels.nbytes
         if self._decoded > self.caps.total_bytes:
             raise OverLimit(
-                f"the decoded images take more than {self.caps.total_bytes / 2**30:.3g} GiB",
+                f"the images take more than {self.caps.total_bytes / 2**30:.3g} GiB decoded",
                 hint="use fewer or smaller images",
                 field="dataset",
             )
@@ -139,13 +138,13 @@ class _SeenImages:
             self._test.append((digest, found.name))
         else:
             self._hashes["train"].setdefault(digest, found.name)
-        if self.counts[found.part, found.label] == 1 and len(self.thumbnails) < _MAX_THUMBNAILS:
+        if self.counts[found.part, found.label] == 1 and len(self.thumbnails) < _THUMBNAILS:
             self.thumbnails.append(self._thumbnail(found, pixels))
 
     def overlap(self) -> Overlap:
         train = self._hashes["train"]
         twins = [Twins(test=show(name), train=show(train[digest])) for digest, name in self._test if digest in train]
-        return Overlap(count=len(twins), examples=tuple(twins[:_MAX_TWINS_SHOWN]))
+        return Overlap(count=len(twins), examples=tuple(twins[:_MOST_TWINS]))
 
     def _thumbnail(self, found: Found, pixels: np.ndarray) -> Thumbnail:
         image = Image.fromarray(pixels)
@@ -159,35 +158,35 @@ class _SeenImages:
 
 
 def _hash(pixels: np.ndarray) -> bytes:
-    """Hash an image as runs see it: a grey image and its copy in colour have the same hash."""
+    """Hash an image as runs see it: a grey one and its copy in colour are the same."""
     in_colour = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
     return hashlib.blake2b(in_colour.tobytes(), digest_size=16).digest()
 
 
-def _check_class_names(classes: tuple[str, ...]) -> None:
-    """Refuse names of classes that cannot be shown, or that differ only in case."""
+def _refuse_names(classes: tuple[str, ...]) -> None:
+    """Refuse names of classes that cannot be shown, or that a file system or a person takes for the same."""
     seen: dict[str, str] = {}
     for label in classes:
         if show(label) != label:
             raise BadDataset(
-                f"the name of the class {show(label)} is too long or has characters that cannot be shown",
-                hint="give the class a short name of letters and digits",
+                f"the class {show(label)} has a name that is too long or does not print",
+                hint="give it a short name of letters and digits",
                 field="dataset",
             )
         before = seen.setdefault(label.casefold(), label)
         if before != label:
             raise BadDataset(
                 f"the classes {show(before)} and {show(label)} differ only in case",
-                hint="rename one of them",
+                hint="give every class a name of its own",
                 field="dataset",
             )
 
 
 def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int) -> ModelInspection:
-    """Convert weights into a checkpoint, check its outputs, and write checkpoint and report.json into `output`.
+    """Make a checkpoint of weights, ours or of others, look at what it computes, and write both into `output`.
 
-    file: a checkpoint of Temper, or third-party weights. spec: the user's description of the latter; a missing
-    architecture is recognised by the weights where they fit only one. Raises BadWeights, BadInput and DoesNotFit.
+    spec: what its owner says of it. A network that nobody names is told from the weights where only one fits. Raises
+    BadWeights, BadInput and DoesNotFit.
     """
     checkpoint.make_folder(output)
     kind = _kind(file, max_bytes)
@@ -202,7 +201,7 @@ def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
         model, header = checkpoint.load(target)
     warnings, looked_at = _warnings(model, header)
     blueprint = header.blueprint
-    report = ModelInspection(
+    findings = ModelInspection(
         source=kind,
         source_sha256=checkpoint.hash_file(file),
         sha256=checkpoint.hash_file(target),
@@ -219,33 +218,33 @@ def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
         base_sha256=header.base_sha256,
         data_sha256=header.data_sha256,
         looked_at=looked_at,
-        warnings=tuple(InspectionWarning(code=warning.code, message=warning.message) for warning in warnings),
+        warnings=tuple(InspectionWarning(code=doubt.code, message=doubt.message) for doubt in warnings),
     )
-    checkpoint.write_file(output / REPORT, report.model_dump_json().encode())
-    return report
+    checkpoint.write_file(output / REPORT, findings.model_dump_json().encode())
+    return findings
 
 
 def _kind(file: Path, max_bytes: int) -> Literal["checkpoint", "safetensors", "torch"]:
-    """Tell the format of a file by its first bytes. Raises BadWeights for a safetensors header of a false length."""
+    """Tell from its first bytes what a file is; a safetensors header that lies about its length is refused."""
     try:
         size = file.stat().st_size
         with file.open("rb") as content:
-            start = content.read(9)
+            begins = content.read(9)
     except OSError as error:
         raise BadWeights(f"cannot read {file}: {error.strerror}", hint="check the path", field="file") from error
     if size > max_bytes:
         raise OverLimit(
             f"the file is larger than {max_bytes / 2**30:.3g} GiB",
-            hint="upload only the weights, without the state of the optimiser",
+            hint="upload the weights alone, without the state of the optimiser",
             field="file",
         )
     if file.suffix != ".safetensors":
         return "torch"
-    length = int.from_bytes(start[:8], "little")
-    if len(start) < 9 or length > min(size - 8, _MAX_HEADER_BYTES) or start[8:] != b"{":
+    length = int.from_bytes(begins[:8], "little")
+    if len(begins) < 9 or length > min(size - 8, _LARGEST_HEADER) or begins[8:] != b"{":
         raise BadWeights(
-            f"{file.name} is not a safetensors file: it does not start with a header and its length",
-            hint="download it again, or save it again",
+            f"{file.name} is not a safetensors file: it does not begin with the length of a header and that header",
+            hint="download it anew, or save it again",
             field="file",
         )
     try:
@@ -253,12 +252,12 @@ def _kind(file: Path, max_bytes: int) -> Literal["checkpoint", "safetensors", "t
             return "checkpoint" if checkpoint.KEY in (opened.metadata() or {}) else "safetensors"
     except SafetensorError as error:
         raise BadWeights(
-            f"{file.name} is not a safetensors file: {error}", hint="download it again, or save it again", field="file"
+            f"{file.name} is not a safetensors file: {error}", hint="download it anew, or save it again", field="file"
         ) from error
 
 
 def _warnings(model: torch.nn.Module, header: Header) -> tuple[list[Warned], Literal["digits", "noise"]]:
-    """Check the outputs of the model, on digits where they fit it, else on noise."""
+    """Look at what the model computes, on images that are at hand without a network."""
     blueprint, entry = header.blueprint, DATASETS["digits"]
     if (blueprint.shape, blueprint.classes) != (entry.shape, entry.classes):
         return list(inspect_on_noise(model, blueprint)), "noise"

@@ -1,7 +1,7 @@
-"""The report of the inspection of an uploaded data set or base model.
+"""What an inspection of an uploaded file finds: a data set's or a base model's. No torch.
 
 `python -m core inspect-dataset` and `inspect-model` write it as report.json; the service stores and shows it. Names in
-it come from the untrusted file: they are shortened, and characters that cannot be shown are replaced.
+it were chosen by whoever made the file: they are shortened, and hold nothing that does not print.
 """
 
 from typing import Annotated, Literal
@@ -13,28 +13,28 @@ from core.schema.record import Record
 
 
 class RefusedImage(Record):
-    """An image that runs leave out."""
+    """An image that no run will see."""
 
     name: str
     """Its path in the archive."""
     reason: str
-    """Why it is left out."""
+    """Why."""
 
 
 class Twins(Record):
-    """A test image that is also in the training part, equal in every pixel."""
+    """A test image that is, pixel by pixel, also in the training part."""
 
     test: str
-    """The path of the test image."""
+    """Its path."""
     train: str
-    """The path of the first equal training image."""
+    """The path of the first such training image."""
 
 
 class Overlap(Record):
-    """The overlap of the test part with the training part."""
+    """How much of the test part a run has seen in training."""
 
     count: int
-    """Number of test images that are also in the training part."""
+    """Test images that are in the training part, too."""
     examples: tuple[Twins, ...]
     """Some of them."""
 
@@ -53,15 +53,15 @@ class Thumbnail(Record):
 
 
 class DatasetInspection(Record):
-    """The content of a data set."""
+    """What is in a data set."""
 
     kind: Literal["dataset"] = "dataset"
     sha256: str
-    """SHA-256 of the file."""
+    """Hash of the file."""
     size: int
-    """Size of the file in bytes."""
+    """Bytes of the file."""
     shape: tuple[int, int, int]
-    """Channels, height and width of every image that runs use."""
+    """Channels, height and width of every image that runs see."""
     classes: tuple[str, ...]
     """The classes in the order of their labels."""
     train: dict[str, int]
@@ -69,15 +69,15 @@ class DatasetInspection(Record):
     test: dict[str, int]
     """Test images by class."""
     ignored: int
-    """Number of files that are not images, by their name or place."""
+    """Files that are no images by their name or place."""
     refused: int
-    """Number of images that runs leave out."""
+    """Images that no run will see."""
     refused_by_reason: dict[str, int]
-    """Number of these by reason."""
+    """How many for which reason."""
     refused_images: tuple[RefusedImage, ...]
-    """The first of these."""
+    """The first of them."""
     overlap: Overlap
-    """Test images that are also in the training part."""
+    """Test images that are in the training part, too."""
     thumbnails: tuple[Thumbnail, ...]
     """A few of the images."""
 
@@ -93,61 +93,59 @@ class DatasetInspection(Record):
 
 
 class InspectionWarning(Record):
-    """A reason to doubt a model."""
+    """What is doubtful about a model."""
 
     code: str
-    """Stable, for programs: the same codes as those of the warnings at the start of a run."""
+    """Stable, for programs: those of the warnings with which a run begins."""
     message: str
-    """For people."""
+    """What it is."""
 
 
 class ModelInspection(Record):
-    """The properties of a base model."""
+    """What a base model is."""
 
     kind: Literal["model"] = "model"
     source: Literal["checkpoint", "safetensors", "torch"]
-    """The format of the file: a checkpoint of Temper, or third-party weights."""
+    """What the file was: a checkpoint of Temper, or weights of others."""
     source_sha256: str
-    """SHA-256 of the uploaded file."""
+    """Hash of the file that was uploaded."""
     sha256: str
-    """SHA-256 of the checkpoint that runs start from."""
+    """Hash of the checkpoint that runs start from."""
     size: int
-    """Size of that checkpoint in bytes."""
+    """Bytes of that checkpoint."""
     architecture: str
     """The network."""
     recognised: bool
-    """Whether the network was not named, and recognised by its weights."""
+    """Whether nobody had said which network it is, and it was told from the weights."""
     parameters: int
-    """Number of parameters."""
+    """How many it has."""
     shape: tuple[int, int, int]
-    """Channels, height and width of its input images."""
+    """Channels, height and width of the images that it takes."""
     classes: int
-    """Number of classes."""
+    """How many it tells apart."""
     mean: tuple[float, ...]
-    """Per channel, the mean subtracted from images; empty without normalisation."""
+    """What is subtracted from images first; empty where nothing is."""
     std: tuple[float, ...]
-    """Per channel, the standard deviation that images are divided by."""
+    """What they are divided by then."""
     left_out: int
-    """Number of tensors of the file that the network does not use."""
+    """Tensors of the file that the network does not run."""
     claims: dict[Norm, float]
-    """The radius per norm at which it is claimed to be robust."""
+    """The radius, per norm, at which it says to be robust."""
     base_sha256: str | None
-    """SHA-256 of the weights that it was fine-tuned from, if its header states it."""
+    """Hash of the weights that it was made from, where it says so."""
     data_sha256: str | None
-    """SHA-256 of the data that it was trained on, if its header states it."""
+    """Hash of the data that it was made with, where it says so."""
     looked_at: Literal["digits", "noise"]
-    """The images that it was checked on: the digits where they fit it, else noise, which shows neither its accuracy nor
-    a wrong normalisation; the check at the start of a run does."""
+    """The images that it was inspected on: the digits where they fit it, else noise, which shows neither accuracy nor
+    a wrong normalisation; the first run's own inspection does."""
     warnings: tuple[InspectionWarning, ...]
-    """Reasons to doubt it."""
+    """What was found doubtful."""
 
 
-AnyInspection = Annotated[DatasetInspection | ModelInspection, Field(discriminator="kind")]
-_adapter: TypeAdapter[DatasetInspection | ModelInspection] = TypeAdapter(
-    AnyInspection, config=ConfigDict(defer_build=True)
-)
+Findings = Annotated[DatasetInspection | ModelInspection, Field(discriminator="kind")]
+_findings: TypeAdapter[DatasetInspection | ModelInspection] = TypeAdapter(Findings, config=ConfigDict(defer_build=True))
 
 
 def read(content: bytes) -> DatasetInspection | ModelInspection:
     """Read a report. Raises pydantic's ValidationError."""
-    return _adapter.validate_json(content)
+    return _findings.validate_json(content)
