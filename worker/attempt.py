@@ -47,6 +47,10 @@ log = logging.getLogger(__name__)
 
 Ending = Callable[[Session], None]
 """Writes into the row how an attempt has ended."""
+STALL_SECONDS = 1800.0
+"""A training process without a sign of life for this long, or for 20 of its steps, is killed and started again."""
+KEPT_DAYS = 7
+"""How long a worker keeps what a run has made and the object store did not take."""
 # The kernel's own way to say it, and Python's and the shell's.
 _KILLED_FROM_OUTSIDE = {-signal.SIGKILL, 128 + signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM}
 
@@ -97,7 +101,7 @@ class Workplace:
 def run(claim: Claim, place: Workplace) -> None:
     """Run a claimed job to its end, or until it is another worker's. What can befall a run ends in its row."""
     log.info("job %s: attempt %d begins", claim.job_id, claim.attempt)
-    sweep(place.settings.kept_dir, days=place.settings.kept_days)
+    sweep(place.settings.kept_dir, days=KEPT_DAYS)
     try:
         with (
             work_folder(place.settings.work_dir, claim.job_id, claim.attempt) as folder,
@@ -194,7 +198,7 @@ def _run_on(registry: Registry, folder: Path, lease: Lease, logbook: Logbook, cl
     launches = getattr(claim.spec, "gpus", 1) > 1
     killed_before = count_oom_kills()
     with Trainer(command, log=logbook.path, launches=launches) as trainer:
-        watchdog = Watchdog(folder, stall_seconds=place.settings.stall_seconds)
+        watchdog = Watchdog(folder, stall_seconds=STALL_SECONDS)
         lease.watch_over(trainer, watchdog)
         delivery = Delivery(claim, lease, folder, store=place.store, settings=place.settings)
         last = _follow(trainer, watchdog, lease, claim, delivery, place)
@@ -276,7 +280,7 @@ def _name(exit_code: int) -> str:
 
 def _keep(folder: Path, error: StorageUnavailable, claim: Claim, settings: Settings) -> str:
     """Keep what the run has made; say where, in words that follow others, or nothing."""
-    if not settings.kept_days or (isinstance(error, StorageFull) and settings.s3_bucket is None):
+    if isinstance(error, StorageFull) and settings.s3_bucket is None:
         # There it would take the very room that is missing.
         return ""
     try:
@@ -287,4 +291,4 @@ def _keep(folder: Path, error: StorageUnavailable, claim: Claim, settings: Setti
     if kept is None:
         return ""
     place = f"{kept.relative_to(settings.data_dir)} in the data folder of the worker on {socket.gethostname()}"
-    return f"What it has made is kept for {settings.kept_days:g} days as {place}."
+    return f"What it has made is kept for {KEPT_DAYS} days as {place}."

@@ -16,6 +16,7 @@ from app.platform.settings import Settings
 from app.storage import ObjectStore, StorageUnavailable
 from app.tables import State
 from core.schema import events as reported
+from worker import lease as leases
 from worker.fetching import Postponed, go_on, whole
 from worker.lease import Lease
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _STATES = "states"
 """Where, below an attempt's prefix, its states lie."""
+PUBLISH_SECONDS = 1800.0
+"""Time for which a finished run waits for the object store to take its files before its job fails."""
 _LONGEST_PAUSE = 30.0
 
 
@@ -58,7 +61,7 @@ class Delivery:
 
     def take_what_is_left(self) -> None:
         """Try once more to store the last states: after this, they are gone with this machine. Raises LeaseLost."""
-        deadline = monotonic() + min(self._settings.pause_grace_seconds, self._settings.publish_seconds)
+        deadline = monotonic() + min(leases.PAUSE_GRACE_SECONDS, PUBLISH_SECONDS)
         for saved in list(self._left.values()):
             if not self._is_there(saved):
                 # Of no use by now: the evaluation that it is of is over.
@@ -73,7 +76,7 @@ class Delivery:
                     break
 
     def _publish(self, saved: reported.Saved) -> None:
-        deadline = monotonic() + self._settings.publish_seconds
+        deadline = monotonic() + PUBLISH_SECONDS
         failed: StorageUnavailable | None = None
         for pause in _tries(deadline):
             try:

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 MODEL = "model.safetensors"
 """What an inspection calls the checkpoint that it makes."""
 # Over its own limits it ends itself; this is for one that cannot.
+INSPECTION_MEMORY_BYTES = 4 * 1024**3
+"""Memory that the inspection of an uploaded file may take."""
 _GRACE_SECONDS = 30
 # The kernel's own way to say it, where the machine is short of memory or somebody stops the process.
 _KILLED_FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM}
@@ -140,7 +142,7 @@ def command(held: Inspection, file: Path, folder: Path, place: Workplace) -> lis
     limits = {
         "--most-bytes": settings.inspection_bytes,
         "--most-seconds": settings.inspection_seconds,
-        "--most-memory": settings.inspection_memory_bytes,
+        "--most-memory": INSPECTION_MEMORY_BYTES,
     }
     said = held.said.model_dump(exclude_defaults=True) if held.said else {}
     options = [

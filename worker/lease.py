@@ -23,6 +23,10 @@ from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
+CANCEL_GRACE_SECONDS = 5.0
+"""Time between asking a training process to end and killing it."""
+PAUSE_GRACE_SECONDS = 60.0
+"""Time for a training process to save its state when it is paused or its worker stops; then it is killed."""
 _TICK_SECONDS = 1.0
 """Whoever cancels a job, or stops a worker, does not wait longer than this."""
 
@@ -131,10 +135,10 @@ class Lease:
 
     def _pass_on(self, status: Status) -> None:
         """Note what is asked of the run by now."""
-        seconds = self._settings.pause_grace_seconds
+        seconds = PAUSE_GRACE_SECONDS
         if status == "cancelling":
             # A cancel need not wait for the state that a pause does.
-            seconds = self._settings.cancel_grace_seconds
+            seconds = CANCEL_GRACE_SECONDS
         elif status != "pausing" and not self._stopping.is_set():
             self._stop_early = status == "stopping"
             return

@@ -21,6 +21,11 @@ from worker.lease import Lease
 
 log = logging.getLogger(__name__)
 
+STORE_SECONDS = 10.0
+"""Seconds between two uploads of what a run has logged."""
+MAX_LOG_BYTES = 16 * 1024**2
+"""Most bytes of one attempt's log that are kept."""
+
 
 class Logbook:
     """One attempt's log while it grows in a file, and the thread that stores it."""
@@ -83,7 +88,7 @@ class Logbook:
             self._store.put(key, self._part)
 
     def _new(self, *, whole: bool) -> bytes:
-        left = self._settings.max_log_bytes - self._stored
+        left = MAX_LOG_BYTES - self._stored
         with self.path.open("rb") as file:
             file.seek(self._read)
             content = file.read(max(left, 0))
@@ -99,7 +104,7 @@ class Logbook:
         return redact(text, self._secrets).encode(errors="surrogateescape")
 
     def _keep(self) -> None:
-        while not self._closing.wait(self._settings.log_seconds):
+        while not self._closing.wait(STORE_SECONDS):
             try:
                 self.store()
             except LeaseLost:

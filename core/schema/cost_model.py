@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from core.schema.catalog import DATASETS, Norm
+from core.schema.method import Method
 from core.schema.protocols import FAST_STEPS, PERCEPTUAL_STEPS, AttackName, Protocol, apgd_stages, settings_of
-from core.schema.spec import AnySpec, EvaluateSpec, FineTuneSpec, Method, TrainingSpec, count_held_out
+from core.schema.spec import AnySpec, EvaluateSpec, FineTuneSpec, TrainingSpec, count_held_out
 
 
 @dataclass(frozen=True)

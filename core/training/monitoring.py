@@ -22,7 +22,7 @@ from core.schema.catalog import Norm
 from core.schema.events import Monitored, Warned
 from core.schema.protocols import FAST_STEPS
 from core.schema.spec import TrainingSpec
-from core.training.methods.adversary import Adversary
+from core.training.methods.adversarial import TOPK_FRACTION
 
 # The share of held-out images that only the stronger attack breaks: about 0.02 for the 10 steps of the paper, up to 0.1
 # for few steps that work, near the whole robust accuracy after catastrophic overfitting.
@@ -48,7 +48,7 @@ def monitor(
         return apgd_ce(model, images, labels, LpThreat(norm, eps), options, steps=FAST_STEPS)
 
     def attack_as_training(norm: Norm, eps: float, chunk_size: int) -> AttackResult:
-        settings: dict[str, Any] = {"topk_fraction": Adversary.topk_fraction, "goal": "error"}
+        settings: dict[str, Any] = {"topk_fraction": TOPK_FRACTION, "goal": "error"}
         options = AttackOptions(chunk_size=chunk_size)
         return apgd(model, images, labels, LpThreat(norm, eps), options, steps=spec.method.steps[norm], **settings)
 

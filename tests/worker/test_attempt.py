@@ -382,8 +382,8 @@ def steps_of(place, job_id, attempt):
         return session.scalars(select(Metric.step).where(*of_attempt).order_by(Metric.step)).all()
 
 
-def test_a_process_that_will_not_pause_is_killed_after_the_grace(place, post):
-    place = replace(place, settings=place.settings.model_copy(update={"pause_grace_seconds": 0.3}))
+def test_a_process_that_will_not_pause_is_killed_after_the_grace(place, post, monkeypatch):
+    monkeypatch.setattr("worker.lease.PAUSE_GRACE_SECONDS", 0.3)
     job_id = post(act="hang deaf", states="yes")
     with running(place):
         ask(place, job_id, "pause")
@@ -413,8 +413,8 @@ def test_a_stopped_job_delivers_what_it_has_and_says_so(place, post):
     invariants.check(place.database, place.store)
 
 
-def test_a_process_that_gets_nowhere_is_killed_and_that_is_a_loss(place, post):
-    place = replace(place, settings=place.settings.model_copy(update={"stall_seconds": 0.5}))
+def test_a_process_that_gets_nowhere_is_killed_and_that_is_a_loss(place, post, monkeypatch):
+    monkeypatch.setattr("worker.attempt.STALL_SECONDS", 0.5)
     job_id = post(act="stop itself", cut="1", states="yes")
     begin = time.monotonic()
     run_next(place)
@@ -513,9 +513,8 @@ def test_a_file_that_cannot_be_stored_fails_the_job_with_a_remedy(place, post, s
 
 
 def test_what_the_store_did_not_take_is_kept_for_some_days(place, post, settings):
-    week = replace(place, settings=settings.model_copy(update={"kept_days": 7}))
     job_id = post()
-    run_next(replace(week, store=BrokenStore(settings.objects_dir, StorageUnavailable("key: gone"))))
+    run_next(replace(place, store=BrokenStore(settings.objects_dir, StorageUnavailable("key: gone"))))
     kept = settings.kept_dir / f"{job_id}-1"
     hint = get(place, job_id).failure["hint"]
     assert "retry the job" in hint
@@ -524,11 +523,11 @@ def test_what_the_store_did_not_take_is_kept_for_some_days(place, post, settings
     assert (kept / "checkpoint.safetensors").read_bytes().startswith(b"weights of n")
     assert list(settings.work_dir.iterdir()) == []
     post()
-    run_next(week)
+    run_next(place)
     assert kept.is_dir()
     os.utime(kept, (time.time() - 8 * 86400,) * 2)
     post()
-    run_next(week)
+    run_next(place)
     assert not kept.exists()
 
 
@@ -552,12 +551,12 @@ class FlakyStore(LocalStore):
         super().put(key, source)
 
 
-def test_a_finished_run_waits_for_the_object_store(place, post, settings):
+def test_a_finished_run_waits_for_the_object_store(place, post, settings, monkeypatch):
     store = FlakyStore(settings.objects_dir)
     store.away.set()
-    longer = place.settings.model_copy(update={"publish_seconds": 60})
+    monkeypatch.setattr("worker.delivery.PUBLISH_SECONDS", 60)
     job_id = post()
-    with running(replace(place, store=store, settings=longer), says="warned", count=1):
+    with running(replace(place, store=store), says="warned", count=1):
         job = get(place, job_id)
         assert (job.status, job.phase) == ("running", "publishing")
         store.away.clear()
@@ -565,22 +564,22 @@ def test_a_finished_run_waits_for_the_object_store(place, post, settings):
     assert warnings(place, job_id) == ["storage_unavailable"]
 
 
-def test_a_run_that_waits_for_the_object_store_can_still_be_cancelled(place, post, settings):
+def test_a_run_that_waits_for_the_object_store_can_still_be_cancelled(place, post, settings, monkeypatch):
     store = FlakyStore(settings.objects_dir)
     store.away.set()
-    longer = place.settings.model_copy(update={"publish_seconds": 60})
+    monkeypatch.setattr("worker.delivery.PUBLISH_SECONDS", 60)
     job_id = post()
-    with running(replace(place, store=store, settings=longer), says="warned", count=1):
+    with running(replace(place, store=store), says="warned", count=1):
         ask(place, job_id, "cancel")
     assert get(place, job_id).status == "cancelled"
 
 
-def test_a_state_that_could_not_be_stored_in_time_is_stored_at_the_end(place, post, settings):
+def test_a_state_that_could_not_be_stored_in_time_is_stored_at_the_end(place, post, settings, monkeypatch):
     store = FlakyStore(settings.objects_dir)
     store.away.set()
-    longer = place.settings.model_copy(update={"publish_seconds": 60})
+    monkeypatch.setattr("worker.delivery.PUBLISH_SECONDS", 60)
     job_id = post(states="yes", act="hang")
-    with running(replace(place, store=store, settings=longer)):
+    with running(replace(place, store=store)):
         ask(place, job_id, "pause")
         store.away.clear()
     assert get(place, job_id).status == "paused"

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from dataclasses import replace
 
 import pytest
 from sqlalchemy import select
@@ -19,9 +18,9 @@ from worker.attempt import Workplace, run
 
 
 @pytest.fixture
-def place(settings, database):
+def place(settings, database, monkeypatch):
     """A worker's place that stores logs ten times a second."""
-    settings = settings.model_copy(update={"log_seconds": 0.1})
+    monkeypatch.setattr("worker.log_uploader.STORE_SECONDS", 0.1)
     registry = Registry(settings.models_dir, settings.datasets_dir)
     return Workplace(settings, database, LocalStore(settings.objects_dir), registry, fake_command)
 
@@ -79,10 +78,10 @@ def test_no_secret_gets_into_a_log(place, project, monkeypatch):
     assert "secret=whsec_[redacted], Authorization: Bearer [redacted], /x?[redacted]" in log
 
 
-def test_an_endless_log_is_cut(place, project):
-    small = replace(place, settings=place.settings.model_copy(update={"max_log_bytes": 4096}))
+def test_an_endless_log_is_cut(place, project, monkeypatch):
+    monkeypatch.setattr("worker.log_uploader.MAX_LOG_BYTES", 4096)
     held = start(place, project, say="the same line|" * 30, times="20")
-    run(held, small)
+    run(held, place)
     assert 3000 < len(logged(place, held)) <= 4096
 
 
