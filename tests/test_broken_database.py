@@ -25,7 +25,8 @@ from tests.support.instance import DIGITS, add_key, calling, new_instance, servi
 from tests.support.processes import processes_with, wait_until
 from tests.support.proxy import proxy
 from tests.support.servers import postgres
-from worker.attempt import Workplace, run
+from worker.attempt import run
+from worker.workplace import Workplace
 
 # A busy machine takes its time, and nobody here would take a run that was given up: a lease ends where that is asked.
 LONG, SHORT = 60.0, 3.0
