@@ -131,7 +131,7 @@ class Attempt:
             torchrun=gpus_wanted(self.claim) > 1,
             stall_seconds=self.workplace.settings.stall_seconds,
         ) as process:
-            self.lease.supervise(process)
+            self.lease.watch(process)
             last = None
             for batch in process.batches():
                 self._record_events(batch)

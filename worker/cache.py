@@ -1,4 +1,4 @@
-"""Verified copies of stored objects on this machine: several jobs read one copy, and old copies make room for new ones."""
+"""Verified copies of stored objects on this machine, which jobs share; old copies make room for new ones."""
 
 import fcntl
 import hashlib

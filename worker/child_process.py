@@ -72,7 +72,7 @@ class ChildProcess:
         return self._process.poll() is None
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """Wait until the process ends; return its exit code, negative for a signal, or None when `seconds` pass first."""
+        """Wait until the process ends and return its exit code, or None when `seconds` pass first."""
         with suppress(subprocess.TimeoutExpired):
             return self._process.wait(seconds)
         return None
@@ -102,7 +102,7 @@ class ChildProcess:
 
     @property
     def was_killed_from_outside(self) -> bool:
-        """Whether the process was ended by SIGKILL or SIGTERM: by the kernel when memory runs out, or by an operator."""
+        """Whether SIGKILL or SIGTERM ended the process: sent by the kernel when memory runs out, or by an operator."""
         return self.exit_code in _KILLED_FROM_OUTSIDE
 
     def describe_exit(self) -> str:

@@ -94,7 +94,9 @@ class InspectionLease(Lease):
         super().__init__(f"{inspection.kind} {inspection.id}", workplace)
         self._inspection = inspection
 
-    def _renew(self) -> None:
+    def _contact(self, *, renews: bool) -> None:
+        if not renews:
+            return
         try:
             with self.workplace.database.writing() as session:
                 assets.renew(session, self._inspection, lease_seconds=self._settings.lease_seconds)

@@ -17,7 +17,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_fix
 from app.jobs import ingest, lifecycle
 from app.jobs.leases import Claim, LeaseLost
 from app.platform.database import AWAY, why
-from app.schemas import Status
+from worker.child_process import ChildProcess
 from worker.training_process import TrainingProcess
 from worker.workplace import Workplace
 
@@ -46,10 +46,10 @@ class Crashed:
 
 
 class Lease(ABC):
-    """A lease on a row, kept while the `with` block runs.
+    """A lease on a row, kept while the `with` block runs, and the child process that must not outlive it.
 
-    One thread renews it. Another one gives it up when the database has been out of reach for two thirds of the lease;
-    they are two because a database that hangs blocks the first. Subclasses say how the row is renewed.
+    One thread renews the lease. Another one gives it up when the database has been out of reach for two thirds of the
+    lease; they are two because a database that hangs blocks the first. Subclasses say how the row is renewed.
     """
 
     def __init__(self, name: str, workplace: Workplace) -> None:
@@ -62,8 +62,7 @@ class Lease(ABC):
         self._released = Event()
         self._renewed_at = monotonic()
         self._tick = min(self._settings.poll_seconds, _TICK_SECONDS)
-        self._commits = 0
-        self._write_lock = Lock()
+        self._process: ChildProcess | None = None
         self._renewer = Thread(target=copy_context().run, args=(self._keep_renewing,), daemon=True)
         self._guard = Thread(target=copy_context().run, args=(self._keep_guard,), daemon=True)
 
@@ -81,19 +80,17 @@ class Lease(ABC):
         self._renewer.join(timeout=_TICK_SECONDS)
 
     def write(self, change: Callable[[Session], Answer]) -> Answer:
-        """Commit a change exactly once, trying again while the database is out of reach. Raises LeaseLost."""
-        with self._write_lock:
-            if self._lost.is_set():
-                raise LeaseLost(self._name)
-            until_lost = Retrying(
-                retry=retry_if_exception_type(AWAY),
-                wait=wait_fixed(self._settings.poll_seconds),
-                sleep=self._wait_unless_lost,
-                before_sleep=self._log_outage,
-            )
-            answer: Answer = until_lost(self._commit, change, [])
-            self._commits += 1
-            return answer
+        """Commit a change, trying again while the database is out of reach. Raises LeaseLost."""
+        if self._lost.is_set():
+            raise LeaseLost(self._name)
+        retrying = Retrying(
+            retry=retry_if_exception_type(AWAY),
+            wait=wait_fixed(self._settings.poll_seconds),
+            sleep=self._wait_unless_lost,
+            before_sleep=self._log_outage,
+        )
+        answer: Answer = retrying(self._commit, change)
+        return answer
 
     def check(self) -> None:
         """Raise StopRequested when the work is to end: for calls between the steps of long work."""
@@ -106,33 +103,19 @@ class Lease(ABC):
             raise StopRequested
 
     @abstractmethod
-    def _renew(self) -> None:
-        """Renew the lease in the row. Raises LeaseLost."""
+    def _contact(self, *, renews: bool) -> None:
+        """Renew the lease in the row, or only read what is requested of the work. Raises LeaseLost."""
 
-    def _look(self) -> None:
-        """Read what is requested of the work, between renewals. Raises LeaseLost."""
-
-    def _request_end(self, grace_seconds: float | None = None) -> None:
-        """Ask the work to end early. grace_seconds: time that it gets, by default what a pause gets."""
+    def _request_end(self) -> None:
         self.ending.set()
 
     def _supervise(self) -> None:
-        """Do what is due at every tick of the guard, also after the lease is lost."""
+        if self._process and self._process.is_running and self._lost.is_set():
+            self._process.kill()
 
-    def _is_committed(self, session: Session) -> bool:
-        """Whether an earlier try of the current write was committed, where the row can tell."""
-        return False
-
-    def _count_commit(self, session: Session) -> None:
-        """Note in the row that the current write is committed, where the row can hold that."""
-
-    def _commit(self, change: Callable[[Session], Answer], answers: list[Answer]) -> Answer:
+    def _commit(self, change: Callable[[Session], Answer]) -> Answer:
         with self.workplace.database.writing() as session:
-            # The connection may have broken between the commit of an earlier try and its confirmation.
-            if not (answers and self._is_committed(session)):
-                answers[:] = [change(session)]
-                self._count_commit(session)
-        return answers[0]
+            return change(session)
 
     def _wait_unless_lost(self, seconds: float) -> None:
         if self._lost.wait(seconds):
@@ -154,17 +137,16 @@ class Lease(ABC):
 
     def _keep_renewing(self) -> None:
         while not self._released.wait(self._tick) and not self._lost.is_set():
+            renews = self._age() >= self._settings.heartbeat_seconds
+            before = monotonic()
             try:
-                if self._age() < self._settings.heartbeat_seconds:
-                    self._look()
-                else:
-                    before = monotonic()
-                    self._renew()
-                    self._renewed_at = before
+                self._contact(renews=renews)
             except LeaseLost:
                 self._lose()
             except AWAY as error:
                 log.debug("%s: the database is out of reach: %s", self._name, why(error))
+            else:
+                self._renewed_at = before if renews else self._renewed_at
 
     def _lose(self) -> None:
         self._lost.set()
@@ -188,15 +170,17 @@ class JobLease(Lease):
         """To be set when the training process has reported Started."""
         self.killed: str | None = None
         """Why the process was killed, when that was not because of a request."""
-        self._process: TrainingProcess | None = None
+        self._training: TrainingProcess | None = None
         self._kill_at: float | None = None
         self._pause_requested = False
         self._stop_early = False
         self._stop_requested = False
+        self._commits = 0
+        self._write_lock = Lock()
 
-    def supervise(self, process: TrainingProcess) -> None:
+    def watch(self, process: TrainingProcess) -> None:
         """Pass requests on to this process from now on."""
-        self._process = process
+        self._process = self._training = process
 
     @property
     def why(self) -> str:
@@ -205,24 +189,29 @@ class JobLease(Lease):
             return f": it was killed because {self.killed}"
         return ", as requested" if self.ending.is_set() else ""
 
-    def _renew(self) -> None:
-        with self.workplace.database.writing() as session:
-            status = lifecycle.heartbeat(session, self.claim, lease_seconds=self._settings.lease_seconds)
-        self._follow(status)
+    def write(self, change: Callable[[Session], Answer]) -> Answer:
+        """Commit a change exactly once, trying again while the database is out of reach. Raises LeaseLost."""
+        answers: list[Answer] = []
 
-    def _look(self) -> None:
-        with self.workplace.database.reading() as session:
-            status = lifecycle.look(session, self.claim)
-        self._follow(status)
+        def change_once(session: Session) -> Answer:
+            # The connection may have broken between the commit of an earlier try and its confirmation.
+            if not (answers and ingest.writes(session, self.claim) > self._commits):
+                answers[:] = [change(session)]
+                ingest.count_write(session, self.claim, self._commits + 1)
+            return answers[0]
 
-    def _is_committed(self, session: Session) -> bool:
-        return ingest.writes(session, self.claim) > self._commits
+        with self._write_lock:
+            answer = super().write(change_once)
+            self._commits += 1
+            return answer
 
-    def _count_commit(self, session: Session) -> None:
-        ingest.count_write(session, self.claim, self._commits + 1)
-
-    def _follow(self, status: Status) -> None:
-        """Note what the job's status requests of the process."""
+    def _contact(self, *, renews: bool) -> None:
+        if renews:
+            with self.workplace.database.writing() as session:
+                status = lifecycle.heartbeat(session, self.claim, lease_seconds=self._settings.lease_seconds)
+        else:
+            with self.workplace.database.reading() as session:
+                status = lifecycle.look(session, self.claim)
         self._stop_early = status == "stopping"
         if status == "cancelling":
             # A cancel does not wait for a saved state, as a pause does.
@@ -237,12 +226,11 @@ class JobLease(Lease):
 
     def _supervise(self) -> None:
         """Ask the process to end or to stop early; kill it when it is late or stalled, or when the lease is lost."""
-        process = self._process
+        super()._supervise()
+        process = self._training
         if process is None or not process.is_running:
             return
-        if self._lost.is_set():
-            process.kill()
-        elif self._kill_at is not None:
+        if self._kill_at is not None:
             if not self._pause_requested:
                 self._pause_requested = True
                 process.request_pause()

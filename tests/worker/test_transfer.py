@@ -11,8 +11,9 @@ from app.assets.registry import Registry
 from app.storage import LocalStore, StorageUnavailable
 from worker import transfer
 from worker.cache import read_verified
-from worker.lease import StopRequested
+from worker.lease import Lease, StopRequested
 from worker.transfer import fetch_with_retries
+from worker.workplace import Workplace
 
 CONTENT = b"weights" * 1000
 
@@ -28,7 +29,7 @@ def store(tmp_path):
 class Kept(Lease):
     """A lease on nothing."""
 
-    def _renew(self):
+    def _contact(self, *, renews):
         pass
 
 
