@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.assets.registry import Registry
-from app.http import authentication, problems
+from app.http import authentication, error_handler, problems
 from app.http.dependencies import Service
 from app.http.rate_limits import Failures, Requests, TellStanding
 from app.jobs.watch import Watch
@@ -49,6 +49,8 @@ from app.routes import (
 from app.storage import open_store
 from core.schema.spec import EvaluateSpec, TrainSpec
 
+MAX_BODY_BYTES = 1024**2
+"""Largest body of a request that is no part of an upload."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _JOB = re.compile(r"(?:/v1)?/jobs/([^/]+)")
 
@@ -90,10 +92,10 @@ def create_app(
         database,
         open_store(settings),
         Registry(settings.models_dir, settings.datasets_dir),
-        Watch(database, every=settings.watch_seconds),
+        Watch(database),
         open_doorbell(settings),
-        Requests(settings.broker_url, limit=settings.rate_limit, seconds=settings.rate_limit_seconds),
-        Failures(limit=settings.auth_failures),
+        Requests(settings.broker_url, limit=settings.rate_limit),
+        Failures(),
     )
     router = APIRouter()
     for part in (
@@ -115,12 +117,12 @@ def create_app(
         router.include_router(part.router)
     app.include_router(router)
     app.include_router(router, prefix="/v1", include_in_schema=False)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(TellStanding)
     app.add_middleware(RequestId)
     app.state.metrics = Metrics(database, app.state.service.watch, app.state.service.doorbell)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
-    problems.install(app)
+    error_handler.install(app)
     return app
 
 

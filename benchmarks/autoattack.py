@@ -28,17 +28,18 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from core import checkpoint, data
-from core.attacks import Attack
-from core.attacks.apgd import apgd
+from core.attacks import Attack, AttackOptions
+from core.attacks.apgd import apgd, depends_on_last_bit
 from core.attacks.forward import predict
 from core.attacks.reference import NAMES
-from core.attacks.rng import Noise
+from core.attacks.threat import LpThreat
 from core.evaluation.autoattack import attacks_of
 from core.evaluation.report import digits
 from core.models import Blueprint, build
 from core.models.folding import folded
 from core.schema.catalog import DATASETS, NORMS, Norm
-from core.schema.spec import Protocol, parse
+from core.schema.protocols import AttackName, Protocol
+from core.schema.spec import parse
 from core.training.run import fine_tune
 
 RESULTS = Path(__file__).parent / "results" / "autoattack.json"
@@ -55,7 +56,7 @@ class Case:
     eps: dict[Norm, float]
     protocol: Protocol = "standard"
 
-    def attacks(self, norm: Norm) -> dict[str, Attack[...]]:
+    def attacks(self, norm: Norm) -> dict[AttackName, Attack[...]]:
         """Name the attacks, but for the one that pyautoattack cannot run: its targeted DLR loss takes four classes."""
         with torch.no_grad():
             few = self.model(self.images[:1]).shape[1] < 4
@@ -172,7 +173,7 @@ def counting(model: nn.Module) -> Iterator[dict[str, int]]:
 def measure_ours(case: Case, norm: Norm) -> tuple[str, Cost]:
     """Attack a case under one norm as an evaluation does: the verdicts, and what they took."""
     model = copy.deepcopy(case.model).to(memory_format=torch.channels_last)
-    images, labels, eps = case.images, case.labels, case.eps[norm]
+    images, labels, threat = case.images, case.labels, LpThreat(norm, case.eps[norm])
     by_attack: dict[str, float] = {}
     with counting(model) as passes:
         begun = time.perf_counter()
@@ -181,10 +182,8 @@ def measure_ours(case: Case, norm: Norm) -> tuple[str, Cost]:
         for name, attack in case.attacks(norm).items():
             started = time.perf_counter()
             if robust.any():
-                noise = Noise(0, [int(robust.sum())])
-                # As `core.evaluation.autoattack` does, and for its reason.
-                searched = model if norm == "l1" and name.startswith("apgd") else quick
-                found = attack(searched, images[robust], labels[robust], norm, eps, noise=noise, chunk_size=256)
+                searched = model if depends_on_last_bit(name, threat) else quick
+                found = attack(searched, images[robust], labels[robust], threat, AttackOptions(chunk_size=256))
                 robust[robust.clone()] = predict(model, found.adversarial).argmax(1) == labels[robust]
             by_attack[name] = round(time.perf_counter() - started, 2)
         seconds = time.perf_counter() - begun
@@ -313,7 +312,7 @@ def peers(case: Case, norm: Norm) -> dict[str, float]:
     """Seconds of 100 iterations of APGD-CE on all points, by library, those that are installed."""
     images, labels, eps, model = case.images, case.labels, case.eps[norm], case.model
     runs: dict[str, Callable[[], Any]] = {
-        "temper": lambda: apgd(model, images, labels, norm, eps, steps=100, goal="error"),
+        "temper": lambda: apgd(model, images, labels, LpThreat(norm, eps), steps=100, goal="error"),
     }
     try:
         from adv_lib.attacks import apgd as their_apgd

@@ -29,12 +29,14 @@ import torch
 from torch import Tensor, nn
 
 from core import checkpoint
+from core.data.split import Batch
 from core.evaluation.autoattack import evaluate
 from core.inputs import Inputs, load
 from core.schema.catalog import DATASETS, NORMS, Norm, find_architecture
 from core.schema.events import Evaluated, Report, Stepped
 from core.schema.spec import FineTuneSpec, parse
 from core.training.methods import build
+from core.training.methods.contract import Counts, add_counts, whole
 from core.training.run import fine_tune
 
 METHODS: Mapping[str, Any] = {
@@ -267,7 +269,8 @@ class _Worker:
         # An attack looks at a twin of the model, which shares this layer with it.
         last = [module for module in self._model.modules() if isinstance(module, nn.Linear)][-1]
         last.register_forward_hook(self._count)
-        self._rule = build(spec.method, spec.eps, torch.Generator().manual_seed(0))
+        self._counts: Counts = {}
+        self._method = build(spec.method, spec.eps, torch.Generator().manual_seed(0))
         self._optimizer = torch.optim.SGD(self._model.parameters(), lr=spec.learning_rate, momentum=spec.momentum)
 
     def work(self, images: Tensor, labels: Tensor, *, counted: bool) -> None:
@@ -275,7 +278,10 @@ class _Worker:
         self._counted = counted
         begun = time.process_time()
         self._optimizer.zero_grad()
-        self._rule(self._model, images, labels).total().backward()
+        batch = Batch(images, labels)
+        found = self._method(self._model, batch, whole(batch), self._counts)
+        self._counts = add_counts(self._counts, found.counts)
+        found.total().backward()
         self._optimizer.step()
         self.seconds += counted * (time.process_time() - begun)
 

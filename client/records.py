@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from client.errors import Unreadable
 from core.schema.catalog import Norm
 from core.schema.events import NormCount, Rate, Subject
-from core.schema.validation import SpecWarning
+from core.schema.spec_warnings import SpecWarning
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Item = TypeVar("Item", bound=BaseModel)

@@ -37,7 +37,7 @@ from core.schema.events import PAUSED, Entered, Evaluated, Event, Failed, Finish
 from core.schema.inspection_report import DatasetInspection, ModelInspection
 from core.schema.model_zoo import PUBLISHED
 from core.schema.spec import AnySpec, EvaluateSpec
-from core.schema.validation import spec_warnings
+from core.schema.spec_warnings import spec_warnings
 from core.signals import Interrupted, StopRequests, handle_signals
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from core.models.third_party import compare
 from core.schema.catalog import MODELS, Norm
 from core.schema.errors import BadInput, BadWeights, DiskFull, UserError
 from core.schema.events import Reports
-from core.schema.spec import FineTuneSpec, Spec, TrainSpec, did_you_mean
+from core.schema.spec import FineTuneSpec, Spec, TrainSpec
+from core.schema.suggestions import did_you_mean
 
 KEY = "temper"
 """Where in the metadata of a safetensors file the header lies."""

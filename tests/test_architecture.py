@@ -15,10 +15,9 @@ SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob
 KNOW_NORMS = (
     "core/schema/catalog.py",
     "core/schema/spec.py",
-    "core/schema/cost_model.py",
+    "core/schema/protocols.py",
     "core/geometry.py",
     "core/attacks/",
-    "core/evaluation/autoattack.py",
 )
 
 

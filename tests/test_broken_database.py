@@ -73,7 +73,7 @@ def broken_api(settings, behind, database, project):
 
 
 def place(settings, database, *, lease_seconds=LONG):
-    settings = settings.model_copy(update={"lease_seconds": lease_seconds, "heartbeat_seconds": 0.3})
+    settings = settings.model_copy(update={"lease_seconds": lease_seconds})
     registry = Registry(settings.models_dir, settings.datasets_dir)
     return Workplace(settings, database, LocalStore(settings.objects_dir), registry, fake_command)
 
@@ -349,8 +349,9 @@ def test_a_database_away_for_longer_than_any_lease_ends_every_run_and_all_of_the
 ):
     url = postgres_of_its_own.create_database("away")
     key = f"tmp_abcdefgh_{'x' * 32}"
-    clocks = {"lease_seconds": 4, "heartbeat_seconds": 0.5, "crash_backoff_seconds": 0, "migrate_at_start": True}
-    with native.instance(tmp_path, *native.FAKE_WORKER, database_url=url, first_api_key=key, **clocks) as temper:
+    clocks = {"lease_seconds": 4, "migrate_at_start": True, "first_api_key": key}
+    constants = {"app.jobs.lifecycle.CRASH_BACKOFF_SECONDS": 0}
+    with native.instance(tmp_path, *native.FAKE_WORKER, database_url=url, constants=constants, **clocks) as temper:
         temper.start_api()
         with calling(temper.url, key) as api, temper.worker(), temper.worker():
             database = Database(url)

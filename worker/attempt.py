@@ -43,6 +43,11 @@ from worker.workplace import Workplace
 
 log = logging.getLogger(__name__)
 
+STALL_SECONDS = 1800.0
+"""Time without an event or a changed file after which a training process is killed and started again."""
+KEPT_DAYS = 7
+"""Days for which a worker keeps results that the object store did not take."""
+
 
 @dataclass(frozen=True)
 class Succeeded:
@@ -65,7 +70,7 @@ Ending = Succeeded | Failed | HandedBack | Crashed
 def run(claim: Claim, workplace: Workplace) -> None:
     """Run a claimed job until it ends or its lease is lost. Every failure of the job or the machine ends in its row."""
     log.info("job %s: attempt %d begins", claim.job_id, claim.attempt)
-    remove_expired_results(workplace.settings.kept_dir, days=workplace.settings.kept_days)
+    remove_expired_results(workplace.settings.kept_dir, days=KEPT_DAYS)
     try:
         with (
             work_folder(workplace.settings.work_dir, claim.job_id, claim.attempt) as folder,
@@ -129,7 +134,7 @@ class Attempt:
             self.folder,
             log=self.logs.path,
             torchrun=gpus_wanted(self.claim) > 1,
-            stall_seconds=self.workplace.settings.stall_seconds,
+            stall_seconds=STALL_SECONDS,
         ) as process:
             self.lease.watch(process)
             last = None
@@ -235,7 +240,7 @@ class Attempt:
     def _keep_results(self, error: StorageUnavailable) -> str:
         """Keep the results on this machine; return a sentence that says where, or an empty string."""
         settings, claim = self.workplace.settings, self.claim
-        if not settings.kept_days or (isinstance(error, StorageFull) and settings.s3_bucket is None):
+        if isinstance(error, StorageFull) and settings.s3_bucket is None:
             # The local store is on the same disk, which is full.
             return ""
         try:
@@ -246,7 +251,7 @@ class Attempt:
         if kept is None:
             return ""
         where = f"{kept.relative_to(settings.data_dir)} in the data folder of the worker on {socket.gethostname()}"
-        return f"Its results are kept for {settings.kept_days:g} days as {where}."
+        return f"Its results are kept for {KEPT_DAYS} days as {where}."
 
     def _discard_states(self) -> None:
         """Remove the states of a job that has succeeded, including those of its shards and of its lost attempts."""

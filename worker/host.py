@@ -87,4 +87,4 @@ def check(heartbeat: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(check(Settings.from_environment().pulse_file) or None)
+    sys.exit(check(Settings.from_environment().heartbeat_file) or None)

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 MODEL = "model.safetensors"
 """Name of the checkpoint that the inspection of a model writes."""
+INSPECTION_MEMORY_BYTES = 4 * 1024**3
+"""Memory that the process of an inspection may use."""
 # A process over its limits ends itself; this is for one that cannot.
 _GRACE_SECONDS = 30
 _WAIT_SECONDS = 0.2
@@ -226,7 +228,7 @@ def command(inspection: Inspection, file: Path, folder: Path, workplace: Workpla
     options: dict[str, object] = {
         "most-bytes": settings.inspection_bytes,
         "most-seconds": settings.inspection_seconds,
-        "most-memory": settings.inspection_memory_bytes,
+        "most-memory": INSPECTION_MEMORY_BYTES,
     }
     if inspection.said:
         options |= inspection.said.model_dump(exclude_defaults=True)

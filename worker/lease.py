@@ -23,6 +23,10 @@ from worker.workplace import Workplace
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
+CANCEL_GRACE_SECONDS = 5.0
+"""Time that a training process gets to end when its job is cancelled, before it is killed."""
+PAUSE_GRACE_SECONDS = 60.0
+"""Time that it gets to save its state when its job is paused or its worker stops."""
 _TICK_SECONDS = 1.0
 """Longest time until a cancel, or the stop of the worker, is noticed."""
 _GIVE_UP_SHARE = 2 / 3
@@ -215,12 +219,12 @@ class JobLease(Lease):
         self._stop_early = status == "stopping"
         if status == "cancelling":
             # A cancel does not wait for a saved state, as a pause does.
-            self._request_end(self._settings.cancel_grace_seconds)
+            self._request_end(CANCEL_GRACE_SECONDS)
         elif status == "pausing":
             self._request_end()
 
     def _request_end(self, grace_seconds: float | None = None) -> None:
-        grace_seconds = self._settings.pause_grace_seconds if grace_seconds is None else grace_seconds
+        grace_seconds = PAUSE_GRACE_SECONDS if grace_seconds is None else grace_seconds
         self._kill_at = min(self._kill_at or inf, monotonic() + grace_seconds)
         super()._request_end()
 

@@ -20,6 +20,11 @@ from worker.lease import JobLease
 
 log = logging.getLogger(__name__)
 
+STORE_SECONDS = 10.0
+"""Seconds between two uploads of what is new in a log."""
+MAX_LOG_BYTES = 16 * 1024**2
+"""Most bytes of one attempt's log that are stored."""
+
 
 class LogUploader:
     """The log of one attempt, a file in its work folder, and the thread that stores it while the block runs."""
@@ -31,8 +36,7 @@ class LogUploader:
         self._claim = lease.claim
         self._lease = lease
         self._store = lease.workplace.store
-        self._settings = lease.workplace.settings
-        self._secrets = known_secrets(self._settings)
+        self._secrets = known_secrets(lease.workplace.settings)
         self._parts = self._read = self._stored = 0
         self._lock = Lock()
         self._closing = Event()
@@ -82,7 +86,7 @@ class LogUploader:
             self._store.put(key, self._part)
 
     def _new(self, *, everything: bool) -> bytes:
-        left = self._settings.max_log_bytes - self._stored
+        left = MAX_LOG_BYTES - self._stored
         with self.path.open("rb") as file:
             file.seek(self._read)
             content = file.read(max(left, 0))
@@ -98,7 +102,7 @@ class LogUploader:
         return redact(text, self._secrets).encode(errors="surrogateescape")
 
     def _store_regularly(self) -> None:
-        while not self._closing.wait(self._settings.log_seconds):
+        while not self._closing.wait(STORE_SECONDS):
             try:
                 self.store()
             except LeaseLost:

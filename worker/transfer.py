@@ -25,6 +25,7 @@ from app.schemas import Failure
 from app.storage import ObjectStore, StorageUnavailable
 from app.tables import State
 from core.schema import events as reported
+from worker import lease as lease_times
 from worker.cache import Cache, read_verified
 from worker.failures import job_failure
 from worker.lease import JobLease, Lease
@@ -33,6 +34,8 @@ from worker.training_process import shard_report_path
 log = logging.getLogger(__name__)
 Fetched = TypeVar("Fetched")
 
+PUBLISH_SECONDS = 1800.0
+"""Time for which storing a result is retried before the job fails."""
 FETCH_TRIES = 5
 FETCH_WAIT: wait_base = wait_exponential(multiplier=1)
 """Seconds between tries: 1, 2, 4, 8."""
@@ -159,7 +162,7 @@ def _fetch_first(
 class Delivery:
     """Stores the files that one attempt reports as saved.
 
-    Checkpoints and reports are the job's results: storing them is retried for `publish_seconds`. States are for the
+    Checkpoints and reports are the job's results: storing them is retried for PUBLISH_SECONDS. States are for the
     next attempt: one that cannot be stored is kept back and stored at the end, unless a later one takes its place.
     """
 
@@ -168,7 +171,6 @@ class Delivery:
         self._lease = lease
         self._claim = lease.claim
         self._store = lease.workplace.store
-        self._settings = lease.workplace.settings
         self._unstored: dict[str, reported.Saved] = {}
         """The last state of each kind that could not be stored."""
 
@@ -188,7 +190,7 @@ class Delivery:
 
     def store_unstored_states(self) -> None:
         """Try again to store the last states, which are lost with this work folder otherwise. Raises LeaseLost."""
-        deadline = time.monotonic() + min(self._settings.pause_grace_seconds, self._settings.publish_seconds)
+        deadline = time.monotonic() + min(lease_times.PAUSE_GRACE_SECONDS, PUBLISH_SECONDS)
         for saved in list(self._unstored.values()):
             # A changed one belonged to an evaluation that is over.
             if self._is_unchanged(saved):
@@ -197,7 +199,7 @@ class Delivery:
                     retrying(self._store_state, saved)
 
     def _store_result(self, saved: reported.Saved) -> None:
-        retrying = self._retrying(saved, self._settings.publish_seconds, is_result=True)
+        retrying = self._retrying(saved, PUBLISH_SECONDS, is_result=True)
         key = retrying(self._put, saved, f"{self._claim.prefix}/{Path(saved.path).name}")
         self._lease.write(partial(ingest.save, claim=self._claim, saved=saved, key=key))
 

@@ -31,4 +31,4 @@ class Workplace:
     @cached_property
     def heartbeat(self) -> HeartbeatFile:
         """The file that shows that this worker is alive."""
-        return HeartbeatFile(self.settings.pulse_file)
+        return HeartbeatFile(self.settings.heartbeat_file)

@@ -19,7 +19,8 @@ from app import queries
 from app.assets import assets as files
 from app.schemas import FileStatus
 from core.schema.catalog import DATASETS, MODELS, ArchitectureEntry, DatasetEntry, find_architecture
-from core.schema.spec import AnySpec, EvaluateSpec, Name, TrainSpec, did_you_mean
+from core.schema.spec import AnySpec, EvaluateSpec, Name, TrainSpec
+from core.schema.suggestions import did_you_mean
 from core.schema.validation import FieldError
 
 _FILES = (".zip", ".tar", ".tar.gz", ".tar.xz", ".npz")

@@ -16,7 +16,7 @@ goes on where this one was. The caller opens the transaction and commits it.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -34,7 +34,7 @@ from app.tables import AT_WORK, HELD, Attempt, Checkpoint, Job, Project, State, 
 from app.webhooks import subscriptions
 from core.schema import events as reported
 from core.schema.spec import AnySpec, parse
-from core.schema.validation import spec_warnings
+from core.schema.spec_warnings import spec_warnings
 
 MOVES: Mapping[Status, frozenset[Status]] = {
     #: Waits for a worker. Only a shard is put aside from here, when its whole is.
@@ -83,19 +83,25 @@ ACTIONS: Mapping[Action, Rule] = {
 }
 
 
+MAX_CRASHES_IN_PLACE = 3
+CRASH_BACKOFF_SECONDS, MAX_CRASH_BACKOFF_SECONDS = 5.0, 300.0
+CANCEL_LIMIT_SECONDS = 45.0
+"""What an instance's `RetryPolicy` has beside its TEMPER_MAX_CRASHES."""
+
+
 @dataclass(frozen=True)
 class RetryPolicy:
     """How many crashes a job may have: of workers, and of training processes killed from outside."""
 
     max_crashes: int = 5
     """So many in all, and the job fails."""
-    max_crashes_in_place: int = 3
+    max_crashes_in_place: int = MAX_CRASHES_IN_PLACE
     """So many in a row without anything new saved, and the job fails."""
-    backoff_seconds: float = 5
+    backoff_seconds: float = CRASH_BACKOFF_SECONDS
     """How long a job waits after its first crash; after each further one twice as long."""
-    max_backoff_seconds: float = 300
+    max_backoff_seconds: float = MAX_CRASH_BACKOFF_SECONDS
     """The longest wait."""
-    cancel_seconds: float = 45
+    cancel_seconds: float = CANCEL_LIMIT_SECONDS
     """So long after a cancel the job is cancelled, whether its worker has heeded it or not."""
 
     @classmethod
@@ -103,18 +109,19 @@ class RetryPolicy:
         """Read it off the settings."""
         return cls(
             max_crashes=settings.max_crashes,
-            max_crashes_in_place=settings.max_crashes_in_place,
-            backoff_seconds=settings.crash_backoff_seconds,
-            max_backoff_seconds=settings.max_crash_backoff_seconds,
-            cancel_seconds=settings.cancel_limit_seconds,
+            max_crashes_in_place=MAX_CRASHES_IN_PLACE,
+            backoff_seconds=CRASH_BACKOFF_SECONDS,
+            max_backoff_seconds=MAX_CRASH_BACKOFF_SECONDS,
+            cancel_seconds=CANCEL_LIMIT_SECONDS,
         )
 
 
 class NotAllowed(Exception):
     """The job's status does not allow the action."""
 
-    def __init__(self, job: Job) -> None:
-        super().__init__(job.status)
+    def __init__(self, job: Job, action: Action | Literal["delete"]) -> None:
+        super().__init__(action, job.status)
+        self.action = action
         self.status = job.status
         self.allowed_actions = allowed_actions(job)
 
@@ -448,7 +455,7 @@ def ask(session: Session, job_id: str, action: Action) -> Job:
     if job.status in ACTIONS[action].granted or (action == "stop" and job.stop_requested):
         return job
     if action not in allowed_actions(job):
-        raise NotAllowed(job)
+        raise NotAllowed(job, action)
     this = Job.id == job_id
     match action:
         case "pause":
@@ -478,7 +485,7 @@ def retry(session: Session, job_id: str, *, most_webhooks: int = 0) -> Created:
     retry of a job: asking again finds it. Raises NotAllowed, and what `create` raises."""
     job = hold(session, Job, job_id)
     if "retry" not in allowed_actions(job):
-        raise NotAllowed(job)
+        raise NotAllowed(job, "retry")
     first = session.scalars(select(Job).where(Job.retry_of == job_id)).one_or_none()
     if first:
         return Created(first, replayed=True)
@@ -498,7 +505,7 @@ def remove(session: Session, job_id: str) -> Sequence[str]:
     that goes on from a state of it, or what starts from a checkpoint of it."""
     job = hold(session, Job, job_id)
     if job.status not in TERMINAL or job.parent_id:
-        raise NotAllowed(job)
+        raise NotAllowed(job, "delete")
     if retry := _unfinished_retry(session, job_id):
         raise assets.InUse([retry])
     checkpoints = select(Checkpoint.id).where(Checkpoint.job_id == job_id).with_for_update()

@@ -20,6 +20,9 @@ from app.tables import Dataset, Job
 from core.schema.catalog import DATASETS
 from core.schema.spec import AnySpec, EvaluateSpec
 
+MAX_SHARDS = 16
+"""Most shards of one evaluation; they are larger then."""
+
 
 def count(session: Session, project_id: str, spec: AnySpec, settings: Settings) -> int:
     """Say in how many shards a job is to be made; 0 for one piece, as it is where nobody knows how many points there
@@ -31,7 +34,7 @@ def count(session: Session, project_id: str, spec: AnySpec, settings: Settings) 
         return 0
     points = min(spec.evaluation.examples, known)
     batches = -(-points // spec.evaluation.batch_size)
-    shards = min(-(-points // settings.shard_points), settings.max_shards, batches)
+    shards = min(-(-points // settings.shard_points), MAX_SHARDS, batches)
     return shards if shards > 1 else 0
 
 

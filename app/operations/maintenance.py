@@ -77,7 +77,7 @@ def send_webhooks(context: MaintenanceContext) -> None:
 def forget_old_deliveries(context: MaintenanceContext) -> None:
     """Keep the log of deliveries to its length."""
     with context.database.writing() as session:
-        subscriptions.forget(session, days=context.settings.webhook_keep_days)
+        subscriptions.forget(session, days=subscriptions.KEEP_DAYS)
 
 
 def verify_uploads(context: MaintenanceContext) -> None:

@@ -13,7 +13,7 @@ from app import queries, schemas, tables
 from app.http.authentication import TheCaller, needs
 from app.http.dependencies import JobId, Service, TheService
 from app.http.problems import InvalidParameter, NotFound, QuotaExceeded, TooManyStreams, problems
-from app.jobs import lifecycle
+from app.jobs import lifecycle, watch
 from app.platform.database import AWAY
 from app.routes import answer, streams
 from app.routes.jobs import the_job
@@ -77,7 +77,7 @@ async def _tell(
             job, part = await run_sync(_read, service, project_id, job_id, after, 100)
         except AWAY:
             # A browser that is cut off and then refused does not come back.
-            await asyncio.sleep(service.settings.watch_seconds)
+            await asyncio.sleep(watch.WATCH_SECONDS)
             yield format_sse_event(comment="the database is away")
             continue
         except NotFound:

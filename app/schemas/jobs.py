@@ -9,7 +9,7 @@ from app.schemas.webhooks import WebhookWithSecret
 from core.schema.catalog import Norm
 from core.schema.events import NormCount, Phase, Rate, Report, Reports, Subject
 from core.schema.spec import Kind, Spec
-from core.schema.validation import SpecWarning
+from core.schema.spec_warnings import SpecWarning
 
 Status = Literal["queued", "running", "pausing", "paused", "stopping", "cancelling", "succeeded", "failed", "cancelled"]
 Action = Literal["pause", "resume", "stop", "cancel", "retry"]

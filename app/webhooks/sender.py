@@ -23,6 +23,8 @@ from app.webhooks.url_policy import Place, Refused
 
 log = logging.getLogger(__name__)
 
+TIMEOUT_SECONDS = 15.0
+"""Time that a receiver may take for its answer."""
 UNDER_WAY = 100
 """Attempts that one process makes at once."""
 UNDER_WAY_PER_WEBHOOK = 4
@@ -78,7 +80,7 @@ class _Relay:
 
     async def _send(self, sending: Sending) -> tuple[int | None, str | None]:
         """Make one attempt; give the status of the answer, and what is wrong with it."""
-        seconds = self._settings.webhook_timeout_seconds
+        seconds = TIMEOUT_SECONDS
         try:
             async with asyncio.timeout(seconds):
                 status = await self._post(sending)
@@ -110,13 +112,13 @@ class _Relay:
         with self._database.reading() as session:
             if not subscriptions.is_any_due(session):
                 return []
-        lease = 2 * self._settings.webhook_timeout_seconds + 10
+        lease = 2 * TIMEOUT_SECONDS + 10
         with self._database.writing() as session:
             return subscriptions.claim(session, limit=room, per_webhook=UNDER_WAY_PER_WEBHOOK, lease_seconds=lease)
 
     def _settle(self, sending: Sending, outcome: Outcome) -> None:
         with self._database.writing() as session:
-            subscriptions.settle(session, sending, outcome, scale=self._settings.webhook_pause_scale)
+            subscriptions.settle(session, sending, outcome)
 
 
 def _request(sending: Sending, place: Place) -> httpx2.Request:

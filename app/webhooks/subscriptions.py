@@ -26,6 +26,10 @@ from app.tables import Delivery, Job, Webhook
 TEST_EVENT = "webhook.test"
 PAUSES = (0, 5, 5 * 60, 30 * 60, *(hours * 3600 for hours in (2, 5, 10, 14, 20, 24)))
 """Seconds before each attempt, as Standard Webhooks proposes. After the last attempt a delivery has failed."""
+KEEP_DAYS = 30
+"""How far the log of deliveries goes back."""
+MAX_WEBHOOKS = 20
+"""Webhooks that one project may have."""
 ROTATION_SECONDS = 24 * 3600
 """For so long the secret before the last one signs, too."""
 _JITTER = 0.2
@@ -33,15 +37,19 @@ _JITTER = 0.2
 
 
 class AddressTaken(Exception):
-    """The project has a webhook with this address."""
+    """The project has a webhook with this address, the argument."""
 
 
 class TooMany(Exception):
-    """The project has as many webhooks as it may."""
+    """The project has as many webhooks as it may: the argument."""
 
 
 class Disabled(Exception):
-    """Nothing is sent to a webhook that is disabled."""
+    """Nothing is sent to a webhook that is disabled: the argument is its id."""
+
+
+class NamedIsDisabled(Exception):
+    """The webhook with the address that a job names is disabled."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ def create(
     quotas.take_turn(session, project_id)
     count = select(func.count()).select_from(Webhook).where(Webhook.project_id == project_id)
     if session.scalars(count).one() > limit:
-        raise TooMany
+        raise TooMany(limit)
     return webhook
 
 
@@ -122,10 +130,10 @@ def enlist(session: Session, project_id: str, url: str, *, limit: int) -> Webhoo
 
 
 def check_named(session: Session, project_id: str, url: str) -> None:
-    """See that what a job names is told anything at all. Raises Disabled."""
+    """See that the webhook that a job names is enabled. Raises NamedIsDisabled."""
     webhook = _named(session, project_id, url)
-    if webhook:
-        _check_enabled(webhook)
+    if webhook and webhook.disabled_at is not None:
+        raise NamedIsDisabled
 
 
 def announce(session: Session, job: Job) -> None:
@@ -225,8 +233,8 @@ def claim(session: Session, *, limit: int, per_webhook: int, lease_seconds: floa
     ]  # fmt: skip
 
 
-def settle(session: Session, sending: Sending, outcome: Outcome, *, scale: float) -> None:
-    """Write how an attempt ended, and when the next one is due: `scale` multiplies the pauses. A receiver that answers
+def settle(session: Session, sending: Sending, outcome: Outcome) -> None:
+    """Write how an attempt ended, and when the next one is due. A receiver that answers
     410 wants nothing more: its webhook is disabled. Where the delivery is another sender's by now, nothing changes."""
     values: dict[str, Any] = {
         "response_status": outcome.response_status,
@@ -242,7 +250,7 @@ def settle(session: Session, sending: Sending, outcome: Outcome, *, scale: float
     elif gone or sending.attempt >= len(PAUSES):
         values["status"] = "failed"
     else:
-        pause = PAUSES[sending.attempt] * random.uniform(1, 1 + _JITTER) * scale
+        pause = PAUSES[sending.attempt] * random.uniform(1, 1 + _JITTER)
         values |= {"next_attempt_at": seconds_from_now(pause), "finished_at": None}
     if gone:
         # Before the delivery, as whoever deletes the webhook does: two that go the other way would wait for each other.
@@ -300,7 +308,7 @@ def _named(session: Session, project_id: str, url: str) -> Webhook | None:
 
 def _check_enabled(webhook: Webhook) -> None:
     if webhook.disabled_at is not None:
-        raise Disabled
+        raise Disabled(webhook.id)
 
 
 def _save(session: Session, webhook: Webhook) -> None:
@@ -308,7 +316,7 @@ def _save(session: Session, webhook: Webhook) -> None:
         with session.begin_nested():
             session.add(webhook)
     except IntegrityError as error:
-        raise AddressTaken from error
+        raise AddressTaken(webhook.url) from error
     session.refresh(webhook)
 
 

@@ -1,28 +1,54 @@
-"""Attacks: pure functions with one contract.
+"""The contract of all attacks.
 
-    attack(model, images, labels, norm, eps, *, noise, chunk_size, state, ...) -> AttackResult
+    attack(model, images, labels, threat, options, **settings) -> AttackResult
 
-model       maps images to logits (batch, classes); it is attacked in eval mode and handed back in the mode it was in,
+model       maps images to logits (batch, classes); it is attacked in eval mode and given back in the mode it was in,
             with its parameters' gradients and `requires_grad` untouched
 images      (batch, channels, height, width) in [0, 1]
 labels      (batch,) class indices
-norm, eps   the ball: "linf", "l2" or "l1", and its radius in pixel units of images in [0, 1]
-noise       the only source of randomness, a stream per logical batch (`core.attacks.rng`): the global random state is
-            neither read nor changed
-chunk_size     how many points go through the model together; changes time and memory, not the verdicts
-state       what an earlier call on the same points had come to: it goes on from there
+threat      what the attacker may do, such as `LpThreat("linf", 8 / 255)` (`core.attacks.threat`)
+options     random numbers, memory and resuming: the same for every attack (`AttackOptions`)
+settings    what an attack has of its own, such as steps, restarts or queries
 
-`attack.steps(...)` takes the same and is a generator: after each step the state can be had, from which another call
-goes on to the very same result.
+An attack is a pure function: its random numbers come from `options` alone, and it neither reads nor changes the global
+random state. `attack.steps(...)` takes the same arguments and is a generator: after each step the attack's state can be
+had, from which a later call continues to the same result, bit for bit.
 """
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, update_wrapper
-from typing import Any, Generic, ParamSpec
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from torch import Tensor, nn
+
+from core.attacks.rng import Noise
+
+State = dict[str, Tensor]
+"""All that an attack needs to continue, besides the arguments of its call."""
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """What every attack can be told, whatever it does."""
+
+    seed: int = 0
+    """Seed of the random numbers; each logical batch has a stream of its own that starts from it."""
+    batch_sizes: tuple[int, ...] | None = None
+    """Points per logical batch, in the order in which they lie; None for one logical batch of all points. Points of a
+    logical batch share a stream of random numbers, as a batch of AutoAttack does."""
+    chunk_size: int | None = None
+    """How many points go through the model together, None for all. It changes time and memory, not the verdicts."""
+    state: State | None = None
+    """The state of an earlier call on the same points, to continue from."""
+
+    def noise(self, points: int) -> Noise:
+        """Start the streams of random numbers for so many points."""
+        return Noise(self.seed, self.batch_sizes or [points])
+
+
+DEFAULTS = AttackOptions()
 
 
 @dataclass(frozen=True)
@@ -30,58 +56,83 @@ class AttackResult:
     """What an attack found, per point."""
 
     adversarial: Tensor
-    """(batch, channels, height, width): the point found, inside ball and box."""
+    """(batch, channels, height, width): the point found, one that the threat allows."""
     robust: Tensor
-    """(batch,) bool: whether the model stayed right at every point that the attack looked at."""
+    """(batch,) bool: whether the model was right at every point that the attack tried."""
     loss: Tensor
     """(batch,): the loss at `adversarial`; the attack says which loss."""
 
-    def state(self, images: Tensor) -> "State":
-        """Give it as part of a state. images (batch, ...): what was attacked; where nothing is found it is left out."""
-        found = (self.adversarial != images).flatten(1).any(1).nonzero().squeeze(1)
-        return {"robust": self.robust, "loss": self.loss, "found": found, "adversarial": self.adversarial[found]}
 
-    def restore(self, state: "State") -> None:
-        """Put what was found into the result of an attack that has just begun."""
+@dataclass
+class RunningResult:
+    """The result of an attack under way, updated in place."""
+
+    adversarial: Tensor
+    robust: Tensor
+    loss: Tensor
+
+    def finish(self) -> AttackResult:
+        """Give the result of the attack."""
+        return AttackResult(self.adversarial, self.robust, self.loss)
+
+    def state(self, images: Tensor) -> State:
+        """Give it as part of a state. images (batch, ...): what is attacked; points that equal theirs are left out."""
+        changed = (self.adversarial != images).flatten(1).any(1).nonzero().squeeze(1)
+        return {"robust": self.robust, "loss": self.loss, "found": changed, "adversarial": self.adversarial[changed]}
+
+    def restore(self, state: State) -> None:
+        """Take over the result so far from a state."""
         self.robust.copy_(state["robust"])
         self.loss.copy_(state["loss"])
         self.adversarial[state["found"].to(self.robust.device)] = state["adversarial"].to(self.adversarial)
 
 
-State = dict[str, Tensor]
-"""All that an attack needs to go on from where it was, besides what it is called with."""
-
 Steps = Generator[Callable[[], State], None, AttackResult]
-"""After each step comes a function that gives the state, until the next step; its tensors may be the attack's own."""
+"""Yields after each step a function that gives the state, valid until the next step; its tensors may be the attack's
+own."""
 
-_Asked = ParamSpec("_Asked")
+_Parameters = ParamSpec("_Parameters")
+_Yielded = TypeVar("_Yielded")
+_Returned = TypeVar("_Returned")
 
 
-class Attack(Generic[_Asked]):
-    """An attack, made of the generator that takes its steps."""
+class Returning(Generic[_Yielded, _Returned]):
+    """Iterate over a generator, and have what it returned as `value` afterwards."""
 
-    def __init__(self, steps: Callable[_Asked, Steps]) -> None:
+    value: _Returned
+
+    def __init__(self, generator: Generator[_Yielded, None, _Returned]) -> None:
+        self._generator = generator
+
+    def __iter__(self) -> Iterator[_Yielded]:
+        self.value = yield from self._generator
+
+    def finish(self) -> _Returned:
+        """Iterate to the end and give what the generator returned."""
+        for _ in self:
+            pass
+        return self.value
+
+
+class Attack(Generic[_Parameters]):
+    """An attack, made of the generator function that takes its steps."""
+
+    def __init__(self, steps: Callable[_Parameters, Steps]) -> None:
         self.steps = steps
         update_wrapper(self, steps)
 
-    def __call__(self, *args: _Asked.args, **options: _Asked.kwargs) -> AttackResult:
+    def __call__(self, *args: _Parameters.args, **settings: _Parameters.kwargs) -> AttackResult:
         """Take all steps."""
-        steps = self.steps(*args, **options)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as stop:
-                result: AttackResult = stop.value
-                return result
+        return Returning(self.steps(*args, **settings)).finish()
 
-    def set(self, **options: Any) -> "Attack[...]":
-        """Settle some of its options."""
-        return Attack(partial(self.steps, **options))
+    def with_settings(self, **settings: Any) -> "Attack[...]":
+        """Give the attack with some of its settings fixed."""
+        return Attack(partial(self.steps, **settings))
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Hold the model in eval mode without parameter gradients, and put back every flag as it was."""
+    """Hold the model in eval mode without parameter gradients, and restore every flag afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()

@@ -8,16 +8,16 @@ the targeted DLR loss against the likeliest wrong classes; for l1 both shrink th
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, prod
+from math import prod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from core.attacks import Attack, AttackResult, State, Steps, frozen
+from core.attacks import DEFAULTS, Attack, AttackOptions, AttackResult, RunningResult, State, Steps, frozen
 from core.attacks.forward import loss_and_gradient, predict
 from core.attacks.losses import Loss, cross_entropy, targeted_dlr
-from core.attacks.rng import Noise
+from core.attacks.threat import LpThreat
 from core.geometry import (
     ascend,
     count_changed,
@@ -28,6 +28,7 @@ from core.geometry import (
     random_start,
 )
 from core.schema.catalog import Norm
+from core.schema.protocols import STEPS, TARGETS, AttackName, apgd_stages
 
 Goal = Literal["loss", "error"]
 Projection = Callable[[Tensor, Tensor, Norm, float], Tensor]
@@ -155,8 +156,8 @@ def apgd(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    norm: Norm,
-    eps: float,
+    threat: LpThreat,
+    options: AttackOptions = DEFAULTS,
     *,
     steps: int,
     start: Tensor | None = None,
@@ -165,7 +166,6 @@ def apgd(
     topk_fraction: float = 0.2,
     goal: Goal = "loss",
     projection: Projection = project,
-    chunk_size: int | None = None,
 ) -> AttackResult:
     """Search the ball for points of high loss in one run of `steps` gradient steps from `start` (default: the images).
 
@@ -177,11 +177,12 @@ def apgd(
     projection: how points are brought into ball and box.
     """
     targets = labels if targets is None else targets
+    norm, eps, chunk_size = threat.norm, threat.eps, options.chunk_size
     with frozen(model), torch.no_grad():
         current = (images if start is None else start).clamp(0, 1)
         logits, first_loss, gradient = loss_and_gradient(model, current, loss, labels, targets, chunk_size=chunk_size)
         right = logits.argmax(1) == labels
-        result = AttackResult(adversarial=current.clone(), robust=right.clone(), loss=first_loss.clone())
+        result = RunningResult(adversarial=current.clone(), robust=right.clone(), loss=first_loss.clone())
         place = torch.arange(len(images), device=images.device)
         points = _Points(place, images, labels, targets, current, current, gradient, current, gradient, first_loss)
         rule: _Halving | _Sparsifying
@@ -213,7 +214,7 @@ def apgd(
             back = rule.observe(values, points.best_loss, points.best - points.images)
             if back is not None:
                 points.go_back(back)
-        return result
+        return result.finish()
 
 
 @Attack
@@ -221,19 +222,16 @@ def apgd_ce(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    norm: Norm,
-    eps: float,
+    threat: LpThreat,
+    options: AttackOptions = DEFAULTS,
     *,
-    noise: Noise,
     restarts: int = 1,
-    steps: int = 100,
-    chunk_size: int | None = None,
-    state: State | None = None,
+    steps: int = STEPS,
 ) -> Steps:
     """Attack the cross-entropy from `restarts` random starts, each on the points that withstood those before: a step
     each."""
-    runs = _Runs(model, images, labels, norm, eps, noise=noise, steps=steps, chunk_size=chunk_size)
-    return (yield from runs.take(cross_entropy, [labels] * restarts, state))
+    runs = _Runs(model, images, labels, threat, options, steps=steps)
+    return (yield from runs.take(cross_entropy, [labels] * restarts))
 
 
 @Attack
@@ -241,23 +239,29 @@ def apgd_t(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    norm: Norm,
-    eps: float,
+    threat: LpThreat,
+    options: AttackOptions = DEFAULTS,
     *,
-    noise: Noise,
-    targets: int = 9,
-    steps: int = 100,
-    chunk_size: int | None = None,
-    state: State | None = None,
+    targets: int = TARGETS,
+    steps: int = STEPS,
 ) -> Steps:
     """Attack towards the `targets` likeliest classes after the first, a step each, on the targeted DLR loss.
 
     With fewer classes than that, all of them are tried.
     """
-    runs = _Runs(model, images, labels, norm, eps, noise=noise, steps=steps, chunk_size=chunk_size)
+    runs = _Runs(model, images, labels, threat, options, steps=steps)
     likeliest = runs.logits.argsort(1)
     ranks = range(2, min(targets + 1, likeliest.shape[1]) + 1)
-    return (yield from runs.take(targeted_dlr, [likeliest[:, -rank] for rank in ranks], state))
+    return (yield from runs.take(targeted_dlr, [likeliest[:, -rank] for rank in ranks]))
+
+
+def depends_on_last_bit(name: AttackName, threat: LpThreat) -> bool:
+    """Tell whether an attack must see the very model, not one that differs from it by rounding, for AutoAttack's
+    verdicts.
+
+    It is APGD in l1, where the last bit decides which pixels count as changed: 4 of 200 verdicts would differ.
+    """
+    return name.startswith("apgd") and threat.norm == "l1"
 
 
 class _Runs:
@@ -268,34 +272,32 @@ class _Runs:
         model: nn.Module,
         images: Tensor,
         labels: Tensor,
-        norm: Norm,
-        eps: float,
+        threat: LpThreat,
+        options: AttackOptions,
         *,
-        noise: Noise,
         steps: int,
-        chunk_size: int | None,
     ) -> None:
         with frozen(model):
-            self.logits = predict(model, images, chunk_size=chunk_size)
-        self.result = AttackResult(
+            self.logits = predict(model, images, chunk_size=options.chunk_size)
+        self.result = RunningResult(
             adversarial=images.clone(),
             robust=self.logits.argmax(1) == labels,
             loss=cross_entropy(self.logits, labels, labels),
         )
-        self._model, self._images, self._labels, self._norm, self._eps = model, images, labels, norm, eps
-        self._noise, self._steps, self._at_once = noise, steps, chunk_size
+        self._model, self._images, self._labels, self._threat, self._options = model, images, labels, threat, options
+        self._noise, self._steps = options.noise(len(images)), steps
 
-    def take(self, loss: Loss, targets: Sequence[Tensor], state: State | None) -> Steps:
+    def take(self, loss: Loss, targets: Sequence[Tensor]) -> Steps:
         """Run once for each of the targets (batch,)."""
         done = 0
-        if state:
+        if state := self._options.state:
             done = int(state["done"])
             self.result.restore(state)
             self._noise.restore(state["noise"])
         for number, its in enumerate(targets[done:], start=done + 1):
             self._run(loss, its)
             yield partial(self._state, number)
-        return self.result
+        return self.result.finish()
 
     def _state(self, done: int) -> State:
         return {**self.result.state(self._images), "done": torch.tensor(done), "noise": self._noise.state()}
@@ -314,21 +316,19 @@ class _Runs:
 
     def _search(self, places: Tensor, loss: Loss, targets: Tensor) -> AttackResult:
         """Run from a random start; for l1 in balls of 3 eps, 2 eps, eps, each from the best point of the one before."""
-        images, labels, norm = self._images[places], self._labels[places], self._norm
-        early = ceil(0.3 * self._steps)
-        stages: list[tuple[int, int, Goal]] = [(1, self._steps, "error")]
-        if norm == "l1":
-            stages = [(3, early, "loss"), (2, early, "loss"), (1, self._steps - 2 * early, "error")]
-        best = random_start(images, norm, stages[0][0] * self._eps, self._noise, places)
-        for factor, steps, goal in stages:
-            radius = factor * self._eps
+        images, labels = self._images[places], self._labels[places]
+        norm, eps = self._threat.norm, self._threat.eps
+        stages = apgd_stages(norm, self._steps)
+        best = random_start(images, norm, stages[0].scale * eps, self._noise, places)
+        for scale, steps in stages:
+            ball, goal = LpThreat(norm, scale * eps), "error" if scale == 1 else "loss"
             if norm == "l1":
                 # The reference draws a start at every stage and does not use it; drawing it too keeps the streams in
                 # step.
                 self._noise.normal(places, images.shape[1:])
-                best = project_start_as_autoattack(images, best, norm, radius)
-            options: dict[str, Any] = {"steps": steps, "start": best, "targets": targets, "loss": loss, "goal": goal}
-            options |= {"projection": project_as_autoattack, "chunk_size": self._at_once}
-            result = apgd(self._model, images, labels, norm, radius, **options)
+                best = project_start_as_autoattack(images, best, norm, ball.eps)
+            settings: dict[str, Any] = {"steps": steps, "start": best, "targets": targets, "loss": loss, "goal": goal}
+            settings["projection"] = project_as_autoattack
+            result = apgd(self._model, images, labels, ball, self._options, **settings)
             best = result.adversarial
         return result

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from core.attacks import Attack, AttackResult, State, Steps, frozen
+from core.attacks import DEFAULTS, Attack, AttackOptions, RunningResult, State, Steps, frozen
 from core.attacks.forward import loss_and_gradient, predict
 from core.attacks.losses import cross_entropy
-from core.attacks.rng import Noise
+from core.attacks.threat import LpThreat
 from core.geometry import length, per_image, step_onto_plane
 from core.schema.catalog import Norm
+from core.schema.protocols import STEPS, TARGETS
 
 # AutoAttack's constants: how far a step goes beyond the plane, how much of it may start from the image rather than from
 # where the walk is, and what is left of the perturbation after turning back.
@@ -62,28 +63,25 @@ def fab_t(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    norm: Norm,
-    eps: float,
+    threat: LpThreat,
+    options: AttackOptions = DEFAULTS,
     *,
-    noise: Noise,
-    targets: int = 9,
-    steps: int = 100,
-    chunk_size: int | None = None,
-    state: State | None = None,
+    targets: int = TARGETS,
+    steps: int = STEPS,
 ) -> Steps:
     """Walk from each image to the boundary of each of the `targets` likeliest classes after the first.
 
     With fewer classes than that, all of them are tried. A point has fallen once a walk is at a misclassified point no
     farther than eps, and then costs no further passes. `adversarial` is that point, or the image where there is none;
-    `loss` is the cross-entropy at it. `noise` is not drawn from: a single walk per class starts at the image itself.
+    `loss` is the cross-entropy at it. Nothing is drawn at random: a single walk per class starts at the image itself.
 
-    Walks towards several classes go side by side as far as `chunk_size` has room for them: a step. No verdict changes,
-    since each walk starts anew from the image.
+    Walks towards several classes go side by side as far as `options.chunk_size` has room for them: a step. No verdict
+    changes, since each walk starts from the image itself.
     """
-    del noise
+    chunk_size = options.chunk_size
     with frozen(model):
         logits = predict(model, images, chunk_size=chunk_size)
-        result = AttackResult(
+        result = RunningResult(
             adversarial=images.clone(),
             robust=logits.argmax(1) == labels,
             loss=cross_entropy(logits, labels, labels),
@@ -98,7 +96,7 @@ def fab_t(
         def now() -> State:
             return {**result.state(images), "tried": torch.tensor(tried)}
 
-        if state:
+        if state := options.state:
             tried = int(state["tried"])
             result.restore(state)
         while tried < wrong_classes.shape[1] and bool(result.robust.any()):
@@ -107,14 +105,14 @@ def fab_t(
             tried += side_by_side.shape[1]
             place = standing.repeat(side_by_side.shape[1])
             walks = _Walks(place, images[place], labels[place], side_by_side.T.flatten(), images[place])
-            _walk(model, walks, norm, eps, result, steps=steps, chunk_size=chunk_size)
+            _walk(model, walks, threat, result, steps=steps, chunk_size=chunk_size)
             yield now
-        return result
+        return result.finish()
 
 
 @torch.no_grad()
 def _walk(
-    model: nn.Module, walks: _Walks, norm: Norm, eps: float, result: AttackResult, *, steps: int, chunk_size: int | None
+    model: nn.Module, walks: _Walks, threat: LpThreat, result: RunningResult, *, steps: int, chunk_size: int | None
 ) -> None:
     """Take the steps, and enter into `result` the points that fall."""
     for _ in range(steps):
@@ -124,10 +122,10 @@ def _walk(
         _, height, slope = loss_and_gradient(
             model, walks.current, _lead_of_target, walks.labels, walks.targets, chunk_size=chunk_size
         )
-        walks.step(height, slope, norm)
+        walks.step(height, slope, threat.norm)
         logits = predict(model, walks.current, chunk_size=chunk_size)
         wrong = logits.argmax(1) != walks.labels
-        fallen = wrong & (length(walks.current - walks.images, norm) <= eps)
+        fallen = wrong & (length(walks.current - walks.images, threat.norm) <= threat.eps)
         if bool(fallen.any()):
             _enter(walks, fallen, logits, result)
             standing = result.robust[walks.place]
@@ -138,7 +136,7 @@ def _walk(
         walks.turn_back(wrong)
 
 
-def _enter(walks: _Walks, fallen: Tensor, logits: Tensor, result: AttackResult) -> None:
+def _enter(walks: _Walks, fallen: Tensor, logits: Tensor, result: RunningResult) -> None:
     """Enter the walks (rows,) that reached their goal; where two from one image did, the likelier class speaks."""
     rows = fallen.nonzero().squeeze(1)
     first = rows.new_full((len(result.robust),), len(fallen))

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from core.attacks import AttackResult, frozen
+from core.attacks import DEFAULTS, AttackOptions, AttackResult, frozen
 from core.attacks.forward import loss_and_gradient, predict
 from core.attacks.losses import Loss, cross_entropy
+from core.attacks.threat import UnionThreat
 from core.geometry import ascend, per_image, project
 from core.schema.catalog import Norm
 
@@ -22,52 +23,55 @@ _REACH = 2.5
 
 
 @dataclass(frozen=True)
-class SteepestResult(AttackResult):
+class MsdResult(AttackResult):
     """What the attack found; `adversarial` lies in one of the balls."""
 
     robust_under: dict[Norm, Tensor]
     """(batch,) bool per norm: whether the model stayed right at the start and at every candidate of this norm."""
 
 
-def steepest(
+def msd(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    eps: Mapping[Norm, float],
+    threat: UnionThreat,
+    options: AttackOptions = DEFAULTS,
     *,
     steps: Mapping[Norm, int],
     start: Tensor | None = None,
     targets: Tensor | None = None,
     loss: Loss = cross_entropy,
     topk_fraction: float = 0.01,
-) -> SteepestResult:
+) -> MsdResult:
     """Search the union of the balls for points of high loss, from `start` (default: the images), without randomness.
 
-    eps, steps: radius and number of steps per norm; a norm gives a candidate in the first so many rounds, with steps of
-    2.5 eps / steps. topk_fraction: share of pixels, in [0, 1], that an l1 step changes, at least one; the paper
+    steps: per norm; a norm gives a candidate in each of its first `steps[norm]` rounds, with steps of 2.5 eps / steps.
+    topk_fraction: share of pixels, in [0, 1], that an l1 step changes, at least one; the paper
     changes 5 to 20 of the 3,072 of CIFAR-10. `adversarial` is the point of highest loss of all that were stepped on,
     the start included. A round costs a forward and a backward pass for the gradient, and a forward pass for each
     candidate.
     """
     targets = labels if targets is None else targets
+    chunk_size = options.chunk_size
     each = torch.ones(len(images), dtype=images.dtype, device=images.device)
     current = images if start is None else start
     with frozen(model):
-        logits, best_loss, gradient = loss_and_gradient(model, current, loss, labels, targets)
+        logits, best_loss, gradient = loss_and_gradient(model, current, loss, labels, targets, chunk_size=chunk_size)
         best, right = current.clone(), logits.argmax(1) == labels
         robust_under = dict.fromkeys(steps, right)
         for done in range(max(steps.values())):
             if done:
-                _, _, gradient = loss_and_gradient(model, current, loss, labels, targets)
+                _, _, gradient = loss_and_gradient(model, current, loss, labels, targets, chunk_size=chunk_size)
             # A pixel at the edge of the box cannot move on: an l1 step that spends itself there is lost.
             blocked = ((gradient > 0) & (current >= 1)) | ((gradient < 0) & (current <= 0))
             gradient = gradient.masked_fill(blocked, 0)
             highest, origin = torch.full_like(best_loss, -torch.inf), current
-            for norm in (norm for norm in steps if done < steps[norm]):
-                size = _REACH * eps[norm] / steps[norm]
+            for ball in (ball for ball in threat if done < steps[ball.norm]):
+                norm, eps = ball.norm, ball.eps
+                size = _REACH * eps / steps[norm]
                 step = ascend(gradient, norm, size * each, topk_fraction=topk_fraction * each)
-                candidate = project(images, origin + step, norm, eps[norm])
-                logits = predict(model, candidate)
+                candidate = project(images, origin + step, norm, eps)
+                logits = predict(model, candidate, chunk_size=chunk_size)
                 values = loss(logits, labels, targets)
                 robust_under[norm] = robust_under[norm] & (logits.argmax(1) == labels)
                 higher = values > highest
@@ -77,4 +81,4 @@ def steepest(
             best_loss = torch.where(better, highest, best_loss)
             best = torch.where(per_image(better, images), current, best)
     robust = torch.stack(list(robust_under.values())).all(0)
-    return SteepestResult(adversarial=best, robust=robust, loss=best_loss, robust_under=robust_under)
+    return MsdResult(adversarial=best, robust=robust, loss=best_loss, robust_under=robust_under)

@@ -10,10 +10,12 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from core.attacks import AttackResult, frozen
+from core.attacks import DEFAULTS, AttackOptions, AttackResult, frozen
 from core.attacks.losses import margin
+from core.attacks.threat import PerceptualThreat
 from core.geometry import per_image, rescale
 from core.schema.errors import BadInput
+from core.schema.protocols import PERCEPTUAL_STEPS
 
 # The distance's slope along a step is taken over this length in pixel units (l2), as in the authors' code.
 _PROBE = 0.1
@@ -26,21 +28,26 @@ def perceptual(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    bound: float,
+    threat: PerceptualThreat,
+    options: AttackOptions = DEFAULTS,
     *,
-    noise: Tensor,
-    steps: int = 10,
+    noise: Tensor | None = None,
+    steps: int = PERCEPTUAL_STEPS,
 ) -> AttackResult:
-    """Raise the margin loss of images that the model has right, while they stay within `bound` of LPIPS or are fined.
+    """Raise the margin loss of correctly classified images, with a penalty on LPIPS distances above the bound.
 
-    noise (batch, channels, height, width): standard normal numbers, a hundredth of which lies between image and start.
-    Minimises weight * max(0, LPIPS - bound) - margin by normalised gradient steps. Over the run the weight grows from
-    1 to 10 and a step's length, in units of LPIPS, falls from the bound to a tenth of it. Nothing brings a point back
-    that ends outside the bound, so that is for training, not for measuring. Images that the model has wrong are
-    returned as they are. `loss` is the margin at `adversarial`. Costs 2 steps + 2 forward and `steps` backward passes.
+    noise (batch, channels, height, width): standard normal numbers, drawn with `options.seed` by default; the attack
+    starts at the image plus a hundredth of them. Minimises weight * max(0, LPIPS - bound) - margin by normalised
+    gradient steps. Over the run the weight grows from 1 to 10 and a step's length, in units of LPIPS, falls from the
+    bound to a tenth of it. Nothing brings a point back that ends outside the bound, so the attack is for training, not
+    for evaluation. Misclassified images are returned unchanged. `loss` is the margin at `adversarial`. All points go
+    through the model together. Costs 2 steps + 2 forward and `steps` backward passes.
 
     Raises BadInput for a model without feature maps.
     """
+    bound = threat.bound
+    if noise is None:
+        noise = options.noise(len(images)).normal(torch.arange(len(images)), images.shape[1:])
     with frozen(model):
         with torch.no_grad():
             logits, own = logits_and_features(model, images)

@@ -12,13 +12,13 @@ from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
-from core.attacks import Attack, AttackResult, State, Steps, frozen
+from core.attacks import DEFAULTS, Attack, AttackOptions, AttackResult, Steps, frozen
 from core.attacks.losses import cross_entropy
-from core.attacks.rng import Noise
+from core.attacks.threat import LpThreat
 from core.schema.catalog import Norm
 from core.schema.errors import BadInput
+from core.schema.protocols import AttackName
 
-Name = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 NAMES: dict[Norm, Literal["Linf", "L2", "L1"]] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
@@ -27,36 +27,33 @@ def reference(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    norm: Norm,
-    eps: float,
+    threat: LpThreat,
+    options: AttackOptions = DEFAULTS,
     *,
-    noise: Noise,
-    name: Name,
+    name: AttackName,
     steps: int | None = None,
-    chunk_size: int | None = None,
-    state: State | None = None,
 ) -> Steps:
     """Run one attack of AutoAttack's standard version. `loss` is the cross-entropy.
 
     `check_classes` says whether the library can.
 
-    steps: run APGD-CE once with so many iterations, instead of as often and as long as AutoAttack does. chunk_size is
-    ignored: the library computes whole logical batches, in one go, so that there is no state either.
+    steps: run APGD-CE once with so many iterations, instead of as often and as long as AutoAttack does.
+    `options.chunk_size` and `options.state` are ignored: the library computes a whole logical batch in one pass.
     """
-    del chunk_size, state
     yield from ()
+    norm, eps, sizes = NAMES[threat.norm], threat.eps, options.batch_sizes or (len(images),)
     devices = [images.device] if images.device.type == "cuda" else []
     with frozen(model), torch.no_grad():
         logits = model(images[:1])
-        attack = AutoAttack(model, norm=NAMES[norm], eps=eps, seed=noise.seed, version="standard", device=images.device)
+        attack = AutoAttack(model, norm=norm, eps=eps, seed=options.seed, version="standard", device=images.device)
         attack.attacks_to_run = [name]
         if steps is not None:
             attack.apgd = APGDAttack(
                 model,
                 n_iter=steps,
-                norm=NAMES[norm],
+                norm=norm,
                 eps=eps,
-                seed=noise.seed,
+                seed=options.seed,
                 device=images.device,
                 use_largereps=attack.apgd.use_largereps,
                 logger=attack.logger,
@@ -65,7 +62,7 @@ def reference(
         for targeted in (attack.apgd_targeted, attack.fab):
             targeted.n_target_classes = min(targeted.n_target_classes, logits.shape[1] - 1)
         found = []
-        for points, answers in zip(images.split(noise.sizes), labels.split(noise.sizes), strict=True):
+        for points, answers in zip(images.split(sizes), labels.split(sizes), strict=True):
             with torch.random.fork_rng(devices=devices):
                 # The library views tensors flat, which only works on contiguous ones.
                 adversarial, _ = attack.run_standard_evaluation(points.contiguous(), answers, batch_size=len(points))

@@ -18,11 +18,13 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from core.attacks import Attack, AttackResult, State, Steps, frozen
+from core.attacks import DEFAULTS, Attack, AttackOptions, RunningResult, State, Steps, frozen
 from core.attacks.forward import predict
 from core.attacks.rng import Noise
+from core.attacks.threat import LpThreat
 from core.geometry import length, project, project_by_sorting, rescale
 from core.schema.catalog import Norm
+from core.schema.protocols import QUERIES
 
 # The share of the image that the first windows cover, and the queries after which it halves.
 _SHARE = 0.8
@@ -36,29 +38,27 @@ def square(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    norm: Norm,
-    eps: float,
+    threat: LpThreat,
+    options: AttackOptions = DEFAULTS,
     *,
-    noise: Noise,
-    queries: int = 5000,
-    chunk_size: int | None = None,
-    state: State | None = None,
+    queries: int = QUERIES,
 ) -> Steps:
     """Search for errors from one random start, in at most `queries` + 2 forward passes per point and no backward ones.
 
     `loss` is the best wrong logit minus the true one. Where a point stands, `adversarial` is where that was highest. A
     step is a query.
     """
+    chunk_size, noise = options.chunk_size, options.noise(len(images))
     with frozen(model):
         logits = predict(model, images, chunk_size=chunk_size)
-        result = AttackResult(images.clone(), logits.argmax(1) == labels, _lead(logits, labels))
-        moves: _Moves = _Blocks(eps) if norm == "linf" else _Bumps(norm, eps)
-        if state:
+        result = RunningResult(images.clone(), logits.argmax(1) == labels, _lead(logits, labels))
+        moves: _Moves = _Blocks(threat.eps) if threat.norm == "linf" else _Bumps(threat.norm, threat.eps)
+        if state := options.state:
             result.restore(state)
             noise.restore(state["noise"])
             points, asked = _Points.restored(state, images, labels, noise), int(state["asked"])
         elif not bool(result.robust.any()):
-            return result
+            return result.finish()
         else:
             points, asked = _begin(model, images, labels, moves, result, noise, chunk_size), 0
 
@@ -78,14 +78,14 @@ def square(
                 points.tried = labels.new_zeros(len(points.place), kinds, dtype=torch.bool) if kinds <= count else None
             for _ in range(behind, count):
                 if len(points.place) == 0:
-                    return result
+                    return result.finish()
                 _query(model, points, moves, windows, result, noise, chunk_size)
                 asked += 1
                 yield now
             behind = 0
         result.adversarial[points.place] = points.best.clamp(0, 1)
         result.loss[points.place] = points.lead
-        return result
+        return result.finish()
 
 
 def _lead(logits: Tensor, labels: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class _Points:
     tried: Tensor | None
     """(points, kinds) bool: which kinds of moves each point has tried since it last moved, where that is kept."""
 
-    def part(self, standing: Tensor, answers: Tensor, result: AttackResult, noise: Noise) -> None:
+    def part(self, standing: Tensor, answers: Tensor, result: RunningResult, noise: Noise) -> None:
         """Keep the points that stand (points,), and enter the others into `result`. answers (points,): the classes."""
         if bool(standing.all()):
             return
@@ -196,7 +196,7 @@ def _begin(
     images: Tensor,
     labels: Tensor,
     moves: _Moves,
-    result: AttackResult,
+    result: RunningResult,
     noise: Noise,
     chunk_size: int | None,
 ) -> _Points:
@@ -216,7 +216,7 @@ def _query(
     points: _Points,
     moves: _Moves,
     windows: _Windows,
-    result: AttackResult,
+    result: RunningResult,
     noise: Noise,
     chunk_size: int | None,
 ) -> None:

@@ -1,7 +1,6 @@
 """The command line's options, and the spec that they make with a spec file. No torch."""
 
 import argparse
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,12 @@ from pydantic import BaseModel, ValidationError
 
 from core.schema.catalog import DATASETS, NORMS
 from core.schema.errors import BadInput
-from core.schema.spec import SPECS, AnySpec, Evaluation, ImportSpec, Method, default_eps, did_you_mean, parse, read_json
+from core.schema.import_spec import ImportSpec
+from core.schema.method import Method
+from core.schema.overrides import NotAnObject, override, read_value
+from core.schema.spec import SPECS, AnySpec, Evaluation, default_eps, parse
+from core.schema.strict_json import read_json
+from core.schema.suggestions import did_you_mean
 from core.schema.validation import field_errors
 
 IMPORT = "import-weights"
@@ -156,13 +160,16 @@ def _read_shard(text: str) -> tuple[int, int]:
 
 def _options(model: type[BaseModel]) -> Iterator[tuple[str, str, Callable[[str], Any]]]:
     """Name every field of a spec, and every field of its parts, with its help and how to read it."""
+    described = model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
         if name in ("kind", "webhook"):
             continue
-        text = " ".join((field.description or "").split()).replace("%", "%%")
+        text = " ".join(described[name]["description"].split()).replace("%", "%%")
         yield name, text, _reader(field.annotation)
         if name == "eps":
-            yield from ((f"eps.{norm}", f"The radius for {norm}; other norms keep theirs.", _read) for norm in NORMS)
+            yield from (
+                (f"eps.{norm}", f"The radius for {norm}; other norms keep theirs.", read_value) for norm in NORMS
+            )
         if part := _PARTS.get(name):
             yield from ((f"{name}.{inner}", text, read) for inner, text, read in _options(part))
 
@@ -170,20 +177,12 @@ def _options(model: type[BaseModel]) -> Iterator[tuple[str, str, Callable[[str],
 def _reader(annotation: Any) -> Callable[[str], Any]:
     if annotation is str:
         return str
-    return _read_list if get_origin(annotation) in (tuple, list) else _read
+    return _read_list if get_origin(annotation) in (tuple, list) else read_value
 
 
 def _read_list(text: str) -> Any:
     """Read a JSON list, or words with commas between them."""
-    return _read(text) if text.startswith("[") else text.split(",")
-
-
-def _read(text: str) -> Any:
-    """Read a value as JSON where it is, else as the word it is."""
-    try:
-        return read_json(text)
-    except ValueError:
-        return text
+    return read_value(text) if text.startswith("[") else text.split(",")
 
 
 def _path(text: str) -> Path:
@@ -227,7 +226,11 @@ def read_spec(options: argparse.Namespace) -> AnySpec:
             if path[0] == "eps" and len(path) > 1 and "eps" not in body:
                 # One radius by its own option varies that one; the other norms are still evaluated.
                 body["eps"] = default_eps(body.get("base_model"), body.get("dataset"))
-            _set(body, path, value)
+            try:
+                override(body, name.removeprefix("spec."), value)
+            except NotAnObject as error:
+                hint = f"give {error.field} as an object, or leave --{name.removeprefix('spec.')} out"
+                raise BadInput(str(error), hint=hint, field=error.field) from error
     if options.extra_data and not body.get("extra_dataset"):
         body["extra_dataset"] = _name_after(options.extra_data.name.partition(".")[0], "--extra-dataset")
     dataset = body.get("dataset")
@@ -251,7 +254,7 @@ def read_import(options: argparse.Namespace) -> ImportSpec:
     """Put together what is to be imported. Raises BadInput."""
     given = {name.removeprefix("spec."): value for name, value in vars(options).items() if name.startswith("spec.")}
     if isinstance(given["classes"], str):
-        given["classes"] = _read(given["classes"])
+        given["classes"] = read_value(given["classes"])
     with _said_field_by_field(IMPORT):
         return ImportSpec.model_validate({name: value for name, value in given.items() if value is not None})
 
@@ -293,26 +296,6 @@ def _name_after(word: str, option: str) -> str:
             field=option.removeprefix("--").replace("-", "_"),
         )
     return name
-
-
-def _set(body: dict[str, Any], path: list[str], value: Any) -> None:
-    *outer, last = path
-    for name in outer:
-        inside = body.get(name, {})
-        if name == "method" and isinstance(inside, str):
-            inside = {"name": inside}
-        if not isinstance(inside, dict):
-            raise BadInput(
-                f"{name} is {_shorten(json.dumps(inside))}, which has no {last} to set",
-                hint=f"give {name} as an object, or leave --{'.'.join(path)} out",
-                field=name,
-            )
-        body[name] = body = dict(inside)
-    body[last] = value
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 64 else f"{text[:64]}..."
 
 
 def _file(path: Path) -> dict[str, Any]:

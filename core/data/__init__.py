@@ -11,22 +11,23 @@ from pathlib import Path
 
 from core.data import arrays, cifar, digits, extra_data, image_folder, imagenet
 from core.data.image_folder import LeaveOut
-from core.data.split import Split
+from core.data.labelled_images import LabelledImages
 from core.data.stream import Stream
 from core.schema.catalog import DATASETS
 from core.schema.errors import BadDataset, BadInput
-from core.schema.spec import Interpolation, did_you_mean
+from core.schema.spec import Interpolation
+from core.schema.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A training and a test part that share their classes."""
 
-    train: Split | Stream
-    test: Split | Stream
+    train: LabelledImages
+    test: LabelledImages
     classes: tuple[str, ...]
     """The name behind each label."""
-    extra: Split | Stream | None = None
+    extra: LabelledImages | None = None
     """A second labelled set of the same classes, for training."""
 
     @property
@@ -39,7 +40,7 @@ class Dataset:
         digest = hashlib.sha256()
         for part in (self.train, self.test, self.extra):
             if part is not None:
-                part.feed(digest)
+                part.update_hash(digest)
         return digest.hexdigest()
 
 

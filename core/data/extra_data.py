@@ -8,14 +8,15 @@ from pathlib import Path
 
 from core.data import arrays, image_folder, imagenet
 from core.data.image_folder import LeaveOut
+from core.data.labelled_images import LabelledImages
 from core.data.split import Split
 from core.data.stream import Stream
 from core.schema.errors import BadDataset, DoesNotFit
 
 
 def load(
-    path: Path, *, like: Split | Stream, classes: tuple[str, ...], leave_out: LeaveOut | None = None
-) -> Split | Stream:
+    path: Path, *, like: LabelledImages, classes: tuple[str, ...], leave_out: LeaveOut | None = None
+) -> LabelledImages:
     """Load a second set beside one whose training part is `like`.
 
     Reads a `.npz` file of arrays, or the `train/<class>/<image>` of a folder or archive, whose classes are then matched
@@ -44,10 +45,11 @@ def load(
     return found
 
 
-def _read(path: Path, like: Split | Stream, leave_out: LeaveOut | None) -> tuple[Split | Stream, tuple[str, ...]]:
+def _read(path: Path, like: LabelledImages, leave_out: LeaveOut | None) -> tuple[LabelledImages, tuple[str, ...]]:
     """Read images and, where they have any, the names of their classes."""
     if isinstance(like, Stream):
         return imagenet.load_training_part(path, workers=like.workers)
+    assert isinstance(like, Split)
     names: tuple[str, ...] = ()
     if arrays.is_arrays(path):
         found = arrays.load(path)
@@ -66,14 +68,14 @@ def _describe(shape: tuple[int, int, int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _renumbered(found: Split | Stream, names: tuple[str, ...], classes: tuple[str, ...], path: Path) -> Split | Stream:
+def _renumbered(found: LabelledImages, names: tuple[str, ...], classes: tuple[str, ...], path: Path) -> LabelledImages:
     """Number the classes as the first set does."""
-    strangers = sorted(set(names) - set(classes))
-    if strangers:
+    unknown = sorted(set(names) - set(classes))
+    if unknown:
         raise DoesNotFit(
-            f"class '{strangers[0]}' of {path.name} is none of the data set's {len(classes)} classes",
+            f"class '{unknown[0]}' of {path.name} is none of the data set's {len(classes)} classes",
             hint="name the extra classes as those of the data set, and leave out others",
             field="extra_dataset",
         )
     numbers = found.labels.new_tensor([classes.index(name) for name in names])
-    return replace(found, labels=numbers[found.labels])
+    return found.with_labels(numbers[found.labels])

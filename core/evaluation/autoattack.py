@@ -17,19 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from core import checkpoint
-from core.attacks import Attack, AttackResult, Steps, frozen
-from core.attacks.apgd import apgd_ce, apgd_t
+from core.attacks import Attack, AttackOptions, AttackResult, Returning, Steps, frozen
+from core.attacks.apgd import apgd_ce, apgd_t, depends_on_last_bit
 from core.attacks.fab import fab_t
 from core.attacks.forward import predict
-from core.attacks.reference import Name, check_classes, reference
-from core.attacks.rng import Noise
+from core.attacks.reference import check_classes, reference
 from core.attacks.square import square
+from core.attacks.threat import LpThreat
 from core.data.split import Split
 from core.evaluation import report as verdicts
 from core.evaluation.checks import doubts_about
 from core.evaluation.preflight import preflight
 from core.evaluation.resume import STATE_FILE, EvaluationState
-from core.geometry import length
 from core.inputs import Inputs, load
 from core.models.folding import folded
 from core.models.memory import Room, is_out_of_memory, peak_memory
@@ -52,11 +51,11 @@ from core.schema.events import (
     Started,
     Subject,
 )
-from core.schema.spec import AnySpec, Engine, EvaluateSpec, Protocol
+from core.schema.protocols import FAST_STEPS, TARGETS, AttackName, Engine, Protocol, settings_of
+from core.schema.spec import AnySpec, EvaluateSpec
 from core.signals import Interrupted
 
-_NAMES: tuple[Name, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
-_TARGETS = 9
+_ATTACKS: dict[AttackName, Attack[...]] = {"apgd-ce": apgd_ce, "apgd-t": apgd_t, "fab-t": fab_t, "square": square}
 # What is attacked together: as many whole logical batches as fit into so many points, and into so many bytes of images,
 # since an attack holds, and keeps for a broken evaluation to go on, several tensors of that size.
 _GROUP = 1024
@@ -65,22 +64,13 @@ _GROUP_BYTES = 256 * 2**20
 _CHUNK_SIZE = {"cpu": 256, "cuda": 1024}
 
 
-def attacks_of(protocol: Protocol, norm: Norm, engine: Engine = "temper") -> dict[str, Attack[...]]:
-    """Name the attacks of a protocol in the order they run, with AutoAttack's settings for the norm."""
+def attacks_of(protocol: Protocol, norm: Norm, engine: Engine = "temper") -> dict[AttackName, Attack[...]]:
+    """Give the attacks of a protocol in the order in which they run, with AutoAttack's settings for the norm."""
+    attacks = settings_of(protocol, norm)
     if engine == "reference":
-        names = _NAMES[: {"fast": 1, "paper": 2, "standard": 4}[protocol]]
-        steps = 20 if protocol == "fast" else None
-        return {name: reference.set(name=name, steps=steps) for name in names}
-    if protocol == "fast":
-        return {"apgd-ce": apgd_ce.set(steps=20)}
-    restarts, targets = (5, 5) if norm == "l1" else (1, _TARGETS)
-    attacks: dict[str, Attack[...]] = {
-        "apgd-ce": apgd_ce.set(restarts=restarts),
-        "apgd-t": apgd_t.set(targets=targets),
-    }
-    if protocol == "standard":
-        attacks |= {"fab-t": fab_t.set(targets=_TARGETS), "square": square.set()}
-    return attacks
+        steps = FAST_STEPS if protocol == "fast" else None
+        return {name: reference.with_settings(name=name, steps=steps) for name in attacks}
+    return {name: _ATTACKS[name].with_settings(**settings) for name, settings in attacks.items()}
 
 
 def evaluate(
@@ -101,12 +91,7 @@ def evaluate(
     """
     options = Options(protocol=protocol, engine=engine, seed=seed, batch_size=batch_size)
     steps = iter_evaluate(model, images, labels, eps, options=options, subject="result")
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            report: Report = stop.value
-            return report
+    return Returning(steps).finish()
 
 
 @dataclass(frozen=True)
@@ -196,7 +181,7 @@ class _Search:
         protocol = self._options.protocol
         return self._room.fit(
             lambda chunk_size: list(
-                doubts_about(self._model, images, labels, protocol, targets=_TARGETS, chunk_size=chunk_size)
+                doubts_about(self._model, images, labels, protocol, targets=TARGETS, chunk_size=chunk_size)
             )
         )
 
@@ -210,7 +195,9 @@ class _Search:
         self._keep.put("clean", right)
         return right
 
-    def run(self, name: str, attack: Attack[...], norm: Norm, robust: Tensor) -> Generator[Saved, None, AttackRecord]:
+    def run(
+        self, name: AttackName, attack: Attack[...], norm: Norm, robust: Tensor
+    ) -> Generator[Saved, None, AttackRecord]:
         """Run one attack on the points that are still right, and cross out in `robust` those that fall."""
         begun = time.monotonic()
         attacked = int(robust.sum())
@@ -236,23 +223,22 @@ class _Search:
         )
 
     def _attack_group(
-        self, key: str, name: str, attack: Attack[...], norm: Norm, first: int, robust: Tensor
+        self, key: str, name: AttackName, attack: Attack[...], norm: Norm, first: int, robust: Tensor
     ) -> Generator[Saved, None, None]:
         """Attack the logical batches that begin at point `first`, and cross out those points of theirs that fall."""
         standing = robust.nonzero().squeeze(1)
         if len(standing) == 0:
             return
-        images, labels, eps = self._images[first + standing], self._labels[first + standing], self._eps[norm]
+        images, labels = self._images[first + standing], self._labels[first + standing]
+        threat = LpThreat(norm, self._eps[norm])
         counts = [int(batch.sum()) for batch in robust.split(self._options.batch_size)]
-        sizes = [count for count in counts if count]
-        # Attacks search on a copy that is quicker to compute; what they find is judged by the model itself. Not APGD in
-        # l1, where the last bit decides which pixels count as changed: 4 of 200 verdicts would not be AutoAttack's.
-        searched = self._model if norm == "l1" and name.startswith("apgd") else self._quick
+        sizes = tuple(count for count in counts if count)
+        # Attacks search on a copy that is faster to compute; what they find is judged by the model itself.
+        searched = self._model if depends_on_last_bit(name, threat) else self._quick
         while True:
-            noise = Noise(self._options.seed, sizes)
-            options = {"noise": noise, "chunk_size": self._room.chunk_size, "state": self._keep.state(key)}
+            options = AttackOptions(self._options.seed, sizes, self._room.chunk_size, self._keep.state(key))
             try:
-                with closing(attack.steps(searched, images, labels, norm, eps, **options)) as steps:
+                with closing(attack.steps(searched, images, labels, threat, options)) as steps:
                     result = yield from self._take(steps, key)
                 break
             except RuntimeError as error:
@@ -261,25 +247,18 @@ class _Search:
             self._room.halve()
         # The verdict is a fresh look at what the attack hands over, not the attack's own word.
         right = self._right(result.adversarial, labels)
-        found = result.adversarial[~right]
-        # Pixels are rounded to their own last bit, which is much of a small radius.
-        rounding = length(torch.full_like(images[:1], torch.finfo(images.dtype).eps), norm)
-        excess = length(found - images[~right], norm) - eps
-        assert not (excess > 1e-4 * eps + rounding).any(), f"{name} left the {norm} ball by {excess.max():.1e}"
-        assert not ((found < 0) | (found > 1)).any(), f"{name} left the box"
+        allowed = threat.contains(images[~right], result.adversarial[~right])
+        assert bool(allowed.all()), f"{name} left {threat} at {int((~allowed).sum())} points"
         robust[standing] = right
 
     def _take(self, steps: Steps, key: str) -> Generator[Saved, None, AttackResult]:
         """Take an attack's steps, and keep its state now and then."""
-        while True:
-            try:
-                state = next(steps)
-            except StopIteration as stop:
-                result: AttackResult = stop.value
-                return result
+        attack = Returning(steps)
+        for state in attack:
             if self._keep.due:
                 self._keep.stand(key, state())
                 yield from self._keep.copy()
+        return attack.value
 
     def _right(self, images: Tensor, labels: Tensor) -> Tensor:
         """Say of each point (examples,) whether the model classifies it right."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from core.attacks.forward import loss_and_gradient, predict
 from core.attacks.losses import Loss, cross_entropy, dlr
 from core.schema.events import AttackRecord, Flag
-from core.schema.spec import Protocol
+from core.schema.protocols import Protocol
 
 
 def doubts_about(

@@ -16,6 +16,7 @@ from core.attacks import frozen
 from core.attacks.apgd import apgd
 from core.attacks.forward import loss_and_gradient, predict
 from core.attacks.losses import cross_entropy
+from core.attacks.threat import LpThreat
 from core.checkpoint import Claim
 from core.data.split import Split
 from core.evaluation.checks import are_probabilities
@@ -269,7 +270,7 @@ def _misled(model: nn.Module, images: Tensor, labels: Tensor, right: Tensor, blu
 def _overrated(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm, claim: Claim) -> Iterator[Warned]:
     """Look whether a quick attack, which finds less than AutoAttack, already finds more than is claimed."""
     parts = list(zip(images.split(_CHUNK_SIZE), labels.split(_CHUNK_SIZE), strict=True))
-    attacks = (apgd(model, *part, norm, claim.eps, steps=_STEPS, goal="error") for part in parts)
+    attacks = (apgd(model, *part, LpThreat(norm, claim.eps), steps=_STEPS, goal="error") for part in parts)
     robust, total = sum(int(attack.robust.sum()) for attack in attacks), len(labels)
     if claim.robust is None:
         clean = int((predict(model, images, chunk_size=_CHUNK_SIZE).argmax(1) == labels).sum())

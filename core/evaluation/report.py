@@ -11,7 +11,7 @@ from core.evaluation.checks import doubts_from_square
 from core.schema.catalog import NORMS, Norm
 from core.schema.errors import BadInput
 from core.schema.events import AttackRecord, Flag, Part, Rate, Report, Reports
-from core.schema.spec import Engine, Protocol
+from core.schema.protocols import Engine, Protocol
 
 
 def digits(right: Tensor) -> str:

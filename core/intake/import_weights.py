@@ -11,8 +11,9 @@ from core.models import Blueprint
 from core.models.third_party import Foreign, check_normalisation, convert, count_classes, fitting, read
 from core.schema.catalog import DATASETS
 from core.schema.errors import BadInput, BadWeights
+from core.schema.import_spec import ImportSpec
 from core.schema.model_zoo import PUBLISHED, PublishedEntry
-from core.schema.spec import ImportSpec, check_radius
+from core.schema.radius import check_radius
 
 
 @dataclass(frozen=True)

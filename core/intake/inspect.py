@@ -28,6 +28,7 @@ from core.intake.import_weights import import_weights, recognise
 from core.schema.catalog import DATASETS
 from core.schema.errors import BadDataset, BadWeights, OverLimit
 from core.schema.events import Warned
+from core.schema.import_spec import ImportSpec
 from core.schema.inspection_report import (
     DatasetInspection,
     InspectionWarning,
@@ -37,7 +38,6 @@ from core.schema.inspection_report import (
     Thumbnail,
     Twins,
 )
-from core.schema.spec import ImportSpec
 
 REPORT = "report.json"
 MODEL = "model.safetensors"

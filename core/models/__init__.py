@@ -20,7 +20,7 @@ from core.models.timm_classifier import timm_classifier
 from core.models.wide_resnet import WideResNet
 from core.schema.catalog import ARCHITECTURES, TIMM, find_architecture
 from core.schema.errors import BadInput, DoesNotFit
-from core.schema.spec import did_you_mean
+from core.schema.suggestions import did_you_mean
 
 # What networks raise for images that they cannot take is no one class.
 _CANNOT = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError, AttributeError)

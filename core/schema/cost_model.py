@@ -7,17 +7,11 @@ done once and on a few points, such as the inspection of a base model, is left o
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import ceil
 
-from core.schema.catalog import DATASETS, NORMS, Norm
-from core.schema.spec import AnySpec, EvaluateSpec, FineTuneSpec, Method, Protocol, TrainingSpec, count_held_out
-
-_PERCEPTUAL_STEPS = 10
-_MONITOR_STEPS = 20
-_STEPS = {"fast": 20, "paper": 100, "standard": 100}
-_TARGETS = 9
-_L1_TRIES = 5
-_QUERIES = 5000
+from core.schema.catalog import DATASETS, Norm
+from core.schema.method import Method
+from core.schema.protocols import FAST_STEPS, PERCEPTUAL_STEPS, AttackName, Protocol, apgd_stages, settings_of
+from core.schema.spec import AnySpec, EvaluateSpec, FineTuneSpec, TrainingSpec, count_held_out
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,7 @@ def passes_of_training(method: Method) -> Passes:
         case "nat":
             return _update(1)
         case "pat":
-            return Passes(2 * _PERCEPTUAL_STEPS + 2, _PERCEPTUAL_STEPS) + _update(1)
+            return Passes(2 * PERCEPTUAL_STEPS + 2, PERCEPTUAL_STEPS) + _update(1)
         case "msd":
             rounds = max(method.steps.values())
             tries = sum(method.steps.values())
@@ -92,7 +86,7 @@ def passes_of_training(method: Method) -> Passes:
 
 def passes_of_monitoring(spec: TrainingSpec) -> Passes:
     """Count at most what is done with one held-out image after an epoch."""
-    strong = [Passes(1) + _run(_MONITOR_STEPS, norm) for norm in spec.eps]
+    strong = [Passes(1) + _run(FAST_STEPS, norm) for norm in spec.eps]
     own = [_attack(spec.method.steps[norm]) for norm in spec.method.norms]
     return _sum([*strong, *own])
 
@@ -100,25 +94,39 @@ def passes_of_monitoring(spec: TrainingSpec) -> Passes:
 def passes_of_evaluation(spec: AnySpec, points: int, *, classes: int | None) -> Passes:
     """Count at most what one evaluation does on so many points, of so many classes: ten or more where that is None."""
     asked = spec.evaluation
-    attacks = _sum([_sum(attacks_on_a_point(asked.protocol, norm, classes=classes).values()) for norm in spec.eps])
-    looks = len(spec.eps) * len(attacks_on_a_point(asked.protocol, NORMS[0], classes=classes))
+    attacks = [
+        passes for norm in spec.eps for passes in attacks_on_a_point(asked.protocol, norm, classes=classes).values()
+    ]
     # Reasons to doubt are looked for on one batch: five looks, and two that ask for a gradient.
-    return (Passes(1 + looks) + attacks) * points + Passes(7, 2) * min(points, asked.batch_size)
+    return (Passes(1 + len(attacks)) + _sum(attacks)) * points + Passes(7, 2) * min(points, asked.batch_size)
 
 
-def attacks_on_a_point(protocol: Protocol, norm: Norm, *, classes: int | None) -> dict[str, Passes]:
+def attacks_on_a_point(protocol: Protocol, norm: Norm, *, classes: int | None) -> dict[AttackName, Passes]:
     """Count at most what each attack of a protocol does on one point, in AutoAttack's settings for the norm."""
-    targets = min(_TARGETS, classes - 1) if classes else _TARGETS
-    one = _run(_STEPS[protocol], norm)
-    if protocol == "fast":
-        return {"apgd-ce": Passes(1) + one}
-    tries = _L1_TRIES if norm == "l1" else 1
-    targeted = min(targets, _L1_TRIES) if norm == "l1" else targets
-    found = {"apgd-ce": Passes(1) + one * tries, "apgd-t": Passes(1) + one * targeted}
-    if protocol == "standard":
-        found["fab-t"] = Passes(1) + Passes(2, 1) * (_STEPS[protocol] * targets)
-        found["square"] = Passes(_QUERIES + 2)
-    return found
+    attacks = settings_of(protocol, norm)
+    return {name: _attack_on_a_point(name, norm, classes, **settings) for name, settings in attacks.items()}
+
+
+def _attack_on_a_point(
+    name: AttackName,
+    norm: Norm,
+    classes: int | None,
+    *,
+    steps: int = 0,
+    restarts: int = 0,
+    targets: int = 0,
+    queries: int = 0,
+) -> Passes:
+    wrong_classes = min(targets, classes - 1) if classes else targets
+    match name:
+        case "apgd-ce":
+            return Passes(1) + _run(steps, norm) * restarts
+        case "apgd-t":
+            return Passes(1) + _run(steps, norm) * wrong_classes
+        case "fab-t":
+            return Passes(1) + Passes(2, 1) * (steps * wrong_classes)
+        case "square":
+            return Passes(queries + 2)
 
 
 def _attack(steps: int, *, looks_first: int = 0) -> Passes:
@@ -127,10 +135,8 @@ def _attack(steps: int, *, looks_first: int = 0) -> Passes:
 
 
 def _run(steps: int, norm: Norm) -> Passes:
-    """APGD in evaluation; for l1 in three stages, in ever smaller balls."""
-    early = ceil(0.3 * steps)
-    stages = [early, early, steps - 2 * early] if norm == "l1" else [steps]
-    return _sum([_attack(each) for each in stages])
+    """APGD in evaluation."""
+    return _sum(_attack(stage.steps) for stage in apgd_stages(norm, steps))
 
 
 def _update(images: int) -> Passes:

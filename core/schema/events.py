@@ -9,17 +9,15 @@ import os
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from core.schema.catalog import Norm
-from core.schema.spec import Engine, Protocol, Spec
+from core.schema.protocols import Engine, Protocol
+from core.schema.record import Record as _Record
+from core.schema.spec import Spec
 
 Phase = Literal["preparing", "training", "evaluating", "publishing"]
 Subject = Literal["base", "result"]
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Started(_Record):
@@ -339,7 +337,9 @@ Event = (
     | Finished
     | Failed
 )
-_adapter: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
+_adapter: TypeAdapter[Event] = TypeAdapter(
+    Annotated[Event, Field(discriminator="type")], config=ConfigDict(defer_build=True)
+)
 
 
 def read(line: str | bytes) -> Event:

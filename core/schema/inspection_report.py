@@ -6,16 +6,13 @@ it were chosen by whoever made the file: they are shortened, and hold nothing th
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from core.schema.catalog import Norm
+from core.schema.record import Record
 
 
-class _Finding(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class RefusedImage(_Finding):
+class RefusedImage(Record):
     """An image that no run will see."""
 
     name: str
@@ -24,7 +21,7 @@ class RefusedImage(_Finding):
     """Why."""
 
 
-class Twins(_Finding):
+class Twins(Record):
     """A test image that is, pixel by pixel, also in the training part."""
 
     test: str
@@ -33,7 +30,7 @@ class Twins(_Finding):
     """The path of the first such training image."""
 
 
-class Overlap(_Finding):
+class Overlap(Record):
     """How much of the test part a run has seen in training."""
 
     count: int
@@ -42,7 +39,7 @@ class Overlap(_Finding):
     """Some of them."""
 
 
-class Thumbnail(_Finding):
+class Thumbnail(Record):
     """A small PNG of one image."""
 
     file: str
@@ -55,7 +52,7 @@ class Thumbnail(_Finding):
     """Its class."""
 
 
-class DatasetInspection(_Finding):
+class DatasetInspection(Record):
     """What is in a data set."""
 
     kind: Literal["dataset"] = "dataset"
@@ -95,7 +92,7 @@ class DatasetInspection(_Finding):
         return sum(self.test.values())
 
 
-class InspectionWarning(_Finding):
+class InspectionWarning(Record):
     """What is doubtful about a model."""
 
     code: str
@@ -104,7 +101,7 @@ class InspectionWarning(_Finding):
     """What it is."""
 
 
-class ModelInspection(_Finding):
+class ModelInspection(Record):
     """What a base model is."""
 
     kind: Literal["model"] = "model"
@@ -146,7 +143,7 @@ class ModelInspection(_Finding):
 
 
 Findings = Annotated[DatasetInspection | ModelInspection, Field(discriminator="kind")]
-_findings: TypeAdapter[DatasetInspection | ModelInspection] = TypeAdapter(Findings)
+_findings: TypeAdapter[DatasetInspection | ModelInspection] = TypeAdapter(Findings, config=ConfigDict(defer_build=True))
 
 
 def read(content: bytes) -> DatasetInspection | ModelInspection:

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.attacks import AttackResult
+from core.attacks import AttackOptions, AttackResult
 from core.attacks.apgd import apgd, apgd_ce
-from core.attacks.rng import Noise
+from core.attacks.threat import LpThreat
 from core.data.split import Split
 from core.evaluation.report import rate
 from core.models.memory import Room
 from core.schema.catalog import Norm
 from core.schema.events import Monitored, Warned
+from core.schema.protocols import FAST_STEPS
 from core.schema.spec import TrainingSpec
-from core.training.methods.adversary import Adversary
+from core.training.methods.adversarial import TOPK_FRACTION
 
-_STEPS = 20
 # The share of held-out images that only the stronger attack breaks: about 0.02 for the 10 steps of the paper, up to 0.1
 # for few steps that work, near the whole robust accuracy after catastrophic overfitting.
 _DRIFT = 0.2
@@ -44,12 +44,13 @@ def monitor(
 
     def attack(norm: Norm, eps: float, chunk_size: int) -> AttackResult:
         # The same noise after every epoch, so that epochs differ by the weights alone.
-        noise = Noise(spec.seed, [len(labels)])
-        return apgd_ce(model, images, labels, norm, eps, steps=_STEPS, noise=noise, chunk_size=chunk_size)
+        options = AttackOptions(seed=spec.seed, chunk_size=chunk_size)
+        return apgd_ce(model, images, labels, LpThreat(norm, eps), options, steps=FAST_STEPS)
 
     def attack_as_training(norm: Norm, eps: float, chunk_size: int) -> AttackResult:
-        options: dict[str, Any] = {"topk_fraction": Adversary.topk_fraction, "goal": "error", "chunk_size": chunk_size}
-        return apgd(model, images, labels, norm, eps, steps=spec.method.steps[norm], **options)
+        settings: dict[str, Any] = {"topk_fraction": TOPK_FRACTION, "goal": "error"}
+        options = AttackOptions(chunk_size=chunk_size)
+        return apgd(model, images, labels, LpThreat(norm, eps), options, steps=spec.method.steps[norm], **settings)
 
     for norm, eps in spec.eps.items():
         found = room.fit(partial(attack, norm, eps))

@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from benchmarks.autoattack import Case, compare
 from core.attacks.fab import fab_t
-from core.attacks.rng import Noise
 from core.attacks.square import square
+from core.attacks.threat import LpThreat
+from core.data.split import Batch
 from core.evaluation.autoattack import evaluate
 from core.schema.catalog import METHODS, NORMS, Norm
-from core.schema.spec import Method
+from core.schema.method import Method
 from core.training.methods import build
+from core.training.methods.contract import whole
 from tests.support.other_device import DEVICE, elsewhere, move
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
@@ -44,9 +46,9 @@ def test_every_method_trains_there(method: str, base: nn.Module, four: tuple[Ten
     if method == "single":
         options["norms"] = ["l1"]
     with elsewhere():
-        images, labels = (tensor.to(DEVICE) for tensor in four)
-        rule = build(Method.model_validate(options), _EPS, torch.Generator().manual_seed(0))
-        rule(move(base).train(), images, labels).total().backward()
+        batch = Batch(*(tensor.to(DEVICE) for tensor in four))
+        training = build(Method.model_validate(options), _EPS, torch.Generator().manual_seed(0))
+        training(move(base).train(), batch, whole(batch), {}).total().backward()
         assert all(parameter.grad is not None for parameter in base.parameters())
 
 
@@ -61,14 +63,13 @@ def test_an_evaluation_there_gives_the_verdicts_of_one_here(base: nn.Module, fou
 def test_the_attacks_of_standard_run_there(norm: Norm, base: nn.Module, four: tuple[Tensor, Tensor]) -> None:
     attacks = {"square": partial(square, queries=20), "fab-t": partial(fab_t, targets=2, steps=3)}
     expected = {
-        name: attack(base, *four, norm, _EPS[norm], noise=Noise(0, [4])).robust.tolist()
-        for name, attack in attacks.items()
+        name: attack(base, *four, LpThreat(norm, _EPS[norm])).robust.tolist() for name, attack in attacks.items()
     }
     with elsewhere():
         images, labels = (tensor.to(DEVICE) for tensor in four)
         move(base)
         found = {
-            name: attack(base, images, labels, norm, _EPS[norm], noise=Noise(0, [4])).robust.tolist()
+            name: attack(base, images, labels, LpThreat(norm, _EPS[norm])).robust.tolist()
             for name, attack in attacks.items()
         }
     assert found == expected

@@ -386,8 +386,8 @@ def steps_of(workplace, job_id, attempt):
         return session.scalars(select(Metric.step).where(*of_attempt).order_by(Metric.step)).all()
 
 
-def test_a_process_that_will_not_pause_is_killed_after_the_grace(workplace, post):
-    workplace = replace(workplace, settings=workplace.settings.model_copy(update={"pause_grace_seconds": 0.3}))
+def test_a_process_that_will_not_pause_is_killed_after_the_grace(workplace, post, monkeypatch):
+    monkeypatch.setattr("worker.lease.PAUSE_GRACE_SECONDS", 0.3)
     job_id = post(act="hang deaf", states="yes")
     with running(workplace):
         ask(workplace, job_id, "pause")
@@ -417,8 +417,8 @@ def test_a_stopped_job_delivers_what_it_has_and_says_so(workplace, post):
     invariants.check(workplace.database, workplace.store)
 
 
-def test_a_process_that_gets_nowhere_is_killed_and_that_is_a_loss(workplace, post):
-    workplace = replace(workplace, settings=workplace.settings.model_copy(update={"stall_seconds": 0.5}))
+def test_a_process_that_gets_nowhere_is_killed_and_that_is_a_loss(workplace, post, monkeypatch):
+    monkeypatch.setattr("worker.attempt.STALL_SECONDS", 0.5)
     job_id = post(act="stop itself", cut="1", states="yes")
     begin = time.monotonic()
     run_next(workplace)
@@ -517,9 +517,8 @@ def test_a_file_that_cannot_be_stored_fails_the_job_with_a_remedy(workplace, pos
 
 
 def test_what_the_store_did_not_take_is_kept_for_some_days(workplace, post, settings):
-    week = replace(workplace, settings=settings.model_copy(update={"kept_days": 7}))
     job_id = post()
-    run_next(replace(week, store=BrokenStore(settings.objects_dir, StorageUnavailable("key: gone"))))
+    run_next(reworkplace(place, store=BrokenStore(settings.objects_dir, StorageUnavailable("key: gone"))))
     kept = settings.kept_dir / f"{job_id}-1"
     hint = get(workplace, job_id).failure["hint"]
     assert "retry the job" in hint
@@ -528,11 +527,11 @@ def test_what_the_store_did_not_take_is_kept_for_some_days(workplace, post, sett
     assert (kept / "checkpoint.safetensors").read_bytes().startswith(b"weights of n")
     assert list(settings.work_dir.iterdir()) == []
     post()
-    run_next(week)
+    run_next(workplace)
     assert kept.is_dir()
     os.utime(kept, (time.time() - 8 * 86400,) * 2)
     post()
-    run_next(week)
+    run_next(workplace)
     assert not kept.exists()
 
 
@@ -556,12 +555,12 @@ class FlakyStore(LocalStore):
         super().put(key, source)
 
 
-def test_a_finished_run_waits_for_the_object_store(workplace, post, settings):
+def test_a_finished_run_waits_for_the_object_store(workplace, post, settings, monkeypatch):
     store = FlakyStore(settings.objects_dir)
     store.away.set()
-    longer = workplace.settings.model_copy(update={"publish_seconds": 60})
+    monkeypatch.setattr("worker.transfer.PUBLISH_SECONDS", 60)
     job_id = post()
-    with running(replace(workplace, store=store, settings=longer), says="warned", count=1):
+    with running(replace(workplace, store=store), says="warned", count=1):
         job = get(workplace, job_id)
         assert (job.status, job.phase) == ("running", "publishing")
         store.away.clear()
@@ -569,22 +568,22 @@ def test_a_finished_run_waits_for_the_object_store(workplace, post, settings):
     assert warnings(workplace, job_id) == ["storage_unavailable"]
 
 
-def test_a_run_that_waits_for_the_object_store_can_still_be_cancelled(workplace, post, settings):
+def test_a_run_that_waits_for_the_object_store_can_still_be_cancelled(workplace, post, settings, monkeypatch):
     store = FlakyStore(settings.objects_dir)
     store.away.set()
-    longer = workplace.settings.model_copy(update={"publish_seconds": 60})
+    monkeypatch.setattr("worker.transfer.PUBLISH_SECONDS", 60)
     job_id = post()
-    with running(replace(workplace, store=store, settings=longer), says="warned", count=1):
+    with running(replace(workplace, store=store), says="warned", count=1):
         ask(workplace, job_id, "cancel")
     assert get(workplace, job_id).status == "cancelled"
 
 
-def test_a_state_that_could_not_be_stored_in_time_is_stored_at_the_end(workplace, post, settings):
+def test_a_state_that_could_not_be_stored_in_time_is_stored_at_the_end(workplace, post, settings, monkeypatch):
     store = FlakyStore(settings.objects_dir)
     store.away.set()
-    longer = workplace.settings.model_copy(update={"publish_seconds": 60})
+    monkeypatch.setattr("worker.transfer.PUBLISH_SECONDS", 60)
     job_id = post(states="yes", act="hang")
-    with running(replace(workplace, store=store, settings=longer)):
+    with running(replace(workplace, store=store)):
         ask(workplace, job_id, "pause")
         store.away.clear()
     assert get(workplace, job_id).status == "paused"

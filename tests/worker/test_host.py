@@ -1,8 +1,9 @@
-"""What a worker keeps to itself on its machine."""
+"""What a worker's machine and process tell: protected memory, memory kills, the heartbeat file."""
 
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -74,3 +75,16 @@ def small_group():
 def test_a_process_that_the_kernel_kills_for_want_of_memory_is_counted(small_group):
     done = subprocess.run([sys.executable, "-c", EAT, str(small_group)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "-9", "1"]
+
+
+def test_a_health_check_fails_without_a_recent_heartbeat(tmp_path):
+    path = tmp_path / "worker.heartbeat"
+    assert host.check(path) == f"no worker has run here: {path} does not exist"
+    host.HeartbeatFile(path).beat()
+    assert host.check(path) == ""
+    os.utime(path, (time.time() - 40,) * 2)
+    assert host.check(path) == "last heartbeat 40 s ago"
+
+
+def test_a_heartbeat_file_that_cannot_be_written_stops_no_worker(tmp_path):
+    host.HeartbeatFile(tmp_path / "none" / "worker.heartbeat").beat()

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from dataclasses import replace
 
 import pytest
 from sqlalchemy import select
@@ -20,9 +19,9 @@ from worker.workplace import Workplace
 
 
 @pytest.fixture
-def workplace(settings, database):
+def workplace(settings, database, monkeypatch):
     """A worker's workplace that stores logs ten times a second."""
-    settings = settings.model_copy(update={"log_seconds": 0.1})
+    monkeypatch.setattr("worker.log_uploader.STORE_SECONDS", 0.1)
     registry = Registry(settings.models_dir, settings.datasets_dir)
     return Workplace(settings, database, LocalStore(settings.objects_dir), registry, fake_command)
 
@@ -80,10 +79,10 @@ def test_no_secret_gets_into_a_log(workplace, project, monkeypatch):
     assert "secret=whsec_[redacted], Authorization: Bearer [redacted], /x?[redacted]" in log
 
 
-def test_an_endless_log_is_cut(workplace, project):
-    small = replace(workplace, settings=workplace.settings.model_copy(update={"max_log_bytes": 4096}))
+def test_an_endless_log_is_cut(workplace, project, monkeypatch):
+    monkeypatch.setattr("worker.log_uploader.MAX_LOG_BYTES", 4096)
     held = start(workplace, project, say="the same line|" * 30, times="20")
-    run(held, small)
+    run(held, workplace)
     assert 3000 < len(logged(workplace, held)) <= 4096
 
 

@@ -73,9 +73,10 @@ def bounded(examples):
 
 
 @pytest.fixture
-def roomy(settings, database):
+def roomy(settings, database, monkeypatch):
     """The address of an API that nobody asks too much of."""
-    roomy = settings.model_copy(update={"rate_limit": 10**6, "quota_queued_jobs": None, "max_webhooks": 10**6})
+    roomy = settings.model_copy(update={"rate_limit": 10**6, "quota_queued_jobs": None})
+    monkeypatch.setattr("app.webhooks.subscriptions.MAX_WEBHOOKS", 10**6)
     with serving(roomy, database) as url:
         yield url
 

@@ -84,9 +84,12 @@ def history(database, job_id):
     ],
 )
 @pytest.mark.parametrize("instance", ["sqlite"], indirect=True)
-def test_how_many_shards_there_are(settings, database, project, examples, batch_size, points, most, expected):
+def test_how_many_shards_there_are(
+    settings, database, project, monkeypatch, examples, batch_size, points, most, expected
+):
     spec = parse({**LARGE, "evaluation": {"examples": examples, "batch_size": batch_size}})
-    chosen = settings.model_copy(update={"shard_points": points, "max_shards": most})
+    chosen = settings.model_copy(update={"shard_points": points})
+    monkeypatch.setattr(shards, "MAX_SHARDS", most)
     assert do(database, shards.count, project.id, spec, chosen) == expected
 
 

@@ -36,7 +36,7 @@ def told(text):
 
 
 def numbers(database, doorbell=NO_BROKER):
-    return told(generate_latest(Metrics(database, Watch(database, every=1), doorbell).registry).decode())
+    return told(generate_latest(Metrics(database, Watch(database), doorbell).registry).decode())
 
 
 def test_jobs_and_attempts_are_counted_from_the_rows(database, project):
@@ -121,7 +121,7 @@ def test_no_counter_falls_when_a_job_is_deleted(database, project, monkeypatch):
 
 
 def counters(database):
-    text = generate_latest(Metrics(database, Watch(database, every=1), NO_BROKER).registry).decode()
+    text = generate_latest(Metrics(database, Watch(database), NO_BROKER).registry).decode()
     families = [each for each in text_string_to_metric_families(text) if each.type in ("counter", "histogram")]
     of_instance = [each for each in families if not each.name.startswith("temper_http")]
     return {(each.name, *sorted(each.labels.items())): each.value for family in of_instance for each in family.samples}
@@ -129,7 +129,7 @@ def counters(database):
 
 def test_a_counter_stays_where_it_was_told_to_be(database, project, monkeypatch):
     monkeypatch.setattr(metrics, "KEPT_SECONDS", 0)
-    registry = Metrics(database, Watch(database, every=1), NO_BROKER).registry
+    registry = Metrics(database, Watch(database), NO_BROKER).registry
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
         claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
@@ -159,7 +159,7 @@ def test_a_broker_that_is_given_up_shows(database, monkeypatch):
 
 
 def test_rows_are_not_read_again_for_every_scrape(database, project, monkeypatch):
-    numbers_of = Metrics(database, Watch(database, every=1), NO_BROKER).registry
+    numbers_of = Metrics(database, Watch(database), NO_BROKER).registry
     before = generate_latest(numbers_of)
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)

@@ -132,10 +132,11 @@ def test_a_paused_job_is_resumed_only_where_it_may_wait(api, database, project):
     assert api.post(f"{paused['links']['self']}/resume").status_code == 202, "asking again changes nothing"
 
 
-def test_a_key_has_only_so_many_streams_and_gets_them_back(settings, database, project):
-    narrow = settings.model_copy(update={"quota_streams_per_key": 1, "max_stream_seconds": 1})
+def test_a_key_has_only_so_many_streams_and_gets_them_back(settings, database, project, monkeypatch):
+    monkeypatch.setattr("app.routes.streams.MAX_STREAM_SECONDS", 1)
+    limit(database, project, streams_per_key=1)
     stream = {"Accept": "text/event-stream"}
-    with serving(narrow, database) as url, calling(url, add_key(database, project)) as api:
+    with serving(settings, database) as url, calling(url, add_key(database, project)) as api:
         job = api.post("/jobs", json=DIGITS).json()
         with api.stream("GET", job["links"]["events"], headers=stream) as first:
             lines = first.iter_lines()  # letting go of it would close the stream

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from app.jobs import ingest, lifecycle
-from app.platform.settings import Settings
+from app.projects import quotas
 from core.schema import events as reported
 from tests.support.instance import DIGITS, add_key, calling, serving
 
@@ -137,9 +137,9 @@ def test_a_stream_shows_progress_between_events(api, database):
     assert json.loads(progress["data"])["loss"] == 0.25
 
 
-def test_an_old_stream_closes_so_that_the_client_resumes(settings, database, project):
-    short = Settings(**settings.model_dump() | {"max_stream_seconds": 0.2})
-    with serving(short, database) as url, calling(url, add_key(database, project)) as api:
+def test_an_old_stream_closes_so_that_the_client_resumes(settings, database, project, monkeypatch):
+    monkeypatch.setattr("app.routes.streams.MAX_STREAM_SECONDS", 0.2)
+    with serving(settings, database) as url, calling(url, add_key(database, project)) as api:
         job_id, _ = start(api, database)
         began = time.monotonic()
         received = follow(api, job_id)
@@ -147,9 +147,9 @@ def test_an_old_stream_closes_so_that_the_client_resumes(settings, database, pro
     assert "end" not in [message.get("event") for message in received]
 
 
-def test_too_many_streams_are_refused_and_the_place_is_free_again(settings, database, project):
-    narrow = Settings(**settings.model_dump() | {"max_streams": 1})
-    with serving(narrow, database) as url, calling(url, add_key(database, project)) as api:
+def test_too_many_streams_are_refused_and_the_place_is_free_again(settings, database, project, monkeypatch):
+    monkeypatch.setattr("app.routes.streams.MAX_STREAMS", 1)
+    with serving(settings, database) as url, calling(url, add_key(database, project)) as api:
         job_id, held = start(api, database)
         with api.stream("GET", f"/jobs/{job_id}/events", headers=STREAM) as stream:
             lines = stream.iter_lines()
@@ -165,15 +165,18 @@ def test_too_many_streams_are_refused_and_the_place_is_free_again(settings, data
             time.sleep(0.05)
 
 
-@pytest.mark.parametrize("limit", [{"max_streams": 2}, {"quota_streams_per_key": 2}])
+@pytest.mark.parametrize("limit", ["of the process", "of the key"])
 @pytest.mark.parametrize(
     ("path", "headers"), [("events", STREAM), ("logs?follow=true", {})], ids=["events", "logs that are followed"]
 )
 def test_streams_that_are_asked_for_at_once_are_no_more_than_there_may_be(
-    settings, database, project, limit, path, headers
+    settings, database, project, monkeypatch, limit, path, headers
 ):
-    narrow = settings.model_copy(update=limit)
-    with serving(narrow, database) as url, calling(url, add_key(database, project)) as api, ExitStack() as opened:
+    if limit == "of the process":
+        monkeypatch.setattr("app.routes.streams.MAX_STREAMS", 2)
+    else:
+        monkeypatch.setattr(quotas, "DEFAULTS", {**quotas.DEFAULTS, "streams_per_key": 2})
+    with serving(settings, database) as url, calling(url, add_key(database, project)) as api, ExitStack() as opened:
         job_id, held = start(api, database)
         together = threading.Barrier(10)
 
@@ -187,10 +190,10 @@ def test_streams_that_are_asked_for_at_once_are_no_more_than_there_may_be(
         do(database, lifecycle.succeed, held, reported.Reports(before=None, after=None))
 
 
-def test_a_place_is_free_again_though_its_client_went_before_the_first_byte(settings, database, project):
-    narrow = settings.model_copy(update={"max_streams": 1})
+def test_a_place_is_free_again_though_its_client_went_before_the_first_byte(settings, database, project, monkeypatch):
+    monkeypatch.setattr("app.routes.streams.MAX_STREAMS", 1)
     key = add_key(database, project)
-    with serving(narrow, database) as url, calling(url, key) as api:
+    with serving(settings, database) as url, calling(url, key) as api:
         job_id, held = start(api, database)
         asked = f"GET /jobs/{job_id}/events HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {key}\r\n"
         for _ in range(30):
@@ -207,10 +210,10 @@ def test_a_place_is_free_again_though_its_client_went_before_the_first_byte(sett
 
 
 @pytest.mark.parametrize("what", ["events", "logs?follow=true"])
-def test_what_follows_a_job_that_is_deleted_just_ends(settings, database, project, what):
+def test_what_follows_a_job_that_is_deleted_just_ends(settings, database, project, monkeypatch, what):
     # So rarely that a job can end and be deleted between two looks.
-    slow = settings.model_copy(update={"watch_seconds": 1})
-    with serving(slow, database) as address, calling(address, add_key(database, project)) as api:
+    monkeypatch.setattr("app.jobs.watch.WATCH_SECONDS", 1)
+    with serving(settings, database) as address, calling(address, add_key(database, project)) as api:
         job_id = api.post("/jobs", json=DIGITS).json()["id"]
         with api.stream("GET", f"/jobs/{job_id}/{what}", headers=STREAM) as stream:
             assert stream.status_code == 200

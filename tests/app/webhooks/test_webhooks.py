@@ -20,18 +20,24 @@ from app.jobs import lifecycle
 from app.jobs.lifecycle import MOVES
 from app.tables import Delivery, Webhook
 from app.webhooks import sender, subscriptions, url_policy
+from app.webhooks.subscriptions import PAUSES
 from core.schema.spec import ENDINGS, JobEvent, parse
 from tests.support.instance import add_project
 from tests.support.webhook_receiver import receiver
 
 SPEC = parse({"base_model": "digits-cnn-linf"})
-LAN = {"webhook_http": True, "webhook_allow": ("127.0.0.0/8",), "webhook_pause_scale": 0.01}
+LAN = {"webhook_http": True, "webhook_allow": ("127.0.0.0/8",)}
 
 
 @pytest.fixture
-def lan(settings):
-    """Settings of an operator who has receivers on this very machine."""
+def lan(settings, monkeypatch):
+    """Settings of an operator who has receivers on this very machine; pauses are a hundredth."""
+    scale_pauses(monkeypatch, 0.01)
     return settings.model_copy(update=LAN)
+
+
+def scale_pauses(monkeypatch, scale):
+    monkeypatch.setattr(subscriptions, "PAUSES", tuple(pause * scale for pause in PAUSES))
 
 
 def subscribe(database, project, url, *, events=ENDINGS):
@@ -125,12 +131,12 @@ def test_the_receiver_can_verify_a_message_and_its_age(lan, database, project):
     assert 0 < delivery.duration < 15
 
 
-def test_a_receiver_that_fails_is_told_again_under_the_same_id(lan, database, project):
-    quick = lan.model_copy(update={"webhook_pause_scale": 0.005})
+def test_a_receiver_that_fails_is_told_again_under_the_same_id(lan, database, project, monkeypatch):
+    scale_pauses(monkeypatch, 0.005)
     with receiver(500, 503, 204) as server:
         webhook = subscribe(database, project, server.url())
         announce(database, project)
-        with sending(quick, database):
+        with sending(lan, database):
             messages = server.wait_for(3)
             until(lambda: deliveries(database)[0].status == "succeeded")
     assert len({message.id for message in messages}) == 1
@@ -161,17 +167,18 @@ def fail_once(database):
     with database.writing() as session:
         session.execute(update(Delivery).values(next_attempt_at=Delivery.created_at))
         (held,) = subscriptions.claim(session, limit=10, per_webhook=4, lease_seconds=60)
-        subscriptions.settle(session, held, subscriptions.Outcome(500, "answered 500", 0.1), scale=1)
+        subscriptions.settle(session, held, subscriptions.Outcome(500, "answered 500", 0.1))
     with database.reading() as session:
         due, at = session.execute(select(Delivery.next_attempt_at, subscriptions.now())).one()
     return due and (due - at).total_seconds()
 
 
-def test_a_redirect_is_a_failure_and_is_not_followed(lan, database, project):
+def test_a_redirect_is_a_failure_and_is_not_followed(lan, database, project, monkeypatch):
+    scale_pauses(monkeypatch, 1)
     with receiver(301) as server:
         subscribe(database, project, server.url())
         announce(database, project)
-        sender.send_all(lan.model_copy(update={"webhook_pause_scale": 1}), database, threading.Event())
+        sender.send_all(lan, database, threading.Event())
         assert len(server.got) == 1
     (delivery,) = deliveries(database)
     assert (delivery.status, delivery.response_status) == ("pending", 301)
@@ -210,13 +217,14 @@ def test_a_receiver_that_hangs_delays_nobody_else_and_holds_few(lan, database, p
             assert len(slow.got) <= 2 * sender.UNDER_WAY_PER_WEBHOOK
 
 
-def test_a_receiver_that_does_not_answer_in_time_has_failed(lan, database, project):
+def test_a_receiver_that_does_not_answer_in_time_has_failed(lan, database, project, monkeypatch):
+    scale_pauses(monkeypatch, 1)
+    monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 0.3)
     with receiver() as server:
         server.hold.set()
         subscribe(database, project, server.url())
         announce(database, project)
-        hasty = {"webhook_timeout_seconds": 0.3, "webhook_pause_scale": 1}
-        sender.send_all(lan.model_copy(update=hasty), database, threading.Event())
+        sender.send_all(lan, database, threading.Event())
     (delivery,) = deliveries(database)
     assert (delivery.status, delivery.error) == ("pending", "no answer within 0.3 s")
     assert 0.3 <= delivery.duration < 10
@@ -245,7 +253,7 @@ def test_what_a_lost_process_was_sending_is_sent_by_another(lan, database, proje
         sender.send_all(lan, database, threading.Event())
         assert [message.id for message in server.got] == [lost.id]
     with database.writing() as session:
-        subscriptions.settle(session, lost, subscriptions.Outcome(500, "answered 500", 1), scale=1)
+        subscriptions.settle(session, lost, subscriptions.Outcome(500, "answered 500", 1))
     (delivery,) = deliveries(database)
     assert (delivery.status, delivery.attempts) == ("succeeded", 2)
 
@@ -342,7 +350,7 @@ def test_a_name_that_leads_elsewhere_by_now_leads_nowhere(lan, database, project
     """DNS rebinding: public when the webhook is made, this machine when it is called."""
     settings = lan.model_copy(update={"webhook_allow": ()})
     with receiver() as server:
-        settings = settings.model_copy(update={"webhook_ports": (server.port,)})
+        monkeypatch.setattr(url_policy, "PORTS", (server.port,))
         monkeypatch.setattr(url_policy, "resolve", lambda host, port: [ip_address("93.184.216.34")])
         asyncio.run(url_policy.check(server.url("rebound.test"), settings))
         subscribe(database, project, server.url("rebound.test"))
@@ -388,6 +396,7 @@ def test_a_certificate_is_asked_for_by_name_though_the_address_is_pinned(
     lan, database, project, monkeypatch, certificate, name, heard
 ):
     monkeypatch.setattr(url_policy, "resolve", lambda host, port: [ip_address("127.0.0.1")])
+    scale_pauses(monkeypatch, 1)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert.pem"))
     names = []
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -396,7 +405,7 @@ def test_a_certificate_is_asked_for_by_name_though_the_address_is_pinned(
     with receiver(tls=context) as server:
         subscribe(database, project, server.url(name, "https"))
         announce(database, project)
-        sender.send_all(lan.model_copy(update={"webhook_pause_scale": 1}), database, threading.Event())
+        sender.send_all(lan, database, threading.Event())
         assert len(server.got) == int(heard)
     assert names == [name]
     (delivery,) = deliveries(database)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.attacks import AttackResult
+from core.attacks import AttackOptions, AttackResult
 from core.attacks.apgd import apgd, apgd_ce, apgd_t
 from core.attacks.reference import reference
-from core.attacks.rng import Noise
+from core.attacks.threat import LpThreat
 from core.geometry import length
 from core.schema.catalog import NORMS, Norm
 
@@ -48,7 +48,7 @@ def test_apgd_reaches_the_optimum_of_a_linear_model(norm: Norm, eps: float, two_
     labels = torch.zeros(16, dtype=torch.long)
     weight = two_class_linear[1].weight.detach()
     gradient = (weight[1] - weight[0]).view(1, 3, 16, 16).expand_as(images)
-    result = apgd(two_class_linear, images, labels, norm, eps, steps=100)
+    result = apgd(two_class_linear, images, labels, LpThreat(norm, eps), steps=100)
     gained = ((result.adversarial - images) * gradient).flatten(1).sum(1)
     optimum = _best_margin_gain(images, gradient, norm, eps)
     assert (gained <= optimum * 1.0001).all()
@@ -63,7 +63,7 @@ def test_training_attack_costs_one_forward_pass_more_than_steps_and_as_many_back
     passes = {"forward": 0, "backward": 0}
     base.register_forward_hook(lambda *_: passes.update(forward=passes["forward"] + 1))
     base.register_full_backward_hook(lambda *_: passes.update(backward=passes["backward"] + 1))
-    apgd(base, images[:8].clone().requires_grad_(), labels[:8], norm, _EPS[norm], steps=10)
+    apgd(base, images[:8].clone().requires_grad_(), labels[:8], LpThreat(norm, _EPS[norm]), steps=10)
     assert passes == {"forward": 11, "backward": 10}
 
 
@@ -74,7 +74,7 @@ def test_training_attack_starts_at_the_image_and_returns_its_highest_loss(
     images, labels = test_digits
     seen: list[Tensor] = []
     base.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    result = apgd(base, images, labels, norm, _EPS[norm], steps=10, topk_fraction=0.05)
+    result = apgd(base, images, labels, LpThreat(norm, _EPS[norm]), steps=10, topk_fraction=0.05)
     assert torch.equal(seen[0], images)
     with torch.no_grad():
         logits = [base(points) for points in seen[:11]]
@@ -91,8 +91,8 @@ def test_dropping_fallen_points_changes_no_verdict(
     norm: Norm, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = test_digits
-    whole = apgd(base, images, labels, norm, _EPS[norm], steps=40, goal="loss")
-    dropped = apgd(base, images, labels, norm, _EPS[norm], steps=40, goal="error")
+    whole = apgd(base, images, labels, LpThreat(norm, _EPS[norm]), steps=40, goal="loss")
+    dropped = apgd(base, images, labels, LpThreat(norm, _EPS[norm]), steps=40, goal="error")
     assert torch.equal(whole.robust, dropped.robust)
     with torch.no_grad():
         assert torch.equal(base(dropped.adversarial).argmax(1) == labels, dropped.robust)
@@ -127,7 +127,7 @@ def test_every_attack_keeps_the_contract(
     state = torch.get_rng_state()
 
     results = [
-        _attacks()[name](base, images, labels, norm, _EPS[norm], noise=Noise(seed, [len(labels)])) for seed in (0, 0)
+        _attacks()[name](base, images, labels, LpThreat(norm, _EPS[norm]), AttackOptions(seed)) for seed in (0, 0)
     ]
 
     assert torch.equal(torch.get_rng_state(), state)
@@ -158,7 +158,7 @@ def test_targeted_attack_works_with_few_classes(norm: Norm, classes: int) -> Non
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
     images = torch.rand(20, 1, 4, 4)
     labels = model(images).argmax(1)
-    result = apgd_t(model, images, labels, norm, 3 * _EPS[norm], noise=Noise(0, [len(labels)]), steps=20)
+    result = apgd_t(model, images, labels, LpThreat(norm, 3 * _EPS[norm]), steps=20)
     assert not result.robust.all()
     assert torch.equal(model(result.adversarial).argmax(1) == labels, result.robust)
 
@@ -167,6 +167,6 @@ def test_an_attack_on_points_that_are_all_wrong_returns_them() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
     images = torch.rand(5, 1, 4, 4)
     labels = (model(images).argmax(1) + 1) % 4
-    result = apgd_ce(model, images, labels, "linf", 0.1, noise=Noise(0, [len(labels)]))
+    result = apgd_ce(model, images, labels, LpThreat("linf", 0.1))
     assert not result.robust.any()
     assert torch.equal(result.adversarial, images)

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
+from core.attacks import AttackOptions
 from core.attacks.fab import fab_t
 from core.attacks.reference import NAMES
-from core.attacks.rng import Noise
+from core.attacks.threat import LpThreat
 from core.geometry import length
 from core.schema.catalog import NORMS, Norm
 
@@ -40,8 +41,7 @@ def _compare_verdicts(
                 robust.append(model(adversarial).argmax(1) == answers)
         return torch.cat(robust)
 
-    noise = Noise(0, [len(labels)])
-    ours = fab_t(model, images, labels, norm, _EPS[norm], noise=noise, targets=targets, steps=steps)
+    ours = fab_t(model, images, labels, LpThreat(norm, _EPS[norm]), targets=targets, steps=steps)
     whole = theirs(len(labels))
     flips = int((ours.robust != whole).sum())
     if flips:
@@ -88,7 +88,7 @@ def test_a_point_of_a_linear_model_falls_where_its_closest_plane_is_within_reach
     eps = float(distance.median())
     # The box is out of the way, so that the distance has a closed form.
     assert length(images - 0.5, "linf").max() + distance.max() < 0.5
-    result = fab_t(model, images, labels, norm, eps, noise=Noise(0, [60]))
+    result = fab_t(model, images, labels, LpThreat(norm, eps))
     # A step goes 5 % beyond the plane and turning back makes up for it, to within a hundredth of the distance.
     assert result.robust[distance > eps].all()
     assert not result.robust[distance < 0.99 * eps].any()
@@ -107,7 +107,7 @@ def test_what_falls_is_misclassified_in_ball_and_box_and_the_model_stays_as_it_w
     last.grad = torch.full_like(last, 3.0)
     state, weights = torch.get_rng_state(), [tensor.clone() for tensor in base.state_dict().values()]
 
-    result = fab_t(base, images, labels, norm, 2 * _EPS[norm], noise=Noise(0, [40]), targets=2, steps=10)
+    result = fab_t(base, images, labels, LpThreat(norm, 2 * _EPS[norm]), targets=2, steps=10)
 
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for module in base.modules())
@@ -139,7 +139,7 @@ def test_a_fallen_point_costs_no_further_passes(chunk_size: int | None, walked: 
         model[1].bias.copy_(torch.tensor([0.5, 0.0, 0.0]) - 0.5 * model[1].weight.sum(1))
         assert model(images).argmax(1).tolist() == [0, 0]
     rows = _count_rows(model)
-    result = fab_t(model, images, labels, "linf", 0.1, noise=Noise(0, [2]), steps=7, chunk_size=chunk_size)
+    result = fab_t(model, images, labels, LpThreat("linf", 0.1), AttackOptions(chunk_size=chunk_size), steps=7)
     # The first point falls in the first step. One after the other, the second goes on alone, six steps and then seven
     # towards the other class; side by side, both points start towards both classes and the second goes on with two.
     assert result.robust.tolist() == [False, True]
@@ -151,7 +151,9 @@ def test_walks_side_by_side_give_the_verdicts_of_walks_one_after_the_other(
 ) -> None:
     images, labels = (points[:40] for points in test_digits)
     side_by_side, two_by_two, one_by_one = (
-        fab_t(base, images, labels, "l1", _EPS["l1"], noise=Noise(0, [40]), targets=3, steps=15, chunk_size=chunk_size)
+        fab_t(
+            base, images, labels, LpThreat("l1", _EPS["l1"]), AttackOptions(chunk_size=chunk_size), targets=3, steps=15
+        )
         for chunk_size in (None, 80, 7)
     )
     assert torch.equal(one_by_one.robust, side_by_side.robust)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.attacks.apgd import apgd
-from core.attacks.msd import steepest
+from core.attacks.msd import msd
+from core.attacks.threat import LpThreat, UnionThreat
 from core.geometry import length
 from core.schema.catalog import NORMS, Norm
 
@@ -32,7 +33,7 @@ def test_each_round_goes_on_from_the_candidate_of_highest_loss_point_by_point() 
     labels = torch.zeros(2, dtype=torch.long)
     seen: list[Tensor] = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    result = steepest(model, images, labels, {"linf": 0.1, "l1": 0.15}, steps={"linf": 2, "l1": 2})
+    result = msd(model, images, labels, UnionThreat.of({"linf": 0.1, "l1": 0.15}), steps={"linf": 2, "l1": 2})
     assert len(seen) == 6
     first_linf = torch.tensor([[0.6, 0.6, 0.6, 0.6], [1.0, 0.6, 0.6, 0.6]])
     first_l1 = torch.tensor([[0.65, 0.5, 0.5, 0.5], [1.0, 0.55, 0.55, 0.55]])
@@ -50,7 +51,7 @@ def test_a_norm_gives_candidates_in_its_own_number_of_rounds() -> None:
     images = torch.full((1, 1, 1, 2), 0.5)
     seen: list[Tensor] = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    steepest(model, images, torch.tensor([0]), {"linf": 0.1, "l1": 0.1}, steps={"linf": 1, "l1": 3})
+    msd(model, images, torch.tensor([0]), UnionThreat.of({"linf": 0.1, "l1": 0.1}), steps={"linf": 1, "l1": 3})
     # Gradient, linf, l1, then twice gradient and l1 alone, with steps of 2.5 / 3 of the radius.
     assert len(seen) == 7
     torch.testing.assert_close(seen[1].flatten(), torch.tensor([0.6, 0.6]))
@@ -68,7 +69,7 @@ def test_a_round_costs_one_gradient_and_a_forward_pass_per_norm(
             output.register_hook(lambda _: passes.update(backward=passes["backward"] + 1))
 
     base.register_forward_hook(count)
-    steepest(base, test_digits[0][:4], test_digits[1][:4], _EPS, steps=dict.fromkeys(NORMS, 10))
+    msd(base, test_digits[0][:4], test_digits[1][:4], UnionThreat.of(_EPS), steps=dict.fromkeys(NORMS, 10))
     assert passes == {"forward": 10 * (1 + 3), "backward": 10}
 
 
@@ -76,7 +77,7 @@ def test_what_is_found_lies_in_a_ball_and_is_about_as_bad_as_the_worst_of_three_
     base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = test_digits
-    result = steepest(base, images, labels, _EPS, steps=dict.fromkeys(NORMS, 10))
+    result = msd(base, images, labels, UnionThreat.of(_EPS), steps=dict.fromkeys(NORMS, 10))
     delta = result.adversarial - images
     inside = torch.stack([length(delta, norm) <= eps * (1 + 1e-4) for norm, eps in _EPS.items()])
     assert inside.any(0).all()
@@ -87,13 +88,15 @@ def test_what_is_found_lies_in_a_ball_and_is_about_as_bad_as_the_worst_of_three_
         clean = F.cross_entropy(base(images), labels, reduction="none")
     torch.testing.assert_close(result.loss, loss)
     assert (loss >= clean).all()
-    alone = [apgd(base, images, labels, norm, eps, steps=10, topk_fraction=0.05) for norm, eps in _EPS.items()]
+    alone = [
+        apgd(base, images, labels, LpThreat(norm, eps), steps=10, topk_fraction=0.05) for norm, eps in _EPS.items()
+    ]
     assert result.loss.mean() > 0.8 * torch.stack([other.loss for other in alone]).amax(0).mean()
 
 
 def test_robust_is_told_per_norm_and_together(base: nn.Module, test_digits: tuple[Tensor, Tensor]) -> None:
     images, labels = test_digits
-    result = steepest(base, images, labels, _EPS, steps=dict.fromkeys(NORMS, 10))
+    result = msd(base, images, labels, UnionThreat.of(_EPS), steps=dict.fromkeys(NORMS, 10))
     assert torch.equal(result.robust, torch.stack(list(result.robust_under.values())).all(0))
     with torch.no_grad():
         found_wrong = base(result.adversarial).argmax(1) != labels
@@ -111,7 +114,7 @@ def test_model_and_random_state_are_left_as_they_were(
     weights, state = copy.deepcopy(base.state_dict()), torch.get_rng_state()
     images = test_digits[0][:8]
     before = images.clone()
-    steepest(base, images, test_digits[1][:8], _EPS, steps=dict.fromkeys(NORMS, 2))
+    msd(base, images, test_digits[1][:8], UnionThreat.of(_EPS), steps=dict.fromkeys(NORMS, 2))
     assert torch.equal(images, before)
     assert torch.equal(torch.get_rng_state(), state)
     assert base.training == training

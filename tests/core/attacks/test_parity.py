@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.autoattack import NAMES, Case, SomeClasses, cifar_cases, compare, digits_base, digits_cases
 from core.attacks.apgd import apgd_ce
-from core.attacks.rng import Noise
+from core.attacks.threat import LpThreat
 from core.evaluation.autoattack import evaluate
 from core.models import Blueprint, build
 from core.schema.catalog import DATASETS, NORMS, Norm
@@ -86,7 +86,7 @@ def test_a_run_asks_bit_for_bit_what_one_of_pyautoattack_asks(norm: Norm, eps: f
         attack.attacks_to_run = ["apgd-ce"]
         attack.run_standard_evaluation(images, labels, batch_size=4)
     ours = Watched(model)
-    apgd_ce(ours, images, labels, norm, eps, noise=Noise(0, [4]))
+    apgd_ce(ours, images, labels, LpThreat(norm, eps))
     asked = [
         [batch for batch in watched.asked if len(batch) == 4 and not torch.equal(batch, images)]
         for watched in (theirs, ours)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks.perceptual import logits_and_features, perceptual
+from core.attacks.threat import PerceptualThreat
 from core.models.preact_resnet import PreActResNet8
 from core.schema.errors import BadInput
 
@@ -69,7 +70,13 @@ def test_tokens_are_positions() -> None:
 def test_a_model_without_feature_maps_is_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     with pytest.raises(BadInput, match="no feature maps") as caught:
-        perceptual(model, torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.long), 0.5, noise=torch.zeros(2, 1, 4, 4))
+        perceptual(
+            model,
+            torch.rand(2, 1, 4, 4),
+            torch.zeros(2, dtype=torch.long),
+            PerceptualThreat(0.5),
+            noise=torch.zeros(2, 1, 4, 4),
+        )
     assert caught.value.field == "method"
 
 
@@ -79,7 +86,7 @@ def test_points_fall_and_stay_near_the_bound(base: nn.Module, test_digits: tuple
         right = base(images).argmax(1) == labels
     fallen, reached = [], []
     for bound in (0.1, 0.5):
-        result = perceptual(base, images, labels, bound, noise=_noise(images))
+        result = perceptual(base, images, labels, PerceptualThreat(bound), noise=_noise(images))
         with torch.no_grad():
             answers = base(result.adversarial).argmax(1)
             reached.append(float(_distances(base, images, result.adversarial)[right].mean()))
@@ -97,7 +104,7 @@ def test_images_that_the_model_has_wrong_are_left_alone(base: nn.Module, test_di
     with torch.no_grad():
         labels = base(images).argmax(1)
     labels[:4] = (labels[:4] + 1) % 10
-    result = perceptual(base, images, labels, 0.5, noise=_noise(images), steps=2)
+    result = perceptual(base, images, labels, PerceptualThreat(0.5), noise=_noise(images), steps=2)
     assert torch.equal(result.adversarial[:4], images[:4])
     assert not result.robust[:4].any()
     assert (result.adversarial[4:] != images[4:]).flatten(1).any(1).all()
@@ -107,7 +114,9 @@ def test_model_and_random_state_are_left_as_they_were(base: nn.Module, test_digi
     base.train()
     weights, state = copy.deepcopy(base.state_dict()), torch.get_rng_state()
     images, labels = (part[:8] for part in test_digits)
-    first, again = (perceptual(base, images, labels, 0.5, noise=_noise(images), steps=2) for _ in range(2))
+    first, again = (
+        perceptual(base, images, labels, PerceptualThreat(0.5), noise=_noise(images), steps=2) for _ in range(2)
+    )
     assert torch.equal(first.adversarial, again.adversarial)
     assert torch.equal(torch.get_rng_state(), state)
     assert base.training

@@ -4,20 +4,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.attacks import Attack, AttackResult, State, Steps
+from core.attacks import Attack, AttackOptions, AttackResult, Returning, State, Steps
 from core.attacks.apgd import apgd_ce, apgd_t
 from core.attacks.fab import fab_t
-from core.attacks.rng import Noise
 from core.attacks.square import square
+from core.attacks.threat import LpThreat
 from core.schema.catalog import NORMS, Norm
 
 _EPS: dict[Norm, float] = {"linf": 0.2, "l2": 1.0, "l1": 4.0}
 # With so many steps that each of them ends after some points have fallen.
 _ATTACKS: dict[str, Attack[...]] = {
-    "apgd-ce": apgd_ce.set(restarts=4, steps=4),
-    "apgd-t": apgd_t.set(targets=4, steps=4),
-    "fab-t": fab_t.set(targets=4, steps=4, chunk_size=30),
-    "square": square.set(queries=70),
+    "apgd-ce": apgd_ce.with_settings(restarts=4, steps=4),
+    "apgd-t": apgd_t.with_settings(targets=4, steps=4),
+    "fab-t": fab_t.with_settings(targets=4, steps=4),
+    "square": square.with_settings(queries=70),
 }
 
 
@@ -31,8 +31,9 @@ def test_an_attack_goes_on_from_any_of_its_steps_as_if_nothing_had_been(
     eps = _EPS[norm] * (1.5 if name == "square" else 1)
 
     def begin(state: State | None = None) -> Steps:
-        noise = Noise(0, [13, 7, 20])
-        return _ATTACKS[name].steps(base, images, labels, norm, eps, noise=noise, state=state)
+        chunk_size = 30 if name == "fab-t" else None
+        options = AttackOptions(batch_sizes=(13, 7, 20), chunk_size=chunk_size, state=state)
+        return _ATTACKS[name].steps(base, images, labels, LpThreat(norm, eps), options)
 
     states: list[State] = []
     whole = _take(begin(), states)
@@ -64,8 +65,8 @@ def test_what_square_found_at_a_tie_is_not_lost(base: nn.Module, test_digits: tu
     images, labels = (points[:40] for points in test_digits)
 
     def begin(state: State | None = None) -> Steps:
-        noise = Noise(0, [40])
-        return square.set(queries=30).steps(_Coarse(base), images, labels, "linf", 0.3, noise=noise, state=state)
+        options = AttackOptions(state=state)
+        return square.steps(_Coarse(base), images, labels, LpThreat("linf", 0.3), options, queries=30)
 
     states: list[State] = []
     whole = _take(begin(), states)
@@ -79,11 +80,8 @@ def test_what_square_found_at_a_tie_is_not_lost(base: nn.Module, test_digits: tu
 
 def _take(steps: Steps, states: list[State] | None = None) -> AttackResult:
     """Take the steps, and note the states."""
-    while True:
-        try:
-            state = next(steps)
-        except StopIteration as stop:
-            result: AttackResult = stop.value
-            return result
+    attack = Returning(steps)
+    for state in attack:
         if states is not None:
             states.append({name: tensor.clone() for name, tensor in state().items()})
+    return attack.value

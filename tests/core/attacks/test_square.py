@@ -7,9 +7,10 @@ import torch
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
+from core.attacks import AttackOptions
 from core.attacks.reference import NAMES
-from core.attacks.rng import Noise
 from core.attacks.square import square
+from core.attacks.threat import LpThreat
 from core.geometry import length
 from core.schema.catalog import NORMS, Norm
 
@@ -70,7 +71,7 @@ def test_verdicts_on_the_digits_base_are_those_of_pyautoattack(
 ) -> None:
     images, labels = (points[:48] for points in test_digits)
     eps = 1.3 * _EPS[norm]
-    ours = square(base, images, labels, norm, eps, noise=Noise(0, [48]), queries=250).robust
+    ours = square(base, images, labels, LpThreat(norm, eps), queries=250).robust
     theirs = _robust(base, _theirs(base, images, labels, norm, eps, queries=250), labels)
     assert torch.equal(ours, theirs)
     assert 0 < ours.sum() < 48
@@ -83,7 +84,7 @@ def test_verdicts_at_the_settings_of_autoattack_flip_no_more_than_its_own(
     norm: Norm, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = test_digits
-    ours = square(base, images, labels, norm, _EPS[norm], noise=Noise(0, [len(labels)])).robust
+    ours = square(base, images, labels, LpThreat(norm, _EPS[norm])).robust
     whole, in_parts = (
         _robust(base, _theirs(model, images, labels, norm, _EPS[norm], queries=5000), labels)
         for model in (base, _InParts(base, 7))
@@ -96,7 +97,7 @@ def test_verdicts_at_the_settings_of_autoattack_flip_no_more_than_its_own(
 def test_points_found_are_those_of_pyautoattack(norm: Norm, shape: tuple[int, int, int]) -> None:
     model, images, labels = _case(shape, 30, 5)
     eps = {"linf": 0.02, "l2": 0.2, "l1": 1.0}[norm]
-    result = square(model, images, labels, norm, eps, noise=Noise(0, [30]), queries=120)
+    result = square(model, images, labels, LpThreat(norm, eps), queries=120)
     theirs = _theirs(model, images, labels, norm, eps, queries=120)
     right = _robust(model, theirs, labels)
     assert torch.equal(result.robust, right)
@@ -108,11 +109,12 @@ def test_points_found_are_those_of_pyautoattack(norm: Norm, shape: tuple[int, in
 def test_batches_attacked_together_give_each_point_what_it_gets_alone(norm: Norm) -> None:
     model, images, labels = _case((3, 9, 9), 40, 5)
     eps = {"linf": 0.04, "l2": 0.25, "l1": 1.5}[norm]
-    sizes = [15, 1, 15, 9]
-    together = square(model, images, labels, norm, eps, noise=Noise(3, sizes), queries=150, chunk_size=4)
+    sizes = (15, 1, 15, 9)
+    options = AttackOptions(seed=3, batch_sizes=sizes, chunk_size=4)
+    together = square(model, images, labels, LpThreat(norm, eps), options, queries=150)
     assert 0 < together.robust.sum() < 33
     for part in torch.arange(40).split(sizes):
-        alone = square(model, images[part], labels[part], norm, eps, noise=Noise(3, [len(part)]), queries=150)
+        alone = square(model, images[part], labels[part], LpThreat(norm, eps), AttackOptions(seed=3), queries=150)
         assert torch.equal(together.robust[part], alone.robust)
         assert torch.equal(together.adversarial[part], alone.adversarial)
         assert torch.equal(together.loss[part], alone.loss)
@@ -130,9 +132,10 @@ def test_square_keeps_the_contract(norm: Norm, base: nn.Module, test_digits: tup
     torch.manual_seed(7)
     state = torch.get_rng_state()
 
-    noises = [Noise(seed, [16]) for seed in (0, 0, 1)]
     eps = 2 * _EPS[norm]
-    result, same, other = (square(base, images, labels, norm, eps, noise=noise, queries=40) for noise in noises)
+    result, same, other = (
+        square(base, images, labels, LpThreat(norm, eps), AttackOptions(seed), queries=40) for seed in (0, 0, 1)
+    )
 
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in base.modules()] == modes
@@ -158,7 +161,7 @@ def test_every_move_is_one_window_of_one_sign_per_channel_and_the_highest_loss_s
     image, label, eps = images[1:], labels[1:], 0.005
     seen: list[Tensor] = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0].clone()))
-    result = square(model, image, label, "linf", eps, noise=Noise(0, [1]), queries=300)
+    result = square(model, image, label, LpThreat("linf", eps), queries=300)
     assert result.robust.all()
     best, highest, sides = seen[1], -torch.inf, []
     for candidate in seen[1:]:
@@ -191,7 +194,7 @@ def test_images_of_any_shape_are_searched_all_over(norm: Norm, shape: tuple[int,
     touched: list[Tensor] = []
     model.register_forward_pre_hook(lambda _, inputs: touched.append((inputs[0] != images[0]).any(0)))
     eps = 1e-4
-    result = square(model, images, labels, norm, eps, noise=Noise(0, [4]), queries=200)
+    result = square(model, images, labels, LpThreat(norm, eps), queries=200)
     assert (length(result.adversarial - images, norm) <= eps * (1 + 1e-2)).all()
     changed = torch.stack(touched).any(0)
     # A window does not reach the last row and column once it is smaller than the image.
@@ -212,7 +215,7 @@ def test_with_two_classes_verdicts_agree_with_what_is_possible(norm: Norm) -> No
     # How far the boundary is; no pixel is near the edge of the box.
     distance = (logits[:, 0] - logits[:, 1]).abs() / dual
     eps = {"linf": 0.02, "l2": 0.07, "l1": 0.15}[norm]
-    robust = square(model, images, labels, norm, eps, noise=Noise(0, [60]), queries=300).robust
+    robust = square(model, images, labels, LpThreat(norm, eps), queries=300).robust
     assert robust[distance > eps].all()
     assert not robust[distance < 0.3 * eps].any()
     assert (distance > eps).sum() > 3
@@ -228,7 +231,7 @@ def test_no_pass_is_spent_on_the_fallen_nor_on_a_move_tried_in_vain() -> None:
         model[1].bias.copy_(torch.tensor([1.0, 0.0]))
     model.register_forward_pre_hook(lambda _, inputs: looks.append(len(inputs[0])))
     labels = torch.tensor([0, 1, 0])
-    result = square(model, images, labels, "linf", 0.1, noise=Noise(0, [3]), queries=3000)
+    result = square(model, images, labels, LpThreat("linf", 0.1), queries=3000)
     assert result.robust.tolist() == [True, False, True]
     # Sides 4 (once), 3, 2 and 1 have 1, 1, 4 and 9 windows, in two signs; the moves with larger ones come first.
     assert looks[:2] == [3, 2]
@@ -240,6 +243,6 @@ def test_points_that_are_wrong_to_begin_with_are_handed_back() -> None:
     model, images, labels = _case((1, 5, 5), 6, 3)
     with torch.no_grad():
         labels = (model(images).argmax(1) + 1) % 3
-    result = square(model, images, labels, "l2", 0.1, noise=Noise(0, [6]))
+    result = square(model, images, labels, LpThreat("l2", 0.1))
     assert not result.robust.any()
     assert torch.equal(result.adversarial, images)

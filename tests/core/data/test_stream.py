@@ -192,7 +192,7 @@ def test_a_run_that_goes_on_in_the_middle_of_an_epoch_sees_what_it_would_have_se
 def test_ranks_together_see_what_one_alone_would(train: Stream) -> None:
     order = _order(train, 5)
     alone = _batches(train, order)
-    shares = [_batches(train, order, rank=rank, ranks=2) for rank in range(2)]
+    shares = [_batches(train, order, rank=rank, world_size=2) for rank in range(2)]
     together = [
         Batch(*(torch.cat(halves) for halves in zip(*parts, strict=True))) for parts in zip(*shares, strict=True)
     ]

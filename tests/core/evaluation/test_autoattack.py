@@ -125,7 +125,7 @@ def test_what_is_computed_together_changes_no_verdict(
     images, labels = (points[:20] for points in test_digits)
     together = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=8)
     monkeypatch.setattr(autoattack, "_GROUP", 8)
-    monkeypatch.setattr(autoattack, "_AT_ONCE", {"cpu": 5})
+    monkeypatch.setattr(autoattack, "_CHUNK_SIZE", {"cpu": 5})
     apart = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=8)
     assert together.verdicts == apart.verdicts
 
@@ -146,7 +146,7 @@ def test_a_batch_that_does_not_fit_is_computed_in_smaller_parts(
     monkeypatch.setattr(autoattack, "folded", lambda model, _: model)
     monkeypatch.setattr(autoattack, "doubts_about", lambda *_, **__: [])
     base.register_forward_pre_hook(small)
-    monkeypatch.setattr(autoattack, "_AT_ONCE", {"cpu": 40})
+    monkeypatch.setattr(autoattack, "_CHUNK_SIZE", {"cpu": 40})
     assert evaluate(base, images, labels, {"l2": 0.5}, protocol="fast").verdicts == expected.verdicts
     assert max(largest) <= 16
 
@@ -166,7 +166,7 @@ def test_looks_without_an_attack_are_made_as_many_at_once_as_fit_too(
         largest = max(largest, len(inputs[0]))
 
     base.register_forward_pre_hook(small)
-    monkeypatch.setattr(autoattack, "_AT_ONCE", {"cpu": 40})
+    monkeypatch.setattr(autoattack, "_CHUNK_SIZE", {"cpu": 40})
     assert evaluate(base, images, labels, {"l2": 0.5}, protocol="fast").verdicts == expected.verdicts
     assert largest == 10
 
@@ -207,7 +207,7 @@ def test_the_reference_engine_is_not_asked_again_for_what_does_not_fit(
         evaluate(base, images, labels, {"l1": 1.5}, protocol="fast", engine="reference", batch_size=10)
     assert calls == 1
     assert caught.value.field == "evaluation.batch_size"
-    assert "leave autoattack.engine at temper" in caught.value.hint
+    assert "leave evaluation.engine at temper" in caught.value.hint
 
 
 class _OnTheEdge(nn.Module):
@@ -337,7 +337,7 @@ def test_an_evaluation_that_is_broken_off_within_an_attack_goes_on_within_it(
 ) -> None:
     images, labels = (points[:30] for points in test_digits)
     eps = {norm: 1.5 * _EPS[norm]}
-    attacks = {"apgd-ce": apgd_ce.set(restarts=3, steps=8), "square": square.set(queries=60)}
+    attacks = {"apgd-ce": apgd_ce.with_settings(restarts=3, steps=8), "square": square.with_settings(queries=60)}
     monkeypatch.setattr(autoattack, "attacks_of", lambda *_: attacks)
     _keep_everything(monkeypatch)
     seen = 0
@@ -389,8 +389,8 @@ def test_an_attack_that_no_longer_fits_the_memory_goes_on_where_it_was_with_less
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = (points[:30] for points in test_digits)
-    monkeypatch.setattr(autoattack, "attacks_of", lambda *_: {"square": square.set(queries=60)})
-    monkeypatch.setattr(autoattack, "_AT_ONCE", {"cpu": 40})
+    monkeypatch.setattr(autoattack, "attacks_of", lambda *_: {"square": square.with_settings(queries=60)})
+    monkeypatch.setattr(autoattack, "_CHUNK_SIZE", {"cpu": 40})
     expected = evaluate(base, images, labels, {"linf": 0.2}, protocol="standard", batch_size=10)
     _keep_everything(monkeypatch)
     kept = EvaluationState(tmp_path / STATE_FILE)

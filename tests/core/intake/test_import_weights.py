@@ -13,8 +13,9 @@ from core.__main__ import main
 from core.intake.import_weights import import_weights
 from core.models import Blueprint, build
 from core.schema.errors import BadInput
+from core.schema.import_spec import ImportSpec
 from core.schema.model_zoo import PUBLISHED
-from core.schema.spec import ImportSpec, parse
+from core.schema.spec import parse
 
 Say = pytest.CaptureFixture[str]
 

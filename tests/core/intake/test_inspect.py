@@ -26,8 +26,8 @@ from core.schema import inspection_report
 from core.schema.errors import BadDataset, BadInput, BadWeights, OverLimit, UserError
 from core.schema.events import Failed
 from core.schema.events import read as read_event
+from core.schema.import_spec import ImportSpec
 from core.schema.inspection_report import DatasetInspection, ModelInspection
-from core.schema.spec import ImportSpec
 from tests.support.images import image, two_classes, write
 
 SHIPPED = Path(checkpoint.__file__).parent / "models" / "weights"

@@ -123,7 +123,7 @@ def test_every_family_comes_back_from_a_file_in_the_fields_conventions(
     name: str, shape: tuple[int, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if find_architecture(name) is None:  # a small member of a family whose own take hundreds of megabytes
-        entry = ArchitectureEntry(name=name, description="small", shape=None, learning_rate=0.1)
+        entry = ArchitectureEntry(name=name, description="small", learning_rate=0.1)
         monkeypatch.setitem(ARCHITECTURES, name, entry)  # type: ignore[arg-type]
     original = build(Blueprint(name, shape, 6)).eval()
     unused = _prefixed("sub_block1.", {"layer.0.bn1.weight": torch.ones(4)}) if name.startswith("wide") else {}

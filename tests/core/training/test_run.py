@@ -15,8 +15,8 @@ from core.schema.errors import Diverged
 from core.schema.events import Attacked, Entered, Event, Finished, Reports, Saved, Started, Stepped, Warned
 from core.schema.spec import FineTuneSpec, TrainSpec, parse
 from core.training import run as training
+from core.training.optimisation import learning_rate, parameter_groups
 from core.training.run import fine_tune
-from core.training.trainer import learning_rate, parameter_groups
 
 _GOLDEN = Path(__file__).parents[1] / "golden" / "e_at_digits.json"
 _QUICK = {

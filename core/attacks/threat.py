@@ -1,0 +1,90 @@
+"""Threats: what an attacker may do to an image. An attack searches a threat, an evaluation reports a row for each.
+
+A new kind of threat (k pixels, a patch, a corruption of some severity) is a new class here; no signature changes.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from core.geometry import length
+from core.schema.catalog import Norm
+
+
+class Threat(Protocol):
+    """What every threat has."""
+
+    @property
+    def id(self) -> str:
+        """The key of the threat's row in a report."""
+
+    def contains(self, images: Tensor, perturbed: Tensor) -> Tensor:
+        """Check for each point whether the attacker may turn the image into the perturbed one.
+
+        images, perturbed (batch, channels, height, width); returns (batch,) bool. Rounding errors are tolerated.
+        """
+
+
+@dataclass(frozen=True)
+class LpThreat:
+    """An l_p ball around the image, intersected with the box [0, 1]."""
+
+    norm: Norm
+    eps: float
+    """The radius, in pixel units of images in [0, 1]."""
+
+    @property
+    def id(self) -> str:
+        """The norm."""
+        return self.norm
+
+    def contains(self, images: Tensor, perturbed: Tensor) -> Tensor:
+        """Check ball and box: (batch,) bool."""
+        # A pixel is rounded to its own last bit, which is not small beside a small radius.
+        rounding = length(torch.full_like(images[:1], torch.finfo(images.dtype).eps), self.norm)
+        outside_ball = length(perturbed - images, self.norm) - self.eps > 1e-4 * self.eps + rounding
+        outside_box = ((perturbed < 0) | (perturbed > 1)).flatten(1).any(1)
+        return ~(outside_ball | outside_box)
+
+
+@dataclass(frozen=True)
+class UnionThreat:
+    """Several l_p balls: the attacker chooses one of them for each image."""
+
+    balls: tuple[LpThreat, ...]
+
+    @classmethod
+    def of(cls, eps: Mapping[Norm, float]) -> "UnionThreat":
+        """Build it from a radius per norm."""
+        return cls(tuple(LpThreat(norm, radius) for norm, radius in eps.items()))
+
+    def __iter__(self) -> Iterator[LpThreat]:
+        return iter(self.balls)
+
+    @property
+    def id(self) -> str:
+        """The row of a report that counts points robust to every ball."""
+        return "union"
+
+    def contains(self, images: Tensor, perturbed: Tensor) -> Tensor:
+        """Check for a ball that contains the point: (batch,) bool."""
+        return torch.stack([ball.contains(images, perturbed) for ball in self.balls]).any(0)
+
+
+@dataclass(frozen=True)
+class PerceptualThreat:
+    """Images within a distance by LPIPS, in the features of the attacked model.
+
+    For training alone: the attack penalises a larger distance and does not forbid it, so there is no check.
+    """
+
+    bound: float
+    """The largest LPIPS distance from the image."""
+
+    @property
+    def id(self) -> str:
+        """The name of the distance."""
+        return "lpips"
