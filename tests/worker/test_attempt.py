@@ -518,7 +518,7 @@ def test_a_file_that_cannot_be_stored_fails_the_job_with_a_remedy(workplace, pos
 
 def test_what_the_store_did_not_take_is_kept_for_some_days(workplace, post, settings):
     job_id = post()
-    run_next(reworkplace(place, store=BrokenStore(settings.objects_dir, StorageUnavailable("key: gone"))))
+    run_next(replace(workplace, store=BrokenStore(settings.objects_dir, StorageUnavailable("key: gone"))))
     kept = settings.kept_dir / f"{job_id}-1"
     hint = get(workplace, job_id).failure["hint"]
     assert "retry the job" in hint
