@@ -27,6 +27,7 @@ from app.platform.settings import Settings
 from app.schemas import Failure
 from app.storage import ObjectStore, StorageFull, StorageUnavailable
 from core.schema import events as reported
+from core.schema.report import Reports
 from worker import failures
 from worker.cache import Cache
 from worker.delivery import Delivery, discard, fetch_states, remove_states
@@ -147,10 +148,10 @@ def _find_ending(lease: Lease, claim: Claim, place: Workplace) -> Ending | None:
     return None
 
 
-def _read_report(key: str, sha256: str, store: ObjectStore) -> reported.Reports | None:
+def _read_report(key: str, sha256: str, store: ObjectStore) -> Reports | None:
     """Read a report; None where it cannot be had, for then it is made anew."""
     try:
-        return reported.Reports.model_validate_json(b"".join(whole(key, sha256, store)))
+        return Reports.read(b"".join(whole(key, sha256, store)))
     except (StorageUnavailable, ValidationError) as error:
         log.warning("the report %s cannot be read: %s", key, error)
     return None

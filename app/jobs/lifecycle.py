@@ -33,7 +33,7 @@ from app.schemas import Action, Failure, Results, Status
 from app.schemas.job_request import AnyRequest, parse_request
 from app.tables import AT_WORK, HELD, Attempt, Checkpoint, Job, Project, State, Webhook
 from app.webhooks import subscriptions
-from core.schema import events as reported
+from core.schema.report import Reports
 from core.schema.spec_warnings import spec_warnings
 
 MOVES: Mapping[Status, frozenset[Status]] = {
@@ -409,7 +409,7 @@ def look(session: Session, claim: Claim) -> Status:
     return only(claim, session.scalars(select(Job.status).where(*owned(claim))).all())
 
 
-def succeed(session: Session, claim: Claim, reports: reported.Reports) -> None:
+def succeed(session: Session, claim: Claim, reports: Reports) -> None:
     """End the job well. One that is being cancelled ends cancelled all the same. Raises LeaseLost."""
     job = _hold(session, claim)
     if job.status == "cancelling":

@@ -45,7 +45,7 @@ from app.routes.assets import show_input
 from app.routes.webhooks import show_with_secret
 from app.schemas.job_request import REQUESTS, AnyRequest, JobRequest, parse_request
 from app.webhooks import subscriptions, url_policy
-from core.schema.events import Reports
+from core.schema.report import Reports
 from core.schema.spec import Kind
 from core.schema.spec_warnings import spec_warnings
 from core.schema.validation import FieldError, field_errors

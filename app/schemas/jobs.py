@@ -8,7 +8,8 @@ from app.schemas.estimates import Actual, Estimate
 from app.schemas.job_request import JobRequest
 from app.schemas.webhooks import WebhookWithSecret
 from core.schema.catalog import Norm
-from core.schema.events import NormCount, Phase, Rate, Report, Reports, Subject
+from core.schema.events import NormCount, Phase, Subject
+from core.schema.report import Rate, Report, Reports
 from core.schema.spec import Kind
 from core.schema.spec_warnings import SpecWarning
 
@@ -70,15 +71,15 @@ class Result(Answer):
 
     clean: Rate
     """Accuracy without attack."""
-    robust: dict[Norm, Rate]
-    """Robust accuracy per norm."""
+    robust: dict[str, Rate]
+    """Robust accuracy per threat id, of which a norm is one."""
     union: Rate
     """Points that are right under every norm at once."""
 
     @classmethod
     def of(cls, report: Report) -> Self:
         """Take the numbers of a report."""
-        return cls(clean=report.clean, robust=dict(report.robust), union=report.union)
+        return cls(clean=report.clean, robust=report.robust, union=report.union)
 
 
 class Results(Answer):

@@ -25,9 +25,10 @@ from core.cli.options import (
 )
 from core.cli.specs import read_import, read_spec
 from core.schema.errors import BadInput
-from core.schema.events import Entered, Evaluated, Event, Finished, Reports, Warned
+from core.schema.events import Entered, Evaluated, Event, Finished, Warned
 from core.schema.inspection_report import DatasetInspection, ModelInspection
 from core.schema.model_zoo import PUBLISHED
+from core.schema.report import Reports
 from core.schema.spec import AnySpec, EvaluateSpec
 from core.schema.spec_warnings import spec_warnings
 from core.signals import StopRequests

@@ -16,7 +16,8 @@ from safetensors.torch import save as serialize
 
 from core import checkpoint
 from core.schema.errors import BadInput
-from core.schema.events import Report, Saved, Started
+from core.schema.events import Saved, Started
+from core.schema.report import Report
 from core.schema.spec import Spec
 from core.training.trainer import TrainerCounters, TrainerState
 

@@ -27,7 +27,8 @@ from app.schemas.job_request import parse_request
 from app.storage import LocalStore
 from app.tables import Checkpoint, Dataset, Model
 from app.webhooks import subscriptions
-from core.schema.events import Reports, Saved
+from core.schema.events import Saved
+from core.schema.report import Reports
 from tests.support.instance import DIGITS, add_key, serving
 from tests.support.sending import sha256_of
 
