@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import nn
 
 from core.models import Blueprint, build
-from core.models.third_party import compare
+from core.models.weight_matching import compare
 from core.schema.catalog import MODELS, Norm
 from core.schema.errors import BadInput, BadWeights, DiskFull, UserError
 from core.schema.events import Reports

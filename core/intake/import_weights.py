@@ -8,7 +8,9 @@ from pydantic_core import PydanticCustomError
 from core import checkpoint
 from core.checkpoint import Header, Origin
 from core.models import Blueprint
-from core.models.third_party import Foreign, check_normalisation, convert, count_classes, fitting, read
+from core.models.normalisation import check_normalisation
+from core.models.weight_files import ThirdPartyWeights, read
+from core.models.weight_matching import convert, count_classes, fit_to_architectures
 from core.schema.catalog import DATASETS
 from core.schema.errors import BadInput, BadWeights
 from core.schema.import_spec import ImportSpec
@@ -92,7 +94,7 @@ def recognise(file: Path, spec: ImportSpec) -> ImportSpec:
     channels = {tensor.shape[1] for tensor in foreign.weights.values() if tensor.dim() == 4}
     shapes = [_three(spec.shape)] if spec.shape else sorted({entry.shape for entry in known})
     shapes = [shape for shape in shapes if shape[0] in channels]
-    fits = {shape: fitting(foreign.weights, shape) for shape in shapes}
+    fits = {shape: fit_to_architectures(foreign.weights, shape) for shape in shapes}
     whole = {(name, shape) for shape, found in fits.items() for name, fit in found.items() if fit.whole}
     names = sorted({name for name, _ in whole})
     if not names:
@@ -120,7 +122,7 @@ def recognise(file: Path, spec: ImportSpec) -> ImportSpec:
     return spec.model_copy(update={"architecture": name, "shape": shape})
 
 
-def _blueprint(spec: ImportSpec, published: PublishedEntry | None, foreign: Foreign) -> Blueprint:
+def _blueprint(spec: ImportSpec, published: PublishedEntry | None, foreign: ThirdPartyWeights) -> Blueprint:
     """Say which network the weights belong to: what the user says goes before what the file says, and that before what
     the catalogue says. The user and the file must not contradict each other."""
     architecture = spec.architecture or (published.architecture if published else "")
@@ -166,7 +168,7 @@ def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _normalisation(
-    spec: ImportSpec, published: PublishedEntry | None, foreign: Foreign
+    spec: ImportSpec, published: PublishedEntry | None, foreign: ThirdPartyWeights
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     given, held = (spec.mean, spec.std), (foreign.mean, foreign.std)
     if any(given) and any(held) and not _close(given, held):

@@ -8,12 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
 from core.models.digits_cnn import DigitsCNN
 from core.models.dm_wide_resnet import DMWideResNet
 from core.models.imagenet_resnet import imagenet_resnet_50
+from core.models.normalisation import Normalized
 from core.models.preact_resnet import PreActResNet8, PreActResNet18
 from core.models.resnet import resnet_18, resnet_50
 from core.models.timm_classifier import timm_classifier
@@ -40,23 +41,6 @@ class Blueprint:
     """Per channel, what is subtracted from the images first; empty for nothing."""
     std: tuple[float, ...] = ()
     """Per channel, what they are divided by then; empty for nothing."""
-
-
-class Normalized(nn.Module):
-    """A network with its input normalisation in front."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalise, then classify."""
-        return self.network((images - self.mean) / self.std)
 
 
 def build(blueprint: Blueprint) -> nn.Module:
