@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.assets.registry import Registry
-from app.http import authentication, problems
+from app.http import authentication, error_handler, problems
 from app.http.dependencies import Service
 from app.http.rate_limits import Failures, Requests, TellStanding
 from app.jobs.watch import Watch
@@ -122,7 +122,7 @@ def create_app(
     app.add_middleware(RequestId)
     app.state.metrics = Metrics(database, app.state.service.watch, app.state.service.doorbell)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
-    problems.install(app)
+    error_handler.install(app)
     return app
 
 

@@ -33,6 +33,8 @@ Row = TypeVar("Row")
 Own = TypeVar("Own", Dataset, Model)
 
 TABLES: Mapping[Kind, type[Dataset] | type[Model]] = {"dataset": Dataset, "model": Model}
+WORDS: Mapping[Kind, str] = {"dataset": "data set", "model": "model"}
+"""What each kind is called in messages."""
 NAMED_BY: Mapping[str, Kind] = {"base_model": "model", "dataset": "dataset", "extra_dataset": "dataset"}
 """The fields of a spec that name such a file."""
 SHIPPED: Mapping[str, Container[str]] = {"base_model": MODELS, "dataset": DATASETS}
@@ -48,11 +50,11 @@ _LOST = FileFailure(
 
 
 class NameTaken(Exception):
-    """The project has another file of this name."""
+    """The project has another data set or model of this name; the message says so."""
 
 
 class NotComplete(Exception):
-    """The upload is not complete, or is in use by another file."""
+    """The upload is not complete, or is in use by another file; the message says which."""
 
 
 class InUse(Exception):
@@ -179,7 +181,8 @@ def _add(session: Session, file: Own) -> Own:
         with session.begin_nested():
             session.add(file)
     except IntegrityError:
-        raise NameTaken(file.name) from None
+        word = WORDS["dataset" if isinstance(file, Dataset) else "model"]
+        raise NameTaken(f"the project has a {word} {file.name!r} already") from None
     return file
 
 

@@ -16,7 +16,7 @@ goes on where this one was. The caller opens the transaction and commits it.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -119,8 +119,9 @@ class RetryPolicy:
 class NotAllowed(Exception):
     """The job's status does not allow the action."""
 
-    def __init__(self, job: Job) -> None:
-        super().__init__(job.status)
+    def __init__(self, job: Job, action: Action | Literal["delete"]) -> None:
+        super().__init__(action, job.status)
+        self.action = action
         self.status = job.status
         self.allowed_actions = allowed_actions(job)
 
@@ -454,7 +455,7 @@ def ask(session: Session, job_id: str, action: Action) -> Job:
     if job.status in ACTIONS[action].granted or (action == "stop" and job.stop_requested):
         return job
     if action not in allowed_actions(job):
-        raise NotAllowed(job)
+        raise NotAllowed(job, action)
     this = Job.id == job_id
     match action:
         case "pause":
@@ -484,7 +485,7 @@ def retry(session: Session, job_id: str, *, most_webhooks: int = 0) -> Created:
     retry of a job: asking again finds it. Raises NotAllowed, and what `create` raises."""
     job = hold(session, Job, job_id)
     if "retry" not in allowed_actions(job):
-        raise NotAllowed(job)
+        raise NotAllowed(job, "retry")
     first = session.scalars(select(Job).where(Job.retry_of == job_id)).one_or_none()
     if first:
         return Created(first, replayed=True)
@@ -504,7 +505,7 @@ def remove(session: Session, job_id: str) -> Sequence[str]:
     that goes on from a state of it, or what starts from a checkpoint of it."""
     job = hold(session, Job, job_id)
     if job.status not in TERMINAL or job.parent_id:
-        raise NotAllowed(job)
+        raise NotAllowed(job, "delete")
     if retry := _unfinished_retry(session, job_id):
         raise assets.InUse([retry])
     checkpoints = select(Checkpoint.id).where(Checkpoint.job_id == job_id).with_for_update()

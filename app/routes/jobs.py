@@ -42,7 +42,7 @@ from app.jobs import estimates, lifecycle, shards
 from app.projects import quotas
 from app.routes import answer
 from app.routes.assets import show_input
-from app.routes.webhooks import show_with_secret, too_many
+from app.routes.webhooks import show_with_secret
 from app.webhooks import subscriptions, url_policy
 from core.schema.events import Reports
 from core.schema.spec import AnySpec, Kind, Spec, parse
@@ -103,12 +103,9 @@ async def check_webhook(spec: Annotated[AnySpec, Depends(parse_spec)], service: 
         try:
             await check_address(service, spec.webhook.url)
         except url_policy.Refused as refusal:
-            raise InvalidSpec([_of_webhook("address_refused", str(refusal))]) from None
+            error = FieldError(pointer="/webhook/url", code="address_refused", detail=str(refusal))
+            raise InvalidSpec([error]) from None
     return spec
-
-
-def _of_webhook(code: str, detail: str) -> FieldError:
-    return FieldError(pointer="/webhook/url", code=code, detail=detail)
 
 
 def _pair(text: str) -> str:
@@ -309,35 +306,21 @@ def create_from(
 ) -> schemas.PostedJob:
     """Queue a job with this spec. Raises IdempotencyKeyReused, TooManyWebhooks, InvalidSpec where it names a webhook
     that is disabled, quotas.QuotaExceeded."""
-    try:
-        created = lifecycle.create(
-            session,
-            project_id,
-            spec,
-            idempotency_key=idempotency_key,
-            cloned_from=cloned_from,
-            most_webhooks=subscriptions.MAX_WEBHOOKS,
-            in_shards=shards.count(session, project_id, spec, service.settings),
-        )
-    except lifecycle.KeyReused:
-        raise IdempotencyKeyReused("this Idempotency-Key was used with another spec; make a new one") from None
-    except subscriptions.TooMany:
-        raise too_many() from None
+    created = lifecycle.create(
+        session,
+        project_id,
+        spec,
+        idempotency_key=idempotency_key,
+        cloned_from=cloned_from,
+        most_webhooks=subscriptions.MAX_WEBHOOKS,
+        in_shards=shards.count(session, project_id, spec, service.settings),
+    )
     if not created.replayed:
-        _check_named(session, project_id, spec)
+        if spec.webhook:
+            subscriptions.check_named(session, project_id, spec.webhook.url)
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
     service.doorbell.ring_after_commit(session, spec, shards=created.job.shards_left)
     return show_created(created, response)
-
-
-def _check_named(session: Session, project_id: str, spec: AnySpec) -> None:
-    if spec.webhook is None:
-        return
-    try:
-        subscriptions.check_named(session, project_id, spec.webhook.url)
-    except subscriptions.Disabled:
-        detail = "the project's webhook with this address is disabled: enable it, or leave webhook out"
-        raise InvalidSpec([_of_webhook("webhook_disabled", detail)]) from None
 
 
 def show_created(created: lifecycle.Created, response: Response) -> schemas.PostedJob:

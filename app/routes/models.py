@@ -33,12 +33,9 @@ from app.routes.assets import (
     GivenName,
     check_name,
     missing,
-    not_usable,
-    remove_file,
     send_report,
     show_common,
     show_made_by,
-    taken,
     the_file,
     the_upload,
 )
@@ -110,18 +107,13 @@ def create_model(
     """Make a base model of an upload or a checkpoint. A worker inspects it next: then it is ready, or refused with the
     reason. One that was refused makes room for another of its name, of the same upload, too."""
     check_name(service, "model", wish.name)
-    try:
-        if wish.upload:
-            upload = the_upload(session, project_id, wish.upload, "model")
-            model = assets.add_model(session, project_id, wish.name, upload, wish.said())
-        else:
-            checkpoint = _the_checkpoint(session, project_id, wish.checkpoint or "")
-            model = assets.add_checkpoint(session, project_id, wish.name, checkpoint)
-            quotas.check(session, project_id, service.settings, "stored_bytes")
-    except assets.NameTaken:
-        raise taken("model", wish.name) from None
-    except assets.NotComplete as error:
-        raise not_usable(error) from None
+    if wish.upload:
+        upload = the_upload(session, project_id, wish.upload, "model")
+        model = assets.add_model(session, project_id, wish.name, upload, wish.said())
+    else:
+        checkpoint = _the_checkpoint(session, project_id, wish.checkpoint or "")
+        model = assets.add_checkpoint(session, project_id, wish.name, checkpoint)
+        quotas.check(session, project_id, service.settings, "stored_bytes")
     service.doorbell.ring_after_commit(session)
     response.headers["Location"] = f"/models/{model.id}"
     return _own(model)
@@ -185,7 +177,7 @@ def get_model_report(model_id: FileName, project_id: ProjectId, session: Reading
 )
 def delete_model(model_id: FileName, project_id: ProjectId, session: Writing) -> None:
     """Delete a base model of the project's own, and its files. Jobs that have not ended keep it."""
-    remove_file(session, "model", the_file(session, "model", project_id, model_id))
+    assets.remove(session, the_file(session, "model", project_id, model_id))
 
 
 def _known(service: Service) -> list[schemas.Model]:

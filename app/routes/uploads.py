@@ -236,19 +236,7 @@ async def complete_upload(upload_id: UploadId, project_id: ProjectId, service: T
 
 def _complete(service: Service, project_id: str, upload_id: str) -> schemas.Upload:
     upload = _load(service, project_id, upload_id)
-    seconds = UPLOAD_SECONDS
-    try:
-        upload = uploads.complete(upload, service.database, service.store, seconds=seconds)
-    except uploads.Ended as error:
-        raise _ended(error) from None
-    except uploads.Incomplete as error:
-        raise UploadIncomplete(
-            f"{len(error.missing)} of {uploads.part_count(upload)} parts are missing; send them, then complete it",
-            errors=[
-                FieldError(pointer=f"/parts/{number}", code="missing", detail="send this part")
-                for number in error.missing
-            ],
-        ) from None
+    upload = uploads.complete(upload, service.database, service.store, seconds=UPLOAD_SECONDS)
     if upload.size <= _AT_ONCE:
         # Where the store is away, it is tried again later, by whoever is there.
         with suppress(StorageUnavailable):
@@ -271,11 +259,7 @@ async def abort_upload(upload_id: UploadId, project_id: ProjectId, service: TheS
 
 def _abort(service: Service, project_id: str, upload_id: str) -> tables.Upload:
     with service.database.writing() as session:
-        upload = _the_upload(session, project_id, upload_id)
-        try:
-            return uploads.abort(session, upload.id)
-        except uploads.Ended as error:
-            raise _ended(error) from None
+        return uploads.abort(session, _the_upload(session, project_id, upload_id).id)
 
 
 def show_upload(upload: tables.Upload, *, received: list[int] | None) -> schemas.Upload:
@@ -321,15 +305,7 @@ def _load(service: Service, project_id: str, upload_id: str) -> tables.Upload:
 def _open(service: Service, project_id: str, upload_id: str) -> tables.Upload:
     """Find an upload that takes parts, and note the sign of life. Raises NotFound, UploadEnded."""
     with service.database.writing() as session:
-        upload = _the_upload(session, project_id, upload_id)
-        try:
-            return uploads.keep_alive(session, upload.id, seconds=UPLOAD_SECONDS)
-        except uploads.Ended as error:
-            raise _ended(error) from None
-
-
-def _ended(error: uploads.Ended) -> UploadEnded:
-    return UploadEnded(f"the upload is {error.status} and takes no more parts")
+        return uploads.keep_alive(session, _the_upload(session, project_id, upload_id).id, seconds=UPLOAD_SECONDS)
 
 
 def _check_numbers(wish: PartsWish, upload: tables.Upload) -> None:
@@ -355,10 +331,7 @@ async def _gathering(upload: tables.Upload, service: Service) -> str:
     """Say where the parts are gathered. Raises UploadEnded."""
     if upload.gathering:
         return upload.gathering
-    try:
-        return await carried(service, uploads.gathering, upload, service.database, service.store)
-    except uploads.Ended as error:
-        raise _ended(error) from None
+    return await carried(service, uploads.gathering, upload, service.database, service.store)
 
 
 def _request(part: PartWish, upload: tables.Upload, gathering: str | None, service: Service) -> schemas.UploadRequest:

@@ -97,19 +97,14 @@ def create_webhook(
     response: Response,
 ) -> schemas.WebhookWithSecret:
     """Make a webhook. The answer has the secret by which its receiver knows that a message comes from here."""
-    try:
-        webhook = subscriptions.create(
-            session,
-            project_id,
-            url=body.url,
-            events=body.events,
-            description=body.description,
-            limit=subscriptions.MAX_WEBHOOKS,
-        )
-    except subscriptions.AddressTaken:
-        raise _exists(body.url) from None
-    except subscriptions.TooMany:
-        raise too_many() from None
+    webhook = subscriptions.create(
+        session,
+        project_id,
+        url=body.url,
+        events=body.events,
+        description=body.description,
+        limit=subscriptions.MAX_WEBHOOKS,
+    )
     response.headers["Location"] = f"/webhooks/{webhook.id}"
     return show_with_secret(webhook, response)
 
@@ -142,11 +137,7 @@ def change_webhook(
 ) -> schemas.Webhook:
     """Change a webhook."""
     webhook = _the_webhook(session, project_id, webhook_id)
-    changes: dict[str, Any] = body.model_dump(exclude_unset=True)
-    try:
-        subscriptions.change(session, webhook, changes)
-    except subscriptions.AddressTaken:
-        raise _exists(body.url) from None
+    subscriptions.change(session, webhook, body.model_dump(exclude_unset=True))
     return _show(webhook)
 
 
@@ -166,10 +157,7 @@ def delete_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writin
 )
 def test_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writing) -> schemas.Delivery:
     """Send the webhook a message of type webhook.test. Its delivery shows what became of it."""
-    try:
-        return _show_delivery(subscriptions.test(session, _the_webhook(session, project_id, webhook_id)))
-    except subscriptions.Disabled:
-        raise _disabled(webhook_id) from None
+    return _show_delivery(subscriptions.test(session, _the_webhook(session, project_id, webhook_id)))
 
 
 @router.post("/webhooks/{webhook_id}/rotate_secret", responses=problems(NotFound), dependencies=[needs("jobs:write")])
@@ -215,19 +203,8 @@ def redeliver(
     delivery = queries.find_delivery(session, webhook.id, delivery_id)
     if delivery is None:
         raise NotFound(f"there is no delivery {delivery_id!r} of this webhook")
-    try:
-        subscriptions.redeliver(session, webhook, delivery)
-    except subscriptions.Disabled:
-        raise _disabled(webhook_id) from None
+    subscriptions.redeliver(session, webhook, delivery)
     return _show_delivery(delivery)
-
-
-def _exists(url: str) -> WebhookExists:
-    return WebhookExists(f"the project has a webhook with the address {url}; change that one")
-
-
-def _disabled(webhook_id: str) -> WebhookDisabled:
-    return WebhookDisabled(f'{webhook_id} is disabled; enable it first, with PATCH and {{"disabled": false}}')
 
 
 def _the_webhook(session: Session, project_id: str, webhook_id: str) -> tables.Webhook:
@@ -254,11 +231,6 @@ def _facts(webhook: tables.Webhook) -> dict[str, Any]:
 
 def _show(webhook: tables.Webhook) -> schemas.Webhook:
     return schemas.Webhook.model_validate(_facts(webhook))
-
-
-def too_many() -> TooManyWebhooks:
-    """Refuse one more webhook."""
-    return TooManyWebhooks(f"the project has {subscriptions.MAX_WEBHOOKS} webhooks; delete one first")
 
 
 def show_with_secret(webhook: tables.Webhook, response: Response) -> schemas.WebhookWithSecret:

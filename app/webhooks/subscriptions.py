@@ -37,15 +37,19 @@ _JITTER = 0.2
 
 
 class AddressTaken(Exception):
-    """The project has a webhook with this address."""
+    """The project has a webhook with this address, the argument."""
 
 
 class TooMany(Exception):
-    """The project has as many webhooks as it may."""
+    """The project has as many webhooks as it may: the argument."""
 
 
 class Disabled(Exception):
-    """Nothing is sent to a webhook that is disabled."""
+    """Nothing is sent to a webhook that is disabled: the argument is its id."""
+
+
+class NamedIsDisabled(Exception):
+    """The webhook with the address that a job names is disabled."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def create(
     quotas.take_turn(session, project_id)
     count = select(func.count()).select_from(Webhook).where(Webhook.project_id == project_id)
     if session.scalars(count).one() > limit:
-        raise TooMany
+        raise TooMany(limit)
     return webhook
 
 
@@ -126,10 +130,10 @@ def enlist(session: Session, project_id: str, url: str, *, limit: int) -> Webhoo
 
 
 def check_named(session: Session, project_id: str, url: str) -> None:
-    """See that what a job names is told anything at all. Raises Disabled."""
+    """See that the webhook that a job names is enabled. Raises NamedIsDisabled."""
     webhook = _named(session, project_id, url)
-    if webhook:
-        _check_enabled(webhook)
+    if webhook and webhook.disabled_at is not None:
+        raise NamedIsDisabled
 
 
 def announce(session: Session, job: Job) -> None:
@@ -304,7 +308,7 @@ def _named(session: Session, project_id: str, url: str) -> Webhook | None:
 
 def _check_enabled(webhook: Webhook) -> None:
     if webhook.disabled_at is not None:
-        raise Disabled
+        raise Disabled(webhook.id)
 
 
 def _save(session: Session, webhook: Webhook) -> None:
@@ -312,7 +316,7 @@ def _save(session: Session, webhook: Webhook) -> None:
         with session.begin_nested():
             session.add(webhook)
     except IntegrityError as error:
-        raise AddressTaken from error
+        raise AddressTaken(webhook.url) from error
     session.refresh(webhook)
 
 
