@@ -6,7 +6,7 @@ from math import sqrt
 
 from torch import Tensor
 
-from core.checkpoint import deciding
+from core.checkpoint import verdict_versions
 from core.evaluation.checks import doubts_from_square
 from core.schema.catalog import NORMS, Norm
 from core.schema.errors import BadInput
@@ -112,7 +112,7 @@ def _identity(reports: Reports) -> tuple[object, ...]:
     """What all parts of one evaluation have in common."""
     assert reports.after
     run = reports.run
-    known = (run.spec, run.base_sha256, run.data_sha256, deciding(run.versions)) if run else ()
+    known = (run.spec, run.base_sha256, run.data_sha256, verdict_versions(run.versions)) if run else ()
     after = reports.after
     return (*known, after.protocol, after.engine, after.seed, after.batch_size, after.eps)
 

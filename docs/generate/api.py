@@ -59,7 +59,13 @@ def _document() -> dict[str, Any]:
 
 def _route(method: str, path: str, route: Mapping[str, Any]) -> str:
     parameters = (
-        (code(each["name"]), each["in"], kind(each["schema"], _link), default(each["schema"]), each.get("description", ""))
+        (
+            code(each["name"]),
+            each["in"],
+            kind(each["schema"], _link),
+            default(each["schema"]),
+            each.get("description", ""),
+        )
         for each in route.get("parameters", ())
     )
     return "\n\n".join(
@@ -101,7 +107,12 @@ def _schemas(schemas: Mapping[str, Any]) -> Iterator[str]:
         seen.add(title)
         required = schema.get("required", ())
         rows = (
-            (code(field), kind(inner, _link), "required" if field in required else default(inner), inner.get("description", ""))
+            (
+                code(field),
+                kind(inner, _link),
+                "required" if field in required else default(inner),
+                inner.get("description", ""),
+            )
             for field, inner in schema.get("properties", {}).items()
         )
         fields = markdown.table(("field", "value", "default", "meaning"), rows)

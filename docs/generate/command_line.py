@@ -59,7 +59,10 @@ def _core() -> Iterator[str]:
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for name, command in commands.choices.items():
         rows = [
-            (", ".join(code(option) for option in action.option_strings) or code(action.dest.upper()), action.help or "")
+            (
+                ", ".join(code(option) for option in action.option_strings) or code(action.dest.upper()),
+                action.help or "",
+            )
             for action in command._actions
             if action.help != argparse.SUPPRESS and not action.dest.startswith("spec.") and action.dest != "help"
         ]

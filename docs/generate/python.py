@@ -107,7 +107,11 @@ def _definition(module: str, node: ast.stmt) -> str:
     match node:
         case ast.ClassDef():
             return "\n\n".join(
-                [f"### `{module}.{node.name}`", _docstring(node), *(_method(node.name, each) for each in _methods(node))]
+                [
+                    f"### `{module}.{node.name}`",
+                    _docstring(node),
+                    *(_method(node.name, each) for each in _methods(node)),
+                ]
                 + ([markdown.table(("field", "type", "meaning"), fields)] if (fields := list(_fields(node))) else [])
             )
         case ast.FunctionDef() | ast.AsyncFunctionDef():
@@ -118,7 +122,12 @@ def _definition(module: str, node: ast.stmt) -> str:
 def _methods(node: ast.ClassDef) -> Iterator[ast.FunctionDef]:
     for each in node.body:
         overload = isinstance(each, ast.FunctionDef) and any(ast.unparse(d) == "overload" for d in each.decorator_list)
-        if isinstance(each, ast.FunctionDef) and not each.name.startswith("_") and not overload and ast.get_docstring(each):
+        if (
+            isinstance(each, ast.FunctionDef)
+            and not each.name.startswith("_")
+            and not overload
+            and ast.get_docstring(each)
+        ):
             yield each
 
 

@@ -16,7 +16,9 @@ _CLIENT = (
 
 def page() -> str:
     """List every setting with its default and meaning."""
-    with patch.dict(os.environ, {name: value for name, value in os.environ.items() if not name.startswith("TEMPER_")}, clear=True):
+    with patch.dict(
+        os.environ, {name: value for name, value in os.environ.items() if not name.startswith("TEMPER_")}, clear=True
+    ):
         values = Settings()
     rows = [
         (code(f"TEMPER_{name.upper()}"), _default(getattr(values, name)), field.description or "")

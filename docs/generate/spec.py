@@ -43,7 +43,12 @@ def _sections(schemas: dict[str, Any], models: dict[str, type[BaseModel]]) -> It
 
 def _fields(model: type[BaseModel], schema: dict[str, Any]) -> str:
     rows = [
-        (code(name), kind(schema["properties"][name], _mention), _default(field, schema["properties"][name]), field.description or "")
+        (
+            code(name),
+            kind(schema["properties"][name], _mention),
+            _default(field, schema["properties"][name]),
+            field.description or "",
+        )
         for name, field in model.model_fields.items()
     ]
     return markdown.table(("field", "value", "default", "meaning"), rows)
@@ -110,6 +115,9 @@ def _catalogue() -> Sequence[str]:
         "## Shipped base models",
         markdown.table(
             ("base model", "what it is", "data set", "robust to"),
-            ((code(entry.name), entry.description, entry.dataset, f"{entry.norm} {entry.eps:.4g}") for entry in MODELS.values()),
+            (
+                (code(entry.name), entry.description, entry.dataset, f"{entry.norm} {entry.eps:.4g}")
+                for entry in MODELS.values()
+            ),
         ),
     )

@@ -12,6 +12,7 @@ from core.models import Blueprint, build, weight_matching
 from core.models.normalisation import check_normalisation
 from core.models.weight_files import ThirdPartyWeights, read
 from core.models.weight_matching import convert
+from core.schema.catalog import DATASETS
 from core.schema.errors import BadInput, BadWeights, DoesNotFit
 from core.schema.model_zoo import PUBLISHED, find_published
 
@@ -122,12 +123,13 @@ def test_weights_of_a_single_class_are_refused(network: nn.Module) -> None:
 
 @pytest.mark.parametrize("entry", PUBLISHED.values(), ids=lambda entry: entry.name)
 def test_published_weights_name_a_network_that_can_be_built_for_them(entry: Any) -> None:
-    dataset, threat, _ = entry.name.split("/")
-    assert (entry.dataset, entry.norm) == (dataset, threat.lower())
+    name, threat, _ = entry.name.split("/")
+    assert (entry.dataset, entry.norm) == (name, threat.lower())
+    dataset = DATASETS[entry.dataset]
     assert len(entry.mean) == len(entry.std) in (0, 3)
     with torch.device("meta"):
-        network = build(Blueprint(entry.architecture, entry.shape, entry.classes, mean=entry.mean, std=entry.std))
-    assert network.eval()(torch.rand(1, *entry.shape, device="meta")).shape == (1, entry.classes)
+        network = build(Blueprint(entry.architecture, dataset.shape, dataset.classes, mean=entry.mean, std=entry.std))
+    assert network.eval()(torch.rand(1, *dataset.shape, device="meta")).shape == (1, dataset.classes)
 
 
 @pytest.mark.parametrize("entry", PUBLISHED.values(), ids=lambda entry: entry.name)

@@ -134,7 +134,7 @@ def test_the_checkpoint_explains_itself(tmp_path: Path) -> None:
     assert header.spec == spec
     assert header.seed == spec.seed
     assert header.reports == events[-1].reports  # type: ignore[union-attr]
-    assert header.base_sha256 == checkpoint.hash_file(checkpoint.find_weights("digits-cnn-linf", None))
+    assert header.base_sha256 == checkpoint.hash_file(checkpoint.base_model_file("digits-cnn-linf", None))
     assert len(header.data_sha256) == 64
     assert header.versions["torch"]
     assert not model.training

@@ -413,7 +413,7 @@ def test_two_processes_end_with_the_weights_of_one(method: dict[str, object], tm
     one, two = (
         checkpoint.load(tmp_path / folder / "checkpoint.safetensors")[0].state_dict() for folder in ("one", "two")
     )
-    start = checkpoint.load(checkpoint.find_weights("digits-cnn-linf", None))[0].state_dict()
+    start = checkpoint.load(checkpoint.base_model_file("digits-cnn-linf", None))[0].state_dict()
     for name, weight in one.items():
         assert torch.allclose(weight, two[name], atol=1e-5), name
     assert not torch.allclose(one["classifier.weight"], start["classifier.weight"], atol=1e-4)
