@@ -1,8 +1,8 @@
 """Requests to pause a run or to stop it early, by signal or by the caller. No torch.
 
 On the command line, SIGTERM is a request to pause: the run finishes its step, saves its state and exits with status 75
-(EX_TEMPFAIL); the same command continues from there. torchrun passes SIGTERM on to its processes and exits with status 1
-itself. SIGUSR1 is a request to stop: the run evaluates and delivers the best weights so far.
+(EX_TEMPFAIL); the same command continues from there. torchrun passes SIGTERM on to its processes and exits with status
+1 itself. SIGUSR1 is a request to stop: the run evaluates and delivers the best weights so far.
 """
 
 import signal

@@ -36,7 +36,7 @@ class Dataset:
         return self.train.shape
 
     def sha256(self) -> str:
-        """Return the sha256 of the data: of all images and labels in memory, or of the names and sizes of streamed files."""
+        """Return the sha256 of all images and labels; of streamed ones, of the names, sizes and labels of the files."""
         digest = hashlib.sha256()
         for part in (self.train, self.test, self.extra):
             if part is not None:
@@ -56,10 +56,10 @@ def load(
     """Load a data set by its name, or from a path if the catalogue does not know the name.
 
     For cifar10 and cifar100 the path is torchvision's folder, or the images as an ImageFolder; for imagenet the folder
-    with `train/` and `val/`. extra: a second labelled set, as `extra_data.load` reads it. workers: processes that read a
-    streamed set, by default one per core. interpolation: how the images of a streamed set are resized for evaluation.
-    leave_out: called with each image that cannot be used and the reason, and the image is left out; by default the first
-    such image raises an error. Streamed sets do not support it, since their images are not read in advance.
+    with `train/` and `val/`. extra: a second labelled set, as `extra_data.load` reads it. workers: processes that read
+    a streamed set, by default one per core. interpolation: how the images of a streamed set are resized for evaluation.
+    leave_out: called with each image that cannot be used and the reason, and the image is left out; by default the
+    first such image raises an error. Streamed sets do not support it, since their images are not read in advance.
 
     Raises BadInput for a missing or superfluous path, BadDataset when images cannot be read, and DoesNotFit for extra
     data of another shape or with other classes.

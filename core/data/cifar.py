@@ -21,8 +21,8 @@ def load(
 ) -> tuple[Split, Split, tuple[str, ...]]:
     """Load the training part, the test part and the class names.
 
-    path: torchvision's folder, which may be empty, or the same images as an ImageFolder folder or archive. leave_out: as
-    in `image_folder.load`; torchvision's own files are complete or refused. Raises BadDataset.
+    path: torchvision's folder, which may be empty, or the same images as an ImageFolder folder or archive. leave_out:
+    as in `image_folder.load`; torchvision's own files are complete or refused. Raises BadDataset.
     """
     path = path and path.expanduser()
     if path and not path.exists():

@@ -19,9 +19,10 @@ def load(
 ) -> LabelledImages:
     """Load a second set beside one whose training part is `like`.
 
-    path: a `.npz` file of arrays, or a folder or archive with `train/<class>/<image>`, whose classes are matched by name.
-    Pixels are in the units of the first set: 0 to 255, but 0 to 16 for the digits. leave_out: as in `image_folder.load`.
-    Raises BadDataset when the set cannot be read, and DoesNotFit when it has another shape or other classes.
+    path: a `.npz` file of arrays, or a folder or archive with `train/<class>/<image>`, whose classes are matched by
+    name. Pixels are in the units of the first set: 0 to 255, but 0 to 16 for the digits. leave_out: as in
+    `image_folder.load`. Raises BadDataset when the set cannot be read, and DoesNotFit when it has another shape or
+    other classes.
     """
     try:
         found, names = _read(path, like, leave_out)

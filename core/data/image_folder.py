@@ -50,8 +50,8 @@ class Found(NamedTuple):
 def load(path: Path, *, leave_out: LeaveOut | None = None) -> tuple[Split, Split, tuple[str, ...]]:
     """Load the training part, the test part and the class names.
 
-    leave_out: called with each image that cannot be used, which is then left out; by default the first such image raises
-    an error. Raises BadDataset, which names the file.
+    leave_out: called with each image that cannot be used, which is then left out; by default the first such image
+    raises an error. Raises BadDataset, which names the file.
     """
     found = _collect(path, leave_out)
     counts = {place: len(images) for place, images in found.images.items()}
@@ -113,7 +113,7 @@ def look_through(
             sizes = [f"{width} x {height}" for height, width in (first[1], pixels.shape[:2])]
             raise BadDataset(
                 f"images differ in size: {first[0]} is {sizes[0]}, {name} is {sizes[1]}",
-                hint="resize all images to one size; or, for a folder, set --dataset imagenet to crop them to 224 x 224",
+                hint="resize all images to one size, or set --dataset imagenet for a folder to crop them to 224 x 224",
                 field="dataset",
             )
         yield Found(PARTS[place[0]], place[1], name, pixels)
@@ -274,7 +274,7 @@ def _is_wanted(name: str, size: int) -> bool:
         return False
     if size > _LARGEST_FILE:
         raise BadDataset(
-            f"{name} is {size / 2**20:.0f} MiB", hint="an image file may have at most 64 MiB", field="dataset"
+            f"{name} is {size / 2**20:.0f} MiB", hint="image files may have at most 64 MiB", field="dataset"
         )
     return True
 

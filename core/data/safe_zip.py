@@ -100,7 +100,7 @@ class Archive:
 
 
 def _look_through_directory(path: Path, caps: Caps) -> None:
-    """Count the entries before zipfile creates an object for each, and check that the directory ends where it claims."""
+    """Count the entries before zipfile creates an object for each, and check that the directory ends as stated."""
     with path.open("rb") as file:
         start, stop = _find_directory(file, path.name)
         file.seek(start)
@@ -173,9 +173,7 @@ def _check(archive: zipfile.ZipFile, caps: Caps) -> Iterator[Member]:
         if entry.flag_bits & _ENCRYPTED:
             raise _refused(f"{show(name)} is encrypted", "create the archive without a password")
         if entry.compress_type not in _METHODS:
-            raise _refused(
-                f"{show(name)} has an unsupported compression method", "create the archive with deflate, zip's default"
-            )
+            raise _refused(f"{show(name)} has an unsupported compression method", "create the archive with deflate")
         if PurePosixPath(name).suffix.lower() in _ARCHIVES and not entry.is_dir():
             raise _refused(f"{show(name)} is an archive inside the archive", "put the images themselves into it")
         total += entry.file_size
@@ -228,7 +226,7 @@ def _too_large(name: str, caps: Caps) -> BadDataset:
 def _bomb(name: str, caps: Caps) -> BadDataset:
     return _refused(
         f"{show(name)} unpacks to more than {caps.ratio} times its size",
-        "remove this file: real images do not compress this well",
+        "images do not compress this well: remove it",
     )
 
 

@@ -1,7 +1,7 @@
 """Monitor a run: after each epoch, attack held-out training images in every norm of the spec.
 
-The training attack runs on the same images. While it fools nearly as many images as a stronger attack, the robustness is
-real; a growing gap means that training has overfitted to its own attack (catastrophic overfitting, Wong et al. 2020,
+The training attack runs on the same images. While it fools nearly as many images as a stronger attack, the robustness
+is real; a growing gap means that training has overfitted to its own attack (catastrophic overfitting, Wong et al. 2020,
 arXiv 2001.03994).
 """
 
@@ -24,8 +24,9 @@ from core.schema.protocols import FAST_STEPS
 from core.schema.spec import TrainingSpec
 from core.training.methods.adversarial import TOPK_FRACTION
 
-# Share of the held-out images that only the stronger attack fools, from which on a run warns. It is about 0.02 for the 10
-# steps of the paper, up to 0.1 for a few steps that work, and nearly the robust accuracy after catastrophic overfitting.
+# Share of the held-out images that only the stronger attack fools, from which on a run warns. It is about 0.02 for the
+# 10 steps of the paper, up to 0.1 for a few steps that work, and nearly the robust accuracy after catastrophic
+# overfitting.
 _DRIFT = 0.2
 
 
@@ -34,8 +35,8 @@ def monitor(
 ) -> Monitored:
     """Measure clean, per-norm and union accuracy on the held-out images by APGD on the cross-entropy, 20 steps.
 
-    The model is attacked in eval mode and returned in the mode it was in. step, epoch: training done so far. chunk_size:
-    images that go through the model together, halved while they do not fit the memory.
+    The model is attacked in eval mode and returned in the mode it was in. step, epoch: training done so far.
+    chunk_size: images that go through the model together, halved while they do not fit the memory.
     """
     begun = time.monotonic()
     images, labels = held_out.images(), held_out.labels
