@@ -2,7 +2,7 @@
 
 import ast
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from docs.generate import markdown
@@ -78,19 +78,25 @@ def library_page() -> str:
 
 def client_page() -> str:
     """Describe the client: its resources and its errors."""
-    parts = [part for path in _client_files() for part in _module(*path)]
     return markdown.page(
         "Python client",
-        "`from client import Temper`. The client needs neither torch nor the service's packages.",
-        *parts,
+        "`from client import Temper`. The client needs neither torch nor the service's packages. Resources are attributes "
+        "of a `Temper`, such as `temper.jobs`.",
+        *_module("client", ("Temper",), "client/temper.py"),
+        "## Resources",
+        *_resources(),
         "## Errors",
         "Every error derives from `TemperError`.",
         *_module("client.errors", (), "client/errors.py"),
     )
 
 
-def _client_files() -> Iterator[tuple[str, Sequence[str], str]]:
-    yield "client", ("Temper",), "client/temper.py"
+def _resources() -> Iterator[str]:
+    """Describe each class that is an attribute of `Temper`, which its docstring names."""
+    for path in sorted((ROOT / "client" / "resources").glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and "`temper." in _docstring(node):
+                yield from _module(f"client.resources.{path.stem}", (node.name,), str(path.relative_to(ROOT)))
 
 
 def _module(name: str, wanted: Sequence[str], file: str) -> Iterator[str]:
@@ -120,8 +126,8 @@ def _definition(module: str, node: ast.stmt) -> str:
     raise TypeError(node)
 
 
-def _methods(node: ast.ClassDef) -> Iterator[ast.FunctionDef]:
-    for each in node.body:
+def _methods(node: ast.stmt) -> Iterator[ast.FunctionDef]:
+    for each in node.body if isinstance(node, ast.ClassDef) else ():
         overload = isinstance(each, ast.FunctionDef) and any(ast.unparse(d) == "overload" for d in each.decorator_list)
         if (
             isinstance(each, ast.FunctionDef)
