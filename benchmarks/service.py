@@ -363,8 +363,8 @@ def overhead(part: int) -> dict[str, Any]:
                 )
                 temper.start_api()
                 temper.start_worker()
-            pulse = folder / "data" / "worker.pulse"
-            while not pulse.exists():
+            heartbeat = folder / "data" / "worker.heartbeat"
+            while not heartbeat.exists():
                 time.sleep(0.1)
             pool = stack.enter_context(ThreadPoolExecutor(1))
             job = pool.submit(run_as_job, temper, (server.pid, broker.process.pid), spec)

@@ -22,30 +22,24 @@ def page() -> str:
     models = {type_.__name__: type_ for model in REQUESTS.values() for type_ in _models(model)}
     return markdown.page(
         "Job spec",
-        "A spec is the body of `POST /jobs`, the file that `python -m core` reads, and part of every checkpoint. `priority` and `webhook` "
-        "are for jobs of the service alone. The smallest spec is "
-        '`{"base_model": "digits-cnn-linf"}`. A default that depends on other fields, such as the data set, is filled in when the spec '
-        "is validated; the answer shows it. An unknown field is refused.",
-        *_sections(schemas, models),
-        *(
-            f"## `{_PARTS.get(name, name)}`\n\n{parts[name].get('description', '')}\n\n{_fields(models[name], parts[name])}"
-            for name in parts
-            if name in models
-        ),
+        "A spec is the body of `POST /jobs`, the file that `python -m core` reads, and part of every checkpoint. "
+        "`priority` and `webhook` are for jobs of the service alone. The "
+        'smallest one is `{"base_model": "digits-cnn-linf"}`. A default that depends on other fields, such as the data '
+        "set, is filled in when the spec is validated; the answer shows it. An unknown field is refused.",
+        *(_section(f"kind `{name}`", schemas[name], model) for name, model in REQUESTS.items()),
+        *(_section(code(_PARTS.get(name, name)), part, models[name]) for name, part in parts.items() if name in models),
         *_catalogue(),
     )
 
 
-def _sections(schemas: dict[str, Any], models: dict[str, type[BaseModel]]) -> Iterator[str]:
-    for name, model in REQUESTS.items():
-        title = f"## kind `{name}`"
-        yield f"{title}\n\n{schemas[name].get('description', '')}\n\n{_fields(model, schemas[name])}"
+def _section(title: str, schema: dict[str, Any], model: type[BaseModel]) -> str:
+    return f"## {title}\n\n{schema.get('description', '')}\n\n{_fields(model, schema)}"
 
 
 def _fields(model: type[BaseModel], schema: dict[str, Any]) -> str:
     rows = [
-        (code(name), kind(schema["properties"][name], _mention), _default(field, schema["properties"][name]), schema["properties"][name].get("description", ""))
-        for name, field in model.model_fields.items()
+        (code(name), kind(described, _mention), _default(model.model_fields[name], described), described["description"])
+        for name, described in schema["properties"].items()
     ]
     return markdown.table(("field", "value", "default", "meaning"), rows)
 
@@ -111,6 +105,9 @@ def _catalogue() -> Sequence[str]:
         "## Shipped base models",
         markdown.table(
             ("base model", "what it is", "data set", "robust to"),
-            ((code(entry.name), entry.description, entry.dataset, f"{entry.norm} {entry.eps:.4g}") for entry in MODELS.values()),
+            (
+                (code(entry.name), entry.description, entry.dataset, f"{entry.norm} {entry.eps:.4g}")
+                for entry in MODELS.values()
+            ),
         ),
     )

@@ -10,6 +10,7 @@ from app.schemas.job_request import parse_request
 from app.tables import Attempt, Event, Job
 from core.schema import events as reported
 from core.schema.cost_model import Size, passes_of_run
+from core.schema.report import Reports
 
 SPEC = parse_request({"base_model": "digits-cnn-linf", "seed": 1})
 DIGITS = Size.of("digits")
@@ -47,7 +48,7 @@ def done(database, project, spec=SPEC, *, seconds=100.0, working=90.0, memory=10
         assert claim.job_id == job_id
         ended = update(Attempt).where(Attempt.job_id == job_id)
         finished = reported.Finished(
-            reports=reported.Reports(before=None, after=None), seconds=working, peak_memory_bytes=memory
+            reports=Reports(before=None, after=None), seconds=working, peak_memory_bytes=memory
         )
         ingest.record(session, claim, [started(spec, **(sizes or {})), finished])
         saved = reported.Saved(kind="checkpoint", path="/x/c", sha256="ab", size=7000, step=5, epoch=0.5)

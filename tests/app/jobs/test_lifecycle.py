@@ -15,10 +15,11 @@ from app.schemas import Failure
 from app.schemas.job_request import parse_request
 from app.tables import HELD, Attempt, Checkpoint, Event, Job, Metric
 from core.schema import events as reported
+from core.schema.report import Reports
 
 SPEC = parse_request({"base_model": "digits-cnn-linf"})
 FAILURE = Failure(code="bad_weights", message="m", hint="h", field=None, retryable=False)
-REPORTS = reported.Reports(before=None, after=None)
+REPORTS = Reports(before=None, after=None)
 SAVED = reported.Saved(kind="checkpoint", path="/x/checkpoint.safetensors", sha256="ab", size=3, step=5, epoch=0.5)
 STATUSES = list(MOVES)
 

@@ -17,6 +17,7 @@ from app.schemas.job_request import parse_request
 from app.storage import LocalStore
 from app.tables import Delivery, Event, Job, Project
 from core.schema import events as reported
+from core.schema.report import Reports
 from tests.app.operations.test_metrics import numbers
 from tests.app.webhooks.test_webhooks import subscribe
 from tests.support import invariants
@@ -30,7 +31,7 @@ LARGE = {
     "evaluation": {"examples": 10_000, "protocol": "fast"},
 }
 FAILURE = Failure(code="bad_weights", message="no weights", hint="h", field="base_model", retryable=False)
-REPORTS = reported.Reports(before=None, after=None)
+REPORTS = Reports(before=None, after=None)
 PATIENCE = RetryPolicy(backoff_seconds=0)
 
 
