@@ -1,7 +1,7 @@
 """The rows of the database. The modules that own them change them, such as `app.jobs.moves` for jobs."""
 
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, MetaData, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -17,7 +17,6 @@ Outcome = Literal["succeeded", "failed", "cancelled", "paused", "handed_back", "
 StateKind = Literal["state", "best", "verdicts"]
 TaskKind = Literal["inspect_dataset", "inspect_model", "verify_upload"]
 TaskStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 
 
 class Table(DeclarativeBase):
@@ -466,7 +465,7 @@ class Task(Leased, Table):
     __table_args__ = (
         Index("ix_tasks_waiting", status, kind, "id"),
         Index("ix_tasks_of_project", project_id, status),
-        Index("ix_tasks_of_subject", subject_id, "id"),
+        Index("ix_tasks_of_subject", "subject_id", "id"),
     )
 
 
@@ -487,7 +486,7 @@ class Audit(Table):
     details: Mapped[dict[str, Any]]
     at: Mapped[datetime] = mapped_column(default=now())
 
-    __table_args__ = (Index("ix_audit_of_project", project_id, "id"),)
+    __table_args__ = (Index("ix_audit_of_project", "project_id", "id"),)
 
 
 class Input(Table):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from app.platform import leases
@@ -133,9 +133,10 @@ def cancel(session: Session, subject_ids: Iterable[str]) -> None:
 
 
 def waiting(session: Session, kind: TaskKind) -> Sequence[str]:
-    """List the subjects of the waiting tasks of a kind, oldest first."""
-    queued = select(Task.subject_id).where(Task.status == "queued", Task.kind == kind)
-    return session.scalars(queued.order_by(Task.id)).all()
+    """List the subjects of the tasks of a kind that can be claimed, oldest first."""
+    expired = and_(Task.status == "running", leases.has_expired(Task))
+    found = select(Task.subject_id).where(Task.kind == kind, or_(Task.status == "queued", expired))
+    return session.scalars(found.order_by(Task.id)).all()
 
 
 def have_waited(session: Session, kinds: Sequence[Kind], *, seconds: float) -> bool:
@@ -146,10 +147,15 @@ def have_waited(session: Session, kinds: Sequence[Kind], *, seconds: float) -> b
 
 
 def latest_attempts(session: Session, kinds: Sequence[Kind]) -> Mapping[str, int]:
-    """Read the number of the latest claim about each subject of these kinds."""
-    mine = Task.kind.in_([kind.name for kind in kinds])
-    rows = session.execute(select(Task.subject_id, func.max(Task.attempt)).where(mine).group_by(Task.subject_id))
+    """Read the number of the latest claim of each unfinished task of these kinds, by subject."""
+    unfinished = Task.status.in_(_UNFINISHED), Task.kind.in_([kind.name for kind in kinds])
+    rows = session.execute(select(Task.subject_id, func.max(Task.attempt)).where(*unfinished).group_by(Task.subject_id))
     return {row[0]: row[1] for row in rows}
+
+
+def forget(session: Session, *, days: float) -> None:
+    """Delete the tasks that ended so many days ago."""
+    session.execute(delete(Task).where(Task.finished_at < seconds_from_now(-days * 24 * 3600)))
 
 
 def _release(session: Session, held: TaskClaim, **values: Any) -> None:

@@ -17,11 +17,12 @@ from threading import Event
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app.assets import assets
+from app.assets import inputs
 from app.assets.registry import Registry
-from app.jobs import ingest, lifecycle
+from app.jobs import claims, ingest, shards
+from app.jobs.claims import RetryPolicy
+from app.jobs.failures import CrashCode, describe
 from app.jobs.leases import Claim, LeaseLost
-from app.jobs.lifecycle import OUT_OF_MEMORY, RetryPolicy
 from app.platform.database import AWAY, Database
 from app.platform.settings import Settings
 from app.schemas import Failure
@@ -118,7 +119,7 @@ def run(claim: Claim, place: Workplace) -> None:
         log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.attempt)
     except OSError as error:
         with suppress(LeaseLost), place.database.writing() as session:
-            lifecycle.fail(session, claim, failures.not_started(error))
+            claims.fail(session, claim, failures.not_started(error))
     else:
         _discard_states(claim, place)
         _tell_the_whole(claim, place)
@@ -129,7 +130,7 @@ def _tell_the_whole(claim: Claim, place: Workplace) -> None:
     """Let the job that a shard is a part of follow it at once; where that fails, it does so later."""
     if claim.shard:
         with suppress(*AWAY), place.database.writing() as session:
-            lifecycle.settle(session, claim.shard.of)
+            shards.update_parents(session, claim.shard.of)
 
 
 def _find_ending(lease: Lease, claim: Claim, place: Workplace) -> Ending | None:
@@ -137,10 +138,10 @@ def _find_ending(lease: Lease, claim: Claim, place: Workplace) -> Ending | None:
     found = lease.write(partial(ingest.published, claim=claim))
     if found and (reports := _read_report(*found, place.store)):
         log.info("job %s: an earlier attempt has delivered all of it", claim.job_id)
-        return partial(lifecycle.succeed, claim=claim, reports=reports)
+        return partial(claims.succeed, claim=claim, reports=reports)
     wanted, there = getattr(claim.spec, "gpus", 1), count_gpus()
     if wanted > 1 and wanted > there:
-        return partial(lifecycle.fail, claim=claim, failure=failures.too_few_gpus(wanted, there))
+        return partial(claims.fail, claim=claim, failure=failures.too_few_gpus(wanted, there))
     return None
 
 
@@ -162,24 +163,24 @@ def _run_in(folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: W
         with _fetched(folder, lease, claim, place) as registry:
             return _run_on(registry, folder, lease, logbook, claim, place)
     except NotFetched as error:
-        return partial(lifecycle.fail, claim=claim, failure=error.failure)
+        return partial(claims.fail, claim=claim, failure=error.failure)
     except StorageUnavailable as error:
         logbook.note(f"the files cannot be stored: {error}")
         kept = _keep(folder, error, claim, place.settings)
         if kept:
             logbook.note(kept)
-        return partial(lifecycle.fail, claim=claim, failure=failures.not_stored(error, kept))
+        return partial(claims.fail, claim=claim, failure=failures.not_stored(error, kept))
     except Postponed:
         logbook.note("the attempt was asked to end before its files were stored")
-        return partial(lifecycle.hand_back, claim=claim)
+        return partial(claims.hand_back, claim=claim)
 
 
 @contextmanager
 def _fetched(folder: Path, lease: Lease, claim: Claim, place: Workplace) -> Iterator[Registry]:
     """Have what the job takes in of its project's own. Raises NotFetched, LeaseLost, Postponed."""
     try:
-        sources = lease.write(partial(assets.sources, job_id=claim.whole, spec=claim.spec))
-    except assets.Gone as error:
+        sources = lease.write(partial(inputs.sources, job_id=claim.root_job_id, spec=claim.spec))
+    except inputs.Gone as error:
         raise NotFetched(failures.gone(error)) from error
     cache = Cache(place.settings.cache_dir, place.settings.cache_bytes)
     with fetched(sources, folder, place.registry, cache=cache, store=place.store, ending=lease.ending) as registry:
@@ -253,20 +254,22 @@ def _ending(
     """Read off the last event and the exit code how the run has ended. A job that is being cancelled ends cancelled by
     any of these. killed_before: the kernel's count of what it has killed for want of memory, before the run."""
     if isinstance(last, reported.Finished):
-        return partial(lifecycle.succeed, claim=claim, reports=last.reports)
+        return partial(claims.succeed, claim=claim, reports=last.reports)
     if isinstance(last, reported.Failed):
-        return partial(lifecycle.fail, claim=claim, failure=Failure(**last.model_dump(exclude={"type"})))
+        return partial(claims.fail, claim=claim, failure=Failure(**last.model_dump(exclude={"type"})))
     exit_code = trainer.wait()
     # Of several processes the exit code is torchrun's, which knows nothing of a pause.
     if lease.ending.is_set() or exit_code == reported.PAUSED or isinstance(last, reported.Paused):
-        return partial(lifecycle.hand_back, claim=claim)
+        return partial(claims.hand_back, claim=claim)
     if lease.killed or exit_code in _KILLED_FROM_OUTSIDE:
         starved = not lease.killed and killed_before is not None and (count_oom_kills() or 0) > killed_before
-        cause = OUT_OF_MEMORY if starved else f"its training process was killed: {lease.killed or _name(exit_code)}"
-        log.warning("job %s: attempt %d is lost: %s", claim.job_id, claim.attempt, cause)
-        return partial(lifecycle.record_crash, claim=claim, cause=cause, retry_policy=RetryPolicy.of(place.settings))
+        code: CrashCode = "host_out_of_memory" if starved else "stalled" if lease.killed else "killed"
+        detail = "" if starved else f"({lease.killed})" if lease.killed else _name(exit_code)
+        log.warning("job %s: attempt %d is lost: %s", claim.job_id, claim.attempt, describe(code, detail))
+        policy = RetryPolicy.of(place.settings)
+        return partial(claims.record_crash, claim=claim, code=code, detail=detail, retry_policy=policy)
     log.warning("job %s: the training process ended with exit code %d and no reason", claim.job_id, exit_code)
-    return partial(lifecycle.fail, claim=claim, failure=failures.crashed(exit_code, trainer.last_words()))
+    return partial(claims.fail, claim=claim, failure=failures.crashed(exit_code, trainer.last_words()))
 
 
 def _name(exit_code: int) -> str:

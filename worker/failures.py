@@ -2,7 +2,7 @@
 
 import errno
 
-from app.assets.assets import Source
+from app.assets.inputs import Source
 from app.schemas import Failure
 from app.storage import StorageFull, StorageUnavailable
 

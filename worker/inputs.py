@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from app.assets.assets import Source
+from app.assets.inputs import Source
 from app.assets.registry import Registry
 from app.storage import ObjectStore, StorageUnavailable
 from worker import failures

@@ -20,9 +20,10 @@ from time import monotonic
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app.assets import assets
-from app.assets.assets import Inspection, LostInspection
+from app.assets import inspections
+from app.assets.inspections import Inspection
 from app.platform.database import AWAY, why
+from app.platform.leases import LeaseLost
 from app.schemas import FileFailure
 from app.storage import StorageFull, StorageUnavailable
 from core.schema import events as reported
@@ -46,7 +47,7 @@ _LARGEST_REPORT = 64 * 2**20
 def inspect_next(place: Workplace) -> bool:
     """Inspect the next file that waits; False where none does. What can befall it ends in its row."""
     with place.database.writing() as session:
-        held = assets.claim(
+        held = inspections.claim(
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease_seconds=place.settings.lease_seconds,
@@ -54,13 +55,13 @@ def inspect_next(place: Workplace) -> bool:
         )
     if held is None:
         return False
-    log.info("%s %s: inspection %d begins", held.kind, held.id, held.claim_number)
+    log.info("%s %s: inspection %d begins", held.kind, held.id, held.attempt)
     hold = _Hold(held, place)
     try:
         hold.write(_inspect(hold))
-    except LostInspection:
-        log.warning("%s %s: inspection %d is no longer ours", held.kind, held.id, held.claim_number)
-    log.info("%s %s: inspection %d is over", held.kind, held.id, held.claim_number)
+    except LeaseLost:
+        log.warning("%s %s: inspection %d is no longer ours", held.kind, held.id, held.attempt)
+    log.info("%s %s: inspection %d is over", held.kind, held.id, held.attempt)
     return True
 
 
@@ -72,7 +73,7 @@ class _Hold:
         self._renewed_at = monotonic()
 
     def beat(self) -> None:
-        """Renew the lease when it is time. Raises LostInspection, and _Stopping when this worker is to stop."""
+        """Renew the lease when it is time. Raises LeaseLost, and _Stopping when this worker is to stop."""
         self.place.pulse.beat()
         if self.place.stopping.is_set():
             raise _Stopping
@@ -82,15 +83,15 @@ class _Hold:
         before = monotonic()
         try:
             with self.place.database.writing() as session:
-                assets.renew(session, self.held, lease_seconds=self.place.settings.lease_seconds)
+                inspections.renew(session, self.held, lease_seconds=self.place.settings.lease_seconds)
             self._renewed_at = before
         except AWAY as error:
             log.warning("%s: the database is out of reach: %s", self.held.id, why(error))
             if age > self.place.settings.lease_seconds * 2 / 3:
-                raise LostInspection from error
+                raise LeaseLost from error
 
     def write(self, change: Callable[[Session], None]) -> None:
-        """Commit how it ended, trying again while the database is out of reach. Raises LostInspection."""
+        """Commit how it ended, trying again while the database is out of reach. Raises LeaseLost."""
         while monotonic() - self._renewed_at < self.place.settings.lease_seconds:
             try:
                 with self.place.database.writing() as session:
@@ -98,7 +99,7 @@ class _Hold:
             except AWAY as error:
                 log.warning("%s: the database is out of reach: %s", self.held.id, why(error))
                 self.place.stopping.wait(self.place.settings.poll_seconds)
-        raise LostInspection
+        raise LeaseLost
 
 
 class _Stopping(Exception):
@@ -106,13 +107,13 @@ class _Stopping(Exception):
 
 
 def _inspect(hold: _Hold) -> Callable[[Session], None]:
-    """Do it, and choose how the row learns of the end. Raises LostInspection."""
+    """Do it, and choose how the row learns of the end. Raises LeaseLost."""
     held, place = hold.held, hold.place
-    crash = partial(assets.record_crash, held=held, max_crashes=place.settings.max_crashes)
+    crash = partial(inspections.record_crash, held=held, max_crashes=place.settings.max_crashes)
     cache = Cache(place.settings.cache_dir, place.settings.cache_bytes)
     try:
         with (
-            work_folder(place.settings.work_dir, held.id, held.claim_number) as folder,
+            work_folder(place.settings.work_dir, held.id, held.attempt) as folder,
             cache.hold(held.key, held.sha256, held.size, place.store, beat=hold.beat) as source,
         ):
             # By a name with an ending that says what it is, which is all of the user's name that is kept.
@@ -120,16 +121,16 @@ def _inspect(hold: _Hold) -> Callable[[Session], None]:
             file.symlink_to(source)
             done = _run(command(held, file, folder, place), folder, hold)
             if isinstance(done, FileFailure):
-                return partial(assets.refuse, held=held, failure=done)
+                return partial(inspections.refuse, held=held, failure=done)
             if done is None:
                 return crash
             return _deliver(done, folder, hold)
     except _Stopping:
-        return partial(assets.hand_back, held=held)
+        return partial(inspections.hand_back, held=held)
     except (StorageUnavailable, OSError) as error:
         log.warning("%s %s: %s", held.kind, held.id, error)
         if isinstance(error, StorageFull):
-            return partial(assets.refuse, held=held, failure=_no_room())
+            return partial(inspections.refuse, held=held, failure=_no_room())
         place.stopping.wait(place.settings.poll_seconds)
         return crash
 
@@ -142,7 +143,7 @@ def command(held: Inspection, file: Path, folder: Path, place: Workplace) -> lis
         "--most-seconds": settings.inspection_seconds,
         "--most-memory": settings.inspection_memory_bytes,
     }
-    said = held.said.model_dump(exclude_defaults=True) if held.said else {}
+    said = held.declared.model_dump(exclude_defaults=True) if held.declared else {}
     options = [
         *((name, str(value)) for name, value in limits.items()),
         *((f"--{name}", _write(value)) for name, value in said.items()),
@@ -193,7 +194,7 @@ def _run(
         process.wait()
     _pass_on_warnings(output, hold.held)
     if process.returncode == 0:
-        return _read(folder / "out" / assets.REPORT, hold.held)
+        return _read(folder / "out" / inspections.REPORT, hold.held)
     if process.returncode in _KILLED_FROM_OUTSIDE:
         return None
     return _failure(output, process.returncode, log_file)
@@ -244,22 +245,22 @@ def _failure(output: Path, exit_code: int, log_file: Path) -> FileFailure:
 
 
 def _deliver(found: DatasetInspection | ModelInspection, folder: Path, hold: _Hold) -> Callable[[Session], None]:
-    """Put what it has made into the object store. Raises StorageUnavailable, LostInspection, _Stopping."""
+    """Put what it has made into the object store. Raises StorageUnavailable, LeaseLost, _Stopping."""
     held, store = hold.held, hold.place.store
     out = folder / "out"
-    names = [assets.REPORT, MODEL] if isinstance(found, ModelInspection) else [assets.REPORT]
+    names = [inspections.REPORT, MODEL] if isinstance(found, ModelInspection) else [inspections.REPORT]
     if isinstance(found, DatasetInspection):
         names += [thumbnail.file for thumbnail in found.thumbnails]
     for name in names:
         hold.beat()
         path = out / name
         if not re.fullmatch(r"[a-z0-9-]+\.[a-z]+", name) or path.is_symlink() or not path.is_file():
-            return partial(assets.refuse, held=held, failure=_crashed("what it made is not there"))
+            return partial(inspections.refuse, held=held, failure=_crashed("what it made is not there"))
         store.put(f"{held.prefix}/{name}", path)
     if isinstance(found, DatasetInspection):
-        return partial(assets.accept, held=held, findings=found, key=held.key, size=held.size, sha256=held.sha256)
+        return partial(inspections.accept, held=held, findings=found, key=held.key, size=held.size, sha256=held.sha256)
     key, size = f"{held.prefix}/{MODEL}", (out / MODEL).stat().st_size
-    return partial(assets.accept, held=held, findings=found, key=key, size=size, sha256=found.sha256)
+    return partial(inspections.accept, held=held, findings=found, key=key, size=size, sha256=found.sha256)
 
 
 def _crashed(how: str) -> FileFailure:

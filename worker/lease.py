@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 
 from sqlalchemy.orm import Session
 
-from app.jobs import ingest, lifecycle
+from app.jobs import claims, ingest
 from app.jobs.leases import Claim, LeaseLost
 from app.platform.database import AWAY, Database, why
 from app.platform.settings import Settings
@@ -166,10 +166,10 @@ class Lease:
         """Renew the lease when it is time, else only look what is asked."""
         if self._age() < self._settings.heartbeat_seconds:
             with self._database.reading() as session:
-                return lifecycle.look(session, self._claim)
+                return claims.read_status(session, self._claim)
         before = monotonic()
         with self._database.writing() as session:
-            status = lifecycle.heartbeat(session, self._claim, lease_seconds=self._settings.lease_seconds)
+            status = claims.heartbeat(session, self._claim, lease_seconds=self._settings.lease_seconds)
         self._renewed_at = before
         return status
 

@@ -7,9 +7,9 @@ import socket
 from threading import Thread
 
 from app.assets.registry import Registry
-from app.jobs import lifecycle
+from app.jobs import claims
+from app.jobs.claims import RetryPolicy
 from app.jobs.leases import Claim
-from app.jobs.lifecycle import RetryPolicy
 from app.platform import logs
 from app.platform.database import AWAY, Database, open_database, why
 from app.platform.settings import Settings
@@ -57,7 +57,7 @@ def _work_in_slot(place: Workplace, bell: Bell) -> None:
 
 def _claim(place: Workplace) -> Claim | None:
     with place.database.writing() as session:
-        return lifecycle.claim(
+        return claims.claim(
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease_seconds=place.settings.lease_seconds,

@@ -54,7 +54,7 @@ class InUse(Exception):
 def add_dataset(session: Session, project_id: str, name: str, upload: Upload) -> Dataset:
     """Create a data set from a completed upload, and queue its inspection. Raises NameTaken, NotComplete."""
     _check_upload(session, upload, name)
-    return _add(session, "dataset", Dataset(id=new_id("ds"), **_from_upload(project_id, name, upload)))
+    return _add(session, Dataset(id=new_id("ds"), **_from_upload(project_id, name, upload)))
 
 
 def add_model(session: Session, project_id: str, name: str, upload: Upload, declared: ImportSpec) -> Model:
@@ -62,7 +62,7 @@ def add_model(session: Session, project_id: str, name: str, upload: Upload, decl
     _check_upload(session, upload, name)
     content = declared.model_dump(mode="json")
     model = Model(id=new_id("model"), declared=content, **_from_upload(project_id, name, upload))
-    return _add(session, "model", model)
+    return _add(session, model)
 
 
 def add_checkpoint(session: Session, project_id: str, name: str, checkpoint: Checkpoint) -> Model:
@@ -81,7 +81,7 @@ def add_checkpoint(session: Session, project_id: str, name: str, checkpoint: Che
         job_id=checkpoint.job_id,
         checkpoint_id=checkpoint.id,
     )
-    return _add(session, "model", model)
+    return _add(session, model)
 
 
 def _from_upload(project_id: str, name: str, upload: Upload) -> dict[str, Any]:
@@ -108,8 +108,9 @@ def _check_upload(session: Session, upload: Upload, name: str) -> None:
             raise NotComplete(f"the upload is that of {user.id}, {user.name}")
 
 
-def _add(session: Session, kind: Kind, file: Own) -> Own:
+def _add(session: Session, file: Own) -> Own:
     table = type(file)
+    file.created_by = audit.actor()
     refused = table.project_id == file.project_id, table.name == file.name, table.status == "refused"
     for before in session.scalars(select(table).where(*refused).with_for_update()).all():
         if before.upload_id and before.upload_id != file.upload_id:
@@ -121,9 +122,9 @@ def _add(session: Session, kind: Kind, file: Own) -> Own:
             session.add(file)
     except IntegrityError:
         raise NameTaken(file.name) from None
-    file.created_by = audit.actor()
     tasks.add(session, _TASKS[table], project_id=file.project_id, subject_id=file.id)
-    audit.record(session, file.project_id, f"{kind}.create", file.id, name=file.name)
+    act: audit.Act = "dataset.create" if table is Dataset else "model.create"
+    audit.record(session, file.project_id, act, file.id, name=file.name)
     return file
 
 
@@ -139,13 +140,8 @@ def remove(session: Session, file: File) -> None:
     if file.upload_id:
         uploads.discard(session, file.upload_id)
     session.delete(file)
-    audit.record(
-        session,
-        file.project_id,
-        "dataset.delete" if isinstance(file, Dataset) else "model.delete",
-        file.id,
-        name=file.name,
-    )
+    act: audit.Act = "dataset.delete" if isinstance(file, Dataset) else "model.delete"
+    audit.record(session, file.project_id, act, file.id, name=file.name)
 
 
 def in_use(session: Session, source_ids: Sequence[str]) -> Sequence[str]:

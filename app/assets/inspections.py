@@ -25,7 +25,7 @@ REPORT = "report.json"
 _CRASHED = FileFailure(
     code="inspection_lost",
     message="The inspection of the file crashed too often, or the file could not be fetched.",
-    hint="Check whether the worker's machine runs out of memory and reaches the object store, then post the file again.",
+    hint="Check that the worker's machine has enough memory and reaches the object store, then post the file again.",
     field=None,
 )
 
@@ -148,19 +148,18 @@ def record_crash(session: Session, held: Inspection, *, max_crashes: int) -> Non
 def leftovers(session: Session, keys: Sequence[str]) -> Sequence[str]:
     """List those of these keys, each of an inspection's objects, that no file needs."""
     attempts = tasks.latest_attempts(session, KINDS)
-    prefixes: dict[str, str | None] = {}
-    for kind, table in TABLES.items():
-        for row in session.execute(select(table.id, table.report_prefix)):
-            prefixes[f"{kind}s/{row.id}"] = row.report_prefix
+    ready: dict[str, str] = {}
+    for table in TABLES.values():
+        for row in session.execute(select(table.id, table.report_prefix).where(table.report_prefix.is_not(None))):
+            ready[row.id] = row.report_prefix
     gone = []
     for key in keys:
-        folder, file_id, number, *_ = [*key.split("/"), "", ""]
-        file = f"{folder}/{file_id}"
-        if file not in prefixes:
-            gone.append(key)
-        elif report_prefix := prefixes[file]:
-            gone.extend([] if key.startswith(f"{report_prefix}/") else [key])
-        elif number.isdecimal() and int(number) < attempts.get(file_id, 0):
+        _, file_id, number, *_ = [*key.split("/"), "", ""]
+        if file_id in ready:
+            is_needed = key.startswith(f"{ready[file_id]}/")
+        else:
+            is_needed = file_id in attempts and number.isdecimal() and int(number) >= attempts[file_id]
+        if not is_needed:
             gone.append(key)
     return gone
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from app import schemas
-from app.assets import assets
+from app.assets import inputs
 from app.jobs.lifecycle import NotAllowed
 from app.platform.database import AWAY, Deleted, why
 from app.projects import quotas
@@ -367,7 +367,7 @@ def install(app: FastAPI) -> None:
         Problem,
         RequestValidationError,
         HTTPException,
-        assets.Gone,
+        inputs.Gone,
         Deleted,
         *AWAY,
         DataError,
@@ -420,7 +420,7 @@ def _as_problem(request: Request, error: Exception) -> Problem:
             return QuotaExceeded(error)
         case Deleted():
             return NotFound(str(error))
-        case assets.Gone():
+        case inputs.Gone():
             return InvalidSpec([FieldError(pointer="", code="unknown_name", detail=f"{error}; name another")])
         case StorageFull():
             return StoreFull("the object store is full; tell whoever runs this service")

@@ -200,7 +200,7 @@ def _after_crash(session: Session, job: Job, retry_policy: RetryPolicy, code: Cr
     cause = failures.describe(code, detail)
     crashes, in_place = job.crashes + 1, job.crashes_in_place + 1
     lost: dict[str, Any] = {"outcome": "lost", "cause_code": code, "cause": cause}
-    counted = {"crashes": crashes, "crashes_in_place": in_place}
+    counted: dict[str, Any] = {"crashes": crashes, "crashes_in_place": in_place}
     if job.status == "cancelling":
         leave(session, job, "cancelled", **lost)
     elif job.status == "pausing":
@@ -213,7 +213,7 @@ def _after_crash(session: Session, job: Job, retry_policy: RetryPolicy, code: Cr
         move_to_failed(session, job, failures.after_crashes(code, cause, crashes=crashes), **lost, **counted)
     else:
         wait = min(retry_policy.backoff_seconds * 2 ** (crashes - 1), retry_policy.max_backoff_seconds)
-        again = {"event": "job.recovered", "details": {"code": code, "cause": cause}}
+        again: dict[str, Any] = {"event": "job.recovered", "details": {"code": code, "cause": cause}}
         leave(session, job, "queued", not_before=seconds_from_now(wait), **again, **lost, **counted)
 
 

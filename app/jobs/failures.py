@@ -9,8 +9,8 @@ from typing import Literal
 from app.schemas import Failure
 
 CrashCode = Literal["worker_lost", "host_out_of_memory", "killed", "stalled"]
-"""worker_lost: no heartbeat came in time. host_out_of_memory: the kernel killed the training process for want of memory.
-killed: something else did. stalled: the worker killed it, because it made no progress."""
+"""worker_lost: no heartbeat came in time. host_out_of_memory: the kernel killed the training process because memory ran
+out. killed: something else killed it. stalled: the worker killed it because it made no progress."""
 
 _SENTENCES: Mapping[CrashCode, str] = {
     "worker_lost": "the worker stopped sending heartbeats",

@@ -146,8 +146,10 @@ def states(session: Session, claim: Claim) -> Sequence[State]:
 
 
 def forget_states(session: Session, claim: Claim) -> Sequence[str]:
-    """Delete the states of a job that has succeeded, and those of its shards; return the keys of their files. The states
-    of a shard stay until its parent has succeeded: should that fail, a retry resumes from them."""
+    """Delete the states of a succeeded job and of its shards, and return the keys of their files.
+
+    The states of a shard stay until its parent has succeeded: should that fail, a retry resumes from them.
+    """
     if claim.shard or session.scalar(select(Job.status).where(Job.id == claim.job_id)) != "succeeded":
         return []
     its_own = State.job_id.in_(select(Job.id).where(or_(Job.id == claim.job_id, Job.parent_id == claim.job_id)))

@@ -1,6 +1,6 @@
 """A worker's claim of a job, and where the files of its attempt lie in the object store.
 
-The lease itself is that of `app.platform.leases`: a write under an earlier attempt changes nothing and raises LeaseLost.
+The lease is that of `app.platform.leases`: a write under an earlier attempt changes nothing and raises LeaseLost.
 """
 
 from dataclasses import dataclass

@@ -7,6 +7,7 @@ transaction and commits it.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
@@ -44,6 +45,14 @@ ACTIONS: Mapping[Action, Rule] = {
         frozenset({"queued", "running", "pausing", "paused", "stopping"}), frozenset({"cancelling", "cancelled"})
     ),
     "retry": Rule(frozenset({"failed", "cancelled"}), frozenset()),
+}
+
+
+_ACTS: Mapping[Action, audit.Act] = {
+    "pause": "job.pause",
+    "resume": "job.resume",
+    "stop": "job.stop",
+    "cancel": "job.cancel",
 }
 
 
@@ -185,7 +194,8 @@ def ask(session: Session, job_id: str, action: Action) -> Job:
         return job
     if action not in allowed_actions(job):
         raise NotAllowed(job)
-    this, caller = Job.id == job_id, {"updated_by": audit.actor()}
+    this = Job.id == job_id
+    caller: dict[str, Any] = {"updated_by": audit.actor()}
     match action:
         case "pause":
             (job,) = move(session, "pausing", this, asked_at=now(), **caller)
@@ -205,9 +215,7 @@ def ask(session: Session, job_id: str, action: Action) -> Job:
                 job = shards.update_parent(session, job, shards.of_job(session, job_id))
             elif not was_claimed:
                 job = leave(session, job, "cancelled")
-        case "retry":
-            raise ValueError("a retry is another job: call `retry`")
-    audit.record(session, job.project_id, f"job.{action}", job_id)
+    audit.record(session, job.project_id, _ACTS[action], job_id)
     return job
 
 

@@ -1,9 +1,9 @@
 """Evaluations in shards. Each shard is a job that any worker claims; readers see it only through its parent, the job
 that was posted.
 
-While shards are left, no worker can claim the parent: it follows its shards, and passes on what is requested of it. After
-that it is queued for a worker that merges their reports. Logical batches are never cut, so the merged report equals that
-of an evaluation in one piece.
+While shards are left, no worker can claim the parent: it follows its shards, and passes requests on to them. After that
+it is queued for a worker that merges their reports. Logical batches are never cut, so the merged report equals that of
+an evaluation in one piece.
 """
 
 from collections.abc import Mapping, Sequence

@@ -77,7 +77,7 @@ def renew(
     session: Session, returning: InstrumentedAttribute[Found], row_id: str, attempt: int, *, seconds: float
 ) -> Found:
     """Extend a lease to `seconds` from now, and return a column of its row. Raises LeaseLost."""
-    table = returning.class_
+    table: type[Leased] = returning.parent.class_
     renewed = update(table).where(*fence(table, row_id, attempt)).values(lease_until=seconds_from_now(seconds))
     return require(session.scalars(renewed.returning(returning)).all(), row_id)
 
@@ -105,7 +105,7 @@ def has_expired(table: type[Leased]) -> ColumnElement[bool]:
     return table.lease_until < now()
 
 
-def lock_all(session: Session, query: Select[tuple[Row]], table: type[Row]) -> Sequence[Row]:
+def lock_all(session: Session, query: Select[Row], table: type[Row]) -> Sequence[Row]:
     """Read the rows of a query and lock them in the order of their ids, past those that other transactions have locked:
     so two processes that take back expired rows at the same time do not wait for each other."""
     found = query.order_by(table.id).with_for_update(skip_locked=True)

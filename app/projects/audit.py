@@ -1,7 +1,7 @@
 """The audit trail: who did what, one row per act, in the transaction of the act itself.
 
-The routes say on whose behalf they act by `acting`, once per request; what the service does on its own has no actor. The
-database refuses to change or delete a row.
+The authentication of a request sets `acting`, so that functions need no parameter for the caller. What the service does
+on its own has no actor. The database refuses to change or delete a row.
 """
 
 from contextvars import ContextVar
@@ -50,6 +50,4 @@ def record(session: Session, project_id: str, action: Act, subject_id: str, **de
 
     details: what a reader needs to know of the act beyond its subject, as JSON; never a secret.
     """
-    session.add(
-        Audit(project_id=project_id, actor=actor(), action=action, subject_id=subject_id, details=details)
-    )
+    session.add(Audit(project_id=project_id, actor=actor(), action=action, subject_id=subject_id, details=details))

@@ -20,8 +20,7 @@ AUDIT_COMPLAINT = "the audit table is append-only"
 SQLITE = [
     f"{JOB_TRIGGER} WHEN {ENDED} BEGIN SELECT RAISE(ABORT, '{JOB_COMPLAINT}'); END",
     *(
-        f"CREATE TRIGGER audit_refuses_{act} BEFORE {act} ON audit "
-        f"BEGIN SELECT RAISE(ABORT, '{AUDIT_COMPLAINT}'); END"
+        f"CREATE TRIGGER audit_refuses_{act} BEFORE {act} ON audit BEGIN SELECT RAISE(ABORT, '{AUDIT_COMPLAINT}'); END"
         for act in ("update", "delete")
     ),
 ]

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from app.assets.registry import Registry
-from app.jobs import lifecycle
+from app.jobs import claims, lifecycle
 from app.jobs.leases import log_key
 from app.storage import LocalStore
 from app.tables import Attempt
@@ -30,7 +30,7 @@ def start(place, project, **wish):
     """Queue and claim a job."""
     with place.database.writing() as session:
         lifecycle.create(session, project.id, parse({"base_model": "digits-cnn-linf", "metadata": wish}))
-        return lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
+        return claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
 
 
 def logged(place, held):

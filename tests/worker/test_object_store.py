@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from app.assets.registry import Registry
-from app.jobs import lifecycle
+from app.jobs import claims, lifecycle
 from app.platform.settings import Settings
 from app.storage import open_store
 from client import Temper
@@ -36,7 +36,7 @@ def run_job(place, project):
     with place.database.writing() as session:
         job = lifecycle.create(session, project.id, parse(DIGITS)).job
     with place.database.writing() as session:
-        claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
+        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
     run(claim, place)
     return job.id
 

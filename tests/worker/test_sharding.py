@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from app.assets.registry import Registry
-from app.jobs import lifecycle
+from app.jobs import claims, lifecycle, moves
 from app.operations.garbage_collection import sweep_states
 from app.storage import LocalStore
 from app.tables import Attempt, Event, Job, State
@@ -69,15 +69,13 @@ def work_until(place, condition, *, seconds=20):
 
 def run_next(place):
     with place.database.writing() as session:
-        claim = lifecycle.claim(
-            session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy.of(place.settings)
-        )
+        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy.of(place.settings))
     run(claim, place)
     return claim
 
 
 def has_ended(place, job_id):
-    return lambda: get(place, job_id).status in lifecycle.TERMINAL
+    return lambda: get(place, job_id).status in moves.TERMINAL
 
 
 def test_workers_share_an_evaluation_and_merge_what_they_find(place, post):

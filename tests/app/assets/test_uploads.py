@@ -13,7 +13,7 @@ from app.assets import uploads
 from app.operations.maintenance import MaintenanceContext, clear_uploads_away, verify_uploads
 from app.platform.database import seconds_from_now
 from app.platform.queue import open_doorbell
-from app.projects import quotas
+from app.projects import quotas, usage
 from app.routes import uploads as routes
 from app.storage import NotStored, open_store
 from app.tables import Project, Upload
@@ -116,7 +116,7 @@ def test_a_file_that_is_not_what_was_announced_is_aborted_and_its_room_is_free(a
     assert (shown["status"], shown["failure"]["code"]) == ("aborted", "upload_damaged")
     assert list(store.keys("quarantine")) == list(store.keys("uploads")) == []
     with database.reading() as session:
-        assert uploads.room_taken(session, row(database, upload).project_id) == 0
+        assert usage.uploaded_bytes(session, row(database, upload).project_id) == 0
 
 
 def test_a_project_gets_no_more_room_than_it_has_even_when_it_asks_many_times_at_once(api, database, project, settings):
@@ -160,7 +160,7 @@ def test_an_upload_that_is_left_alone_is_given_up_with_all_that_has_come(api, da
     clear_uploads_away(context)
     assert status(api, upload) == "expired"
     with database.reading() as session:
-        assert uploads.room_taken(session, row(database, upload).project_id) == 0
+        assert usage.uploaded_bytes(session, row(database, upload).project_id) == 0
     change(database, upload, ended_at=seconds_from_now(-2000))
     clear_uploads_away(context)
     assert row(database, upload).swept_at is not None
@@ -212,7 +212,7 @@ def verifying(quiet, tmp_path):
             part_size=PART,
             seconds=60,
         )
-    gathering = uploads.gathering(upload, database, store)
+    gathering = uploads.ensure_multipart(upload, database, store)
     for number, part in cut(LARGE, {"part_bytes": PART, "parts": 3}).items():
         (tmp_path / "part").write_bytes(part)
         store.put_part(uploads.quarantine(upload), gathering, number, tmp_path / "part")
