@@ -72,10 +72,15 @@ class ApiKey(Table):
     revoked_by: Mapped[str | None]
 
 
+CLAIMED: frozenset[Status] = frozenset({"running", "pausing", "stopping", "cancelling"})
+"""The statuses of a job that a worker holds under a lease, or whose shards workers hold."""
+
+
 class Job(Leased, Table):
     """A run that was posted. A worker runs it under a lease."""
 
     __tablename__ = "jobs"
+    HELD = CLAIMED
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("job"))
     project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
@@ -164,8 +169,6 @@ class Job(Leased, Table):
     )
 
 
-CLAIMED: frozenset[Status] = frozenset({"running", "pausing", "stopping", "cancelling"})
-"""The statuses of a job that a worker holds under a lease, or whose shards workers hold."""
 AT_WORK = Job.status.in_(CLAIMED), Job.shards_left == 0
 """The condition under which a worker holds the job itself. A job that waits for its shards has no worker."""
 
@@ -326,6 +329,7 @@ class Delivery(Leased, Table):
     process under a lease."""
 
     __tablename__ = "deliveries"
+    HELD = frozenset({"pending"})
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("dlv"))
     """Also the webhook-id that the receiver sees, the same each time."""
@@ -447,6 +451,7 @@ class Task(Leased, Table):
     """Small work that is not a job, such as the inspection of a data set. A process does it under a lease."""
 
     __tablename__ = "tasks"
+    HELD = frozenset({"running"})
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("task"))
     project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))

@@ -10,9 +10,9 @@ What the statuses of a row mean is the business of its owner: `app.jobs.claims` 
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import ColumnElement, Select, or_, select, update
+from sqlalchemy import ColumnElement, Select, String, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
 
 from app.platform.database import now, seconds_from_now
@@ -23,7 +23,11 @@ _UNSYNCHRONISED: dict[str, Any] = {"synchronize_session": False, "populate_exist
 class Leased:
     """The columns of a row that is worked on under a lease."""
 
+    HELD: ClassVar[frozenset[str]]
+    """The statuses in which a process can hold the row."""
+
     id: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[Any] = mapped_column(String)
     attempt: Mapped[int] = mapped_column(default=0)
     """The number of claims so far. The number of the latest claim is its fencing token."""
     owner: Mapped[str | None]
@@ -70,7 +74,12 @@ def claim(
 
 def fence(table: type[Leased], row_id: str, attempt: int) -> tuple[ColumnElement[bool], ...]:
     """The condition under which the claim with this number still holds the row."""
-    return table.id == row_id, table.attempt == attempt, table.lease_until.is_not(None)
+    return (
+        table.id == row_id,
+        table.attempt == attempt,
+        table.status.in_(table.HELD),
+        table.lease_until.is_not(None),
+    )
 
 
 def renew(

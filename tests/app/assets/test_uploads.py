@@ -16,7 +16,7 @@ from app.platform.queue import open_doorbell
 from app.projects import quotas, usage
 from app.routes import uploads as routes
 from app.storage import NotStored, open_store
-from app.tables import Project, Upload
+from app.tables import Project, Task, Upload
 from tests.app.http.test_problems import check
 from tests.support.instance import add_key, add_project, calling, new_instance
 from tests.support.sending import announce, ask, cut, finish, send, send_all, sha256_of
@@ -223,16 +223,23 @@ def verifying(quiet, tmp_path):
     return upload
 
 
+def lease(database, upload, seconds):
+    """Have a process hold the verification for so long."""
+    with database.writing() as session:
+        held = {"status": "running", "lease_until": seconds_from_now(seconds)}
+        session.execute(update(Task).where(Task.subject_id == upload.id).values(held))
+
+
 def again(database, upload):
     return row(database, {"id": upload.id})
 
 
 def test_an_upload_whose_verifier_has_died_is_verified_by_another(quiet, verifying):
     database, store = quiet
-    change(database, {"id": verifying.id}, lease_until=seconds_from_now(60))
+    lease(database, verifying, 60)
     uploads.verify(verifying.id, database, store)
     assert again(database, verifying).status == "verifying"
-    change(database, {"id": verifying.id}, lease_until=seconds_from_now(-1))
+    lease(database, verifying, -1)
     uploads.verify(verifying.id, database, store)
     assert again(database, verifying).status == "completed"
 
@@ -243,7 +250,7 @@ def test_a_verifier_that_dies_at_its_last_step_leaves_nothing_that_another_canno
     with pytest.raises(ZeroDivisionError):
         uploads.verify(verifying.id, database, store)
     monkeypatch.undo()
-    change(database, {"id": verifying.id}, lease_until=seconds_from_now(-1))
+    lease(database, verifying, -1)
     uploads.verify(verifying.id, database, store)
     assert again(database, verifying).status == "completed"
     assert b"".join(store.read(uploads.key(verifying))) == LARGE

@@ -221,10 +221,10 @@ def test_a_pause_that_comes_when_all_shards_are_done_keeps_the_merge_for_later(d
 
 @pytest.mark.parametrize("held", [0, 2])
 def test_a_cancel_reaches_every_shard(database, job_id, held):
-    claims = [claim(database) for _ in range(held)]
+    taken = [claim(database) for _ in range(held)]
     assert do(database, lifecycle.ask, job_id, "cancel").status == ("cancelling" if held else "cancelled")
     assert claim(database) is None
-    for each in claims:
+    for each in taken:
         assert do(database, claims.read_status, each) == "cancelling"
         do(database, claims.hand_back, each)
     assert (get(database, job_id).status, of_shards(database, job_id)) == ("cancelled", ["cancelled"] * 3)
