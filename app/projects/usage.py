@@ -153,8 +153,9 @@ def count_keys(session: Session, project_id: str) -> int:
 
 
 def count_waiting_tasks(session: Session, project_id: str) -> int:
-    """Count a project's tasks that no process has claimed yet."""
-    found = select(func.count()).select_from(Task).where(Task.project_id == project_id, Task.status == "queued")
+    """Count a project's tasks that no process has claimed yet, except verifications: each belongs to an upload."""
+    waiting = Task.project_id == project_id, Task.status == "queued", Task.kind != "verify_upload"
+    found = select(func.count()).select_from(Task).where(*waiting)
     return session.scalars(found).one()
 
 

@@ -21,12 +21,14 @@ from app.http.problems import (
     NameTaken,
     NotFound,
     NotInspected,
+    QuotaExceeded,
     StoreUnavailable,
     UnsupportedMediaType,
     UploadNotUsable,
     problems,
 )
 from app.platform.paging import list_rows
+from app.projects import quotas
 from app.routes.assets import (
     GivenName,
     check_name,
@@ -74,7 +76,15 @@ class DatasetWish(BaseModel):
     dependencies=[needs("files:write"), Json],
     responses={
         201: {"headers": schemas.headers({"Location": "The data set."})},
-        **problems(MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody, NameTaken, UploadNotUsable),
+        **problems(
+            MalformedBody,
+            BodyTooLarge,
+            UnsupportedMediaType,
+            InvalidBody,
+            NameTaken,
+            UploadNotUsable,
+            QuotaExceeded,
+        ),
     },
 )
 def create_dataset(
@@ -86,6 +96,7 @@ def create_dataset(
     upload = the_upload(session, project_id, wish.upload, "dataset")
     try:
         dataset = assets.add_dataset(session, project_id, wish.name, upload)
+        quotas.check(session, project_id, service.settings, "waiting_tasks")
     except assets.NameTaken:
         raise taken("dataset", wish.name) from None
     except assets.NotComplete as error:

@@ -115,10 +115,11 @@ def create_model(
         if wish.upload:
             upload = the_upload(session, project_id, wish.upload, "model")
             model = assets.add_model(session, project_id, wish.name, upload, wish.said())
+            quotas.check(session, project_id, service.settings, "waiting_tasks")
         else:
             checkpoint = _the_checkpoint(session, project_id, wish.checkpoint or "")
             model = assets.add_checkpoint(session, project_id, wish.name, checkpoint)
-            quotas.check(session, project_id, service.settings, "stored_bytes")
+            quotas.check(session, project_id, service.settings, "stored_bytes", "waiting_tasks")
     except assets.NameTaken:
         raise taken("model", wish.name) from None
     except assets.NotComplete as error:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import delete, select, update
 
+from app.assets import inspections
 from app.jobs import claims, ingest, lifecycle
 from app.operations.maintenance import MaintenanceContext, watch_gpu_time
 from app.projects import usage
@@ -16,6 +17,7 @@ from core.schema.events import Saved
 from core.schema.spec import parse
 from tests.support.instance import DIGITS, add_key, add_project, calling, serving
 from tests.support.sql_statements import sent
+from tests.support.uploading import send
 
 SPEC = parse(DIGITS)
 HOUR = timedelta(hours=1)
@@ -273,6 +275,16 @@ def test_gpu_time_of_many_projects_is_what_the_stretches_of_each_add_up_to(datab
     assert sorted(spent.values()) == pytest.approx([14400, 360_000], abs=0.01)
 
 
+def test_more_inspections_than_may_wait_are_refused(api, database, project):
+    limit(database, project, waiting_tasks=1)
+    uploads = [send(api, content) for content in (b"one", b"two")]
+    assert api.post("/datasets", json={"upload": uploads[0], "name": "one"}).status_code == 201
+    refusal(api.post("/datasets", json={"upload": uploads[1], "name": "two"}), "waiting_tasks")
+    with database.writing() as session:
+        assert inspections.claim(session, worker="w", lease_seconds=60, max_crashes=3)
+    assert api.post("/datasets", json={"upload": uploads[1], "name": "two"}).status_code == 201
+
+
 def test_the_limits_of_a_project_are_told_and_changed(api, project):
     assert api.patch(f"/projects/{project.id}", json={"quotas": {"queued_jobs": 3, "keys": 7}}).json()["quotas"] == {
         "queued_jobs": 3,
@@ -284,6 +296,7 @@ def test_the_limits_of_a_project_are_told_and_changed(api, project):
     assert told == {
         "queued_jobs": (3, 1),
         "running_jobs": (None, 0),
+        "waiting_tasks": (100, 0),
         "gpu_seconds_per_month": (None, 0),
         "stored_bytes": (100 * 1024**3, 0),
         "streams_per_key": (None, None),
