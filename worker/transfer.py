@@ -16,8 +16,8 @@ from typing import TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay
 from tenacity.wait import wait_base, wait_exponential
 
-from app.assets import assets
-from app.assets.assets import Source
+from app.assets import inputs
+from app.assets.inputs import Source
 from app.assets.registry import Registry
 from app.jobs import ingest
 from app.jobs.leases import Claim, attempt_prefix
@@ -76,8 +76,8 @@ def fetched_inputs(folder: Path, lease: JobLease) -> Iterator[Registry]:
     """
     claim, workplace = lease.claim, lease.workplace
     try:
-        sources = lease.write(partial(assets.sources, job_id=claim.whole, spec=claim.spec))
-    except assets.Gone as error:
+        sources = lease.write(partial(inputs.sources, job_id=claim.root_job_id, spec=claim.spec))
+    except inputs.Gone as error:
         raise InputUnavailable(job_failure("input_removed", error=error)) from error
     cache = Cache(workplace.settings.cache_dir, workplace.settings.cache_bytes)
     with ExitStack() as held:

@@ -14,9 +14,9 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from app.assets.registry import Registry
-from app.jobs import ingest, lifecycle
+from app.jobs import claims, ingest, lifecycle
 from app.jobs.leases import Claim, LeaseLost
-from app.queries import training_curve
+from app.jobs.queries import training_curve
 from app.schemas.job_request import parse_request
 from app.storage import LocalStore, StorageFull, StorageUnavailable
 from app.tables import Attempt, Checkpoint, Delivery, Event, Job, Metric, State
@@ -54,8 +54,8 @@ def post(database, project):
 def claim(workplace):
     with workplace.database.writing() as session:
         settings = workplace.settings
-        retry_policy = lifecycle.RetryPolicy.of(settings)
-        return lifecycle.claim(session, worker="w", lease_seconds=settings.lease_seconds, retry_policy=retry_policy)
+        retry_policy = claims.RetryPolicy.of(settings)
+        return claims.claim(session, worker="w", lease_seconds=settings.lease_seconds, retry_policy=retry_policy)
 
 
 def run_next(workplace):
@@ -200,7 +200,7 @@ def test_a_run_that_the_kernel_kills_twice_for_want_of_memory_fails_with_the_rem
     assert (failure["code"], failure["retryable"]) == ("host_out_of_memory", False)
     assert "give the worker more memory" in failure["hint"]
     with workplace.database.reading() as session:
-        assert set(session.scalars(select(Attempt.cause))) == {lifecycle.OUT_OF_MEMORY}
+        assert set(session.scalars(select(Attempt.cause_code))) == {"host_out_of_memory"}
     invariants.check(workplace.database, workplace.store)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from app.assets.registry import Registry
+from app.jobs import claims
 from app.storage import LocalStore
 from core import checkpoint
 from core.schema.events import Failed, Warned
@@ -237,12 +238,11 @@ def test_an_uploaded_data_set_and_an_uploaded_model_become_a_robust_model_and_th
 
 @pytest.fixture
 def claim_job():
-    from app.jobs import lifecycle
 
     def claim_job(workplace):
         with workplace.database.writing() as session:
-            retry_policy = lifecycle.RetryPolicy.of(workplace.settings)
-            return lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=retry_policy)
+            retry_policy = claims.RetryPolicy.of(workplace.settings)
+            return claims.claim(session, worker="w", lease_seconds=60, retry_policy=retry_policy)
 
     return claim_job
 

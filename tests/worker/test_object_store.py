@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from app.assets.registry import Registry
-from app.jobs import lifecycle
+from app.jobs import claims, lifecycle
 from app.platform.settings import Settings
 from app.schemas.job_request import parse_request
 from app.storage import open_store
@@ -37,7 +37,7 @@ def run_job(workplace, project):
     with workplace.database.writing() as session:
         job = lifecycle.create(session, project.id, parse_request(DIGITS)).job
     with workplace.database.writing() as session:
-        claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
+        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
     run(claim, workplace)
     return job.id
 

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from tenacity import wait_fixed
 
 from app.assets.registry import Registry
-from app.jobs import lifecycle
+from app.jobs import claims, lifecycle, moves
 from app.operations.garbage_collection import sweep_states
 from app.schemas.job_request import parse_request
 from app.storage import LocalStore
@@ -70,15 +70,15 @@ def work_until(workplace, condition, *, seconds=20):
 
 def run_next(workplace):
     with workplace.database.writing() as session:
-        claim = lifecycle.claim(
-            session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy.of(workplace.settings)
+        claim = claims.claim(
+            session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy.of(workplace.settings)
         )
     run(claim, workplace)
     return claim
 
 
 def has_ended(workplace, job_id):
-    return lambda: get(workplace, job_id).status in lifecycle.TERMINAL
+    return lambda: get(workplace, job_id).status in moves.TERMINAL
 
 
 def test_workers_share_an_evaluation_and_merge_what_they_find(workplace, post):
