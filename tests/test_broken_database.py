@@ -351,7 +351,7 @@ def test_a_database_away_for_longer_than_any_lease_ends_every_run_and_all_of_the
     url = postgres_of_its_own.create_database("away")
     key = f"tmp_abcdefgh_{'x' * 32}"
     clocks = {"lease_seconds": 4, "migrate_at_start": True, "first_api_key": key}
-    constants = {"app.jobs.lifecycle.CRASH_BACKOFF_SECONDS": 0}
+    constants = {"app.jobs.claims.CRASH_BACKOFF_SECONDS": 0}
     with native.instance(tmp_path, *native.FAKE_WORKER, database_url=url, constants=constants, **clocks) as temper:
         temper.start_api()
         with calling(temper.url, key) as api, temper.worker(), temper.worker():
