@@ -13,7 +13,7 @@ NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || 
 	{ echo "Temper needs Python 3.11 or later: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 PART := --constraints requirements.lock --no-annotate
 
-.PHONY: help demo test chaos serve client backup restore upgrade check format lock clean
+.PHONY: help demo test chaos serve docs client backup restore upgrade check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ chaos: $(READY) ## ten minutes of a server whose parts break at random: make cha
 
 serve: $(READY) ## start the service on this machine and leave it running
 	$(RUN)temper serve
+
+docs: $(READY) ## write the generated pages of docs/reference, and build the documentation into site/
+	$(RUN)python -m docs.generate
+	$(RUN)zensical build --clean --strict
 
 check: $(READY) ## lint, types and import rules
 	$(RUN)ruff format --check .
@@ -57,7 +61,7 @@ lock: ## write requirements.lock anew from pyproject.toml, and the images' parts
 	echo "setuptools>=82" | $(COMPILE) $(PART) --extra worker --extra client pyproject.toml - -o deploy/worker.lock
 
 clean: ## remove the virtual environment and all caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .cache site *.egg-info
 
 $(READY): requirements.lock pyproject.toml
 	@$(NEW_ENOUGH)

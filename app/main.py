@@ -14,13 +14,15 @@ from typing import Any
 import uvicorn
 from anyio.to_thread import current_default_thread_limiter, run_sync
 from fastapi import APIRouter, FastAPI
+from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.assets.registry import Registry
-from app.http import authentication, problems
+from app.http import authentication, error_handler
 from app.http.dependencies import Service
+from app.http.openapi import Api
 from app.http.rate_limits import Failures, Requests, TellStanding
 from app.jobs.watch import Watch
 from app.operations.maintenance import PERIODIC_TASKS, Maintenance, MaintenanceContext, PeriodicTask
@@ -47,27 +49,11 @@ from app.routes import (
     webhooks,
 )
 from app.storage import open_store
-from core.schema.spec import EvaluateSpec, TrainSpec
 
+MAX_BODY_BYTES = 1024**2
+"""Largest body of a request that is no part of an upload."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _JOB = re.compile(r"(?:/v1)?/jobs/([^/]+)")
-
-
-class Api(FastAPI):
-    """FastAPI, with problems declared as what they are."""
-
-    def openapi(self) -> dict[str, Any]:
-        """Describe the API, once."""
-        if not self.openapi_schema:
-            self.openapi_schema = _tell_kinds_apart(problems.name_media_type(super().openapi()))
-        return self.openapi_schema
-
-
-def _tell_kinds_apart(document: dict[str, Any]) -> dict[str, Any]:
-    """Require `kind` of all specs but the default one: a spec without it would be valid as several kinds."""
-    for spec in (TrainSpec, EvaluateSpec):
-        document["components"]["schemas"][f"{spec.__name__}-Input"]["required"].append("kind")
-    return document
 
 
 def create_app(
@@ -90,10 +76,10 @@ def create_app(
         database,
         open_store(settings),
         Registry(settings.models_dir, settings.datasets_dir),
-        Watch(database, every=settings.watch_seconds),
+        Watch(database),
         open_doorbell(settings),
-        Requests(settings.broker_url, limit=settings.rate_limit, seconds=settings.rate_limit_seconds),
-        Failures(limit=settings.auth_failures),
+        Requests(settings.broker_url, limit=settings.rate_limit),
+        Failures(),
     )
     router = APIRouter()
     for part in (
@@ -115,12 +101,14 @@ def create_app(
         router.include_router(part.router)
     app.include_router(router)
     app.include_router(router, prefix="/v1", include_in_schema=False)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    # The files of the page at /docs.
+    app.mount("/swagger", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(TellStanding)
     app.add_middleware(RequestId)
     app.state.metrics = Metrics(database, app.state.service.watch, app.state.service.doorbell)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
-    problems.install(app)
+    error_handler.install(app)
     return app
 
 

@@ -27,11 +27,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import checkpoint
+from core.data.split import Batch
 from core.models import Blueprint, build
 from core.models.precision import full_float32, in_precision, resolve
 from core.schema.catalog import DATASETS, Norm
-from core.schema.spec import Method, Precision
-from core.training.methods import build as build_rule
+from core.schema.method import Method
+from core.schema.spec import Precision
+from core.training.methods import build as build_method
+from core.training.methods.contract import whole
 
 RESULTS = Path(__file__).parent / "results" / "epoch.json"
 TRAINED: tuple[Norm, ...] = ("linf", "l1")
@@ -45,11 +48,12 @@ def our_step(network: nn.Module, norm: Norm, precision: Precision, device: torch
     model = copy.deepcopy(network).to(memory_format=torch.channels_last).train()
     optimizer = _sgd(model)
     forward = in_precision(model, precision, device)
-    rule = build_rule(Method(name="single", norms=(norm,)), DATASETS["cifar10"].eps, torch.Generator())
+    method = build_method(Method(name="single", norms=(norm,)), DATASETS["cifar10"].eps, torch.Generator())
 
     def step(images: Tensor, labels: Tensor) -> None:
+        batch = Batch(images, labels)
         optimizer.zero_grad()
-        rule(forward, images, labels).total().backward()
+        method(forward, batch, whole(batch), {}).total().backward()
         optimizer.step()
 
     return step

@@ -38,7 +38,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -47,17 +46,19 @@ from benchmarks.methods import METHODS, MULTI_NORM, RESULTS, Run, Setting
 from benchmarks.pieces import Piece, Whole, cut, join
 from core import checkpoint, data
 from core.cli.console import narrate
-from core.data.split import Split
+from core.data.split import Batch, Split
 from core.evaluation.autoattack import run_evaluation
 from core.inputs import Inputs
 from core.models import Blueprint
 from core.models import build as build_network
 from core.models.precision import full_float32, resolve
 from core.schema.catalog import DATASETS, NORMS, Norm, find_architecture
-from core.schema.events import PAUSED, Evaluated, Event, Paused, Report, Started, Stepped
+from core.schema.events import PAUSED, Evaluated, Event, Paused, Started, Stepped
+from core.schema.report import Report
 from core.schema.spec import EvaluateSpec, Protocol, TrainingSpec, TrainSpec, parse
 from core.signals import StopRequests
 from core.training.methods import build
+from core.training.methods.contract import whole
 from core.training.run import fine_tune
 
 COMPARED: tuple[str, ...] = ("base", "e-at")
@@ -398,13 +399,13 @@ def count_operations(spec: TrainingSpec, blueprint: Blueprint, *, images: int = 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_network(blueprint).train()
-        batch: Tensor = torch.rand(images, *blueprint.shape)
-    rule = build(spec.method, spec.eps, torch.Generator().manual_seed(0))
-    labels = torch.arange(images) % blueprint.classes
+        pixels = torch.rand(images, *blueprint.shape)
+    method = build(spec.method, spec.eps, torch.Generator().manual_seed(0))
+    batch = Batch(pixels, torch.arange(images) % blueprint.classes)
     # What a run does once, such as trying out the model's folded twin, is in its first step.
-    rule(model, batch, labels)
+    method(model, batch, whole(batch), {})
     with _Operations() as operations:
-        rule(model, batch, labels).total().backward()
+        method(model, batch, whole(batch), {}).total().backward()
     return operations.count / images
 
 

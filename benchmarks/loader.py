@@ -33,8 +33,9 @@ from core import checkpoint, data
 from core.data.split import Batch
 from core.data.stream import Stream
 from core.schema.catalog import DATASETS, Norm
-from core.schema.spec import Method
+from core.schema.method import Method
 from core.training.methods import build
+from core.training.methods.contract import whole
 
 ENTRY = DATASETS["imagenet"]
 NORMS: tuple[Norm, ...] = ("linf", "l1")
@@ -134,12 +135,12 @@ class Trainer:
             self.model: nn.Module = resnet50().to(device, memory_format=torch.channels_last)
         self._attack_steps = ENTRY.steps[norm]
         method = Method(name="single", norms=(norm,), steps={norm: self._attack_steps})
-        self._rule = build(method, ENTRY.eps, torch.Generator())
+        self._method = build(method, ENTRY.eps, torch.Generator())
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
 
     def step(self, batch: Batch) -> None:
         """Take one training step, and wait for its end."""
-        result = self._rule(self.model, *batch)
+        result = self._method(self.model, batch, whole(batch), {})
         self._optimizer.zero_grad()
         result.loss.backward()
         self._optimizer.step()

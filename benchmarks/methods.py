@@ -29,12 +29,15 @@ import torch
 from torch import Tensor, nn
 
 from core import checkpoint
+from core.data.split import Batch
 from core.evaluation.autoattack import evaluate
 from core.inputs import Inputs, load
 from core.schema.catalog import DATASETS, NORMS, Norm, find_architecture
-from core.schema.events import Evaluated, Report, Stepped
+from core.schema.events import Evaluated, Stepped
+from core.schema.report import Report
 from core.schema.spec import FineTuneSpec, parse
 from core.training.methods import build
+from core.training.methods.contract import Counts, add_counts, whole
 from core.training.run import fine_tune
 
 METHODS: Mapping[str, Any] = {
@@ -267,7 +270,8 @@ class _Worker:
         # An attack looks at a twin of the model, which shares this layer with it.
         last = [module for module in self._model.modules() if isinstance(module, nn.Linear)][-1]
         last.register_forward_hook(self._count)
-        self._rule = build(spec.method, spec.eps, torch.Generator().manual_seed(0))
+        self._counts: Counts = {}
+        self._method = build(spec.method, spec.eps, torch.Generator().manual_seed(0))
         self._optimizer = torch.optim.SGD(self._model.parameters(), lr=spec.learning_rate, momentum=spec.momentum)
 
     def work(self, images: Tensor, labels: Tensor, *, counted: bool) -> None:
@@ -275,7 +279,10 @@ class _Worker:
         self._counted = counted
         begun = time.process_time()
         self._optimizer.zero_grad()
-        self._rule(self._model, images, labels).total().backward()
+        batch = Batch(images, labels)
+        found = self._method(self._model, batch, whole(batch), self._counts)
+        self._counts = add_counts(self._counts, found.counts)
+        found.total().backward()
         self._optimizer.step()
         self.seconds += counted * (time.process_time() - begun)
 
@@ -326,7 +333,7 @@ def _setting(options: argparse.Namespace) -> Setting:
     dataset = DATASETS["cifar10" if options.cifar else "digits"]
     shipped = "cifar10-small-linf" if options.cifar else "digits-cnn-linf"
     base = options.base.stem if options.base else shipped
-    weights = checkpoint.find_weights(base, options.base)
+    weights = checkpoint.base_model_file(base, options.base)
     entry = find_architecture(checkpoint.load(weights)[1].blueprint.architecture)
     assert entry is not None
     return Setting(

@@ -39,8 +39,8 @@ from app.platform.database import Database
 from app.platform.ids import new_id
 from app.projects.keys import new_key
 from app.schemas import SCOPES
+from app.schemas.job_request import parse_request
 from app.tables import Job, Project
-from core.schema.spec import parse
 from tests.support.instance import DIGITS
 from tests.support.native import ROOT, Instance, instance
 from tests.support.servers import postgres, valkey
@@ -90,7 +90,7 @@ def add_projects(database: Database, count: int) -> list[tuple[str, str]]:
 def fill(database: Database, projects: Sequence[tuple[str, str]], count: int) -> None:
     """Queue so many jobs, dealt out to the projects in turn."""
     with database.writing() as session:
-        first = lifecycle.create(session, projects[0][0], parse(DIGITS)).job
+        first = lifecycle.create(session, projects[0][0], parse_request(DIGITS)).job
         row = {column.key: getattr(first, column.key) for column in Job.__table__.columns}
         rows = [
             row | {"id": new_id("job"), "project_id": projects[place % len(projects)][0]} for place in range(1, count)
@@ -271,8 +271,9 @@ def under_traffic(part: int) -> dict[str, Any]:
     """Measure mixed traffic, a rolling restart, and claims among many jobs."""
     with postgres() as server, tempfile.TemporaryDirectory() as folder:
         options = {"database_url": server.create_database("service"), "migrate_at_start": True}
-        several = {"api_workers": len(CORES), "rate_limit": 1_000_000, "max_streams": 400}
-        with instance(Path(folder), **several, **options) as temper:
+        several = {"api_workers": len(CORES), "rate_limit": 1_000_000}
+        constants = {"app.routes.streams.MAX_STREAMS": 400}
+        with instance(Path(folder), constants=constants, **several, **options) as temper:
             process = temper.start_api()
             database = Database(options["database_url"])
             projects = add_projects(database, 100)
@@ -354,12 +355,15 @@ def overhead(part: int) -> dict[str, Any]:
                 server, broker = stack.enter_context(postgres()), stack.enter_context(valkey())
                 options = {"database_url": server.create_database("service"), "broker_url": broker.url}
                 # The settings of a user, not of a test.
-                clocks = {"poll_seconds": 1, "watch_seconds": 0.5, "migrate_at_start": True}
-                temper = stack.enter_context(instance(folder, "-m", "worker.main", **options, **clocks))
+                clocks = {"poll_seconds": 1, "migrate_at_start": True}
+                constants = {"app.jobs.watch.WATCH_SECONDS": 0.5}
+                temper = stack.enter_context(
+                    instance(folder, "-m", "worker.main", constants=constants, **options, **clocks)
+                )
                 temper.start_api()
                 temper.start_worker()
-            pulse = folder / "data" / "worker.pulse"
-            while not pulse.exists():
+            heartbeat = folder / "data" / "worker.heartbeat"
+            while not heartbeat.exists():
                 time.sleep(0.1)
             pool = stack.enter_context(ThreadPoolExecutor(1))
             job = pool.submit(run_as_job, temper, (server.pid, broker.process.pid), spec)

@@ -14,7 +14,7 @@ from client.output import Output, console, show
 from client.records import Job
 from client.serve import become, serve_until_stopped
 from client.temper import Temper
-from core.schema.spec import read_json
+from core.schema.strict_json import read_json
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from app.platform.settings import Settings
+from worker.lease import PAUSE_GRACE_SECONDS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -272,9 +273,8 @@ def test_a_worker_with_a_gpu_has_one_and_the_other_none(file: dict[str, Any]) ->
 
 
 def test_a_worker_that_is_stopped_has_time_to_save_its_state(file: dict[str, Any]) -> None:
-    grace = Settings.model_fields["pause_grace_seconds"].default
     for name in ("worker", "worker-cpu"):
-        assert int(file[name]["stop_grace_period"].removesuffix("s")) >= 2 * grace
+        assert int(file[name]["stop_grace_period"].removesuffix("s")) >= 2 * PAUSE_GRACE_SECONDS
 
 
 def test_data_lies_in_volumes_that_keep_their_names(file: dict[str, Any]) -> None:

@@ -31,14 +31,12 @@ SPEC = {
 @pytest.mark.timeout(900)
 def test_a_job_that_is_killed_ten_times_ends_with_the_weights_of_one_that_is_not(tmp_path):
     chance = random.Random(20261125)
-    settings = {
-        "lease_seconds": 3,
-        "heartbeat_seconds": 0.5,
-        "max_crashes": 50,
-        "max_crashes_in_place": 20,
-        "crash_backoff_seconds": 0,
+    settings = {"lease_seconds": 3, "max_crashes": 50}
+    constants = {
+        "app.jobs.claims.MAX_CRASHES_IN_PLACE": 20,
+        "app.jobs.claims.CRASH_BACKOFF_SECONDS": 0,
     }
-    with instance(tmp_path, *WORKER, **settings) as temper:
+    with instance(tmp_path, *WORKER, constants=constants, **settings) as temper:
         temper.start_api()
         with temper.client() as api:
             calm = api.post("/jobs", json=SPEC).json()["id"]

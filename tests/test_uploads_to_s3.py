@@ -160,11 +160,12 @@ def test_an_upload_that_is_left_alone_leaves_nothing_in_the_bucket(on_s3, databa
 
 
 def test_a_store_that_fails_a_third_of_the_time_gets_everything_and_shows_nothing_half(
-    on_s3, database, project, tmp_path
+    on_s3, database, project, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr("app.storage.S3_TIMEOUT_SECONDS", 1)
     good = on_s3()
     with faulty(good.s3_endpoint_url) as (url, way):
-        bad = on_s3(s3_endpoint_url=url, s3_timeout_seconds=1)
+        bad = on_s3(s3_endpoint_url=url)
         with running(bad, database, project) as (_, temper, context):
             files = {f"{project.id}/{number}": os.urandom(1000) for number in range(4)}
             for key, content in files.items():
@@ -182,9 +183,12 @@ def test_a_store_that_fails_a_third_of_the_time_gets_everything_and_shows_nothin
             assert list(context.store.keys(f"uploads/{project.id}")) == [key]
 
 
-def test_a_store_that_is_away_is_told_and_the_room_is_given_back_all_the_same(on_s3, database, project, tmp_path):
+def test_a_store_that_is_away_is_told_and_the_room_is_given_back_all_the_same(
+    on_s3, database, project, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("app.storage.S3_TIMEOUT_SECONDS", 1)
     with faulty(on_s3().s3_endpoint_url, share=0) as (url, way):
-        settings = on_s3(s3_endpoint_url=url, s3_timeout_seconds=1)
+        settings = on_s3(s3_endpoint_url=url)
         with running(settings, database, project) as (api, _, context):
             upload = announce(api, SMALL)
             assert send(api, upload, 1, SMALL).status_code == 200

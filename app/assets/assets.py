@@ -20,7 +20,7 @@ from app.platform.ids import new_id
 from app.projects import audit
 from app.tables import Checkpoint, Dataset, Input, Inspected, Job, Model, TaskKind, Upload
 from core.schema.catalog import DATASETS, MODELS
-from core.schema.spec import ImportSpec
+from core.schema.import_spec import ImportSpec
 
 File: TypeAlias = Inspected
 """A data set or a model."""
@@ -28,6 +28,8 @@ Kind = Literal["dataset", "model"]
 Own = TypeVar("Own", Dataset, Model)
 
 TABLES: Mapping[Kind, type[Dataset] | type[Model]] = {"dataset": Dataset, "model": Model}
+WORDS: Mapping[Kind, str] = {"dataset": "data set", "model": "model"}
+"""What each kind is called in messages."""
 NAMED_BY: Mapping[str, Kind] = {"base_model": "model", "dataset": "dataset", "extra_dataset": "dataset"}
 """The fields of a spec that name such a file."""
 SHIPPED: Mapping[str, Container[str]] = {"base_model": MODELS, "dataset": DATASETS}
@@ -36,11 +38,11 @@ _TASKS: Mapping[type[File], TaskKind] = {Dataset: "inspect_dataset", Model: "ins
 
 
 class NameTaken(Exception):
-    """The project has another file of this name."""
+    """The project has another data set or model of this name; the message says so."""
 
 
 class NotComplete(Exception):
-    """The upload is not complete, or another file was made of it."""
+    """The upload is not complete, or is in use by another file; the message says which."""
 
 
 class InUse(Exception):
@@ -121,7 +123,8 @@ def _add(session: Session, file: Own) -> Own:
         with session.begin_nested():
             session.add(file)
     except IntegrityError:
-        raise NameTaken(file.name) from None
+        word = WORDS["dataset" if isinstance(file, Dataset) else "model"]
+        raise NameTaken(f"the project has a {word} {file.name!r} already") from None
     tasks.add(session, _TASKS[table], project_id=file.project_id, subject_id=file.id)
     act: audit.Act = "dataset.create" if table is Dataset else "model.create"
     audit.record(session, file.project_id, act, file.id, name=file.name)

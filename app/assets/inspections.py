@@ -16,8 +16,8 @@ from app.assets.assets import TABLES, Kind
 from app.schemas import FileFailure, FileStatus
 from app.tables import Dataset, Model, Task, TaskStatus
 from app.tasks import TaskClaim
+from core.schema.import_spec import ImportSpec
 from core.schema.inspection_report import DatasetInspection, ModelInspection
-from core.schema.spec import ImportSpec
 
 REPORT = "report.json"
 """The name of the report in the folder of an inspection."""

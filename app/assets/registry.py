@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session
 from app.assets import assets, checkpoints
 from app.schemas import FileStatus
 from core.schema.catalog import DATASETS, MODELS, ArchitectureEntry, DatasetEntry, find_architecture
-from core.schema.spec import AnySpec, EvaluateSpec, Name, TrainSpec, did_you_mean
+from core.schema.spec import AnySpec, EvaluateSpec, Name, TrainSpec
+from core.schema.suggestions import did_you_mean
 from core.schema.validation import FieldError
 
 _FILES = (".zip", ".tar", ".tar.gz", ".tar.xz", ".npz")

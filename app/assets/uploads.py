@@ -56,11 +56,12 @@ class Ended(Exception):
 
 
 class Incomplete(Exception):
-    """Parts are missing; `missing` are their numbers."""
+    """Parts are missing; `missing` are their numbers, `count` is the number of all parts."""
 
-    def __init__(self, missing: Sequence[int]) -> None:
-        super().__init__(missing)
+    def __init__(self, missing: Sequence[int], count: int) -> None:
+        super().__init__(missing, count)
         self.missing = missing
+        self.count = count
 
 
 def create(
@@ -184,7 +185,7 @@ def complete(upload: Upload, database: Database, store: ObjectStore, *, seconds:
     there = set(received(upload, store))
     missing = [number for number in range(1, part_count(upload) + 1) if number not in there]
     if missing:
-        raise Incomplete(missing)
+        raise Incomplete(missing, part_count(upload))
     with database.writing() as session:
         if _move(session, "verifying", Upload.id == upload.id, expires_at=seconds_from_now(seconds)):
             tasks.add(session, "verify_upload", project_id=upload.project_id, subject_id=upload.id)

@@ -25,7 +25,8 @@ from app.platform.queue import Doorbell
 from app.platform.settings import Settings
 from app.storage import ObjectStore
 from app.webhooks import url_policy
-from core.schema.spec import BadJson, did_you_mean, read_json
+from core.schema.strict_json import BadJson, read_json
+from core.schema.suggestions import did_you_mean
 
 Result = TypeVar("Result")
 
@@ -140,7 +141,7 @@ async def _require_json(request: Request) -> None:
         if body:
             read_json(body)
     except BadJson as error:
-        told = {"loc": ("body", *error.place), "type": error.code, "msg": error.message}
+        told = {"loc": ("body", *error.path), "type": error.code, "msg": error.message}
         raise RequestValidationError([told]) from None
 
 

@@ -1,32 +1,15 @@
-"""What the API says when it cannot do what was asked: RFC 9457 problems, one class per error, one handler.
+"""The catalogue of errors that the API answers with: RFC 9457 problems, one class each.
 
-The docstring of a class is its explanation for people, served at /problems/<code>. A route declares its problems with
-`problems(...)` or `declare(...)`, so that the OpenAPI document and the handler cannot differ.
+The docstring of a class is its explanation for users, served at /problems/<code>. A route declares its problems with
+`problems(...)` or `declare(...)` for the OpenAPI document. `app.http.error_handler` maps exceptions to problems.
 """
 
-import json
-import logging
-import sqlite3
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
 from inspect import getdoc
 from typing import Any, ClassVar
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
-from sqlalchemy.exc import DataError
-from starlette.exceptions import HTTPException
-
 from app import schemas
-from app.assets import inputs
-from app.jobs.lifecycle import NotAllowed
-from app.platform.database import AWAY, Deleted, why
-from app.projects import quotas
-from app.storage import StorageFull, StorageUnavailable
 from core.schema.validation import FieldError
-
-log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 MOST_ERRORS = 20
@@ -152,11 +135,10 @@ class ActionNotAllowed(Problem):
     status, code = 409, "action_not_allowed"
     schema = schemas.ConflictProblem
 
-    def __init__(self, action: str, refusal: NotAllowed) -> None:
-        allowed = refusal.allowed_actions
-        remedy = f"allowed now: {', '.join(allowed)}" if allowed else "nothing can be asked of it any more"
-        detail = f"a job that is {refusal.status} cannot be given the action {action}; {remedy}"
-        super().__init__(detail, extra={"current_status": refusal.status, "allowed_actions": allowed})
+    def __init__(self, action: str, status: schemas.Status, allowed: Sequence[schemas.Action]) -> None:
+        remedy = f"allowed now: {', '.join(allowed)}" if allowed else "no action is allowed any more"
+        detail = f"a job that is {status} cannot be given the action {action}; {remedy}"
+        super().__init__(detail, extra={"current_status": status, "allowed_actions": allowed})
 
 
 class LastAdminKey(Problem):
@@ -200,7 +182,7 @@ class WebhookExists(Problem):
 
 
 class TooManyWebhooks(Problem):
-    """The project has as many webhooks as it may. Delete one, or ask the operator for more (TEMPER_MAX_WEBHOOKS)."""
+    """The project has as many webhooks as it may. Delete one."""
 
     status, code = 409, "too_many_webhooks"
 
@@ -266,8 +248,8 @@ class QuotaExceeded(Problem):
     status, code = 403, "quota_exceeded"
     schema = schemas.QuotaProblem
 
-    def __init__(self, excess: quotas.QuotaExceeded) -> None:
-        super().__init__(str(excess), extra={"quota": excess.quota, "limit": excess.limit, "used": excess.used})
+    def __init__(self, detail: str, *, quota: schemas.Quota, limit: int, used: float) -> None:
+        super().__init__(detail, extra={"quota": quota, "limit": limit, "used": used})
 
 
 class RateLimited(Problem):
@@ -320,12 +302,6 @@ class TooManyStreams(Problem):
     status, code = 503, "too_many_streams"
 
 
-_REMEDIES: Mapping[int, str] = {
-    sqlite3.SQLITE_FULL: "the disk of the data folder (TEMPER_DATA_DIR) is full; free some of it, then send this again",
-    sqlite3.SQLITE_READONLY: "it is read-only; let the service write to the data folder (TEMPER_DATA_DIR)",
-    sqlite3.SQLITE_IOERR: "the disk of the data folder (TEMPER_DATA_DIR) fails or is full; look at that disk",
-}
-
 PROBLEMS: Mapping[str, type[Problem]] = {
     problem.code: problem for problem in sorted(Problem.__subclasses__(), key=lambda each: each.code)
 }
@@ -359,144 +335,6 @@ def name_media_type(document: dict[str, Any]) -> dict[str, Any]:
                     (content,) = response["content"].values()
                     response["content"] = {MEDIA_TYPE: content}
     return document
-
-
-def install(app: FastAPI) -> None:
-    """Let the one handler answer for every error."""
-    kinds = (
-        Problem,
-        RequestValidationError,
-        HTTPException,
-        inputs.Gone,
-        Deleted,
-        *AWAY,
-        DataError,
-        StorageUnavailable,
-        quotas.QuotaExceeded,
-        Exception,
-    )
-    for kind in kinds:
-        app.add_exception_handler(kind, _answer)
-
-
-def answer(request: Request, problem: Problem) -> Response:
-    """Say it as RFC 9457 has it."""
-    body = {
-        "type": f"/problems/{problem.code}",
-        "title": problem.title(),
-        "status": problem.status,
-        "detail": problem.detail,
-        "instance": request.url.path,
-        "code": problem.code,
-        "request_id": request.state.request_id,
-        "errors": [error.model_dump() for error in problem.errors],
-        **problem.extra,
-    }
-    headers = {"X-Request-Id": request.state.request_id, **problem.headers}
-    return Response(json.dumps(body), problem.status, headers, MEDIA_TYPE)
-
-
-def _answer(request: Request, error: Exception) -> Response:
-    problem = error if isinstance(error, Problem) else _as_problem(request, error)
-    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        # Only a mistake of ours needs a traceback: a full disk would fill the log with them.
-        trace = error if isinstance(problem, InternalError) else None
-        cause = why(error)
-        log.error("request %s: %s: %s", request.state.request_id, problem.code, cause, exc_info=trace)
-    return answer(request, problem)
-
-
-def _as_problem(request: Request, error: Exception) -> Problem:
-    if isinstance(error, AWAY):
-        return _unavailable(error)
-    match error:
-        case RequestValidationError():
-            return _invalid(request, error)
-        case HTTPException():
-            return _refused(error)
-        case DataError():
-            return _unknowable(request)
-        case quotas.QuotaExceeded():
-            return QuotaExceeded(error)
-        case Deleted():
-            return NotFound(str(error))
-        case inputs.Gone():
-            return InvalidSpec([FieldError(pointer="", code="unknown_name", detail=f"{error}; name another")])
-        case StorageFull():
-            return StoreFull("the object store is full; tell whoever runs this service")
-        case StorageUnavailable():
-            detail = "the object store cannot be reached just now; try again in a moment"
-            return StoreUnavailable(detail, headers={"Retry-After": "5"})
-        case _:
-            return InternalError("something went wrong in the service; look for the request id in its log")
-
-
-def _unknowable(request: Request) -> Problem:
-    """What Postgres cannot even look for: no text of its own has a NUL character."""
-    if "\0" in request.scope["path"]:
-        return NotFound("nothing here has an id with a NUL character")
-    return InvalidParameter([FieldError(pointer="", code="out_of_range", detail="leave out NUL characters")])
-
-
-def _unavailable(error: Exception) -> DatabaseUnavailable:
-    # The low byte is the kind of error; the rest, of no matter here, says where it happened.
-    remedy = _REMEDIES.get(getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF)
-    if remedy:
-        return DatabaseUnavailable(f"the database cannot be written: {remedy}", headers={"Retry-After": "30"})
-    detail = "the database cannot be reached or written just now; try again in a moment"
-    return DatabaseUnavailable(detail, headers={"Retry-After": "2"})
-
-
-def _refused(error: HTTPException) -> Problem:
-    """What the framework refuses by itself."""
-    headers = error.headers
-    match HTTPStatus(error.status_code):
-        case HTTPStatus.NOT_FOUND:
-            return NotFound("there is nothing at this address; /docs lists the routes", headers=headers)
-        case HTTPStatus.METHOD_NOT_ALLOWED:
-            return MethodNotAllowed("this address does not take that method", headers=headers)
-        case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return BodyTooLarge(error.detail, headers=headers)
-        case _:
-            return MalformedBody(f"the body cannot be read as JSON: {_why_not_json(error)}", headers=headers)
-
-
-def _why_not_json(error: HTTPException) -> str:
-    match error.__cause__:
-        case RecursionError():
-            return "it is nested too deeply"
-        case UnicodeDecodeError():
-            return "it is not UTF-8; send one JSON object in UTF-8"
-        case ValueError():
-            return "a number in it has thousands of digits; send smaller ones"
-        case _:
-            return "send one JSON object in UTF-8"
-
-
-def _invalid(request: Request, error: RequestValidationError) -> Problem:
-    details = error.errors()
-    if details[0]["type"] == "json_invalid":
-        place = details[0]["loc"][1]
-        reason = details[0]["ctx"]["error"]
-        return MalformedBody(f"the body is not JSON, from character {place} on: {reason}; send one JSON object")
-    if details[0]["type"] == "missing" and details[0]["loc"] == ("body",) and request.url.path.endswith("/jobs"):
-        missing = FieldError(pointer="", code="missing", detail="send a job spec as the JSON body")
-        return InvalidSpec([missing])
-    if details[0]["loc"][0] == "body":
-        return InvalidBody([_in_body(each["loc"][1:], each["type"], each["msg"]) for each in details])
-    return InvalidParameter(
-        [
-            FieldError(
-                pointer=f"/{each['loc'][-1]}", code=each["type"], detail=f"{each['loc'][0]} parameter: {each['msg']}"
-            )
-            for each in details
-        ]
-    )
-
-
-def _in_body(place: Sequence[str | int], code: str, message: str) -> FieldError:
-    pointer = "".join(f"/{part}" for part in place)
-    return FieldError(pointer=pointer, code=code, detail=message.removeprefix("Value error, "))
 
 
 def _summary(errors: Sequence[FieldError], found: int = 0) -> str:

@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 
 POLICY = "requests"
 """What the headers call the limit."""
+RATE_LIMIT_SECONDS = 60
+"""The time in which the requests of a key are counted."""
+AUTH_FAILURES = 100
+"""Wrong API keys in a minute after which only keys that were right before are accepted from an address."""
 _PATIENCE_SECONDS = 0.25
 """How long a request waits for the broker."""
 _AWAY_SECONDS = 5.0
@@ -107,11 +111,11 @@ class InBroker:
 
 
 class Requests:
-    """The requests of each key in the last so many seconds."""
+    """The requests of each key in the last RATE_LIMIT_SECONDS."""
 
-    def __init__(self, broker_url: str, *, limit: int, seconds: int) -> None:
+    def __init__(self, broker_url: str, *, limit: int) -> None:
         self._limit = limit
-        self._seconds = seconds
+        self._seconds = seconds = RATE_LIMIT_SECONDS
         self._window: Window = InBroker(broker_url, limit, seconds) if broker_url else InProcess(limit, seconds)
         self._lock = Lock()
         self._is_away = False
@@ -157,8 +161,8 @@ class Failures:
     """The failures to authenticate of each address in the last minute, and the keys that were right lately: whoever
     shares an address with somebody who guesses is not shut out."""
 
-    def __init__(self, *, limit: int) -> None:
-        self._item = RateLimitItemPerSecond(limit, 60)
+    def __init__(self) -> None:
+        self._item = RateLimitItemPerSecond(AUTH_FAILURES, 60)
         self._window = MovingWindowRateLimiter(MemoryStorage())
         self._lock = Lock()
         self._trusted: OrderedDict[str, None] = OrderedDict()

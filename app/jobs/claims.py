@@ -20,9 +20,14 @@ from app.platform.database import now, seconds_from_now
 from app.platform.settings import Settings
 from app.projects import quotas, usage
 from app.schemas import Failure, Results, Status
+from app.schemas.job_request import parse_request
 from app.tables import AT_WORK, CLAIMED, Attempt, Job, Project
-from core.schema import events as reported
-from core.schema.spec import parse
+from core.schema.report import Reports
+
+MAX_CRASHES_IN_PLACE = 3
+CRASH_BACKOFF_SECONDS, MAX_CRASH_BACKOFF_SECONDS = 5.0, 300.0
+CANCEL_LIMIT_SECONDS = 45.0
+"""The parts of an instance's `RetryPolicy` that are not settings."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,13 @@ class RetryPolicy:
 
     max_crashes: int = 5
     """With so many crashes in all, the job fails."""
-    max_crashes_in_place: int = 3
+    max_crashes_in_place: int = MAX_CRASHES_IN_PLACE
     """With so many crashes in a row before anything new is saved, the job fails."""
-    backoff_seconds: float = 5
+    backoff_seconds: float = CRASH_BACKOFF_SECONDS
     """How long a job waits after its first crash. The wait doubles with each further crash."""
-    max_backoff_seconds: float = 300
+    max_backoff_seconds: float = MAX_CRASH_BACKOFF_SECONDS
     """The longest wait."""
-    cancel_seconds: float = 45
+    cancel_seconds: float = CANCEL_LIMIT_SECONDS
     """A job is cancelled so long after the request, whether its worker has reacted or not."""
 
     @classmethod
@@ -45,10 +50,10 @@ class RetryPolicy:
         """Read the policy from the settings."""
         return cls(
             max_crashes=settings.max_crashes,
-            max_crashes_in_place=settings.max_crashes_in_place,
-            backoff_seconds=settings.crash_backoff_seconds,
-            max_backoff_seconds=settings.max_crash_backoff_seconds,
-            cancel_seconds=settings.cancel_limit_seconds,
+            max_crashes_in_place=MAX_CRASHES_IN_PLACE,
+            backoff_seconds=CRASH_BACKOFF_SECONDS,
+            max_backoff_seconds=MAX_CRASH_BACKOFF_SECONDS,
+            cancel_seconds=CANCEL_LIMIT_SECONDS,
         )
 
 
@@ -93,7 +98,7 @@ def claim(
         # The worker that was asked is gone, and the request still holds.
         move(session, "stopping", Job.id == job.id)
     shard = Shard(job.parent_id, job.shard, job.shard_count) if job.parent_id and job.shard else None
-    return Claim(job.id, job.attempt, parse(job.spec), shard, merges=0 if shard else job.shard_count)
+    return Claim(job.id, job.attempt, parse_request(job.spec).spec, shard, merges=0 if shard else job.shard_count)
 
 
 def _take(session: Session, first: ColumnElement[bool], *, worker: str, lease_seconds: float) -> Sequence[Job]:
@@ -143,7 +148,7 @@ def read_status(session: Session, claim: Claim) -> Status:
     return require(session.scalars(select(Job.status).where(*fence(claim))).all(), claim.job_id)
 
 
-def succeed(session: Session, claim: Claim, reports: reported.Reports) -> None:
+def succeed(session: Session, claim: Claim, reports: Reports) -> None:
     """End the job as succeeded, or as cancelled where a cancel was requested. Raises LeaseLost."""
     job = lock_job(session, claim)
     if job.status == "cancelling":

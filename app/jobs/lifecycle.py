@@ -7,7 +7,7 @@ transaction and commits it.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
@@ -21,10 +21,10 @@ from app.platform.database import lock_row, now
 from app.platform.ids import new_id
 from app.projects import audit, usage
 from app.schemas import Action, Status
+from app.schemas.job_request import AnyRequest, parse_request
 from app.tables import CLAIMED, Checkpoint, Job, Webhook
 from app.webhooks import deliveries, subscriptions
-from core.schema.spec import AnySpec, parse
-from core.schema.validation import spec_warnings
+from core.schema.spec_warnings import spec_warnings
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ _ACTS: Mapping[Action, audit.Act] = {
 class NotAllowed(Exception):
     """The job's status does not allow the action."""
 
-    def __init__(self, job: Job) -> None:
-        super().__init__(job.status)
+    def __init__(self, job: Job, action: Action | Literal["delete"]) -> None:
+        super().__init__(action, job.status)
+        self.action = action
         self.status = job.status
         self.allowed_actions = allowed_actions(job)
 
@@ -91,7 +92,7 @@ def allowed_actions(job: Job) -> list[Action]:
 def create(
     session: Session,
     project_id: str,
-    spec: AnySpec,
+    request: AnyRequest,
     *,
     idempotency_key: str | None = None,
     retry_of: str | None = None,
@@ -112,16 +113,16 @@ def create(
         id=new_id("job"),
         project_id=project_id,
         idempotency_key=idempotency_key,
-        fingerprint=_fingerprint(spec),
-        kind=spec.kind,
-        name=spec.name,
-        base_model=getattr(spec, "base_model", None),
-        dataset=spec.dataset,
-        priority=spec.priority,
-        spec=spec.model_dump(mode="json"),
-        warnings=[caution.model_dump() for caution in spec_warnings(spec)],
-        estimate=estimates.predict(session, project_id, spec).model_dump(),
-        labels=dict(spec.metadata),
+        fingerprint=_fingerprint(request),
+        kind=request.kind,
+        name=request.name,
+        base_model=getattr(request, "base_model", None),
+        dataset=request.dataset,
+        priority=request.priority,
+        spec=request.model_dump(mode="json"),
+        warnings=[caution.model_dump() for caution in spec_warnings(request)],
+        estimate=estimates.predict(session, project_id, request).model_dump(),
+        labels=dict(request.metadata),
         retry_of=retry_of,
         cloned_from=cloned_from,
         shard_count=in_shards,
@@ -133,7 +134,7 @@ def create(
     job.shards = shards.show(made) or None
     if (first := _insert(session, job)) is not None:
         return Created(first, replayed=True)
-    inputs.link(session, job, spec)
+    inputs.link(session, job, request)
     lineage = {name: value for name, value in (("retry_of", retry_of), ("cloned_from", cloned_from)) if value}
     append_events(session, job, [("job.created", lineage)])
     audit.record(session, project_id, "job.create", job.id, **lineage)
@@ -143,20 +144,20 @@ def create(
     for shard in made:
         append_events(session, shard, [("job.created", {"shard": shard.shard, "of": job.id})])
     webhook = None
-    if spec.webhook:
-        webhook = subscriptions.ensure(session, project_id, spec.webhook.url, limit=most_webhooks)
+    if request.webhook:
+        webhook = subscriptions.ensure(session, project_id, request.webhook.url, limit=most_webhooks)
     deliveries.queue(session, job)
     return Created(job, replayed=False, webhook=webhook)
 
 
-def was_posted(session: Session, project_id: str, spec: AnySpec, idempotency_key: str) -> bool:
+def was_posted(session: Session, project_id: str, request: AnyRequest, idempotency_key: str) -> bool:
     """Whether this key has queued a job with this spec before."""
-    same = Job.idempotency_key == idempotency_key, Job.fingerprint == _fingerprint(spec)
+    same = Job.idempotency_key == idempotency_key, Job.fingerprint == _fingerprint(request)
     return session.scalar(select(Job.id).where(Job.project_id == project_id, *same)) is not None
 
 
-def _fingerprint(spec: AnySpec) -> str:
-    return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+def _fingerprint(request: AnyRequest) -> str:
+    return hashlib.sha256(request.model_dump_json().encode()).hexdigest()
 
 
 def _insert(session: Session, job: Job) -> Job | None:
@@ -193,7 +194,7 @@ def ask(session: Session, job_id: str, action: Action) -> Job:
     if job.status in ACTIONS[action].granted or (action == "stop" and job.stop_requested):
         return job
     if action not in allowed_actions(job):
-        raise NotAllowed(job)
+        raise NotAllowed(job, action)
     this = Job.id == job_id
     caller: dict[str, Any] = {"updated_by": audit.actor()}
     match action:
@@ -224,14 +225,14 @@ def retry(session: Session, job_id: str, *, most_webhooks: int = 0) -> Created:
     retry: asking again finds it. Raises NotAllowed, and what `create` raises."""
     job = lock_row(session, Job, job_id)
     if "retry" not in allowed_actions(job):
-        raise NotAllowed(job)
+        raise NotAllowed(job, "retry")
     first = session.scalars(select(Job).where(Job.retry_of == job_id)).one_or_none()
     if first:
         return Created(first, replayed=True)
     return create(
         session,
         job.project_id,
-        parse(job.spec),
+        parse_request(job.spec),
         retry_of=job_id,
         most_webhooks=most_webhooks,
         in_shards=job.shard_count,
@@ -247,7 +248,7 @@ def remove(session: Session, job_id: str) -> Sequence[str]:
     """
     job = lock_row(session, Job, job_id)
     if job.status not in TERMINAL or job.parent_id:
-        raise NotAllowed(job)
+        raise NotAllowed(job, "delete")
     if retry := _unfinished_retry(session, job_id):
         raise assets.InUse([retry])
     checkpoints = select(Checkpoint.id).where(Checkpoint.job_id == job_id).with_for_update()

@@ -25,6 +25,9 @@ from app.tables import CLAIMED, Dataset, Job
 from core.schema.catalog import DATASETS
 from core.schema.spec import AnySpec, EvaluateSpec
 
+MAX_SHARDS = 16
+"""Most shards of one evaluation; they are larger then."""
+
 
 def count(session: Session, project_id: str, spec: AnySpec, settings: Settings) -> int:
     """Choose the number of shards of a job. 0: one piece, as where the number of points is not known."""
@@ -35,7 +38,7 @@ def count(session: Session, project_id: str, spec: AnySpec, settings: Settings) 
         return 0
     points = min(spec.evaluation.examples, known)
     batches = -(-points // spec.evaluation.batch_size)
-    shards = min(-(-points // settings.shard_points), settings.max_shards, batches)
+    shards = min(-(-points // settings.shard_points), MAX_SHARDS, batches)
     return shards if shards > 1 else 0
 
 

@@ -14,6 +14,9 @@ from app.platform.database import AWAY, Database
 
 log = logging.getLogger(__name__)
 
+WATCH_SECONDS = 0.5
+"""Seconds between two looks of an API process for changes in the jobs that clients wait for."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Waiter:
@@ -26,12 +29,11 @@ class Watch:
     """The poller. `streams` counts the streams it feeds, `streams_of` those of each key; `stopping` says that all
     waiting must end."""
 
-    def __init__(self, database: Database, *, every: float) -> None:
+    def __init__(self, database: Database) -> None:
         self.streams = 0
         self.streams_of: Counter[str] = Counter()
         self.stopping = False
         self._database = database
-        self._every = every
         self._waiters: set[_Waiter] = set()
 
     @contextmanager
@@ -63,7 +65,7 @@ class Watch:
     async def run(self) -> None:
         """Poll for as long as the process lives."""
         while True:
-            await asyncio.sleep(self._every)
+            await asyncio.sleep(WATCH_SECONDS)
             waiters = frozenset(self._waiters)
             if not waiters:
                 continue

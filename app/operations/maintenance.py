@@ -78,7 +78,7 @@ def send_webhooks(context: MaintenanceContext) -> None:
 def forget_old_deliveries(context: MaintenanceContext) -> None:
     """Delete old deliveries."""
     with context.database.writing() as session:
-        deliveries.forget(session, days=context.settings.webhook_keep_days)
+        deliveries.forget(session, days=deliveries.KEEP_DAYS)
 
 
 def verify_uploads(context: MaintenanceContext) -> None:

@@ -13,10 +13,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-SMALLEST_PART = 5 * 1024**2
-"""Bytes that every part but the last has at least, by the rules of S3."""
 SECRETS = Path("/run/secrets")
 """Where Docker puts secrets: a file of a variable's name, in small letters, says the same as the variable."""
+HEARTBEATS_PER_LEASE = 6
+"""How often a worker renews a lease within its length."""
 _FOLLOWS = "default_factory_not_called"
 """What pydantic says of a default that is made of others, where any of all settings is wrong."""
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
@@ -57,14 +57,8 @@ class Settings(BaseSettings):
     """The first API key, in place of a random one: tmp_, 8 letters or digits, _, and 32 more that nobody can guess."""
     credentials_file: Path | None = None
     """Where the first start stores url and key for the local command line, readable by its owner only."""
-    max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
-    """Largest request body."""
     rate_limit: int = Field(default=6000, ge=1)
-    """Requests that one API key may make in the time below, counted in the broker where there is one."""
-    rate_limit_seconds: int = Field(default=60, ge=1, le=3600)
-    """The time in which the requests of a key are counted, in whole seconds."""
-    auth_failures: int = Field(default=100, ge=1)
-    """Wrong API keys in a minute after which an address is not listened to, but with a key that was right before."""
+    """Requests that one API key may make in a minute, counted in the broker where there is one."""
     quota_queued_jobs: int | None = Field(default=1000, ge=0)
     """Waiting jobs that a project may have, unless it has a limit of its own; so with all quotas."""
     quota_running_jobs: int | None = Field(default=None, ge=0)
@@ -75,60 +69,24 @@ class Settings(BaseSettings):
     """GPU seconds that a project may use in a calendar month (UTC); what runs then goes on. By default any number."""
     quota_stored_bytes: int | None = Field(default=100 * 1024**3, ge=0)
     """Bytes that may be stored for a project: its uploads, from their announcement on, and what its jobs have saved."""
-    quota_streams_per_key: int | None = Field(default=None, ge=0)
-    """Streams of events and logs that one key may have open at one API process; by default any number."""
-    quota_keys: int | None = Field(default=100, ge=1)
-    """Valid API keys that a project may have."""
-    max_streams: int = Field(default=200, ge=1)
-    """Streams of events and logs that one API process serves at once."""
-    max_stream_seconds: float = Field(default=900, gt=0)
-    """After this long a stream closes, and the client takes it up where it was."""
-    watch_seconds: float = Field(default=0.5, gt=0)
-    """How often one API process looks for changes in the jobs that somebody waits for."""
     resource_class: ResourceClass = "gpu"
     """What this worker has: gpu, or cpu for one that takes no job of several GPUs."""
     gpus: int | None = Field(default=None, ge=1)
     """Most GPUs that a job of this worker may ask for; by default any number, and it fails where there are fewer."""
-    pulse_file: Path = Field(default_factory=lambda data: data["data_dir"] / "worker.pulse")
+    heartbeat_file: Path = Field(default_factory=lambda data: data["data_dir"] / "worker.heartbeat")
     """File that a worker touches as long as it looks for work or runs a job, for a health check."""
     poll_seconds: float = Field(default=1, gt=0)
     """How often an idle worker looks for work, and a busy one for a cancel."""
     lease_seconds: float = Field(default=60, gt=0)
     """How long a job stays with a worker that is not heard of."""
-    heartbeat_seconds: float = Field(default=10, gt=0)
-    """How often a worker renews its lease."""
     concurrency: int = Field(default=1, ge=1, le=64)
     """Jobs that one worker process runs side by side."""
     shard_points: int = Field(default=2000, ge=0)
     """An evaluation job of more points is split into shards of about so many, which workers share; 0 splits none."""
-    max_shards: int = Field(default=16, ge=1, le=1000)
-    """Most shards of one evaluation; they are larger then."""
-    cancel_grace_seconds: float = Field(default=5, ge=0)
-    """Time between asking a training process to end and killing it."""
-    cancel_limit_seconds: float = Field(default=45, gt=0)
-    """So long after a cancel a job counts as cancelled, whether its worker has heeded it or not."""
-    pause_grace_seconds: float = Field(default=60, ge=0)
-    """Time for a training process to save its state when it is paused or its worker stops; then it is killed."""
-    stall_seconds: float = Field(default=1800, gt=0)
-    """A training process without a sign of life for this long, or for 20 of its steps, is killed and started anew."""
-    publish_seconds: float = Field(default=1800, ge=0)
-    """How long a finished run waits for the object store to take its files before its job fails."""
-    log_seconds: float = Field(default=10, gt=0)
-    """How often what a run has logged goes to the object store."""
-    max_log_bytes: int = Field(default=16 * 1024 * 1024, ge=4096)
-    """Most bytes of one attempt's log that are kept."""
     state_retention_days: float = Field(default=30, ge=0)
     """How long the states of a failed or cancelled job are kept for a retry."""
-    kept_days: float = Field(default=7, ge=0)
-    """How long a worker keeps what a run has made and the object store did not take; 0 for not at all."""
     max_crashes: int = Field(default=5, ge=1)
     """A job whose worker or training process has vanished this many times fails."""
-    max_crashes_in_place: int = Field(default=3, ge=1)
-    """So does one that has vanished this many times in a row without anything new saved."""
-    crash_backoff_seconds: float = Field(default=5, ge=0)
-    """How long a job waits after its first crash; after each further one twice as long."""
-    max_crash_backoff_seconds: float = Field(default=300, ge=0)
-    """The longest such wait."""
     s3_bucket: str | None = Field(default=None, min_length=3, max_length=63)
     """Bucket that keeps checkpoints, reports and uploads; without one, the data folder does."""
     s3_endpoint_url: str | None = None
@@ -141,37 +99,18 @@ class Settings(BaseSettings):
     """Access key to the bucket; without one, boto3 looks where it always does."""
     s3_secret_access_key: SecretStr | None = None
     """The access key's secret."""
-    s3_timeout_seconds: float = Field(default=20, gt=0)
-    """How long the S3 server may be silent before a request is sent again."""
     storage_proxy: bool = False
     """Whether clients reach the S3 server through the API only, which then passes on all bytes."""
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Port that serves numbers for Prometheus, without a key; none by default."""
     metrics_host: str = "127.0.0.1"
     """Address that port binds to; the default is reachable from this machine only."""
-    max_webhooks: int = Field(default=20, ge=0)
-    """Webhooks that one project may have."""
     webhook_http: bool = False
     """Whether webhooks may be called by plain http, too."""
-    webhook_ports: Annotated[tuple[int, ...], NoDecode] = (443, 8443)
-    """Ports that webhooks may have, separated by commas."""
     webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
     """Host names and ranges (`ci.lan,10.1.0.0/16`) outside the public internet that webhooks may have, at any port."""
-    webhook_timeout_seconds: float = Field(default=15, gt=0)
-    """How long a webhook's receiver may take for its answer."""
-    webhook_pause_scale: float = Field(default=1, gt=0)
-    """Multiplies the pauses between the attempts to reach a webhook: 5 s, 5 min, 30 min, 2, 5, 10, 14, 20 and 24 h."""
-    webhook_keep_days: float = Field(default=30, gt=0)
-    """How long the log of what was sent to a webhook goes back."""
-
-    upload_part_bytes: int = Field(default=16 * 1024**2, ge=SMALLEST_PART, le=5 * 1024**3)
-    """Bytes of one part of an upload; more where there would be more than 10,000 parts."""
-    upload_seconds: float = Field(default=86400, gt=0)
-    """An upload that nothing is heard of for so long is given up."""
     inspection_seconds: int = Field(default=900, ge=1)
     """Time that the inspection of an uploaded file may take."""
-    inspection_memory_bytes: int = Field(default=4 * 1024**3, ge=64 * 1024**2)
-    """Memory that it may take."""
     inspection_bytes: int = Field(default=16 * 1024**3, ge=1024)
     """Bytes that an uploaded file may unpack or decode to."""
     cache_bytes: int = Field(default=50 * 1024**3, ge=0)
@@ -204,14 +143,6 @@ class Settings(BaseSettings):
             raise ValueError("not an API key: write tmp_, 8 letters or digits, _, and 32 more; or leave it out")
         return key
 
-    @field_validator("heartbeat_seconds")
-    @classmethod
-    def _in_time(cls, heartbeat: float, info: ValidationInfo) -> float:
-        # A worker gives a job up when two thirds of its lease have passed without a heartbeat.
-        if heartbeat * 3 > info.data.get("lease_seconds", heartbeat * 3):
-            raise ValueError("must be at most a third of TEMPER_LEASE_SECONDS")
-        return heartbeat
-
     @field_validator("s3_endpoint_url", "s3_public_endpoint_url")
     @classmethod
     def _of_a_server(cls, url: str | None) -> str | None:
@@ -226,19 +157,12 @@ class Settings(BaseSettings):
             raise ValueError("set TEMPER_S3_ACCESS_KEY_ID and TEMPER_S3_SECRET_ACCESS_KEY both, or neither")
         return secret
 
-    @field_validator("webhook_ports", "webhook_allow", mode="before")
+    @field_validator("webhook_allow", mode="before")
     @classmethod
     def _separated(cls, entries: Any) -> Any:
         if isinstance(entries, str):
             return tuple(entry.strip() for entry in entries.split(",") if entry.strip())
         return entries
-
-    @field_validator("webhook_ports")
-    @classmethod
-    def _of_tcp(cls, ports: tuple[int, ...]) -> tuple[int, ...]:
-        if not all(0 < port <= 65_535 for port in ports):
-            raise ValueError("ports go from 1 to 65535; write them as 443,8443")
-        return ports
 
     @field_validator("webhook_allow")
     @classmethod
@@ -250,6 +174,12 @@ class Settings(BaseSettings):
                 if "/" in entry or not _HOST.fullmatch(entry):
                     raise ValueError(f"{entry!r}: {error}; write host names and ranges as ci.lan,10.1.0.0/16") from None
         return entries
+
+    @property
+    def heartbeat_seconds(self) -> float:
+        """Seconds between two renewals of a lease. A worker gives a job up when two thirds of its lease have passed
+        without one, so there are several tries before that."""
+        return self.lease_seconds / HEARTBEATS_PER_LEASE
 
     @property
     def most_gpus(self) -> int | None:

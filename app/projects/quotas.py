@@ -25,6 +25,8 @@ _REMEDIES: Mapping[Quota, str] = {
     "keys": "revoke one that is no longer used",
 }
 
+DEFAULTS: Mapping[Quota, int | None] = {"keys": 100, "streams_per_key": None}
+"""The limits of a project that no setting of the instance changes; None for no limit."""
 
 FOR_A_JOB: tuple[Quota, ...] = ("queued_jobs", "gpu_seconds_per_month", "stored_bytes")
 """What a project must have room in to post a job."""
@@ -44,7 +46,7 @@ class QuotaExceeded(Exception):
 def limit_of(project: Project, quota: Quota, settings: Settings) -> int | None:
     """Say how much of something a project may have; None for no limit."""
     own: int | None = project.quotas.get(quota)
-    default: int | None = getattr(settings, f"quota_{quota}")
+    default: int | None = getattr(settings, f"quota_{quota}", DEFAULTS.get(quota))
     return default if own is None else own
 
 

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
 from app import schemas
-from app.assets import assets
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import JobId, Json, Service, TheService, Writing, in_turn
 from app.http.problems import (
@@ -42,10 +41,9 @@ from app.routes.jobs import (
     show_job,
     the_job,
 )
-from app.routes.webhooks import too_many
+from app.schemas.job_request import AnyRequest, parse_request
 from app.storage import StorageUnavailable
 from app.webhooks import subscriptions
-from core.schema.spec import AnySpec, parse
 
 router = APIRouter(tags=["jobs"])
 log = logging.getLogger(__name__)
@@ -104,15 +102,10 @@ def retry_job(
     """Queue a new job with the spec of one that has failed or was cancelled, to go on from its last state. What has
     ended stays as it is. A job has one retry: asking again answers with the same one."""
     job = the_job(session, project_id, job_id)
-    try:
-        created = lifecycle.retry(session, job.id, most_webhooks=service.settings.max_webhooks)
-    except lifecycle.NotAllowed as refusal:
-        raise ActionNotAllowed("retry", refusal) from None
-    except subscriptions.TooMany:
-        raise too_many(service) from None
+    created = lifecycle.retry(session, job.id, most_webhooks=subscriptions.MAX_WEBHOOKS)
     if not created.replayed:
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
-    service.doorbell.ring_after_commit(session, parse(created.job.spec), shards=created.job.shards_left)
+    service.doorbell.ring_after_commit(session, parse_request(created.job.spec), shards=created.job.shards_left)
     return show_created(created, response)
 
 
@@ -128,13 +121,13 @@ class Clone(BaseModel):
 
 def _varied(
     job_id: JobId, clone: Clone, project_id: ProjectId, service: TheService, idempotency_key: IdempotencyKey = None
-) -> AnySpec:
+) -> AnyRequest:
     with service.database.reading() as session:
         job = the_job(session, project_id, job_id)
     return parse_spec(_merged(job.spec, clone.overrides), project_id, service, idempotency_key)
 
 
-async def _checked(spec: Annotated[AnySpec, Depends(_varied)], service: TheService) -> AnySpec:
+async def _checked(spec: Annotated[AnyRequest, Depends(_varied)], service: TheService) -> AnyRequest:
     return await check_webhook(spec, service)
 
 
@@ -160,7 +153,7 @@ async def _checked(spec: Annotated[AnySpec, Depends(_varied)], service: TheServi
 )
 def clone_job(
     job_id: JobId,
-    spec: Annotated[AnySpec, Depends(_checked)],
+    spec: Annotated[AnyRequest, Depends(_checked)],
     project_id: ProjectId,
     session: Writing,
     service: TheService,
@@ -192,25 +185,12 @@ async def delete_job(job_id: JobId, project_id: ProjectId, service: TheService) 
 
 def _remove(service: Service, project_id: str, job_id: str) -> Sequence[str]:
     with service.database.writing() as session:
-        job = the_job(session, project_id, job_id)
-        try:
-            return lifecycle.remove(session, job.id)
-        except lifecycle.NotAllowed as refusal:
-            raise ActionNotAllowed("delete", refusal) from None
-        except assets.InUse as error:
-            users = ", ".join(error.user_ids)
-            detail = (
-                f"this job's states or checkpoints are still needed by {users}; wait until that has ended, or end it"
-            )
-            raise FileInUse(detail) from None
+        return lifecycle.remove(session, the_job(session, project_id, job_id).id)
 
 
 def _ask(session: Session, project_id: str, job_id: str, action: schemas.Action) -> schemas.Job:
     job = the_job(session, project_id, job_id)
-    try:
-        return show_job(lifecycle.ask(session, job.id, action))
-    except lifecycle.NotAllowed as refusal:
-        raise ActionNotAllowed(action, refusal) from None
+    return show_job(lifecycle.ask(session, job.id, action))
 
 
 def _merged(spec: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What the routes of data sets and models share: names that can be given, uploads that can be used, reports."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Response
@@ -11,12 +10,11 @@ from sqlalchemy.orm import Session
 from app import schemas, tables
 from app.assets import assets, inspections, uploads
 from app.http.dependencies import Service
-from app.http.problems import FileInUse, InvalidBody, NameTaken, NotFound, NotInspected, UploadNotUsable
+from app.http.problems import InvalidBody, NameTaken, NotFound, NotInspected, UploadNotUsable
 from app.platform.ids import is_id
 from core.schema.spec import Name
 from core.schema.validation import FieldError
 
-_WORDS: Mapping[assets.Kind, str] = {"dataset": "data set", "model": "model"}
 _IDS = ("ds", "model", "ckpt")
 
 
@@ -33,12 +31,7 @@ GivenName = Annotated[Name, Field(min_length=1), AfterValidator(_no_id)]
 def check_name(service: Service, kind: assets.Kind, name: str) -> None:
     """Refuse a name that the catalogue or the operator has. Raises NameTaken."""
     if service.registry.has(kind, name):
-        raise NameTaken(f"{name!r} is the name of a {_WORDS[kind]} of this instance; choose another name")
-
-
-def taken(kind: assets.Kind, name: str) -> NameTaken:
-    """Say that the project has this name already."""
-    return NameTaken(f"the project has a {_WORDS[kind]} {name!r} already; choose another name, or delete that one")
+        raise NameTaken(f"{name!r} is the name of a {assets.WORDS[kind]} of this instance; choose another name")
 
 
 def the_upload(session: Session, project_id: str, upload_id: str, kind: assets.Kind) -> tables.Upload:
@@ -52,11 +45,6 @@ def the_upload(session: Session, project_id: str, upload_id: str, kind: assets.K
     return upload
 
 
-def not_usable(error: assets.NotComplete) -> UploadNotUsable:
-    """Say why an upload cannot be used."""
-    return UploadNotUsable(f"{error}; complete it, or upload the file again")
-
-
 def the_file(session: Session, kind: assets.Kind, project_id: str, name_or_id: str) -> assets.File:
     """Find a data set or model of this project. Raises NotFound."""
     file = assets.find(session, kind, project_id, name_or_id)
@@ -67,22 +55,13 @@ def the_file(session: Session, kind: assets.Kind, project_id: str, name_or_id: s
 
 def missing(kind: assets.Kind, name_or_id: str) -> NotFound:
     """Say that there is no such thing, or nothing that this project may see."""
-    return NotFound(f"there is no {_WORDS[kind]} {name_or_id!r} in this project")
-
-
-def remove_file(session: Session, kind: assets.Kind, file: assets.File) -> None:
-    """Remove a data set or model. Raises FileInUse."""
-    try:
-        assets.remove(session, file)
-    except assets.InUse as error:
-        users = ", ".join(error.user_ids)
-        raise FileInUse(f"the {_WORDS[kind]} is taken in by {users}; wait for them to end, or cancel them") from None
+    return NotFound(f"there is no {assets.WORDS[kind]} {name_or_id!r} in this project")
 
 
 def send_report(service: Service, kind: assets.Kind, file: assets.File) -> Response:
     """Answer with the report of an inspection. Raises NotInspected."""
     if file.status != "ready":
-        raise NotInspected(f"the {_WORDS[kind]} is {file.status} and has no report")
+        raise NotInspected(f"the {assets.WORDS[kind]} is {file.status} and has no report")
     key = f"{file.report_prefix}/{inspections.REPORT}"
     return Response(b"".join(service.store.read(key)), media_type="application/json")
 

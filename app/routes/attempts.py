@@ -23,7 +23,7 @@ from app.http.problems import (
     TooManyStreams,
     problems,
 )
-from app.jobs import moves, queries
+from app.jobs import moves, queries, watch
 from app.jobs.leases import log_key
 from app.platform.database import AWAY
 from app.routes import streams
@@ -145,7 +145,7 @@ async def _follow(
                 place = _Place(place.attempt, place.offset + len(piece))
                 yield piece
         except (*AWAY, StorageUnavailable):
-            await asyncio.sleep(service.settings.watch_seconds)
+            await asyncio.sleep(watch.WATCH_SECONDS)
         except NotFound:
             # It was deleted meanwhile: who comes back for more is told.
             return

@@ -1,5 +1,7 @@
 """Training methods and networks that a job can name."""
 
+from dataclasses import asdict
+
 from fastapi import APIRouter
 
 from app import schemas
@@ -13,10 +15,7 @@ router = APIRouter(tags=["catalogue"], dependencies=[needs("jobs:read")])
 @router.get("/methods", responses=problems())
 def list_methods() -> schemas.Page[schemas.Method]:
     """List the training methods."""
-    methods = [
-        schemas.Method(id=entry.name, object="method", **entry.model_dump(exclude={"name"}))
-        for entry in METHODS.values()
-    ]
+    methods = [schemas.Method(id=entry.name, object="method", **asdict(entry)) for entry in METHODS.values()]
     return schemas.page(methods, has_more=False)
 
 
@@ -24,7 +23,6 @@ def list_methods() -> schemas.Page[schemas.Method]:
 def list_architectures() -> schemas.Page[schemas.Architecture]:
     """List the networks that can be trained from random weights."""
     architectures = [
-        schemas.Architecture(id=entry.name, object="architecture", **entry.model_dump(exclude={"name"}))
-        for entry in ARCHITECTURES.values()
+        schemas.Architecture(id=entry.name, object="architecture", **asdict(entry)) for entry in ARCHITECTURES.values()
     ]
     return schemas.page(architectures, has_more=False)

@@ -33,11 +33,8 @@ from app.routes.assets import (
     GivenName,
     check_name,
     missing,
-    not_usable,
-    remove_file,
     send_report,
     show_common,
-    taken,
     the_file,
     the_upload,
 )
@@ -94,13 +91,8 @@ def create_dataset(
     was refused makes room for another of its name."""
     check_name(service, "dataset", wish.name)
     upload = the_upload(session, project_id, wish.upload, "dataset")
-    try:
-        dataset = assets.add_dataset(session, project_id, wish.name, upload)
-        quotas.check(session, project_id, service.settings, "waiting_tasks")
-    except assets.NameTaken:
-        raise taken("dataset", wish.name) from None
-    except assets.NotComplete as error:
-        raise not_usable(error) from None
+    dataset = assets.add_dataset(session, project_id, wish.name, upload)
+    quotas.check(session, project_id, service.settings, "waiting_tasks")
     service.doorbell.ring_after_commit(session)
     response.headers["Location"] = f"/datasets/{dataset.id}"
     return _own(dataset)
@@ -183,7 +175,7 @@ def get_thumbnail(
 )
 def delete_dataset(dataset_id: FileName, project_id: ProjectId, session: Writing) -> None:
     """Delete a data set of the project's own, and its files. Jobs that have not ended keep it."""
-    remove_file(session, "dataset", the_file(session, "dataset", project_id, dataset_id))
+    assets.remove(session, the_file(session, "dataset", project_id, dataset_id))
 
 
 def _find(session: Session, project_id: str, dataset_id: str) -> tables.Dataset | None:

@@ -13,7 +13,7 @@ from app import schemas, tables
 from app.http.authentication import TheCaller, needs
 from app.http.dependencies import JobId, Service, TheService
 from app.http.problems import InvalidParameter, NotFound, QuotaExceeded, TooManyStreams, problems
-from app.jobs import moves, queries
+from app.jobs import moves, queries, watch
 from app.platform.database import AWAY
 from app.platform.paging import Part
 from app.routes import answer, streams
@@ -78,7 +78,7 @@ async def _tell(
             job, part = await run_sync(_read, service, project_id, job_id, after, 100)
         except AWAY:
             # A browser that is cut off and then refused does not come back.
-            await asyncio.sleep(service.settings.watch_seconds)
+            await asyncio.sleep(watch.WATCH_SECONDS)
             yield format_sse_event(comment="the database is away")
             continue
         except NotFound:

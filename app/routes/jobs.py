@@ -43,11 +43,13 @@ from app.platform.paging import Order
 from app.projects import quotas
 from app.routes import answer
 from app.routes.assets import show_input
-from app.routes.webhooks import show_with_secret, too_many
+from app.routes.webhooks import show_with_secret
+from app.schemas.job_request import REQUESTS, AnyRequest, JobRequest, parse_request
 from app.webhooks import subscriptions, url_policy
-from core.schema.events import Reports
-from core.schema.spec import AnySpec, Kind, Spec, parse
-from core.schema.validation import FieldError, field_errors, spec_warnings
+from core.schema.report import Reports
+from core.schema.spec import Kind
+from core.schema.spec_warnings import spec_warnings
+from core.schema.validation import FieldError, field_errors
 
 router = APIRouter(tags=["jobs"])
 
@@ -68,21 +70,21 @@ if TYPE_CHECKING:
     Unchecked = Any
 else:
     # Documented as a spec, but whatever was sent: `parse_spec` can say more about it than FastAPI.
-    Unchecked = Annotated[Spec, WrapValidator(_unchecked)]
+    Unchecked = Annotated[JobRequest, WrapValidator(_unchecked)]
 
 
 def parse_spec(
     body: Unchecked, project_id: ProjectId, service: TheService, idempotency_key: IdempotencyKey = None
-) -> AnySpec:
+) -> AnyRequest:
     """Validate the body, with errors that know what is in stock. What the key's job takes in may be gone by now."""
     if not isinstance(body, dict):
         raise InvalidSpec([FieldError(pointer="", code="not_an_object", detail="send a job spec as one JSON object")])
     with service.database.reading() as session:
         registry = service.registry.of_project(session, project_id, body)
     try:
-        spec = parse(body)
+        spec = parse_request(body)
     except ValidationError as error:
-        errors = [*registry.check_names(body), *field_errors(error)]
+        errors = [*registry.check_names(body), *field_errors(error, kinds=REQUESTS)]
         raise InvalidSpec(errors, found=error.error_count()) from None
     errors = registry.check(spec)
     if errors and not _was_posted(service, project_id, spec, idempotency_key):
@@ -90,25 +92,22 @@ def parse_spec(
     return spec
 
 
-def _was_posted(service: Service, project_id: str, spec: AnySpec, idempotency_key: str | None) -> bool:
+def _was_posted(service: Service, project_id: str, spec: AnyRequest, idempotency_key: str | None) -> bool:
     if idempotency_key is None:
         return False
     with service.database.reading() as session:
         return lifecycle.was_posted(session, project_id, spec, idempotency_key)
 
 
-async def check_webhook(spec: Annotated[AnySpec, Depends(parse_spec)], service: TheService) -> AnySpec:
+async def check_webhook(spec: Annotated[AnyRequest, Depends(parse_spec)], service: TheService) -> AnyRequest:
     """Judge the address that a spec names, if any. Raises InvalidSpec."""
     if spec.webhook:
         try:
             await check_address(service, spec.webhook.url)
         except url_policy.Refused as refusal:
-            raise InvalidSpec([_of_webhook("address_refused", str(refusal))]) from None
+            error = FieldError(pointer="/webhook/url", code="address_refused", detail=str(refusal))
+            raise InvalidSpec([error]) from None
     return spec
-
-
-def _of_webhook(code: str, detail: str) -> FieldError:
-    return FieldError(pointer="/webhook/url", code=code, detail=detail)
 
 
 def _pair(text: str) -> str:
@@ -171,7 +170,7 @@ class JobFilter(BaseModel):
     },
 )
 def create_job(
-    spec: Annotated[AnySpec, Depends(check_webhook)],
+    spec: Annotated[AnyRequest, Depends(check_webhook)],
     project_id: ProjectId,
     service: TheService,
     session: Writing,
@@ -301,7 +300,7 @@ def create_from(
     session: Session,
     service: Service,
     project_id: str,
-    spec: AnySpec,
+    spec: AnyRequest,
     response: Response,
     *,
     idempotency_key: str | None,
@@ -309,35 +308,21 @@ def create_from(
 ) -> schemas.PostedJob:
     """Queue a job with this spec. Raises IdempotencyKeyReused, TooManyWebhooks, InvalidSpec where it names a webhook
     that is disabled, quotas.QuotaExceeded."""
-    try:
-        created = lifecycle.create(
-            session,
-            project_id,
-            spec,
-            idempotency_key=idempotency_key,
-            cloned_from=cloned_from,
-            most_webhooks=service.settings.max_webhooks,
-            in_shards=shards.count(session, project_id, spec, service.settings),
-        )
-    except lifecycle.KeyReused:
-        raise IdempotencyKeyReused("this Idempotency-Key was used with another spec; make a new one") from None
-    except subscriptions.TooMany:
-        raise too_many(service) from None
+    created = lifecycle.create(
+        session,
+        project_id,
+        spec,
+        idempotency_key=idempotency_key,
+        cloned_from=cloned_from,
+        most_webhooks=subscriptions.MAX_WEBHOOKS,
+        in_shards=shards.count(session, project_id, spec, service.settings),
+    )
     if not created.replayed:
-        _check_named(session, project_id, spec)
+        if spec.webhook:
+            subscriptions.check_named(session, project_id, spec.webhook.url)
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
     service.doorbell.ring_after_commit(session, spec, shards=created.job.shards_left)
     return show_created(created, response)
-
-
-def _check_named(session: Session, project_id: str, spec: AnySpec) -> None:
-    if spec.webhook is None:
-        return
-    try:
-        subscriptions.check_named(session, project_id, spec.webhook.url)
-    except subscriptions.Disabled:
-        detail = "the project's webhook with this address is disabled: enable it, or leave webhook out"
-        raise InvalidSpec([_of_webhook("webhook_disabled", detail)]) from None
 
 
 def show_created(created: lifecycle.Created, response: Response) -> schemas.PostedJob:

@@ -7,11 +7,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from app import schemas, tables
+from app.http import rate_limits
 from app.http.authentication import TheCaller, needs
 from app.http.dependencies import Json, KeyId, Moment, Reading, TheService, Writing, cursor
 from app.http.problems import (
     BodyTooLarge,
-    Forbidden,
     InvalidBody,
     InvalidParameter,
     LastAdminKey,
@@ -67,10 +67,7 @@ def create_api_key(
         missing = FieldError(pointer="/scopes", code="missing", detail=f"choose of {', '.join(schemas.SCOPES)}")
         raise InvalidBody([missing])
     expires_at = wish.expires_at or caller.expires_at
-    try:
-        key, secret = keys.delegate(session, caller, project, name=wish.name, scopes=scopes, expires_at=expires_at)
-    except keys.BeyondOwn as error:
-        raise Forbidden(detail=str(error)) from None
+    key, secret = keys.delegate(session, caller, project, name=wish.name, scopes=scopes, expires_at=expires_at)
     quotas.check(session, project.id, service.settings, "keys")
     response.headers["Location"] = f"/api_keys/{key.id}"
     response.headers["Cache-Control"] = "no-store"
@@ -115,13 +112,7 @@ def revoke_api_key(
     """Revoke a key: from the next request on it is refused, everywhere. Twice is no error. Keys that were made with it
     (`created_by`) stay valid unless `descendants` is true, as it should be for a key that has leaked."""
     key = _the_key(session, caller, key_id)
-    try:
-        return show_key(keys.revoke(session, caller, key, descendants=descendants))
-    except keys.BeyondOwn as error:
-        raise Forbidden(detail=str(error)) from None
-    except keys.LastAdminKey:
-        detail = "this is the last valid key with the scope admin; make another one before you revoke it"
-        raise LastAdminKey(detail) from None
+    return show_key(keys.revoke(session, caller, key, descendants=descendants))
 
 
 @router.get("/me", responses=problems(), dependencies=[needs(None)])
@@ -133,7 +124,7 @@ def get_me(caller: TheCaller, session: Reading, service: TheService) -> schemas.
         key=show_key(session.get_one(tables.ApiKey, caller.key_id)),
         scopes=[scope for scope in schemas.SCOPES if scope in caller.scopes],
         quotas=show_quotas(session, project, settings),
-        rate_limit=schemas.RateLimit(requests=settings.rate_limit, seconds=settings.rate_limit_seconds),
+        rate_limit=schemas.RateLimit(requests=settings.rate_limit, seconds=rate_limits.RATE_LIMIT_SECONDS),
     )
 
 

@@ -34,18 +34,15 @@ from app.routes.assets import (
     GivenName,
     check_name,
     missing,
-    not_usable,
-    remove_file,
     send_report,
     show_common,
     show_made_by,
-    taken,
     the_file,
     the_upload,
 )
 from core.schema.catalog import DATASETS, MODELS, ModelEntry
+from core.schema.import_spec import ImportSpec
 from core.schema.inspection_report import ModelInspection
-from core.schema.spec import ImportSpec
 from core.schema.validation import FieldError
 
 router = APIRouter(tags=["models"])
@@ -64,7 +61,8 @@ _NOTHING_OWN: dict[str, Any] = {
 class ModelWish(ImportSpec):
     """The base model to make: of an upload, with what the file itself does not say, or of a checkpoint."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    # FastAPI describes a body that is built at first use by a warning.
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, defer_build=False)
 
     name: GivenName = Field(examples=["birds-linf"])
     """What jobs are to call it."""
@@ -111,19 +109,14 @@ def create_model(
     """Make a base model of an upload or a checkpoint. A worker inspects it next: then it is ready, or refused with the
     reason. One that was refused makes room for another of its name, of the same upload, too."""
     check_name(service, "model", wish.name)
-    try:
-        if wish.upload:
-            upload = the_upload(session, project_id, wish.upload, "model")
-            model = assets.add_model(session, project_id, wish.name, upload, wish.said())
-            quotas.check(session, project_id, service.settings, "waiting_tasks")
-        else:
-            checkpoint = _the_checkpoint(session, project_id, wish.checkpoint or "")
-            model = assets.add_checkpoint(session, project_id, wish.name, checkpoint)
-            quotas.check(session, project_id, service.settings, "stored_bytes", "waiting_tasks")
-    except assets.NameTaken:
-        raise taken("model", wish.name) from None
-    except assets.NotComplete as error:
-        raise not_usable(error) from None
+    if wish.upload:
+        upload = the_upload(session, project_id, wish.upload, "model")
+        model = assets.add_model(session, project_id, wish.name, upload, wish.said())
+        quotas.check(session, project_id, service.settings, "waiting_tasks")
+    else:
+        checkpoint = _the_checkpoint(session, project_id, wish.checkpoint or "")
+        model = assets.add_checkpoint(session, project_id, wish.name, checkpoint)
+        quotas.check(session, project_id, service.settings, "stored_bytes", "waiting_tasks")
     service.doorbell.ring_after_commit(session)
     response.headers["Location"] = f"/models/{model.id}"
     return _own(model)
@@ -187,7 +180,7 @@ def get_model_report(model_id: FileName, project_id: ProjectId, session: Reading
 )
 def delete_model(model_id: FileName, project_id: ProjectId, session: Writing) -> None:
     """Delete a base model of the project's own, and its files. Jobs that have not ended keep it."""
-    remove_file(session, "model", the_file(session, "model", project_id, model_id))
+    assets.remove(session, the_file(session, "model", project_id, model_id))
 
 
 def _known(service: Service) -> list[schemas.Model]:

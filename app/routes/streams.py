@@ -16,6 +16,10 @@ from app.jobs.watch import Watch
 from app.projects import quotas
 from app.projects.keys import Caller
 
+MAX_STREAMS = 200
+"""Streams of events and logs that one API process serves at once."""
+MAX_STREAM_SECONDS = 900.0
+"""A stream closes after this time, and the client resumes it where it was."""
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -52,13 +56,13 @@ async def begin(service: Service, caller: Caller, until_sent: ExitStack, *, inst
     limit = await run_sync(_limit, service, caller)
     # From here on nothing is waited for: nobody else takes the place that is seen to be free.
     watch = service.watch
-    if watch.streams >= service.settings.max_streams:
+    if watch.streams >= MAX_STREAMS:
         detail = f"this process serves as many streams as it may; try again, or {instead}"
         raise TooManyStreams(detail, headers={"Retry-After": "5"})
     if limit is not None and (count := watch.streams_of[caller.key_id] + 1) > limit:
         raise quotas.QuotaExceeded("streams_per_key", limit, count)
     until_sent.enter_context(watch.stream_of(caller.key_id))
-    return Stream(watch, time.monotonic() + service.settings.max_stream_seconds)
+    return Stream(watch, time.monotonic() + MAX_STREAM_SECONDS)
 
 
 def _limit(service: Service, caller: Caller) -> int | None:

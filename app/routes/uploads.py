@@ -47,6 +47,10 @@ from core.schema.validation import FieldError
 
 router = APIRouter(tags=["uploads"], dependencies=[needs("files:write")])
 
+PART_BYTES = 16 * 1024**2
+"""Bytes of one part of an upload; more where there would be more than 10,000 parts. S3 takes no less than 5 MiB."""
+UPLOAD_SECONDS = 86_400.0
+"""An upload without a request for this long is given up."""
 _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody)
 _PART = re.compile(r"(/v1)?/uploads/[^/]+/parts/[^/]+")
 _AT_ONCE = 64 * 1024**2
@@ -127,7 +131,6 @@ def create_upload(
     wish: UploadWish, project_id: ProjectId, session: Writing, service: TheService, response: Response
 ) -> schemas.Upload:
     """Announce a file. Its bytes are reserved for it until it has ended without success."""
-    settings = service.settings
     upload = uploads.create(
         session,
         project_id,
@@ -135,10 +138,10 @@ def create_upload(
         size=wish.bytes,
         sha256=wish.sha256,
         purpose=wish.purpose,
-        part_size=settings.upload_part_bytes,
-        seconds=settings.upload_seconds,
+        part_size=PART_BYTES,
+        seconds=UPLOAD_SECONDS,
     )
-    quotas.check(session, project_id, settings, "stored_bytes")
+    quotas.check(session, project_id, service.settings, "stored_bytes")
     response.headers["Location"] = f"/uploads/{upload.id}"
     return show_upload(upload, received=[])
 
@@ -234,19 +237,7 @@ async def complete_upload(upload_id: UploadId, project_id: ProjectId, service: T
 
 def _complete(service: Service, project_id: str, upload_id: str) -> schemas.Upload:
     upload = _load(service, project_id, upload_id)
-    seconds = service.settings.upload_seconds
-    try:
-        upload = uploads.complete(upload, service.database, service.store, seconds=seconds)
-    except uploads.Ended as error:
-        raise _ended(error) from None
-    except uploads.Incomplete as error:
-        raise UploadIncomplete(
-            f"{len(error.missing)} of {uploads.part_count(upload)} parts are missing; send them, then complete it",
-            errors=[
-                FieldError(pointer=f"/parts/{number}", code="missing", detail="send this part")
-                for number in error.missing
-            ],
-        ) from None
+    upload = uploads.complete(upload, service.database, service.store, seconds=UPLOAD_SECONDS)
     if upload.size <= _AT_ONCE:
         # Where the store is away, it is tried again later, by whoever is there.
         with suppress(StorageUnavailable):
@@ -269,11 +260,7 @@ async def abort_upload(upload_id: UploadId, project_id: ProjectId, service: TheS
 
 def _abort(service: Service, project_id: str, upload_id: str) -> tables.Upload:
     with service.database.writing() as session:
-        upload = _the_upload(session, project_id, upload_id)
-        try:
-            return uploads.abort(session, upload.id)
-        except uploads.Ended as error:
-            raise _ended(error) from None
+        return uploads.abort(session, _the_upload(session, project_id, upload_id).id)
 
 
 def show_upload(upload: tables.Upload, *, received: list[int] | None) -> schemas.Upload:
@@ -319,15 +306,7 @@ def _load(service: Service, project_id: str, upload_id: str) -> tables.Upload:
 def _open(service: Service, project_id: str, upload_id: str) -> tables.Upload:
     """Find an upload that takes parts, and note the sign of life. Raises NotFound, UploadEnded."""
     with service.database.writing() as session:
-        upload = _the_upload(session, project_id, upload_id)
-        try:
-            return uploads.keep_alive(session, upload.id, seconds=service.settings.upload_seconds)
-        except uploads.Ended as error:
-            raise _ended(error) from None
-
-
-def _ended(error: uploads.Ended) -> UploadEnded:
-    return UploadEnded(f"the upload is {error.status} and takes no more parts")
+        return uploads.keep_alive(session, _the_upload(session, project_id, upload_id).id, seconds=UPLOAD_SECONDS)
 
 
 def _check_numbers(wish: PartsWish, upload: tables.Upload) -> None:
@@ -353,10 +332,7 @@ async def _gathering(upload: tables.Upload, service: Service) -> str:
     """Say where the parts are gathered. Raises UploadEnded."""
     if upload.multipart_id:
         return upload.multipart_id
-    try:
-        return await carried(service, uploads.ensure_multipart, upload, service.database, service.store)
-    except uploads.Ended as error:
-        raise _ended(error) from None
+    return await carried(service, uploads.ensure_multipart, upload, service.database, service.store)
 
 
 def _request(part: PartWish, upload: tables.Upload, gathering: str | None, service: Service) -> schemas.UploadRequest:

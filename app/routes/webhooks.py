@@ -21,8 +21,9 @@ from app.http.problems import (
     WebhookExists,
     problems,
 )
+from app.schemas.webhooks import ENDINGS, JobEvent
 from app.webhooks import deliveries, subscriptions, url_policy
-from core.schema.spec import ENDINGS, JobEvent, Text
+from core.schema.spec import Text
 from core.schema.validation import FieldError
 
 router = APIRouter(tags=["webhooks"])
@@ -93,24 +94,18 @@ async def _check_url(service: Service, url: str) -> None:
 def create_webhook(
     body: Annotated[NewWebhook, Depends(_new)],
     project_id: ProjectId,
-    service: TheService,
     session: Writing,
     response: Response,
 ) -> schemas.WebhookWithSecret:
     """Make a webhook. The answer has the secret by which its receiver knows that a message comes from here."""
-    try:
-        webhook = subscriptions.create(
-            session,
-            project_id,
-            url=body.url,
-            events=body.events,
-            description=body.description,
-            limit=service.settings.max_webhooks,
-        )
-    except subscriptions.AddressTaken:
-        raise _exists(body.url) from None
-    except subscriptions.TooMany:
-        raise too_many(service) from None
+    webhook = subscriptions.create(
+        session,
+        project_id,
+        url=body.url,
+        events=body.events,
+        description=body.description,
+        limit=subscriptions.MAX_WEBHOOKS,
+    )
     response.headers["Location"] = f"/webhooks/{webhook.id}"
     return show_with_secret(webhook, response)
 
@@ -143,11 +138,7 @@ def change_webhook(
 ) -> schemas.Webhook:
     """Change a webhook."""
     webhook = _the_webhook(session, project_id, webhook_id)
-    changes: dict[str, Any] = body.model_dump(exclude_unset=True)
-    try:
-        subscriptions.change(session, webhook, changes)
-    except subscriptions.AddressTaken:
-        raise _exists(body.url) from None
+    subscriptions.change(session, webhook, body.model_dump(exclude_unset=True))
     return _show(webhook)
 
 
@@ -167,10 +158,7 @@ def delete_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writin
 )
 def test_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writing) -> schemas.Delivery:
     """Send the webhook a message of type webhook.test. Its delivery shows what became of it."""
-    try:
-        return _show_delivery(deliveries.test(session, _the_webhook(session, project_id, webhook_id)))
-    except subscriptions.Disabled:
-        raise _disabled(webhook_id) from None
+    return _show_delivery(deliveries.test(session, _the_webhook(session, project_id, webhook_id)))
 
 
 @router.post("/webhooks/{webhook_id}/rotate_secret", responses=problems(NotFound), dependencies=[needs("jobs:write")])
@@ -216,19 +204,8 @@ def redeliver(
     delivery = deliveries.find_delivery(session, webhook.id, delivery_id)
     if delivery is None:
         raise NotFound(f"there is no delivery {delivery_id!r} of this webhook")
-    try:
-        deliveries.redeliver(session, webhook, delivery)
-    except subscriptions.Disabled:
-        raise _disabled(webhook_id) from None
+    deliveries.redeliver(session, webhook, delivery)
     return _show_delivery(delivery)
-
-
-def _exists(url: str) -> WebhookExists:
-    return WebhookExists(f"the project has a webhook with the address {url}; change that one")
-
-
-def _disabled(webhook_id: str) -> WebhookDisabled:
-    return WebhookDisabled(f'{webhook_id} is disabled; enable it first, with PATCH and {{"disabled": false}}')
 
 
 def _the_webhook(session: Session, project_id: str, webhook_id: str) -> tables.Webhook:
@@ -255,11 +232,6 @@ def _facts(webhook: tables.Webhook) -> dict[str, Any]:
 
 def _show(webhook: tables.Webhook) -> schemas.Webhook:
     return schemas.Webhook.model_validate(_facts(webhook))
-
-
-def too_many(service: Service) -> TooManyWebhooks:
-    """Refuse one more webhook."""
-    return TooManyWebhooks(f"the project has {service.settings.max_webhooks} webhooks; delete one first")
 
 
 def show_with_secret(webhook: tables.Webhook, response: Response) -> schemas.WebhookWithSecret:

@@ -23,6 +23,10 @@ __all__ = [
 ]
 
 
+S3_TIMEOUT_SECONDS = 20.0
+"""Time for which an S3 server may be silent before a request is sent again."""
+
+
 def open_store(settings: Settings) -> ObjectStore:
     """Open the store that the settings name. Nothing is sent yet."""
     if not settings.s3_bucket:
@@ -38,6 +42,6 @@ def open_store(settings: Settings) -> ObjectStore:
         region=settings.s3_region,
         access_key_id=access_key_id.get_secret_value() if access_key_id else None,
         secret_access_key=secret_access_key.get_secret_value() if secret_access_key else None,
-        timeout=settings.s3_timeout_seconds,
+        timeout=S3_TIMEOUT_SECONDS,
         proxied=settings.storage_proxy,
     )

@@ -24,6 +24,8 @@ from app.webhooks.subscriptions import check_enabled
 TEST_EVENT = "webhook.test"
 PAUSES = (0, 5, 5 * 60, 30 * 60, *(hours * 3600 for hours in (2, 5, 10, 14, 20, 24)))
 """Seconds before each try, as Standard Webhooks proposes. After the last try a delivery has failed."""
+KEEP_DAYS = 30
+"""Days after which an ended delivery is deleted."""
 _JITTER = 0.2
 """Pauses are longer by a random part of up to this, so that deliveries which failed together are spread out."""
 
@@ -155,11 +157,11 @@ def claim(session: Session, *, owner: str, limit: int, per_webhook: int, lease_s
     ]
 
 
-def record_outcome(session: Session, held: ClaimedDelivery, outcome: Outcome, *, scale: float) -> None:
+def record_outcome(session: Session, held: ClaimedDelivery, outcome: Outcome) -> None:
     """Write how a try ended, and when the next one is due. Where another sender holds the delivery by now, nothing
     changes.
 
-    scale: multiplies the pauses. A receiver that answers 410 wants no more events: its webhook is disabled.
+    A receiver that answers 410 wants no more events: its webhook is disabled.
     """
     values: dict[str, Any] = {
         "response_status": outcome.response_status,
@@ -174,7 +176,7 @@ def record_outcome(session: Session, held: ClaimedDelivery, outcome: Outcome, *,
     elif gone or held.tries >= len(PAUSES):
         values["status"] = "failed"
     else:
-        pause = PAUSES[held.tries] * random.uniform(1, 1 + _JITTER) * scale
+        pause = PAUSES[held.tries] * random.uniform(1, 1 + _JITTER)
         values |= {"next_attempt_at": seconds_from_now(pause), "finished_at": None}
     if gone:
         # Before the delivery, as a deletion of the webhook does: two transactions in opposite order would wait for each

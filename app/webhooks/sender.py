@@ -25,6 +25,8 @@ from app.webhooks.url_policy import Place, Refused
 
 log = logging.getLogger(__name__)
 
+TIMEOUT_SECONDS = 15.0
+"""Time that a receiver may take for its answer."""
 UNDER_WAY = 100
 """Attempts that one process makes at once."""
 UNDER_WAY_PER_WEBHOOK = 4
@@ -80,7 +82,7 @@ class _Relay:
 
     async def _send(self, sending: ClaimedDelivery) -> tuple[int | None, str | None]:
         """Make one attempt; give the status of the answer, and what is wrong with it."""
-        seconds = self._settings.webhook_timeout_seconds
+        seconds = TIMEOUT_SECONDS
         try:
             async with asyncio.timeout(seconds):
                 status = await self._post(sending)
@@ -112,7 +114,7 @@ class _Relay:
         with self._database.reading() as session:
             if not deliveries.is_any_due(session):
                 return []
-        lease = 2 * self._settings.webhook_timeout_seconds + 10
+        lease = 2 * TIMEOUT_SECONDS + 10
         with self._database.writing() as session:
             return deliveries.claim(
                 session,
@@ -124,7 +126,7 @@ class _Relay:
 
     def _settle(self, sending: ClaimedDelivery, outcome: Outcome) -> None:
         with self._database.writing() as session:
-            deliveries.record_outcome(session, sending, outcome, scale=self._settings.webhook_pause_scale)
+            deliveries.record_outcome(session, sending, outcome)
 
 
 def _request(sending: ClaimedDelivery, place: Place) -> httpx2.Request:

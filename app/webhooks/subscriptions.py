@@ -17,20 +17,26 @@ from app.platform.paging import Part, list_rows
 from app.projects import audit, quotas
 from app.tables import Webhook
 
+MAX_WEBHOOKS = 20
+"""Webhooks that one project may have."""
 ROTATION_SECONDS = 24 * 3600
 """For so long after a rotation the previous secret signs as well."""
 
 
 class AddressTaken(Exception):
-    """The project has a webhook with this address."""
+    """The project has a webhook with this address, the argument."""
 
 
 class TooMany(Exception):
-    """The project has the largest allowed number of webhooks."""
+    """The project has the largest allowed number of webhooks; the argument is that number."""
 
 
 class Disabled(Exception):
-    """The webhook is disabled, so nothing is sent to it."""
+    """The webhook is disabled, so nothing is sent to it; the argument is its id."""
+
+
+class NamedIsDisabled(Exception):
+    """The webhook with the address that a job names is disabled."""
 
 
 def create(
@@ -51,7 +57,7 @@ def create(
     quotas.take_turn(session, project_id)
     count = select(func.count()).select_from(Webhook).where(Webhook.project_id == project_id)
     if session.scalars(count).one() > limit:
-        raise TooMany
+        raise TooMany(limit)
     return webhook
 
 
@@ -98,10 +104,10 @@ def ensure(session: Session, project_id: str, url: str, *, limit: int) -> Webhoo
 
 
 def check_named(session: Session, project_id: str, url: str) -> None:
-    """Check that the webhook for the address that a job names is not disabled. Raises Disabled."""
+    """Check that the webhook for the address that a job names is not disabled. Raises NamedIsDisabled."""
     webhook = _named(session, project_id, url)
-    if webhook:
-        check_enabled(webhook)
+    if webhook and webhook.disabled_at is not None:
+        raise NamedIsDisabled
 
 
 def list_webhooks(session: Session, project_id: str, *, after: str | None, limit: int) -> Part[Webhook]:
@@ -123,15 +129,16 @@ def _named(session: Session, project_id: str, url: str) -> Webhook | None:
 def check_enabled(webhook: Webhook) -> None:
     """Check that a webhook is not disabled. Raises Disabled."""
     if webhook.disabled_at is not None:
-        raise Disabled
+        raise Disabled(webhook.id)
 
 
 def _save(session: Session, webhook: Webhook) -> None:
+    url = webhook.url  # a failed write takes it back
     try:
         with session.begin_nested():
             session.add(webhook)
     except IntegrityError as error:
-        raise AddressTaken from error
+        raise AddressTaken(url) from error
     session.refresh(webhook)
 
 

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 Address = IPv4Address | IPv6Address
 
+PORTS = (443, 8443)
+"""Ports that a webhook on the public internet may have."""
 LOOKUP_SECONDS = 5.0
 MOST_CHARACTERS, MOST_PORTS = 2048, 65_535
 _DEFAULT_PORTS = {"https": 443, "http": 80}
@@ -112,10 +114,12 @@ def judge(url: httpx2.URL, found: Sequence[Address], settings: Settings) -> Plac
                 f"{url.host} leads to an address that is not on the public internet; the operator can allow it with "
                 "TEMPER_WEBHOOK_ALLOW"
             )
-    if port_of(url) not in settings.webhook_ports:
-        known = ", ".join(map(str, settings.webhook_ports))
-        detail = f"port {port_of(url)} is not called, only {known}; the operator can allow it with TEMPER_WEBHOOK_PORTS"
-        raise Refused(detail)
+    if port_of(url) not in PORTS:
+        known = ", ".join(map(str, PORTS))
+        raise Refused(
+            f"port {port_of(url)} is not called, only {known}; the operator can allow the host with "
+            "TEMPER_WEBHOOK_ALLOW, then at any port"
+        )
     return Place(url, found[0])
 
 

@@ -1,4 +1,4 @@
-"""One part of a data set that is small enough to live on the device: pixels as bytes, and labels."""
+"""A part of a data set that fits the device's memory: pixels as bytes, and labels."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from core.schema.catalog import Augmentation
 
 
 class Batch(NamedTuple):
-    """What a training step takes in."""
+    """A batch of images with their labels."""
 
     images: Tensor
     """(batch, channels, height, width) in [0, 1], in torch's default dtype."""
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels of the training or the test part."""
+    """Images and labels in memory; implements `core.data.labelled_images.LabelledImages`."""
 
     pixels: Tensor
     """(examples, channels, height, width) uint8."""
@@ -42,28 +42,32 @@ class Split:
         return channels, height, width
 
     def to(self, device: torch.device) -> "Split":
-        """Move the part to a device."""
+        """Move pixels and labels to a device."""
         return Split(self.pixels.to(device), self.labels.to(device), self.white)
 
     def first(self, examples: int) -> "Split":
-        """Take the first so many examples, or all where there are fewer."""
+        """Return the first examples: this many, or all where there are fewer."""
         return Split(self.pixels[:examples], self.labels[:examples], self.white)
 
     def pick(self, index: Tensor) -> "Split":
-        """Take the examples at `index` (n,)."""
+        """Return the examples at `index` (n,)."""
         return Split(self.pixels[index], self.labels[index], self.white)
 
     def read(self, index: Tensor) -> "Split":
-        """Hold the examples at `index` (n,) in memory, as they are; the same as `pick`, for they are there already."""
+        """Return the examples at `index` (n,); the same as `pick`, since all are in memory."""
         return self.pick(index)
 
-    def joined(self, other: "Split") -> "Split":
-        """Put the examples of another part, of the same shape and white, behind these."""
-        assert self.white == other.white, "bytes of one meaning only"
+    def with_labels(self, labels: Tensor) -> "Split":
+        """Return the same images with other labels (examples,)."""
+        return Split(self.pixels, labels, self.white)
+
+    def concat(self, other: "Split") -> "Split":
+        """Return these examples followed by those of another split, of the same shape and white."""
+        assert self.white == other.white, "the pixels of both must be in the same units"
         return Split(torch.cat([self.pixels, other.pixels]), torch.cat([self.labels, other.labels]), self.white)
 
-    def feed(self, digest: "hashlib._Hash") -> None:
-        """Hash all images and labels, in order: the same data gives the same hash, wherever it came from."""
+    def update_hash(self, digest: "hashlib._Hash") -> None:
+        """Add all images and labels to a hash, in order: equal data give equal hashes, whatever their source."""
         digest.update(repr((tuple(self.pixels.shape), self.white)).encode())
         digest.update(self.pixels.numpy().tobytes())
         digest.update(self.labels.numpy().tobytes())
@@ -79,14 +83,10 @@ class Split:
         generator: torch.Generator,
         *,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
     ) -> Iterator[Batch]:
-        """Hand out a batch for each index (n,) in `order`, augmented, on the device.
-
-        Of several ranks each gets its part of every batch, and all draw for the whole of it, so that together they see
-        what one alone would. Between two batches the generator is where a run that goes on from there has to start.
-        """
+        """Yield one augmented batch for each index (n,) in `order`; see `BatchSource.batches`."""
         for index in order:
             batch = self.pick(index.to(self.labels.device))
             images = augment(batch.images(), augmentation, generator)
-            yield Batch(images.tensor_split(ranks)[rank], batch.labels.tensor_split(ranks)[rank])
+            yield Batch(images.tensor_split(world_size)[rank], batch.labels.tensor_split(world_size)[rank])

@@ -1,8 +1,8 @@
-"""One part of a data set that is too large for memory: image files, read and cropped by worker processes.
+"""A part of a data set that does not fit the memory: image files, read and cropped by worker processes.
 
-The workers hand over bytes in page-locked memory; they become numbers in [0, 1] on the device. What is done to an image
-hangs on the seed of its batch and on its place in the set, not on who reads it or when: so a run gives the same images
-with any number of workers, and a run that goes on in the middle of an epoch the same as one that was never cut off.
+The workers return bytes in page-locked memory; the device converts them to numbers in [0, 1]. The augmentation of an
+image depends on the seed of its batch and its index in the set, not on the worker that reads it. So a run gives the
+same images with any number of workers, and when it continues in the middle of an epoch.
 """
 
 import hashlib
@@ -30,20 +30,20 @@ from core.schema.spec import Interpolation
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _CHUNK = 50
-"""Images that a worker reads at once for evaluation."""
+"""Images per job of a worker, for evaluation."""
 
 _MOST_WORKERS = 16
-"""More than this takes memory, and no training step is so fast (benchmarks/loader.py)."""
+"""More workers only take memory: no training step needs them (benchmarks/loader.py)."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Image files of the training or the test part, all cropped to one size."""
+    """Image files, cropped to one size; implements `core.data.labelled_images.LabelledImages`."""
 
     root: Path
-    """The folder that the names start from."""
+    """The folder that the names are relative to."""
     names: np.ndarray
-    """(examples,) paths below `root`, as bytes: one array, for a list would be copied into each worker process."""
+    """(examples,) paths below `root`, as bytes: an array, since a list would be copied into each worker process."""
     sizes: np.ndarray
     """(examples,) int64 bytes of each file."""
     labels: Tensor
@@ -53,9 +53,9 @@ class Stream:
     interpolation: Interpolation = "bilinear"
     """How images are resized for evaluation; training's random crops are always bilinear."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where batches go."""
+    """The device of the batches."""
     workers: int | None = None
-    """Processes that read; None for one per core, 0 to read in this one."""
+    """Worker processes; None for one per core, 0 to read in this process."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,26 +66,30 @@ class Stream:
         return 3, self.size, self.size
 
     def to(self, device: torch.device) -> "Stream":
-        """Let batches come on a device."""
+        """Return the same files; their batches lie on the device."""
         return replace(self, device=device)
 
     def pick(self, index: Tensor) -> "Stream":
-        """Take the examples at `index` (n,)."""
+        """Return the examples at `index` (n,)."""
         chosen = index.cpu()
         return replace(self, names=self.names[chosen], sizes=self.sizes[chosen], labels=self.labels[chosen])
 
     def first(self, examples: int) -> Split:
-        """Read the first so many examples into memory, or all where there are fewer."""
+        """Read the first examples into memory: this many, or all where there are fewer."""
         return self.read(torch.arange(min(examples, len(self))))
 
     def read(self, index: Tensor) -> Split:
-        """Read the examples at `index` (n,) into memory, as they are evaluated."""
+        """Read the examples at `index` (n,) into memory, preprocessed as for evaluation."""
         jobs = [_Job(0, tuple(chunk.tolist()), "none") for chunk in index.split(_CHUNK)]
         pixels = torch.cat([pixels for pixels, _ in self._load(jobs, self._number_of_workers(1))])
         return Split(_channels_first(pixels), self.labels[index.cpu()]).to(self.device)
 
-    def joined(self, other: "Stream") -> "Stream":
-        """Put the examples of another stream behind these."""
+    def with_labels(self, labels: Tensor) -> "Stream":
+        """Return the same images with other labels (examples,)."""
+        return replace(self, labels=labels)
+
+    def concat(self, other: "Stream") -> "Stream":
+        """Return these examples followed by those of another stream."""
         names = [
             np.array([os.fsencode(part.root / os.fsdecode(name)) for name in part.names]) for part in (self, other)
         ]
@@ -97,8 +101,8 @@ class Stream:
             labels=torch.cat([self.labels, other.labels]),
         )
 
-    def feed(self, digest: "hashlib._Hash") -> None:
-        """Hash the names, sizes and labels of the files; reading all their pixels would take hours."""
+    def update_hash(self, digest: "hashlib._Hash") -> None:
+        """Add the names, sizes and labels of the files to a hash; hashing their pixels would take hours."""
         digest.update(repr(("stream", len(self), self.size)).encode())
         for content in (b"\0".join(self.names.tolist()), self.sizes.tobytes(), self.labels.numpy().tobytes()):
             digest.update(content)
@@ -110,37 +114,37 @@ class Stream:
         generator: torch.Generator,
         *,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
     ) -> Iterator[Batch]:
-        """Hand out a batch for each index (n,) in `order`, augmented, on the device; see `Split.batches`.
+        """Yield one augmented batch for each index (n,) in `order`; see `BatchSource.batches`.
 
         Raises BadDataset naming a file that cannot be read.
         """
-        # The workers run ahead, and draw for batches that nobody has seen: from a copy.
+        # The workers read ahead: the seeds of batches that are not yet yielded come from a copy of the generator.
         ahead = generator.clone_state()
-        parts = (index.tensor_split(ranks)[rank] for index in order)
-        jobs = [_Job(_draw_seed(ahead), tuple(part.tolist()), augmentation) for part in parts]
-        for pixels, labels in self._load(jobs, self._number_of_workers(ranks)):
+        shares = (index.tensor_split(world_size)[rank] for index in order)
+        jobs = [_Job(_draw_seed(ahead), tuple(share.tolist()), augmentation) for share in shares]
+        for pixels, labels in self._load(jobs, self._number_of_workers(world_size)):
             _draw_seed(generator)
             images = _channels_first(pixels.to(self.device, non_blocking=True)).to(torch.get_default_dtype())
             yield Batch(images / 255, labels.to(self.device, non_blocking=True))
 
-    def _number_of_workers(self, ranks: int) -> int:
+    def _number_of_workers(self, world_size: int) -> int:
         if self.workers is not None:
             return self.workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(min(cores // ranks, _MOST_WORKERS), 1)
+        return max(min(cores // world_size, _MOST_WORKERS), 1)
 
     def _load(self, jobs: "Sequence[_Job]", workers: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Read batch after batch: pixels (n, size, size, 3) uint8, and labels (n,)."""
         loader = DataLoader(
             _Files(self.root, self.names, self.labels, self.size, _FILTERS[self.interpolation]),
-            # With no batch size of its own it hands each job over as it is.
+            # Without a batch size, DataLoader passes each job to a worker unchanged.
             sampler=jobs,
             batch_size=None,
             num_workers=min(workers, len(jobs)),
             pin_memory=self.device.type == "cuda",
-            # Seeds that nobody here uses must not come from the global random state.
+            # DataLoader seeds its workers; without this it would draw the seed from the global random state.
             generator=torch.Generator(),
         )
         try:
@@ -171,36 +175,36 @@ def _draw_seed(generator: torch.Generator) -> int:
 
 
 class _Job(NamedTuple):
-    """A batch to be read."""
+    """A batch for a worker to read."""
 
     seed: int
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     augmentation: Augmentation
 
 
 class _Damaged(NamedTuple):
-    """A file that cannot be read; DataLoader would not bring our exceptions over whole."""
+    """A file that cannot be read; as a value, since DataLoader does not transport exceptions unchanged."""
 
     name: str
     reason: str
 
 
 class _Files(Dataset):
-    """What a worker process has."""
+    """The data set inside a worker process."""
 
     def __init__(self, root: Path, names: np.ndarray, labels: Tensor, size: int, resampling: Image.Resampling) -> None:
         self._root, self._names, self._labels = root, names, labels
         self._size, self._resampling = size, resampling
 
     def __getitem__(self, job: _Job) -> tuple[Tensor, Tensor] | _Damaged:
-        pixels = np.empty((len(job.places), self._size, self._size, 3), dtype=np.uint8)
-        for row, place in enumerate(job.places):
-            name = os.fsdecode(self._names[place])
+        pixels = np.empty((len(job.indices), self._size, self._size, 3), dtype=np.uint8)
+        for row, index in enumerate(job.indices):
+            name = os.fsdecode(self._names[index])
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", Image.DecompressionBombWarning)
                     with Image.open(io.BytesIO((self._root / name).read_bytes()), formats=FORMATS) as image:
-                        draw = random.Random(f"{job.seed}/{place}")
+                        draw = random.Random(f"{job.seed}/{index}")
                         pixels[row] = self._view(in_bytes(image).convert("RGB"), job.augmentation, draw)
             except UnidentifiedImageError:
                 return _Damaged(name, "it is not a JPEG, PNG or WebP image")
@@ -212,16 +216,16 @@ class _Files(Dataset):
                 Image.DecompressionBombWarning,
             ) as error:
                 return _Damaged(name, str(error))
-        return torch.from_numpy(pixels), self._labels[list(job.places)]
+        return torch.from_numpy(pixels), self._labels[list(job.indices)]
 
     def _view(self, image: Image.Image, augmentation: Augmentation, draw: random.Random) -> np.ndarray:
-        """Cut a square out of an image, as it is evaluated or as training changes it."""
+        """Crop an image to a square: the centre for evaluation, at random for training."""
         size = self._size
         match augmentation:
             case "none":
                 view = centre(image, size, self._resampling)
             case "crop-flip":
-                # Outside an image lies black.
+                # A crop beyond the border is black there.
                 margin = size // 8
                 left, top = (int(draw.random() * (2 * margin + 1)) - margin for _ in range(2))
                 box = (left, top, left + size, top + size)
@@ -233,7 +237,7 @@ class _Files(Dataset):
 
 
 def centre(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
-    """Resize the shorter side to 8/7 of `size` (256 for 224) and cut `size` x `size` out of the middle."""
+    """Resize the shorter side to 8/7 of `size` (256 for 224) and crop the central `size` x `size` pixels."""
     short = size * 8 // 7
     width, height = image.size
     if width <= height:
@@ -245,10 +249,10 @@ def centre(image: Image.Image, size: int, resampling: Image.Resampling) -> Image
 
 
 def draw_box(width: int, height: int, draw: random.Random) -> tuple[int, int, int, int]:
-    """Draw the box (left, top, right, bottom) of Inception's random resized crop (Szegedy et al. 2015).
+    """Draw the box (left, top, right, bottom), in pixels, of Inception's random resized crop (Szegedy et al. 2015).
 
-    8 to 100 % of the area, of a shape from 3:4 to 4:3; after ten boxes that are not inside, the largest such in the
-    middle.
+    It has 8 to 100 % of the area and an aspect ratio from 3:4 to 4:3. After ten boxes that do not lie inside the image,
+    it is the largest centred box with such a ratio.
     """
     narrowest, widest = 3 / 4, 4 / 3
     for _ in range(10):

@@ -1,9 +1,9 @@
-"""What a run trains on, and the order of an epoch.
+"""The images that a run trains on, with or without extra data, and the order of an epoch.
 
-An epoch is a list of indices, one tensor for each batch, drawn before it begins: a run that was cut off after k batches
-draws the same list and goes on with `order[k:]`.
+An epoch is a list of indices, one tensor per batch, drawn before it begins: a run that was interrupted after k batches
+draws the same list and continues with `order[k:]`.
 
-With extra data, a fixed share of each batch comes from the second set, and an epoch is every image of the first set
+With extra data, a fixed share of each batch comes from the second set, and an epoch has every image of the first set
 once (Carmon et al. 2019, arXiv 1905.13736; Croce & Hein 2022 for their models with extra data): with half of each
 batch, ceil(2 N / batch size) batches.
 """
@@ -15,27 +15,27 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from core.data.split import Batch, Split
-from core.data.stream import Stream
+from core.data.labelled_images import LabelledImages
+from core.data.split import Batch
 from core.schema.catalog import Augmentation
 
 
 class TrainingSet:
-    """The images of a run's training batches."""
+    """The images that a run trains on; implements `core.data.labelled_images.BatchSource`."""
 
-    def __init__(self, main: Split | Stream, extra: Split | Stream | None = None, share: float = 0.5) -> None:
-        """Train on each image of `main` once in an epoch; where there is `extra`, it gives `share` of each batch."""
+    def __init__(self, main: LabelledImages, extra: LabelledImages | None = None, share: float = 0.5) -> None:
+        """Train on each image of `main` once per epoch; `share` of each batch comes from `extra`, if there is one."""
         self._main = len(main)
         self._extra = 0 if extra is None else len(extra)
         self._share = share
-        self._part = main if extra is None else main.joined(extra)  # type: ignore[arg-type]  # both are of one kind
+        self._part = main if extra is None else main.concat(extra)
 
     def __len__(self) -> int:
-        """Count the main images."""
+        """Return the number of main images."""
         return self._main
 
     def to(self, device: torch.device) -> Self:
-        """Let batches come on a device."""
+        """Return the same images; their batches lie on the device."""
         moved = copy(self)
         moved._part = self._part.to(device)
         return moved
@@ -46,18 +46,18 @@ class TrainingSet:
         return self._part.shape
 
     def steps(self, batch_size: int) -> int:
-        """Count the batches of an epoch."""
+        """Return the number of batches of an epoch."""
         return len(self._counts(batch_size))
 
     def smallest_batch(self, batch_size: int) -> int:
-        """Count the images of the smallest batch of an epoch."""
+        """Return the number of images in the smallest batch of an epoch."""
         return min(main + extra for main, extra in self._counts(batch_size))
 
     def draw_order(self, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-        """Draw the order of an epoch: for each batch the indices (n,) of its images, extra ones behind the main ones.
+        """Draw the order of an epoch: the indices (n,) of each batch, those of extra images after all main ones.
 
-        Extra images are drawn without replacement until they have all been seen. The last batch may be smaller, but a
-        single image that is left joins the batch before: batch norm cannot learn from one.
+        Extra images are drawn without replacement until all have been drawn. The last batch may be smaller, but a
+        single remaining image joins the batch before it: batch norm cannot train on one image.
         """
         from_main, from_extra = (list(counts) for counts in zip(*self._counts(batch_size), strict=True))
         main = torch.randperm(self._main, generator=generator).split(from_main)
@@ -66,7 +66,7 @@ class TrainingSet:
         rounds = -(-sum(from_extra) // self._extra)
         drawn = torch.cat([torch.randperm(self._extra, generator=generator) for _ in range(rounds)])
         extra = (drawn[: sum(from_extra)] + self._main).split(from_extra)
-        # Shuffled within the batch, so that ranks that share a batch share both sets.
+        # Shuffled within the batch, so that every process gets images of both sets.
         return [_shuffled(torch.cat(parts), generator) for parts in zip(main, extra, strict=True)]
 
     def batches(
@@ -76,13 +76,13 @@ class TrainingSet:
         generator: torch.Generator,
         *,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
     ) -> Iterator[Batch]:
-        """Hand out a batch for each index in `order`, augmented, on the device; see `Split.batches`."""
-        return self._part.batches(order, augmentation, generator, rank=rank, ranks=ranks)
+        """Yield one augmented batch for each index in `order`; see `BatchSource.batches`."""
+        return self._part.batches(order, augmentation, generator, rank=rank, world_size=world_size)
 
     def _counts(self, batch_size: int) -> list[tuple[int, int]]:
-        """Count the main and the extra images of each batch of an epoch."""
+        """Return the numbers of main and extra images of each batch of an epoch."""
         full = self._main_images(batch_size)
         whole, left = divmod(self._main, full)
         mains = [full] * whole + [left] * (left > 0)
@@ -95,7 +95,7 @@ class TrainingSet:
         return [with_extra(main) for main in mains]
 
     def _main_images(self, batch_size: int) -> int:
-        """Count the images of a full batch that come from the main set: one at least, and not all."""
+        """Return the number of main images in a full batch; at least one image comes from each set."""
         if not self._extra:
             return batch_size
         return batch_size - min(max(round(batch_size * self._share), 1), batch_size - 1)

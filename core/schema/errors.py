@@ -1,23 +1,13 @@
-"""What can be the user's fault, or the machine's, in words for the person who can act. No torch.
-
-    UserError
-    ├── BadInput       the arguments of a run make no sense together
-    ├── BadDataset     images or labels cannot be read
-    ├── BadWeights     a weights file cannot be read
-    ├── DoesNotFit     a model and a data set that do not belong together
-    ├── Diverged       the loss is no longer a number
-    ├── OutOfMemory    the batch does not fit the device
-    ├── OverLimit      a file takes more time, memory or room than it may
-    └── DiskFull       a file could not be written
+"""The errors of a run that a user or operator can act on, with what is wrong and what to do.
 
 The service stores `code`, `message`, `hint` and `retryable` as a job's `failure`; the command line prints them.
 """
 
 
 class UserError(Exception):
-    """The run cannot go on, and somebody can do something about it.
+    """The run cannot continue, and the user or the operator can change that.
 
-    message: what happened, naming the thing. hint: what to do. field: the spec field or the input it is about.
+    message: what is wrong, naming the thing. hint: what to do. field: the spec field or input it is about.
     """
 
     code = "user_error"
@@ -31,7 +21,7 @@ class UserError(Exception):
 
 
 class BadInput(UserError):
-    """The arguments of a run make no sense together."""
+    """An argument of a run is invalid, or contradicts another."""
 
     code = "bad_input"
 
@@ -49,31 +39,36 @@ class BadWeights(UserError):
 
 
 class DoesNotFit(UserError):
-    """A model and a data set that do not belong together."""
+    """The model does not fit the data set."""
 
     code = "does_not_fit"
 
 
 class Diverged(UserError):
-    """The loss is no longer a number."""
+    """The loss or the weights became NaN or infinite."""
 
     code = "diverged"
 
 
 class OutOfMemory(UserError):
-    """The batch does not fit the device."""
+    """The batch does not fit into the memory of the device."""
 
     code = "out_of_memory"
 
 
 class OverLimit(UserError):
-    """A file takes more time, memory or room than it may."""
+    """A file needs more time, memory or disk space than the limits allow."""
 
     code = "over_limit"
 
 
 class DiskFull(UserError):
-    """A file could not be written because there is no room."""
+    """A file could not be written because the disk is full."""
 
     code = "disk_full"
     retryable = True
+
+
+def shorten(text: str, limit: int = 64) -> str:
+    """Cut text that an error message quotes to at most `limit` characters and an ellipsis."""
+    return text if len(text) <= limit else f"{text[:limit]}..."

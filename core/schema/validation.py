@@ -1,89 +1,21 @@
-"""What to tell the author of a spec: what is wrong with it, by field, and what is valid and yet likely to disappoint.
+"""Validation errors of a spec, as an entry per field that says what is wrong and what to write instead."""
 
-No torch: the service answers with it, the command line prints it.
-"""
-
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from itertools import islice
-from math import sqrt
+from typing import Any, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from core.schema.catalog import MODELS, NORMS
-from core.schema.spec import (
-    CONSEQUENCE,
-    EXTRA_SHARE,
-    SPECS,
-    AnySpec,
-    EvaluateSpec,
-    Evaluation,
-    JobWebhook,
-    Method,
-    did_you_mean,
-)
+from core.schema.errors import shorten
+from core.schema.record import Record
+from core.schema.spec import CONSEQUENCE, SPECS, Kind
+from core.schema.suggestions import did_you_mean
 
 
-class SpecWarning(BaseModel):
-    """Something about a valid spec that its author should know."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-    code: str
-    """Stable, for programs."""
-    message: str
-    """For people."""
-
-
-def spec_warnings(spec: AnySpec) -> tuple[SpecWarning, ...]:
-    """Say what is valid and yet likely to disappoint."""
-    found = []
-    eps = spec.eps
-    base = MODELS.get(getattr(spec, "base_model", ""))
-    if base and base.norm in eps and abs(eps[base.norm] - base.eps) > 1e-6:
-        found.append(
-            SpecWarning(
-                code="eps_differs_from_base",
-                message=f"{base.name} was made robust at {base.norm} {base.eps:g}, this run uses {eps[base.norm]:g}",
-            )
-        )
-    if isinstance(spec, EvaluateSpec):
-        return tuple(found)
-    if "extra_share" in spec.model_fields_set and spec.extra_share != EXTRA_SHARE and not spec.extra_dataset:
-        found.append(
-            SpecWarning(
-                code="extra_share_unused",
-                message="extra_share changes nothing without a second data set: name one as extra_dataset",
-            )
-        )
-    if spec.method.name == "nat":
-        found.append(SpecWarning(code="no_attack", message="natural training attacks nothing: expect no robustness"))
-    if spec.method.name == "pat":
-        found.append(
-            SpecWarning(
-                code="no_norm_attacked",
-                message="perceptual training attacks no l_p ball: expect less robustness at eps than from the other "
-                "methods, and more against changes that are no ball",
-            )
-        )
-    extremes = spec.method.name == "e-at" and "l2" not in spec.method.norms
-    # The convex hull of the linf and the l1 ball contains an l2 ball of about this radius (Croce & Hein 2020, 2022).
-    if extremes and eps.keys() >= set(NORMS) and sqrt(eps["l1"] * eps["linf"]) < eps["l2"]:
-        found.append(
-            SpecWarning(
-                code="l2_not_covered",
-                message=f"sqrt(eps.l1 * eps.linf) = {sqrt(eps['l1'] * eps['linf']):.3g} is below eps.l2 = "
-                f"{eps['l2']:g}: E-AT with linf and l1 need not make the model robust to l2; consider method sat, or "
-                "e-at with all three norms",
-            )
-        )
-    return tuple(found)
-
-
-class FieldError(BaseModel):
-    """One thing wrong with a spec, and where."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+class FieldError(Record, extra="ignore"):
+    """One error in a spec, and its place."""
 
     pointer: str
     """JSON pointer of the field."""
@@ -93,15 +25,20 @@ class FieldError(BaseModel):
     """What is wrong and what to do."""
 
 
-def field_errors(error: ValidationError, *, limit: int = 20) -> list[FieldError]:
-    """Turn a validation error of `parse` into an entry per field, each with its remedy, up to `limit` of them."""
-    own = (details for details in error.errors(include_url=False) if details["type"] != CONSEQUENCE)
-    return [_field_error(details) for details in islice(own, limit)]
+def field_errors(
+    error: ValidationError, *, kinds: Mapping[Kind, type[BaseModel]] = SPECS, limit: int = 20
+) -> list[FieldError]:
+    """Turn a validation error of `parse` into an entry per field, up to `limit` of them.
+
+    Errors that only follow from another one are left out. kinds: what was validated, by kind.
+    """
+    causes = (details for details in error.errors(include_url=False) if details["type"] != CONSEQUENCE)
+    return [_field_error(details, kinds) for details in islice(causes, limit)]
 
 
-def _field_error(details: ErrorDetails) -> FieldError:
-    path = [_shorten(str(part)) for part in details["loc"]]
-    kind = path.pop(0) if path and path[0] in SPECS else "finetune"
+def _field_error(details: ErrorDetails, kinds: Mapping[Kind, type[BaseModel]]) -> FieldError:
+    path = [shorten(str(part)) for part in details["loc"]]
+    kind = cast("Kind", path.pop(0)) if path and path[0] in kinds else "finetune"
     if path and path[-1] == "[key]":
         path.pop()
     context = details.get("ctx", {})
@@ -109,7 +46,7 @@ def _field_error(details: ErrorDetails) -> FieldError:
     detail = details["msg"]
     match details["type"]:
         case "extra_forbidden":
-            detail = _no_such_field(kind, path)
+            detail = _no_such_field(kind, path, kinds)
         case "unknown_kind":
             pointer = "/kind"
         case "missing" if detail == "Field required":
@@ -117,11 +54,11 @@ def _field_error(details: ErrorDetails) -> FieldError:
         case kind_of_error if kind_of_error in _REMEDIES:
             detail = _REMEDIES[kind_of_error].format(**context)
         case "dict_type" | "model_type" | "model_attributes_type":
-            detail = f"give an object, such as {_OBJECTS.get(path[-1] if path else '', '{}')}"
+            detail = f"give an object, such as {_example(kinds[kind], path)}"
     return FieldError(pointer=pointer, code=details["type"], detail=detail)
 
 
-# Pydantic says what it expected; an author wants to know what to write.
+# Pydantic says what it expected; the author of a spec needs to know what to write.
 _REMEDIES: Mapping[str, str] = {
     "greater_than": "must be greater than {gt}",
     "greater_than_equal": "must be at least {ge}",
@@ -146,23 +83,32 @@ _OBJECTS = {
     "method": '{"name": "e-at"}',
     "steps": '{"linf": 10, "l1": 10}, or one whole number',
     "metadata": '{"team": "red"}',
-    "webhook": '{"url": "https://example.com/temper"}',
 }
 
 
-_PARTS: Mapping[str, type[BaseModel]] = {"method": Method, "evaluation": Evaluation, "webhook": JobWebhook}
-
-
-def _no_such_field(kind: str, path: Sequence[str]) -> str:
+def _no_such_field(kind: Kind, path: Sequence[str], kinds: Mapping[Kind, type[BaseModel]]) -> str:
     *outer, name = path
-    if outer:
-        fields: Iterable[str] = _PARTS[outer[0]].model_fields
-    else:
-        fields = SPECS[kind].model_fields  # type: ignore[index]  # the caller has looked it up
-        if any(name in spec.model_fields for spec in SPECS.values()):
-            return f"a run of kind {kind} has no {name}: leave it out"
-    return f"there is no field {name!r} here; {did_you_mean(name, fields)}"
+    if not outer and any(name in model.model_fields for model in kinds.values()):
+        return f"a run of kind {kind} has no {name}: leave it out"
+    return f"there is no field {name!r} here; {did_you_mean(name, _model_at(kinds[kind], outer).model_fields)}"
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= 64 else f"{text[:64]}..."
+def _example(model: type[BaseModel], path: Sequence[str]) -> str:
+    """Give an object that may stand at a path."""
+    if path and path[-1] in _OBJECTS:
+        return _OBJECTS[path[-1]]
+    fields = _model_at(model, path).model_fields if path else {}
+    return json.dumps({name: field.examples[0] for name, field in fields.items() if field.examples})
+
+
+def _model_at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
+    for name in path:
+        model = _model_in(model.model_fields[name].annotation) or model
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Find the model that a field holds, such as Method in `Annotated[Method, ...] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

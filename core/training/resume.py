@@ -1,11 +1,11 @@
-"""All that a training run needs to go on from where it was cut off, in one safetensors file; nothing is ever pickled.
+"""State files: all that a training run needs to continue after an interruption.
 
-`state-<step>.safetensors` lies in the run's output folder. A new one is there whole or not at all, and the last two are
-kept, so that one is always good. Where they came from and how far they got is one JSON object in the file's header.
+`state-<step>.safetensors` lies in the run's output folder. Its tensors are those of the trainer; a JSON object in the
+file's metadata identifies the run and holds its counters. Nothing is pickled. A file is written whole or not at all,
+and the last two are kept, so that a readable one remains when the newest is damaged.
 """
 
 import json
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,33 +13,22 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
-from torch import Tensor
 
 from core import checkpoint
-from core.schema.catalog import Norm
 from core.schema.errors import BadInput
-from core.schema.events import NormCount, Rate, Report, Saved, Started
+from core.schema.events import Saved, Started
+from core.schema.report import Report
 from core.schema.spec import Spec
+from core.training.trainer import TrainerCounters, TrainerState
 
 _KEY = "temper-state"
 _KEPT = 2
-# What may change between the parts of a run without changing its weights beyond float noise.
-_FREE = frozenset({"name", "metadata", "priority", "gpus", "save_minutes"})
+# Fields of the spec that may change between two parts of a run: they change its weights by rounding at most.
+_FREE = frozenset({"name", "metadata", "gpus", "save_minutes"})
 
 
-class Best(BaseModel):
-    """The best weights so far."""
-
-    model_config = ConfigDict(frozen=True)
-
-    step: int
-    """Training steps behind them."""
-    union: Rate
-    """Held-out images that they keep right in every norm."""
-
-
-class Progress(BaseModel):
-    """How far a run has got, besides its tensors."""
+class StateHeader(BaseModel):
+    """The metadata of a state file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -51,71 +40,60 @@ class Progress(BaseModel):
     """Hash of the weights file that the run started from; null for random weights."""
     data_sha256: str
     """Hash of the images and labels."""
-    step: int
-    """Training steps done."""
-    epoch: float
-    """Epochs done, as a fraction."""
-    seconds: float
-    """Seconds of training so far."""
-    counts: dict[Norm, NormCount]
-    """The method's counts."""
-    parts: int
-    """In how many parts a batch is computed."""
-    best: Best | None
-    """The best weights so far, where epochs are monitored."""
+    trainer: TrainerCounters
+    """The trainer's counters."""
     stopped_at: int | None
-    """The step at which somebody stopped the run early."""
+    """The step at which the run was stopped early; null where it was not."""
     before: Report | None
-    """The evaluation of the base model."""
+    """The evaluation of the base model; null where there was none."""
 
 
 @dataclass(frozen=True)
-class State:
-    """What a state file holds."""
+class RunState:
+    """The content of a state file."""
 
-    progress: Progress
-    tensors: Mapping[str, Tensor]
-    """By name: the model's, the optimiser's, and the states of the random streams."""
+    header: StateHeader
+    trainer: TrainerState
 
 
-def save(folder: Path, state: State) -> Saved:
-    """Write a state file, then remove all but the last two. Raises DiskFull when there is no room."""
-    progress = state.progress
-    path = folder / f"state-{progress.step:09}.safetensors"
-    # Copies, for safetensors refuses what shares memory or lies in another order.
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.tensors.items()}
-    content = serialize(tensors, metadata={_KEY: progress.model_dump_json()})
+def save(folder: Path, state: RunState) -> Saved:
+    """Write a state file, then remove all but the last two. Raises DiskFull when the disk is full."""
+    counters = state.header.trainer
+    path = folder / f"state-{counters.step:09}.safetensors"
+    # Copies: safetensors refuses tensors that share memory or are not contiguous.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.trainer.tensors.items()}
+    content = serialize(tensors, metadata={_KEY: state.header.model_dump_json()})
     sha256 = checkpoint.write_file(path, content)
     for old in _files(folder)[:-_KEPT]:
         old.unlink()
     return Saved(
-        kind="state", path=str(path), sha256=sha256, size=len(content), step=progress.step, epoch=progress.epoch
+        kind="state", path=str(path), sha256=sha256, size=len(content), step=counters.step, epoch=counters.epoch
     )
 
 
-def latest(folder: Path, started: Started) -> State | None:
-    """Find the state that a run can go on from; None where there is none.
+def latest(folder: Path, started: Started) -> RunState | None:
+    """Read the newest state file of a run; None where there is none.
 
-    A file that cannot be read is passed over for the one before it. Raises BadInput when none can be read, and when it
-    belongs to a run of another spec or other inputs.
+    A file that cannot be read is skipped for the one before it. started: identifies the run. Raises BadInput when there
+    are files and none can be read, and when they belong to a run with another spec or other inputs.
     """
     files = _files(folder)
     for path in reversed(files):
         with suppress(SafetensorError, ValidationError, ValueError, OSError):
             state = _read(path)
-            _check_same_run(path, state.progress, started)
+            _check_same_run(path, state.header, started)
             return state
     if files:
         raise BadInput(
             f"no state in {folder} can be read",
-            hint="start anew with --restart, or choose another --output",
+            hint="start the run from its beginning with --restart, or choose another --output",
             field="output",
         )
     return None
 
 
 def clear(folder: Path) -> None:
-    """Remove all state files, and what was left of one that was cut off while it was written."""
+    """Remove all state files, and the remains of one whose writing was interrupted."""
     for path in (*_files(folder), *folder.glob(".state-*.partial")):
         path.unlink()
 
@@ -124,23 +102,24 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("state-*.safetensors"))
 
 
-def _read(path: Path) -> State:
+def _read(path: Path) -> RunState:
     with safe_open(path, framework="pt") as file:
-        progress = Progress.model_validate(json.loads((file.metadata() or {}).get(_KEY, "")))
-        return State(progress, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # not a mapping
+        header = StateHeader.model_validate(json.loads((file.metadata() or {}).get(_KEY, "")))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+        return RunState(header, TrainerState(header.trainer, tensors))
 
 
-def _check_same_run(path: Path, progress: Progress, started: Started) -> None:
-    """Refuse another run's state: to go on from it would give weights that no spec describes."""
-    then, now = progress.spec.model_dump(mode="json"), started.spec.model_dump(mode="json")
+def _check_same_run(path: Path, header: StateHeader, started: Started) -> None:
+    """Refuse another run's state: continuing from it would give weights that no spec describes."""
+    then, now = header.spec.model_dump(mode="json"), started.spec.model_dump(mode="json")
     differing = [name for name in now if name not in _FREE and then.get(name) != now[name]]
-    if progress.base_sha256 != started.base_sha256:
+    if header.base_sha256 != started.base_sha256:
         differing.append("the base model's weights")
-    if progress.data_sha256 != started.data_sha256:
+    if header.data_sha256 != started.data_sha256:
         differing.append("the images")
     if differing:
         raise BadInput(
             f"{path} is the state of another run, which differs in {', '.join(differing)}",
-            hint="choose another --output, or give up that run with --restart",
+            hint="choose another --output, or discard that run with --restart",
             field="output",
         )

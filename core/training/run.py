@@ -1,8 +1,8 @@
 """fine_tune(): a few epochs of adversarial training, as a generator of events.
 
 Fine-tuning follows Croce & Hein 2022 (arXiv 2105.12508, section 5): SGD with momentum, a learning rate that drops in
-thirds of the run and is set before every step, the cross-entropy of the adversarial batch, the last weights are kept.
-To stop a run is to stop iterating: everything it holds is freed with it, and the same call goes on from its last state.
+thirds of the run and is set before every step, the cross-entropy of the adversarial batch, and the last weights. To
+stop a run, stop iterating: this frees everything that it holds, and the same call continues from its last state.
 """
 
 import time
@@ -18,8 +18,8 @@ from torch import nn
 
 from core import checkpoint
 from core.data import Dataset
+from core.data.labelled_images import LabelledImages
 from core.data.split import Split
-from core.data.stream import Stream
 from core.data.training_set import TrainingSet
 from core.evaluation.autoattack import evaluate_for_spec, save_reports
 from core.evaluation.preflight import preflight
@@ -28,14 +28,16 @@ from core.inputs import Inputs, load
 from core.models.memory import peak_memory
 from core.models.precision import full_float32
 from core.schema.errors import BadInput, BadWeights, Diverged
-from core.schema.events import Entered, Event, Finished, Paused, Report, Reports, Resumed, Saved, Stepped, Warned
+from core.schema.events import Entered, Event, Finished, Paused, Resumed, Saved, Stepped, Warned
+from core.schema.report import Report, Reports
 from core.schema.spec import FineTuneSpec, TrainingSpec, count_held_out
 from core.signals import StopRequests
 from core.training import resume
-from core.training.distributed import Ranks, joined
+from core.training.distributed import ProcessGroup, process_group
 from core.training.monitoring import alarm, monitor
-from core.training.resume import Best, Progress, State
-from core.training.trainer import Trainer, stream
+from core.training.random_streams import stream
+from core.training.resume import RunState, StateHeader
+from core.training.trainer import Trainer
 
 _BEST = "best.safetensors"
 _CHECKPOINT = "checkpoint.safetensors"
@@ -49,85 +51,85 @@ def fine_tune(
     requests: StopRequests | None = None,
     restart: bool = False,
 ) -> Iterator[Event]:
-    """Fine-tune a base model, or train a network from random weights, and prove what came of it.
+    """Fine-tune a base model, or train a network from random weights, and evaluate the result.
 
-    Writes `checkpoint.safetensors` and `report.json` into `output`, and on the way state files, from which the same
-    call goes on when it was cut off; they are removed at the end. `best.safetensors` holds the best epoch's weights.
-    The same spec, inputs and device give the same weights. requests: heeded after each step. restart: begin anew where
-    there is a state. In several processes, started by torchrun, only the first one reports and writes. Raises the
-    errors of `core.schema.errors`.
+    Writes `checkpoint.safetensors` and `report.json` into `output`; `best.safetensors` holds the weights of the best
+    epoch. State files are written on the way, from which the same call continues after an interruption, and removed at
+    the end. The same spec, inputs and device give the same weights.
+
+    requests: read after each step. restart: start from the beginning even where there is a state. Of several processes,
+    started by torchrun, only the first one yields events and writes files. Raises the errors of `core.schema.errors`.
     """
     inputs = inputs or Inputs()
-    with full_float32(), joined(spec.gpus, inputs.device) as ranks:
-        run = _Run(spec, output, replace(inputs, device=ranks.device), ranks, requests or StopRequests())
+    with full_float32(), process_group(spec.gpus, inputs.device) as group:
+        run = _Run(spec, output, replace(inputs, device=group.device), group, requests or StopRequests())
         for event in run.events(restart=restart):
-            if ranks.first:
+            if group.is_first:
                 yield event
 
 
 class _Run:
-    """One call of fine_tune, in one process."""
+    """The phases and files of one call of fine_tune, in one process."""
 
-    def __init__(self, spec: TrainingSpec, output: Path, inputs: Inputs, ranks: Ranks, requests: StopRequests) -> None:
+    def __init__(
+        self, spec: TrainingSpec, output: Path, inputs: Inputs, group: ProcessGroup, requests: StopRequests
+    ) -> None:
         self.begun = time.monotonic()
         checkpoint.make_folder(output)
-        self.spec, self.output, self.ranks, self.requests = spec, output, ranks, requests
+        self.spec, self.output, self.group, self.requests = spec, output, group, requests
         self.loaded = load(spec, inputs)
         part, held_out = _hold_out(spec, _training_part(spec, self.loaded.dataset))
-        self.held_out = held_out.to(ranks.device)
-        train = TrainingSet(part, self.loaded.dataset.extra, spec.extra_share).to(ranks.device)
-        self.trainer = Trainer(spec, self.loaded.model, train, ranks)
+        self.held_out = held_out.to(group.device)
+        train = TrainingSet(part, self.loaded.dataset.extra, spec.extra_share).to(group.device)
+        self.trainer = Trainer(spec, self.loaded.model, train, group)
         self.started = self.loaded.started(train_examples=len(train), total_steps=self.trainer.total_steps)
         self.before: Report | None = None
-        self.best: Best | None = None
         self.stopped_at: int | None = None
         self.saved: Saved | None = None
-        """The last state file that this call has written or gone on from."""
+        """The last state file that this call has written."""
         self.saved_at = time.monotonic()
-        self.kept = EvaluationState(output / STATE_FILE, kind="verdicts")
-        """What an evaluation has found so far."""
+        self.evaluation = EvaluationState(output / STATE_FILE, kind="verdicts")
 
     def events(self, *, restart: bool) -> Iterator[Event]:
-        """Do everything, and tell it."""
+        """Prepare or resume, train, evaluate and publish."""
         yield self.started
         found = None if restart else resume.latest(self.output, self.started)
-        # Nobody removes or writes a state before everybody has looked for one.
-        self.ranks.wait()
+        # No process removes or writes a state file before all have looked for one.
+        self.group.barrier()
         if found:
             self._restore(found)
             yield Resumed(step=self.trainer.step, epoch=self.trainer.epoch)
-        elif self.ranks.first:
-            yield from self._foretell()
-            yield from preflight(self.loaded, self.started)
-            resume.clear(self.output)
-            (self.output / _BEST).unlink(missing_ok=True)
-            if isinstance(self.spec, FineTuneSpec) and self.spec.evaluation.include_base:
-                self.before = yield from evaluate_for_spec(
-                    self.loaded.model, self.loaded.test, self.spec, "base", keep=self.kept
-                )
-                yield self._save_state()
+        elif self.group.is_first:
+            yield from self._prepare()
         yield Entered(phase="training")
         self.requests.stepping = True
         try:
             yield from self._train()
         finally:
             self.requests.stepping = False
-        # A wish may have come after the last step was over.
+        # A request may have come after the last step.
         if self.trainer.pausing or self.requests.pause:
             yield Paused(step=self.trainer.step, epoch=self.trainer.epoch)
-        elif self.ranks.first:
+        elif self.group.is_first:
             yield from self._deliver()
 
-    def _foretell(self) -> Iterator[Warned]:
-        """Say what will be lost: the result of an earlier run in the same folder."""
+    def _prepare(self) -> Generator[Event, None, None]:
+        """Check the base model, remove the files of an earlier run, and evaluate the base model if asked to."""
         if (self.output / _CHECKPOINT).exists():
             yield Warned(
                 code="overwrites",
                 message=f"{self.output / _CHECKPOINT} of an earlier run is replaced when this one ends",
             )
+        yield from preflight(self.loaded, self.started)
+        resume.clear(self.output)
+        (self.output / _BEST).unlink(missing_ok=True)
+        if isinstance(self.spec, FineTuneSpec) and self.spec.evaluation.include_base:
+            model, test = self.loaded.model, self.loaded.test
+            self.before = yield from evaluate_for_spec(model, test, self.spec, "base", state=self.evaluation)
+            yield self._save_state()
 
     def _train(self) -> Generator[Event, None, None]:
-        """Take all steps that are left, and after each do what is due."""
+        """Take the remaining steps; after each, monitor and save the state where they are due."""
         trainer = self.trainer
         trainer.start_clock()
         self.saved_at = time.monotonic()
@@ -141,38 +143,38 @@ class _Run:
                 self.stopped_at = trainer.step
                 yield Warned(
                     code="stopped_early",
-                    message=f"stopped at step {trainer.step} of {trainer.total_steps}, as asked: the best weights so "
-                    "far are evaluated and delivered",
+                    message=f"stopped at step {trainer.step} of {trainer.total_steps}, as requested: the best weights "
+                    "so far are evaluated and delivered",
                 )
-            if self.ranks.first:
-                yield from self._look_back()
+            if self.group.is_first:
+                yield from self._after_step()
         self.loaded.model.eval()
 
-    def _look_back(self) -> Generator[Event, None, None]:
-        """Monitor at the end of an epoch, and save the state then, when it is time, and when the run is to end here."""
-        ends = self.trainer.step % self.trainer.steps_per_epoch == 0 or self.stopped_at is not None
-        due = time.monotonic() - self.saved_at >= 60 * self.spec.save_minutes
-        if not (ends or due or self.trainer.pausing):
+    def _after_step(self) -> Generator[Event, None, None]:
+        """Monitor after an epoch; save the state then, every `save_minutes`, and when the run is to end here."""
+        trainer = self.trainer
+        epoch_ends = trainer.step % trainer.steps_per_epoch == 0 or self.stopped_at is not None
+        save_is_due = time.monotonic() - self.saved_at >= 60 * self.spec.save_minutes
+        if not (epoch_ends or save_is_due or trainer.pausing):
             return
-        if not self.trainer.is_finite():
-            raise self._diverged(f"weights are no longer numbers after step {self.trainer.step}")
-        if ends and len(self.held_out):
+        if not trainer.is_finite():
+            raise self._diverged(f"weights became NaN or infinite at step {trainer.step}")
+        if epoch_ends and len(self.held_out):
             yield from self._monitor()
         yield self._save_state()
 
     def _monitor(self) -> Generator[Event, None, None]:
-        """Look how the model fares on the held-out images, and keep the best weights."""
+        """Attack the held-out images, and save the weights if they are the best so far."""
         trainer = self.trainer
-        # As many images as a training step looks at in this process.
-        chunk_size = -(-self.spec.batch_size // (self.ranks.size * trainer.parts))
-        seen = monitor(
+        # As many images as this process passes through the model in a training step.
+        chunk_size = -(-self.spec.batch_size // (self.group.world_size * trainer.micro_batches))
+        monitored = monitor(
             self.loaded.model, self.held_out, self.spec, step=trainer.step, epoch=trainer.epoch, chunk_size=chunk_size
         )
-        yield seen
-        if warning := alarm(seen):
+        yield monitored
+        if warning := alarm(monitored):
             yield warning
-        if self.best is None or seen.union.count >= self.best.union.count:
-            self.best = Best(step=trainer.step, union=seen.union)
+        if trainer.record_epoch(monitored.union):
             yield self._save_weights("best", self.output / _BEST, step=trainer.step, reports=None)
 
     def _diverged(self, what: str) -> Diverged:
@@ -180,38 +182,27 @@ class _Run:
         return Diverged(what + kept, hint="lower the learning rate", field="learning_rate")
 
     def _save_state(self) -> Saved:
-        trainer = self.trainer
-        progress = Progress(
+        trainer = self.trainer.state_dict()
+        header = StateHeader(
             spec=self.spec,
             base_sha256=self.started.base_sha256,
             data_sha256=self.started.data_sha256,
-            step=trainer.step,
-            epoch=trainer.epoch,
-            seconds=trainer.seconds,
-            counts=trainer.counts,
-            parts=trainer.parts,
-            best=self.best,
+            trainer=trainer.counters,
             stopped_at=self.stopped_at,
             before=self.before,
         )
-        self.saved = resume.save(self.output, State(progress, trainer.tensors()))
+        self.saved = resume.save(self.output, RunState(header, trainer))
         self.saved_at = time.monotonic()
         return self.saved
 
-    def _restore(self, found: State) -> None:
-        progress = found.progress
-        self.trainer.restore(
-            found.tensors,
-            step=progress.step,
-            parts=progress.parts,
-            counts=progress.counts,
-            seconds=progress.seconds,
-        )
-        self.before, self.stopped_at = progress.before, progress.stopped_at
-        self.best = progress.best if self._best_weights() else None
+    def _restore(self, found: RunState) -> None:
+        self.trainer.load_state_dict(found.trainer)
+        self.before, self.stopped_at = found.header.before, found.header.stopped_at
+        if not self._best_weights():
+            self.trainer.best = None
 
     def _best_weights(self) -> tuple[nn.Module, checkpoint.Header] | None:
-        """Load the best weights, where there are any and they are this run's."""
+        """Load the best weights; None where there are none, or they belong to another run."""
         with suppress(BadWeights):
             model, header = checkpoint.load(self.output / _BEST)
             same = (header.spec, header.base_sha256, header.data_sha256)
@@ -220,12 +211,12 @@ class _Run:
         return None
 
     def _deliver(self) -> Generator[Event, None, None]:
-        """Evaluate the last weights, or the best ones where the run was stopped early, and write all files."""
+        """Evaluate the last weights, or the best ones of a run that was stopped early, and write all files."""
         model, step = self.loaded.model, self.trainer.step
-        if self.stopped_at is not None and self.best and (kept := self._best_weights()):
+        if self.stopped_at is not None and self.trainer.best and (kept := self._best_weights()):
             model.load_state_dict(kept[0].state_dict())
             step = kept[1].step
-        after = yield from evaluate_for_spec(model, self.loaded.test, self.spec, "result", keep=self.kept)
+        after = yield from evaluate_for_spec(model, self.loaded.test, self.spec, "result", state=self.evaluation)
         reports = Reports(before=self.before, after=after)
         yield Entered(phase="publishing")
         yield self._save_weights("checkpoint", self.output / _CHECKPOINT, step=step, reports=reports)
@@ -261,14 +252,14 @@ class _Run:
         )
 
 
-def _training_part(spec: TrainingSpec, dataset: Dataset) -> Split | Stream:
+def _training_part(spec: TrainingSpec, dataset: Dataset) -> LabelledImages:
     if spec.train_examples is None or spec.train_examples >= len(dataset.train):
         return dataset.train
     order = torch.randperm(len(dataset.train), generator=stream(spec.seed, "subset"))
     return dataset.train.pick(order[: spec.train_examples])
 
 
-def _hold_out(spec: TrainingSpec, part: Split | Stream) -> tuple[Split | Stream, Split]:
+def _hold_out(spec: TrainingSpec, part: LabelledImages) -> tuple[LabelledImages, Split]:
     """Divide the training images into those that train and those that are held out. Raises BadInput."""
     held_out = count_held_out(len(part)) if spec.held_out is None else spec.held_out
     if held_out >= len(part):

@@ -11,6 +11,7 @@ import httpx2
 
 from app.platform.settings import Settings
 from app.storage import open_store
+from tests.support.constants import SITE, environment_of
 from tests.support.faulty import faulty
 from tests.support.native import FAKE_WORKER, ROOT
 from tests.support.processes import processes_with
@@ -18,22 +19,22 @@ from tests.support.proxy import proxy
 from tests.support.servers import free_port, postgres, swift, valkey
 
 KEY = f"tmp_abcdefgh_{'x' * 32}"
-CLOCKS = {
-    "lease_seconds": 8,
-    "heartbeat_seconds": 1,
-    "poll_seconds": 0.3,
-    "watch_seconds": 0.2,
-    "stall_seconds": 8,
-    "crash_backoff_seconds": 0.2,
-    "max_crash_backoff_seconds": 2,
-    "cancel_grace_seconds": 1,
-    "cancel_limit_seconds": 12,
-    "pause_grace_seconds": 4,
-    "publish_seconds": 60,
-    "log_seconds": 2,
-    "s3_timeout_seconds": 5,
+CLOCKS = {"lease_seconds": 8, "poll_seconds": 0.3}
+CONSTANTS = {
+    "app.jobs.claims.CANCEL_LIMIT_SECONDS": 12,
+    "app.jobs.claims.CRASH_BACKOFF_SECONDS": 0.2,
+    "app.jobs.claims.MAX_CRASHES_IN_PLACE": 6,
+    "app.jobs.claims.MAX_CRASH_BACKOFF_SECONDS": 2,
+    "app.jobs.watch.WATCH_SECONDS": 0.2,
+    "app.platform.settings.HEARTBEATS_PER_LEASE": 8,
+    "app.storage.S3_TIMEOUT_SECONDS": 5,
+    "worker.attempt.STALL_SECONDS": 8,
+    "worker.transfer.PUBLISH_SECONDS": 60,
+    "worker.lease.CANCEL_GRACE_SECONDS": 1,
+    "worker.lease.PAUSE_GRACE_SECONDS": 4,
+    "worker.log_uploader.STORE_SECONDS": 2,
 }
-BUDGETS = {"max_crashes": 12, "max_crashes_in_place": 6, "quota_queued_jobs": 10_000, "rate_limit": 1_000_000}
+BUDGETS = {"max_crashes": 12, "quota_queued_jobs": 10_000, "rate_limit": 1_000_000}
 _STOPS_WITHIN = 100
 
 
@@ -138,7 +139,7 @@ class Town:
             ways = tuple(stack.enter_context(proxy(server.port)) for server in (self.postgres, self.valkey))
             mine["database_url"] = self.database_url.replace(f":{self.postgres.port}/", f":{ways[0].port}/")
             mine["broker_url"] = self.valkey.url.replace(f":{self.valkey.port}/", f":{ways[1].port}/")
-        mine["pulse_file"] = self.folder / f"{kind}-{number}.pulse"
+        mine["heartbeat_file"] = self.folder / f"{kind}-{number}.heartbeat"
         log = self.folder / f"{kind}-{number}.log"
         member = Member(f"{kind} {number}", command, self._environment({**chosen, **mine}), log)
         member.ways = ways
@@ -147,7 +148,8 @@ class Town:
     @staticmethod
     def _environment(chosen):
         given = {f"TEMPER_{name.upper()}": str(value) for name, value in chosen.items()}
-        return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1", **given}
+        given |= environment_of(CONSTANTS)
+        return {**os.environ, "PYTHONPATH": f"{SITE}:{ROOT}", "PYTHONFAULTHANDLER": "1", **given}
 
     @property
     def all_members(self):

@@ -10,10 +10,12 @@ from benchmarks.autoattack import Case, compare
 from core.attacks.fab import fab_t
 from core.attacks.square import square
 from core.attacks.threat import LpThreat
+from core.data.split import Batch
 from core.evaluation.autoattack import evaluate
 from core.schema.catalog import METHODS, NORMS, Norm
-from core.schema.spec import Method
+from core.schema.method import Method
 from core.training.methods import build
+from core.training.methods.contract import whole
 from tests.support.other_device import DEVICE, elsewhere, move
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
@@ -44,9 +46,9 @@ def test_every_method_trains_there(method: str, base: nn.Module, four: tuple[Ten
     if method == "single":
         options["norms"] = ["l1"]
     with elsewhere():
-        images, labels = (tensor.to(DEVICE) for tensor in four)
-        rule = build(Method.model_validate(options), _EPS, torch.Generator().manual_seed(0))
-        rule(move(base).train(), images, labels).total().backward()
+        batch = Batch(*(tensor.to(DEVICE) for tensor in four))
+        training = build(Method.model_validate(options), _EPS, torch.Generator().manual_seed(0))
+        training(move(base).train(), batch, whole(batch), {}).total().backward()
         assert all(parameter.grad is not None for parameter in base.parameters())
 
 

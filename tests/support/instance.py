@@ -17,7 +17,18 @@ from app.platform.settings import Settings
 from app.projects.keys import new_key
 from app.schemas import SCOPES, Scope
 from app.tables import Project
+from tests.support.constants import constants
 
+CONSTANTS = {
+    "app.http.rate_limits.AUTH_FAILURES": 10_000,
+    "app.jobs.lifecycle.CRASH_BACKOFF_SECONDS": 0,
+    "app.jobs.watch.WATCH_SECONDS": 0.02,
+    "app.platform.settings.HEARTBEATS_PER_LEASE": 300,
+    "app.routes.uploads.PART_BYTES": 5 * 1024**2,
+    "worker.transfer.PUBLISH_SECONDS": 0.2,
+    "worker.lease.CANCEL_GRACE_SECONDS": 1,
+}
+"""Constants that suit a test."""
 DIGITS = {"base_model": "digits-cnn-linf"}
 
 
@@ -26,20 +37,15 @@ def new_instance(folder: Path, **chosen: Any) -> Iterator[tuple[Settings, Databa
     """Make an instance in a folder of its own, with clocks that suit a test."""
     settings = Settings(
         data_dir=folder,
-        auth_failures=10_000,
-        watch_seconds=0.02,
         poll_seconds=0.02,
-        heartbeat_seconds=0.1,
         lease_seconds=30,
-        cancel_grace_seconds=1,
-        crash_backoff_seconds=0,
-        publish_seconds=0.2,
-        **{"upload_part_bytes": 5 * 1024**2, **chosen},
+        **chosen,
     )
     settings.make_folders()
-    database = open_database(settings.database_url)
-    yield settings, database
-    database.close()
+    with constants(CONSTANTS):
+        database = open_database(settings.database_url)
+        yield settings, database
+        database.close()
 
 
 def add_project(database: Database) -> Project:

@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "OMP_NUM_THREADS": "1",
     "TEMPER_POLL_SECONDS": "0.2",
-    "TEMPER_WATCH_SECONDS": "0.1",
     "TEMPER_WEBHOOK_ALLOW": "localhost",
     "TEMPER_WEBHOOK_HTTP": "true",
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx2
 
+from tests.support.constants import SITE, environment_of
 from tests.support.guard import guard_process
 from tests.support.instance import calling
 
@@ -28,7 +29,7 @@ def free_port():
 class Instance:
     """An API process and worker processes in a data folder of their own."""
 
-    def __init__(self, folder, *worker_command, **settings):
+    def __init__(self, folder, *worker_command, constants=None, **settings):
         self.folder = folder
         self.worker_command = worker_command
         self.credentials = folder / "credentials" / "local.json"
@@ -38,11 +39,11 @@ class Instance:
             "port": free_port(),
             "credentials_file": self.credentials,
             "poll_seconds": 0.05,
-            "watch_seconds": 0.05,
             **settings,
         }
         self.url = f"http://127.0.0.1:{chosen['port']}"
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.environment = {**os.environ, "PYTHONPATH": f"{SITE}:{ROOT}"}
+        self.environment |= environment_of({"app.jobs.watch.WATCH_SECONDS": 0.05, **(constants or {})})
         self.environment |= {f"TEMPER_{name.upper()}": str(value) for name, value in chosen.items()}
 
     def start(self, *command):
@@ -101,9 +102,9 @@ class Instance:
 
 
 @contextlib.contextmanager
-def instance(folder, *worker_command, **settings):
-    """An instance that leaves no process behind."""
-    temper = Instance(folder, *worker_command, **settings)
+def instance(folder, *worker_command, constants=None, **settings):
+    """An instance that leaves no process behind, with settings and constants (`tests.support.constants`) of its own."""
+    temper = Instance(folder, *worker_command, constants=constants, **settings)
     try:
         yield temper
     finally:

@@ -15,6 +15,8 @@ HOUR = 3600
 # Python runs this before anything else that is on its path.
 WRONG_CLOCK = """
 import os, time
+from tests.support.constants import install
+install()
 _shift, _time, _time_ns = int(os.environ["CLOCK_SHIFT"]), time.time, time.time_ns
 time.time = lambda: _time() + _shift
 time.time_ns = lambda: _time_ns() + _shift * 10**9
@@ -25,9 +27,11 @@ time.time_ns = lambda: _time_ns() + _shift * 10**9
 def test_workers_an_hour_fast_and_slow_neither_take_a_job_early_nor_lose_one_early(tmp_path, postgres_server):
     (tmp_path / "sitecustomize.py").write_text(WRONG_CLOCK)
     url = postgres_server.create_database(f"clock-{time.monotonic_ns()}")
-    clocks = {"lease_seconds": LEASE, "heartbeat_seconds": 0.5, "crash_backoff_seconds": 0, "migrate_at_start": True}
+    clocks = {"lease_seconds": LEASE, "migrate_at_start": True}
+    constants = {"app.jobs.claims.CRASH_BACKOFF_SECONDS": 0}
     credentials = tmp_path / "credentials" / "local.json"
-    with instance(tmp_path, *FAKE_WORKER, database_url=url, credentials_file=credentials, **clocks) as temper:
+    chosen = {"database_url": url, "credentials_file": credentials, **clocks}
+    with instance(tmp_path, *FAKE_WORKER, constants=constants, **chosen) as temper:
         temper.start_api()
         temper.environment["PYTHONPATH"] = f"{tmp_path}:{temper.environment['PYTHONPATH']}"
         with temper.client() as api:

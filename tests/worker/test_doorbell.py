@@ -25,9 +25,7 @@ SLOWLY = 600
 def serving(tmp_path_factory, broker, **settings):
     """An API with workers that listen to a broker."""
     folder = tmp_path_factory.mktemp("temper")
-    with instance(
-        folder, *FAKE_WORKER, broker_url=broker, lease_seconds=4, heartbeat_seconds=0.5, **settings
-    ) as temper:
+    with instance(folder, *FAKE_WORKER, broker_url=broker, lease_seconds=4, **settings) as temper:
         temper.start_api()
         yield temper
 

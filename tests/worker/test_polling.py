@@ -18,9 +18,7 @@ from tests.support.processes import processes_with, wait_until
 @pytest.fixture(scope="module")
 def temper(tmp_path_factory):
     """A running API; each test starts and ends its own workers."""
-    with instance(
-        tmp_path_factory.mktemp("temper"), *FAKE_WORKER, concurrency=4, lease_seconds=4, heartbeat_seconds=0.5
-    ) as temper:
+    with instance(tmp_path_factory.mktemp("temper"), *FAKE_WORKER, concurrency=4, lease_seconds=4) as temper:
         temper.start_api()
         yield temper
 

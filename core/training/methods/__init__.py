@@ -1,71 +1,54 @@
-"""Training methods: how a batch becomes a loss.
+"""Training methods: a batch of images becomes a loss to minimise.
 
-A method is a file here, named as in `core.schema.catalog.METHODS` with - as _, with a class `Rule`: made from
-(method, eps, generator), called with (model, images, labels), it returns a `BatchLoss`. Its `counts` are all the
-state it has: what they are set to, it goes on from. A batch may be computed in shares, one after the other or in
-several processes: before each call `share` says which, and the results add up to that of the whole batch.
+Each method is a file here with a class, an entry in `_METHODS` below, and an entry of the same name in
+`core.schema.catalog.METHODS`. `core.training.methods.contract` says what it is called with and what it returns.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
 
 from core.schema.catalog import Norm
-from core.schema.events import NormCount
-from core.schema.spec import Method
+from core.schema.method import Method
+from core.training.methods.attacked_model import AttackedModel
+from core.training.methods.avg import AVG
+from core.training.methods.contract import TrainingMethod
+from core.training.methods.e_at import EAT
+from core.training.methods.max import MAX
+from core.training.methods.msd import MSD
+from core.training.methods.nat import Natural
+from core.training.methods.pat import PAT
+from core.training.methods.ramp import RAMP
+from core.training.methods.sat import SAT
+from core.training.methods.single import SingleNorm
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which images of a batch a rule is called with."""
-
-    first: int = 0
-    """The place of the first of them in the batch."""
-    whole: int | None = None
-    """The size of the batch; None where they are all of it."""
-
-    def draw(self, count: int, draw: Callable[[int], Tensor]) -> Tensor:
-        """Draw for the whole batch, and give what belongs to these `count` images: so each gets the same numbers
-        whatever the share it is computed in. draw: makes a tensor with a row for each of so many images."""
-        numbers = draw(count if self.whole is None else self.whole)
-        return numbers[self.first : self.first + count]
+class _Constructor(Protocol):
+    def __call__(
+        self, method: Method, eps: Mapping[Norm, float], generator: torch.Generator, attacked: AttackedModel
+    ) -> TrainingMethod: ...
 
 
-@dataclass(frozen=True)
-class BatchLoss:
-    """What a method makes of a batch, or of a share of it."""
-
-    loss: Tensor
-    """A scalar to minimise, with its graph: a mean over the images."""
-    norm: Norm | None
-    """The norm that was attacked; None where none was, or several were."""
-    some: Tensor | None = None
-    """A scalar to minimise beside it, with its graph: a sum over some of the images, to be divided by how many those
-    are in the whole batch."""
-    count: int = 0
-    """How many those are here."""
-
-    def total(self) -> Tensor:
-        """Put both together, where these images are the whole batch."""
-        return self.loss if self.some is None else self.loss + self.some / (self.count or 1)
+_METHODS: Mapping[str, _Constructor] = {
+    "nat": Natural,
+    "single": SingleNorm,
+    "sat": SAT,
+    "avg": AVG,
+    "max": MAX,
+    "msd": MSD,
+    "e-at": EAT,
+    "ramp": RAMP,
+    "pat": PAT,
+}
 
 
-class TrainingRule(Protocol):
-    """A method at work."""
+def build(
+    method: Method, eps: Mapping[Norm, float], generator: torch.Generator, attacked: AttackedModel | None = None
+) -> TrainingMethod:
+    """Build a method from its part of the spec.
 
-    counts: dict[Norm, NormCount]
-    share: Share
-
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> BatchLoss:
-        """Turn a batch into a loss. The model is in train mode and stays so."""
-
-
-def build(method: Method, eps: Mapping[Norm, float], generator: torch.Generator) -> TrainingRule:
-    """Make the rule of a method. generator: where its draws come from."""
-    module = import_module(f"core.training.methods.{method.name.replace('-', '_')}")
-    rule: TrainingRule = module.Rule(method, eps, generator)
-    return rule
+    eps: the radius per norm, in pixel units of images in [0, 1]. generator: the source of the method's random numbers.
+    attacked: the faster form of the model that its attacks use; by default one that is folded and not compiled.
+    """
+    return _METHODS[method.name](method, eps, generator, attacked or AttackedModel())

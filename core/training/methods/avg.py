@@ -1,15 +1,18 @@
 """AVG: every norm's attack on every batch, and the mean of their losses (Tramèr & Boneh 2019, arXiv 1904.13000)."""
 
-from torch import Tensor, nn
+from torch import nn
 
-from core.training.methods import BatchLoss
-from core.training.methods.adversary import Adversary
+from core.data.split import Batch
+from core.training.methods.adversarial import AdversarialMethod, count_results
+from core.training.methods.contract import BatchLoss, Counts, Shard
 
 
-class Rule(Adversary):
-    """Turns a batch into the mean of its losses under each norm's attack."""
+class AVG(AdversarialMethod):
+    """The mean of the losses under each norm's attack."""
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> BatchLoss:
+    def __call__(self, model: nn.Module, batch: Batch, shard: Shard, counts: Counts) -> BatchLoss:
         """Attack in every norm, then update on all adversarial batches as one, as the authors' code does."""
-        found = self.attack_each(model, images, labels)
-        return BatchLoss(self.loss(model, images, labels, *(result.adversarial for result in found)), norm=None)
+        del counts
+        found = self.attack_each(model, batch, shard)
+        loss = self.loss(model, batch, *(result.adversarial for result in found.values()))
+        return BatchLoss(loss, norm=None, counts=count_results(found))

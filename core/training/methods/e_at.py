@@ -4,18 +4,19 @@ For affine classifiers, robustness to linf and l1 gives robustness to the convex
 extreme norms are attacked: one per batch, at the cost of training in a single norm, and the weaker one more often.
 """
 
-from core.training.methods import sat
+from core.training.methods.contract import Counts
+from core.training.methods.sat import SAT
 
 
-class Rule(sat.Rule):
-    """Draws a norm with probability proportional to its running robust error, then goes on as SAT does."""
+class EAT(SAT):
+    """The loss under one norm's attack; the norm is drawn in proportion to its running robust error."""
 
-    def weights(self) -> list[float]:
-        """Take each norm's robust error over all training images it was attacked on so far, from the first batch on.
+    def weights(self, counts: Counts) -> list[float]:
+        """Return each norm's robust error over all training images attacked in it, from the first batch on.
 
-        Until every norm has been seen once, or when none has any error left, all are as likely.
+        The weights are equal until every norm has been attacked once, and when no norm has any error.
         """
-        if any(count.seen == 0 for count in self.counts.values()):
-            return super().weights()
-        errors = [1 - count.robust / count.seen for count in self.counts.values()]
-        return errors if any(errors) else super().weights()
+        if any(norm not in counts or counts[norm].seen == 0 for norm in self.norms):
+            return super().weights(counts)
+        errors = [1 - counts[norm].robust / counts[norm].seen for norm in self.norms]
+        return errors if any(errors) else super().weights(counts)

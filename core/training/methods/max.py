@@ -6,21 +6,24 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import AttackResult
-from core.training.methods import BatchLoss
-from core.training.methods.adversary import Adversary
+from core.data.split import Batch
+from core.training.methods.adversarial import AdversarialMethod, count_results
+from core.training.methods.contract import BatchLoss, Counts, Shard
 
 
-class Rule(Adversary):
-    """Turns a batch into the loss of each image under whichever norm's attack drove its loss highest."""
+class MAX(AdversarialMethod):
+    """The loss of each image under the norm whose attack reached the highest loss."""
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> BatchLoss:
-        """Attack in every norm, keep the worst point of each image, and take the mean loss of those."""
-        found = self.attack_each(model, images, labels)
-        worst = keep_worst(found, [result.adversarial for result in found])
-        return BatchLoss(self.loss(model, images, labels, worst), norm=None)
+    def __call__(self, model: nn.Module, batch: Batch, shard: Shard, counts: Counts) -> BatchLoss:
+        """Attack in every norm, keep the worst point of each image, and return the mean loss of those."""
+        del counts
+        found = self.attack_each(model, batch, shard)
+        results = list(found.values())
+        worst = keep_worst(results, [result.adversarial for result in results])
+        return BatchLoss(self.loss(model, batch, worst), norm=None, counts=count_results(found))
 
 
 def keep_worst(found: Sequence[AttackResult], values: Sequence[Tensor]) -> Tensor:
-    """Keep of each point the value (batch, ...) that belongs to the attack of highest loss; of equals, the first."""
+    """Keep for each point the value (batch, ...) that belongs to the attack of highest loss; of equals, the first."""
     worst = torch.stack([result.loss for result in found]).argmax(0)
     return torch.stack(list(values))[worst, torch.arange(len(worst), device=worst.device)]

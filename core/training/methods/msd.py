@@ -1,29 +1,30 @@
 """MSD: multi steepest descent, one attack that mixes the norms step by step (Maini et al. 2020, arXiv 1909.04068)."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from core.attacks.msd import msd
 from core.attacks.threat import UnionThreat
-from core.training.methods import BatchLoss
-from core.training.methods.adversary import Adversary
+from core.data.split import Batch
+from core.training.methods.adversarial import AdversarialMethod, count
+from core.training.methods.contract import BatchLoss, Counts, Shard
 
 
-class Rule(Adversary):
-    """Turns a batch into its loss under the one attack on the union of the balls."""
+class MSD(AdversarialMethod):
+    """The loss under one attack on the union of the balls."""
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> BatchLoss:
-        """Attack the batch, then take the mean loss of what came out."""
-        aim = self.aim(model, images)
+    def __call__(self, model: nn.Module, batch: Batch, shard: Shard, counts: Counts) -> BatchLoss:
+        """Attack the batch and return the mean loss of the adversarial images."""
+        del counts
+        images, labels = batch
+        objective = self.objective(model, images, shard)
         found = msd(
-            self.quick(model, images),
+            self._attacked.of(model, images),
             images,
             labels,
             UnionThreat.of(self._eps),
             steps=self._steps,
-            start=aim.start,
-            targets=aim.targets,
-            loss=aim.loss,
+            start=objective.start,
+            targets=objective.targets,
+            loss=objective.loss,
         )
-        for norm, robust in found.robust_under.items():
-            self.count(norm, robust)
-        return BatchLoss(self.loss(model, images, labels, found.adversarial), norm=None)
+        return BatchLoss(self.loss(model, batch, found.adversarial), norm=None, counts=count(found.robust_under))

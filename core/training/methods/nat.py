@@ -4,22 +4,24 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from core.data.split import Batch
 from core.schema.catalog import Norm
-from core.schema.events import NormCount
-from core.schema.spec import Method
-from core.training.methods import BatchLoss, Share
+from core.schema.method import Method
+from core.training.methods.attacked_model import AttackedModel
+from core.training.methods.contract import BatchLoss, Counts, Shard
 
 
-class Rule:
-    """Turns a batch into its natural loss."""
+class Natural:
+    """The loss of the clean images."""
 
-    def __init__(self, method: Method, eps: Mapping[Norm, float], generator: torch.Generator) -> None:
-        del method, eps, generator
-        self.counts: dict[Norm, NormCount] = {}
-        self.share = Share()
+    def __init__(
+        self, method: Method, eps: Mapping[Norm, float], generator: torch.Generator, attacked: AttackedModel
+    ) -> None:
+        del method, eps, generator, attacked
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> BatchLoss:
-        """Take the mean cross-entropy."""
-        return BatchLoss(F.cross_entropy(model(images), labels), norm=None)
+    def __call__(self, model: nn.Module, batch: Batch, shard: Shard, counts: Counts) -> BatchLoss:
+        """Return the mean cross-entropy."""
+        del shard, counts
+        return BatchLoss(F.cross_entropy(model(batch.images), batch.labels), norm=None)

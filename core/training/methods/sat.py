@@ -1,22 +1,24 @@
-"""Stochastic adversarial training (SAT): a norm for each batch, every one as likely (Madaan et al. 2021)."""
+"""Stochastic adversarial training (SAT): one norm per batch, drawn uniformly (Madaan et al. 2021, arXiv 2006.12135)."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from core.training.methods import BatchLoss
-from core.training.methods.adversary import Adversary
+from core.data.split import Batch
+from core.training.methods.adversarial import AdversarialMethod, count_results
+from core.training.methods.contract import BatchLoss, Counts, Shard
 
 
-class Rule(Adversary):
-    """Draws a norm for each batch, then turns the batch into its loss under that norm's attack."""
+class SAT(AdversarialMethod):
+    """The loss under one norm's attack; the norm is drawn for each batch."""
 
-    def weights(self) -> list[float]:
-        """Say how likely each norm is to be drawn next, up to a common factor, in the order of `counts`."""
-        return [1.0] * len(self.counts)
+    def weights(self, counts: Counts) -> list[float]:
+        """Return the probability of each norm to be drawn next, up to a common factor, in the order of `norms`."""
+        del counts
+        return [1.0] * len(self.norms)
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> BatchLoss:
-        """Draw, attack, and take the mean loss of what came out."""
-        drawn = torch.multinomial(torch.tensor(self.weights()), 1, generator=self._generator)
-        norm = list(self.counts)[int(drawn)]
-        found = self.attack(model, images, labels, norm)
-        return BatchLoss(self.loss(model, images, labels, found.adversarial), norm)
+    def __call__(self, model: nn.Module, batch: Batch, shard: Shard, counts: Counts) -> BatchLoss:
+        """Draw a norm, attack in it, and return the mean loss of the adversarial images."""
+        drawn = torch.multinomial(torch.tensor(self.weights(counts)), 1, generator=self._generator)
+        norm = self.norms[int(drawn)]
+        found = self.attack(model, batch, shard, norm)
+        return BatchLoss(self.loss(model, batch, found.adversarial), norm, count_results({norm: found}))

@@ -1,16 +1,18 @@
 """Adversarial training in one norm (Madry et al. 2018, arXiv 1706.06083), also from an l_p-robust base to l_q."""
 
-from torch import Tensor, nn
+from torch import nn
 
-from core.training.methods import BatchLoss
-from core.training.methods.adversary import Adversary
+from core.data.split import Batch
+from core.training.methods.adversarial import AdversarialMethod, count_results
+from core.training.methods.contract import BatchLoss, Counts, Shard
 
 
-class Rule(Adversary):
-    """Turns a batch into its loss under the one norm's attack."""
+class SingleNorm(AdversarialMethod):
+    """The loss under the one norm's attack."""
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> BatchLoss:
-        """Attack the batch, then take the mean loss of what came out."""
-        (norm,) = self.counts
-        found = self.attack(model, images, labels, norm)
-        return BatchLoss(self.loss(model, images, labels, found.adversarial), norm)
+    def __call__(self, model: nn.Module, batch: Batch, shard: Shard, counts: Counts) -> BatchLoss:
+        """Attack the batch and return the mean loss of the adversarial images."""
+        del counts
+        (norm,) = self.norms
+        found = self.attack(model, batch, shard, norm)
+        return BatchLoss(self.loss(model, batch, found.adversarial), norm, count_results({norm: found}))

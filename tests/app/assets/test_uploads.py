@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from app.assets import uploads
+from app.main import MAX_BODY_BYTES
 from app.operations.maintenance import MaintenanceContext, clear_uploads_away, verify_uploads
 from app.platform.database import seconds_from_now
 from app.platform.queue import open_doorbell
@@ -94,7 +95,7 @@ def test_a_part_of_another_length_or_content_is_refused(api):
 
 
 def test_a_part_larger_than_any_other_body_is_taken_and_no_larger_one_elsewhere(api, settings):
-    assert settings.max_body_bytes < PART
+    assert MAX_BODY_BYTES < PART
     upload = announce(api, LARGE)
     assert send(api, upload, 1, LARGE[:PART]).status_code == 200
     check(api.post(f"/uploads/{upload['id']}/parts", json={"x": "x" * 2_000_000}), 413, "body_too_large")

@@ -41,9 +41,12 @@ def test_every_answer_to_a_key_tells_where_it_stands(api):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_key_over_its_limit_is_told_when_to_come_back_and_then_served(settings, database, project, broker, shared):
+def test_a_key_over_its_limit_is_told_when_to_come_back_and_then_served(
+    settings, database, project, broker, monkeypatch, shared
+):
     url = broker.url if shared else ""
-    narrow = settings.model_copy(update={"rate_limit": 3, "rate_limit_seconds": 2, "broker_url": url})
+    monkeypatch.setattr("app.http.rate_limits.RATE_LIMIT_SECONDS", 2)
+    narrow = settings.model_copy(update={"rate_limit": 3, "broker_url": url})
     with serving(narrow, database) as address, calling(address, add_key(database, project)) as api:
         assert [api.get("/jobs").status_code for _ in range(5)] == [200, 200, 200, 429, 429]
         refused = api.get("/jobs")
@@ -58,7 +61,7 @@ def test_a_key_over_its_limit_is_told_when_to_come_back_and_then_served(settings
 
 
 def test_two_api_processes_count_together_through_the_broker(settings, database, project, broker):
-    narrow = settings.model_copy(update={"rate_limit": 10, "rate_limit_seconds": 30, "broker_url": broker.url})
+    narrow = settings.model_copy(update={"rate_limit": 10, "broker_url": broker.url})
     key = add_key(database, project)
     with (
         serving(narrow, database) as first,
@@ -79,7 +82,7 @@ def test_where_the_broker_is_away_nobody_is_refused_and_nobody_waits_long(
     # Longer than a busy machine takes for anything else, so that a wait for the broker is told from it.
     monkeypatch.setattr("app.http.rate_limits._PATIENCE_SECONDS", 5)
     with valkey() as broker:
-        narrow = settings.model_copy(update={"rate_limit": 2, "rate_limit_seconds": 60, "broker_url": broker.url})
+        narrow = settings.model_copy(update={"rate_limit": 2, "broker_url": broker.url})
         with serving(narrow, database) as url, calling(url, add_key(database, project)) as api:
             assert [api.get("/jobs").status_code for _ in range(3)] == [200, 200, 429]
             broker.signal(signal.SIGSTOP)
@@ -102,7 +105,7 @@ def test_where_the_broker_is_away_nobody_is_refused_and_nobody_waits_long(
 def test_the_limit_is_back_when_the_broker_is(settings, database, project, monkeypatch):
     monkeypatch.setattr("app.http.rate_limits._AWAY_SECONDS", 0.1)
     with valkey() as broker:
-        narrow = settings.model_copy(update={"rate_limit": 2, "rate_limit_seconds": 60, "broker_url": broker.url})
+        narrow = settings.model_copy(update={"rate_limit": 2, "broker_url": broker.url})
         broker.kill()
         with serving(narrow, database) as url, calling(url, add_key(database, project)) as api:
             assert [api.get("/jobs").status_code for _ in range(4)] == [200] * 4
@@ -111,11 +114,13 @@ def test_the_limit_is_back_when_the_broker_is(settings, database, project, monke
             assert [api.get("/jobs").status_code for _ in range(3)] == [200, 200, 429]
 
 
-def test_an_address_with_many_wrong_keys_is_not_listened_to_but_with_a_key_that_was_right(settings, database, project):
-    strict = settings.model_copy(update={"auth_failures": 5})
+def test_an_address_with_many_wrong_keys_is_not_listened_to_but_with_a_key_that_was_right(
+    settings, database, project, monkeypatch
+):
+    monkeypatch.setattr("app.http.rate_limits.AUTH_FAILURES", 5)
     known, unused = add_key(database, project), add_key(database, project)
     wrong = f"tmp_{'0' * 8}_{'0' * 32}"
-    with serving(strict, database) as url, calling(url, known) as api, calling(url, wrong) as guesser:
+    with serving(settings, database) as url, calling(url, known) as api, calling(url, wrong) as guesser:
         assert api.get("/jobs").status_code == 200
         assert [guesser.get("/jobs").status_code for _ in range(7)] == [401] * 5 + [429] * 2
         refused = guesser.get("/jobs")
@@ -128,9 +133,9 @@ def test_an_address_with_many_wrong_keys_is_not_listened_to_but_with_a_key_that_
         assert guesser.get("/livez").status_code == 200
 
 
-def test_a_key_that_is_no_longer_right_is_no_longer_trusted(settings, database, project):
-    strict = settings.model_copy(update={"auth_failures": 3})
-    with serving(strict, database) as url, calling(url, add_key(database, project)) as api:
+def test_a_key_that_is_no_longer_right_is_no_longer_trusted(settings, database, project, monkeypatch):
+    monkeypatch.setattr("app.http.rate_limits.AUTH_FAILURES", 3)
+    with serving(settings, database) as url, calling(url, add_key(database, project)) as api:
         made = api.post("/api_keys", json={"name": "x"}).json()
         with calling(url, made["secret"]) as other:
             assert other.get("/jobs").status_code == 200

@@ -24,9 +24,10 @@ from app.jobs.leases import LeaseLost
 from app.jobs.lifecycle import NotAllowed
 from app.jobs.moves import TERMINAL
 from app.schemas import Failure
+from app.schemas.job_request import parse_request
 from app.tables import Job, Project
 from core.schema import events as reported
-from core.schema.spec import parse
+from core.schema.report import Reports
 from tests.support import invariants
 
 PATIENCE = RetryPolicy(
@@ -67,12 +68,12 @@ class Life(RuleBasedStateMachine):
         return self.post(priority)
 
     def post(self, priority):
-        spec = parse({"base_model": "digits-cnn-linf", "priority": priority})
+        spec = parse_request({"base_model": "digits-cnn-linf", "priority": priority})
         return self.do(lifecycle.create, self.project, spec).job.id
 
     @rule(target=posted, shards=st.integers(2, 3))
     def post_in_shards(self, shards):
-        spec = parse({"kind": "evaluate", "base_model": "digits-cnn-linf"})
+        spec = parse_request({"kind": "evaluate", "base_model": "digits-cnn-linf"})
         return self.do(lifecycle.create, self.project, spec, in_shards=shards).job.id
 
     @rule(target=claims, worker=st.sampled_from(WORKERS))
@@ -119,7 +120,7 @@ class Life(RuleBasedStateMachine):
     def end(self, claim, ending):
         match ending:
             case "succeed":
-                self.write(claim, claims.succeed, reported.Reports(before=None, after=None))
+                self.write(claim, claims.succeed, Reports(before=None, after=None))
             case "fail":
                 self.write(claim, claims.fail, FAILURE)
             case "hand_back":
@@ -203,7 +204,7 @@ class Life(RuleBasedStateMachine):
                 self.do(lifecycle.ask, job_id, "resume")
             self.let_pass(100)
             while claim := self.do(claims.claim, worker="good", lease_seconds=LEASE, retry_policy=PATIENCE):
-                self.do(claims.succeed, claim, reported.Reports(before=None, after=None))
+                self.do(claims.succeed, claim, Reports(before=None, after=None))
         else:
             raise AssertionError(f"{left} never come to an end")
         invariants.check(self.database)

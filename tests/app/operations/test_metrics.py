@@ -13,15 +13,15 @@ from app.operations.metrics import Metrics
 from app.platform.database import seconds_from_now
 from app.platform.queue import Doorbell
 from app.schemas import Failure
+from app.schemas.job_request import parse_request
 from app.tables import Attempt, Delivery, Job
 from app.webhooks import subscriptions
-from core.schema.spec import parse
 from tests.support.instance import DIGITS
 from tests.support.native import instance as native_instance
 from tests.support.processes import wait_until
 from tests.support.servers import free_port, valkey
 
-SPEC = parse(DIGITS)
+SPEC = parse_request(DIGITS)
 NO_BROKER = Doorbell("")
 FAILURE = Failure(code="internal_error", message="", hint="", field=None, retryable=False)
 
@@ -36,7 +36,7 @@ def told(text):
 
 
 def numbers(database, doorbell=NO_BROKER):
-    return told(generate_latest(Metrics(database, Watch(database, every=1), doorbell).registry).decode())
+    return told(generate_latest(Metrics(database, Watch(database), doorbell).registry).decode())
 
 
 def test_jobs_and_attempts_are_counted_from_the_rows(database, project):
@@ -82,7 +82,7 @@ def test_gpu_time_counts_every_gpu_and_outlives_the_job(database, project):
     before = numbers(database)["temper_gpu_seconds_total",]
     with database.writing() as session:
         for gpus, device in ((8, "cpu"), (8, None), (2, "NVIDIA H100"), (4, "NVIDIA H100")):
-            job_id = lifecycle.create(session, project.id, parse(DIGITS | {"gpus": gpus})).job.id
+            job_id = lifecycle.create(session, project.id, parse_request(DIGITS | {"gpus": gpus})).job.id
             claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
             begun = {"started_at": seconds_from_now(-100), "device": device}
             session.execute(update(Attempt).where(Attempt.job_id == job_id).values(begun))
@@ -119,7 +119,7 @@ def test_no_counter_falls_when_a_job_is_deleted(database, project, monkeypatch):
 
 
 def counters(database):
-    text = generate_latest(Metrics(database, Watch(database, every=1), NO_BROKER).registry).decode()
+    text = generate_latest(Metrics(database, Watch(database), NO_BROKER).registry).decode()
     families = [each for each in text_string_to_metric_families(text) if each.type in ("counter", "histogram")]
     of_instance = [each for each in families if not each.name.startswith("temper_http")]
     return {(each.name, *sorted(each.labels.items())): each.value for family in of_instance for each in family.samples}
@@ -127,7 +127,7 @@ def counters(database):
 
 def test_a_counter_stays_where_it_was_told_to_be(database, project, monkeypatch):
     monkeypatch.setattr(metrics, "KEPT_SECONDS", 0)
-    registry = Metrics(database, Watch(database, every=1), NO_BROKER).registry
+    registry = Metrics(database, Watch(database), NO_BROKER).registry
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
         claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
@@ -157,7 +157,7 @@ def test_a_broker_that_is_given_up_shows(database, monkeypatch):
 
 
 def test_rows_are_not_read_again_for_every_scrape(database, project, monkeypatch):
-    numbers_of = Metrics(database, Watch(database, every=1), NO_BROKER).registry
+    numbers_of = Metrics(database, Watch(database), NO_BROKER).registry
     before = generate_latest(numbers_of)
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)

@@ -9,7 +9,7 @@ from sqlalchemy import delete, select
 
 from app.http.authentication import first_key, tell_first_key
 from app.platform.database import open_database
-from app.platform.settings import Settings
+from app.platform.settings import HEARTBEATS_PER_LEASE, Settings
 from app.tables import ApiKey
 
 
@@ -18,7 +18,6 @@ from app.tables import ApiKey
     [
         ("TEMPER_PORT", "many", "TEMPER_PORT: Input should be a valid integer"),
         ("TEMPER_CONCURRENCY", "0", "TEMPER_CONCURRENCY: Input should be greater than or equal to 1"),
-        ("TEMPER_HEARTBEAT_SECONDS", "30", "TEMPER_HEARTBEAT_SECONDS: must be at most a third of TEMPER_LEASE_SECONDS"),
         ("TEMPER_DATABASE_URL", "nonsense", "TEMPER_DATABASE_URL: not a database .*; write sqlite:////PATH/temper.db"),
         ("TEMPER_DATABASE_URL", "nosuch://here/x", "TEMPER_DATABASE_URL: not a database .*nosuch"),
         ("TEMPER_DATABASE_URL", "mssql+pymssql://here/x", "TEMPER_DATABASE_URL: not a database .*pymssql"),
@@ -53,6 +52,12 @@ def test_the_database_lies_in_the_data_folder_by_default(tmp_path, monkeypatch):
     assert settings.database_url == f"sqlite:///{tmp_path}/temper.db"
     assert settings.host == "127.0.0.1"
     assert settings.models_dir.is_dir()
+
+
+def test_a_lease_is_renewed_at_least_three_times_within_its_length(tmp_path):
+    settings = Settings(data_dir=tmp_path)
+    assert (settings.lease_seconds, settings.heartbeat_seconds) == (60, 10)
+    assert HEARTBEATS_PER_LEASE >= 3
 
 
 def test_secrets_can_come_from_files_and_are_not_shown(tmp_path):

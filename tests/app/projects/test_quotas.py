@@ -12,14 +12,14 @@ from app.assets import inspections
 from app.jobs import claims, ingest, lifecycle
 from app.operations.maintenance import MaintenanceContext, watch_gpu_time
 from app.projects import usage
+from app.schemas.job_request import parse_request
 from app.tables import AT_WORK, CLAIMED, Attempt, Job, PastAttempt, Project
 from core.schema.events import Saved
-from core.schema.spec import parse
 from tests.support.instance import DIGITS, add_key, add_project, calling, serving
 from tests.support.sql_statements import sent
 from tests.support.uploading import send
 
-SPEC = parse(DIGITS)
+SPEC = parse_request(DIGITS)
 HOUR = timedelta(hours=1)
 
 
@@ -134,10 +134,11 @@ def test_a_paused_job_is_resumed_only_where_it_may_wait(api, database, project):
     assert api.post(f"{paused['links']['self']}/resume").status_code == 202, "asking again changes nothing"
 
 
-def test_a_key_has_only_so_many_streams_and_gets_them_back(settings, database, project):
-    narrow = settings.model_copy(update={"quota_streams_per_key": 1, "max_stream_seconds": 1})
+def test_a_key_has_only_so_many_streams_and_gets_them_back(settings, database, project, monkeypatch):
+    monkeypatch.setattr("app.routes.streams.MAX_STREAM_SECONDS", 1)
+    limit(database, project, streams_per_key=1)
     stream = {"Accept": "text/event-stream"}
-    with serving(narrow, database) as url, calling(url, add_key(database, project)) as api:
+    with serving(settings, database) as url, calling(url, add_key(database, project)) as api:
         job = api.post("/jobs", json=DIGITS).json()
         with api.stream("GET", job["links"]["events"], headers=stream) as first:
             lines = first.iter_lines()  # letting go of it would close the stream
@@ -158,7 +159,7 @@ def test_a_key_has_only_so_many_streams_and_gets_them_back(settings, database, p
 
 def attempt(session, project, start, hours, *, device="cuda:0", gpus=2, dataset="digits"):
     """An attempt that began at a moment and took so many hours."""
-    spec = parse({**DIGITS, "gpus": gpus, "dataset": dataset})
+    spec = parse_request({**DIGITS, "gpus": gpus, "dataset": dataset})
     job = lifecycle.create(session, project.id, spec).job
     held = Attempt(job_id=job.id, attempt=1000, worker="w", device=device, started_at=start)
     held.ended_at = start + hours * HOUR

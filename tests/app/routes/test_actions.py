@@ -12,11 +12,12 @@ from app.schemas import Failure
 from app.storage import LocalStore, StorageUnavailable
 from app.tables import Attempt, State
 from core.schema import events as reported
+from core.schema.report import Reports
 from tests.support.instance import DIGITS, add_key, calling, serving
 from tests.support.processes import wait_until
 
 SAVED = reported.Saved(kind="state", path="x", sha256="0" * 64, size=3, step=5, epoch=0.5)
-REPORTS = reported.Reports(before=None, after=None)
+REPORTS = Reports(before=None, after=None)
 
 
 def post(api, **changes):
@@ -243,8 +244,8 @@ def test_a_log_that_is_followed_closes_when_it_is_old_and_goes_on_where_it_was(
     settings, database, project, held, log, monkeypatch, options, expected
 ):
     monkeypatch.setattr("app.routes.attempts._LOOK_SECONDS", 0.02)
-    short = settings.model_copy(update={"max_stream_seconds": 0.05})
-    with serving(short, database, periodic_tasks=()) as url, calling(url, add_key(database, project)) as api:
+    monkeypatch.setattr("app.routes.streams.MAX_STREAM_SECONDS", 0.05)
+    with serving(settings, database, periodic_tasks=()) as url, calling(url, add_key(database, project)) as api:
 
         def read_on(**options):
             answer = read_log(api, held, follow=True, **options)

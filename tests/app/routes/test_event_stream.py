@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from app.jobs import claims, ingest
-from app.platform.settings import Settings
+from app.projects import quotas
 from core.schema import events as reported
+from core.schema.report import Reports
 from tests.support.instance import DIGITS, add_key, calling, serving
 
 STREAM = {"Accept": "text/event-stream"}
@@ -75,7 +76,7 @@ def test_a_stream_tells_everything_once_and_ends_with_the_job(api, database):
         for _ in range(10):
             time.sleep(0.03)
             warn(database, held)
-        do(database, claims.succeed, held, reported.Reports(before=None, after=None))
+        do(database, claims.succeed, held, Reports(before=None, after=None))
 
     writer = threading.Thread(target=live)
     writer.start()
@@ -90,7 +91,7 @@ def test_a_stream_tells_everything_once_and_ends_with_the_job(api, database):
 def test_a_stream_goes_on_after_the_last_event_that_was_seen(api, database):
     job_id, held = start(api, database)
     warn(database, held, 250)
-    do(database, claims.succeed, held, reported.Reports(before=None, after=None))
+    do(database, claims.succeed, held, Reports(before=None, after=None))
     assert seqs(follow(api, job_id)) == list(range(1, 254))
     assert seqs(follow(api, job_id, **{"Last-Event-ID": "200"})) == list(range(201, 254))
     assert seqs(follow(api, job_id, **{"Last-Event-ID": "253"})) == []
@@ -99,7 +100,7 @@ def test_a_stream_goes_on_after_the_last_event_that_was_seen(api, database):
 def test_a_stream_tells_everything_where_the_last_event_that_was_seen_is_not_of_its_history(api, database):
     job_id, held = start(api, database)
     warn(database, held, 2)
-    do(database, claims.succeed, held, reported.Reports(before=None, after=None))
+    do(database, claims.succeed, held, Reports(before=None, after=None))
     assert seqs(follow(api, job_id, **{"Last-Event-ID": "1000"})) == [1, 2, 3, 4, 5]
 
 
@@ -110,7 +111,7 @@ def test_a_reader_that_is_cut_off_again_and_again_misses_nothing(api, database):
         for _ in range(60):
             warn(database, held)
             time.sleep(0.005)
-        do(database, claims.succeed, held, reported.Reports(before=None, after=None))
+        do(database, claims.succeed, held, Reports(before=None, after=None))
 
     writer = threading.Thread(target=live)
     writer.start()
@@ -137,9 +138,9 @@ def test_a_stream_shows_progress_between_events(api, database):
     assert json.loads(progress["data"])["loss"] == 0.25
 
 
-def test_an_old_stream_closes_so_that_the_client_resumes(settings, database, project):
-    short = Settings(**settings.model_dump() | {"max_stream_seconds": 0.2})
-    with serving(short, database) as url, calling(url, add_key(database, project)) as api:
+def test_an_old_stream_closes_so_that_the_client_resumes(settings, database, project, monkeypatch):
+    monkeypatch.setattr("app.routes.streams.MAX_STREAM_SECONDS", 0.2)
+    with serving(settings, database) as url, calling(url, add_key(database, project)) as api:
         job_id, _ = start(api, database)
         began = time.monotonic()
         received = follow(api, job_id)
@@ -147,9 +148,9 @@ def test_an_old_stream_closes_so_that_the_client_resumes(settings, database, pro
     assert "end" not in [message.get("event") for message in received]
 
 
-def test_too_many_streams_are_refused_and_the_place_is_free_again(settings, database, project):
-    narrow = Settings(**settings.model_dump() | {"max_streams": 1})
-    with serving(narrow, database) as url, calling(url, add_key(database, project)) as api:
+def test_too_many_streams_are_refused_and_the_place_is_free_again(settings, database, project, monkeypatch):
+    monkeypatch.setattr("app.routes.streams.MAX_STREAMS", 1)
+    with serving(settings, database) as url, calling(url, add_key(database, project)) as api:
         job_id, held = start(api, database)
         with api.stream("GET", f"/jobs/{job_id}/events", headers=STREAM) as stream:
             lines = stream.iter_lines()
@@ -158,22 +159,25 @@ def test_too_many_streams_are_refused_and_the_place_is_free_again(settings, data
             assert (refused.status_code, refused.json()["code"]) == (503, "too_many_streams")
             assert int(refused.headers["retry-after"]) > 0
             assert api.get(f"/jobs/{job_id}/events").status_code == 200
-        do(database, claims.succeed, held, reported.Reports(before=None, after=None))
+        do(database, claims.succeed, held, Reports(before=None, after=None))
         deadline = time.monotonic() + 60
         while api.get(f"/jobs/{job_id}/events", headers=STREAM).status_code != 200:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
 
-@pytest.mark.parametrize("limit", [{"max_streams": 2}, {"quota_streams_per_key": 2}])
+@pytest.mark.parametrize("limit", ["of the process", "of the key"])
 @pytest.mark.parametrize(
     ("path", "headers"), [("events", STREAM), ("logs?follow=true", {})], ids=["events", "logs that are followed"]
 )
 def test_streams_that_are_asked_for_at_once_are_no_more_than_there_may_be(
-    settings, database, project, limit, path, headers
+    settings, database, project, monkeypatch, limit, path, headers
 ):
-    narrow = settings.model_copy(update=limit)
-    with serving(narrow, database) as url, calling(url, add_key(database, project)) as api, ExitStack() as opened:
+    if limit == "of the process":
+        monkeypatch.setattr("app.routes.streams.MAX_STREAMS", 2)
+    else:
+        monkeypatch.setattr(quotas, "DEFAULTS", {**quotas.DEFAULTS, "streams_per_key": 2})
+    with serving(settings, database) as url, calling(url, add_key(database, project)) as api, ExitStack() as opened:
         job_id, held = start(api, database)
         together = threading.Barrier(10)
 
@@ -184,13 +188,13 @@ def test_streams_that_are_asked_for_at_once_are_no_more_than_there_may_be(
         with ThreadPoolExecutor(10) as callers:
             statuses = list(callers.map(ask, range(10)))
         assert statuses.count(200) == 2
-        do(database, claims.succeed, held, reported.Reports(before=None, after=None))
+        do(database, claims.succeed, held, Reports(before=None, after=None))
 
 
-def test_a_place_is_free_again_though_its_client_went_before_the_first_byte(settings, database, project):
-    narrow = settings.model_copy(update={"max_streams": 1})
+def test_a_place_is_free_again_though_its_client_went_before_the_first_byte(settings, database, project, monkeypatch):
+    monkeypatch.setattr("app.routes.streams.MAX_STREAMS", 1)
     key = add_key(database, project)
-    with serving(narrow, database) as url, calling(url, key) as api:
+    with serving(settings, database) as url, calling(url, key) as api:
         job_id, held = start(api, database)
         asked = f"GET /jobs/{job_id}/events HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {key}\r\n"
         for _ in range(30):
@@ -203,14 +207,14 @@ def test_a_place_is_free_again_though_its_client_went_before_the_first_byte(sett
                     break
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        do(database, claims.succeed, held, reported.Reports(before=None, after=None))
+        do(database, claims.succeed, held, Reports(before=None, after=None))
 
 
 @pytest.mark.parametrize("what", ["events", "logs?follow=true"])
-def test_what_follows_a_job_that_is_deleted_just_ends(settings, database, project, what):
+def test_what_follows_a_job_that_is_deleted_just_ends(settings, database, project, monkeypatch, what):
     # So rarely that a job can end and be deleted between two looks.
-    slow = settings.model_copy(update={"watch_seconds": 1})
-    with serving(slow, database) as address, calling(address, add_key(database, project)) as api:
+    monkeypatch.setattr("app.jobs.watch.WATCH_SECONDS", 1)
+    with serving(settings, database) as address, calling(address, add_key(database, project)) as api:
         job_id = api.post("/jobs", json=DIGITS).json()["id"]
         with api.stream("GET", f"/jobs/{job_id}/{what}", headers=STREAM) as stream:
             assert stream.status_code == 200

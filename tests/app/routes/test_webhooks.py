@@ -11,7 +11,7 @@ from standardwebhooks import Webhook as Verifier
 
 from app.platform.database import THREADS
 from app.tables import Delivery
-from app.webhooks import url_policy
+from app.webhooks import subscriptions, url_policy
 from tests.support.instance import DIGITS, add_key, add_project, calling, new_instance, serving
 from tests.support.webhook_receiver import receiver
 
@@ -162,7 +162,7 @@ def test_an_address_belongs_to_one_webhook_of_a_project(api, hook, stranger):
 
 
 def test_a_project_has_only_so_many_webhooks(api, settings):
-    for number in range(settings.max_webhooks):
+    for number in range(subscriptions.MAX_WEBHOOKS):
         assert api.post("/webhooks", json={"url": f"{URL}/{number}"}).status_code == 201
     answer = api.post("/webhooks", json={"url": URL})
     assert (answer.status_code, answer.json()["code"]) == (409, "too_many_webhooks")
@@ -364,11 +364,11 @@ def test_a_job_cannot_name_a_webhook_that_is_told_nothing(api, hook, settings):
     assert answer.status_code == 422
     (error,) = answer.json()["errors"]
     assert (error["pointer"], error["code"]) == ("/webhook/url", "webhook_disabled")
-    for number in range(settings.max_webhooks - 1):
+    for number in range(subscriptions.MAX_WEBHOOKS - 1):
         assert post(api, f"{URL}/{number}").status_code == 201
     full = post(api, f"{URL}/more")
     assert (full.status_code, full.json()["code"]) == (409, "too_many_webhooks")
-    assert len(api.get("/jobs", params={"limit": 100}).json()["data"]) == settings.max_webhooks - 1
+    assert len(api.get("/jobs", params={"limit": 100}).json()["data"]) == subscriptions.MAX_WEBHOOKS - 1
 
 
 def test_checking_a_job_makes_no_webhook(api):

@@ -19,20 +19,27 @@ from standardwebhooks import WebhookVerificationError
 from app.jobs import claims, lifecycle
 from app.jobs.moves import MOVES
 from app.platform.database import now
+from app.schemas.job_request import parse_request
+from app.schemas.webhooks import ENDINGS, JobEvent
 from app.tables import Delivery, Webhook
 from app.webhooks import deliveries, sender, subscriptions, url_policy
-from core.schema.spec import ENDINGS, JobEvent, parse
+from app.webhooks.deliveries import PAUSES
 from tests.support.instance import add_project
 from tests.support.webhook_receiver import receiver
 
-SPEC = parse({"base_model": "digits-cnn-linf"})
-LAN = {"webhook_http": True, "webhook_allow": ("127.0.0.0/8",), "webhook_pause_scale": 0.01}
+SPEC = parse_request({"base_model": "digits-cnn-linf"})
+LAN = {"webhook_http": True, "webhook_allow": ("127.0.0.0/8",)}
 
 
 @pytest.fixture
-def lan(settings):
-    """Settings of an operator who has receivers on this very machine."""
+def lan(settings, monkeypatch):
+    """Settings of an operator who has receivers on this very machine; pauses are a hundredth."""
+    scale_pauses(monkeypatch, 0.01)
     return settings.model_copy(update=LAN)
+
+
+def scale_pauses(monkeypatch, scale):
+    monkeypatch.setattr(deliveries, "PAUSES", tuple(pause * scale for pause in PAUSES))
 
 
 def subscribe(database, project, url, *, events=ENDINGS):
@@ -126,12 +133,12 @@ def test_the_receiver_can_verify_a_message_and_its_age(lan, database, project):
     assert 0 < delivery.duration < 15
 
 
-def test_a_receiver_that_fails_is_told_again_under_the_same_id(lan, database, project):
-    quick = lan.model_copy(update={"webhook_pause_scale": 0.005})
+def test_a_receiver_that_fails_is_told_again_under_the_same_id(lan, database, project, monkeypatch):
+    scale_pauses(monkeypatch, 0.005)
     with receiver(500, 503, 204) as server:
         webhook = subscribe(database, project, server.url())
         announce(database, project)
-        with sending(quick, database):
+        with sending(lan, database):
             messages = server.wait_for(3)
             until(lambda: all_deliveries(database)[0].status == "succeeded")
     assert len({message.id for message in messages}) == 1
@@ -162,17 +169,18 @@ def fail_once(database):
     with database.writing() as session:
         session.execute(update(Delivery).values(next_attempt_at=Delivery.created_at))
         (held,) = deliveries.claim(session, owner="w", limit=10, per_webhook=4, lease_seconds=60)
-        deliveries.record_outcome(session, held, deliveries.Outcome(500, "answered 500", 0.1), scale=1)
+        deliveries.record_outcome(session, held, deliveries.Outcome(500, "answered 500", 0.1))
     with database.reading() as session:
         due, at = session.execute(select(Delivery.next_attempt_at, now())).one()
     return due and (due - at).total_seconds()
 
 
-def test_a_redirect_is_a_failure_and_is_not_followed(lan, database, project):
+def test_a_redirect_is_a_failure_and_is_not_followed(lan, database, project, monkeypatch):
+    scale_pauses(monkeypatch, 1)
     with receiver(301) as server:
         subscribe(database, project, server.url())
         announce(database, project)
-        sender.send_all(lan.model_copy(update={"webhook_pause_scale": 1}), database, threading.Event())
+        sender.send_all(lan, database, threading.Event())
         assert len(server.got) == 1
     (delivery,) = all_deliveries(database)
     assert (delivery.status, delivery.response_status) == ("pending", 301)
@@ -211,13 +219,14 @@ def test_a_receiver_that_hangs_delays_nobody_else_and_holds_few(lan, database, p
             assert len(slow.got) <= 2 * sender.UNDER_WAY_PER_WEBHOOK
 
 
-def test_a_receiver_that_does_not_answer_in_time_has_failed(lan, database, project):
+def test_a_receiver_that_does_not_answer_in_time_has_failed(lan, database, project, monkeypatch):
+    scale_pauses(monkeypatch, 1)
+    monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 0.3)
     with receiver() as server:
         server.hold.set()
         subscribe(database, project, server.url())
         announce(database, project)
-        hasty = {"webhook_timeout_seconds": 0.3, "webhook_pause_scale": 1}
-        sender.send_all(lan.model_copy(update=hasty), database, threading.Event())
+        sender.send_all(lan, database, threading.Event())
     (delivery,) = all_deliveries(database)
     assert (delivery.status, delivery.error) == ("pending", "no answer within 0.3 s")
     assert 0.3 <= delivery.duration < 10
@@ -246,7 +255,7 @@ def test_what_a_lost_process_was_sending_is_sent_by_another(lan, database, proje
         sender.send_all(lan, database, threading.Event())
         assert [message.id for message in server.got] == [lost.id]
     with database.writing() as session:
-        deliveries.record_outcome(session, lost, deliveries.Outcome(500, "answered 500", 1), scale=1)
+        deliveries.record_outcome(session, lost, deliveries.Outcome(500, "answered 500", 1))
     (delivery,) = all_deliveries(database)
     assert (delivery.status, delivery.tries) == ("succeeded", 2)
 
@@ -310,7 +319,7 @@ def test_another_projects_webhook_and_a_disabled_one_are_told_nothing(database, 
 
 def test_a_payload_stays_thin(database, project):
     labels = {str(number): "€" * 512 for number in range(16)}
-    long = parse({"base_model": "digits-cnn-linf", "name": "€" * 128, "metadata": labels})
+    long = parse_request({"base_model": "digits-cnn-linf", "name": "€" * 128, "metadata": labels})
     subscribe(database, project, "https://nowhere.invalid/", events=JobEvent.__args__)
     announce(database, project, spec=long)
     assert max(len(delivery.payload.encode()) for delivery in all_deliveries(database)) < 2000
@@ -343,7 +352,7 @@ def test_a_name_that_leads_elsewhere_by_now_leads_nowhere(lan, database, project
     """DNS rebinding: public when the webhook is made, this machine when it is called."""
     settings = lan.model_copy(update={"webhook_allow": ()})
     with receiver() as server:
-        settings = settings.model_copy(update={"webhook_ports": (server.port,)})
+        monkeypatch.setattr(url_policy, "PORTS", (server.port,))
         monkeypatch.setattr(url_policy, "resolve", lambda host, port: [ip_address("93.184.216.34")])
         asyncio.run(url_policy.check(server.url("rebound.test"), settings))
         subscribe(database, project, server.url("rebound.test"))
@@ -389,6 +398,7 @@ def test_a_certificate_is_asked_for_by_name_though_the_address_is_pinned(
     lan, database, project, monkeypatch, certificate, name, heard
 ):
     monkeypatch.setattr(url_policy, "resolve", lambda host, port: [ip_address("127.0.0.1")])
+    scale_pauses(monkeypatch, 1)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert.pem"))
     names = []
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -397,7 +407,7 @@ def test_a_certificate_is_asked_for_by_name_though_the_address_is_pinned(
     with receiver(tls=context) as server:
         subscribe(database, project, server.url(name, "https"))
         announce(database, project)
-        sender.send_all(lan.model_copy(update={"webhook_pause_scale": 1}), database, threading.Event())
+        sender.send_all(lan, database, threading.Event())
         assert len(server.got) == int(heard)
     assert names == [name]
     (delivery,) = all_deliveries(database)

@@ -1,4 +1,4 @@
-"""The inspection of a stranger's file: what is found, what is refused, and that a run sees the very same images."""
+"""The inspection of an untrusted file: what is found, what is refused, and that a run sees the very same images."""
 
 import ast
 import io
@@ -26,8 +26,8 @@ from core.schema import inspection_report
 from core.schema.errors import BadDataset, BadInput, BadWeights, OverLimit, UserError
 from core.schema.events import Failed
 from core.schema.events import read as read_event
+from core.schema.import_spec import ImportSpec
 from core.schema.inspection_report import DatasetInspection, ModelInspection
-from core.schema.spec import ImportSpec
 from tests.support.images import image, two_classes, write
 
 SHIPPED = Path(checkpoint.__file__).parent / "models" / "weights"
@@ -346,7 +346,7 @@ def test_what_is_cut_off_makes_no_connection_nor_does_a_thread_or_child_of_it() 
     assert ast.literal_eval(told) == ["done", refused, refused, f"PermissionError: [Errno 1] {refused}", "done"]
 
 
-def test_whatever_opens_a_file_of_a_stranger_has_no_network(tmp_path: Path) -> None:
+def test_the_process_that_opens_an_untrusted_file_has_no_network(tmp_path: Path) -> None:
     taken_over = "import core.intake.inspect as it, socket; it.inspect_dataset = lambda *_, **__: socket.socket()"
     arguments = ["inspect-dataset", "any.zip", "--output", str(tmp_path), "--json"]
     code = f"{taken_over}; import core.__main__; raise SystemExit(core.__main__.main({arguments}))"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks.threat import LpThreat
-from core.data.split import Split
+from core.data.split import Batch, Split
 from core.evaluation.autoattack import attacks_of, evaluate
 from core.models.digits_cnn import DigitsCNN
 from core.schema.catalog import DATASETS, NORMS
@@ -23,6 +23,7 @@ from core.schema.cost_model import (
 )
 from core.schema.spec import parse
 from core.training.methods import build
+from core.training.methods.contract import whole
 from core.training.monitoring import monitor
 
 EPS = DATASETS["digits"].eps
@@ -91,12 +92,12 @@ def points(count: int) -> tuple[Tensor, Tensor]:
 def test_a_training_step_costs_the_passes_that_are_counted(method: dict) -> None:
     spec = finetune(method=method)
     model = DigitsCNN(10).train()
-    rule = build(spec.method, spec.eps, torch.Generator().manual_seed(0))
-    images, labels = torch.rand(4, 1, 8, 8), torch.arange(4)
+    training = build(spec.method, spec.eps, torch.Generator().manual_seed(0))
+    batch = Batch(torch.rand(4, 1, 8, 8), torch.arange(4))
     # The first batch also tries the twin that attacks look at.
-    rule(model, images, labels)
+    training(model, batch, whole(batch), {})
     with counting(model.classifier) as passes:
-        rule(model, images, labels).loss.backward()
+        training(model, batch, whole(batch), {}).loss.backward()
     expected = passes_of_training(spec.method) * 4
     assert (passes["forward"], passes["backward"]) == (expected.forward, expected.backward)
 

@@ -8,8 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from core.schema.catalog import ARCHITECTURES, DATASETS, METHODS, MODELS, NORMS
-from core.schema.spec import SPECS, EvaluateSpec, FineTuneSpec, Method, TrainSpec, check_radius, parse
-from core.schema.validation import field_errors, spec_warnings
+from core.schema.method import Method
+from core.schema.radius import check_radius
+from core.schema.spec import SPECS, EvaluateSpec, FineTuneSpec, TrainSpec, parse
+from core.schema.spec_warnings import spec_warnings
+from core.schema.validation import field_errors
 
 _SMALLEST = {"base_model": "digits-cnn-linf"}
 _SHARED = {"name", "norms", "steps"}
@@ -251,8 +254,9 @@ def test_a_spec_that_is_likely_to_disappoint_comes_with_cautions() -> None:
 @pytest.mark.parametrize("kind", list(SPECS))
 def test_every_field_is_described_and_the_schema_requires_only_what_has_no_default(kind: str) -> None:
     model = SPECS[kind]  # type: ignore[index]
-    assert all(field.description for field in model.model_fields.values())
     schema = model.model_json_schema()
+    assert schema["properties"].keys() == model.model_fields.keys()
+    assert all(field["description"] for field in schema["properties"].values())
     required = {"finetune": {"base_model"}, "train": {"architecture"}, "evaluate": {"base_model"}}[kind]
     assert set(schema.get("required", [])) == required
 

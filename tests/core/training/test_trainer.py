@@ -1,9 +1,5 @@
 """From step to step: memory, several processes, arithmetic, random layers."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from math import isfinite
@@ -13,24 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core import checkpoint
 from core.attacks import compiling
-from core.data.split import Split
+from core.data.split import Batch, Split
 from core.data.training_set import TrainingSet
 from core.models.precision import Bfloat16, in_precision
 from core.schema.errors import BadInput, OutOfMemory
 from core.schema.events import Stepped, Warned
 from core.schema.spec import FineTuneSpec, parse
 from core.signals import StopRequests
-from core.training import trainer
-from core.training.distributed import Ranks, joined
-from core.training.methods import BatchLoss
-from core.training.run import fine_tune
-from core.training.trainer import Trainer
+from core.training import auto_compile, trainer
+from core.training.distributed import ProcessGroup
+from core.training.methods.contract import BatchLoss, Counts, Shard, TrainingMethod
+from core.training.trainer import Trainer, TrainerState
 
 _ROOT = Path(__file__).parents[3]
 _CPU = torch.device("cpu")
-_ALONE = Ranks(0, 1, _CPU)
+_ALONE = ProcessGroup(0, 1, _CPU)
 
 
 def _spec(**change: object) -> FineTuneSpec:
@@ -48,7 +42,7 @@ def _linear(*before: nn.Module) -> nn.Module:
     return model.train()
 
 
-def _course(spec: FineTuneSpec, model: nn.Module, digits: Split) -> Trainer:
+def _trainer(spec: FineTuneSpec, model: nn.Module, digits: Split) -> Trainer:
     return Trainer(spec, model, TrainingSet(digits), _ALONE)
 
 
@@ -69,14 +63,19 @@ def few(digits) -> Split:  # type: ignore[no-untyped-def]
 def test_random_layers_go_on_where_they_were_and_leave_the_global_state_alone(few: Split) -> None:
     spec, whole, cut, resumed = _spec(), *(_linear(nn.Dropout(0.5)) for _ in range(3))
     before = torch.get_rng_state()
-    one = _course(spec, whole, few)
+    one = _trainer(spec, whole, few)
     _steps(one, 4)
-    other = _course(spec, cut, few)
+    other = _trainer(spec, cut, few)
     _steps(other, 3)
-    kept = {name: tensor.clone() for name, tensor in other.tensors().items()}
+    state = other.state_dict()
+    kept = TrainerState(
+        state.counters.model_copy(update={"seconds": 9.0}),
+        {name: tensor.clone() for name, tensor in state.tensors.items()},
+    )
     torch.rand(3)
-    again = _course(spec, resumed, few)
-    again.restore(kept, step=3, parts=1, counts={}, seconds=9.0)
+    again = _trainer(spec, resumed, few)
+    again.load_state_dict(kept)
+    assert again.step == 3
     _steps(again, 1)
     assert _same(whole, resumed)
     assert not _same(whole, cut)
@@ -86,9 +85,6 @@ def test_random_layers_go_on_where_they_were_and_leave_the_global_state_alone(fe
     assert torch.equal(torch.get_rng_state(), before)
 
 
-Rule = Callable[[nn.Module, Tensor, Tensor], BatchLoss]
-
-
 @pytest.fixture
 def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Exception], None]:
     """Give the device memory for so many images at once."""
@@ -96,17 +92,15 @@ def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Exception], No
     def limit(images_at_once: int, error: Exception) -> None:
         build = trainer.build
 
-        def scarce(*arguments: object) -> Rule:
-            rule = build(*arguments)  # type: ignore[arg-type]
-            free = type(rule).__call__
+        def scarce(*arguments: object) -> TrainingMethod:
+            method = build(*arguments)  # type: ignore[arg-type]
 
-            def call(self: Rule, model: nn.Module, images: Tensor, labels: Tensor) -> BatchLoss:
-                if len(images) > images_at_once:
+            def call(model: nn.Module, batch: Batch, shard: Shard, counts: Counts) -> BatchLoss:
+                if len(batch.labels) > images_at_once:
                     raise error
-                return free(self, model, images, labels)
+                return method(model, batch, shard, counts)
 
-            rule.__class__ = type("Scarce", (type(rule),), {"__call__": call})
-            return rule
+            return call
 
         monkeypatch.setattr(trainer, "build", scarce)
 
@@ -127,42 +121,64 @@ def test_a_batch_that_does_not_fit_is_told_with_one_that_does(
 ) -> None:
     memory_for(5, error)
     with pytest.raises(OutOfMemory) as caught:
-        _steps(_course(_spec(), _linear(), few), 1)
+        _steps(_trainer(_spec(), _linear(), few), 1)
     assert (caught.value.field, caught.value.hint) == (
         "batch_size",
-        "set batch_size to 4, which was found to fit, or set halve_batches to true",
+        "set batch_size to 4, which was found to fit, or set accumulate to auto",
     )
 
 
 def test_another_runtime_error_is_no_lack_of_memory(few: Split, memory_for: Callable[[int, Exception], None]) -> None:
     memory_for(5, RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes"):
-        _steps(_course(_spec(halve_batches=True), _linear(), few), 1)
+        _steps(_trainer(_spec(accumulate="auto"), _linear(), few), 1)
 
 
-def test_a_halved_batch_takes_the_step_of_the_whole_one(
+def test_a_batch_in_micro_batches_takes_the_step_of_the_whole_one(
     few: Split, memory_for: Callable[[int, Exception], None]
 ) -> None:
     method = {"name": "sat", "steps": 2}
-    whole, halved = _linear(), _linear()
-    one = _course(_spec(method=method), whole, few)
+    whole, accumulated = _linear(), _linear()
+    one = _trainer(_spec(method=method), whole, few)
     expected = _steps(one, 3)
     memory_for(4, torch.OutOfMemoryError("CUDA out of memory"))
-    other = _course(_spec(method=method, halve_batches=True), halved, few)
+    other = _trainer(_spec(method=method, accumulate="auto"), accumulated, few)
     warning, *told = _steps(other, 3)
     assert isinstance(warning, Warned)
-    assert warning.code == "batch_halved"
+    assert warning.code == "accumulating"
     assert [event.norm for event in told] == [event.norm for event in expected]  # type: ignore[union-attr]
     assert one.counts == other.counts
-    for a, b in zip(whole.parameters(), halved.parameters(), strict=True):
+    for a, b in zip(whole.parameters(), accumulated.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_halving_once_is_all_that_is_done(few: Split, memory_for: Callable[[int, Exception], None]) -> None:
+def test_a_fixed_number_of_micro_batches_is_not_increased(
+    few: Split, memory_for: Callable[[int, Exception], None]
+) -> None:
     memory_for(3, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(OutOfMemory) as caught:
-        _steps(_course(_spec(halve_batches=True), _linear(), few), 1)
-    assert caught.value.hint == "set batch_size to 2, which was found to fit"
+        _steps(_trainer(_spec(accumulate=2), _linear(), few), 1)
+    assert caught.value.hint == "set batch_size to 2, which was found to fit, or set accumulate to auto"
+
+
+@pytest.mark.parametrize(("images_at_once", "micro_batches"), [(8, 1), (7, 2), (3, 4), (1, 8)])
+def test_auto_doubles_the_micro_batches_until_they_fit(
+    few: Split, memory_for: Callable[[int, Exception], None], images_at_once: int, micro_batches: int
+) -> None:
+    memory_for(images_at_once, torch.OutOfMemoryError("CUDA out of memory"))
+    run = _trainer(_spec(accumulate="auto"), _linear(), few)
+    told = _steps(run, 5)
+    assert run.micro_batches == run.state_dict().counters.micro_batches == micro_batches
+    warnings = [event.message for event in told if isinstance(event, Warned)]
+    assert len(warnings) == (micro_batches > 1)
+    assert all(f"computed in {micro_batches} micro-batches" in message for message in warnings)
+
+
+def test_auto_ends_where_not_even_one_image_fits(few: Split, memory_for: Callable[[int, Exception], None]) -> None:
+    memory_for(0, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(OutOfMemory) as caught:
+        _steps(_trainer(_spec(accumulate="auto"), _linear(), few), 1)
+    assert caught.value.hint.startswith("not even the smallest batch fits")
 
 
 @pytest.mark.parametrize(
@@ -174,12 +190,12 @@ def test_the_batch_size_that_is_told_is_one_that_was_tried(
 ) -> None:
     memory_for(images_at_once, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(OutOfMemory) as caught:
-        _steps(_course(_spec(method={"name": "sat", "steps": 1}), _linear(), few), 1)
+        _steps(_trainer(_spec(method={"name": "sat", "steps": 1}), _linear(), few), 1)
     assert caught.value.hint.startswith(hint)
-    assert "halve_batches" not in caught.value.hint
+    assert ("accumulate" in caught.value.hint) == (images_at_once > 0)
 
 
-_IN_SHARES = [
+_IN_MICRO_BATCHES = [
     {"name": "nat"},
     {"name": "single", "norms": ["l1"], "loss": "trades"},
     {"name": "sat"},
@@ -203,19 +219,25 @@ def _convolution() -> nn.Module:
 
 
 @pytest.mark.usefixtures("double_precision")
-@pytest.mark.parametrize("method", _IN_SHARES, ids=lambda method: "-".join((method["name"], method.get("loss", "ce"))))
-def test_every_method_takes_the_step_of_the_whole_batch_in_two_parts(few: Split, method: dict[str, object]) -> None:
+@pytest.mark.parametrize("micro_batches", [2, 5])
+@pytest.mark.parametrize(
+    "method", _IN_MICRO_BATCHES, ids=lambda method: "-".join((method["name"], method.get("loss", "ce")))
+)
+def test_every_method_takes_the_step_of_the_whole_batch_in_micro_batches(
+    few: Split, method: dict[str, object], micro_batches: int
+) -> None:
     options = method if method["name"] in ("nat", "pat") else {**method, "steps": 3}
-    spec = _spec(method=options, batch_size=21, learning_rate=0.1)
+    specs = [_spec(method=options, batch_size=21, learning_rate=0.1, accumulate=count) for count in (1, micro_batches)]
     models = [_convolution(), _convolution()]
-    # Of each three images the network has two right throughout and one wrong, not evenly over the parts.
+    # Of each three images the network has two right throughout and one wrong, not evenly over the micro-batches.
     likeliest = models[0](few.images()).topk(2).indices
     labels = likeliest.gather(1, (torch.arange(len(few)) % 3 == 0).long()[:, None]).squeeze(1)
-    one, halved = (_course(spec, model, replace(few, labels=labels)) for model in models)
-    halved.parts = 2
-    losses = [[event.loss for event in _steps(run, 2)] for run in (one, halved)]  # type: ignore[union-attr]
+    one, several = (
+        _trainer(spec, model, replace(few, labels=labels)) for spec, model in zip(specs, models, strict=True)
+    )
+    losses = [[event.loss for event in _steps(run, 2)] for run in (one, several)]  # type: ignore[union-attr]
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
-    assert one.counts == halved.counts
+    assert one.counts == several.counts
     start = list(_convolution().parameters())
     moved, differs = (
         torch.cat([(a - b).flatten() for a, b in zip(these, those, strict=True)]).norm()
@@ -223,7 +245,7 @@ def test_every_method_takes_the_step_of_the_whole_batch_in_two_parts(few: Split,
     )
     assert differs < 1e-9 * moved
     # What the next step draws does not depend on it either.
-    assert torch.equal(*(run.tensors()["random/norms"] for run in (one, halved)))
+    assert torch.equal(*(run.state_dict().tensors["random/norms"] for run in (one, several)))
 
 
 def _narrow() -> nn.Module:
@@ -235,43 +257,44 @@ def test_a_batch_of_one_is_refused_at_once_where_batch_norm_cannot_take_it(few: 
     model = _narrow().eval()
     before, random = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
     with pytest.raises(BadInput, match="cannot train on a batch of one") as caught:
-        _course(_spec(batch_size=1), model, few)
+        _trainer(_spec(batch_size=1), model, few)
     assert (caught.value.field, caught.value.hint) == ("batch_size", "set batch_size to 2 or more")
     assert not any(module.training for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     with pytest.raises(BadInput) as caught:
-        _course(_spec(), model, few.first(1))
+        _trainer(_spec(), model, few.first(1))
     assert (caught.value.field, caught.value.hint) == ("train_examples", "train on 2 images or more")
-    assert len(_steps(_course(_spec(batch_size=1), _linear(), few), 2)) == 2
+    assert len(_steps(_trainer(_spec(batch_size=1), _linear(), few), 2)) == 2
 
 
 def test_an_epoch_of_batches_and_one_image_more_is_trained_to_its_end(few: Split) -> None:
-    run = _course(_spec(epochs=2), _narrow(), few.first(33))
+    run = _trainer(_spec(epochs=2), _narrow(), few.first(33))
     assert (run.steps_per_epoch, run.total_steps) == (4, 8)
     assert all(isinstance(event, Stepped) for event in _steps(run, 8))
 
 
-def test_halves_too_small_for_batch_norm_are_not_made(few: Split, memory_for: Callable[[int, Exception], None]) -> None:
+def test_micro_batches_are_not_too_small_for_batch_norm(
+    few: Split, memory_for: Callable[[int, Exception], None]
+) -> None:
     memory_for(5, torch.OutOfMemoryError("CUDA out of memory"))
-    warning, *told = _steps(_course(_spec(halve_batches=True), _narrow(), few.first(35)), 5)
+    warning, *told = _steps(_trainer(_spec(accumulate="auto"), _narrow(), few.first(35)), 5)
     assert isinstance(warning, Warned)
     assert len(told) == 5, "the last batch, of three, is whole"
     memory_for(2, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(OutOfMemory):
-        _steps(_course(_spec(halve_batches=True, batch_size=3), _narrow(), few), 1)
+        _steps(_trainer(_spec(accumulate="auto", batch_size=3), _narrow(), few), 1)
 
 
-def test_a_run_in_halves_takes_a_batch_of_one_whole(few: Split) -> None:
-    run = _course(_spec(halve_batches=True, batch_size=1), _linear(), few)
-    run.restore(run.tensors(), step=0, parts=2, counts={}, seconds=0)
+def test_a_run_in_micro_batches_takes_a_batch_of_one_whole(few: Split) -> None:
+    run = _trainer(_spec(accumulate=2, batch_size=1), _linear(), few)
     assert all(isfinite(event.loss) for event in _steps(run, 2) if isinstance(event, Stepped))
     assert run.is_finite()
 
 
 def test_too_small_a_batch_for_the_processes_is_refused_before_the_first_step(few: Split) -> None:
     with pytest.raises(BadInput, match="smallest batch of an epoch has 2 images, too few for 3 processes"):
-        Trainer(_spec(), _linear(), TrainingSet(few.first(34)), Ranks(0, 3, _CPU))
+        Trainer(_spec(), _linear(), TrainingSet(few.first(34)), ProcessGroup(0, 3, _CPU))
 
 
 def test_bf16_computes_the_network_in_bfloat16_and_all_around_it_in_float32() -> None:
@@ -301,7 +324,7 @@ def test_bf16_computes_the_network_in_bfloat16_and_all_around_it_in_float32() ->
 def test_training_in_bf16_goes_where_training_in_fp32_goes(few: Split) -> None:
     models = {precision: _linear() for precision in ("fp32", "bf16")}
     for precision, model in models.items():
-        _steps(_course(_spec(precision=precision, method={"name": "e-at", "steps": 2}), model, few), 2)
+        _steps(_trainer(_spec(precision=precision, method={"name": "e-at", "steps": 2}), model, few), 2)
     start = _linear()
     moved = {name: model[1].weight - start[1].weight for name, model in models.items()}  # type: ignore[index, union-attr, operator]
     error = (moved["bf16"] - moved["fp32"]).norm() / moved["fp32"].norm()
@@ -317,7 +340,7 @@ def test_what_cannot_be_compiled_is_said_once_and_trained_as_it_is(few: Split, m
     monkeypatch.setattr(compiling.torch, "compile", refuse)
     models = {wish: _linear() for wish in ("always", "never")}
     told = {
-        wish: _steps(_course(_spec(compile=wish, method={"name": "e-at", "steps": 2}), model, few), 3)
+        wish: _steps(_trainer(_spec(compile=wish, method={"name": "e-at", "steps": 2}), model, few), 3)
         for wish, model in models.items()
     }
     warnings = [event for event in told["always"] if isinstance(event, Warned)]
@@ -328,63 +351,15 @@ def test_what_cannot_be_compiled_is_said_once_and_trained_as_it_is(few: Split, m
 
 
 def test_a_cpu_compiles_nothing_by_itself(few: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "pays", lambda **_: True)
-    assert len(_steps(_course(_spec(epochs=10, method={"name": "e-at", "steps": 1}), _linear(), few), 30)) == 30
+    monkeypatch.setattr(auto_compile, "pays", lambda **_: True)
+    assert len(_steps(_trainer(_spec(epochs=10, method={"name": "e-at", "steps": 1}), _linear(), few), 30)) == 30
 
 
 @pytest.mark.slow
 def test_training_against_the_compiled_network_goes_where_training_without_it_goes(few: Split) -> None:
     models = {wish: _linear() for wish in ("always", "never")}
     for wish, model in models.items():
-        told = _steps(_course(_spec(compile=wish, method={"name": "e-at", "steps": 2}), model, few), 4)
+        told = _steps(_trainer(_spec(compile=wish, method={"name": "e-at", "steps": 2}), model, few), 4)
         assert not any(isinstance(event, Warned) for event in told)
     for a, b in zip(models["always"].parameters(), models["never"].parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
-
-
-def test_more_gpus_than_there_are_is_refused_with_their_number() -> None:
-    with pytest.raises(BadInput, match=f"asks for 64 GPUs, this machine has {torch.cuda.device_count()}") as caught:
-        next(fine_tune(_spec(gpus=64), Path("nowhere")))
-    assert caught.value.field == "gpus"
-
-
-def test_several_processes_are_started_by_torchrun_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadInput) as caught, joined(2, _CPU):
-        pass
-    assert "torchrun --standalone --nproc-per-node 2" in caught.value.hint
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(BadInput, match="processes started is 2"), joined(1, _CPU):
-        pass
-
-
-@pytest.mark.parametrize(
-    "method", [{"name": "e-at"}, pytest.param({"name": "ramp", "loss": "trades"}, marks=pytest.mark.slow)]
-)
-def test_two_processes_end_with_the_weights_of_one(method: dict[str, object], tmp_path: Path) -> None:
-    spec = tmp_path / "spec.json"
-    spec.write_text(
-        _spec(
-            method={**method, "steps": 3},
-            batch_size=32,
-            epochs=1,
-            train_examples=107,
-            held_out=10,
-            augmentation="crop-flip",
-            evaluation={"protocol": "fast", "examples": 10, "include_base": False},
-        ).model_dump_json(exclude={"gpus"})
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run = ["-m", "core", "finetune", str(spec), "--device", "cpu", "--output", str(tmp_path / "two"), "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *run], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    # The last batch has 33 images, for a single one would be left: one process computes 17 of them and the other 16.
-    assert [line.count('"stepped"') for line in done.stdout.splitlines()].count(1) == 3
-    list(fine_tune(_spec(**json.loads(spec.read_text())), tmp_path / "one"))
-    one, two = (
-        checkpoint.load(tmp_path / folder / "checkpoint.safetensors")[0].state_dict() for folder in ("one", "two")
-    )
-    start = checkpoint.load(checkpoint.find_weights("digits-cnn-linf", None))[0].state_dict()
-    for name, weight in one.items():
-        assert torch.allclose(weight, two[name], atol=1e-5), name
-    assert not torch.allclose(one["classifier.weight"], start["classifier.weight"], atol=1e-4)

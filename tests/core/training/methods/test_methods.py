@@ -13,74 +13,75 @@ from core.attacks.apgd import apgd
 from core.attacks.losses import kl_divergence
 from core.attacks.perceptual import perceptual
 from core.attacks.threat import LpThreat, PerceptualThreat
+from core.data.split import Batch
 from core.geometry import project
-from core.schema.catalog import METHODS, Norm
+from core.schema.catalog import METHODS, MethodEntry, Norm
 from core.schema.events import NormCount
-from core.schema.spec import Method
-from core.training.methods import TrainingRule, build
+from core.schema.method import Method
+from core.training.methods import build
+from core.training.methods.contract import BatchLoss, Counts, TrainingMethod, add_counts, whole
 from core.training.methods.ramp import pair
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
 
 
-def _rule(method: str | dict, seed: int = 0) -> TrainingRule:
+def _build(method: str | dict, seed: int = 0) -> TrainingMethod:
     options = {"name": method} if isinstance(method, str) else method
     return build(Method.model_validate(options), _EPS, torch.Generator().manual_seed(seed))
 
 
+def _loss(method: TrainingMethod, model: nn.Module, batch: Batch, counts: Counts | None = None) -> BatchLoss:
+    return method(model, batch, whole(batch), counts or {})
+
+
 @pytest.fixture
-def batch(test_digits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def batch(test_digits: tuple[Tensor, Tensor]) -> Batch:
     images, labels = test_digits
-    return images[:32], labels[:32]
+    return Batch(images[:32], labels[:32])
 
 
-def test_natural_training_attacks_nothing(base: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
-    result = _rule("nat")(base, *batch)
+def test_natural_training_attacks_nothing(base: nn.Module, batch: Batch) -> None:
+    result = _loss(_build("nat"), base, batch)
     assert result.norm is None
     torch.testing.assert_close(result.loss, F.cross_entropy(base(batch[0]), batch[1]))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_single_norm_training_takes_the_loss_of_the_attacked_batch(
-    norm: Norm, base: nn.Module, batch: tuple[Tensor, Tensor]
-) -> None:
-    rule = _rule({"name": "single", "norms": [norm], "steps": 4})
+def test_single_norm_training_takes_the_loss_of_the_attacked_batch(norm: Norm, base: nn.Module, batch: Batch) -> None:
     found = apgd(base, *batch, LpThreat(norm, _EPS[norm]), steps=4, topk_fraction=0.05)
     base.train()
-    result = rule(base, *batch)
+    result = _loss(_build({"name": "single", "norms": [norm], "steps": 4}), base, batch)
     assert base.training
     assert result.norm == norm
-    assert rule.counts == {norm: NormCount(seen=32, robust=int(found.robust.sum()))}
+    assert result.counts == {norm: NormCount(seen=32, robust=int(found.robust.sum()))}
     # The update sees the batch's own statistics, the attack the running ones: so the forward pass is repeated in train
     # mode, from running statistics that the update itself has moved.
     torch.testing.assert_close(result.loss, F.cross_entropy(base(found.adversarial), batch[1]))
 
 
-def test_the_gradient_flows_into_the_weights_and_not_through_the_attack(
-    base: nn.Module, batch: tuple[Tensor, Tensor]
-) -> None:
+def test_the_gradient_flows_into_the_weights_and_not_through_the_attack(base: nn.Module, batch: Batch) -> None:
     images = batch[0].clone().requires_grad_()
-    result = _rule({"name": "single", "norms": ["linf"], "steps": 2})(base, images, batch[1])
+    method = _build({"name": "single", "norms": ["linf"], "steps": 2})
+    result = _loss(method, base, Batch(images, batch.labels))
     result.loss.backward()
     assert all(parameter.grad is not None for parameter in base.parameters())
     assert images.grad is None
 
 
 def test_e_at_weighs_each_norm_by_its_robust_error_over_the_whole_run() -> None:
-    rule = _rule("e-at")
-    assert rule.weights() == [1, 1]
-    rule.counts["linf"] = NormCount(seen=100, robust=80)
-    assert rule.weights() == [1, 1], "until both norms have been seen, both are as likely"
-    rule.counts["l1"] = NormCount(seen=50, robust=20)
-    assert rule.weights() == pytest.approx([0.2, 0.6])
+    e_at = _build("e-at")
+    none = NormCount(seen=0, robust=0)
+    assert e_at.weights({}) == e_at.weights({"linf": none, "l1": none}) == [1, 1]
+    counts = {"linf": NormCount(seen=100, robust=80), "l1": none}
+    assert e_at.weights(counts) == [1, 1], "until both norms have been seen, both are as likely"
+    assert e_at.weights({**counts, "l1": NormCount(seen=50, robust=20)}) == pytest.approx([0.2, 0.6])
 
 
-def test_e_at_draws_the_harder_norm_in_proportion_to_its_error(batch: tuple[Tensor, Tensor]) -> None:
-    rule = _rule({"name": "e-at", "steps": 1}, seed=3)
-    drawn = Counter()
-    for _ in range(600):
-        rule.counts = {"linf": NormCount(seen=1000, robust=800), "l1": NormCount(seen=1000, robust=400)}
-        drawn[rule(_Constant(), batch[0][:1], batch[1][:1]).norm] += 1
+def test_e_at_draws_the_harder_norm_in_proportion_to_its_error(batch: Batch) -> None:
+    e_at = _build({"name": "e-at", "steps": 1}, seed=3)
+    counts = {"linf": NormCount(seen=1000, robust=800), "l1": NormCount(seen=1000, robust=400)}
+    one = Batch(batch.images[:1], batch.labels[:1])
+    drawn = Counter(_loss(e_at, _Constant(), one, counts).norm for _ in range(600))
     # 600 draws at 0.75: five standard deviations are 53.
     assert abs(drawn["l1"] - 450) < 53
     assert set(drawn) == {"linf", "l1"}
@@ -97,41 +98,49 @@ class _Constant(nn.Module):
         return self.bias + 0 * images.flatten(1).sum(1, keepdim=True)
 
 
-def test_e_at_counts_every_image_under_the_norm_drawn_for_its_batch(
-    base: nn.Module, batch: tuple[Tensor, Tensor]
-) -> None:
-    rule = _rule({"name": "e-at", "steps": 2})
-    drawn = Counter(rule(base, *batch).norm for _ in range(8))
-    assert {norm: count.seen for norm, count in rule.counts.items()} == {norm: 32 * drawn[norm] for norm in rule.counts}
-    assert all(0 <= count.robust <= count.seen for count in rule.counts.values())
+def test_e_at_counts_every_image_under_the_norm_drawn_for_its_batch(base: nn.Module, batch: Batch) -> None:
+    e_at = _build({"name": "e-at", "steps": 2})
+    drawn: Counter[Norm | None] = Counter()
+    counts: Counts = {}
+    for _ in range(8):
+        found = _loss(e_at, base, batch, counts)
+        drawn[found.norm] += 1
+        counts = add_counts(counts, found.counts)
+    assert {norm: count.seen for norm, count in counts.items()} == {norm: 32 * drawn[norm] for norm in counts}
+    assert sum(drawn.values()) == 8
+    assert all(0 <= count.robust <= count.seen for count in counts.values())
 
 
-def test_e_at_goes_on_from_the_counts_it_is_given(base: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
-    rule = _rule({"name": "e-at", "steps": 1})
-    rule.counts = {"linf": NormCount(seen=10, robust=9), "l1": NormCount(seen=10, robust=1)}
-    norm = rule(base, *batch).norm
-    assert norm is not None
-    assert rule.counts[norm].seen == 42
+def test_e_at_goes_on_from_the_counts_it_is_given(base: nn.Module, batch: Batch) -> None:
+    counts = {"linf": NormCount(seen=10, robust=9), "l1": NormCount(seen=10, robust=1)}
+    found = _loss(_build({"name": "e-at", "steps": 1}), base, batch, counts)
+    assert found.norm is not None
+    assert add_counts(counts, found.counts)[found.norm].seen == 42
+    assert counts["linf"].seen == counts["l1"].seen == 10, "the caller's counts stay as they are"
 
 
-def test_e_at_with_nothing_left_to_fear_draws_uniformly() -> None:
-    rule = _rule("e-at")
-    rule.counts = {"linf": NormCount(seen=9, robust=9), "l1": NormCount(seen=9, robust=9)}
-    assert rule.weights() == [1, 1]
+def test_e_at_draws_uniformly_when_no_norm_has_any_error() -> None:
+    counts = {"linf": NormCount(seen=9, robust=9), "l1": NormCount(seen=9, robust=9)}
+    assert _build("e-at").weights(counts) == [1, 1]
 
 
-def test_sat_draws_all_norms_as_often_whatever_the_counts(batch: tuple[Tensor, Tensor]) -> None:
-    rule = _rule({"name": "sat", "steps": 1})
-    rule.counts["l1"] = NormCount(seen=1000, robust=0)
-    drawn = Counter(rule(_Constant(), batch[0][:1], batch[1][:1]).norm for _ in range(600))
+def test_sat_draws_all_norms_as_often_whatever_the_counts(batch: Batch) -> None:
+    sat = _build({"name": "sat", "steps": 1})
+    counts = {"l1": NormCount(seen=1000, robust=0)}
+    one = Batch(batch.images[:1], batch.labels[:1])
+    drawn = Counter(_loss(sat, _Constant(), one, counts).norm for _ in range(600))
     # 600 draws at a third: five standard deviations are 58.
     assert all(abs(drawn[norm] - 200) < 58 for norm in ("linf", "l2", "l1"))
 
 
-def test_every_method_of_the_catalogue_can_be_built() -> None:
-    for entry in METHODS.values():
-        norms = entry.norms if entry.norms is not None else ("l2",)
-        assert set(_rule({"name": entry.name, "norms": norms}).counts) == set(norms)
+@pytest.mark.parametrize("entry", METHODS.values(), ids=lambda entry: entry.name)
+def test_every_method_of_the_catalogue_can_be_built_and_attacks_its_norms(
+    entry: MethodEntry, base: nn.Module, batch: Batch
+) -> None:
+    norms = entry.norms if entry.norms is not None else ("l2",)
+    method = _build({"name": entry.name, "norms": norms, **({"steps": 1} if norms else {})})
+    assert tuple(getattr(method, "norms", ())) == tuple(norms)
+    assert set(_loss(method, base, Batch(batch.images[:2], batch.labels[:2])).counts) <= set(norms)
 
 
 # Four pixels by hand. The logits are zero and z = 10 a + b + c + d - 11; label 0 is attacked up the slopes, so that the
@@ -158,17 +167,20 @@ class _FourPixels(nn.Module):
         return torch.stack([torch.zeros_like(z), z], 1)
 
 
-def _by_hand(method: str | dict) -> tuple[Tensor, Tensor, TrainingRule]:
-    """Return the loss, its gradient with respect to the slopes, and the rule."""
+_BY_HAND = Batch(_PIXELS.view(2, 1, 1, 4), torch.tensor([0, 0]))
+
+
+def _by_hand(method: str | dict) -> tuple[Tensor, Tensor, Counts]:
+    """Return the loss, its gradient with respect to the slopes, and the counts."""
     options = {"name": method} if isinstance(method, str) else method
-    rule = build(Method.model_validate(options), _HAND_EPS, torch.Generator().manual_seed(0))
+    training = build(Method.model_validate(options), _HAND_EPS, torch.Generator().manual_seed(0))
     model = _FourPixels()
-    result = rule(model, _PIXELS.view(2, 1, 1, 4), torch.tensor([0, 0]))
-    assert result.norm is None or len(rule.counts) == 1
+    result = _loss(training, model, _BY_HAND)
+    assert result.norm is None or len(result.counts) == 1
     loss = result.total()
     loss.backward()
     assert model.slopes.grad is not None
-    return loss.detach(), model.slopes.grad, rule
+    return loss.detach(), model.slopes.grad, result.counts
 
 
 def _expect(loss: Tensor, gradient: Tensor, formula: Callable[[Tensor], Tensor]) -> None:
@@ -180,14 +192,14 @@ def _expect(loss: Tensor, gradient: Tensor, formula: Callable[[Tensor], Tensor])
 
 
 def test_avg_takes_the_mean_of_the_losses_under_every_norm() -> None:
-    loss, gradient, rule = _by_hand({"name": "avg", "norms": ["linf", "l1"]})
+    loss, gradient, counts = _by_hand({"name": "avg", "norms": ["linf", "l1"]})
     _expect(
         loss,
         gradient,
         lambda slopes: (F.softplus(_UP_LINF @ slopes - 11).mean() + F.softplus(_UP_L1 @ slopes - 11).mean()) / 2,
     )
     # The first image has z = -4.5 before the attacks and stays right; the second has z = 0.5 and never was.
-    assert rule.counts == dict.fromkeys(("linf", "l1"), NormCount(seen=2, robust=1))
+    assert counts == dict.fromkeys(("linf", "l1"), NormCount(seen=2, robust=1))
 
 
 def test_max_takes_the_loss_of_each_image_under_the_norm_that_is_worst_for_it() -> None:
@@ -197,10 +209,10 @@ def test_max_takes_the_loss_of_each_image_under_the_norm_that_is_worst_for_it() 
 
 
 def test_msd_takes_the_loss_at_the_end_of_its_one_attack_and_counts_every_norm() -> None:
-    loss, gradient, rule = _by_hand({"name": "msd", "norms": ["linf", "l1"], "steps": 2})
+    loss, gradient, counts = _by_hand({"name": "msd", "norms": ["linf", "l1"], "steps": 2})
     worst = torch.stack([_UP_L1[0], _UP_LINF[1]])
     _expect(loss, gradient, lambda slopes: F.softplus(worst @ slopes - 11).mean())
-    assert rule.counts == dict.fromkeys(("linf", "l1"), NormCount(seen=2, robust=1))
+    assert counts == dict.fromkeys(("linf", "l1"), NormCount(seen=2, robust=1))
 
 
 def _divergence(p: Tensor, q: Tensor) -> Tensor:
@@ -209,7 +221,7 @@ def _divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("weight", [0.5, 3.0])
-def test_ramp_adds_the_divergence_of_the_answers_where_the_first_norm_s_is_right(weight: float) -> None:
+def test_ramp_adds_the_divergence_where_the_first_norms_answer_is_right(weight: float) -> None:
     method: dict = {"name": "ramp"} if weight == 0.5 else {"name": "ramp", "pairing": weight}
     loss, gradient, _ = _by_hand(method)
     worst = torch.stack([_UP_L1[0], _UP_LINF[1]])
@@ -248,7 +260,7 @@ def test_avg_with_trades_takes_the_mean_over_the_norms_of_the_divergence_alone()
     method = Method(name="avg", norms=("linf", "l1"), loss="trades")
     loss, gradient, _ = _by_hand(method.model_dump())
     attacker = build(method, _HAND_EPS, torch.Generator().manual_seed(0))
-    found = attacker.attack_each(_FourPixels(), _PIXELS.view(2, 1, 1, 4), torch.tensor([0, 0]))
+    found = attacker.attack_each(_FourPixels(), _BY_HAND, whole(_BY_HAND)).values()
 
     def formula(slopes: Tensor) -> Tensor:
         clean = _PIXELS @ slopes - 11
@@ -258,10 +270,8 @@ def test_avg_with_trades_takes_the_mean_over_the_norms_of_the_divergence_alone()
     _expect(loss, gradient, formula)
 
 
-def test_trades_attacks_the_divergence_from_the_model_s_answers_in_eval_mode(
-    base: nn.Module, batch: tuple[Tensor, Tensor]
-) -> None:
-    rule = _rule({"name": "single", "norms": ["l2"], "loss": "trades"})
+def test_trades_attacks_the_divergence_from_the_model_s_answers_in_eval_mode(base: nn.Module, batch: Batch) -> None:
+    method = _build({"name": "single", "norms": ["l2"], "loss": "trades"})
     base.eval()
     with torch.no_grad():
         clean = base(batch[0])
@@ -269,7 +279,7 @@ def test_trades_attacks_the_divergence_from_the_model_s_answers_in_eval_mode(
         anywhere = project(batch[0], batch[0] + noise, "l2", 0.5)
         divergences = kl_divergence(base(anywhere), batch[1], clean)
     base.train()
-    found = rule.attack(base, *batch, "l2")
+    found = method.attack(base, batch, whole(batch), "l2")
     base.eval()
     with torch.no_grad():
         reached = kl_divergence(base(found.adversarial), batch[1], clean)
@@ -277,23 +287,22 @@ def test_trades_attacks_the_divergence_from_the_model_s_answers_in_eval_mode(
     assert reached.mean() > 5 * divergences.mean(), "far above a random point of the ball"
 
 
-def test_an_attack_on_the_divergence_starts_beside_the_image_where_it_has_a_slope(
-    base: nn.Module, batch: tuple[Tensor, Tensor]
-) -> None:
-    aim = _rule({"name": "msd", "loss": "trades"}).aim(base, batch[0])
-    change = (aim.start - batch[0]).flatten(1)
+def test_an_attack_on_the_divergence_starts_where_its_gradient_is_not_zero(base: nn.Module, batch: Batch) -> None:
+    method = _build({"name": "msd", "loss": "trades"})
+    objective = method.objective(base, batch.images, whole(batch))
+    change = (objective.start - batch[0]).flatten(1)
     # 1.5 times a twentieth of 64 pixels, so that an l1 attack's first step changes a twentieth.
     assert ((change != 0).sum(1) == 5).all()
     assert change.abs().max() < 0.01
-    assert aim.start.min() >= 0
-    assert aim.start.max() <= 1
+    assert objective.start.min() >= 0
+    assert objective.start.max() <= 1
 
 
-def test_pat_takes_the_loss_of_the_perceptual_attack(base: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+def test_pat_takes_the_loss_of_the_perceptual_attack(base: nn.Module, batch: Batch) -> None:
     noise = torch.randn(batch[0].shape, generator=torch.Generator().manual_seed(0))
     found = perceptual(base, *batch, PerceptualThreat(0.25), noise=noise)
     base.train()
-    result = _rule({"name": "pat", "bound": 0.25})(base, *batch)
+    result = _loss(_build({"name": "pat", "bound": 0.25}), base, batch)
     assert base.training
     torch.testing.assert_close(result.loss, F.cross_entropy(base(found.adversarial), batch[1]))
 
@@ -313,8 +322,8 @@ def test_pat_takes_the_loss_of_the_perceptual_attack(base: nn.Module, batch: tup
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_what_a_batch_costs_in_passes_of_its_images(
-    method: dict, forward: int, backward: int, base: nn.Module, batch: tuple[Tensor, Tensor]
+def test_a_batch_costs_the_stated_number_of_passes(
+    method: dict, forward: int, backward: int, base: nn.Module, batch: Batch
 ) -> None:
     passes: Counter[str] = Counter()
 
@@ -323,10 +332,10 @@ def test_what_a_batch_costs_in_passes_of_its_images(
         if output.requires_grad:
             output.register_hook(lambda gradient: passes.update(backward=len(gradient)))
 
-    images, labels = batch
-    rule = _rule(method)
-    # The first batch also tries the twin that the attack looks at, which shares the last layer with the model.
-    rule(base.train(), images[:8], labels[:8])
+    eight = Batch(batch.images[:8], batch.labels[:8])
+    training = _build(method)
+    # The first batch also checks the folded model that is attacked, which shares the last layer with the model.
+    _loss(training, base.train(), eight)
     base.classifier.register_forward_hook(count)
-    rule(base, images[:8], labels[:8])
+    _loss(training, base, eight)
     assert passes == {"forward": 8 * forward, "backward": 8 * backward}

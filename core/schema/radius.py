@@ -1,0 +1,44 @@
+"""The radius of an l_p ball: how it is written in a spec, and how large it may be."""
+
+from math import isfinite, prod, sqrt
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from core.schema.catalog import Norm
+from core.schema.fraction import read_fraction
+
+
+def _read_radius(value: Any) -> Any:
+    if type(value) is int or (type(value) is float and isfinite(value)):
+        return value
+    try:
+        return read_fraction(value if isinstance(value, str) else "")
+    except ValueError:
+        raise PydanticCustomError("not_a_radius", 'give a finite number or a fraction such as "8/255"') from None
+
+
+Radius = Annotated[float, BeforeValidator(_read_radius, json_schema_input_type=float | str), Field(gt=0)]
+"""A radius in pixel units of images in [0, 1]."""
+
+
+def check_radius(norm: Norm, radius: float, shape: tuple[int, ...] | None) -> None:
+    """Refuse a radius so large that no classifier can be robust at it, as one in units of 0 to 255 is.
+
+    A ball of radius d^(1/p) / 2 around any image of d pixels reaches the uniform grey image. shape: of the images; only
+    linf is checked without one. Raises PydanticCustomError with the JSON pointer of the radius in `ctx`.
+    """
+    pixels = prod(shape) if shape else None
+    limit = 0.5 if norm == "linf" else None if pixels is None else 0.5 * {"l2": sqrt(pixels), "l1": pixels}[norm]
+    if limit is None or radius < limit:
+        return
+    hint = ""
+    if radius / 255 < limit:
+        hint = f'; for 0-255 units divide by 255: "{radius:g}/255" is {radius / 255:.4g}'
+    raise PydanticCustomError(
+        "eps_out_of_range",
+        "{radius} is not below {limit}, where every image can be turned into the same grey one; eps is in "
+        "pixel units of images in [0, 1]{hint}",
+        {"norm": norm, "radius": f"{radius:g}", "limit": f"{limit:g}", "hint": hint, "pointer": f"/eps/{norm}"},
+    )

@@ -1,0 +1,63 @@
+"""Warnings about a spec that is valid and yet likely to disappoint.
+
+The service answers with them, the command line prints them.
+"""
+
+from collections.abc import Iterator
+from math import sqrt
+
+from core.schema.catalog import MODELS, NORMS
+from core.schema.record import Record
+from core.schema.spec import EXTRA_SHARE, AnySpec, EvaluateSpec, TrainingSpec
+
+
+class SpecWarning(Record, extra="ignore"):
+    """What the author of a valid spec should know."""
+
+    code: str
+    """Stable, for programs."""
+    message: str
+    """For people."""
+
+
+def spec_warnings(spec: AnySpec) -> tuple[SpecWarning, ...]:
+    """List what is valid and yet likely to disappoint."""
+    found = list(_of_radii(spec))
+    if not isinstance(spec, EvaluateSpec):
+        found += _of_training(spec)
+    return tuple(found)
+
+
+def _of_radii(spec: AnySpec) -> Iterator[SpecWarning]:
+    base = MODELS.get(getattr(spec, "base_model", ""))
+    if base and base.norm in spec.eps and abs(spec.eps[base.norm] - base.eps) > 1e-6:
+        yield SpecWarning(
+            code="eps_differs_from_base",
+            message=f"{base.name} was made robust at {base.norm} {base.eps:g}, this run uses {spec.eps[base.norm]:g}",
+        )
+
+
+def _of_training(spec: TrainingSpec) -> Iterator[SpecWarning]:
+    if "extra_share" in spec.model_fields_set and spec.extra_share != EXTRA_SHARE and not spec.extra_dataset:
+        yield SpecWarning(
+            code="extra_share_unused",
+            message="extra_share changes nothing without a second data set: name one as extra_dataset",
+        )
+    if spec.method.name == "nat":
+        yield SpecWarning(code="no_attack", message="natural training attacks nothing: expect no robustness")
+    if spec.method.name == "pat":
+        yield SpecWarning(
+            code="no_norm_attacked",
+            message="perceptual training attacks no l_p ball: expect less robustness at eps than from the other "
+            "methods, and more against changes outside these balls",
+        )
+    extremes = spec.method.name == "e-at" and "l2" not in spec.method.norms
+    eps = spec.eps
+    # The convex hull of the linf and the l1 ball contains an l2 ball of about this radius (Croce & Hein 2020, 2022).
+    if extremes and eps.keys() >= set(NORMS) and sqrt(eps["l1"] * eps["linf"]) < eps["l2"]:
+        yield SpecWarning(
+            code="l2_not_covered",
+            message=f"sqrt(eps.l1 * eps.linf) = {sqrt(eps['l1'] * eps['linf']):.3g} is below eps.l2 = "
+            f"{eps['l2']:g}: E-AT with linf and l1 need not make the model robust to l2; consider method sat, or "
+            "e-at with all three norms",
+        )
