@@ -184,7 +184,11 @@ def create_job(
         estimate = estimates.predict(session, project_id, spec)
         in_shards = shards.count(session, project_id, spec, service.settings)
         told = list(spec_warnings(spec))
-        return answer(schemas.DryRun(valid=True, spec=spec, warnings=told, estimate=estimate, shards=in_shards))
+        return answer(
+            schemas.DryRun(
+                valid=True, spec=spec.model_dump(mode="json"), warnings=told, estimate=estimate, shards=in_shards
+            )
+        )
     return create_from(session, service, project_id, spec, response, idempotency_key=idempotency_key)
 
 

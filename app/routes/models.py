@@ -58,7 +58,7 @@ _NOTHING_OWN: dict[str, Any] = {
 }
 
 
-class ModelWish(ImportSpec):
+class ModelWish(ImportSpec, defer_build=False):
     """The base model to make: of an upload, with what the file itself does not say, or of a checkpoint."""
 
     # FastAPI describes a body that is built at first use by a warning.
