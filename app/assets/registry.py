@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Self
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
-from app import queries
 from app.assets import assets as files
+from app.assets import checkpoints
 from app.schemas import FileStatus
 from core.schema.catalog import DATASETS, MODELS, ArchitectureEntry, DatasetEntry, find_architecture
 from core.schema.spec import AnySpec, EvaluateSpec, Name, TrainSpec
@@ -81,7 +81,7 @@ class Registry:
                 continue
             if file := files.find(session, kind, project_id, wanted):
                 named[name] = OwnFile(file.status, _size_in(file.summary))
-            elif kind == "model" and queries.find_checkpoint(session, project_id, wanted):
+            elif kind == "model" and checkpoints.find_checkpoint(session, project_id, wanted):
                 named[name] = OwnFile("ready", None)
             else:
                 ready[kind] = files.names(session, kind, project_id)

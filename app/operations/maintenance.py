@@ -12,15 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
 
-from app.assets import assets, uploads
-from app.jobs import lifecycle
+from app import tasks
+from app.assets import assets, inspections, uploads
+from app.jobs import claims, shards
 from app.operations import garbage_collection
 from app.platform.database import AWAY, Database, why
 from app.platform.queue import Doorbell, needs
 from app.platform.settings import Settings
 from app.projects import quotas
 from app.storage import ObjectStore, StorageUnavailable
-from app.webhooks import sender, subscriptions
+from app.webhooks import deliveries, sender
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,9 @@ def take_back_expired_jobs(context: MaintenanceContext) -> None:
     """Queue the jobs of lost workers again, and let jobs follow their shards; where no worker is left, nobody else
     would."""
     with context.database.writing() as session:
-        lifecycle.settle(session)
+        shards.update_parents(session)
     with context.database.writing() as session:
-        lifecycle.expire(session, lifecycle.RetryPolicy.of(context.settings))
+        claims.expire(session, claims.RetryPolicy.of(context.settings))
 
 
 def ring_again(context: MaintenanceContext) -> None:
@@ -62,8 +63,8 @@ def ring_again(context: MaintenanceContext) -> None:
     if not context.doorbell.is_there:
         return
     with context.database.reading() as session:
-        wanted = {needs(gpus) for gpus in lifecycle.gpus_wanted(session, seconds=10)}
-        if assets.have_waited(session, seconds=10):
+        wanted = {needs(gpus) for gpus in claims.gpus_wanted(session, seconds=10)}
+        if tasks.have_waited(session, inspections.KINDS, seconds=10):
             wanted.add(needs(1))
     for resource in wanted:
         context.doorbell.ring(resource)
@@ -77,7 +78,7 @@ def send_webhooks(context: MaintenanceContext) -> None:
 def forget_old_deliveries(context: MaintenanceContext) -> None:
     """Keep the log of deliveries to its length."""
     with context.database.writing() as session:
-        subscriptions.forget(session, days=subscriptions.KEEP_DAYS)
+        deliveries.forget(session, days=deliveries.KEEP_DAYS)
 
 
 def verify_uploads(context: MaintenanceContext) -> None:
@@ -122,12 +123,11 @@ def sweep_orphans(context: MaintenanceContext) -> None:
 def clear_files_away(context: MaintenanceContext) -> None:
     """Take back the inspections of lost workers, and remove the objects of data sets and models that are gone."""
     with context.database.writing() as session:
-        for kind in assets.TABLES:
-            assets.expire(session, kind, max_crashes=context.settings.max_crashes)
+        tasks.expire(session, inspections.KINDS, max_crashes=context.settings.max_crashes)
     # Keys first: what is stored after that is nobody's leftover yet.
     keys = [key for kind in assets.TABLES for key in context.store.keys(f"{kind}s")]
     with context.database.reading() as session:
-        gone = assets.leftovers(session, keys)
+        gone = inspections.leftovers(session, keys)
     for key in gone:
         context.store.delete(key)
 
