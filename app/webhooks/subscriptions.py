@@ -312,11 +312,12 @@ def _check_enabled(webhook: Webhook) -> None:
 
 
 def _save(session: Session, webhook: Webhook) -> None:
+    url = webhook.url  # a failed write takes it back
     try:
         with session.begin_nested():
             session.add(webhook)
     except IntegrityError as error:
-        raise AddressTaken(webhook.url) from error
+        raise AddressTaken(url) from error
     session.refresh(webhook)
 
 

@@ -17,6 +17,7 @@ from app.assets.registry import Registry
 from app.jobs import ingest, lifecycle
 from app.jobs.leases import Claim, LeaseLost
 from app.queries import training_curve
+from app.schemas.job_request import parse_request
 from app.storage import LocalStore, StorageFull, StorageUnavailable
 from app.tables import Attempt, Checkpoint, Delivery, Event, Job, Metric, State
 from core.schema.events import Saved
@@ -43,7 +44,7 @@ def post(database, project):
     """Queue a job that tells the fake training process what to do."""
 
     def post(**wish):
-        spec = parse({"base_model": "digits-cnn-linf", "metadata": wish, "name": "n"})
+        spec = parse_request({"base_model": "digits-cnn-linf", "metadata": wish, "name": "n"})
         with database.writing() as session:
             return lifecycle.create(session, project.id, spec).job.id
 
@@ -114,7 +115,7 @@ def test_a_job_succeeds_with_history_curve_and_files(workplace, post):
 
 
 def test_a_job_with_a_webhook_runs_and_queues_a_delivery(workplace, database, project):
-    spec = parse({"base_model": "digits-cnn-linf", "webhook": {"url": "https://example.com/secret-path"}})
+    spec = parse_request({"base_model": "digits-cnn-linf", "webhook": {"url": "https://example.com/secret-path"}})
     with database.writing() as session:
         job_id = lifecycle.create(session, project.id, spec, most_webhooks=1).job.id
     run_next(workplace)
@@ -312,7 +313,7 @@ def test_a_state_that_is_not_ours_to_save_changes_nothing(workplace, post):
 
 
 def test_a_job_on_several_gpus_is_started_by_torchrun(workplace):
-    spec = parse({"base_model": "digits-cnn-linf", "gpus": 4})
+    spec = parse_request({"base_model": "digits-cnn-linf", "gpus": 4})
     command = core_command(Claim("job_1", 1, spec), Path("/w"), workplace.registry)
     assert command[1:8] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "-m", "core"]
 
@@ -434,7 +435,7 @@ def test_a_job_that_asks_for_more_gpus_than_there_are_is_refused_before_it_start
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with workplace.database.writing() as session:
         project_id = session.get_one(Job, post()).project_id
-        spec = parse({"base_model": "digits-cnn-linf", "gpus": 4, "priority": 1})
+        spec = parse_request({"base_model": "digits-cnn-linf", "gpus": 4, "priority": 1})
         job_id = lifecycle.create(session, project_id, spec).job.id
     run_next(workplace)
     job = get(workplace, job_id)

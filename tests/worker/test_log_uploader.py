@@ -9,9 +9,9 @@ from sqlalchemy import select
 from app.assets.registry import Registry
 from app.jobs import lifecycle
 from app.jobs.leases import log_key
+from app.schemas.job_request import parse_request
 from app.storage import LocalStore
 from app.tables import Attempt
-from core.schema.spec import parse
 from tests.support.fake_worker import fake_command
 from tests.support.processes import wait_until
 from worker.attempt import run
@@ -29,7 +29,7 @@ def workplace(settings, database, monkeypatch):
 def start(workplace, project, **wish):
     """Queue and claim a job."""
     with workplace.database.writing() as session:
-        lifecycle.create(session, project.id, parse({"base_model": "digits-cnn-linf", "metadata": wish}))
+        lifecycle.create(session, project.id, parse_request({"base_model": "digits-cnn-linf", "metadata": wish}))
         return lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
 
 

@@ -10,9 +10,9 @@ import pytest
 from app.assets.registry import Registry
 from app.jobs import lifecycle
 from app.platform.settings import Settings
+from app.schemas.job_request import parse_request
 from app.storage import open_store
 from client import Temper
-from core.schema.spec import parse
 from tests.support.fake_worker import fake_command
 from tests.support.instance import DIGITS, add_key, serving
 from worker.attempt import run
@@ -35,7 +35,7 @@ def workplace(settings, database, bucket):
 
 def run_job(workplace, project):
     with workplace.database.writing() as session:
-        job = lifecycle.create(session, project.id, parse(DIGITS)).job
+        job = lifecycle.create(session, project.id, parse_request(DIGITS)).job
     with workplace.database.writing() as session:
         claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
     run(claim, workplace)

@@ -11,9 +11,9 @@ from tenacity import wait_fixed
 from app.assets.registry import Registry
 from app.jobs import lifecycle
 from app.operations.garbage_collection import sweep_states
+from app.schemas.job_request import parse_request
 from app.storage import LocalStore
 from app.tables import Attempt, Event, Job, State
-from core.schema.spec import parse
 from tests.support import invariants
 from tests.support.fake_worker import fake_command
 from tests.support.processes import processes_with, wait_until
@@ -38,7 +38,7 @@ def post(database, project):
     """Queue an evaluation in shards that tells the fake training process what to do."""
 
     def post(shards=3, **wish):
-        spec = parse({"kind": "evaluate", "base_model": "digits-cnn-linf", "metadata": wish})
+        spec = parse_request({"kind": "evaluate", "base_model": "digits-cnn-linf", "metadata": wish})
         with database.writing() as session:
             return lifecycle.create(session, project.id, spec, in_shards=shards).job.id
 
