@@ -114,8 +114,7 @@ class Attempt:
         """Fetch the files that the job needs, run its training process and deliver its files."""
         try:
             with self._inputs() as registry:
-                self.logs.note(f"attempt {self.claim.attempt} begins")
-                self._fetch_states()
+                fetch_states(self.folder, self.lease, self.logs)
                 return self._train(registry)
         except InputUnavailable as error:
             return Failed(error.failure)
@@ -128,9 +127,9 @@ class Attempt:
 
     def _train(self, registry: Registry) -> Ending:
         """Run the training process to its end. Raises StorageUnavailable, StopRequested, LeaseLost."""
-        command = self.workplace.command(self.claim, self.folder, registry)
-        delivery = Delivery(self.folder, self.lease)
         oom_kills = count_oom_kills()
+        delivery = Delivery(self.folder, self.lease)
+        command = self.workplace.command(self.claim, self.folder, registry)
         with TrainingProcess(
             command,
             self.folder,
@@ -148,8 +147,8 @@ class Attempt:
             if not isinstance(last, reported.Finished):
                 delivery.store_unstored_states()
             ending = self._ending(last, process, oom_kills)
-            self.logs.note(f"the training process has ended with exit code {process.exit_code}{self.lease.why}")
-            return ending
+        self.logs.note(f"the training process has ended with exit code {process.exit_code}{self.lease.why}")
+        return ending
 
     def _ending(self, last: reported.Event | None, process: TrainingProcess, oom_kills: int | None) -> Ending:
         """Tell from the last event and the exit code how the attempt has ended.
@@ -226,14 +225,6 @@ class Attempt:
         else:
             with fetched_inputs(self.folder, self.lease) as registry:
                 yield registry
-
-    def _fetch_states(self) -> None:
-        """Fetch the states that an earlier attempt has stored, as far as they can be read."""
-        states = self.lease.write(partial(ingest.states, claim=self.claim))
-        for warning in fetch_states(self.folder, states, self.lease):
-            log.warning("job %s: %s", self.claim.job_id, warning.message)
-            self.logs.note(warning.message)
-            self.lease.write(partial(ingest.record, claim=self.claim, events=[warning]))
 
     def _not_stored(self, error: StorageUnavailable) -> Failure:
         """Keep the results on this machine, and say where."""

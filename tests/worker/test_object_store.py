@@ -83,7 +83,7 @@ def test_where_clients_do_not_reach_the_bucket_the_api_passes_the_bytes_on(workp
         assert (part.status_code, part.content) == (206, whole.content[10:20])
 
 
-def test_what_arrives_damaged_in_the_bucket_is_not_taken_for_the_checkpoint(workplace, project, monkeypatch):
+def test_a_checkpoint_that_arrives_damaged_in_the_bucket_fails_the_job(workplace, project, monkeypatch):
     upload = workplace.store._s3.put_object
 
     def damaged(**request):
