@@ -7,7 +7,15 @@ from app.schemas.answer import Answer
 from app.schemas.jobs import Status
 
 GroupBy = Literal["day", "month", "kind", "dataset", "base_model"]
-Quota = Literal["queued_jobs", "running_jobs", "gpu_seconds_per_month", "stored_bytes", "streams_per_key", "keys"]
+Quota = Literal[
+    "queued_jobs",
+    "running_jobs",
+    "waiting_tasks",
+    "gpu_seconds_per_month",
+    "stored_bytes",
+    "streams_per_key",
+    "keys",
+]
 QUOTAS: tuple[Quota, ...] = get_args(Quota)
 
 
