@@ -60,7 +60,8 @@ _NOTHING_OWN: dict[str, Any] = {
 class ModelWish(ImportSpec):
     """The base model to make: of an upload, with what the file itself does not say, or of a checkpoint."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    # FastAPI needs the validator of a body when it builds the route.
+    model_config = ConfigDict(defer_build=False)
 
     name: GivenName = Field(examples=["birds-linf"])
     """What jobs are to call it."""
