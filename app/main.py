@@ -14,13 +14,15 @@ from typing import Any
 import uvicorn
 from anyio.to_thread import current_default_thread_limiter, run_sync
 from fastapi import APIRouter, FastAPI
+from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.assets.registry import Registry
-from app.http import authentication, error_handler, problems
+from app.http import authentication, error_handler
 from app.http.dependencies import Service
+from app.http.openapi import Api
 from app.http.rate_limits import Failures, Requests, TellStanding
 from app.jobs.watch import Watch
 from app.operations.maintenance import PERIODIC_TASKS, Maintenance, MaintenanceContext, PeriodicTask
@@ -47,29 +49,11 @@ from app.routes import (
     webhooks,
 )
 from app.storage import open_store
-from core.schema.spec import EvaluateSpec, TrainSpec
 
 MAX_BODY_BYTES = 1024**2
 """Largest body of a request that is no part of an upload."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _JOB = re.compile(r"(?:/v1)?/jobs/([^/]+)")
-
-
-class Api(FastAPI):
-    """FastAPI, with problems declared as what they are."""
-
-    def openapi(self) -> dict[str, Any]:
-        """Describe the API, once."""
-        if not self.openapi_schema:
-            self.openapi_schema = _tell_kinds_apart(problems.name_media_type(super().openapi()))
-        return self.openapi_schema
-
-
-def _tell_kinds_apart(document: dict[str, Any]) -> dict[str, Any]:
-    """Require `kind` of all specs but the default one: a spec without it would be valid as several kinds."""
-    for spec in (TrainSpec, EvaluateSpec):
-        document["components"]["schemas"][f"{spec.__name__}-Input"]["required"].append("kind")
-    return document
 
 
 def create_app(
@@ -117,6 +101,8 @@ def create_app(
         router.include_router(part.router)
     app.include_router(router)
     app.include_router(router, prefix="/v1", include_in_schema=False)
+    # The files of the page at /docs.
+    app.mount("/swagger", StaticFiles(packages=[("fastapi_swagger", "resources")]))
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(TellStanding)
     app.add_middleware(RequestId)
