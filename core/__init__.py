@@ -1,11 +1,11 @@
-"""Temper's library: it knows tensors, not people. Useful alone.
+"""Adversarial training and evaluation of image classifiers: a library that works without the service.
 
-    from core.schema.spec import FineTuneSpec            what a run is                       (no torch)
-    from core.training.run import fine_tune           the loop, a generator of events
-    from core.evaluation.autoattack import evaluate          robust accuracy per norm and in the union
-    from core.attacks.apgd import apgd            one attack
-    python -m core train|finetune|evaluate|...    the same from a shell
+    from core.evaluation import evaluate            robust accuracy per norm and in the union
+    from core.training import fine_tune             a run, as a generator of events
+    from core.attacks.apgd import apgd              one attack
+    from core.checkpoint import load                a model with its spec and report
+    from core.schema.spec import FineTuneSpec       what a run is; `core.schema` needs no torch
+    python -m core train|finetune|evaluate|...      the same from a shell
 
-Only `spec`, `advice`, `events`, `catalog`, `published` and `errors` may be imported by the service: they load in an
-instant, without torch. Nothing is re-exported here, so that importing one of those stays that light.
+The service imports nothing of it but `core.schema`.
 """
