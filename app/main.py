@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.assets.registry import Registry
-from app.http import authentication, error_handler, problems
+from app.http import authentication, error_handler
 from app.http.dependencies import Service
 from app.http.openapi import Api
 from app.http.rate_limits import Failures, Requests, TellStanding

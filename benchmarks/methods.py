@@ -33,7 +33,8 @@ from core.data.split import Batch
 from core.evaluation.autoattack import evaluate
 from core.inputs import Inputs, load
 from core.schema.catalog import DATASETS, NORMS, Norm, find_architecture
-from core.schema.events import Evaluated, Report, Stepped
+from core.schema.events import Evaluated, Stepped
+from core.schema.report import Report
 from core.schema.spec import FineTuneSpec, parse
 from core.training.methods import build
 from core.training.methods.contract import Counts, add_counts, whole
@@ -332,7 +333,7 @@ def _setting(options: argparse.Namespace) -> Setting:
     dataset = DATASETS["cifar10" if options.cifar else "digits"]
     shipped = "cifar10-small-linf" if options.cifar else "digits-cnn-linf"
     base = options.base.stem if options.base else shipped
-    weights = checkpoint.find_weights(base, options.base)
+    weights = checkpoint.base_model_file(base, options.base)
     entry = find_architecture(checkpoint.load(weights)[1].blueprint.architecture)
     assert entry is not None
     return Setting(

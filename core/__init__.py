@@ -1,11 +1,11 @@
-"""Adversarial training and evaluation of image classifiers: a library that works without the service.
+"""Temper's library: it works on tensors and knows nothing of users or a service.
 
-    from core.evaluation import evaluate            robust accuracy per norm and in the union
-    from core.training import fine_tune             a run, as a generator of events
-    from core.attacks.apgd import apgd              one attack
-    from core.checkpoint import load                a model with its spec and report
-    from core.schema.spec import FineTuneSpec       what a run is; `core.schema` needs no torch
-    python -m core train|finetune|evaluate|...      the same from a shell
+    from core.schema.spec import FineTuneSpec             the spec of a run
+    from core.training.run import fine_tune               the training loop, a generator of events
+    from core.evaluation.autoattack import evaluate       robust accuracy per norm and in the union
+    from core.attacks.apgd import apgd_ce                 an attack
+    python -m core train|finetune|evaluate|...            the same from a shell
 
-The service imports nothing of it but `core.schema`.
+Only `core.schema` may be imported by the service: it needs no torch. Nothing is re-exported here, so that importing it
+stays fast.
 """

@@ -19,8 +19,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
-from app import queries, schemas, tables
-from app.assets import assets
+from app import schemas, tables
+from app.assets import inputs
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import JobId, Json, Reading, Service, TheService, Writing, check_address, cursor
 from app.http.problems import (
@@ -38,14 +38,16 @@ from app.http.problems import (
     UnsupportedMediaType,
     problems,
 )
-from app.jobs import estimates, lifecycle, shards
+from app.jobs import estimates, lifecycle, moves, queries, shards
+from app.platform.paging import Order
 from app.projects import quotas
 from app.routes import answer
 from app.routes.assets import show_input
 from app.routes.webhooks import show_with_secret
+from app.schemas.job_request import REQUESTS, AnyRequest, JobRequest, parse_request
 from app.webhooks import subscriptions, url_policy
-from core.schema.events import Reports
-from core.schema.spec import AnySpec, Kind, Spec, parse
+from core.schema.report import Reports
+from core.schema.spec import Kind
 from core.schema.spec_warnings import spec_warnings
 from core.schema.validation import FieldError, field_errors
 
@@ -68,21 +70,21 @@ if TYPE_CHECKING:
     Unchecked = Any
 else:
     # Documented as a spec, but whatever was sent: `parse_spec` can say more about it than FastAPI.
-    Unchecked = Annotated[Spec, WrapValidator(_unchecked)]
+    Unchecked = Annotated[JobRequest, WrapValidator(_unchecked)]
 
 
 def parse_spec(
     body: Unchecked, project_id: ProjectId, service: TheService, idempotency_key: IdempotencyKey = None
-) -> AnySpec:
+) -> AnyRequest:
     """Validate the body, with errors that know what is in stock. What the key's job takes in may be gone by now."""
     if not isinstance(body, dict):
         raise InvalidSpec([FieldError(pointer="", code="not_an_object", detail="send a job spec as one JSON object")])
     with service.database.reading() as session:
         registry = service.registry.of_project(session, project_id, body)
     try:
-        spec = parse(body)
+        spec = parse_request(body)
     except ValidationError as error:
-        errors = [*registry.check_names(body), *field_errors(error)]
+        errors = [*registry.check_names(body), *field_errors(error, kinds=REQUESTS)]
         raise InvalidSpec(errors, found=error.error_count()) from None
     errors = registry.check(spec)
     if errors and not _was_posted(service, project_id, spec, idempotency_key):
@@ -90,14 +92,14 @@ def parse_spec(
     return spec
 
 
-def _was_posted(service: Service, project_id: str, spec: AnySpec, idempotency_key: str | None) -> bool:
+def _was_posted(service: Service, project_id: str, spec: AnyRequest, idempotency_key: str | None) -> bool:
     if idempotency_key is None:
         return False
     with service.database.reading() as session:
         return lifecycle.was_posted(session, project_id, spec, idempotency_key)
 
 
-async def check_webhook(spec: Annotated[AnySpec, Depends(parse_spec)], service: TheService) -> AnySpec:
+async def check_webhook(spec: Annotated[AnyRequest, Depends(parse_spec)], service: TheService) -> AnyRequest:
     """Judge the address that a spec names, if any. Raises InvalidSpec."""
     if spec.webhook:
         try:
@@ -134,7 +136,7 @@ class JobFilter(BaseModel):
     """The cursor: the `last_id` of the part before."""
     limit: int = Field(default=20, ge=1, le=100)
     """Jobs in one part."""
-    order: queries.Order = "desc"
+    order: Order = "desc"
     """desc: newest first."""
 
     @field_validator("metadata")
@@ -168,7 +170,7 @@ class JobFilter(BaseModel):
     },
 )
 def create_job(
-    spec: Annotated[AnySpec, Depends(check_webhook)],
+    spec: Annotated[AnyRequest, Depends(check_webhook)],
     project_id: ProjectId,
     service: TheService,
     session: Writing,
@@ -182,7 +184,11 @@ def create_job(
         estimate = estimates.predict(session, project_id, spec)
         in_shards = shards.count(session, project_id, spec, service.settings)
         told = list(spec_warnings(spec))
-        return answer(schemas.DryRun(valid=True, spec=spec, warnings=told, estimate=estimate, shards=in_shards))
+        return answer(
+            schemas.DryRun(
+                valid=True, spec=spec.model_dump(mode="json"), warnings=told, estimate=estimate, shards=in_shards
+            )
+        )
     return create_from(session, service, project_id, spec, response, idempotency_key=idempotency_key)
 
 
@@ -281,8 +287,8 @@ def get_report(job_id: JobId, project_id: ProjectId, session: Reading, service: 
 def get_lineage(job_id: JobId, project_id: ProjectId, session: Reading) -> schemas.Lineage:
     """Get what a job takes in of the project's own, and the jobs that this comes from."""
     job = the_job(session, project_id, job_id)
-    taken = [show_input(each) for each in assets.inputs(session, job.id)]
-    ancestors = list(assets.ancestors(session, project_id, job.id))
+    taken = [show_input(each) for each in inputs.list_inputs(session, job.id)]
+    ancestors = list(inputs.ancestors(session, project_id, job.id))
     return schemas.Lineage(object="lineage", job_id=job.id, inputs=taken, ancestors=ancestors)
 
 
@@ -298,7 +304,7 @@ def create_from(
     session: Session,
     service: Service,
     project_id: str,
-    spec: AnySpec,
+    spec: AnyRequest,
     response: Response,
     *,
     idempotency_key: str | None,
@@ -350,7 +356,7 @@ def _facts(job: tables.Job) -> dict[str, Any]:
         "kind": job.kind,
         "status": job.status,
         "phase": job.phase,
-        "is_terminal": job.status in lifecycle.TERMINAL,
+        "is_terminal": job.status in moves.TERMINAL,
         "allowed_actions": lifecycle.allowed_actions(job),
         "created_at": job.created_at,
         "updated_at": job.updated_at,
@@ -392,7 +398,7 @@ def _is_known(job: tables.Job, if_none_match: str | None) -> bool:
 
 
 def _can_wait(job: tables.Job, if_none_match: str | None) -> bool:
-    return job.status not in lifecycle.TERMINAL and (if_none_match is None or _is_known(job, if_none_match))
+    return job.status not in moves.TERMINAL and (if_none_match is None or _is_known(job, if_none_match))
 
 
 def _show_metric(step: tables.Metric) -> schemas.Metric:

@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from app.schemas.job_request import REQUESTS
 from core.schema.catalog import ARCHITECTURES, DATASETS, METHODS, MODELS
-from core.schema.spec import SPECS
 from docs.generate import markdown
 from docs.generate.markdown import code
 from docs.generate.schema import default, kind
@@ -17,15 +17,16 @@ _PARTS = {"Method": "method", "Evaluation": "evaluation", "JobWebhook": "webhook
 
 def page() -> str:
     """Describe every field of every kind of spec."""
-    schemas = {name: model.model_json_schema() for name, model in SPECS.items()}
+    schemas = {name: model.model_json_schema() for name, model in REQUESTS.items()}
     parts = {name: part for schema in schemas.values() for name, part in schema["$defs"].items()}
-    models = {type_.__name__: type_ for model in SPECS.values() for type_ in _models(model)}
+    models = {type_.__name__: type_ for model in REQUESTS.values() for type_ in _models(model)}
     return markdown.page(
         "Job spec",
-        "A spec is the body of `POST /jobs`, the file that `python -m core` reads, and part of every checkpoint. The "
+        "A spec is the body of `POST /jobs`, the file that `python -m core` reads, and part of every checkpoint. "
+        "`priority` and `webhook` are for jobs of the service alone. The "
         'smallest one is `{"base_model": "digits-cnn-linf"}`. A default that depends on other fields, such as the data '
         "set, is filled in when the spec is validated; the answer shows it. An unknown field is refused.",
-        *(_section(f"kind `{name}`", schemas[name], model) for name, model in SPECS.items()),
+        *(_section(f"kind `{name}`", schemas[name], model) for name, model in REQUESTS.items()),
         *(_section(code(_PARTS.get(name, name)), part, models[name]) for name, part in parts.items() if name in models),
         *_catalogue(),
     )
