@@ -34,6 +34,12 @@ def test_of_core_only_the_schema_is_imported_from_outside() -> None:
     assert [str(file) for file in others if imported.search(file.read_text())] == []
 
 
+def test_of_the_service_the_client_imports_the_schemas_alone() -> None:
+    imported = re.compile(r"^ *(?:from|import) (?:app(?!\.schemas\b)|worker\b)", re.MULTILINE)
+    client = [file for file in SOURCES if file.relative_to(ROOT).parts[0] == "client"]
+    assert [str(file) for file in client if imported.search(file.read_text())] == []
+
+
 def test_schemas_of_the_api_import_pydantic_and_the_core_schema_alone() -> None:
     allowed = sys.stdlib_module_names | {"pydantic", "pydantic_core", "app.schemas", "core.schema"}
     imported = {

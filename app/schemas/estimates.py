@@ -30,8 +30,8 @@ class Estimate(Answer):
     """Upper bound of the forward and backward passes of single images through the network; null if the size of the data
     set is unknown."""
     basis: Basis
-    """history: finished jobs with the same kind, data set, model and method, scaled by the passes. passes: other jobs of
-    the same network on the same data set, scaled by the passes. none: no comparable job has finished here."""
+    """history: finished jobs with the same kind, data set, model and method, scaled by the passes. passes: other jobs
+    of the same network on the same data set, scaled by the passes. none: no comparable job has finished here."""
     runs: int
     """Number of finished jobs that the estimate is based on, at most 20."""
     unavailable_reason: str | None
