@@ -50,11 +50,11 @@ def test_a_job_delivers_to_the_bucket_and_its_checkpoint_comes_from_there(workpl
     assert delivered == [f"{prefix}/checkpoint.safetensors", f"{prefix}/report.json"]
     key = add_key(workplace.database, project)
     with serving(workplace.settings, workplace.database) as url, Temper(url, key) as temper:
-        assert temper.get(job_id).status == "succeeded"
-        (checkpoint,) = temper.checkpoints(job_id)
-        content = temper.download(job_id, tmp_path).read_bytes()
+        assert temper.jobs.get(job_id).status == "succeeded"
+        (checkpoint,) = temper.checkpoints.list(job_id)
+        content = temper.checkpoints.download(job_id, tmp_path).read_bytes()
         assert hashlib.sha256(content).hexdigest() == checkpoint.sha256
-        assert temper.report(job_id).after.union.value == 0.75
+        assert temper.jobs.report(job_id).after.union.value == 0.75
         with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as api:
             path = f"/checkpoints/{checkpoint.id}/download"
             sent_on = api.get(path)
