@@ -15,6 +15,7 @@ from app.operations.maintenance import MaintenanceContext, clear_uploads_away
 from app.platform.database import seconds_from_now
 from app.platform.queue import open_doorbell
 from app.platform.settings import Settings
+from app.projects import usage
 from app.storage import StorageUnavailable, open_store, s3
 from app.tables import Upload
 from client import Refused, Temper
@@ -46,7 +47,7 @@ def running(settings, database, project):
         closing(open_store(settings)) as store,
         serving(settings, database) as url,
         calling(url, key) as api,
-        Temper(url, key, retry_policy=30) as temper,
+        Temper(url, key, patience=30) as temper,
     ):
         yield api, temper, MaintenanceContext(settings, database, store, open_doorbell(settings))
 
@@ -58,7 +59,7 @@ def row(database, upload_id):
 
 def room_taken(database, project):
     with database.reading() as session:
-        return uploads.room_taken(session, project.id)
+        return usage.uploaded_bytes(session, project.id)
 
 
 def gatherings(settings):
@@ -76,7 +77,7 @@ def gatherings(settings):
 def test_a_file_goes_to_the_bucket_whole(on_s3, database, project, tmp_path, storage_proxy, content):
     (tmp_path / "birds.zip").write_bytes(content)
     with running(on_s3(storage_proxy=storage_proxy), database, project) as (api, temper, context):
-        upload = temper.upload(tmp_path / "birds.zip", purpose="dataset")
+        upload = temper.uploads.send(tmp_path / "birds.zip", purpose="dataset")
         assert (upload.status, upload.filename, upload.sha256) == ("completed", "birds.zip", sha256_of(content))
         stored = row(database, upload.id)
         assert b"".join(context.store.read(uploads.key(stored))) == content
@@ -92,7 +93,7 @@ def test_an_upload_that_broke_off_goes_on_where_it_broke(on_s3, database, projec
         upload = announce(api, LARGE)
         assert send(api, upload, 2, cut(LARGE, upload)[2]).status_code == 200
         told = []
-        done = temper.upload(tmp_path / "birds.zip", purpose="dataset", on_progress=lambda *each: told.append(each))
+        done = temper.uploads.send(tmp_path / "birds.zip", purpose="dataset", on_progress=lambda *each: told.append(each))
         assert (done.id, done.status) == (upload["id"], "completed")
         # One part was missing, and one was sent.
         assert [each for each in told if each[0] == "sending"] == [("sending", len(LARGE), len(LARGE))]
@@ -171,7 +172,7 @@ def test_a_store_that_fails_a_third_of_the_time_gets_everything_and_shows_nothin
                 (tmp_path / "file").write_bytes(content)
                 context.store.put(key, tmp_path / "file")
             (tmp_path / "birds.zip").write_bytes(LARGE)
-            upload = temper.upload(tmp_path / "birds.zip", purpose="dataset")
+            upload = temper.uploads.send(tmp_path / "birds.zip", purpose="dataset")
             assert sum(way.faults.values()) > 5, way.faults
             way.share = 0
             for key, content in files.items():
@@ -212,4 +213,4 @@ def test_a_file_for_which_there_is_no_room_is_refused_before_a_byte_is_sent(on_s
         running(on_s3(quota_stored_bytes=100), database, project) as (_, temper, _),
         pytest.raises(Refused, match="limit of stored_bytes is 100"),
     ):
-        temper.upload(tmp_path / "birds.zip", purpose="dataset")
+        temper.uploads.send(tmp_path / "birds.zip", purpose="dataset")

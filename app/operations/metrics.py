@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Subquery, and_, case, func, select, union_
 from sqlalchemy.orm import Session
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.jobs.lifecycle import MOVES
+from app.jobs.moves import MOVES
 from app.jobs.watch import Watch
 from app.platform.database import AWAY, Database, now, seconds_between
 from app.platform.queue import Doorbell

@@ -1,32 +1,47 @@
-"""What the API answers with. What it accepts is `core.schema.spec`; what a run reports is `core.schema.events`."""
+"""Answers of the API. `core.schema.spec` defines what it accepts, `core.schema.events` what a run reports.
 
-from app.schemas.access import SCOPES, ApiKey, Me, NewApiKey, Project, RateLimit, Scope
-from app.schemas.answer import Answer, Listed, Page, headers, page
-from app.schemas.assets import FileFailure, FileStatus, JobInput, Lineage, MadeBy, ThumbnailLink
-from app.schemas.attempts import Attempt
-from app.schemas.catalogue import Architecture, Dataset, Method, Model
-from app.schemas.checkpoints import Checkpoint
-from app.schemas.estimates import Actual, Basis, Duration, Estimate
-from app.schemas.jobs import (
-    Action,
-    DryRun,
-    Failure,
-    Job,
-    Links,
-    Metric,
-    Metrics,
-    PostedJob,
-    Progress,
-    Result,
-    Results,
-    ShardState,
-    Status,
-)
-from app.schemas.problems import ConflictProblem, Problem, QuotaProblem, RateLimitProblem
-from app.schemas.service import Health, Index, Version
-from app.schemas.uploads import Purpose, Upload, UploadFailure, UploadPart, UploadRequest, UploadRequests, UploadStatus
-from app.schemas.usage import QUOTAS, GroupBy, Quota, QuotaState, Usage, UsageGroup
-from app.schemas.webhooks import Delivery, DeliveryStatus, DisabledReason, Webhook, WebhookWithSecret
+A name is imported from its module at first use, so that the client loads only the answers that it reads.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from app.schemas.access import SCOPES, ApiKey, Me, NewApiKey, Project, RateLimit, Scope
+    from app.schemas.answer import Answer, Listed, Page, headers, page
+    from app.schemas.assets import FileFailure, FileStatus, JobInput, Lineage, MadeBy, ThumbnailLink
+    from app.schemas.attempts import Attempt
+    from app.schemas.catalogue import Architecture, Dataset, Method, Model
+    from app.schemas.checkpoints import Checkpoint
+    from app.schemas.estimates import Actual, Basis, Duration, Estimate
+    from app.schemas.jobs import (
+        Action,
+        DryRun,
+        Failure,
+        Job,
+        Links,
+        Metric,
+        Metrics,
+        PostedJob,
+        Progress,
+        Result,
+        Results,
+        ShardState,
+        Status,
+    )
+    from app.schemas.problems import ConflictProblem, Problem, QuotaProblem, RateLimitProblem
+    from app.schemas.service import Health, Index, Version
+    from app.schemas.uploads import (
+        Purpose,
+        Upload,
+        UploadFailure,
+        UploadPart,
+        UploadRequest,
+        UploadRequests,
+        UploadStatus,
+    )
+    from app.schemas.usage import QUOTAS, GroupBy, Quota, QuotaState, Usage, UsageGroup
+    from app.schemas.webhooks import Delivery, DeliveryStatus, DisabledReason, Webhook, WebhookWithSecret
 
 __all__ = [
     "QUOTAS",
@@ -96,3 +111,27 @@ __all__ = [
     "headers",
     "page",
 ]
+
+_MODULES = (
+    "access",
+    "answer",
+    "assets",
+    "attempts",
+    "catalogue",
+    "checkpoints",
+    "estimates",
+    "jobs",
+    "problems",
+    "service",
+    "uploads",
+    "usage",
+    "webhooks",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in _MODULES:
+            if found := getattr(import_module(f"{__name__}.{module}"), name, None):
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
