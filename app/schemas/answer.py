@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Item = TypeVar("Item")
 
@@ -30,16 +30,14 @@ ListedItem = TypeVar("ListedItem", bound=Listed)
 class Page(Answer, Generic[Item]):
     """A part of a list. The next part is `?after=<last_id>`."""
 
-    object: Literal["list"]
-    """What this is."""
-    data: list[Item]
-    """The items."""
-    has_more: bool
-    """Whether there is a next part."""
-    first_id: str | None
-    """The first item's id (an event's seq)."""
-    last_id: str | None
-    """The last item's id (an event's seq): the cursor of the next part."""
+    # Pydantic looks for attribute docstrings once for each kind of item, which takes longer than all else it does.
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+    object: Literal["list"] = Field(description="What this is.")
+    data: list[Item] = Field(description="The items.")
+    has_more: bool = Field(description="Whether there is a next part.")
+    first_id: str | None = Field(description="The first item's id (an event's seq).")
+    last_id: str | None = Field(description="The last item's id (an event's seq): the cursor of the next part.")
 
 
 def page(items: list[ListedItem], *, has_more: bool) -> Page[ListedItem]:
