@@ -12,11 +12,13 @@ from typing import Any
 import uvicorn
 from anyio.to_thread import current_default_thread_limiter, run_sync
 from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
 
 from app.assets.registry import Registry
-from app.http import authentication, error_handler, problems
+from app.http import authentication, error_handler
 from app.http.dependencies import Service
 from app.http.middleware import BodyLimit, CountRequests, RequestId, TellStanding, VersionPrefix
+from app.http.openapi import Api
 from app.http.rate_limits import Failures, Requests
 from app.jobs.watch import Watch
 from app.operations.maintenance import PERIODIC_TASKS, Maintenance, MaintenanceContext, PeriodicTask
@@ -42,7 +44,6 @@ from app.routes import (
     webhooks,
 )
 from app.storage import open_store
-from core.schema.spec import EvaluateSpec, TrainSpec
 
 PARTS = (
     jobs,
@@ -63,23 +64,6 @@ PARTS = (
 """The modules that have routes, in the order of the OpenAPI document."""
 MAX_BODY_BYTES = 1024**2
 """Largest body of a request that is no part of an upload."""
-
-
-class Api(FastAPI):
-    """FastAPI, with problems declared as what they are."""
-
-    def openapi(self) -> dict[str, Any]:
-        """Describe the API, once."""
-        if not self.openapi_schema:
-            self.openapi_schema = _tell_kinds_apart(problems.name_media_type(super().openapi()))
-        return self.openapi_schema
-
-
-def _tell_kinds_apart(document: dict[str, Any]) -> dict[str, Any]:
-    """Require `kind` of all specs but the default one: a spec without it would be valid as several kinds."""
-    for spec in (TrainSpec, EvaluateSpec):
-        document["components"]["schemas"][f"{spec.__name__}-Input"]["required"].append("kind")
-    return document
 
 
 def create_app(
@@ -111,6 +95,8 @@ def create_app(
     for part in PARTS:
         # `include_router` would build every route once more, which takes half a second.
         app.router.routes.extend(part.router.routes)
+    # The files of the page at /docs.
+    app.mount("/swagger", StaticFiles(packages=[("fastapi_swagger", "resources")]))
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, except_for=uploads.counts_its_body)
     app.add_middleware(TellStanding)
     app.add_middleware(RequestId)

@@ -34,7 +34,6 @@ from core.attacks.forward import predict
 from core.attacks.reference import NAMES
 from core.attacks.threat import LpThreat
 from core.evaluation.autoattack import attacks_of
-from core.evaluation.report import digits
 from core.models import Blueprint, build
 from core.models.folding import folded
 from core.schema.catalog import DATASETS, NORMS, Norm
@@ -170,7 +169,7 @@ def counting(model: nn.Module) -> Iterator[dict[str, int]]:
     handle.remove()
 
 
-def measure_ours(case: Case, norm: Norm) -> tuple[str, Cost]:
+def measure_ours(case: Case, norm: Norm) -> tuple[Tensor, Cost]:
     """Attack a case under one norm as an evaluation does: the verdicts, and what they took."""
     model = copy.deepcopy(case.model).to(memory_format=torch.channels_last)
     images, labels, threat = case.images, case.labels, LpThreat(norm, case.eps[norm])
@@ -187,10 +186,10 @@ def measure_ours(case: Case, norm: Norm) -> tuple[str, Cost]:
                 robust[robust.clone()] = predict(model, found.adversarial).argmax(1) == labels[robust]
             by_attack[name] = round(time.perf_counter() - started, 2)
         seconds = time.perf_counter() - begun
-    return digits(robust), Cost(passes["forward"], passes["backward"], round(seconds, 2), by_attack)
+    return robust, Cost(passes["forward"], passes["backward"], round(seconds, 2), by_attack)
 
 
-def measure_theirs(case: Case, norm: Norm, *, halves: bool = False) -> tuple[str, Cost]:
+def measure_theirs(case: Case, norm: Norm, *, halves: bool = False) -> tuple[Tensor, Cost]:
     """Evaluate a case under one norm by pyautoattack, as its users run it: a model in eval mode, as it was loaded.
 
     halves: let the model compute its batches in two halves.
@@ -220,7 +219,7 @@ def measure_theirs(case: Case, norm: Norm, *, halves: bool = False) -> tuple[str
             by_attack[name] = round(time.perf_counter() - started, 2)
         seconds = time.perf_counter() - begun
     model.zero_grad()
-    return digits(robust), Cost(passes["forward"], passes["backward"], round(seconds, 2), by_attack)
+    return robust, Cost(passes["forward"], passes["backward"], round(seconds, 2), by_attack)
 
 
 def compare(case: Case, norm: Norm, *, own: bool = True) -> Cell:
@@ -238,8 +237,8 @@ def compare(case: Case, norm: Norm, *, own: bool = True) -> Cell:
         points=len(case.labels),
         classes=logits.shape[1],
         clean=int((logits.argmax(1) == case.labels).sum()),
-        ours=ours.count("1"),
-        theirs=theirs.count("1"),
+        ours=int(ours.sum()),
+        theirs=int(theirs.sum()),
         flips=flips(ours, theirs),
         their_own_flips=None if halved is None else flips(theirs, halved),
         our_cost=our_cost,
@@ -247,9 +246,9 @@ def compare(case: Case, norm: Norm, *, own: bool = True) -> Cell:
     )
 
 
-def flips(one: str, other: str) -> int:
+def flips(one: Tensor, other: Tensor) -> int:
     """Count the points on which two runs disagree."""
-    return sum(a != b for a, b in zip(one, other, strict=True))
+    return int((one != other).sum())
 
 
 def digits_base() -> nn.Module:

@@ -33,7 +33,8 @@ from core.data.split import Batch
 from core.evaluation.autoattack import evaluate
 from core.inputs import Inputs, load
 from core.schema.catalog import DATASETS, NORMS, Norm, find_architecture
-from core.schema.events import Evaluated, Report, Stepped
+from core.schema.events import Evaluated, Stepped
+from core.schema.report import Report
 from core.schema.spec import FineTuneSpec, parse
 from core.training.methods import build
 from core.training.methods.contract import Counts, add_counts, whole

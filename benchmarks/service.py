@@ -40,8 +40,8 @@ from app.platform.database import Database
 from app.platform.ids import new_id
 from app.projects.keys import new_key
 from app.schemas import SCOPES
+from app.schemas.job_request import parse_request
 from app.tables import Job, Project
-from core.schema.spec import parse
 from tests.support.instance import DIGITS
 from tests.support.native import ROOT, Instance, instance
 from tests.support.servers import postgres, valkey
@@ -91,7 +91,7 @@ def add_projects(database: Database, count: int) -> list[tuple[str, str]]:
 def fill(database: Database, projects: Sequence[tuple[str, str]], count: int) -> None:
     """Queue so many jobs, dealt out to the projects in turn."""
     with database.writing() as session:
-        first = lifecycle.create(session, projects[0][0], parse(DIGITS)).job
+        first = lifecycle.create(session, projects[0][0], parse_request(DIGITS)).job
         row = {column.key: getattr(first, column.key) for column in Job.__table__.columns}
         rows = [
             row | {"id": new_id("job"), "project_id": projects[place % len(projects)][0]} for place in range(1, count)
@@ -363,8 +363,8 @@ def overhead(part: int) -> dict[str, Any]:
                 )
                 temper.start_api()
                 temper.start_worker()
-            pulse = folder / "data" / "worker.pulse"
-            while not pulse.exists():
+            heartbeat = folder / "data" / "worker.heartbeat"
+            while not heartbeat.exists():
                 time.sleep(0.1)
             pool = stack.enter_context(ThreadPoolExecutor(1))
             job = pool.submit(run_as_job, temper, (server.pid, broker.process.pid), spec)

@@ -34,7 +34,8 @@ from client.records import (
     Webhook,
 )
 from core.schema.catalog import NORMS, Norm
-from core.schema.events import Rate, Report, Reports, Stamped
+from core.schema.events import Stamped
+from core.schema.report import Rate, Report, Reports
 
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 

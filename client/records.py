@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.errors import Unreadable
 from core.schema.catalog import Norm
-from core.schema.events import NormCount, Rate, Subject
+from core.schema.events import NormCount, Subject
+from core.schema.report import Rate
 from core.schema.spec_warnings import SpecWarning
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -74,8 +75,8 @@ class Result(Record):
 
     clean: Rate
     """Accuracy without attack."""
-    robust: dict[Norm, Rate]
-    """Robust accuracy per norm."""
+    robust: dict[str, Rate]
+    """Robust accuracy per threat id, of which a norm is one."""
     union: Rate
     """Points that are right under every norm at once."""
 

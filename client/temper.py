@@ -44,7 +44,8 @@ from client.records import (
     read,
 )
 from client.upload import OnProgress, upload_file
-from core.schema.events import Reports, Stamped
+from core.schema.events import Stamped
+from core.schema.report import Reports
 from core.schema.spec import AnySpec
 
 LONG_POLL = 30.0

@@ -26,7 +26,7 @@ from core.models import Blueprint, build
 from core.models.third_party import compare
 from core.schema.catalog import MODELS, Norm
 from core.schema.errors import BadInput, BadWeights, DiskFull, UserError
-from core.schema.events import Reports
+from core.schema.report import ReadReports
 from core.schema.spec import FineTuneSpec, Spec, TrainSpec
 from core.schema.suggestions import did_you_mean
 
@@ -89,7 +89,7 @@ class Header(BaseModel):
     """Training steps behind the weights."""
     stopped_at: int | None = None
     """The step at which somebody stopped the run early; null where it ran to its end."""
-    reports: Reports | None = None
+    reports: ReadReports | None = None
     """The evaluations of that run."""
     base_sha256: str | None
     """Hash of the weights file that the run started from; null for random weights."""

@@ -1,17 +1,21 @@
-"""All that Temper knows about norms: length, steepest ascent, projection and random starts for linf, l2 and l1.
+"""Geometry of linf, l2 and l1: length, steepest ascent, projection and random starts.
 
-Images are (batch, channels, height, width) in [0, 1]; every function treats each image of a batch by itself and none
-makes the host wait for the device. The l1 geometry follows Croce & Hein, "Mind the box" (ICML 2021, arXiv 2103.01208),
-the way onto a plane their FAB (ICML 2020, arXiv 1907.02044, section 3.1).
+Images are (batch, channels, height, width) in [0, 1]; every function treats each image of a batch independently, and
+none makes the host wait for the device. The l1 geometry follows Croce & Hein, "Mind the box" (ICML 2021, arXiv
+2103.01208), the projection onto a plane their FAB (ICML 2020, arXiv 1907.02044, section 3.1).
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from core.schema.catalog import Norm
+
+Rounding = Literal["exact", "autoattack"]
+"""How the l1 projection is computed. exact: by halving, fast on large images, and inside the box. autoattack: by
+sorting, with the bits of AutoAttack, which may lie outside the box by rounding."""
 
 _TINY = 1e-12
 # 26 halvings bring the threshold of the l1 projection below float32 resolution, whatever the number of pixels.
@@ -19,12 +23,12 @@ _HALVINGS = 26
 # Newton's method on a concave function of straight pieces gains a factor of four a step at the least and ends on the
 # root itself: 8 steps were enough for 3,072 random pixels, 9 for slopes and distances spread over six powers of ten.
 _NEWTON_STEPS = 10
-# AutoAttack leaves pixels alone whose slope is no larger than this; the square of a smaller one is lost in float32.
+# AutoAttack does not move pixels with a slope up to this; the square of a smaller one underflows in float32.
 _FLAT = 1e-8
 
 
 def per_image(values: Tensor, images: Tensor) -> Tensor:
-    """Shape (batch,) values so that they broadcast over the images."""
+    """Reshape values (batch,) so that they broadcast over the images."""
     return values.view(-1, *[1] * (images.dim() - 1))
 
 
@@ -99,11 +103,13 @@ def _nth_largest_by_bits(sizes: Tensor, n: Tensor) -> Tensor:
     return found.view(sizes.dtype)
 
 
-def project(images: Tensor, perturbed: Tensor, norm: Norm, eps: float) -> Tensor:
-    """Bring perturbed images back into the eps-ball around `images` and into the box [0, 1].
+def project(images: Tensor, perturbed: Tensor, norm: Norm, eps: float, *, rounding: Rounding = "exact") -> Tensor:
+    """Project perturbed images onto the eps-ball around `images` intersected with the box [0, 1].
 
     linf and l1 give the closest point of the intersection; l2 shrinks the perturbation, then clips to the box, as APGD
-    does (Croce & Hein 2020), which lies inside both but need not be the closest.
+    does (Croce & Hein 2020), which lies inside both but need not be the closest. rounding: matters in l1 alone, where
+    the next step of an attack depends on which pixels it has changed at all: with other bits than AutoAttack's, three
+    verdicts of 200 on CIFAR-10 differ from AutoAttack's.
     """
     match norm:
         case "linf":
@@ -112,6 +118,9 @@ def project(images: Tensor, perturbed: Tensor, norm: Norm, eps: float) -> Tensor
             delta = perturbed - images
             radius = per_image(length(delta, "l2"), delta).clamp(max=eps)
             return (images + rescale(delta, "l2") * radius).clamp(0, 1)
+        case "l1" if rounding == "autoattack":
+            delta = perturbed - images
+            return images + delta + l1_correction(images, delta, eps)
         case "l1":
             return _project_l1(images, perturbed, eps)
 
@@ -143,39 +152,13 @@ def _project_l1(images: Tensor, perturbed: Tensor, eps: float) -> Tensor:
     return images + delta.sign() * change
 
 
-def project_as_autoattack(images: Tensor, perturbed: Tensor, norm: Norm, eps: float) -> Tensor:
-    """Do as `project` does, but in l1 rounding as AutoAttack does, by `project_by_sorting`.
+def l1_correction(images: Tensor, delta: Tensor, eps: float) -> Tensor:
+    """Compute the change that brings images + delta into the l1 ball and the box, with the bits of AutoAttack.
 
-    How sparse an attack in l1 makes its next step depends on which pixels it has changed at all, by however little:
-    with other rounding, three verdicts of 200 on CIFAR-10 are not AutoAttack's. The point can lie outside the box by
-    rounding.
-    """
-    if norm == "l1":
-        return project_by_sorting(images, perturbed - images, eps)
-    return project(images, perturbed, norm, eps)
-
-
-def project_start_as_autoattack(images: Tensor, start: Tensor, norm: Norm, eps: float) -> Tensor:
-    """Do as `project_as_autoattack` does, with a run's starting points, which AutoAttack rounds otherwise in l1."""
-    if norm == "l1":
-        return start + _shift_by_sorting(images, start - images, eps)
-    return project(images, start, norm, eps)
-
-
-def project_by_sorting(images: Tensor, delta: Tensor, eps: float) -> Tensor:
-    """Bring images + delta into the l1 ball and the box, rounding as AutoAttack does.
-
-    The point is that of `project` but for rounding, and can lie outside the box by that much. A long search that keeps
-    whatever is better by however little goes AutoAttack's way only with AutoAttack's bits.
-    """
-    return images + delta + _shift_by_sorting(images, delta, eps)
-
-
-def _shift_by_sorting(images: Tensor, delta: Tensor, eps: float) -> Tensor:
-    """Find what brings images + delta into ball and box.
-
-    It sorts the thresholds at which a pixel comes off the edge of the box or arrives at zero, and adds up how much the
-    pieces in between shorten ("Mind the box", section 3.1), which costs more than halving does on large images.
+    images, delta (batch, ...); returns (batch, ...). AutoAttack adds it to images + delta in a step and to the starting
+    point itself in a start, which rounds differently. It sorts the thresholds at which a pixel comes off the edge of
+    the box or reaches zero, and sums how much the pieces in between shorten ("Mind the box", section 3.1), which costs
+    more than halving on large images.
     """
     image, change = images.flatten(1), delta.flatten(1)
     size = change.abs()
@@ -251,27 +234,28 @@ def _pick_steepest(steepness: Tensor, room: Tensor, drop: Tensor) -> Tensor:
 
 
 class Draws(Protocol):
-    """A source of random numbers for some of a set of points, as `core.attacks.rng.Noise` is one."""
+    """A source of random numbers for some of a set of points, such as `core.attacks.rng.Noise`."""
 
-    def normal(self, places: Tensor, shape: Sequence[int]) -> Tensor:
-        """Draw (len(places), *shape) standard normal numbers."""
+    def normal(self, indices: Tensor, shape: Sequence[int]) -> Tensor:
+        """Draw (len(indices), *shape) standard normal numbers."""
 
-    def uniform(self, places: Tensor, shape: Sequence[int]) -> Tensor:
-        """Draw (len(places), *shape) numbers, uniform in [0, 1)."""
+    def uniform(self, indices: Tensor, shape: Sequence[int]) -> Tensor:
+        """Draw (len(indices), *shape) numbers, uniform in [0, 1)."""
 
 
-def random_start(images: Tensor, norm: Norm, eps: float, draws: Draws, places: Tensor) -> Tensor:
-    """Draw a starting point in ball and box as APGD does: at distance eps before it is brought into the box.
+def random_start(images: Tensor, norm: Norm, eps: float, draws: Draws, indices: Tensor) -> Tensor:
+    """Draw a starting point in ball and box as APGD does: at distance eps, then projected onto the box.
 
-    places (batch,): which points these images are, for the draws.
+    indices (batch,): the indices of these images among all points, for the draws.
     """
     shape = images.shape[1:]
     match norm:
         case "linf":
-            noise = 2 * draws.uniform(places, shape) - 1
+            noise = 2 * draws.uniform(indices, shape) - 1
         case "l2" | "l1":
-            noise = draws.normal(places, shape)
+            noise = draws.normal(indices, shape)
     noise = noise.to(images)
     if norm == "l1":
-        return project_start_as_autoattack(images, images + noise, "l1", eps)
+        start = images + noise
+        return start + l1_correction(images, start - images, eps)
     return (images + eps * rescale(noise, norm)).clamp(0, 1)

@@ -14,10 +14,11 @@ from app.jobs import ingest, lifecycle
 from app.jobs.leases import LeaseLost, log_key
 from app.jobs.lifecycle import RetryPolicy
 from app.platform.database import THREADS, Database
+from app.schemas.job_request import parse_request
 from app.storage import LocalStore
 from app.tables import Attempt, Checkpoint, Event, Job, Metric
 from core.schema import events as reported
-from core.schema.spec import parse
+from core.schema.report import Reports
 from tests.app.routes.test_event_stream import follow, seqs
 from tests.support import invariants, native
 from tests.support.fake_worker import fake_command
@@ -25,7 +26,8 @@ from tests.support.instance import DIGITS, add_key, calling, new_instance, servi
 from tests.support.processes import processes_with, wait_until
 from tests.support.proxy import proxy
 from tests.support.servers import postgres
-from worker.attempt import Workplace, run
+from worker.attempt import run
+from worker.workplace import Workplace
 
 # A busy machine takes its time, and nobody here would take a run that was given up: a lease ends where that is asked.
 LONG, SHORT = 60.0, 3.0
@@ -79,7 +81,7 @@ def place(settings, database, *, lease_seconds=LONG):
 
 def post(database, project, **wish):
     with database.writing() as session:
-        return lifecycle.create(session, project.id, parse({**DIGITS, "name": "n", "metadata": wish})).job.id
+        return lifecycle.create(session, project.id, parse_request({**DIGITS, "name": "n", "metadata": wish})).job.id
 
 
 def claim(database, *, lease_seconds=LONG):
@@ -190,7 +192,7 @@ def test_two_who_write_to_a_job_at_once_take_turns_and_a_stream_tells_all_of_it_
                     assert not late.done()
                 late.result()
             with database.writing() as session:
-                lifecycle.succeed(session, held, reported.Reports(before=None, after=None))
+                lifecycle.succeed(session, held, Reports(before=None, after=None))
             assert seqs(received.result()) == list(range(1, 2 * rounds + 4))
     invariants.check(database)
 
@@ -288,7 +290,7 @@ def test_a_worker_that_is_cut_off_from_the_database_gives_up_and_the_next_one_ta
         assert not thread.is_alive()
         for late in (
             lambda session: ingest.record(session, first, [reported.Warned(code="late", message="m")]),
-            lambda session: lifecycle.succeed(session, first, reported.Reports(before=None, after=None)),
+            lambda session: lifecycle.succeed(session, first, Reports(before=None, after=None)),
             lambda session: lifecycle.heartbeat(session, first, lease_seconds=60),
         ):
             with pytest.raises(LeaseLost), behind.writing() as session:
@@ -324,7 +326,7 @@ def test_a_log_that_is_followed_goes_on_when_the_database_is_back(
         network.heal()
         assert next(lines) == "meanwhile"
         with database.writing() as session:
-            lifecycle.succeed(session, held, reported.Reports(before=None, after=None))
+            lifecycle.succeed(session, held, Reports(before=None, after=None))
         assert list(lines) == []
 
 

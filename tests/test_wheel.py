@@ -25,7 +25,11 @@ def required(name: str, extra: str = "") -> Iterator[str]:
     """Name what a distribution needs here, and what that needs; each once for each way to it."""
     for line in distribution(name).requires or ():
         requirement, _, marker = line.partition(";")
-        wanted = f'extra == "{extra}"' in marker.replace("'", '"') if "extra ==" in marker else "python_version" not in marker
+        wanted = (
+            f'extra == "{extra}"' in marker.replace("'", '"')
+            if "extra ==" in marker
+            else "python_version" not in marker
+        )
         if wanted and "platform" not in marker and (found := _NAME.match(requirement)):
             yield found[0]
             yield from required(found[0])

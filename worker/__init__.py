@@ -1,1 +1,1 @@
-"""Where a job meets a machine: knows rows and processes, never tensors."""
+"""The worker: runs claimed jobs in child processes; knows rows and processes, never tensors."""

@@ -1,294 +1,269 @@
-"""Run one claimed job: start the training process, store what it reports, deliver its files, write how it ended.
+"""Run one claimed job: start its training process, store what it reports and delivers, record how the attempt ended.
 
-`run` is a plain function that anything may call with a claim: the polling loop of `worker.polling`, or a task queue.
+`run` is a plain function that needs only a claim: the polling loop of `worker.polling` calls it.
 """
 
 import logging
-import signal
 import socket
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
+from functools import partial
 from pathlib import Path
-from threading import Event
 
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app.assets import assets
 from app.assets.registry import Registry
 from app.jobs import ingest, lifecycle
 from app.jobs.leases import Claim, LeaseLost
 from app.jobs.lifecycle import OUT_OF_MEMORY, RetryPolicy
-from app.platform.database import AWAY, Database
-from app.platform.settings import Settings
+from app.platform.database import AWAY
 from app.schemas import Failure
-from app.storage import ObjectStore, StorageFull, StorageUnavailable
+from app.storage import StorageFull, StorageUnavailable
 from core.schema import events as reported
-from worker import failures
-from worker.cache import Cache
-from worker.delivery import Delivery, discard, fetch_states, remove_states
-from worker.failures import NotFetched
-from worker.fetching import Postponed, whole
-from worker.folder import work_folder
-from worker.gathering import gather, report_of
-from worker.inputs import fetched
-from worker.keeping import keep, sweep
-from worker.lease import Lease
-from worker.log_uploader import Logbook
-from worker.machine import count_gpus, count_oom_kills
-from worker.pulse import Pulse
-from worker.training_process import Trainer
-from worker.watchdog import Watchdog
+from core.schema.report import Reports
+from worker.failures import job_failure
+from worker.host import count_gpus, count_oom_kills
+from worker.lease import Crashed, HandedBack, JobLease, StopRequested
+from worker.log_uploader import LogUploader
+from worker.training_process import TrainingProcess, gpus_wanted
+from worker.transfer import (
+    Delivery,
+    InputUnavailable,
+    discard_all_states,
+    discard_states,
+    fetch_shard_reports,
+    fetch_states,
+    fetched_inputs,
+    read_report,
+)
+from worker.work_folder import keep_results, remove_expired_results, work_folder
+from worker.workplace import Workplace
 
 log = logging.getLogger(__name__)
 
-Ending = Callable[[Session], None]
-"""Writes into the row how an attempt has ended."""
 STALL_SECONDS = 1800.0
-"""A training process without a sign of life for this long, or for 20 of its steps, is killed and started again."""
+"""Time without an event or a changed file after which a training process is killed and started again."""
 KEPT_DAYS = 7
-"""How long a worker keeps what a run has made and the object store did not take."""
-# The kernel's own way to say it, and Python's and the shell's.
-_KILLED_FROM_OUTSIDE = {-signal.SIGKILL, 128 + signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM}
-
-
-def core_command(claim: Claim, folder: Path, registry: Registry) -> list[str]:
-    """Write the command of the training process; its spec lies in the work folder, and the reports that it is to merge
-    where `worker.gathering` has put them."""
-    to_the_end = ["--json", "--output", str(folder), "--until-stdin-closes"]
-    if claim.merges:
-        reports = [str(report_of(folder, number)) for number in range(1, claim.merges + 1)]
-        return [sys.executable, "-m", "core", "merge", *reports, *to_the_end]
-    paths = {
-        "--weights": registry.weights(claim.spec),
-        "--data": registry.data(claim.spec),
-        "--extra-data": registry.extra_data(claim.spec),
-    }
-    given = [part for option, path in paths.items() if path for part in (option, str(path))]
-    # What was inspected has its bad images in the report, and a run must see what the report counts.
-    if registry.fetched.keys() & {"dataset", "extra_dataset"}:
-        given.append("--leave-out-unusable")
-    spec = str(folder / "spec.json")
-    gpus = getattr(claim.spec, "gpus", 1)
-    together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus), "-m"] if gpus > 1 else []
-    if claim.shard:
-        given += ["--shard", f"{claim.shard.number}/{claim.shard.count}"]
-    return [sys.executable, "-m", *together, "core", claim.spec.kind, spec, *given, *to_the_end]
+"""Days for which a worker keeps results that the object store did not take."""
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """What a worker has at hand."""
+class Succeeded:
+    """The training process has finished and all its files are stored."""
 
-    settings: Settings
-    database: Database
-    store: ObjectStore
-    registry: Registry
-    command: Callable[[Claim, Path, Registry], Sequence[str]] = core_command
-    """Writes the command of the training process."""
-    stopping: Event = field(default_factory=Event)
-    """Set when this worker is to hand its jobs back."""
-
-    @cached_property
-    def pulse(self) -> Pulse:
-        """The sign of life of this worker."""
-        return Pulse(self.settings.pulse_file)
+    reports: Reports
 
 
-def run(claim: Claim, place: Workplace) -> None:
-    """Run a claimed job to its end, or until it is another worker's. What can befall a run ends in its row."""
+@dataclass(frozen=True)
+class Failed:
+    """The job cannot be done."""
+
+    failure: Failure
+
+
+Ending = Succeeded | Failed | HandedBack | Crashed
+"""How an attempt ends, before it is written into the job's row."""
+
+
+def run(claim: Claim, workplace: Workplace) -> None:
+    """Run a claimed job until it ends or its lease is lost. Every failure of the job or the machine ends in its row."""
     log.info("job %s: attempt %d begins", claim.job_id, claim.attempt)
-    sweep(place.settings.kept_dir, days=KEPT_DAYS)
+    remove_expired_results(workplace.settings.kept_dir, days=KEPT_DAYS)
     try:
         with (
-            work_folder(place.settings.work_dir, claim.job_id, claim.attempt) as folder,
-            Lease(
-                claim, database=place.database, settings=place.settings, stopping=place.stopping, pulse=place.pulse
-            ) as lease,
+            work_folder(workplace.settings.work_dir, claim.job_id, claim.attempt) as folder,
+            JobLease(claim, workplace) as lease,
+            LogUploader(folder, lease) as logs,
         ):
-            # Whom the service tells is not the run's business, and no checkpoint is to name the address.
-            (folder / "spec.json").write_text(claim.spec.model_dump_json(exclude={"webhook"}))
-            _tell_the_whole(claim, place)
-            ending = _find_ending(lease, claim, place)
-            if ending is None:
-                with Logbook(claim, lease, folder, store=place.store, settings=place.settings) as logbook:
-                    ending = _run_in(folder, lease, logbook, claim, place)
-                    logbook.store(whole=True)
-            lease.write(ending)
+            Attempt(folder, lease, logs).run()
     except LeaseLost:
-        log.warning("job %s: attempt %d is no longer ours", claim.job_id, claim.attempt)
+        log.warning("job %s: attempt %d has lost its lease", claim.job_id, claim.attempt)
     except OSError as error:
-        with suppress(LeaseLost), place.database.writing() as session:
-            lifecycle.fail(session, claim, failures.not_started(error))
-    else:
-        _discard_states(claim, place)
-        _tell_the_whole(claim, place)
-        log.info("job %s: attempt %d is over", claim.job_id, claim.attempt)
+        happened = "disk_full" if error.errno in (ENOSPC, EDQUOT) else "not_started"
+        with suppress(LeaseLost), workplace.database.writing() as session:
+            lifecycle.fail(session, claim, job_failure(happened, error=error))
 
 
-def _tell_the_whole(claim: Claim, place: Workplace) -> None:
-    """Let the job that a shard is a part of follow it at once; where that fails, it does so later."""
-    if claim.shard:
-        with suppress(*AWAY), place.database.writing() as session:
-            lifecycle.settle(session, claim.shard.of)
+class Attempt:
+    """One worker's try at a job, with its work folder, its lease and its log."""
 
+    def __init__(self, folder: Path, lease: JobLease, logs: LogUploader) -> None:
+        self.folder = folder
+        self.lease = lease
+        self.logs = logs
+        self.claim = lease.claim
+        self.workplace = lease.workplace
 
-def _find_ending(lease: Lease, claim: Claim, place: Workplace) -> Ending | None:
-    """See whether an earlier attempt has delivered everything before it was lost, or the machine is not up to it."""
-    found = lease.write(partial(ingest.published, claim=claim))
-    if found and (reports := _read_report(*found, place.store)):
-        log.info("job %s: an earlier attempt has delivered all of it", claim.job_id)
-        return partial(lifecycle.succeed, claim=claim, reports=reports)
-    wanted, there = getattr(claim.spec, "gpus", 1), count_gpus()
-    if wanted > 1 and wanted > there:
-        return partial(lifecycle.fail, claim=claim, failure=failures.too_few_gpus(wanted, there))
-    return None
+    def run(self) -> None:
+        """Run the job and write its ending into its row. Raises LeaseLost, and OSError when the disk fails."""
+        # The webhook is the service's business, and its address must not get into checkpoints.
+        (self.folder / "spec.json").write_text(self.claim.spec.model_dump_json())
+        self._settle_parent()
+        ending = self._find_delivered() or self._check_gpus() or self._work()
+        self.logs.store(everything=True)
+        self.lease.write(partial(self._record, ending=ending))
+        self._discard_states()
+        self._settle_parent()
+        log.info("job %s: attempt %d has ended", self.claim.job_id, self.claim.attempt)
 
+    def _work(self) -> Ending:
+        """Fetch the files that the job needs, run its training process and deliver its files."""
+        try:
+            with self._inputs() as registry:
+                self.logs.note(f"attempt {self.claim.attempt} begins")
+                self._fetch_states()
+                return self._train(registry)
+        except InputUnavailable as error:
+            return Failed(error.failure)
+        except StorageUnavailable as error:
+            self.logs.note(f"the files cannot be stored: {error}")
+            return Failed(self._not_stored(error))
+        except StopRequested:
+            self.logs.note("the attempt was asked to end before its files were stored")
+            return HandedBack()
 
-def _read_report(key: str, sha256: str, store: ObjectStore) -> reported.Reports | None:
-    """Read a report; None where it cannot be had, for then it is made anew."""
-    try:
-        return reported.Reports.model_validate_json(b"".join(whole(key, sha256, store)))
-    except (StorageUnavailable, ValidationError) as error:
-        log.warning("the report %s cannot be read: %s", key, error)
-    return None
+    def _train(self, registry: Registry) -> Ending:
+        """Run the training process to its end. Raises StorageUnavailable, StopRequested, LeaseLost."""
+        command = self.workplace.command(self.claim, self.folder, registry)
+        delivery = Delivery(self.folder, self.lease)
+        oom_kills = count_oom_kills()
+        with TrainingProcess(
+            command,
+            self.folder,
+            log=self.logs.path,
+            torchrun=gpus_wanted(self.claim) > 1,
+            stall_seconds=STALL_SECONDS,
+        ) as process:
+            self.lease.watch(process)
+            last = None
+            for batch in process.batches():
+                self._record_events(batch)
+                last = batch[-1]
+                if isinstance(last, reported.Saved):
+                    delivery.deliver(last)
+            if not isinstance(last, reported.Finished):
+                delivery.store_unstored_states()
+            ending = self._ending(last, process, oom_kills)
+            self.logs.note(f"the training process has ended with exit code {process.exit_code}{self.lease.why}")
+            return ending
 
+    def _ending(self, last: reported.Event | None, process: TrainingProcess, oom_kills: int | None) -> Ending:
+        """Tell from the last event and the exit code how the attempt has ended.
 
-def _run_in(folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: Workplace) -> Ending:
-    """Run the training process and deliver its files; choose how the row learns of the end."""
-    try:
-        if claim.merges:
-            gather(folder, lease, claim, place.store)
-            return _run_on(place.registry, folder, lease, logbook, claim, place)
-        with _fetched(folder, lease, claim, place) as registry:
-            return _run_on(registry, folder, lease, logbook, claim, place)
-    except NotFetched as error:
-        return partial(lifecycle.fail, claim=claim, failure=error.failure)
-    except StorageUnavailable as error:
-        logbook.note(f"the files cannot be stored: {error}")
-        kept = _keep(folder, error, claim, place.settings)
+        oom_kills: the kernel's count of memory kills from before the process was started.
+        """
+        if isinstance(last, reported.Finished):
+            return Succeeded(last.reports)
+        if isinstance(last, reported.Failed):
+            return Failed(Failure(**last.model_dump(exclude={"type"})))
+        exit_code = process.exit_code
+        # With several processes the exit code is torchrun's, which does not know of pauses.
+        if self.lease.ending.is_set() or exit_code == reported.PAUSED or isinstance(last, reported.Paused):
+            return HandedBack()
+        if self.lease.killed or process.was_killed_from_outside:
+            out_of_memory = not self.lease.killed and oom_kills is not None and (count_oom_kills() or 0) > oom_kills
+            reason = self.lease.killed or f"by {process.describe_exit()}"
+            return Crashed(OUT_OF_MEMORY if out_of_memory else f"its training process was killed: {reason}")
+        log.warning("job %s: the training process ended with exit code %d and no event", self.claim.job_id, exit_code)
+        return Failed(job_failure("exited", exit=f"exit code {exit_code}", stderr=process.read_stderr_tail()))
+
+    def _record(self, session: Session, *, ending: Ending) -> None:
+        """Write the ending into the job's row. A job that is being cancelled ends cancelled, whatever the ending."""
+        match ending:
+            case Succeeded(reports):
+                lifecycle.succeed(session, self.claim, reports)
+            case Failed(failure):
+                lifecycle.fail(session, self.claim, failure)
+            case HandedBack():
+                lifecycle.hand_back(session, self.claim)
+            case Crashed(cause):
+                log.warning("job %s: attempt %d crashed: %s", self.claim.job_id, self.claim.attempt, cause)
+                retry_policy = RetryPolicy.of(self.workplace.settings)
+                lifecycle.record_crash(session, self.claim, cause=cause, retry_policy=retry_policy)
+
+    def _record_events(self, events: list[reported.Event]) -> None:
+        self.lease.write(partial(ingest.record, claim=self.claim, events=events))
+        if any(isinstance(event, reported.Started) for event in events):
+            self.lease.started.set()
+        if any(isinstance(event, reported.Attacked) for event in events):
+            self._settle_parent()
+
+    def _find_delivered(self) -> Ending | None:
+        """Succeed at once when an earlier attempt has delivered all its files before it was lost."""
+        delivered = self.lease.write(partial(ingest.published, claim=self.claim))
+        if delivered is None:
+            return None
+        try:
+            reports = read_report(*delivered, self.workplace.store)
+        except (StorageUnavailable, ValidationError) as error:
+            # The job is run again, which makes a new report.
+            log.warning("job %s: the delivered report %s cannot be read: %s", self.claim.job_id, delivered[0], error)
+            return None
+        log.info("job %s: an earlier attempt has delivered all its files", self.claim.job_id)
+        return Succeeded(reports)
+
+    def _check_gpus(self) -> Ending | None:
+        """Fail at once when this machine has fewer GPUs than the job asks for."""
+        wanted, present = gpus_wanted(self.claim), count_gpus()
+        if 1 < wanted > present:
+            values = {"wanted": wanted, "present": present, "possible": max(present, 1)}
+            return Failed(job_failure("too_few_gpus", field="gpus", **values))
+        return None
+
+    @contextmanager
+    def _inputs(self) -> Iterator[Registry]:
+        """Have the files that the job reads on this machine. Raises InputUnavailable, StopRequested, LeaseLost."""
+        if self.claim.merges:
+            fetch_shard_reports(self.folder, self.lease)
+            yield self.workplace.registry
+        else:
+            with fetched_inputs(self.folder, self.lease) as registry:
+                yield registry
+
+    def _fetch_states(self) -> None:
+        """Fetch the states that an earlier attempt has stored, as far as they can be read."""
+        states = self.lease.write(partial(ingest.states, claim=self.claim))
+        for warning in fetch_states(self.folder, states, self.lease):
+            log.warning("job %s: %s", self.claim.job_id, warning.message)
+            self.logs.note(warning.message)
+            self.lease.write(partial(ingest.record, claim=self.claim, events=[warning]))
+
+    def _not_stored(self, error: StorageUnavailable) -> Failure:
+        """Keep the results on this machine, and say where."""
+        kept = self._keep_results(error)
         if kept:
-            logbook.note(kept)
-        return partial(lifecycle.fail, claim=claim, failure=failures.not_stored(error, kept))
-    except Postponed:
-        logbook.note("the attempt was asked to end before its files were stored")
-        return partial(lifecycle.hand_back, claim=claim)
+            self.logs.note(kept)
+        return job_failure("store_full" if isinstance(error, StorageFull) else "not_stored", error=error, kept=kept)
 
+    def _keep_results(self, error: StorageUnavailable) -> str:
+        """Keep the results on this machine; return a sentence that says where, or an empty string."""
+        settings, claim = self.workplace.settings, self.claim
+        if isinstance(error, StorageFull) and settings.s3_bucket is None:
+            # The local store is on the same disk, which is full.
+            return ""
+        try:
+            kept = keep_results(self.folder, settings.kept_dir, f"{claim.job_id}-{claim.attempt}")
+        except OSError as failed:
+            log.warning("job %s: its results cannot be kept: %s", claim.job_id, failed)
+            return ""
+        if kept is None:
+            return ""
+        where = f"{kept.relative_to(settings.data_dir)} in the data folder of the worker on {socket.gethostname()}"
+        return f"Its results are kept for {KEPT_DAYS} days as {where}."
 
-@contextmanager
-def _fetched(folder: Path, lease: Lease, claim: Claim, place: Workplace) -> Iterator[Registry]:
-    """Have what the job takes in of its project's own. Raises NotFetched, LeaseLost, Postponed."""
-    try:
-        sources = lease.write(partial(assets.sources, job_id=claim.whole, spec=claim.spec))
-    except assets.Gone as error:
-        raise NotFetched(failures.gone(error)) from error
-    cache = Cache(place.settings.cache_dir, place.settings.cache_bytes)
-    with fetched(sources, folder, place.registry, cache=cache, store=place.store, ending=lease.ending) as registry:
-        yield registry
+    def _discard_states(self) -> None:
+        """Remove the states of a job that has succeeded, including those of its shards and of its lost attempts."""
+        with self.workplace.database.writing() as session:
+            keys = ingest.forget_states(session, self.claim)
+        discard_states(keys, self.workplace.store)
+        if keys:
+            discard_all_states(self.claim, self.workplace.store)
 
-
-def _run_on(registry: Registry, folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: Workplace) -> Ending:
-    """Run it on these files. Raises StorageUnavailable, Postponed, LeaseLost."""
-    logbook.note(f"attempt {claim.attempt} begins")
-    _begin_with_states(folder, lease, logbook, claim, place)
-    command = place.command(claim, folder, registry)
-    launches = getattr(claim.spec, "gpus", 1) > 1
-    killed_before = count_oom_kills()
-    with Trainer(command, log=logbook.path, launches=launches) as trainer:
-        watchdog = Watchdog(folder, stall_seconds=STALL_SECONDS)
-        lease.watch_over(trainer, watchdog)
-        delivery = Delivery(claim, lease, folder, store=place.store, settings=place.settings)
-        last = _follow(trainer, watchdog, lease, claim, delivery, place)
-        if not isinstance(last, reported.Finished):
-            delivery.take_what_is_left()
-        ending = _ending(last, trainer, lease, claim, place, killed_before=killed_before)
-        logbook.note(f"the training process has ended with exit code {trainer.wait()}{lease.why}")
-        return ending
-
-
-def _begin_with_states(folder: Path, lease: Lease, logbook: Logbook, claim: Claim, place: Workplace) -> None:
-    """Put the files that an earlier attempt has left for this one into its folder, as far as they can be had."""
-    states = lease.write(partial(ingest.states, claim=claim))
-    for warning in fetch_states(folder, claim, states, lease, place.store):
-        log.warning("job %s: %s", claim.job_id, warning.message)
-        logbook.note(warning.message)
-        lease.write(partial(ingest.record, claim=claim, events=[warning]))
-
-
-def _follow(
-    trainer: Trainer, watchdog: Watchdog, lease: Lease, claim: Claim, delivery: Delivery, place: Workplace
-) -> reported.Event | None:
-    """Store everything that the process reports, and give the last of it."""
-    last = None
-    for batch in trainer.batches():
-        watchdog.see(batch)
-        lease.write(partial(ingest.record, claim=claim, events=batch))
-        if any(isinstance(event, reported.Started) for event in batch):
-            lease.started.set()
-        if any(isinstance(event, reported.Attacked) for event in batch):
-            _tell_the_whole(claim, place)
-        last = batch[-1]
-        if isinstance(last, reported.Saved):
-            delivery.take(last)
-    return last
-
-
-def _discard_states(claim: Claim, place: Workplace) -> None:
-    """Remove the states of a job that has succeeded, those of its shards and of its lost attempts included."""
-    with place.database.writing() as session:
-        keys = ingest.forget_states(session, claim)
-    discard(keys, place.store)
-    if keys:
-        remove_states(claim, place.store)
-
-
-def _ending(
-    last: reported.Event | None,
-    trainer: Trainer,
-    lease: Lease,
-    claim: Claim,
-    place: Workplace,
-    *,
-    killed_before: int | None,
-) -> Ending:
-    """Read off the last event and the exit code how the run has ended. A job that is being cancelled ends cancelled by
-    any of these. killed_before: the kernel's count of what it has killed for want of memory, before the run."""
-    if isinstance(last, reported.Finished):
-        return partial(lifecycle.succeed, claim=claim, reports=last.reports)
-    if isinstance(last, reported.Failed):
-        return partial(lifecycle.fail, claim=claim, failure=Failure(**last.model_dump(exclude={"type"})))
-    exit_code = trainer.wait()
-    # Of several processes the exit code is torchrun's, which knows nothing of a pause.
-    if lease.ending.is_set() or exit_code == reported.PAUSED or isinstance(last, reported.Paused):
-        return partial(lifecycle.hand_back, claim=claim)
-    if lease.killed or exit_code in _KILLED_FROM_OUTSIDE:
-        starved = not lease.killed and killed_before is not None and (count_oom_kills() or 0) > killed_before
-        cause = OUT_OF_MEMORY if starved else f"its training process was killed: {lease.killed or _name(exit_code)}"
-        log.warning("job %s: attempt %d is lost: %s", claim.job_id, claim.attempt, cause)
-        return partial(lifecycle.record_crash, claim=claim, cause=cause, retry_policy=RetryPolicy.of(place.settings))
-    log.warning("job %s: the training process ended with exit code %d and no reason", claim.job_id, exit_code)
-    return partial(lifecycle.fail, claim=claim, failure=failures.crashed(exit_code, trainer.last_words()))
-
-
-def _name(exit_code: int) -> str:
-    """Name the signal of an exit code, which is negative where Python tells it and above 128 where a shell does."""
-    return f"by {signal.Signals(abs(exit_code) % 128).name}"
-
-
-def _keep(folder: Path, error: StorageUnavailable, claim: Claim, settings: Settings) -> str:
-    """Keep what the run has made; say where, in words that follow others, or nothing."""
-    if isinstance(error, StorageFull) and settings.s3_bucket is None:
-        # There it would take the very room that is missing.
-        return ""
-    try:
-        kept = keep(folder, settings.kept_dir, f"{claim.job_id}-{claim.attempt}")
-    except OSError as failed:
-        log.warning("job %s: what it has made cannot be kept: %s", claim.job_id, failed)
-        return ""
-    if kept is None:
-        return ""
-    place = f"{kept.relative_to(settings.data_dir)} in the data folder of the worker on {socket.gethostname()}"
-    return f"What it has made is kept for {KEPT_DAYS} days as {place}."
+    def _settle_parent(self) -> None:
+        """Update the job that a shard is part of at once; where that fails, maintenance does it later."""
+        if self.claim.shard:
+            with suppress(*AWAY), self.workplace.database.writing() as session:
+                lifecycle.settle(session, self.claim.shard.of)

@@ -1,6 +1,7 @@
-"""Objects on this machine, by their hash: what several jobs read is fetched once, and what nobody reads makes room."""
+"""Verified copies of stored objects on this machine, which jobs share; old copies make room for new ones."""
 
 import fcntl
+import hashlib
 import logging
 import os
 import time
@@ -10,47 +11,57 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import BinaryIO
 
-from app.storage import ObjectStore
-from worker.fetching import whole
+from app.storage import ObjectStore, StorageUnavailable
 
 log = logging.getLogger(__name__)
 
-# What a process that was killed has left half fetched.
+# A partial copy of this age was left by a process that was killed.
 _ABANDONED_SECONDS = 86400
 
 
-class Cache:
-    """A folder of at most so many bytes, shared by all the workers of this machine.
+def read_verified(key: str, sha256: str, store: ObjectStore) -> Iterator[bytes]:
+    """Read an object in chunks. Raises StorageUnavailable, after the last chunk when the hash is a different one."""
+    digest = hashlib.sha256()
+    for chunk in store.read(key):
+        digest.update(chunk)
+        yield chunk
+    if digest.hexdigest() != sha256:
+        raise StorageUnavailable(f"{key}: its content differs from what was stored")
 
-    A file that somebody holds is locked by him and stays, also where the folder is then too large.
+
+class Cache:
+    """A folder of copies, named by hash, of `max_bytes` in all, which all workers of this machine share.
+
+    A copy in use is locked and is never removed, even where the folder is then too large.
     """
 
-    def __init__(self, folder: Path, most_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
 
     @contextmanager
     def hold(
-        self, key: str, sha256: str, size: int, store: ObjectStore, *, beat: Callable[[], None] = lambda: None
+        self, key: str, sha256: str, size: int, store: ObjectStore, *, check: Callable[[], None] = lambda: None
     ) -> Iterator[Path]:
-        """Have an object as a file as long as the block runs; `beat` is called now and then while it comes.
+        """Yield the path of an object's copy, which stays while the block runs. `check` is called after each chunk that
+        arrives, and may raise to end the transfer.
 
-        Raises StorageUnavailable where it cannot be had, also when it is not what was stored, and OSError where the
-        folder cannot be written.
+        Raises StorageUnavailable when the object cannot be read or has a different hash, and OSError when the folder
+        cannot be written.
         """
         path = self._folder / sha256
         while (file := _open(path, size)) is None:
-            self._fetch(key, sha256, size, store, beat)
+            self._fetch(key, sha256, size, store, check)
         with file:
             yield path
 
-    def _fetch(self, key: str, sha256: str, size: int, store: ObjectStore, beat: Callable[[], None]) -> None:
+    def _fetch(self, key: str, sha256: str, size: int, store: ObjectStore, check: Callable[[], None]) -> None:
         self._make_room(size)
         with NamedTemporaryFile(dir=self._folder, prefix=".", delete=False) as file:
             try:
-                for chunk in whole(key, sha256, store):
+                for chunk in read_verified(key, sha256, store):
                     file.write(chunk)
-                    beat()
+                    check()
                 file.flush()
                 Path(file.name).replace(self._folder / sha256)
             except BaseException:
@@ -59,7 +70,7 @@ class Cache:
                 raise
 
     def _make_room(self, size: int) -> None:
-        """Remove what was held longest ago and is not held now, until so many more bytes fit."""
+        """Remove the least recently used copies that are not in use until `size` more bytes fit."""
         files = []
         for path in self._folder.iterdir():
             with suppress(FileNotFoundError):
@@ -68,18 +79,18 @@ class Cache:
                     files.append((status.st_mtime, status.st_size, path))
                 elif time.time() - status.st_mtime > _ABANDONED_SECONDS:
                     path.unlink()
-        total = size + sum(each for _, each, _ in files)
-        for _, its_size, path in sorted(files):
-            if total <= self._most_bytes:
+        total = size + sum(file_size for _, file_size, _ in files)
+        for _, file_size, path in sorted(files):
+            if total <= self._max_bytes:
                 return
-            if _remove(path):
-                total -= its_size
-        if total > self._most_bytes:
-            log.warning("the cache holds more than it may: all of it is in use, or one file is larger than the cache")
+            if _remove_unused(path):
+                total -= file_size
+        if total > self._max_bytes:
+            log.warning("the cache exceeds its limit: all of it is in use, or one file is larger than the limit")
 
 
 def _open(path: Path, size: int) -> BinaryIO | None:
-    """Open and lock a file that is there and whole; None where it is not, or has just been removed."""
+    """Open and lock a complete copy; None when there is none, or when it has just been removed."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -93,12 +104,12 @@ def _open(path: Path, size: int) -> BinaryIO | None:
     file.close()
     with suppress(FileNotFoundError):
         if status.st_nlink:
-            _remove(path)
+            _remove_unused(path)
     return None
 
 
-def _remove(path: Path) -> bool:
-    """Remove a file that nobody holds."""
+def _remove_unused(path: Path) -> bool:
+    """Remove a copy unless it is in use; return whether it is gone."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

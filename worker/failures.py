@@ -1,94 +1,94 @@
-"""What people are told of a run that could not be done here, whatever the run itself has said."""
+"""Texts of the failures that the worker itself finds; the failures of a run come from its training process."""
 
-import errno
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from app.assets.assets import Source
-from app.schemas import Failure
-from app.storage import StorageFull, StorageUnavailable
-
-
-class NotFetched(Exception):
-    """A file that the job takes in cannot be had; `failure` says so in the job."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
+from app.schemas import Failure, FileFailure
 
 
-def not_started(error: OSError) -> Failure:
-    """Say that the worker's machine could not start it."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return Failure(
-        code="disk_full" if full else "internal_error",
-        message=f"The worker could not start the run: {error}.",
-        hint=f"{'Make room on' if full else 'Look after'} the worker's machine, then post the job again.",
-        field=None,
+class _Template(NamedTuple):
+    """A failure whose message and hint have places for values."""
+
+    code: str
+    message: str
+    hint: str
+    retryable: bool = False
+
+
+_CHECK_STORE = "Check that the object store is reachable, then resubmit the job."
+
+FAILURES: Mapping[str, _Template] = {
+    "not_started": _Template(
+        "internal_error",
+        "The worker could not start the run: {error}.",
+        "Check the worker's machine, then resubmit the job.",
         retryable=True,
-    )
-
-
-def too_few_gpus(wanted: int, there: int) -> Failure:
-    """Say that the machine is too small for it."""
-    return Failure(
-        code="bad_input",
-        message=f"The job asks for {wanted} GPUs; the worker that took it has {there}.",
-        hint=f"Set gpus to {max(there, 1)}, or run a worker on a machine that has {wanted}.",
-        field="gpus",
-        retryable=False,
-    )
-
-
-def input_unavailable(source: Source, error: StorageUnavailable) -> Failure:
-    """Say that a file of the project's own cannot be fetched."""
-    return Failure(
-        code="storage_unavailable",
-        message=f"The {source.field} {source.name} could not be fetched: {error}.",
-        hint="Look after the object store, then post the job again.",
-        field=source.field,
+    ),
+    "disk_full": _Template(
+        "disk_full",
+        "The worker could not start the run: {error}.",
+        "Make room on the worker's machine, then resubmit the job.",
         retryable=True,
-    )
-
-
-def gone(error: Exception) -> Failure:
-    """Say that a file of the job has been removed meanwhile."""
-    return Failure(
-        code="bad_input",
-        message=f"{error}.",
-        hint="Upload it again, then post the job again.",
-        field=None,
-        retryable=False,
-    )
-
-
-def shard_unavailable(error: StorageUnavailable) -> Failure:
-    """Say that what a shard has found cannot be fetched."""
-    return Failure(
-        code="storage_unavailable",
-        message=f"What a shard has found could not be fetched: {error}.",
-        hint="Look after the object store, then post the job again.",
-        field=None,
+    ),
+    "too_few_gpus": _Template(
+        "bad_input",
+        "The job asks for {wanted} GPUs; the worker that took it has {present}.",
+        "Set gpus to {possible}, or run a worker on a machine that has {wanted}.",
+    ),
+    "input_unavailable": _Template(
+        "storage_unavailable", "The {field} {name} could not be fetched: {error}.", _CHECK_STORE, retryable=True
+    ),
+    "input_removed": _Template("bad_input", "{error}.", "Upload the file again, then resubmit the job."),
+    "shard_unavailable": _Template(
+        "storage_unavailable", "The report of a shard could not be fetched: {error}.", _CHECK_STORE, retryable=True
+    ),
+    "exited": _Template(
+        "internal_error",
+        "The training process ended with {exit} without an error event. Last stderr output: {stderr}",
+        "This is a bug in Temper or in its installation: report it with the last stderr output.",
+    ),
+    "not_stored": _Template(
+        "storage_unavailable",
+        "A file of the job could not be stored: {error}.",
+        "Check that the object store is reachable, then retry the job. {kept}",
         retryable=True,
-    )
-
-
-def crashed(exit_code: int, last_words: str) -> Failure:
-    """Say that its process has ended without a word."""
-    return Failure(
-        code="internal_error",
-        message=f"The training process ended with exit code {exit_code} and no reason. Its last words: {last_words}",
-        hint="This is a mistake in Temper or in its installation: please report it with the last words.",
-        field=None,
-        retryable=False,
-    )
-
-
-def not_stored(error: StorageUnavailable, kept: str) -> Failure:
-    """Say that what it has made could not be stored, and where it is kept, if anywhere."""
-    full = isinstance(error, StorageFull)
-    return Failure(
-        code="disk_full" if full else "storage_unavailable",
-        message=f"A file of the job could not be stored: {error}.",
-        hint=f"{'Make room in' if full else 'Look after'} the object store, then retry the job. {kept}".strip(),
-        field=None,
+    ),
+    "store_full": _Template(
+        "disk_full",
+        "A file of the job could not be stored: {error}.",
+        "Make room in the object store, then retry the job. {kept}",
         retryable=True,
-    )
+    ),
+    "inspection_crashed": _Template(
+        "inspection_crashed",
+        "The file could not be inspected: {reason}.",
+        "The file is corrupt or malicious: recreate it from the original data.",
+    ),
+    "inspection_late": _Template(
+        "over_limit",
+        "The inspection did not finish in time.",
+        "Use a smaller file, or have the operator allow more time (TEMPER_INSPECTION_SECONDS).",
+    ),
+    "inspection_store_full": _Template(
+        "disk_full",
+        "The object store has no room for the result of the inspection.",
+        "Have the operator make room in the object store, then post the file again.",
+    ),
+}
+"""What people are told, by what happened; the code is part of the API."""
+
+
+def job_failure(happened: str, *, field: str | None = None, **values: Any) -> Failure:
+    """Fill in the failure of a job. field: the field of the spec that it is about."""
+    template = FAILURES[happened]
+    return Failure(**_texts(template, field=field, **values), field=field, retryable=template.retryable)
+
+
+def file_failure(happened: str, **values: Any) -> FileFailure:
+    """Fill in the failure of a file's inspection."""
+    return FileFailure(**_texts(FAILURES[happened], **values), field=None)
+
+
+def _texts(template: _Template, **values: Any) -> dict[str, str]:
+    message, hint = (text.format(**values).strip() for text in (template.message, template.hint))
+    return {"code": template.code, "message": message, "hint": hint}

@@ -1,18 +1,16 @@
-"""Inspect one uploaded file: fetch it, have `python -m core inspect-...` open it, deliver what that makes of it.
+"""Inspect one uploaded file: fetch it, have `python -m core inspect-...` open it, store the result.
 
-The process that opens the file holds no credentials, has limits of its own and no way to the network, and is killed
-when this one is gone, when the file is another worker's, or when it is not done in time.
+The process that opens the file has no credentials, limits of its own and no network. It is killed when this process
+ends, when the lease is lost, and when it takes too long.
 """
 
 import logging
 import os
 import re
-import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -22,270 +20,231 @@ from sqlalchemy.orm import Session
 
 from app.assets import assets
 from app.assets.assets import Inspection, LostInspection
-from app.platform.database import AWAY, why
+from app.jobs.leases import LeaseLost
 from app.schemas import FileFailure
 from app.storage import StorageFull, StorageUnavailable
 from core.schema import events as reported
 from core.schema import inspection_report
 from core.schema.inspection_report import DatasetInspection, ModelInspection
-from worker.attempt import Workplace
 from worker.cache import Cache
-from worker.folder import work_folder
+from worker.child_process import ChildProcess
+from worker.failures import file_failure
+from worker.lease import Crashed, HandedBack, Lease, StopRequested
+from worker.work_folder import work_folder
+from worker.workplace import Workplace
 
 log = logging.getLogger(__name__)
 
 MODEL = "model.safetensors"
-"""What an inspection calls the checkpoint that it makes."""
-# Over its own limits it ends itself; this is for one that cannot.
+"""Name of the checkpoint that the inspection of a model writes."""
 INSPECTION_MEMORY_BYTES = 4 * 1024**3
-"""Memory that the inspection of an uploaded file may take."""
+"""Memory that the process of an inspection may use."""
+# A process over its limits ends itself; this is for one that cannot.
 _GRACE_SECONDS = 30
-# The kernel's own way to say it, where the machine is short of memory or somebody stops the process.
-_KILLED_FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM}
-_LARGEST_REPORT = 64 * 2**20
+_WAIT_SECONDS = 0.2
+_MAX_REPORT_BYTES = 64 * 2**20
+_MAX_OUTPUT_BYTES = 65536
 
 
-def inspect_next(place: Workplace) -> bool:
-    """Inspect the next file that waits; False where none does. What can befall it ends in its row."""
-    with place.database.writing() as session:
-        held = assets.claim(
+@dataclass(frozen=True)
+class Accepted:
+    """The file is usable; its content and its report are in the object store."""
+
+    findings: DatasetInspection | ModelInspection
+    key: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Jobs cannot use the file."""
+
+    failure: FileFailure
+
+
+Ending = Accepted | Refused | HandedBack | Crashed
+"""How an inspection ends, before it is written into the file's row."""
+
+
+def inspect_next(workplace: Workplace) -> bool:
+    """Inspect the next file that waits; False when none does. Every failure ends in the file's row."""
+    with workplace.database.writing() as session:
+        inspection = assets.claim(
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
-            lease_seconds=place.settings.lease_seconds,
-            max_crashes=place.settings.max_crashes,
+            lease_seconds=workplace.settings.lease_seconds,
+            max_crashes=workplace.settings.max_crashes,
         )
-    if held is None:
+    if inspection is None:
         return False
-    log.info("%s %s: inspection %d begins", held.kind, held.id, held.claim_number)
-    hold = _Hold(held, place)
+    name = f"{inspection.kind} {inspection.id}: inspection {inspection.claim_number}"
+    log.info("%s begins", name)
     try:
-        hold.write(_inspect(hold))
-    except LostInspection:
-        log.warning("%s %s: inspection %d is no longer ours", held.kind, held.id, held.claim_number)
-    log.info("%s %s: inspection %d is over", held.kind, held.id, held.claim_number)
+        with InspectionLease(inspection, workplace) as lease:
+            Inspector(inspection, lease).run()
+    except (LeaseLost, LostInspection):
+        log.warning("%s has lost its lease", name)
+    log.info("%s has ended", name)
     return True
 
 
-class _Hold:
-    """An inspection that is kept as long as `beat` is called, and given up in time where the database is away."""
+class InspectionLease(Lease):
+    """The lease on a file that is being inspected."""
 
-    def __init__(self, held: Inspection, place: Workplace) -> None:
-        self.held, self.place = held, place
-        self._renewed_at = monotonic()
+    def __init__(self, inspection: Inspection, workplace: Workplace) -> None:
+        super().__init__(f"{inspection.kind} {inspection.id}", workplace)
+        self._inspection = inspection
 
-    def beat(self) -> None:
-        """Renew the lease when it is time. Raises LostInspection, and _Stopping when this worker is to stop."""
-        self.place.pulse.beat()
-        if self.place.stopping.is_set():
-            raise _Stopping
-        age = monotonic() - self._renewed_at
-        if age < self.place.settings.heartbeat_seconds:
+    def _contact(self, *, renews: bool) -> None:
+        if not renews:
             return
-        before = monotonic()
         try:
-            with self.place.database.writing() as session:
-                assets.renew(session, self.held, lease_seconds=self.place.settings.lease_seconds)
-            self._renewed_at = before
-        except AWAY as error:
-            log.warning("%s: the database is out of reach: %s", self.held.id, why(error))
-            if age > self.place.settings.lease_seconds * 2 / 3:
-                raise LostInspection from error
-
-    def write(self, change: Callable[[Session], None]) -> None:
-        """Commit how it ended, trying again while the database is out of reach. Raises LostInspection."""
-        while monotonic() - self._renewed_at < self.place.settings.lease_seconds:
-            try:
-                with self.place.database.writing() as session:
-                    return change(session)
-            except AWAY as error:
-                log.warning("%s: the database is out of reach: %s", self.held.id, why(error))
-                self.place.stopping.wait(self.place.settings.poll_seconds)
-        raise LostInspection
+            with self.workplace.database.writing() as session:
+                assets.renew(session, self._inspection, lease_seconds=self._settings.lease_seconds)
+        except LostInspection as error:
+            raise LeaseLost(self._name) from error
 
 
-class _Stopping(Exception):
-    """This worker is to stop."""
+class Inspector:
+    """One worker's try at inspecting a file."""
+
+    def __init__(self, inspection: Inspection, lease: Lease) -> None:
+        self.inspection = inspection
+        self.lease = lease
+        self.workplace = lease.workplace
+
+    def run(self) -> None:
+        """Inspect the file and write the ending into its row. Raises LeaseLost, LostInspection."""
+        self.lease.write(partial(self._record, ending=self._work()))
+
+    def _work(self) -> Ending:
+        """Fetch the file, open it in a child process and store the result."""
+        inspection, settings = self.inspection, self.workplace.settings
+        cache = Cache(settings.cache_dir, settings.cache_bytes)
+        fetched = partial(cache.hold, inspection.key, inspection.sha256, inspection.size, self.workplace.store)
+        try:
+            with (
+                work_folder(settings.work_dir, inspection.id, inspection.claim_number) as folder,
+                fetched(check=self.lease.check) as source,
+            ):
+                # Only the suffix of the user's filename is used: it tells the format.
+                file = folder / f"upload{_suffix(inspection.filename)}"
+                file.symlink_to(source)
+                found = self._open(file, folder)
+                if isinstance(found, Refused | Crashed):
+                    return found
+                return self._deliver(found, folder / "out")
+        except StopRequested:
+            return HandedBack()
+        except StorageFull as error:
+            log.warning("%s %s: %s", inspection.kind, inspection.id, error)
+            return Refused(file_failure("inspection_store_full"))
+        except (StorageUnavailable, OSError) as error:
+            log.warning("%s %s: %s", inspection.kind, inspection.id, error)
+            self.lease.ending.wait(settings.poll_seconds)
+            return Crashed(str(error))
+
+    def _open(self, file: Path, folder: Path) -> DatasetInspection | ModelInspection | Refused | Crashed:
+        """Run the process that opens the file, and read its report. Raises StopRequested."""
+        settings = self.workplace.settings
+        deadline = monotonic() + settings.inspection_seconds + _GRACE_SECONDS
+        output = folder / "stdout"
+        arguments = command(self.inspection, file, folder, self.workplace)
+        with ChildProcess(arguments, stdout=output, stderr=folder / "stderr", untrusted=True) as process:
+            while process.wait(min(settings.poll_seconds, _WAIT_SECONDS)) is None:
+                self.lease.check()
+                if monotonic() > deadline:
+                    return Refused(file_failure("inspection_late"))
+        self._log_warnings(output)
+        if process.exit_code == 0:
+            return self._read_report(folder / "out" / assets.REPORT)
+        if process.was_killed_from_outside:
+            return Crashed(f"its process was killed by {process.describe_exit()}")
+        return Refused(self._failure(output, process))
+
+    def _read_report(self, path: Path) -> DatasetInspection | ModelInspection | Refused:
+        """Read the report without trusting it: a malicious file may have taken the process over."""
+        try:
+            if path.is_symlink() or path.stat().st_size > _MAX_REPORT_BYTES:
+                return _crashed("its report is a link or too large")
+            found = inspection_report.read(path.read_bytes())
+        except (OSError, ValidationError):
+            return _crashed("its report cannot be read")
+        source = found.sha256 if isinstance(found, DatasetInspection) else found.source_sha256
+        if found.kind != self.inspection.kind or source != self.inspection.sha256:
+            return _crashed("its report is about another file")
+        return found
+
+    def _log_warnings(self, output: Path) -> None:
+        with output.open("rb") as file:
+            for line in file.read(_MAX_OUTPUT_BYTES).splitlines():
+                with suppress(ValidationError):
+                    event = reported.read(line)
+                    if isinstance(event, reported.Warned):
+                        log.warning("%s %s: %s", self.inspection.kind, self.inspection.id, event.message[:500])
+
+    def _failure(self, output: Path, process: ChildProcess) -> FileFailure:
+        """Read the failure that the process has reported last, or tell how it ended without one."""
+        last = output.read_bytes()[-_MAX_OUTPUT_BYTES:].splitlines()[-1:]
+        with suppress(ValidationError):
+            failed = reported.read(last[0]) if last else None
+            if isinstance(failed, reported.Failed):
+                return FileFailure.model_validate(failed.model_dump(include={"code", "message", "hint", "field"}))
+        log.warning("an inspection ended by %s: %s", process.describe_exit(), process.read_stderr_tail()[-500:])
+        return file_failure("inspection_crashed", reason=f"it was ended by {process.describe_exit()}")
+
+    def _deliver(self, found: DatasetInspection | ModelInspection, out: Path) -> Accepted | Refused:
+        """Store the report and the files that it names. Raises StorageUnavailable, StopRequested."""
+        inspection = self.inspection
+        made = [each.file for each in found.thumbnails] if isinstance(found, DatasetInspection) else [MODEL]
+        for name in [assets.REPORT, *made]:
+            self.lease.check()
+            path = out / name
+            if not re.fullmatch(r"[a-z0-9-]+\.[a-z]+", name) or path.is_symlink() or not path.is_file():
+                return _crashed("a file that its report names is missing")
+            self.workplace.store.put(f"{inspection.prefix}/{name}", path)
+        if isinstance(found, DatasetInspection):
+            return Accepted(found, inspection.key, inspection.size, inspection.sha256)
+        return Accepted(found, f"{inspection.prefix}/{MODEL}", (out / MODEL).stat().st_size, found.sha256)
+
+    def _record(self, session: Session, *, ending: Ending) -> None:
+        """Write the ending into the file's row. Raises LostInspection."""
+        held = self.inspection
+        match ending:
+            case Accepted(findings, key, size, sha256):
+                assets.accept(session, held, findings, key=key, size=size, sha256=sha256)
+            case Refused(failure):
+                assets.refuse(session, held, failure)
+            case HandedBack():
+                assets.hand_back(session, held)
+            case Crashed():
+                assets.record_crash(session, held, max_crashes=self.workplace.settings.max_crashes)
 
 
-def _inspect(hold: _Hold) -> Callable[[Session], None]:
-    """Do it, and choose how the row learns of the end. Raises LostInspection."""
-    held, place = hold.held, hold.place
-    crash = partial(assets.record_crash, held=held, max_crashes=place.settings.max_crashes)
-    cache = Cache(place.settings.cache_dir, place.settings.cache_bytes)
-    try:
-        with (
-            work_folder(place.settings.work_dir, held.id, held.claim_number) as folder,
-            cache.hold(held.key, held.sha256, held.size, place.store, beat=hold.beat) as source,
-        ):
-            # By a name with an ending that says what it is, which is all of the user's name that is kept.
-            file = folder / f"upload{_ending(held.filename)}"
-            file.symlink_to(source)
-            done = _run(command(held, file, folder, place), folder, hold)
-            if isinstance(done, FileFailure):
-                return partial(assets.refuse, held=held, failure=done)
-            if done is None:
-                return crash
-            return _deliver(done, folder, hold)
-    except _Stopping:
-        return partial(assets.hand_back, held=held)
-    except (StorageUnavailable, OSError) as error:
-        log.warning("%s %s: %s", held.kind, held.id, error)
-        if isinstance(error, StorageFull):
-            return partial(assets.refuse, held=held, failure=_no_room())
-        place.stopping.wait(place.settings.poll_seconds)
-        return crash
-
-
-def command(held: Inspection, file: Path, folder: Path, place: Workplace) -> list[str]:
-    """Write the command that opens the file."""
-    settings = place.settings
-    limits = {
-        "--most-bytes": settings.inspection_bytes,
-        "--most-seconds": settings.inspection_seconds,
-        "--most-memory": INSPECTION_MEMORY_BYTES,
+def command(inspection: Inspection, file: Path, folder: Path, workplace: Workplace) -> list[str]:
+    """Return the command that opens the file and writes its results to the folder `out`."""
+    settings = workplace.settings
+    options: dict[str, object] = {
+        "most-bytes": settings.inspection_bytes,
+        "most-seconds": settings.inspection_seconds,
+        "most-memory": INSPECTION_MEMORY_BYTES,
     }
-    said = held.said.model_dump(exclude_defaults=True) if held.said else {}
-    options = [
-        *((name, str(value)) for name, value in limits.items()),
-        *((f"--{name}", _write(value)) for name, value in said.items()),
-    ]
-    given = [f"{name}={value}" for name, value in options]
+    if inspection.said:
+        options |= inspection.said.model_dump(exclude_defaults=True)
+    given = [f"--{name}={_as_argument(value)}" for name, value in options.items()]
     fixed = ["--output", str(folder / "out"), "--json", "--until-stdin-closes"]
-    return [sys.executable, "-m", "core", f"inspect-{held.kind}", str(file), *fixed, *given]
+    return [sys.executable, "-m", "core", f"inspect-{inspection.kind}", str(file), *fixed, *given]
 
 
-def _write(value: object) -> str:
+def _as_argument(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def _ending(filename: str) -> str:
+def _suffix(filename: str) -> str:
     match = re.search(r"\.[A-Za-z0-9]{1,16}$", filename)
     return match[0].lower() if match else ""
 
 
-def _run(
-    arguments: Sequence[str], folder: Path, hold: _Hold
-) -> DatasetInspection | ModelInspection | FileFailure | None:
-    """Run the process to its end; None where it was killed from outside, and may be tried again."""
-    settings = hold.place.settings
-    deadline = monotonic() + settings.inspection_seconds + _GRACE_SECONDS
-    output, log_file = folder / "stdout", folder / "stderr"
-    with output.open("wb") as stdout, log_file.open("wb") as stderr:
-        process = subprocess.Popen(
-            arguments,
-            # It ends when this pipe closes, which it does however this process ends.
-            stdin=subprocess.PIPE,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-            env=_environment(),
-        )
-    assert process.stdin
-    try:
-        with process.stdin:
-            while process.poll() is None:
-                hold.beat()
-                if monotonic() > deadline:
-                    return _too_long()
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(min(settings.poll_seconds, 0.2))
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    _pass_on_warnings(output, hold.held)
-    if process.returncode == 0:
-        return _read(folder / "out" / assets.REPORT, hold.held)
-    if process.returncode in _KILLED_FROM_OUTSIDE:
-        return None
-    return _failure(output, process.returncode, log_file)
-
-
-def _environment() -> dict[str, str]:
-    """What the process may know: none of the secrets of this one, and one thread, for it reads for a single user."""
-    kept = ("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV")
-    return {name: os.environ[name] for name in kept if name in os.environ} | {
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-
-
-def _read(report: Path, held: Inspection) -> DatasetInspection | ModelInspection | FileFailure:
-    """Read what it found, without trust: a hostile file may have taken the process over."""
-    try:
-        if report.is_symlink() or report.stat().st_size > _LARGEST_REPORT:
-            return _crashed("its report is none")
-        found = inspection_report.read(report.read_bytes())
-    except (OSError, ValidationError):
-        return _crashed("its report cannot be read")
-    source = found.sha256 if isinstance(found, DatasetInspection) else found.source_sha256
-    if found.kind != held.kind or source != held.sha256:
-        return _crashed("its report is of another file")
-    return found
-
-
-def _pass_on_warnings(output: Path, held: Inspection) -> None:
-    with output.open("rb") as file:
-        for line in file.read(65536).splitlines():
-            with suppress(ValidationError):
-                warned = reported.read(line)
-                if isinstance(warned, reported.Warned):
-                    log.warning("%s %s: %s", held.kind, held.id, warned.message[:500])
-
-
-def _failure(output: Path, exit_code: int, log_file: Path) -> FileFailure:
-    last = output.read_bytes()[-65536:].splitlines()[-1:]
-    with suppress(ValidationError):
-        failed = reported.read(last[0]) if last else None
-        if isinstance(failed, reported.Failed):
-            return FileFailure.model_validate(failed.model_dump(include={"code", "message", "hint", "field"}))
-    said = log_file.read_bytes()[-500:].decode(errors="replace").strip()
-    how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
-    log.warning("an inspection ended by %s: %s", how, said)
-    return _crashed(f"it was ended by {how}")
-
-
-def _deliver(found: DatasetInspection | ModelInspection, folder: Path, hold: _Hold) -> Callable[[Session], None]:
-    """Put what it has made into the object store. Raises StorageUnavailable, LostInspection, _Stopping."""
-    held, store = hold.held, hold.place.store
-    out = folder / "out"
-    names = [assets.REPORT, MODEL] if isinstance(found, ModelInspection) else [assets.REPORT]
-    if isinstance(found, DatasetInspection):
-        names += [thumbnail.file for thumbnail in found.thumbnails]
-    for name in names:
-        hold.beat()
-        path = out / name
-        if not re.fullmatch(r"[a-z0-9-]+\.[a-z]+", name) or path.is_symlink() or not path.is_file():
-            return partial(assets.refuse, held=held, failure=_crashed("what it made is not there"))
-        store.put(f"{held.prefix}/{name}", path)
-    if isinstance(found, DatasetInspection):
-        return partial(assets.accept, held=held, findings=found, key=held.key, size=held.size, sha256=held.sha256)
-    key, size = f"{held.prefix}/{MODEL}", (out / MODEL).stat().st_size
-    return partial(assets.accept, held=held, findings=found, key=key, size=size, sha256=found.sha256)
-
-
-def _crashed(how: str) -> FileFailure:
-    return FileFailure(
-        code="inspection_crashed",
-        message=f"The file could not be inspected: {how}.",
-        hint="The file is damaged, or made to do harm: make it anew from its source.",
-        field=None,
-    )
-
-
-def _too_long() -> FileFailure:
-    return FileFailure(
-        code="over_limit",
-        message="The inspection was not done in time.",
-        hint="Use a smaller file, or have the operator allow more time (TEMPER_INSPECTION_SECONDS).",
-        field=None,
-    )
-
-
-def _no_room() -> FileFailure:
-    return FileFailure(
-        code="disk_full",
-        message="The object store has no room for what was made of the file.",
-        hint="Tell the operator, then post the file again.",
-        field=None,
-    )
+def _crashed(reason: str) -> Refused:
+    return Refused(file_failure("inspection_crashed", reason=reason))

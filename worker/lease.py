@@ -1,9 +1,10 @@
-"""Keeping hold of a job: a thread that renews the lease on time, however busy or silent the run is, and passes on to
-the training process what is asked of it."""
+"""Leases on claimed work, kept by threads of their own, however busy or silent the work is."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextvars import copy_context
+from dataclasses import dataclass
 from math import inf
 from threading import Event, Lock, Thread
 from time import monotonic
@@ -11,65 +12,67 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from sqlalchemy.orm import Session
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_fixed
 
 from app.jobs import ingest, lifecycle
 from app.jobs.leases import Claim, LeaseLost
-from app.platform.database import AWAY, Database, why
-from app.platform.settings import Settings
-from app.schemas import Status
-from worker.pulse import Pulse
-from worker.training_process import Trainer
-from worker.watchdog import Watchdog
+from app.platform.database import AWAY, why
+from worker.child_process import ChildProcess
+from worker.training_process import TrainingProcess
+from worker.workplace import Workplace
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 CANCEL_GRACE_SECONDS = 5.0
-"""Time between asking a training process to end and killing it."""
+"""Time that a training process gets to end when its job is cancelled, before it is killed."""
 PAUSE_GRACE_SECONDS = 60.0
-"""Time for a training process to save its state when it is paused or its worker stops; then it is killed."""
+"""Time that it gets to save its state when its job is paused or its worker stops."""
 _TICK_SECONDS = 1.0
-"""Whoever cancels a job, or stops a worker, does not wait longer than this."""
+"""Longest time until a cancel, or the stop of the worker, is noticed."""
+_GIVE_UP_SHARE = 2 / 3
+"""Share of the lease after which a worker that cannot renew it gives up, well before another one can claim the row."""
 
 
-class Lease:
-    """A claim that is kept as long as the block runs, and the training process, once there is one, that has to end when
-    it is not.
+class StopRequested(Exception):
+    """The work was asked to end early, or its lease is lost."""
 
-    The process is asked to end when somebody pauses or cancels the job or this worker is to stop, and killed when it
-    does not in time. It is killed at once when it gets nowhere, when the job is another worker's, or when the database
-    has been out of reach for two thirds of the lease, that is before anybody else can have the job.
+
+@dataclass(frozen=True)
+class HandedBack:
+    """An ending: another worker may go on with the work. This is not a crash."""
+
+
+@dataclass(frozen=True)
+class Crashed:
+    """An ending: the child process vanished. The work is repeated, but not for ever."""
+
+    cause: str
+
+
+class Lease(ABC):
+    """A lease on a row, kept while the `with` block runs, and the child process that must not outlive it.
+
+    One thread renews the lease. Another one gives it up when the database has been out of reach for two thirds of the
+    lease; they are two because a database that hangs blocks the first. Subclasses say how the row is renewed.
     """
 
-    def __init__(self, claim: Claim, *, database: Database, settings: Settings, stopping: Event, pulse: Pulse) -> None:
+    def __init__(self, name: str, workplace: Workplace) -> None:
+        self.workplace = workplace
         self.ending = Event()
-        """Set when the run was asked to end before its time."""
-        self.killed: str | None = None
-        """Why the process was killed, where nobody had asked for its end."""
-        self.started = Event()
-        """To be set when the process has said that it has started."""
+        """Set when the work is to end early: by request, because the worker stops, or because the lease is lost."""
+        self._name = name
+        self._settings = workplace.settings
         self._lost = Event()
-        self._claim = claim
-        self._database = database
-        self._settings = settings
-        self._stopping = stopping
-        self._pulse = pulse
-        self._process: tuple[Trainer, Watchdog] | None = None
-        self._kill_at: float | None = None
-        self._told_to_end = False
-        self._stop_early = False
-        self._told_to_stop = False
-        self._tick = min(settings.poll_seconds, _TICK_SECONDS)
-        self._renewed_at = monotonic()
         self._released = Event()
-        self._writes = 0
-        self._turn = Lock()
-        # Two, because a database that hangs holds the one up for as long as it likes.
+        self._renewed_at = monotonic()
+        self._tick = min(self._settings.poll_seconds, _TICK_SECONDS)
+        self._process: ChildProcess | None = None
+        self._renewer = Thread(target=copy_context().run, args=(self._keep_renewing,), daemon=True)
         self._guard = Thread(target=copy_context().run, args=(self._keep_guard,), daemon=True)
-        self._contact = Thread(target=copy_context().run, args=(self._keep_contact,), daemon=True)
 
     def __enter__(self) -> Self:
         self._guard.start()
-        self._contact.start()
+        self._renewer.start()
         return self
 
     def __exit__(
@@ -77,105 +80,171 @@ class Lease:
     ) -> None:
         self._released.set()
         self._guard.join()
-        # What a late heartbeat of ours does not find, it does not change.
-        self._contact.join(timeout=_TICK_SECONDS)
+        # A renewal that hangs may come late: it changes nothing in a row that is no longer ours.
+        self._renewer.join(timeout=_TICK_SECONDS)
 
     def write(self, change: Callable[[Session], Answer]) -> Answer:
-        """Commit a change once, trying again while the database is out of reach. Raises LeaseLost."""
-        with self._turn:
-            answers: list[Answer] = []
-            while not self._lost.is_set():
-                try:
-                    with self._database.writing() as session:
-                        # A connection may break after the commit and before its answer: then it is done.
-                        if not (answers and ingest.writes(session, self._claim) > self._writes):
-                            answers = [change(session)]
-                            ingest.count_write(session, self._claim, self._writes + 1)
-                except AWAY as error:
-                    log.warning("job %s: the database is out of reach: %s", self._claim.job_id, why(error))
-                    self._lost.wait(self._settings.poll_seconds)
-                else:
-                    self._writes += 1
-                    return answers[0]
-        raise LeaseLost(self._claim.job_id)
+        """Commit a change, trying again while the database is out of reach. Raises LeaseLost."""
+        if self._lost.is_set():
+            raise LeaseLost(self._name)
+        retrying = Retrying(
+            retry=retry_if_exception_type(AWAY),
+            wait=wait_fixed(self._settings.poll_seconds),
+            sleep=self._wait_unless_lost,
+            before_sleep=self._log_outage,
+        )
+        answer: Answer = retrying(self._commit, change)
+        return answer
 
-    def watch_over(self, trainer: Trainer, watchdog: Watchdog) -> None:
-        """Pass on to this process, from now on, what is asked of the run."""
-        self._process = trainer, watchdog
+    def check(self) -> None:
+        """Raise StopRequested when the work is to end: for calls between the steps of long work."""
+        if self.ending.is_set():
+            raise StopRequested
 
-    @property
-    def why(self) -> str:
-        """Say why the process was asked to end or killed, as the end of a sentence."""
-        if self.killed:
-            return f": it was killed, for {self.killed}"
-        return ", as it was asked to" if self.ending.is_set() else ""
+    def sleep(self, seconds: float) -> None:
+        """Sleep. Raises StopRequested as soon as the work is to end."""
+        if self.ending.wait(seconds):
+            raise StopRequested
+
+    @abstractmethod
+    def _contact(self, *, renews: bool) -> None:
+        """Renew the lease in the row, or only read what is requested of the work. Raises LeaseLost."""
+
+    def _request_end(self) -> None:
+        self.ending.set()
+
+    def _supervise(self) -> None:
+        if self._process and self._process.is_running and self._lost.is_set():
+            self._process.kill()
+
+    def _commit(self, change: Callable[[Session], Answer]) -> Answer:
+        with self.workplace.database.writing() as session:
+            return change(session)
+
+    def _wait_unless_lost(self, seconds: float) -> None:
+        if self._lost.wait(seconds):
+            raise LeaseLost(self._name)
+
+    def _log_outage(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, AWAY):
+            log.warning("%s: the database is out of reach: %s", self._name, why(error))
 
     def _keep_guard(self) -> None:
         while not self._released.wait(self._tick):
-            self._pulse.beat()
-            if self._age() > self._settings.lease_seconds * 2 / 3:
+            self.workplace.heartbeat.beat()
+            if self._age() > self._settings.lease_seconds * _GIVE_UP_SHARE:
                 self._lose()
-            if self._process:
-                self._rule(*self._process)
-                if self._lost.is_set():
-                    return
+            if self.workplace.stopping.is_set():
+                self._request_end()
+            self._supervise()
 
-    def _keep_contact(self) -> None:
+    def _keep_renewing(self) -> None:
         while not self._released.wait(self._tick) and not self._lost.is_set():
+            renews = self._age() >= self._settings.heartbeat_seconds
+            before = monotonic()
             try:
-                self._pass_on(self._touch())
+                self._contact(renews=renews)
             except LeaseLost:
                 self._lose()
             except AWAY as error:
-                log.debug("job %s: the database is out of reach: %s", self._claim.job_id, why(error))
+                log.debug("%s: the database is out of reach: %s", self._name, why(error))
+            else:
+                self._renewed_at = before if renews else self._renewed_at
 
     def _lose(self) -> None:
         self._lost.set()
         self.ending.set()
 
-    def _pass_on(self, status: Status) -> None:
-        """Note what is asked of the run by now."""
-        seconds = PAUSE_GRACE_SECONDS
-        if status == "cancelling":
-            # A cancel need not wait for the state that a pause does.
-            seconds = CANCEL_GRACE_SECONDS
-        elif status != "pausing" and not self._stopping.is_set():
-            self._stop_early = status == "stopping"
-            return
-        self.ending.set()
-        self._kill_at = min(self._kill_at or inf, monotonic() + seconds)
-
-    def _rule(self, trainer: Trainer, watchdog: Watchdog) -> None:
-        """Ask of the process what is asked of the run; kill it where it is over its time or gets nowhere."""
-        if self._lost.is_set():
-            trainer.kill()
-        elif not trainer.runs:
-            return
-        elif self._kill_at is not None:
-            if not self._told_to_end:
-                self._told_to_end = True
-                trainer.ask_to_pause()
-            if monotonic() > self._kill_at:
-                log.warning("job %s: the training process is killed: it did not end in time", self._claim.job_id)
-                trainer.kill()
-        elif reason := watchdog.finds_it_stalled(heard_at=trainer.heard_at):
-            self.killed = reason
-            log.warning("job %s: the training process is killed: %s", self._claim.job_id, reason)
-            trainer.kill()
-        elif self._stop_early and self.started.is_set() and not self._told_to_stop:
-            self._told_to_stop = True
-            trainer.ask_to_stop_early()
-
-    def _touch(self) -> Status:
-        """Renew the lease when it is time, else only look what is asked."""
-        if self._age() < self._settings.heartbeat_seconds:
-            with self._database.reading() as session:
-                return lifecycle.look(session, self._claim)
-        before = monotonic()
-        with self._database.writing() as session:
-            status = lifecycle.heartbeat(session, self._claim, lease_seconds=self._settings.lease_seconds)
-        self._renewed_at = before
-        return status
-
     def _age(self) -> float:
         return monotonic() - self._renewed_at
+
+
+class JobLease(Lease):
+    """The lease on a claimed job, which also passes requests on to its training process.
+
+    The process is asked to end when the job is paused or cancelled or the worker stops, and killed when it does not end
+    in time. It is killed at once when it is stalled or the lease is lost.
+    """
+
+    def __init__(self, claim: Claim, workplace: Workplace) -> None:
+        super().__init__(f"job {claim.job_id}", workplace)
+        self.claim = claim
+        self.started = Event()
+        """To be set when the training process has reported Started."""
+        self.killed: str | None = None
+        """Why the process was killed, when that was not because of a request."""
+        self._training: TrainingProcess | None = None
+        self._kill_at: float | None = None
+        self._pause_requested = False
+        self._stop_early = False
+        self._stop_requested = False
+        self._commits = 0
+        self._write_lock = Lock()
+
+    def watch(self, process: TrainingProcess) -> None:
+        """Pass requests on to this process from now on."""
+        self._process = self._training = process
+
+    @property
+    def why(self) -> str:
+        """Why the process was asked to end or killed, as the end of a sentence; empty when it was neither."""
+        if self.killed:
+            return f": it was killed because {self.killed}"
+        return ", as requested" if self.ending.is_set() else ""
+
+    def write(self, change: Callable[[Session], Answer]) -> Answer:
+        """Commit a change exactly once, trying again while the database is out of reach. Raises LeaseLost."""
+        answers: list[Answer] = []
+
+        def change_once(session: Session) -> Answer:
+            # The connection may have broken between the commit of an earlier try and its confirmation.
+            if not (answers and ingest.writes(session, self.claim) > self._commits):
+                answers[:] = [change(session)]
+                ingest.count_write(session, self.claim, self._commits + 1)
+            return answers[0]
+
+        with self._write_lock:
+            answer = super().write(change_once)
+            self._commits += 1
+            return answer
+
+    def _contact(self, *, renews: bool) -> None:
+        if renews:
+            with self.workplace.database.writing() as session:
+                status = lifecycle.heartbeat(session, self.claim, lease_seconds=self._settings.lease_seconds)
+        else:
+            with self.workplace.database.reading() as session:
+                status = lifecycle.look(session, self.claim)
+        self._stop_early = status == "stopping"
+        if status == "cancelling":
+            # A cancel does not wait for a saved state, as a pause does.
+            self._request_end(CANCEL_GRACE_SECONDS)
+        elif status == "pausing":
+            self._request_end()
+
+    def _request_end(self, grace_seconds: float | None = None) -> None:
+        grace_seconds = PAUSE_GRACE_SECONDS if grace_seconds is None else grace_seconds
+        self._kill_at = min(self._kill_at or inf, monotonic() + grace_seconds)
+        super()._request_end()
+
+    def _supervise(self) -> None:
+        """Ask the process to end or to stop early; kill it when it is late or stalled, or when the lease is lost."""
+        super()._supervise()
+        process = self._training
+        if process is None or not process.is_running:
+            return
+        if self._kill_at is not None:
+            if not self._pause_requested:
+                self._pause_requested = True
+                process.request_pause()
+            if monotonic() > self._kill_at:
+                log.warning("%s: the training process is killed: it did not end in time", self._name)
+                process.kill()
+        elif stall := process.find_stall():
+            self.killed = stall
+            log.warning("%s: the training process is killed: %s", self._name, stall)
+            process.kill()
+        elif self._stop_early and self.started.is_set() and not self._stop_requested:
+            self._stop_requested = True
+            process.request_early_stop()

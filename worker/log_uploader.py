@@ -1,7 +1,7 @@
-"""An attempt's log: what the training process writes for people and what its supervisor did, kept in the object store.
+"""An attempt's log, stored in parts while it grows: what its training process writes to stderr, and the worker's notes.
 
-It goes there in parts, at intervals and at the end, so that it outlives the worker. A part is real when the attempt's
-row counts it. No secret that this worker knows is in it, and nothing that looks like one.
+Parts are stored at intervals and at the end, so that the log outlives the worker. A part counts once the attempt's row
+counts it. Secrets that the worker knows, and everything that looks like a secret, are removed.
 """
 
 import logging
@@ -13,36 +13,34 @@ from types import TracebackType
 from typing import Self
 
 from app.jobs import ingest
-from app.jobs.leases import Claim, LeaseLost, log_key
+from app.jobs.leases import LeaseLost, log_key
 from app.platform.redaction import known_secrets, redact
-from app.platform.settings import Settings
-from app.storage import ObjectStore, StorageUnavailable
-from worker.lease import Lease
+from app.storage import StorageUnavailable
+from worker.lease import JobLease
 
 log = logging.getLogger(__name__)
 
 STORE_SECONDS = 10.0
-"""Seconds between two uploads of what a run has logged."""
+"""Seconds between two uploads of what is new in a log."""
 MAX_LOG_BYTES = 16 * 1024**2
-"""Most bytes of one attempt's log that are kept."""
+"""Most bytes of one attempt's log that are stored."""
 
 
-class Logbook:
-    """One attempt's log while it grows in a file, and the thread that stores it."""
+class LogUploader:
+    """The log of one attempt, a file in its work folder, and the thread that stores it while the block runs."""
 
-    def __init__(self, claim: Claim, lease: Lease, folder: Path, *, store: ObjectStore, settings: Settings) -> None:
+    def __init__(self, folder: Path, lease: JobLease) -> None:
         self.path = folder / "stderr.log"
         self.path.touch()
         self._part = folder / "part.log"
-        self._claim = claim
+        self._claim = lease.claim
         self._lease = lease
-        self._store = store
-        self._settings = settings
-        self._secrets = known_secrets(settings)
+        self._store = lease.workplace.store
+        self._secrets = known_secrets(lease.workplace.settings)
         self._parts = self._read = self._stored = 0
         self._lock = Lock()
         self._closing = Event()
-        self._thread = Thread(target=self._keep, daemon=True)
+        self._thread = Thread(target=self._store_regularly, daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -55,17 +53,17 @@ class Logbook:
         self._thread.join()
 
     def note(self, text: str) -> None:
-        """Write a line of the supervisor's."""
+        """Write a line of the worker's own."""
         with self.path.open("a") as file:
             file.write(f"[temper {datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z] {text}\n")
 
-    def store(self, *, whole: bool = False) -> None:
-        """Store what is new, up to the last full line or the whole of it. A store that is away gets it next time.
+    def store(self, *, everything: bool = False) -> None:
+        """Store what is new: complete lines, or everything at the end. What the store does not take is tried next time.
         Raises LeaseLost."""
         with self._lock:
             key = log_key(self._claim.job_id, self._claim.attempt, self._parts + 1)
             try:
-                content = self._new(whole=whole)
+                content = self._new(everything=everything)
                 if not content:
                     return
                 part = self._without_secrets(content)
@@ -83,27 +81,27 @@ class Logbook:
         try:
             self._store.put(key, self._part)
         except FileExistsError:
-            # Of a try that was cut off before the row counted it; by now there is more to say.
+            # An earlier try was cut off before the row counted its part, and the log is longer now.
             self._store.delete(key)
             self._store.put(key, self._part)
 
-    def _new(self, *, whole: bool) -> bytes:
+    def _new(self, *, everything: bool) -> bytes:
         left = MAX_LOG_BYTES - self._stored
         with self.path.open("rb") as file:
             file.seek(self._read)
             content = file.read(max(left, 0))
             more = bool(file.read(1))
-        if whole and not more:
+        if everything and not more:
             return content
-        # A line is stored in one piece: half a secret would not be known for one.
+        # Lines are not split: half a secret would not be recognised.
         return content[: content.rfind(b"\n") + 1]
 
     def _without_secrets(self, content: bytes) -> bytes:
-        # What is no UTF-8 stays as it is.
+        # Bytes that are not UTF-8 stay as they are.
         text = content.decode(errors="surrogateescape")
         return redact(text, self._secrets).encode(errors="surrogateescape")
 
-    def _keep(self) -> None:
+    def _store_regularly(self) -> None:
         while not self._closing.wait(STORE_SECONDS):
             try:
                 self.store()

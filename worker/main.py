@@ -1,8 +1,8 @@
-"""The worker of a server: `python -m worker.main`. A message broker wakes it, where there is one, and it polls as well.
+"""The worker of a server: `python -m worker.main`. It polls, and a message broker, where there is one, wakes it early.
 
-This is a Celery application with one task, which does no work: it rings for the very loop that `worker.polling` runs.
-So a consumer that hears nothing costs seconds and no job, and what runs a job is one process, to which a signal is
-enough. A ring is held until a slot of this worker is free to hear it: a busy worker leaves the others to idle ones.
+This is a Celery application with one task, which does no work: it wakes the loop of `worker.polling`. A consumer that
+receives nothing therefore delays a job by seconds and loses none, and jobs run in one process, which one signal stops.
+The task waits until a slot of this worker is free: a busy worker leaves further messages to idle workers.
 """
 
 import logging
@@ -15,14 +15,14 @@ from celery.signals import setup_logging, worker_shutting_down
 from app.platform.queue import HEARD, KEY_PREFIX, LOOK_FOR_WORK, ON_THE_WIRE
 from app.platform.settings import Settings
 from worker import polling
-from worker.attempt import Workplace
-from worker.bell import Bell
+from worker.polling import DoorbellListener
+from worker.workplace import Workplace
 
 log = logging.getLogger(__name__)
 
 
-def application(settings: Settings, bell: Bell) -> Celery:
-    """Make the receiving end of the queue. It acknowledges early: it is the row that must not be lost."""
+def application(settings: Settings, listener: DoorbellListener) -> Celery:
+    """Make the consumer of the queue. It acknowledges early: a lost message loses no job."""
     celery = Celery("temper", broker=settings.broker_url, set_as_current=False)
     celery.conf.update(
         ON_THE_WIRE,
@@ -33,7 +33,7 @@ def application(settings: Settings, bell: Bell) -> Celery:
         worker_disable_prefetch=True,
         worker_prefetch_multiplier=1,
         worker_concurrency=settings.concurrency,
-        # A thread that waits for a slot: there is nothing that a process of its own would protect.
+        # A task only waits for a slot, so a thread is enough for it.
         worker_pool="threads",
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
@@ -51,39 +51,39 @@ def application(settings: Settings, bell: Bell) -> Celery:
             "retry_on_timeout": True,
         },
     )
-    celery.task(name=LOOK_FOR_WORK)(bell.ring)
+    celery.task(name=LOOK_FOR_WORK)(listener.ring)
     return celery
 
 
-def serve(place: Workplace) -> int:
-    """Work until a signal says stop, hand running jobs back, and give the exit status."""
-    if not place.settings.broker_url:
-        polling.serve(place)
+def serve(workplace: Workplace) -> int:
+    """Work until SIGTERM or SIGINT, hand running jobs back, and return the exit status."""
+    if not workplace.settings.broker_url:
+        polling.serve(workplace)
         return 0
-    bell = Bell(place.stopping)
-    slots = Thread(target=polling.work, args=(place, bell))
+    listener = DoorbellListener(workplace.stopping)
+    slots = Thread(target=polling.work, args=(workplace, listener))
     slots.start()
     try:
-        return _listen(place.settings, bell)
+        return _listen(workplace.settings, listener)
     finally:
-        bell.stop()
+        listener.stop()
         slots.join()
-        place.store.close()
-        place.database.close()
+        workplace.store.close()
+        workplace.database.close()
 
 
-def _listen(settings: Settings, bell: Bell) -> int:
-    """Hear rings until a signal says stop."""
+def _listen(settings: Settings, listener: DoorbellListener) -> int:
+    """Consume messages until SIGTERM or SIGINT."""
 
     def stop(**_: object) -> None:
-        bell.stop()
+        listener.stop()
 
-    def leave_as_it_is(**_: object) -> None:
-        """Celery sets logging up where nobody says that it is."""
+    def keep_logging(**_: object) -> None:
+        """Keep Celery from setting up logging: it does so when this signal has no receiver."""
 
     worker_shutting_down.connect(stop)
-    setup_logging.connect(leave_as_it_is)
-    consumer = application(settings, bell).Worker(
+    setup_logging.connect(keep_logging)
+    consumer = application(settings, listener).Worker(
         queues=list(HEARD[settings.resource_class]),
         without_gossip=True,
         without_mingle=True,

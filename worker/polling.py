@@ -4,7 +4,9 @@ import logging
 import os
 import signal
 import socket
-from threading import Thread
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 
 from app.assets.registry import Registry
 from app.jobs import lifecycle
@@ -14,82 +16,112 @@ from app.platform import logs
 from app.platform.database import AWAY, Database, open_database, why
 from app.platform.settings import Settings
 from app.storage import open_store
-from worker.attempt import Workplace, run
-from worker.bell import Bell
+from worker.attempt import run
+from worker.host import protect_memory
 from worker.inspector import inspect_next
-from worker.machine import keep_to_itself
+from worker.workplace import Workplace
 
 log = logging.getLogger(__name__)
 
+_CHECK_SECONDS = 0.2
 
-def work(place: Workplace, bell: Bell) -> None:
-    """Claim and run jobs, several at once if the settings say so, until the workplace is stopping."""
-    slots = [Thread(target=_work_in_slot, args=(place, bell)) for _ in range(place.settings.concurrency)]
+
+class DoorbellListener:
+    """Wakes slots that wait for work: each ring wakes one of them, and the stop wakes all of them from then on."""
+
+    def __init__(self, stopping: Event) -> None:
+        self._stopping = stopping
+        # Unlike that of a Queue, its put may be called by a signal handler.
+        self._rings: SimpleQueue[Event] = SimpleQueue()
+
+    def ring(self) -> None:
+        """Wake a slot, and return when one has answered or the worker stops. A busy slot answers after its job."""
+        answered = Event()
+        self._rings.put(answered)
+        while not (answered.wait(_CHECK_SECONDS) or self._stopping.is_set()):
+            pass
+
+    def stop(self) -> None:
+        """Stop the worker, and wake all slots."""
+        self._stopping.set()
+        self._rings.put(Event())
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a ring or the stop, at most for `seconds`."""
+        with suppress(Empty):
+            self._rings.get(timeout=seconds).set()
+        if self._stopping.is_set():
+            self._rings.put(Event())
+
+
+def work(workplace: Workplace, listener: DoorbellListener) -> None:
+    """Claim and run jobs, several at once if the settings say so, until the worker stops."""
+    slots = [Thread(target=_work_in_slot, args=(workplace, listener)) for _ in range(workplace.settings.concurrency)]
     for slot in slots:
         slot.start()
     for slot in slots:
         slot.join()
 
 
-def _work_in_slot(place: Workplace, bell: Bell) -> None:
-    told = ""
-    while not place.stopping.is_set():
-        place.pulse.beat()
+def _work_in_slot(workplace: Workplace, listener: DoorbellListener) -> None:
+    logged = ""
+    while not workplace.stopping.is_set():
+        workplace.heartbeat.beat()
         try:
-            complaint = place.database.schema().complaint
-            if complaint and complaint != told:
+            complaint = workplace.database.schema().complaint
+            if complaint and complaint != logged:
                 log.warning("no job is claimed: %s", complaint)
-            told = complaint
-            claim = None if complaint else _claim(place)
+            logged = complaint
+            claim = None if complaint else _claim(workplace)
             if claim:
                 with logs.about(job_id=claim.job_id, attempt=claim.attempt):
-                    run(claim, place)
+                    run(claim, workplace)
                 continue
-            if inspect_next(place):
+            if inspect_next(workplace):
                 continue
         except AWAY as error:
             log.warning("the database is out of reach: %s", why(error))
         except Exception:
-            # A mistake of ours in one job must not end the others; its lease runs out, and the job is found again.
-            log.exception("the supervisor failed")
-        bell.wait(place.settings.poll_seconds)
+            # A bug met by one job must not end the others; the lease of that job runs out, and it is claimed again.
+            log.exception("the worker failed while it ran a job")
+        listener.wait(workplace.settings.poll_seconds)
 
 
-def _claim(place: Workplace) -> Claim | None:
-    with place.database.writing() as session:
+def _claim(workplace: Workplace) -> Claim | None:
+    with workplace.database.writing() as session:
         return lifecycle.claim(
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
-            lease_seconds=place.settings.lease_seconds,
-            retry_policy=RetryPolicy.of(place.settings),
-            running_quota=place.settings.quota_running_jobs,
-            gpus=place.settings.most_gpus,
+            lease_seconds=workplace.settings.lease_seconds,
+            retry_policy=RetryPolicy.of(workplace.settings),
+            running_quota=workplace.settings.quota_running_jobs,
+            gpus=workplace.settings.most_gpus,
         )
 
 
 def open_workplace() -> Workplace:
-    """Set up a workplace, and logging, as the environment says."""
-    keep_to_itself()
+    """Set up logging and a workplace from the environment."""
+    protect_memory()
     settings = Settings.from_environment()
     logs.set_up(settings)
-    migrated = open_database if settings.migrate_at_start else Database
+    opened = open_database if settings.migrate_at_start else Database
     return Workplace(
         settings,
-        migrated(settings.database_url),
+        opened(settings.database_url),
         open_store(settings),
         Registry(settings.models_dir, settings.datasets_dir),
     )
 
 
-def serve(place: Workplace) -> None:
-    """Work until a signal says stop; running jobs are handed back."""
-    bell = Bell(place.stopping)
+def serve(workplace: Workplace) -> None:
+    """Work until SIGTERM or SIGINT; running jobs are handed back."""
+    listener = DoorbellListener(workplace.stopping)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: bell.stop())
+        signal.signal(number, lambda *_: listener.stop())
     log.info("worker ready")
-    work(place, bell)
-    place.store.close()
-    place.database.close()
+    work(workplace, listener)
+    workplace.store.close()
+    workplace.database.close()
 
 
 if __name__ == "__main__":

@@ -1,112 +1,115 @@
-"""The training process: `python -m core`, what it reports, what can be asked of it, and how it ends."""
+"""The training process: the command that starts it, the events that it reports, and how to pause, stop or kill it."""
 
 import os
-import re
 import signal
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from statistics import median
 from threading import Event, Thread
 from time import monotonic
-from types import TracebackType
-from typing import Self
 
 from pydantic import ValidationError
 
-from app.platform.redaction import is_named_like_a_secret
+from app.assets.registry import Registry
+from app.jobs.leases import Claim
 from core.schema import events as reported
+from worker.child_process import ChildProcess
 
 _BATCH_SECONDS = 1.0
-_STDERR_TAIL = 2000
-_OF_THE_SERVICE = re.compile(r"(TEMPER|AWS|PG|CELERY)_?.*")
+_STALLED_STEPS = 20
+"""A step that takes this many times the median step has stalled."""
 
 
-class Trainer:
-    """One training process in a process group of its own.
+def core_command(claim: Claim, folder: Path, registry: Registry) -> list[str]:
+    """Return the command that runs a claimed job in its work folder, which holds its spec.json, or the reports of its
+    shards where the job merges those."""
+    common = ["--json", "--output", str(folder), "--until-stdin-closes"]
+    if claim.merges:
+        reports = [str(shard_report_path(folder, number)) for number in range(1, claim.merges + 1)]
+        return [sys.executable, "-m", "core", "merge", *reports, *common]
+    paths = {
+        "--weights": registry.weights(claim.spec),
+        "--data": registry.data(claim.spec),
+        "--extra-data": registry.extra_data(claim.spec),
+    }
+    options = [part for option, path in paths.items() if path for part in (option, str(path))]
+    # The inspection report of an uploaded data set counts its unreadable images; the run leaves out the same ones.
+    if registry.fetched.keys() & {"dataset", "extra_dataset"}:
+        options.append("--leave-out-unusable")
+    if claim.shard:
+        options += ["--shard", f"{claim.shard.number}/{claim.shard.count}"]
+    gpus = gpus_wanted(claim)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus), "-m"] if gpus > 1 else []
+    spec = str(folder / "spec.json")
+    return [sys.executable, "-m", *torchrun, "core", claim.spec.kind, spec, *options, *common]
 
-    It has no credentials, and its standard input is a pipe that closes when this process dies, however it dies: the
-    training process takes that as its own end. launches: whether it is torchrun, whose children train, each in a
-    process group of its own.
+
+def gpus_wanted(claim: Claim) -> int:
+    """Return the number of GPUs that a job asks for; with more than one, torchrun starts its processes."""
+    return getattr(claim.spec, "gpus", 1)
+
+
+def shard_report_path(folder: Path, number: int) -> Path:
+    """Return the path of a shard's report, numbered from 1, in the work folder of the job that merges them."""
+    return folder / f"shard-{number}.json"
+
+
+class TrainingProcess(ChildProcess):
+    """A running `python -m core`, which reports events on its standard output.
+
+    folder: its work folder. log: file for its standard error. torchrun: whether the command is torchrun, whose children
+    do the training, each in a process group of its own. stall_seconds: see `find_stall`.
     """
 
-    def __init__(self, command: Sequence[str], *, log: Path, launches: bool = False) -> None:
-        self.heard_at = monotonic()
-        """When it last reported something."""
-        self._log = log
-        self._launches = launches
-        with log.open("ab") as stderr:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,
-                env=without_secrets(os.environ),
-            )
-        assert self._process.stdin
-        assert self._process.stdout
-        self._input, self._output = self._process.stdin, self._process.stdout
-        self._pipe = f"pipe:[{os.fstat(self._output.fileno()).st_ino}]"
+    def __init__(
+        self, command: Sequence[str], folder: Path, *, log: Path, torchrun: bool, stall_seconds: float
+    ) -> None:
+        super().__init__(command, stderr=log)
+        self._torchrun = torchrun
+        self._stalls = _StallDetector(folder, stall_seconds)
         self._lines: SimpleQueue[bytes | None] = SimpleQueue()
         self._all_read = Event()
-        self._threads = [Thread(target=self._read), Thread(target=self._bury)]
+        self._threads = [Thread(target=self._read_output), Thread(target=self._kill_orphans)]
         for thread in self._threads:
             thread.start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.kill()
-        for thread in self._threads:
-            thread.join()
-        self._output.close()
-
     def batches(self) -> Iterator[list[reported.Event]]:
-        """Yield what the process reports, the first thing at once and then once a second, until its output ends.
+        """Yield the events that the process reports, the first at once and then once a second, until its output ends.
 
-        A saved file ends a batch: history must not run ahead of it.
+        A Saved event ends its batch: the history must not show later events before that file is stored.
         """
         while (line := self._lines.get()) is not None:
-            yield list(self._batch(line))
+            batch = list(self._read_batch(line))
+            self._stalls.learn_from(batch)
+            yield batch
             if self._lines.empty():
-                # Not line by line meanwhile: each waking takes a little from the training, which may have this core.
+                # Reading line by line would wake this process often, and the training may share its only core.
                 self._all_read.wait(_BATCH_SECONDS)
 
-    def ask_to_pause(self) -> None:
+    def request_pause(self) -> None:
         """Ask the process to save its state and end."""
-        self._signal(signal.SIGTERM)
+        self.signal_group(signal.SIGTERM)
 
-    def ask_to_stop_early(self) -> None:
-        """Ask the process to deliver the best weights so far. It must have said that it has started: before that, the
-        signal would end it."""
-        for process in _children(self._process.pid) if self._launches else [self._process.pid]:
+    def request_early_stop(self) -> None:
+        """Ask the process to deliver the best weights so far. Only after its Started event: before that, it has no
+        handler, and the signal would end it."""
+        for process in _children(self.pid) if self._torchrun else [self.pid]:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGUSR1)
 
-    def kill(self) -> None:
-        """Kill the process and all that it has started."""
-        self._kill_all()
-        self._process.wait()
+    def find_stall(self) -> str | None:
+        """Say in words that the process is stalled, or return None: a hung collective operation, a stuck loader.
 
-    @property
-    def runs(self) -> bool:
-        """Whether it has not ended."""
-        return self._process.poll() is None
+        It is stalled when it has neither reported an event nor changed a file in its work folder for `stall_seconds`,
+        or for 20 times its median training step where that is longer.
+        """
+        return self._stalls.find()
 
-    def wait(self) -> int:
-        """Wait for the end and give the exit code: negative for a signal."""
-        return self._process.wait()
-
-    def last_words(self) -> str:
-        """Give the end of what it wrote for people."""
-        return self._log.read_bytes()[-_STDERR_TAIL:].decode(errors="replace").strip()
-
-    def _batch(self, line: bytes | None) -> Iterator[reported.Event]:
+    def _read_batch(self, line: bytes | None) -> Iterator[reported.Event]:
         with suppress(Empty):
             while line is not None:
                 event = _read_event(line)
@@ -116,51 +119,68 @@ class Trainer:
                 line = self._lines.get_nowait()
             self._lines.put(None)
 
-    def _signal(self, number: signal.Signals) -> None:
-        # Also after the process has ended: its children are in the group as long as they live.
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
-
-    def _read(self) -> None:
-        for line in self._output:
-            self.heard_at = monotonic()
+    def _read_output(self) -> None:
+        assert self.output
+        for line in self.output:
+            self._stalls.event_at = monotonic()
             self._lines.put(line)
         self._lines.put(None)
         self._all_read.set()
 
-    def _bury(self) -> None:
-        """End what the process leaves behind, which would hold its output open."""
-        self._process.wait()
-        self._kill_all()
+    def _close(self) -> None:
+        for thread in self._threads:
+            thread.join()
+        super()._close()
+
+    def _kill_orphans(self) -> None:
+        # What the process leaves running when it ends would hold its output open.
+        self.wait()
+        self.kill_all()
         self._input.close()
 
-    def _kill_all(self) -> None:
-        self._signal(signal.SIGKILL)
-        # torchrun's children have process groups of their own, but one output.
-        for process in _holders(self._pipe):
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
 
+class _StallDetector:
+    """Measures the time since the last event or the last change of a file in the work folder, where an evaluation
+    stores its state without an event."""
 
-def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """Leave out of an environment what configures the service, and whatever else is named like a secret."""
-    return {
-        name: value
-        for name, value in environment.items()
-        if not _OF_THE_SERVICE.fullmatch(name.upper()) and not is_named_like_a_secret(name)
-    }
+    def __init__(self, folder: Path, stall_seconds: float) -> None:
+        self.event_at = monotonic()
+        """When the last event was reported."""
+        self._folder = folder
+        self._stall_seconds = stall_seconds
+        self._steps: deque[float] = deque(maxlen=101)
+        self._trained_seconds = 0.0
+        self._newest_change = 0.0
+        self._changed_at = monotonic()
 
+    def learn_from(self, events: Sequence[reported.Event]) -> None:
+        """Measure how long a training step takes."""
+        for event in events:
+            if isinstance(event, reported.Stepped):
+                # The first step of an attempt includes the training time of earlier attempts.
+                if self._trained_seconds:
+                    self._steps.append(event.seconds - self._trained_seconds)
+                self._trained_seconds = event.seconds
 
-def _holders(pipe: str) -> Iterator[int]:
-    """Find the processes whose standard output is this pipe, on systems that tell."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if str((folder / "fd/1").readlink()) == pipe:
-                yield int(folder.name)
+    def find(self) -> str | None:
+        self._look_for_changes()
+        silent = monotonic() - max(self.event_at, self._changed_at)
+        limit = max(self._stall_seconds, _STALLED_STEPS * median(self._steps) if self._steps else 0)
+        return f"it reported no event and changed no file for {silent:.0f} s" if silent > limit else None
+
+    def _look_for_changes(self) -> None:
+        # Logs do not count: a process that hangs may still write to them.
+        times = []
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):
+                times.append(path.stat().st_mtime if path.suffix != ".log" else 0.0)
+        newest = max(times, default=0.0)
+        if newest != self._newest_change:
+            self._newest_change, self._changed_at = newest, monotonic()
 
 
 def _children(process: int) -> list[int]:
-    """Find a process's children, on systems that tell."""
+    """Find the children of a process, on systems with /proc."""
     with suppress(OSError):
         return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     return []

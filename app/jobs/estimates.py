@@ -17,10 +17,11 @@ from sqlalchemy.orm import Session
 from app.platform.database import Timestamp, now
 from app.projects import usage
 from app.schemas import Actual, Duration, Estimate
+from app.schemas.job_request import parse_request
 from app.tables import Attempt, Checkpoint, Event, Job
 from core.schema.catalog import DATASETS, MODELS
 from core.schema.cost_model import Size, passes_of_run
-from core.schema.spec import AnySpec, EvaluateSpec, TrainSpec, parse
+from core.schema.spec import AnySpec, EvaluateSpec, TrainSpec
 
 MOST_RUNS = 20
 """So many of the latest jobs speak for all."""
@@ -123,7 +124,7 @@ def _finished(session: Session, spec: AnySpec, *where: ColumnElement[bool]) -> l
     stored = _stored(session, ids)
     return [
         _Run(
-            spec=parse(row.spec),
+            spec=parse_request(row.spec),
             seconds=_seconds(row.started_at, row.ended_at),
             started=events[row.id, "started"],
             finished=events[row.id, "finished"],

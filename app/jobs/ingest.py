@@ -199,9 +199,9 @@ def _note(session: Session, claim: Claim, **values: Any) -> None:
 
 
 def _entry(event: reported.Event) -> tuple[str, dict[str, Any]]:
-    """The history leaves out what is long: the verdict on every single point is in the report."""
-    verdicts = {"verdicts": True}
-    long: dict[str, Any] = {"type": True, "report": verdicts, "reports": {"before": verdicts, "after": verdicts}}
+    """The history leaves out what is long: what is known of every single point is in the report."""
+    per_point = {"verdicts": True, "points": True}
+    long: dict[str, Any] = {"type": True, "report": per_point, "reports": {"before": per_point, "after": per_point}}
     return event.type, event.model_dump(mode="json", exclude=long)
 
 

@@ -30,10 +30,10 @@ from app.platform.ids import new_id
 from app.platform.settings import Settings
 from app.projects import quotas, usage
 from app.schemas import Action, Failure, Results, Status
+from app.schemas.job_request import AnyRequest, parse_request
 from app.tables import AT_WORK, HELD, Attempt, Checkpoint, Job, Project, State, Webhook
 from app.webhooks import subscriptions
-from core.schema import events as reported
-from core.schema.spec import AnySpec, parse
+from core.schema.report import Reports
 from core.schema.spec_warnings import spec_warnings
 
 MOVES: Mapping[Status, frozenset[Status]] = {
@@ -152,7 +152,7 @@ def allowed_actions(job: Job) -> list[Action]:
 def create(
     session: Session,
     project_id: str,
-    spec: AnySpec,
+    request: AnyRequest,
     *,
     idempotency_key: str | None = None,
     retry_of: str | None = None,
@@ -170,16 +170,16 @@ def create(
         id=new_id("job"),
         project_id=project_id,
         idempotency_key=idempotency_key,
-        fingerprint=_fingerprint(spec),
-        kind=spec.kind,
-        name=spec.name,
-        base_model=getattr(spec, "base_model", None),
-        dataset=spec.dataset,
-        priority=spec.priority,
-        spec=spec.model_dump(mode="json"),
-        warnings=[caution.model_dump() for caution in spec_warnings(spec)],
-        estimate=estimates.predict(session, project_id, spec).model_dump(),
-        labels=dict(spec.metadata),
+        fingerprint=_fingerprint(request),
+        kind=request.kind,
+        name=request.name,
+        base_model=getattr(request, "base_model", None),
+        dataset=request.dataset,
+        priority=request.priority,
+        spec=request.model_dump(mode="json"),
+        warnings=[caution.model_dump() for caution in spec_warnings(request)],
+        estimate=estimates.predict(session, project_id, request).model_dump(),
+        labels=dict(request.metadata),
         retry_of=retry_of,
         cloned_from=cloned_from,
         shard_count=in_shards,
@@ -190,7 +190,7 @@ def create(
     job.shards = shards.show(made) or None
     if (first := _insert(session, job)) is not None:
         return Created(first, replayed=True)
-    assets.link(session, job, spec)
+    assets.link(session, job, request)
     lineage = {"retry_of": retry_of, "cloned_from": cloned_from}
     append(session, job, [("job.created", {name: value for name, value in lineage.items() if value})])
     if made:
@@ -199,20 +199,20 @@ def create(
     for shard in made:
         append(session, shard, [("job.created", {"shard": shard.shard, "of": job.id})])
     webhook = None
-    if spec.webhook:
-        webhook = subscriptions.enlist(session, project_id, spec.webhook.url, limit=most_webhooks)
+    if request.webhook:
+        webhook = subscriptions.enlist(session, project_id, request.webhook.url, limit=most_webhooks)
     subscriptions.announce(session, job)
     return Created(job, replayed=False, webhook=webhook)
 
 
-def was_posted(session: Session, project_id: str, spec: AnySpec, idempotency_key: str) -> bool:
+def was_posted(session: Session, project_id: str, request: AnyRequest, idempotency_key: str) -> bool:
     """Whether this key has queued a job with this spec before."""
-    same = Job.idempotency_key == idempotency_key, Job.fingerprint == _fingerprint(spec)
+    same = Job.idempotency_key == idempotency_key, Job.fingerprint == _fingerprint(request)
     return session.scalar(select(Job.id).where(Job.project_id == project_id, *same)) is not None
 
 
-def _fingerprint(spec: AnySpec) -> str:
-    return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+def _fingerprint(request: AnyRequest) -> str:
+    return hashlib.sha256(request.model_dump_json().encode()).hexdigest()
 
 
 def _insert(session: Session, job: Job) -> Job | None:
@@ -279,7 +279,7 @@ def claim(
         # The worker that was asked is gone; so that nobody has to ask again.
         _move(session, "stopping", Job.id == job.id)
     shard = Shard(job.parent_id, job.shard, job.shard_count) if job.parent_id and job.shard else None
-    return Claim(job.id, job.attempt, parse(job.spec), shard, merges=0 if shard else job.shard_count)
+    return Claim(job.id, job.attempt, parse_request(job.spec).spec, shard, merges=0 if shard else job.shard_count)
 
 
 def _take(session: Session, waiting: Select[str], *, worker: str, lease_seconds: float) -> Sequence[Job]:
@@ -409,7 +409,7 @@ def look(session: Session, claim: Claim) -> Status:
     return only(claim, session.scalars(select(Job.status).where(*owned(claim))).all())
 
 
-def succeed(session: Session, claim: Claim, reports: reported.Reports) -> None:
+def succeed(session: Session, claim: Claim, reports: Reports) -> None:
     """End the job well. One that is being cancelled ends cancelled all the same. Raises LeaseLost."""
     job = _hold(session, claim)
     if job.status == "cancelling":
@@ -492,7 +492,7 @@ def retry(session: Session, job_id: str, *, most_webhooks: int = 0) -> Created:
     return create(
         session,
         job.project_id,
-        parse(job.spec),
+        parse_request(job.spec),
         retry_of=job_id,
         most_webhooks=most_webhooks,
         in_shards=job.shard_count,

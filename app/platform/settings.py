@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     """What this worker has: gpu, or cpu for one that takes no job of several GPUs."""
     gpus: int | None = Field(default=None, ge=1)
     """Most GPUs that a job of this worker may ask for; by default any number, and it fails where there are fewer."""
-    pulse_file: Path = Field(default_factory=lambda data: data["data_dir"] / "worker.pulse")
+    heartbeat_file: Path = Field(default_factory=lambda data: data["data_dir"] / "worker.heartbeat")
     """File that a worker touches as long as it looks for work or runs a job, for a health check."""
     poll_seconds: float = Field(default=1, gt=0)
     """How often an idle worker looks for work, and a busy one for a cancel."""

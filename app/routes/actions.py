@@ -41,9 +41,9 @@ from app.routes.jobs import (
     show_job,
     the_job,
 )
+from app.schemas.job_request import AnyRequest, parse_request
 from app.storage import StorageUnavailable
 from app.webhooks import subscriptions
-from core.schema.spec import AnySpec, parse
 
 router = APIRouter(tags=["jobs"])
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def retry_job(
     created = lifecycle.retry(session, job.id, most_webhooks=subscriptions.MAX_WEBHOOKS)
     if not created.replayed:
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
-    service.doorbell.ring_after_commit(session, parse(created.job.spec), shards=created.job.shards_left)
+    service.doorbell.ring_after_commit(session, parse_request(created.job.spec), shards=created.job.shards_left)
     return show_created(created, response)
 
 
@@ -121,13 +121,13 @@ class Clone(BaseModel):
 
 def _varied(
     job_id: JobId, clone: Clone, project_id: ProjectId, service: TheService, idempotency_key: IdempotencyKey = None
-) -> AnySpec:
+) -> AnyRequest:
     with service.database.reading() as session:
         job = the_job(session, project_id, job_id)
     return parse_spec(_merged(job.spec, clone.overrides), project_id, service, idempotency_key)
 
 
-async def _checked(spec: Annotated[AnySpec, Depends(_varied)], service: TheService) -> AnySpec:
+async def _checked(spec: Annotated[AnyRequest, Depends(_varied)], service: TheService) -> AnyRequest:
     return await check_webhook(spec, service)
 
 
@@ -153,7 +153,7 @@ async def _checked(spec: Annotated[AnySpec, Depends(_varied)], service: TheServi
 )
 def clone_job(
     job_id: JobId,
-    spec: Annotated[AnySpec, Depends(_checked)],
+    spec: Annotated[AnyRequest, Depends(_checked)],
     project_id: ProjectId,
     session: Writing,
     service: TheService,

@@ -1,10 +1,10 @@
 """What needs no key: probes, the version, and the pages that explain routes and problems."""
 
-from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from app import schemas
@@ -56,18 +56,20 @@ def explain_problem(
     return PlainTextResponse(f"{problem.code} (HTTP {problem.status})\n\n{problem.explanation()}\n")
 
 
-@router.get("/docs", response_class=HTMLResponse, include_in_schema=False)
-def list_routes(request: Request) -> str:
-    """Show the routes on a page that loads nothing from anywhere else."""
-    document = request.app.openapi()
-    rows = [
-        f"<tr><td>{method.upper()}<td><code>{escape(path)}</code><td>{escape(route.get('description', ''))}"
-        for path, methods in document["paths"].items()
-        for method, route in methods.items()
-    ]
-    title = escape(document["info"]["title"])
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
-        '<p>The whole description, for programs: <a href="/openapi.json">/openapi.json</a>.</p>'
-        f"<table>{''.join(rows)}</table></html>"
+@router.get("/docs", include_in_schema=False)
+def show_documentation(request: Request) -> HTMLResponse:
+    """Show the interactive documentation, which loads nothing from another host."""
+    root = request.scope.get("root_path", "")
+    return get_swagger_ui_html(
+        openapi_url=f"{root}/openapi.json",
+        title="Temper",
+        swagger_js_url=f"{root}/swagger/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}/swagger/swagger-ui.css",
+        swagger_favicon_url=f"{root}/swagger/favicon-32x32.png",
+        swagger_ui_parameters={
+            "docExpansion": "none",
+            "filter": True,
+            "tryItOutEnabled": True,
+            "displayRequestDuration": True,
+        },
     )

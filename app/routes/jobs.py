@@ -43,9 +43,10 @@ from app.projects import quotas
 from app.routes import answer
 from app.routes.assets import show_input
 from app.routes.webhooks import show_with_secret
+from app.schemas.job_request import REQUESTS, AnyRequest, JobRequest, parse_request
 from app.webhooks import subscriptions, url_policy
-from core.schema.events import Reports
-from core.schema.spec import AnySpec, Kind, Spec, parse
+from core.schema.report import Reports
+from core.schema.spec import Kind
 from core.schema.spec_warnings import spec_warnings
 from core.schema.validation import FieldError, field_errors
 
@@ -68,21 +69,21 @@ if TYPE_CHECKING:
     Unchecked = Any
 else:
     # Documented as a spec, but whatever was sent: `parse_spec` can say more about it than FastAPI.
-    Unchecked = Annotated[Spec, WrapValidator(_unchecked)]
+    Unchecked = Annotated[JobRequest, WrapValidator(_unchecked)]
 
 
 def parse_spec(
     body: Unchecked, project_id: ProjectId, service: TheService, idempotency_key: IdempotencyKey = None
-) -> AnySpec:
+) -> AnyRequest:
     """Validate the body, with errors that know what is in stock. What the key's job takes in may be gone by now."""
     if not isinstance(body, dict):
         raise InvalidSpec([FieldError(pointer="", code="not_an_object", detail="send a job spec as one JSON object")])
     with service.database.reading() as session:
         registry = service.registry.of_project(session, project_id, body)
     try:
-        spec = parse(body)
+        spec = parse_request(body)
     except ValidationError as error:
-        errors = [*registry.check_names(body), *field_errors(error)]
+        errors = [*registry.check_names(body), *field_errors(error, kinds=REQUESTS)]
         raise InvalidSpec(errors, found=error.error_count()) from None
     errors = registry.check(spec)
     if errors and not _was_posted(service, project_id, spec, idempotency_key):
@@ -90,14 +91,14 @@ def parse_spec(
     return spec
 
 
-def _was_posted(service: Service, project_id: str, spec: AnySpec, idempotency_key: str | None) -> bool:
+def _was_posted(service: Service, project_id: str, spec: AnyRequest, idempotency_key: str | None) -> bool:
     if idempotency_key is None:
         return False
     with service.database.reading() as session:
         return lifecycle.was_posted(session, project_id, spec, idempotency_key)
 
 
-async def check_webhook(spec: Annotated[AnySpec, Depends(parse_spec)], service: TheService) -> AnySpec:
+async def check_webhook(spec: Annotated[AnyRequest, Depends(parse_spec)], service: TheService) -> AnyRequest:
     """Judge the address that a spec names, if any. Raises InvalidSpec."""
     if spec.webhook:
         try:
@@ -168,7 +169,7 @@ class JobFilter(BaseModel):
     },
 )
 def create_job(
-    spec: Annotated[AnySpec, Depends(check_webhook)],
+    spec: Annotated[AnyRequest, Depends(check_webhook)],
     project_id: ProjectId,
     service: TheService,
     session: Writing,
@@ -298,7 +299,7 @@ def create_from(
     session: Session,
     service: Service,
     project_id: str,
-    spec: AnySpec,
+    spec: AnyRequest,
     response: Response,
     *,
     idempotency_key: str | None,

@@ -60,7 +60,8 @@ _NOTHING_OWN: dict[str, Any] = {
 class ModelWish(ImportSpec):
     """The base model to make: of an upload, with what the file itself does not say, or of a checkpoint."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    # FastAPI reads the schema of a body when its route is made, so it cannot be built later.
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, defer_build=False)
 
     name: GivenName = Field(examples=["birds-linf"])
     """What jobs are to call it."""

@@ -21,8 +21,9 @@ from app.http.problems import (
     WebhookExists,
     problems,
 )
+from app.schemas.webhooks import ENDINGS, JobEvent
 from app.webhooks import subscriptions, url_policy
-from core.schema.spec import ENDINGS, JobEvent, Text
+from core.schema.spec import Text
 from core.schema.validation import FieldError
 
 router = APIRouter(tags=["webhooks"])

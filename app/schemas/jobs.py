@@ -5,10 +5,12 @@ from typing import Literal, Self
 
 from app.schemas.answer import Answer, Listed
 from app.schemas.estimates import Actual, Estimate
+from app.schemas.job_request import JobRequest
 from app.schemas.webhooks import WebhookWithSecret
 from core.schema.catalog import Norm
-from core.schema.events import NormCount, Phase, Rate, Report, Reports, Subject
-from core.schema.spec import Kind, Spec
+from core.schema.events import NormCount, Phase, Subject
+from core.schema.report import Rate, Report, Reports
+from core.schema.spec import Kind
 from core.schema.spec_warnings import SpecWarning
 
 Status = Literal["queued", "running", "pausing", "paused", "stopping", "cancelling", "succeeded", "failed", "cancelled"]
@@ -69,15 +71,15 @@ class Result(Answer):
 
     clean: Rate
     """Accuracy without attack."""
-    robust: dict[Norm, Rate]
-    """Robust accuracy per norm."""
+    robust: dict[str, Rate]
+    """Robust accuracy per threat id, of which a norm is one."""
     union: Rate
     """Points that are right under every norm at once."""
 
     @classmethod
     def of(cls, report: Report) -> Self:
         """Take the numbers of a report."""
-        return cls(clean=report.clean, robust=dict(report.robust), union=report.union)
+        return cls(clean=report.clean, robust=report.robust, union=report.union)
 
 
 class Results(Answer):
@@ -163,7 +165,7 @@ class Job(Listed):
     """When its current or last attempt began."""
     finished_at: datetime | None
     """When it came to its end."""
-    spec: Spec
+    spec: JobRequest
     """The resolved spec: everything that happens."""
     warnings: list[SpecWarning]
     """What is valid and yet likely to disappoint."""
@@ -215,7 +217,7 @@ class DryRun(Answer):
 
     valid: Literal[True]
     """An invalid spec is answered with 422."""
-    spec: Spec
+    spec: JobRequest
     """The resolved spec."""
     warnings: list[SpecWarning]
     """What is valid and yet likely to disappoint."""

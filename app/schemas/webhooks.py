@@ -4,10 +4,22 @@ from datetime import datetime
 from typing import Literal
 
 from app.schemas.answer import Listed
-from core.schema.spec import JobEvent
 
 DisabledReason = Literal["requested", "gone"]
 DeliveryStatus = Literal["pending", "succeeded", "failed"]
+JobEvent = Literal[
+    "job.queued",
+    "job.running",
+    "job.pausing",
+    "job.paused",
+    "job.stopping",
+    "job.cancelling",
+    "job.succeeded",
+    "job.failed",
+    "job.cancelled",
+]
+"""A job has changed to this status."""
+ENDINGS: tuple[JobEvent, ...] = ("job.succeeded", "job.failed", "job.cancelled")
 
 
 class Webhook(Listed):

@@ -1,11 +1,12 @@
-"""Auto-PGD: projected gradient ascent that sets its own step sizes.
+"""Auto-PGD: projected gradient ascent with adaptive step sizes.
 
 linf and l2 after Croce & Hein 2020 (arXiv 2003.01690, algorithm 1), l1 after Croce & Hein 2021 (arXiv 2103.01208).
 `apgd` is one run. `apgd_ce` and `apgd_t` are the two attacks of AutoAttack: random restarts on the cross-entropy, and
 the targeted DLR loss against the likeliest wrong classes; for l1 both shrink the ball from 3 eps over 2 eps to eps.
 """
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -18,33 +19,82 @@ from core.attacks import DEFAULTS, Attack, AttackOptions, AttackResult, RunningR
 from core.attacks.forward import loss_and_gradient, predict
 from core.attacks.losses import Loss, cross_entropy, targeted_dlr
 from core.attacks.threat import LpThreat
-from core.geometry import (
-    ascend,
-    count_changed,
-    per_image,
-    project,
-    project_as_autoattack,
-    project_start_as_autoattack,
-    random_start,
-)
-from core.schema.catalog import Norm
+from core.geometry import Rounding, ascend, count_changed, l1_correction, per_image, project, random_start
 from core.schema.protocols import STEPS, TARGETS, AttackName, apgd_stages
 
 Goal = Literal["loss", "error"]
-Projection = Callable[[Tensor, Tensor, Norm, float], Tensor]
 
 
 class _PerPoint:
-    """Tensors with batch first, which can forget points together."""
+    """An object whose tensors have the points as first dimension."""
 
     def keep(self, index: Tensor) -> None:
+        """Drop all points but those at `index`."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value[index])
 
 
-class _Halving(_PerPoint):
-    """linf and l2: halve the step where the loss rose too rarely, or has not improved since a check without halving."""
+@dataclass
+class _Points(_PerPoint):
+    """The points under attack: where each is, where it was before, and the best point so far."""
+
+    indices: Tensor
+    """(points,): among all points."""
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+    current: Tensor
+    previous: Tensor
+    gradient: Tensor
+    loss: Tensor
+    best: Tensor
+    best_gradient: Tensor
+    best_loss: Tensor
+
+    def move(self, rule: "_StepRule", threat: LpThreat, *, inertia: float, rounding: Rounding) -> None:
+        """Take a step uphill inside ball and box, with some of the step before it added."""
+        step = ascend(self.gradient, threat.norm, rule.size, topk_fraction=rule.topk_fraction)
+        aim = project(self.images, self.current + step, threat.norm, threat.eps, rounding=rounding)
+        if rule.inertia:
+            carried = self.current + (aim - self.current) * (1 - inertia) + (self.current - self.previous) * inertia
+            aim = project(self.images, carried, threat.norm, threat.eps, rounding=rounding)
+        self.previous, self.current = self.current, aim
+
+    def update(self, loss: Tensor) -> None:
+        """Take in the losses (points,) at the current points, which become the best ones where they are the highest."""
+        self.loss = loss
+        better = loss > self.best_loss
+        mask = per_image(better, self.images)
+        self.best = torch.where(mask, self.current, self.best)
+        self.best_gradient = torch.where(mask, self.gradient, self.best_gradient)
+        self.best_loss = torch.where(better, loss, self.best_loss)
+
+    def go_back(self, which: Tensor) -> None:
+        """Return the points marked in `which` (points,) to their best."""
+        mask = per_image(which, self.images)
+        self.current = torch.where(mask, self.best, self.current)
+        self.gradient = torch.where(mask, self.best_gradient, self.gradient)
+
+
+class _StepRule(_PerPoint, ABC):
+    """The size of the next step of each point."""
+
+    inertia: float
+    """Weight of the previous step in the next."""
+    size: Tensor
+    """(points,): length of the step."""
+    topk_fraction: Tensor
+    """(points,): share of pixels that an l1 step changes."""
+
+    @abstractmethod
+    def observe(self, points: _Points) -> Tensor | None:
+        """Take in the losses after a step; at a checkpoint, mark the points (points,) that return to their best."""
+
+
+class _Halving(_StepRule):
+    """linf and l2: halve the step where the loss rose too rarely, or has not improved since a checkpoint without
+    halving."""
 
     inertia = 0.25
 
@@ -61,26 +111,26 @@ class _Halving(_PerPoint):
         self._best_at_check = first_loss
         self._halved = torch.ones_like(first_loss, dtype=torch.bool)
 
-    def observe(self, loss: Tensor, best_loss: Tensor, best_delta: Tensor) -> Tensor | None:
-        """Take in a step's losses (batch,); at a check, name the points (batch,) that go back to their best."""
-        del best_delta
-        self._rises = self._rises + (loss > self._last_loss)
-        self._last_loss = loss
+    def observe(self, points: _Points) -> Tensor | None:
+        """Count the rises of the loss, and decide by them at a checkpoint."""
+        self._rises = self._rises + (points.loss > self._last_loss)
+        self._last_loss = points.loss
         self._since_check += 1
         if self._since_check < self._window:
             return None
-        stuck = ~self._halved & (self._best_at_check >= best_loss)
+        stuck = ~self._halved & (self._best_at_check >= points.best_loss)
         self._halved = (self._rises <= 0.75 * self._window) | stuck
         self.size = torch.where(self._halved, self.size / 2, self.size)
-        self._best_at_check = best_loss
-        self._rises = torch.zeros_like(loss)
+        self._best_at_check = points.best_loss
+        self._rises = torch.zeros_like(points.loss)
         self._since_check = 0
         self._window = max(self._window - self._shrink, self._shortest)
         return self._halved
 
 
-class _Sparsifying(_PerPoint):
-    """l1: change ever fewer pixels a step; a point whose best change got sparser returns to it with full steps."""
+class _Sparsifying(_StepRule):
+    """l1: change fewer pixels at each checkpoint; a point whose best perturbation got sparser returns to it, with steps
+    of full length."""
 
     inertia = 0.0
 
@@ -96,60 +146,18 @@ class _Sparsifying(_PerPoint):
         self._every = max(int(0.04 * steps), 1)
         self._since_check = 0
 
-    def observe(self, loss: Tensor, best_loss: Tensor, best_delta: Tensor) -> Tensor | None:
-        """As for the other norms; what decides is how many pixels the best perturbation (batch, ...) changes."""
-        del loss, best_loss
+    def observe(self, points: _Points) -> Tensor | None:
+        """Decide at a checkpoint by the number of pixels that the best perturbation changes."""
         self._since_check += 1
         if self._since_check < self._every:
             return None
         self._since_check = 0
-        changed = count_changed(best_delta)
+        changed = count_changed(points.best - points.images)
         sparser = changed / self._changed < 0.95
         self._changed = changed
         self.topk_fraction = changed / self._pixels / 1.5
         self.size = torch.where(sparser, self._eps, self.size / 1.5).clamp(self._eps / 10, self._eps)
         return sparser
-
-
-@dataclass
-class _Points(_PerPoint):
-    """The points under attack and what is remembered of each."""
-
-    place: Tensor
-    images: Tensor
-    labels: Tensor
-    targets: Tensor
-    current: Tensor
-    previous: Tensor
-    gradient: Tensor
-    best: Tensor
-    best_gradient: Tensor
-    best_loss: Tensor
-
-    def move(
-        self, rule: _Halving | _Sparsifying, norm: Norm, eps: float, *, inertia: float, projection: Projection
-    ) -> None:
-        """Take one step uphill inside ball and box, carried on a little in the direction of the step before."""
-        step = ascend(self.gradient, norm, rule.size, topk_fraction=rule.topk_fraction)
-        aim = projection(self.images, self.current + step, norm, eps)
-        if rule.inertia:
-            carried = self.current + (aim - self.current) * (1 - inertia) + (self.current - self.previous) * inertia
-            aim = projection(self.images, carried, norm, eps)
-        self.previous, self.current = self.current, aim
-
-    def remember(self, loss: Tensor) -> None:
-        """Keep the current point where its loss is the highest so far."""
-        better = loss > self.best_loss
-        mask = per_image(better, self.images)
-        self.best = torch.where(mask, self.current, self.best)
-        self.best_gradient = torch.where(mask, self.gradient, self.best_gradient)
-        self.best_loss = torch.where(better, loss, self.best_loss)
-
-    def go_back(self, which: Tensor) -> None:
-        """Return these points (batch,) to their best."""
-        mask = per_image(which, self.images)
-        self.current = torch.where(mask, self.best, self.current)
-        self.gradient = torch.where(mask, self.best_gradient, self.gradient)
 
 
 def apgd(
@@ -165,39 +173,50 @@ def apgd(
     loss: Loss = cross_entropy,
     topk_fraction: float = 0.2,
     goal: Goal = "loss",
-    projection: Projection = project,
+    rounding: Rounding = "exact",
 ) -> AttackResult:
     """Search the ball for points of high loss in one run of `steps` gradient steps from `start` (default: the images).
 
-    With goal "loss" `adversarial` is the highest-loss iterate after all steps, as adversarial training wants it, at
-    steps + 1 forward and `steps` backward passes. With goal "error" it is the first misclassified iterate (the last one
-    where there is none), and a point that has one costs no further passes, as an evaluation wants it.
-    `robust` says whether every iterate, the start included, was right; `loss` is the highest seen. topk_fraction is
-    the share of pixels that the first l1 step changes; given a `start`, the start's own sparsity decides.
-    projection: how points are brought into ball and box.
+    start (batch, channels, height, width); targets (batch,), or whatever the loss takes as such. With goal "loss",
+    for adversarial training, `adversarial` is the iterate of highest loss after all steps, at steps + 1 forward and
+    `steps` backward passes. With goal "error", for evaluation, it is the first misclassified iterate (the last one
+    where there is none), and a point that has one costs no further passes. `robust` tells whether every iterate, the
+    start included, was right; `loss` is the highest so far. topk_fraction is the share of pixels that the first l1 step
+    changes; given a `start`, the start's own sparsity decides. Nothing is drawn at random.
     """
     targets = labels if targets is None else targets
-    norm, eps, chunk_size = threat.norm, threat.eps, options.chunk_size
+    chunk_size = options.chunk_size
     with frozen(model), torch.no_grad():
         current = (images if start is None else start).clamp(0, 1)
         logits, first_loss, gradient = loss_and_gradient(model, current, loss, labels, targets, chunk_size=chunk_size)
         right = logits.argmax(1) == labels
         result = RunningResult(adversarial=current.clone(), robust=right.clone(), loss=first_loss.clone())
-        place = torch.arange(len(images), device=images.device)
-        points = _Points(place, images, labels, targets, current, current, gradient, current, gradient, first_loss)
-        rule: _Halving | _Sparsifying
-        if norm == "l1":
-            rule = _Sparsifying(steps, eps, current - images, topk_fraction if start is None else None)
+        points = _Points(
+            indices=torch.arange(len(images), device=images.device),
+            images=images,
+            labels=labels,
+            targets=targets,
+            current=current,
+            previous=current,
+            gradient=gradient,
+            loss=first_loss,
+            best=current,
+            best_gradient=gradient,
+            best_loss=first_loss,
+        )
+        rule: _StepRule
+        if threat.norm == "l1":
+            rule = _Sparsifying(steps, threat.eps, current - images, topk_fraction if start is None else None)
         else:
-            rule = _Halving(steps, eps, first_loss)
+            rule = _Halving(steps, threat.eps, first_loss)
         for step in range(steps):
             if goal == "error" and not bool(right.all()):
-                standing = right.nonzero().squeeze(1)
-                points.keep(standing)
-                rule.keep(standing)
-            if len(points.place) == 0:
+                robust = right.nonzero().squeeze(1)
+                points.keep(robust)
+                rule.keep(robust)
+            if len(points.indices) == 0:
                 break
-            points.move(rule, norm, eps, inertia=rule.inertia if step else 0.0, projection=projection)
+            points.move(rule, threat, inertia=rule.inertia if step else 0.0, rounding=rounding)
             aims = points.labels, points.targets
             if step < steps - 1:
                 logits, values, points.gradient = loss_and_gradient(
@@ -207,11 +226,11 @@ def apgd(
                 logits = predict(model, points.current, chunk_size=chunk_size)
                 values = loss(logits, *aims)
             right = logits.argmax(1) == points.labels
-            points.remember(values)
-            result.robust[points.place] &= right
-            result.loss[points.place] = points.best_loss
-            result.adversarial[points.place] = points.best if goal == "loss" else points.current
-            back = rule.observe(values, points.best_loss, points.best - points.images)
+            points.update(values)
+            result.robust[points.indices] &= right
+            result.loss[points.indices] = points.best_loss
+            result.adversarial[points.indices] = points.best if goal == "loss" else points.current
+            back = rule.observe(points)
             if back is not None:
                 points.go_back(back)
         return result.finish()
@@ -228,8 +247,8 @@ def apgd_ce(
     restarts: int = 1,
     steps: int = STEPS,
 ) -> Steps:
-    """Attack the cross-entropy from `restarts` random starts, each on the points that withstood those before: a step
-    each."""
+    """Attack the cross-entropy from `restarts` random starts, each on the points that are still robust. A restart is a
+    step."""
     runs = _Runs(model, images, labels, threat, options, steps=steps)
     return (yield from runs.take(cross_entropy, [labels] * restarts))
 
@@ -245,10 +264,8 @@ def apgd_t(
     targets: int = TARGETS,
     steps: int = STEPS,
 ) -> Steps:
-    """Attack towards the `targets` likeliest classes after the first, a step each, on the targeted DLR loss.
-
-    With fewer classes than that, all of them are tried.
-    """
+    """Attack the targeted DLR loss towards the `targets` likeliest wrong classes, or all where there are fewer. A class
+    is a step."""
     runs = _Runs(model, images, labels, threat, options, steps=steps)
     likeliest = runs.logits.argsort(1)
     ranks = range(2, min(targets + 1, likeliest.shape[1]) + 1)
@@ -265,7 +282,7 @@ def depends_on_last_bit(name: AttackName, threat: LpThreat) -> bool:
 
 
 class _Runs:
-    """Runs from random starts, one after the other, each on the points that withstood those before."""
+    """Runs from random starts, one after the other, each on the points that are still robust."""
 
     def __init__(
         self,
@@ -294,8 +311,8 @@ class _Runs:
             done = int(state["done"])
             self.result.restore(state)
             self._noise.restore(state["noise"])
-        for number, its in enumerate(targets[done:], start=done + 1):
-            self._run(loss, its)
+        for number, targets_of_run in enumerate(targets[done:], start=done + 1):
+            self._run(loss, targets_of_run)
             yield partial(self._state, number)
         return self.result.finish()
 
@@ -303,32 +320,31 @@ class _Runs:
         return {**self.result.state(self._images), "done": torch.tensor(done), "noise": self._noise.state()}
 
     def _run(self, loss: Loss, targets: Tensor) -> None:
-        """Run on the points that still stand, and enter those that fall into the result; targets (batch,)."""
-        standing = self.result.robust.nonzero().squeeze(1)
-        if len(standing) == 0:
+        """Run on the points that are robust, and enter those that it fools into the result; targets (batch,)."""
+        indices = self.result.robust.nonzero().squeeze(1)
+        if len(indices) == 0:
             return
-        found = self._search(standing, loss, targets[standing])
-        fallen = standing[~found.robust]
-        self.result.robust[fallen] = False
+        found = self._search(indices, loss, targets[indices])
+        fooled = indices[~found.robust]
+        self.result.robust[fooled] = False
         # AutoAttack's projection in l1 may leave the box by rounding.
-        self.result.adversarial[fallen] = found.adversarial[~found.robust].clamp(0, 1)
-        self.result.loss[fallen] = found.loss[~found.robust]
+        self.result.adversarial[fooled] = found.adversarial[~found.robust].clamp(0, 1)
+        self.result.loss[fooled] = found.loss[~found.robust]
 
-    def _search(self, places: Tensor, loss: Loss, targets: Tensor) -> AttackResult:
-        """Run from a random start; for l1 in balls of 3 eps, 2 eps, eps, each from the best point of the one before."""
-        images, labels = self._images[places], self._labels[places]
+    def _search(self, indices: Tensor, loss: Loss, targets: Tensor) -> AttackResult:
+        """Run from a random start, in each stage from the best point of the stage before."""
+        images, labels = self._images[indices], self._labels[indices]
         norm, eps = self._threat.norm, self._threat.eps
         stages = apgd_stages(norm, self._steps)
-        best = random_start(images, norm, stages[0].scale * eps, self._noise, places)
+        best = random_start(images, norm, stages[0].scale * eps, self._noise, indices)
         for scale, steps in stages:
-            ball, goal = LpThreat(norm, scale * eps), "error" if scale == 1 else "loss"
+            ball = LpThreat(norm, scale * eps)
             if norm == "l1":
-                # The reference draws a start at every stage and does not use it; drawing it too keeps the streams in
-                # step.
-                self._noise.normal(places, images.shape[1:])
-                best = project_start_as_autoattack(images, best, norm, ball.eps)
+                # AutoAttack draws a start in every stage and does not use it; so are these drawn, for the same stream.
+                self._noise.normal(indices, images.shape[1:])
+                best = best + l1_correction(images, best - images, ball.eps)
+            goal: Goal = "error" if scale == 1 else "loss"
             settings: dict[str, Any] = {"steps": steps, "start": best, "targets": targets, "loss": loss, "goal": goal}
-            settings["projection"] = project_as_autoattack
-            result = apgd(self._model, images, labels, ball, self._options, **settings)
+            result = apgd(self._model, images, labels, ball, self._options, rounding="autoattack", **settings)
             best = result.adversarial
         return result

@@ -1,7 +1,7 @@
-"""A network compiled by torch for one size of batch, for the attacks of a training run: the same but for rounding.
+"""Compile the attacked network of a training run by torch, for one batch shape; outputs differ by rounding alone.
 
-Never needed: where it cannot be compiled, or computes something else, the network stays as it is. A batch of another
-size goes through the network as it is too, since a new size would be compiled anew.
+Compilation is optional: a network that does not compile, or whose compiled form computes something else, is used
+uncompiled. So is a batch of another shape, since torch would compile again for it.
 """
 
 from collections.abc import Callable
@@ -12,32 +12,32 @@ from torch import Tensor, nn
 
 from core.attacks import frozen
 
-# What rounding may change of a logit, in units of the largest, and of the slope's direction, as its sine.
+# Tolerances for rounding: of a logit, in units of the largest, and of the direction of the gradient, as a sine.
 _TOLERANCE, _SINE = 2e-2, 5e-2
 
 SECONDS = 60.0
-"""About what compiling a ResNet costs, both directions."""
+"""Approximate time to compile a ResNet, forward and backward."""
 SAVED = 0.2
-"""About the part of a step that it saves."""
+"""Approximate share of a training step that it saves."""
 
 
 def pays(*, pace: float, steps: int) -> bool:
-    """Say whether compiling now wins back its time: pace in seconds per step, for the steps that are left."""
+    """Decide whether compiling now saves more time than it takes. pace: seconds per step; steps: left to do."""
     return pace * steps * SAVED > SECONDS
 
 
 class Compiled:
-    """The compiled form of the network that a run attacks, made at the first batch it is asked for."""
+    """The compiled form of the attacked network, compiled at the first batch."""
 
     def __init__(self) -> None:
         self.refusal: str | None = None
-        """Why the network stays as it is, if it does."""
+        """Why the network is used uncompiled; None where it is not."""
         self._network: nn.Module | None = None
         self._form: nn.Module | None = None
         self._shape: torch.Size | None = None
 
     def of(self, network: nn.Module, images: Tensor) -> nn.Module:
-        """Give the network's compiled form, in eval mode, for batches like these (batch, channels, height, width)."""
+        """Give the compiled form of the network in eval mode, or the network itself, for images of this shape."""
         if self._network is None:
             self._network, self._shape = network, images.shape
             self._form = self._compile(network, images)
@@ -50,7 +50,7 @@ class Compiled:
             with frozen(network):
                 differs = _differs(network, form, images)
         except Exception as error:
-            # Compilers and drivers fail in ways of their own, and the run can do without.
+            # Compilers and drivers fail in many ways, and the run does not need them.
             self.refusal = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
             return None
         if differs:
@@ -60,7 +60,7 @@ class Compiled:
 
 
 def _differs(network: nn.Module, form: Callable[[Tensor], Tensor], images: Tensor) -> bool:
-    """Compare answers and slopes, both of which an attack asks for."""
+    """Compare outputs and gradients, both of which an attack uses."""
     with torch.no_grad():
         expected, found = network(images), form(images)
     scale = expected.abs().amax().clamp(min=1e-6)

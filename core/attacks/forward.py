@@ -1,7 +1,6 @@
-"""Passes through a model, in physical batches that change nothing but the time and the memory they take.
+"""Passes through a model in chunks, whose size changes time and memory but no result beyond rounding.
 
-Attacks look at a model only through these two functions. chunk_size: how many points go through it together; None
-for all.
+Attacks call a model only through these two functions. chunk_size: how many points go through it together, None for all.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ PointLoss = Callable[..., Tensor]
 def predict(model: nn.Module, points: Tensor, *, chunk_size: int | None = None) -> Tensor:
     """Compute logits (batch, classes) without a graph."""
     with torch.no_grad():
-        logits = [model(part) for (part,) in _parts(chunk_size, points)]
+        logits = [model(chunk) for (chunk,) in _chunks(chunk_size, points)]
     return logits[0] if len(logits) == 1 else torch.cat(logits)
 
 
@@ -28,12 +27,12 @@ def loss_and_gradient(
     details: tensors (batch, ...) that the loss takes after the logits, such as labels. Parameters get no gradient.
     """
     found = []
-    for part, *its in _parts(chunk_size, points, *details):
-        part = part.detach().requires_grad_()
+    for chunk, *details_of_chunk in _chunks(chunk_size, points, *details):
+        chunk = chunk.detach().requires_grad_()
         with torch.enable_grad():
-            logits = model(part)
-            values = loss(logits, *its)
-            (gradient,) = torch.autograd.grad(values.sum(), part)
+            logits = model(chunk)
+            values = loss(logits, *details_of_chunk)
+            (gradient,) = torch.autograd.grad(values.sum(), chunk)
         found.append((logits.detach(), values.detach(), gradient))
     if len(found) == 1:
         return found[0]
@@ -41,7 +40,7 @@ def loss_and_gradient(
     return logits, values, gradient
 
 
-def _parts(chunk_size: int | None, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _chunks(chunk_size: int | None, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     if chunk_size is None or len(tensors[0]) <= chunk_size:
         yield tensors
         return

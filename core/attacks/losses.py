@@ -1,8 +1,8 @@
-"""What an attack drives up: one loss per point.
+"""Losses that attacks maximise, one value per point.
 
 Every loss takes (logits, labels, targets) with logits (batch, classes), labels (batch,) and targets (batch,), the class
-to move towards, and returns (batch,). The untargeted ones do not look at the targets; for the divergence they are the
-logits (batch, classes) to move away from.
+to move towards, and returns (batch,). The untargeted ones ignore the targets; for the divergence they are the logits
+(batch, classes) to move away from.
 
 The difference of logits ratio (DLR) is from Croce & Hein 2020 (arXiv 2003.01690, sections 4 and 4.2). It is defined for
 3 classes or more, its targeted form for 4 or more. With fewer classes the scale is taken from the logits there are;
@@ -27,20 +27,20 @@ def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def kl_divergence(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """KL(softmax targets || softmax logits), how far the answers are from the logits `targets` (batch, classes)."""
+    """KL(softmax targets || softmax logits), the divergence from the logits `targets` (batch, classes)."""
     del labels
     return F.kl_div(logits.log_softmax(1), targets.log_softmax(1), reduction="none", log_target=True).sum(1)
 
 
 def margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """How far the best wrong class is above the true one (Carlini & Wagner 2017); positive where the model is wrong."""
+    """Best wrong logit minus the true one (Carlini & Wagner 2017); positive where the model is wrong."""
     del targets
     wrong = logits.scatter(1, labels[:, None], -torch.inf)
     return wrong.amax(1) - _pick(logits, labels)
 
 
 def dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """How far the best wrong class is above the true one, over the gap between the first and the third logit."""
+    """Best wrong logit minus the true one, over the gap between the first and the third logit."""
     del targets
     ordered = logits.sort(1).values
     best_is_right = logits.argmax(1) == labels
@@ -50,7 +50,7 @@ def dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """How far the target class is above the true one, over the gap between the first and the third and fourth logit."""
+    """Target logit minus the true one, over the gap between the first and the mean of the third and fourth logit."""
     ordered = logits.sort(1).values
     match logits.shape[1]:
         case 1 | 2:

@@ -1,7 +1,7 @@
 """Multi steepest descent (Maini et al. 2020, arXiv 1909.04068, algorithm 1): one attack on the union of several balls.
 
-Every round tries the steepest step in each norm from where the point stands, brings each into its own ball, and goes on
-from the candidate of highest loss. So a point may pass from ball to ball on its way.
+Every round tries the steepest step in each norm from the current point, projects each onto its own ball, and continues
+from the candidate of highest loss. So a point may change from ball to ball.
 """
 
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from core.attacks.threat import UnionThreat
 from core.geometry import ascend, per_image, project
 from core.schema.catalog import Norm
 
-# All steps in one direction reach this many radii far, whatever their number, a rule of Madry et al. (2018): the MSD
-# paper's own steps of about a tenth of the radius are made for 50 of them.
+# Length of all steps together, in radii, whatever their number, after Madry et al. (2018): the steps of the MSD paper,
+# about a tenth of the radius, are meant for 50 of them.
 _REACH = 2.5
 
 
 @dataclass(frozen=True)
 class MsdResult(AttackResult):
-    """What the attack found; `adversarial` lies in one of the balls."""
+    """What the attack found, per point; `adversarial` lies in one of the balls."""
 
     robust_under: dict[Norm, Tensor]
     """(batch,) bool per norm: whether the model stayed right at the start and at every candidate of this norm."""
@@ -46,10 +46,9 @@ def msd(
     """Search the union of the balls for points of high loss, from `start` (default: the images), without randomness.
 
     steps: per norm; a norm gives a candidate in each of its first `steps[norm]` rounds, with steps of 2.5 eps / steps.
-    topk_fraction: share of pixels, in [0, 1], that an l1 step changes, at least one; the paper
-    changes 5 to 20 of the 3,072 of CIFAR-10. `adversarial` is the point of highest loss of all that were stepped on,
-    the start included. A round costs a forward and a backward pass for the gradient, and a forward pass for each
-    candidate.
+    topk_fraction: share of pixels, in [0, 1], that an l1 step changes, at least one pixel; the paper changes 5 to 20 of
+    the 3,072 of CIFAR-10. `adversarial` is the iterate of highest loss, the start included. A round costs a forward and
+    a backward pass for the gradient, and a forward pass for each candidate.
     """
     targets = labels if targets is None else targets
     chunk_size = options.chunk_size
@@ -62,7 +61,7 @@ def msd(
         for done in range(max(steps.values())):
             if done:
                 _, _, gradient = loss_and_gradient(model, current, loss, labels, targets, chunk_size=chunk_size)
-            # A pixel at the edge of the box cannot move on: an l1 step that spends itself there is lost.
+            # A pixel at the edge of the box cannot move further: an l1 step on it would be lost.
             blocked = ((gradient > 0) & (current >= 1)) | ((gradient < 0) & (current <= 0))
             gradient = gradient.masked_fill(blocked, 0)
             highest, origin = torch.full_like(best_loss, -torch.inf), current

@@ -1,8 +1,8 @@
-"""Attacks on what an image looks like, not on its pixels: the fast Lagrangian attack of Laidlaw et al. 2021.
+"""The fast Lagrangian perceptual attack of Laidlaw et al. 2021 (arXiv 2006.12655, section 4 and appendix A.3).
 
-arXiv 2006.12655, section 4 and appendix A.3. How alike two images look is measured by LPIPS (Zhang et al. 2018) in the
-features of the attacked model itself, "self-bounded": feature maps, each position scaled to length one over its
-channels, are compared by their l2 distance, every map weighing as much whatever its resolution.
+The distance between two images is LPIPS (Zhang et al. 2018) in the features of the attacked model itself
+("self-bounded"): feature maps, each position scaled to length one over its channels, are compared by their l2 distance,
+with equal weight for every map whatever its resolution.
 """
 
 from math import prod
@@ -19,7 +19,7 @@ from core.schema.protocols import PERCEPTUAL_STEPS
 
 # The distance's slope along a step is taken over this length in pixel units (l2), as in the authors' code.
 _PROBE = 0.1
-# A point that is wrong by so many logits strives for more distance from the boundary no longer, only for likeness.
+# From this margin on, a misclassified point only reduces its distance.
 _ENOUGH = 1.0
 _TINY = 1e-10
 
@@ -77,8 +77,8 @@ def perceptual(
 def logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Compute logits (batch, classes), and the features (batch, ...) whose l2 distance is the model's own LPIPS.
 
-    The features are the last map of each resolution, so the output of each stage of a convolutional network and the
-    tokens of a transformer; what is pooled to a point is none. Raises BadInput where there is no map at all.
+    The features are the last map of each resolution: the output of each stage of a convolutional network, or the tokens
+    of a transformer; a map of one position does not count. Raises BadInput where there is no map.
     """
     maps: dict[tuple[int, ...], Tensor] = {}
 
@@ -105,8 +105,8 @@ def logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
 
 
 def _normalized(features: Tensor) -> Tensor:
-    """Scale each position to length one over the channels, and the whole by the root of the number of positions."""
-    # Not the root of a sum of squares, whose gradient is no number where all channels are zero.
+    """Scale each position to length one over the channels, and the map by 1 / sqrt(positions)."""
+    # Not the root of a sum of squares, whose gradient is NaN where all channels are zero.
     lengths = features.norm(dim=1, keepdim=True) + _TINY
     return features / lengths / prod(features.shape[2:]) ** 0.5
 

@@ -1,8 +1,8 @@
 """AutoAttack as pyautoattack computes it (Croce & Hein 2020; MIT licence): the `reference` engine of an evaluation.
 
-Each logical batch is a call of its `run_standard_evaluation` with one attack. The library seeds and uses torch's global
-generator and writes parameter gradients; here it runs on a copy of the one and without the other, so that it keeps the
-contract of `core.attacks`.
+Each logical batch is a call of its `run_standard_evaluation` with one attack. The library uses torch's global generator
+and writes parameter gradients; here it runs on a copy of the generator and without parameter gradients, so that it
+keeps the contract of `core.attacks`.
 """
 
 from typing import Literal
@@ -35,9 +35,8 @@ def reference(
 ) -> Steps:
     """Run one attack of AutoAttack's standard version. `loss` is the cross-entropy.
 
-    `check_classes` says whether the library can.
-
-    steps: run APGD-CE once with so many iterations, instead of as often and as long as AutoAttack does.
+    name: the attack. steps: run APGD-CE once with so many iterations, in place of AutoAttack's restarts and iterations.
+    `check_classes` tells beforehand whether the library can attack a model.
     `options.chunk_size` and `options.state` are ignored: the library computes a whole logical batch in one pass.
     """
     yield from ()
@@ -58,13 +57,13 @@ def reference(
                 use_largereps=attack.apgd.use_largereps,
                 logger=attack.logger,
             )
-        # The library takes nine wrong classes to be there, and breaks where they are not.
+        # The library assumes nine wrong classes, and fails where there are fewer.
         for targeted in (attack.apgd_targeted, attack.fab):
             targeted.n_target_classes = min(targeted.n_target_classes, logits.shape[1] - 1)
         found = []
         for points, answers in zip(images.split(sizes), labels.split(sizes), strict=True):
             with torch.random.fork_rng(devices=devices):
-                # The library views tensors flat, which only works on contiguous ones.
+                # The library flattens tensors by `view`, which needs contiguous ones.
                 adversarial, _ = attack.run_standard_evaluation(points.contiguous(), answers, batch_size=len(points))
             found.append(adversarial.detach())
         adversarial = torch.cat(found)
@@ -73,7 +72,7 @@ def reference(
 
 
 def check_classes(classes: int, *, targeted: bool) -> None:
-    """Raise BadInput where the library cannot attack a model with so many classes."""
+    """Raise BadInput where the library cannot attack a model with this number of classes."""
     if targeted and classes < 4:
         raise BadInput(
             f"pyautoattack's targeted attack takes four classes or more, the model has {classes}",

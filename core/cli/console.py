@@ -12,7 +12,6 @@ from core.schema.events import (
     Finished,
     Monitored,
     Paused,
-    Report,
     Resumed,
     Saved,
     Started,
@@ -20,6 +19,7 @@ from core.schema.events import (
     Warned,
 )
 from core.schema.inspection_report import DatasetInspection, ModelInspection
+from core.schema.report import Report
 
 
 def narrate(event: Event) -> Iterator[str]:

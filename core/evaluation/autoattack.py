@@ -1,9 +1,9 @@
-"""How robust a model is: AutoAttack per norm, and the union per point.
+"""Evaluate robustness: AutoAttack per norm, and the union per point.
 
-The points are cut into logical batches of a fixed size, in order. Each norm's attacks run one after the other on the
-points of a batch that are still right, with random numbers seeded anew for each batch: so the verdicts of a batch are
-those of AutoAttack (Croce & Hein 2020, arXiv 2003.01690) on that batch, whatever other batches are computed with it. A
-point counts for the union if it is right under every norm.
+The points are divided into logical batches of a fixed size, in order. The attacks of a norm run one after the other on
+the points of a batch that are still robust, with random numbers of its own for each batch: so the verdicts of a batch
+are those of AutoAttack (Croce & Hein 2020, arXiv 2003.01690) on that batch, whatever other batches are computed with
+it. A point counts for the union if it is robust in every norm.
 """
 
 import hashlib
@@ -25,42 +25,28 @@ from core.attacks.reference import check_classes, reference
 from core.attacks.square import square
 from core.attacks.threat import LpThreat
 from core.data.split import Split
-from core.evaluation import report as verdicts
-from core.evaluation.checks import doubts_about
+from core.evaluation.checks import flags_of_model
 from core.evaluation.preflight import preflight
+from core.evaluation.report import make_report, record_points
 from core.evaluation.resume import STATE_FILE, EvaluationState
 from core.inputs import Inputs, load
 from core.models.folding import folded
-from core.models.memory import Room, is_out_of_memory, peak_memory
+from core.models.memory import ChunkSizer, is_out_of_memory, peak_memory
 from core.models.precision import full_float32
 from core.schema.catalog import NORMS, Norm
 from core.schema.errors import BadInput, OutOfMemory
-from core.schema.events import (
-    Attacked,
-    AttackRecord,
-    Entered,
-    Evaluated,
-    Event,
-    Finished,
-    Flag,
-    Part,
-    Report,
-    Reports,
-    Resumed,
-    Saved,
-    Started,
-    Subject,
-)
+from core.schema.events import Attacked, Entered, Evaluated, Event, Finished, Resumed, Saved, Subject
 from core.schema.protocols import FAST_STEPS, TARGETS, AttackName, Engine, Protocol, settings_of
+from core.schema.report import AttackRecord, Flag, Part, Provenance, Report, Reports
 from core.schema.spec import AnySpec, EvaluateSpec
 from core.signals import Interrupted
 
 _ATTACKS: dict[AttackName, Attack[...]] = {"apgd-ce": apgd_ce, "apgd-t": apgd_t, "fab-t": fab_t, "square": square}
-# What is attacked together: as many whole logical batches as fit into so many points, and into so many bytes of images,
-# since an attack holds, and keeps for a broken evaluation to go on, several tensors of that size.
-_GROUP = 1024
+# A group of points is attacked together: as many whole logical batches as hold at most so many points and bytes, since
+# an attack holds, and saves in its state, several tensors of that size.
+_GROUP_POINTS = 1024
 _GROUP_BYTES = 256 * 2**20
-# Points that go through the model together. More make a CPU's caches overflow; a GPU wants many.
+# Points that go through the model together. More overflow the caches of a CPU; a GPU needs many.
 _CHUNK_SIZE = {"cpu": 256, "cuda": 1024}
 
 
@@ -84,10 +70,11 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 250,
 ) -> Report:
-    """Measure clean, per-norm and union accuracy, in float32 throughout: TF32 is off meanwhile.
+    """Measure clean, per-norm and union accuracy by AutoAttack, in float32 throughout, without TF32.
 
-    images (examples, channels, height, width) in [0, 1] and labels (examples,) lie on the model's device; eps gives a
-    radius per norm in pixel units. batch_size: points that share one stream of random numbers.
+    model maps images to logits (batch, classes). images (examples, channels, height, width) in [0, 1] and labels
+    (examples,) lie on the model's device; eps gives a radius per norm in pixel units. batch_size: points per logical
+    batch, which share one stream of random numbers: a change of it changes verdicts as a change of the seed does.
     """
     options = Options(protocol=protocol, engine=engine, seed=seed, batch_size=batch_size)
     steps = iter_evaluate(model, images, labels, eps, options=options, subject="result")
@@ -96,16 +83,16 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Options:
-    """How an evaluation is made, as `core.schema.spec.Evaluation` says it, and how much of it."""
+    """The settings of an evaluation, as in `core.schema.spec.Evaluation`, its share of the points, and its state."""
 
     protocol: Protocol
     engine: Engine
     seed: int
     batch_size: int
     part: Part | None = None
-    """Which part of an evaluation this is."""
-    keep: EvaluationState = field(default_factory=EvaluationState)
-    """Where what is found on the way is kept, so that a broken evaluation goes on with it."""
+    """The shard that the points are; None for a whole evaluation."""
+    state: EvaluationState = field(default_factory=EvaluationState)
+    """Where results are saved on the way, so that an interrupted evaluation can continue."""
 
 
 def iter_evaluate(
@@ -117,157 +104,155 @@ def iter_evaluate(
     options: Options,
     subject: Subject,
 ) -> Generator[Attacked | Resumed | Saved, None, Report]:
-    """Do as `evaluate` does, reporting after each attack. Raises OutOfMemory where not even one point fits."""
+    """Do what `evaluate` does, with an event after each attack. Raises OutOfMemory where not even one point fits."""
     begun = time.monotonic()
-    norms = [norm for norm in NORMS if norm in eps]
+    threats = [LpThreat(norm, eps[norm]) for norm in NORMS if norm in eps]
     with frozen(model), full_float32():
         if options.engine == "reference":
             check_classes(model(images[:1]).shape[1], targeted=options.protocol != "fast")
         search = _Search(model, images, labels, eps, options)
-        # In a training run, what it goes on from is a step of its training.
-        if search.resumes and options.keep.kind == "state":
-            yield Resumed(step=options.keep.steps, epoch=0)
-        doubts = []
+        # The state of a training run is resumed from a step of its training.
+        if search.resumes and options.state.kind == "state":
+            yield Resumed(step=options.state.saves, epoch=0)
+        flags = []
         if not options.part or options.part.first == 0:
-            doubts = search.doubts()
-        clean = search.clean()
+            flags = search.check_model()
+        clean = search.predict_clean()
         records: list[AttackRecord] = []
-        robust: dict[Norm, Tensor] = {}
-        total = sum(len(attacks_of(options.protocol, norm, options.engine)) for norm in norms)
-        for norm in norms:
-            robust[norm] = clean.clone()
-            for name, attack in attacks_of(options.protocol, norm, options.engine).items():
-                records.append((yield from search.run(name, attack, norm, robust[norm])))
+        predicted = {"clean": clean}
+        total = sum(len(settings_of(options.protocol, threat.norm)) for threat in threats)
+        for threat in threats:
+            predicted[threat.id] = clean.clone()
+            for name, attack in attacks_of(options.protocol, threat.norm, options.engine).items():
+                records.append((yield from search.run(name, attack, threat, predicted[threat.id])))
                 yield Attacked(
                     subject=subject,
-                    norm=norm,
+                    norm=threat.norm,
                     attack=name,
                     robust=records[-1].robust,
                     examples=len(labels),
                     done=len(records),
                     total=total,
                 )
-        options.keep.close()
-    return verdicts.report(
+        options.state.close()
+    return make_report(
         protocol=options.protocol,
         engine=options.engine,
         seed=options.seed,
         batch_size=options.batch_size,
         eps=dict(eps),
-        clean=verdicts.digits(clean),
-        robust={norm: verdicts.digits(points) for norm, points in robust.items()},
+        points=record_points(images, labels, predicted),
         records=records,
-        flags=doubts,
+        flags=flags,
         seconds=time.monotonic() - begun,
         part=options.part,
     )
 
 
 class _Search:
-    """Attacks on a model's points, a group of logical batches at a time."""
+    """Attacks on a model's points, one group of logical batches at a time."""
 
     def __init__(
         self, model: nn.Module, images: Tensor, labels: Tensor, eps: Mapping[Norm, float], options: Options
     ) -> None:
         self._model, self._images, self._labels, self._eps, self._options = model, images, labels, eps, options
-        self._room = Room(_CHUNK_SIZE.get(images.device.type, 256), images.device)
-        self._quick = folded(model, images[:8]) if options.engine == "temper" else model
-        self._keep = options.keep
-        self.resumes = self._keep.begin(self._identity)
+        self._chunks = ChunkSizer(_CHUNK_SIZE.get(images.device.type, 256), images.device)
+        self._folded = folded(model, images[:8]) if options.engine == "temper" else model
+        self._state = options.state
+        self.resumes = self._state.begin(self._identity)
 
-    def doubts(self) -> list[Flag]:
-        """Look for reasons to doubt the evaluation, on the first logical batch."""
+    def check_model(self) -> list[Flag]:
+        """Run the sanity checks on the first logical batch."""
         images, labels = (points[: self._options.batch_size] for points in (self._images, self._labels))
         protocol = self._options.protocol
-        return self._room.fit(
+        return self._chunks.fit(
             lambda chunk_size: list(
-                doubts_about(self._model, images, labels, protocol, targets=TARGETS, chunk_size=chunk_size)
+                flags_of_model(self._model, images, labels, protocol, targets=TARGETS, chunk_size=chunk_size)
             )
         )
 
-    def clean(self) -> Tensor:
-        """Say of each point (examples,) whether the model classifies it right. What is known of it stays: another
-        device may round otherwise, and the states of attacks are of the points that stood then."""
-        known = self._keep.get("clean")
-        if known is not None:
-            return known.to(self._labels.device)
-        right = self._right(self._images, self._labels)
-        self._keep.put("clean", right)
-        return right
+    def predict_clean(self) -> Tensor:
+        """Classify the images: (examples,). A saved result is not computed again: another device may round
+        differently, and the saved states of attacks belong to the points that were right then."""
+        saved = self._state.get("clean")
+        if saved is not None:
+            return saved.to(self._labels.device)
+        predicted = self._predict(self._images)
+        self._state.put("clean", predicted)
+        return predicted
 
     def run(
-        self, name: AttackName, attack: Attack[...], norm: Norm, robust: Tensor
+        self, name: AttackName, attack: Attack[...], threat: LpThreat, predicted: Tensor
     ) -> Generator[Saved, None, AttackRecord]:
-        """Run one attack on the points that are still right, and cross out in `robust` those that fall."""
+        """Run one attack on the points that are still robust, and enter into `predicted` (examples,) the classes of
+        those that it fools."""
         begun = time.monotonic()
-        attacked = int(robust.sum())
-        size = self._options.batch_size
-        fitting = min(_GROUP, _GROUP_BYTES // self._images[0].nbytes)
-        group = max(fitting // size, 1) * size
-        for first in range(0, len(robust), group):
-            key = f"{norm}/{name}/{first}"
-            part = slice(first, first + group)
-            known = self._keep.get(key)
-            if known is not None:
-                robust[part] = known.to(robust.device)
+        attacked = int((predicted == self._labels).sum())
+        batch_size = self._options.batch_size
+        fitting = min(_GROUP_POINTS, _GROUP_BYTES // self._images[0].nbytes)
+        size = max(fitting // batch_size, 1) * batch_size
+        for first in range(0, len(predicted), size):
+            key = f"{threat.id}/{name}/{first}"
+            group = predicted[first : first + size]
+            saved = self._state.get(key)
+            if saved is not None:
+                group.copy_(saved)
                 continue
             try:
-                yield from self._attack_group(key, name, attack, norm, first, robust[part])
+                yield from self._attack_group(key, name, attack, threat, first, group)
             except Interrupted:
-                yield from self._keep.copy(now=True)
+                yield from self._state.snapshot(now=True)
                 raise
-            self._keep.put(key, robust[part])
-            yield from self._keep.copy()
-        return AttackRecord(
-            norm=norm, attack=name, attacked=attacked, robust=int(robust.sum()), seconds=time.monotonic() - begun
-        )
+            self._state.put(key, group)
+            yield from self._state.snapshot()
+        robust = int((predicted == self._labels).sum())
+        seconds = time.monotonic() - begun
+        return AttackRecord(threat=threat.id, attack=name, attacked=attacked, robust=robust, seconds=seconds)
 
     def _attack_group(
-        self, key: str, name: AttackName, attack: Attack[...], norm: Norm, first: int, robust: Tensor
+        self, key: str, name: AttackName, attack: Attack[...], threat: LpThreat, first: int, predicted: Tensor
     ) -> Generator[Saved, None, None]:
-        """Attack the logical batches that begin at point `first`, and cross out those points of theirs that fall."""
-        standing = robust.nonzero().squeeze(1)
-        if len(standing) == 0:
+        """Attack the logical batches that begin at point `first`; `predicted` (group,) holds their classes so far."""
+        robust = predicted == self._labels[first : first + len(predicted)]
+        indices = robust.nonzero().squeeze(1)
+        if len(indices) == 0:
             return
-        images, labels = self._images[first + standing], self._labels[first + standing]
-        threat = LpThreat(norm, self._eps[norm])
+        images, labels = self._images[first + indices], self._labels[first + indices]
         counts = [int(batch.sum()) for batch in robust.split(self._options.batch_size)]
         sizes = tuple(count for count in counts if count)
         # Attacks search on a copy that is faster to compute; what they find is judged by the model itself.
-        searched = self._model if depends_on_last_bit(name, threat) else self._quick
+        searched = self._model if depends_on_last_bit(name, threat) else self._folded
         while True:
-            options = AttackOptions(self._options.seed, sizes, self._room.chunk_size, self._keep.state(key))
+            options = AttackOptions(self._options.seed, sizes, self._chunks.chunk_size, self._state.get_attack(key))
             try:
                 with closing(attack.steps(searched, images, labels, threat, options)) as steps:
                     result = yield from self._take(steps, key)
                 break
             except RuntimeError as error:
                 self._check(error, max(sizes))
-            # Only here is what the failed attempt held free again.
-            self._room.halve()
-        # The verdict is a fresh look at what the attack hands over, not the attack's own word.
-        right = self._right(result.adversarial, labels)
-        allowed = threat.contains(images[~right], result.adversarial[~right])
+            # After the except block, which held on to the memory of the failed attempt.
+            self._chunks.halve()
+        found = self._predict(result.adversarial)
+        fooled = found != labels
+        allowed = threat.contains(images[fooled], result.adversarial[fooled])
         assert bool(allowed.all()), f"{name} left {threat} at {int((~allowed).sum())} points"
-        robust[standing] = right
+        predicted[indices] = found
 
     def _take(self, steps: Steps, key: str) -> Generator[Saved, None, AttackResult]:
-        """Take an attack's steps, and keep its state now and then."""
+        """Take an attack's steps, and save its state when that is due."""
         attack = Returning(steps)
         for state in attack:
-            if self._keep.due:
-                self._keep.stand(key, state())
-                yield from self._keep.copy()
+            if self._state.is_due:
+                self._state.put_attack(key, state())
+                yield from self._state.snapshot()
         return attack.value
 
-    def _right(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Say of each point (examples,) whether the model classifies it right."""
-        return (
-            self._room.fit(lambda chunk_size: predict(self._model, images, chunk_size=chunk_size)).argmax(1) == labels
-        )
+    def _predict(self, images: Tensor) -> Tensor:
+        """Classify images with the model itself: (examples,)."""
+        return self._chunks.fit(lambda chunk_size: predict(self._model, images, chunk_size=chunk_size)).argmax(1)
 
     def _check(self, error: RuntimeError, size: int) -> None:
-        """Raise what went wrong in an attack, unless it may be tried again with fewer points at once.
+        """Raise an error of an attack, unless it can be tried again with a smaller chunk size.
 
         size: points of the largest logical batch, which pyautoattack computes as a whole.
         """
@@ -278,7 +263,7 @@ class _Search:
                 "evaluation.batch_size smaller, which changes the random numbers",
                 field="evaluation.batch_size",
             ) from error
-        self._room.check(error)
+        self._chunks.check(error)
 
     def _identity(self) -> str:
         """Hash what the verdicts depend on."""
@@ -297,19 +282,22 @@ def run_evaluation(
 ) -> Iterator[Event]:
     """Evaluate the base model of a spec, and write `report.json` into `output`.
 
-    shard: (number, count) to evaluate one of `count` shares of the logical batches, numbered from 1; `verdicts.merge`
-    puts their reports together. Raises BadInput where there are fewer logical batches than shards.
+    shard: (number, count) to evaluate one of `count` shards of the logical batches, numbered from 1;
+    `core.evaluation.report.merge` merges their reports. Raises BadInput where there are fewer logical batches than
+    shards.
     """
     begun = time.monotonic()
     checkpoint.make_folder(output)
     loaded = load(spec, inputs or Inputs())
-    part, test = (None, loaded.test) if shard is None else _share(loaded.test, spec.evaluation.batch_size, *shard)
+    part, test = (
+        (None, loaded.test) if shard is None else _select_shard(loaded.test, spec.evaluation.batch_size, *shard)
+    )
     started = loaded.started(train_examples=0, total_steps=0)
     yield started
     with full_float32():
         yield from preflight(loaded, started)
-    kept = EvaluationState(output / STATE_FILE, kind="state")
-    report = yield from evaluate_for_spec(loaded.model, test, spec, "result", keep=kept, part=part)
+    state = EvaluationState(output / STATE_FILE, kind="state")
+    report = yield from evaluate_for_spec(loaded.model, test, spec, "result", state=state, part=part)
     reports = Reports(before=None, after=report)
     yield Entered(phase="publishing")
     yield save_reports(reports, started, output, step=0, epoch=0)
@@ -317,8 +305,8 @@ def run_evaluation(
     yield Finished(reports=reports, seconds=time.monotonic() - begun, peak_memory_bytes=memory)
 
 
-def _share(test: Split, batch_size: int, number: int, count: int) -> tuple[Part, Split]:
-    """Cut out the logical batches of one shard: shards differ by one batch at most, and follow each other."""
+def _select_shard(test: Split, batch_size: int, number: int, count: int) -> tuple[Part, Split]:
+    """Select the logical batches of one shard: shards differ by one batch at most, and follow each other."""
     batches = -(-len(test) // batch_size)
     if count > batches:
         raise BadInput(
@@ -336,24 +324,24 @@ def evaluate_for_spec(
     spec: AnySpec,
     subject: Subject,
     *,
-    keep: EvaluationState,
+    state: EvaluationState,
     part: Part | None = None,
 ) -> Generator[Event, None, Report]:
-    """Evaluate a model on test points as a spec asks for, reporting all the while.
+    """Evaluate a model on test points with the settings of a spec, with an event after each attack.
 
-    keep: where what is found on the way is kept. part: which part of the evaluation these points are.
+    state: where results are saved on the way. part: the shard that the points are.
     """
     yield Entered(phase="evaluating", subject=subject)
     asked = spec.evaluation
-    options = Options(asked.protocol, asked.engine, spec.seed, asked.batch_size, part=part, keep=keep)
+    options = Options(asked.protocol, asked.engine, spec.seed, asked.batch_size, part=part, state=state)
     report = yield from iter_evaluate(model, test.images(), test.labels, spec.eps, options=options, subject=subject)
     yield Evaluated(subject=subject, report=report)
     return report
 
 
-def save_reports(reports: Reports, started: Started | None, output: Path, *, step: int, epoch: float) -> Saved:
-    """Write the evaluations of a run into `report.json`, with what the run was."""
+def save_reports(reports: Reports, run: Provenance | None, output: Path, *, step: int, epoch: float) -> Saved:
+    """Write the evaluations of a run into `report.json`, with its provenance."""
     path = output / "report.json"
-    content = reports.model_copy(update={"run": started}).model_dump_json(indent=1).encode()
+    content = reports.model_copy(update={"run": run}).model_dump_json(indent=1).encode()
     sha256 = checkpoint.write_file(path, content)
     return Saved(kind="report", path=str(path), sha256=sha256, size=len(content), step=step, epoch=epoch)

@@ -1,8 +1,9 @@
-"""Inspect a base model on a few test points before a run spends hours on it.
+"""Check a base model on a few test points before a run spends hours on it.
 
-What would make the run worthless is refused: logits that are not numbers, probabilities in place of logits, no gradient
-at the images, another number of classes than the data set's. What makes it doubtful is a warning; its code begins with
-preflight_. Nothing is drawn at random and the model is handed back as it was, so a run gives the same weights with it.
+A model that would make the run worthless is refused: non-finite logits, probabilities in place of logits, no gradient
+at the images, another number of classes than the data set. Anything doubtful is a warning whose code begins with
+preflight_. Nothing is drawn at random and the model is not changed, so a run gives the same weights with these checks
+and without.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,21 +30,21 @@ from core.schema.spec import FineTuneSpec
 
 _POINTS = 128
 _ATTACKED = 64
-# Together in a pass: fewer than any training step holds, so that the inspection fits wherever the run does.
+# Points per pass: fewer than in any training step, so that the checks fit into memory wherever the run does.
 _CHUNK_SIZE = 32
 _STEPS = 10
 # A difference of accuracies, or a shortfall, counts from three standard deviations: in a thousand sound models, one.
 _DEVIATIONS = 3
-# Fewer points than this decide nothing.
+# With fewer points no conclusion is drawn.
 _ENOUGH = 20
 
 _Statistics = tuple[float, ...]
 
 
 def preflight(loaded: Loaded, started: Started) -> Iterator[Warned]:
-    """Warn of what is doubtful about a run's base model, once the run has started.
+    """Check the base model of a run that has started, and yield warnings.
 
-    Raises BadWeights and DoesNotFit for what is hopeless.
+    Raises BadWeights and DoesNotFit for a model that is refused.
     """
     header, spec = loaded.header, loaded.spec
     if header is None:
@@ -61,35 +62,35 @@ def preflight(loaded: Loaded, started: Started) -> Iterator[Warned]:
 
 
 def inspect(model: nn.Module, test: Split, blueprint: Blueprint, claims: Mapping[Norm, Claim]) -> Iterator[Warned]:
-    """Warn of what is doubtful about a model, on the first test points; claims: how robust it is said to be.
+    """Check a model on the first test points, and yield warnings. claims: its claimed robustness per norm.
 
-    Raises BadWeights and DoesNotFit for what is hopeless.
+    Raises BadWeights and DoesNotFit for a model that is refused.
     """
     part = test.first(_POINTS)
     images, labels = part.images(), part.labels
     with frozen(model):
         logits = predict(model, images, chunk_size=_CHUNK_SIZE)
         _refuse(model, images, logits, blueprint.classes)
-        yield from _unsteady(model, images[:_CHUNK_SIZE], logits[:_CHUNK_SIZE])
+        yield from _check_repeatability(model, images[:_CHUNK_SIZE], logits[:_CHUNK_SIZE])
         right = logits.argmax(1) == labels
-        yield from _without_gradient(model, images[:_ATTACKED], labels[:_ATTACKED])
-        yield from _misled(model, images, labels, right, blueprint)
+        yield from _check_gradients(model, images[:_ATTACKED], labels[:_ATTACKED])
+        yield from _check_scaling(model, images, labels, right, blueprint)
         for norm, claim in claims.items():
-            yield from _overrated(model, images[:_ATTACKED], labels[:_ATTACKED], norm, claim)
+            yield from _check_claim(model, images[:_ATTACKED], labels[:_ATTACKED], norm, claim)
 
 
 def inspect_on_noise(model: nn.Module, blueprint: Blueprint) -> Iterator[Warned]:
-    """Warn of what is doubtful about a model where there are no images for it: what needs none, and no labels.
+    """Run the checks that need neither images nor labels, and yield warnings.
 
-    Raises BadWeights and DoesNotFit for what is hopeless.
+    Raises BadWeights and DoesNotFit for a model that is refused.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(_CHUNK_SIZE, *blueprint.shape, generator=generator)
     with frozen(model):
         logits = predict(model, images, chunk_size=_CHUNK_SIZE)
         _refuse(model, images, logits, blueprint.classes)
-        yield from _unsteady(model, images, logits)
-        yield from _without_gradient(model, images, logits.argmax(1))
+        yield from _check_repeatability(model, images, logits)
+        yield from _check_gradients(model, images, logits.argmax(1))
 
 
 def _refuse(model: nn.Module, images: Tensor, logits: Tensor, classes: int) -> None:
@@ -115,17 +116,17 @@ def _refuse(model: nn.Module, images: Tensor, logits: Tensor, classes: int) -> N
 
 
 def _are_squashed(model: nn.Module, images: Tensor, logits: Tensor) -> bool:
-    """Say whether every answer is in [0, 1], far from the others, and stays there whatever the model is shown."""
+    """Check whether all outputs are in [0, 1], on extreme images too, and differ by more than untrained ones do."""
     if logits.min() < 0 or logits.max() > 1:
         return False
     few = images[: _CHUNK_SIZE // 4]
     extreme = torch.cat([100 * few, -100 * few, 1 - few, torch.zeros_like(few)])
     answers = torch.cat([logits, predict(model, extreme, chunk_size=_CHUNK_SIZE)])
-    # A network that was never trained may answer with small numbers of one sign, but all of them alike.
+    # The outputs of an untrained network may be small and of one sign, but they are all similar.
     return bool(answers.min() >= 0 and answers.max() <= 1 and answers.max() - answers.min() > 0.5)
 
 
-def _unsteady(model: nn.Module, images: Tensor, logits: Tensor) -> Iterator[Warned]:
+def _check_repeatability(model: nn.Module, images: Tensor, logits: Tensor) -> Iterator[Warned]:
     limit = 1e-3 * logits.abs().max().clamp(min=1e-6)
     if (predict(model, images) - logits).abs().max() > limit:
         yield Warned(
@@ -143,9 +144,9 @@ def _unsteady(model: nn.Module, images: Tensor, logits: Tensor) -> Iterator[Warn
         )
 
 
-def _without_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Warned]:
+def _check_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Warned]:
     parts = zip(images.split(_CHUNK_SIZE), labels.split(_CHUNK_SIZE), strict=True)
-    still = sum(_without(model, points, answers) for points, answers in parts)
+    still = sum(_count_without_gradient(model, points, answers) for points, answers in parts)
     if still == len(images):
         raise BadWeights(
             "no gradient reaches the images through the model: nothing can be trained on attacks that need one",
@@ -159,11 +160,11 @@ def _without_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Itera
             "the model; use a network without rounded, detached or saturated values",
         )
     else:
-        yield from _saturated(model, images, labels)
+        yield from _check_saturation(model, images, labels)
 
 
-def _saturated(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Warned]:
-    """Training and the quicker attacks go by the cross-entropy, which is flat where the logits are far too large."""
+def _check_saturation(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Warned]:
+    """Check the cross-entropy, which training and fast attacks use, and which is flat where logits are too large."""
     logits, _, gradient = loss_and_gradient(model, images, cross_entropy, labels, labels, chunk_size=_CHUNK_SIZE)
     right = logits.argmax(1) == labels
     flat = int((right & (gradient.flatten(1).abs().amax(1) == 0)).sum())
@@ -176,7 +177,7 @@ def _saturated(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[War
         )
 
 
-def _without(model: nn.Module, images: Tensor, labels: Tensor) -> int:
+def _count_without_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> int:
     """Count the images at which the margin of the right class has no gradient."""
     points = images.clone().requires_grad_()
     with torch.enable_grad():
@@ -193,7 +194,7 @@ def _without(model: nn.Module, images: Tensor, labels: Tensor) -> int:
 
 @dataclass(frozen=True)
 class _Scaling:
-    """Another way to bring images to a network: (images - mean) / std first, then what the model does."""
+    """Another way to feed images to a network: (images - mean) / std before the model."""
 
     words: str
     mean: _Statistics
@@ -239,11 +240,13 @@ def _tuple(values: Tensor) -> _Statistics:
     return tuple(values.tolist())
 
 
-def _misled(model: nn.Module, images: Tensor, labels: Tensor, right: Tensor, blueprint: Blueprint) -> Iterator[Warned]:
-    """Look whether the model sees better when its images are scaled otherwise, and whether it sees at all."""
+def _check_scaling(
+    model: nn.Module, images: Tensor, labels: Tensor, right: Tensor, blueprint: Blueprint
+) -> Iterator[Warned]:
+    """Check whether the model classifies better with another scaling of its images, and better than by chance."""
     total, count = len(labels), int(right.sum())
     found: dict[int, _Scaling] = {}
-    # Where nearly all are right, no other scaling can do noticeably better.
+    # Where nearly all are right, no other scaling can be noticeably better.
     for scaling in _scalings(images, blueprint) if total - count > total / 20 else ():
         other = predict(model, scaling(images), chunk_size=_CHUNK_SIZE).argmax(1) == labels
         won, lost = int((other & ~right).sum()), int((right & ~other).sum())
@@ -267,8 +270,8 @@ def _misled(model: nn.Module, images: Tensor, labels: Tensor, right: Tensor, blu
         )
 
 
-def _overrated(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm, claim: Claim) -> Iterator[Warned]:
-    """Look whether a quick attack, which finds less than AutoAttack, already finds more than is claimed."""
+def _check_claim(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm, claim: Claim) -> Iterator[Warned]:
+    """Check whether a fast attack, which is weaker than AutoAttack, already refutes the claimed robustness."""
     parts = list(zip(images.split(_CHUNK_SIZE), labels.split(_CHUNK_SIZE), strict=True))
     attacks = (apgd(model, *part, LpThreat(norm, claim.eps), steps=_STEPS, goal="error") for part in parts)
     robust, total = sum(int(attack.robust.sum()) for attack in attacks), len(labels)

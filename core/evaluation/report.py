@@ -1,22 +1,19 @@
-"""Verdicts per point: how they become a report, and how the parts of an evaluation merge."""
+"""From predictions per point to a report, and from the reports of shards to that of the whole evaluation."""
 
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, pairwise
 from math import sqrt
 
+import torch
 from torch import Tensor
 
 from core.checkpoint import deciding
-from core.evaluation.checks import doubts_from_square
-from core.schema.catalog import NORMS, Norm
+from core.evaluation.checks import flags_of_attacks
+from core.schema.catalog import Norm
 from core.schema.errors import BadInput
-from core.schema.events import AttackRecord, Flag, Part, Rate, Report, Reports
 from core.schema.protocols import Engine, Protocol
-
-
-def digits(right: Tensor) -> str:
-    """Write verdicts (points,) as a string: 1 where the model is right, 0 where it is not."""
-    return "".join("01"[verdict] for verdict in right.tolist())
+from core.schema.report import AttackRecord, Flag, Part, Points, Rate, Report, Reports
 
 
 def rate(count: int, total: int) -> Rate:
@@ -31,52 +28,76 @@ def rate(count: int, total: int) -> Rate:
     return Rate(value=share, count=count, total=total, low=low, high=high)
 
 
-def report(
+def record_points(images: Tensor, labels: Tensor, predicted: Mapping[str, Tensor]) -> Points:
+    """Record what is known per point.
+
+    images (points, channels, height, width) in [0, 1]; labels (points,); predicted: classes (points,) under `clean` and
+    each threat id, in the order of the rows.
+    """
+    return Points(
+        ids=tuple(chain.from_iterable(map(_ids, images.split(256)))),
+        labels=tuple(labels.tolist()),
+        predicted={row: tuple(classes.tolist()) for row, classes in predicted.items()},
+    )
+
+
+def _ids(images: Tensor) -> list[str]:
+    pixels = images.to("cpu", torch.float32).numpy()
+    return [hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in pixels]
+
+
+def make_report(
     *,
     protocol: Protocol,
     engine: Engine,
     seed: int,
     batch_size: int,
     eps: dict[Norm, float],
-    clean: str,
-    robust: dict[Norm, str],
+    points: Points,
     records: Sequence[AttackRecord],
     flags: Iterable[Flag],
     seconds: float,
     part: Part | None = None,
 ) -> Report:
-    """Sum up verdicts: clean, and robust per norm, one digit a point. A point counts for the union if all are 1."""
-    points = len(clean)
-    union = "".join("01"["0" not in verdicts] for verdicts in zip(*robust.values(), strict=True))
+    """Sum up predictions per point. A point counts for the union if it is right in every row."""
+    right = {
+        row: [answer == label for answer, label in zip(classes, points.labels, strict=True)]
+        for row, classes in points.predicted.items()
+    }
+    right["union"] = [all(rows) for rows in zip(*right.values(), strict=True)]
+    total = len(points.labels)
+    rates = {row: rate(sum(verdicts), total) for row, verdicts in right.items()}
+    robust = {row: rates[row] for row in rates if row not in ("clean", "union")}
     return Report(
         protocol=protocol,
         engine=engine,
-        examples=points,
+        examples=total,
         seed=seed,
         batch_size=batch_size,
         eps=eps,
-        clean=rate(clean.count("1"), points),
-        robust={norm: rate(verdicts.count("1"), points) for norm, verdicts in robust.items()},
-        union=rate(union.count("1"), points),
-        average=sum(verdicts.count("1") for verdicts in robust.values()) / (len(robust) * points),
+        clean=rates["clean"],
+        robust=robust,
+        union=rates["union"],
+        average=sum(row.count for row in robust.values()) / (len(robust) * total),
         attacks=tuple(records),
-        flags=(*flags, *doubts_from_square(records, points)),
-        verdicts={"clean": clean, **robust, "union": union},
+        flags=(*flags, *flags_of_attacks(records, total)),
+        verdicts={row: "".join("01"[verdict] for verdict in verdicts) for row, verdicts in right.items()},
+        points=points,
         seconds=seconds,
         part=part,
     )
 
 
-def merge(parts: Sequence[Reports]) -> Reports:
-    """Put the reports of all parts of one evaluation together: what the whole would have reported.
+def merge(shards: Sequence[Reports]) -> Reports:
+    """Merge the reports of all shards of an evaluation into what one process would have reported.
 
-    Raises BadInput where parts are missing, come twice, or are not of one evaluation.
+    Raises BadInput where a shard is missing, is given twice, or belongs to another evaluation.
     """
     found = sorted(
-        ((reports.after.part, reports.after, reports) for reports in parts if reports.after and reports.after.part),
+        ((reports.after.part, reports.after, reports) for reports in shards if reports.after and reports.after.part),
         key=lambda one: one[0].first,
     )
-    if len(found) < len(parts) or not found:
+    if len(found) < len(shards) or not found:
         raise BadInput(
             "one of these is not a part of an evaluation",
             hint="give the reports of: python -m core evaluate ... --shard I/N",
@@ -92,7 +113,7 @@ def merge(parts: Sequence[Reports]) -> Reports:
                 "devices may differ",
                 field="merge",
             )
-    merged = _merged([report for _, report, _ in found])
+    merged = _merge_reports([report for _, report, _ in found])
     return Reports(before=None, after=merged, run=first.run)
 
 
@@ -109,35 +130,46 @@ def _check_parts(parts: Sequence[Part]) -> None:
 
 
 def _identity(reports: Reports) -> tuple[object, ...]:
-    """What all parts of one evaluation have in common."""
+    """What all shards of one evaluation have in common."""
     assert reports.after
     run = reports.run
     known = (run.spec, run.base_sha256, run.data_sha256, deciding(run.versions)) if run else ()
     after = reports.after
-    return (*known, after.protocol, after.engine, after.seed, after.batch_size, after.eps)
+    return (*known, after.format, after.protocol, after.engine, after.seed, after.batch_size, after.eps)
 
 
-def _merged(parts: Sequence[Report]) -> Report:
-    first = parts[0]
-    assert all(a.part and b.part and a.part.first + a.examples == b.part.first for a, b in pairwise(parts))
-    return report(
+def _merge_reports(shards: Sequence[Report]) -> Report:
+    first = shards[0]
+    assert all(a.part and b.part and a.part.first + a.examples == b.part.first for a, b in pairwise(shards))
+    return make_report(
         protocol=first.protocol,
         engine=first.engine,
         seed=first.seed,
         batch_size=first.batch_size,
         eps=first.eps,
-        clean="".join(part.verdicts["clean"] for part in parts),
-        robust={norm: "".join(part.verdicts[norm] for part in parts) for norm in NORMS if norm in first.eps},
-        records=[_sum(records) for records in zip(*(part.attacks for part in parts), strict=True)],
-        # What Square says is judged anew for the whole; the rest is looked for on the first points alone.
-        flags=[flag for part in parts for flag in part.flags if flag.code != "square_improves"],
-        seconds=sum(part.seconds for part in parts),
+        points=_join([shard.points for shard in shards if shard.points]),
+        records=[_sum(records) for records in zip(*(shard.attacks for shard in shards), strict=True)],
+        # What the attacks give reason for is decided again for the whole; the rest is checked on the first shard alone.
+        flags=[flag for shard in shards for flag in shard.flags if flag.code != "square_improves"],
+        seconds=sum(shard.seconds for shard in shards),
+    )
+
+
+def _join(shards: Sequence[Points]) -> Points:
+    names = [shard.files for shard in shards if shard.files is not None]
+    return Points(
+        ids=tuple(chain.from_iterable(shard.ids for shard in shards)),
+        files=tuple(chain.from_iterable(names)) if len(names) == len(shards) else None,
+        labels=tuple(chain.from_iterable(shard.labels for shard in shards)),
+        predicted={
+            row: tuple(chain.from_iterable(shard.predicted[row] for shard in shards)) for row in shards[0].predicted
+        },
     )
 
 
 def _sum(records: Sequence[AttackRecord]) -> AttackRecord:
     return AttackRecord(
-        norm=records[0].norm,
+        threat=records[0].threat,
         attack=records[0].attack,
         attacked=sum(record.attacked for record in records),
         robust=sum(record.robust for record in records),

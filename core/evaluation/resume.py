@@ -1,7 +1,7 @@
-"""How a broken evaluation goes on: what it has found so far, in one safetensors file; nothing is ever pickled.
+"""The resumable state of an evaluation: what it has found so far, in one safetensors file; nothing is ever pickled.
 
-The file holds the verdicts of each attack on each group of points, and the state of the attack under way. It lies in
-the output folder of the run, and is gone when the evaluation is over.
+The file holds the predictions after each attack on each group of points, and the state of the attack under way. It lies
+in the output folder of the run, and is removed when the evaluation is over.
 """
 
 import json
@@ -21,159 +21,161 @@ from torch import Tensor
 
 from core.attacks import State
 from core.checkpoint import write_file
-from core.evaluation.report import digits
 from core.schema.errors import DiskFull
 from core.schema.events import Saved
 
 STATE_FILE = "verdicts.safetensors"
-"""Where in the output folder of a run an evaluation under way keeps what it has found."""
+"""The name of the file in the output folder of a run."""
 
 _KEY = "temper-verdicts"
-_STATES_KEPT = 2
+_SNAPSHOTS = 2
 
 
-class _Pace(NamedTuple):
-    """How seldom something is written."""
+class _Interval(NamedTuple):
+    """How often a file may be written."""
 
     seconds: float
-    """So many lie between one time and the next at least."""
+    """Minimum time between two writes."""
     bytes_per_second: float
-    """And so many that no more is written than this."""
+    """Maximum mean rate of writing."""
 
-    def is_due(self, last: float, size: int) -> bool:
-        """Whether a file of so many bytes may be written, the last one being of that moment."""
+    def is_over(self, last: float, size: int) -> bool:
+        """Whether a file of `size` bytes may be written, when the last one was written at the time `last`."""
         return time.monotonic() - last >= max(self.seconds, size / self.bytes_per_second)
 
 
-# On this machine, for a process that was killed; and for whoever takes it elsewhere, in case the machine is lost.
-_HERE = _Pace(10, 1e6)
-_ELSEWHERE = _Pace(60, 1e5)
+# The file itself, for a process that is killed; and snapshots to upload, for a machine that is lost.
+_SAVE_INTERVAL = _Interval(10, 1e6)
+_SNAPSHOT_INTERVAL = _Interval(60, 1e5)
 
 
 @dataclass
-class _Found:
+class _Content:
     """What is in the file."""
 
-    steps: int = 0
-    """How often something was kept."""
-    verdicts: dict[str, str] = field(default_factory=dict)
-    """By attack and group."""
+    saves: int = 0
+    """How often the file was written, in the evaluations of this run so far."""
+    predicted: dict[str, str] = field(default_factory=dict)
+    """Predicted classes by the key of attack and group, separated by spaces."""
     under_way: str = ""
-    """The key of the attack and group whose state this is."""
-    state: State = field(default_factory=dict)
+    """The key of the attack and group that `attack` is the state of."""
+    attack: State = field(default_factory=dict)
 
 
 class EvaluationState:
-    """What the evaluations of a run, one after the other, have found so far."""
+    """The state of the evaluations of a run, which follow one another."""
 
     def __init__(self, path: Path | None = None, *, kind: Literal["state", "verdicts"] | None = None) -> None:
-        """path: with none, nothing is kept. kind: what copies for elsewhere are called; with none, there are none."""
+        """path: the file; with None nothing is written. kind: of the `Saved` events of snapshots; with None there are
+        no snapshots."""
         self._path = path
         self.kind = kind
         self._identity = ""
-        self._found = _Found()
+        self._content = _Content()
         self._size = 0
         self._sha256 = ""
-        self._kept_at = self._copied_at = time.monotonic()
-        self._copied = 0
-        self._copies: list[Path] = []
+        self._saved_at = self._snapshot_at = time.monotonic()
+        self._saves_in_snapshot = 0
+        self._snapshots: list[Path] = []
 
     def begin(self, identity: Callable[[], str]) -> bool:
-        """Begin an evaluation: take up what one of the same identity left at the path, or as a copy beside it. Say
-        whether there was any. The count goes on, so that what is kept later has the higher number."""
-        self._found = _Found(steps=self.steps)
-        self._kept_at = self._copied_at = time.monotonic()
+        """Begin an evaluation, from the newest file of the same identity at the path or among the snapshots beside it.
+        Return whether there is one. The count of saves continues, so that later files have higher numbers."""
+        self._content = _Content(saves=self.saves)
+        self._saved_at = self._snapshot_at = time.monotonic()
         if not self._path:
             return False
         self._identity = identity()
-        left = {path: self._read(path) for path in (self._path, *self._beside()) if path.exists()}
-        self._copies = [path for path, found in left.items() if found and path != self._path]
-        newest = max((found for found in left.values() if found), key=lambda found: found.steps, default=None)
-        self._found = newest or self._found
-        self._copied = self.steps
+        files = {path: self._read(path) for path in (self._path, *self._list_snapshots()) if path.exists()}
+        self._snapshots = [path for path, content in files.items() if content and path != self._path]
+        newest = max(
+            (content for content in files.values() if content), key=lambda content: content.saves, default=None
+        )
+        self._content = newest or self._content
+        self._saves_in_snapshot = self.saves
         return newest is not None
 
     @property
-    def steps(self) -> int:
-        """How often something was kept."""
-        return self._found.steps
+    def saves(self) -> int:
+        """How often the state was saved."""
+        return self._content.saves
 
     def get(self, key: str) -> Tensor | None:
-        """Give the verdicts (points,) that were put under the key."""
-        known = self._found.verdicts.get(key)
-        return None if known is None else torch.tensor([verdict == "1" for verdict in known])
+        """Give the predicted classes (points,) that were put under the key."""
+        predicted = self._content.predicted.get(key)
+        return None if predicted is None else torch.tensor([int(label) for label in predicted.split()])
 
-    def put(self, key: str, verdicts: Tensor) -> None:
-        """Keep verdicts (points,) under a key: an attack is over."""
-        self._found.verdicts[key] = digits(verdicts)
-        self._keep("", {})
+    def put(self, key: str, predicted: Tensor) -> None:
+        """Save predicted classes (points,) under a key: an attack is over."""
+        self._content.predicted[key] = " ".join(map(str, predicted.tolist()))
+        self._save("", {})
 
-    def state(self, key: str) -> State | None:
-        """Give the state of an attack, if it is the one under this key."""
-        return self._found.state if self._found.under_way == key else None
+    def get_attack(self, key: str) -> State | None:
+        """Give the state of the attack under way, if it is the one under this key."""
+        return self._content.attack if self._content.under_way == key else None
 
     @property
-    def due(self) -> bool:
-        """Whether it is time to keep the state of an attack."""
-        return self._path is not None and _HERE.is_due(self._kept_at, self._size)
+    def is_due(self) -> bool:
+        """Whether it is time to save the state of the attack under way."""
+        return self._path is not None and _SAVE_INTERVAL.is_over(self._saved_at, self._size)
 
-    def stand(self, key: str, state: State) -> None:
-        """Keep the state of the attack under this key, where there is room for it."""
+    def put_attack(self, key: str, state: State) -> None:
+        """Save the state of the attack under this key, unless the disk is full."""
         try:
-            self._keep(key, {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()})
+            self._save(key, {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()})
         except DiskFull:
-            self._keep("", {})
+            self._save("", {})
 
-    def copy(self, *, now: bool = False) -> Iterator[Saved]:
-        """Make a copy that stays as it is for whoever takes it elsewhere, unless that was done a short while ago or
-        nothing is new. The last two stay. now: however short."""
-        if not (self._path and self.kind) or self.steps == self._copied:
+    def snapshot(self, *, now: bool = False) -> Iterator[Saved]:
+        """Make a copy that does not change, for upload, when the last one is old enough and something is new. The
+        newest two stay. now: however old the last one is."""
+        if not (self._path and self.kind) or self.saves == self._saves_in_snapshot:
             return
-        if not (now or _ELSEWHERE.is_due(self._copied_at, self._size)):
+        if not (now or _SNAPSHOT_INTERVAL.is_over(self._snapshot_at, self._size)):
             return
-        path = self._path.with_name(f"{self._path.stem}-{self.steps:06}{self._path.suffix}")
+        path = self._path.with_name(f"{self._path.stem}-{self.saves:06}{self._path.suffix}")
         path.unlink(missing_ok=True)
         try:
-            # What is kept is never changed, but replaced.
+            # The file is never changed in place, but replaced.
             os.link(self._path, path)
         except OSError:
-            # Not every file system knows links.
+            # Not every file system has hard links.
             try:
                 shutil.copyfile(self._path, path)
             except OSError:
                 path.unlink(missing_ok=True)
                 return
-        self._copied, self._copied_at = self.steps, time.monotonic()
-        self._copies.append(path)
-        for old in self._copies[:-_STATES_KEPT]:
+        self._saves_in_snapshot, self._snapshot_at = self.saves, time.monotonic()
+        self._snapshots.append(path)
+        for old in self._snapshots[:-_SNAPSHOTS]:
             old.unlink(missing_ok=True)
-        del self._copies[:-_STATES_KEPT]
-        yield Saved(kind=self.kind, path=str(path), sha256=self._sha256, size=self._size, step=self.steps, epoch=0)
+        del self._snapshots[:-_SNAPSHOTS]
+        yield Saved(kind=self.kind, path=str(path), sha256=self._sha256, size=self._size, step=self.saves, epoch=0)
 
     def close(self) -> None:
         """Remove the files: the evaluation is over."""
         if self._path:
-            for path in (self._path, *self._beside(), *self._path.parent.glob(f".{self._path.name}.partial")):
+            for path in (self._path, *self._list_snapshots(), *self._path.parent.glob(f".{self._path.name}.partial")):
                 path.unlink(missing_ok=True)
 
-    def _keep(self, key: str, state: State) -> None:
-        self._found.under_way, self._found.state = key, state
-        self._found.steps += 1
+    def _save(self, key: str, attack: State) -> None:
+        self._content.under_way, self._content.attack = key, attack
+        self._content.saves += 1
         if self._path:
-            found = {"identity": self._identity, **vars(self._found)}
-            content = serialize(found.pop("state"), metadata={_KEY: json.dumps(found)})
-            self._sha256 = write_file(self._path, content)
-            self._size, self._kept_at = len(content), time.monotonic()
+            content = {"identity": self._identity, **vars(self._content)}
+            file = serialize(content.pop("attack"), metadata={_KEY: json.dumps(content)})
+            self._sha256 = write_file(self._path, file)
+            self._size, self._saved_at = len(file), time.monotonic()
 
-    def _beside(self) -> list[Path]:
+    def _list_snapshots(self) -> list[Path]:
         return sorted(self._path.parent.glob(f"{self._path.stem}-*{self._path.suffix}")) if self._path else []
 
-    def _read(self, path: Path) -> _Found | None:
-        # A file of another evaluation, or one that cannot be read, is no reason to stop: it is made anew.
+    def _read(self, path: Path) -> _Content | None:
+        # A file that cannot be read, or is of another evaluation, does not stop this one: it is written again.
         with suppress(OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
             with safe_open(path, framework="pt") as file:
-                found = json.loads((file.metadata() or {})[_KEY])
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-            if found.pop("identity") == self._identity:
-                return _Found(**found, state=state)
+                content = json.loads((file.metadata() or {})[_KEY])
+                attack = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+            if content.pop("identity") == self._identity:
+                return _Content(**content, attack=attack)
         return None

@@ -1,4 +1,4 @@
-"""Turn weights of others into a checkpoint of ours, which then is a base model like any other."""
+"""Import of third-party weights: convert them into a checkpoint, which is then a base model like any other."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,33 +18,36 @@ from core.schema.radius import check_radius
 
 @dataclass(frozen=True)
 class Imported:
-    """A checkpoint made from weights of others."""
+    """A checkpoint made of third-party weights."""
 
     path: Path
-    """Where it lies."""
+    """Its file."""
     sha256: str
     """Its hash."""
     header: Header
-    """What it says about itself."""
+    """Its header."""
     parameters: int
-    """How many parameters the network has."""
+    """Number of parameters of the network."""
     key: str
-    """Where in the file the weights were; empty for a bare state dict."""
+    """The key of the weights in the third-party file; empty for a bare state dict."""
 
 
 def import_weights(file: Path, spec: ImportSpec, output: Path) -> Imported:
     """Read the weights in `file`, safetensors or torch, and write a checkpoint to `output`.
 
-    Raises BadWeights, with a report shape by shape, when they do not fit, and BadInput for what cannot be known without
-    being told.
+    Raises BadWeights, with the shapes that differ, when they do not fit, and BadInput when the spec must say more.
     """
     if output.suffix != ".safetensors":
-        raise BadInput(f"{output} is no name for a checkpoint", hint="let it end with .safetensors", field="output")
+        raise BadInput(
+            f"{output} is not a valid name for a checkpoint",
+            hint="give a name that ends with .safetensors",
+            field="output",
+        )
     if checkpoint.has_header(file):
         raise BadInput(
-            f"{file.name} is a checkpoint of Temper already, which says itself what it is",
-            hint=f"use it as it is with --weights {file.name}; to say something else of its weights, import the file "
-            "that they first came from",
+            f"{file.name} is already a checkpoint of Temper, whose header describes it",
+            hint=f"use it directly with --weights {file.name}; to describe its weights differently, import the file "
+            "that it was made from",
             field="file",
         )
     published = PUBLISHED.get(spec.published)
@@ -81,16 +84,16 @@ def import_weights(file: Path, spec: ImportSpec, output: Path) -> Imported:
 
 
 def recognise(file: Path, spec: ImportSpec) -> ImportSpec:
-    """Tell from the weights in `file` which network they belong to, where the spec does not name one.
+    """Complete a spec without architecture by the one known network that the weights in `file` fit.
 
     Raises BadWeights when they fit none, and BadInput when they fit several, or one that takes images of several sizes.
     """
     foreign = read(file, key=spec.key)
     dataset = DATASETS.get(spec.dataset)
     known = [dataset] if dataset else list(DATASETS.values())
-    # A convolution, the first one among them, says how many channels it takes.
+    # The images have as many channels as the first convolution, which need not come first in the file.
     channels = {tensor.shape[1] for tensor in foreign.weights.values() if tensor.dim() == 4}
-    shapes = [_three(spec.shape)] if spec.shape else sorted({entry.shape for entry in known})
+    shapes = [_as_shape(spec.shape)] if spec.shape else sorted({entry.shape for entry in known})
     shapes = [shape for shape in shapes if shape[0] in channels]
     fits = {shape: fitting(foreign.weights, shape) for shape in shapes}
     whole = {(name, shape) for shape, found in fits.items() for name, fit in found.items() if fit.whole}
@@ -98,22 +101,22 @@ def recognise(file: Path, spec: ImportSpec) -> ImportSpec:
     if not names:
         every = [(fit.share, name) for found in fits.values() for name, fit in found.items()]
         share, name = max(every, default=(0.0, ""))
-        closest = f"{name} comes closest, {share:.0%} of the names and shapes are its own: " if share > 0.5 else ""
+        closest = f"the closest is {name}, with {share:.0%} of the names and shapes: " if share > 0.5 else ""
         raise BadWeights(
-            f"{file.name} holds the weights of no network that is known here",
-            hint=f"{closest}say which it is with architecture; timm/NAME is any classifier of timm's",
+            f"the weights in {file.name} fit no known network",
+            hint=f"{closest}name the network with architecture; timm/NAME is any classifier of timm's",
             field="architecture",
         )
     if len(names) > 1:
         raise BadInput(
-            f"the weights in {file.name} fit {' and '.join(names)}, which differ in what no weights show",
-            hint="say which it is with architecture",
+            f"the weights in {file.name} fit {' and '.join(names)}, which differ only outside the weights",
+            hint="name the network with architecture",
             field="architecture",
         )
     if len(whole) > 1:
         raise BadInput(
-            f"the weights in {file.name} are those of {names[0]}, which takes images of several sizes",
-            hint="say which images they were trained on, with dataset or with shape such as 3,32,32",
+            f"the weights in {file.name} fit {names[0]}, which takes images of several sizes",
+            hint="give the images they were trained on, with dataset or with shape such as 3,32,32",
             field="shape",
         )
     ((name, shape),) = whole
@@ -121,27 +124,29 @@ def recognise(file: Path, spec: ImportSpec) -> ImportSpec:
 
 
 def _blueprint(spec: ImportSpec, published: PublishedEntry | None, foreign: Foreign) -> Blueprint:
-    """Say which network the weights belong to: what the user says goes before what the file says, and that before what
-    the catalogue says. The user and the file must not contradict each other."""
+    """Find the network of the weights: the spec takes precedence over the file, and the file over the published entry.
+
+    Raises BadInput where something is missing, or where spec and file contradict each other.
+    """
     architecture = spec.architecture or (published.architecture if published else "")
     if not architecture:
         raise BadInput(
-            "which network the weights belong to is not said",
+            "architecture is required: the weights do not name their network",
             hint="add --architecture, or --published",
             field="architecture",
         )
-    dataset = DATASETS.get(spec.dataset)
-    shape = tuple(spec.shape) or (dataset.shape if dataset else published.shape if published else None)
+    dataset = DATASETS.get(spec.dataset or (published.dataset if published else ""))
+    shape = tuple(spec.shape) or (dataset.shape if dataset else None)
     if shape is None:
         raise BadInput(
-            "which images the weights take is not said",
+            "the shape of the images is required: the weights do not state it",
             hint="add --dataset, or --shape such as 3,32,32",
             field="shape",
         )
-    size = _three(shape)
-    classes = spec.classes or (dataset.classes if dataset else published.classes if published else None)
+    size = _as_shape(shape)
+    classes = spec.classes or (dataset.classes if dataset else None)
     classes = classes or count_classes(foreign.weights, architecture, size)
-    # Where the weights have no last layer of this network, they do not fit, which the report says better.
+    # Weights without the last layer of this network do not fit it; the comparison of shapes reports that better.
     classes = classes or 10
     mean, std = _normalisation(spec, published, foreign)
     check_normalisation(size[0], mean, std)
@@ -149,7 +154,7 @@ def _blueprint(spec: ImportSpec, published: PublishedEntry | None, foreign: Fore
 
 
 def _check_claim(spec: ImportSpec, blueprint: Blueprint) -> None:
-    """Refuse a claim at a radius at which no classifier of such images can be robust. Raises BadInput."""
+    """Refuse a claimed radius at which no classifier of such images can be robust. Raises BadInput."""
     if spec.norm is None or spec.eps is None:
         return
     try:
@@ -160,7 +165,7 @@ def _check_claim(spec: ImportSpec, blueprint: Blueprint) -> None:
         ) from error
 
 
-def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def _as_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     channels, height, width = shape
     return channels, height, width
 

@@ -1,7 +1,8 @@
-"""The inspection of a file that a stranger has uploaded: is it a data set or a base model, and what is in it?
+"""Inspection of an untrusted file that is uploaded as a data set or a base model.
 
-Everything that opens such a file runs here, in a process of its own under `core.sandbox`. What a data set's report
-refuses, a run with `--leave-out-unusable` does not see either: both read by `core.data.image_folder`.
+All code that opens such a file runs here, in a process of its own in the `core.sandbox`. A run with
+`--leave-out-unusable` leaves out exactly the images that the report of a data set refuses: both read with
+`core.data.image_folder`.
 """
 
 import hashlib
@@ -41,25 +42,27 @@ from core.schema.inspection_report import (
 
 REPORT = "report.json"
 MODEL = "model.safetensors"
-_MOST_CLASSES = 10_000
-_MOST_REFUSED = 100
-_MOST_TWINS = 20
-_THUMBNAILS = 12
+_MAX_CLASSES = 10_000
+_MAX_REFUSED_SHOWN = 100
+_MAX_TWINS_SHOWN = 20
+_MAX_THUMBNAILS = 12
 _THUMBNAIL_SIDE = 64
-_LARGEST_HEADER = 100 * 2**20
+_MAX_HEADER_BYTES = 100 * 2**20
 
 
 def inspect_dataset(file: Path, output: Path, *, caps: Caps) -> DatasetInspection:
-    """Read an ImageFolder zip through, and write report.json and a few thumbnails into `output`.
+    """Read every image of an ImageFolder zip, and write report.json and a few thumbnails into `output`.
 
-    caps: what the archive may hold; its decoded images must not be more than that together either. An image that cannot
-    be used is refused alone. Raises BadDataset when the archive is, or when more images are refused than taken.
+    caps: limits on the archive; its `total_bytes` also limits the decoded images together. An unusable image is refused
+    by itself. Raises BadDataset when the archive is unusable, or when more images are refused than accepted.
     """
     checkpoint.make_folder(output)
-    seen = _Seen(caps, output)
+    seen = _SeenImages(caps, output)
     if not zipfile.is_zipfile(file):
         raise BadDataset(
-            f"{file.name} is no zip archive", hint="pack train/<class>/* and test/<class>/* into a zip", field="dataset"
+            f"{file.name} is not a zip archive",
+            hint="pack train/<class>/* and test/<class>/* into a zip",
+            field="dataset",
         )
     for found in look_through(file, leave_out=seen.refuse, ignore=seen.ignore, caps=caps):
         seen.add(found)
@@ -71,8 +74,8 @@ def inspect_dataset(file: Path, output: Path, *, caps: Caps) -> DatasetInspectio
             field="dataset",
         )
     classes = name_classes(seen.counts, ("train", "test"), "the archive")
-    _refuse_names(classes)
-    findings = DatasetInspection(
+    _check_class_names(classes)
+    report = DatasetInspection(
         sha256=checkpoint.hash_file(file),
         size=file.stat().st_size,
         shape=(3 if seen.in_colour else 1, *seen.size),
@@ -81,18 +84,18 @@ def inspect_dataset(file: Path, output: Path, *, caps: Caps) -> DatasetInspectio
         test={label: seen.counts["test", label] for label in classes},
         ignored=seen.ignored,
         refused=len(seen.refused),
-        refused_by_reason=dict(Counter(image.reason for image in seen.refused).most_common(_MOST_REFUSED)),
-        refused_images=tuple(seen.refused[:_MOST_REFUSED]),
+        refused_by_reason=dict(Counter(image.reason for image in seen.refused).most_common(_MAX_REFUSED_SHOWN)),
+        refused_images=tuple(seen.refused[:_MAX_REFUSED_SHOWN]),
         overlap=seen.overlap(),
         thumbnails=tuple(seen.thumbnails),
     )
-    checkpoint.write_file(output / REPORT, findings.model_dump_json().encode())
-    return findings
+    checkpoint.write_file(output / REPORT, report.model_dump_json().encode())
+    return report
 
 
 @dataclass
-class _Seen:
-    """What is kept of the images: of each its hash, of a few a thumbnail."""
+class _SeenImages:
+    """The counts of the images read so far, their hashes, and a few thumbnails."""
 
     caps: Caps
     output: Path
@@ -114,10 +117,8 @@ class _Seen:
         self.ignored += 1
 
     def add(self, found: Found) -> None:
-        if (found.part, found.label) not in self.counts and len(self.counts) >= 2 * _MOST_CLASSES:
-            raise BadDataset(
-                f"there are more than {_MOST_CLASSES:,} classes", hint="use fewer classes", field="dataset"
-            )
+        if (found.part, found.label) not in self.counts and len(self.counts) >= 2 * _MAX_CLASSES:
+            raise BadDataset(f"there are more than {_MAX_CLASSES:,} classes", hint="use fewer classes", field="dataset")
         if found.pixels is None:
             self.counts.setdefault((found.part, found.label), 0)
             return
@@ -129,7 +130,7 @@ class _Seen:
         self._decoded += pixels.nbytes
         if self._decoded > self.caps.total_bytes:
             raise OverLimit(
-                f"the images take more than {self.caps.total_bytes / 2**30:.3g} GiB decoded",
+                f"the decoded images take more than {self.caps.total_bytes / 2**30:.3g} GiB",
                 hint="use fewer or smaller images",
                 field="dataset",
             )
@@ -138,13 +139,13 @@ class _Seen:
             self._test.append((digest, found.name))
         else:
             self._hashes["train"].setdefault(digest, found.name)
-        if self.counts[found.part, found.label] == 1 and len(self.thumbnails) < _THUMBNAILS:
+        if self.counts[found.part, found.label] == 1 and len(self.thumbnails) < _MAX_THUMBNAILS:
             self.thumbnails.append(self._thumbnail(found, pixels))
 
     def overlap(self) -> Overlap:
         train = self._hashes["train"]
         twins = [Twins(test=show(name), train=show(train[digest])) for digest, name in self._test if digest in train]
-        return Overlap(count=len(twins), examples=tuple(twins[:_MOST_TWINS]))
+        return Overlap(count=len(twins), examples=tuple(twins[:_MAX_TWINS_SHOWN]))
 
     def _thumbnail(self, found: Found, pixels: np.ndarray) -> Thumbnail:
         image = Image.fromarray(pixels)
@@ -158,35 +159,35 @@ class _Seen:
 
 
 def _hash(pixels: np.ndarray) -> bytes:
-    """Hash an image as runs see it: a grey one and its copy in colour are the same."""
+    """Hash an image as runs see it: a grey image and its copy in colour have the same hash."""
     in_colour = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
     return hashlib.blake2b(in_colour.tobytes(), digest_size=16).digest()
 
 
-def _refuse_names(classes: tuple[str, ...]) -> None:
-    """Refuse names of classes that cannot be shown, or that a file system or a person takes for the same."""
+def _check_class_names(classes: tuple[str, ...]) -> None:
+    """Refuse names of classes that cannot be shown, or that differ only in case."""
     seen: dict[str, str] = {}
     for label in classes:
         if show(label) != label:
             raise BadDataset(
-                f"the class {show(label)} has a name that is too long or does not print",
-                hint="give it a short name of letters and digits",
+                f"the name of the class {show(label)} is too long or has characters that cannot be shown",
+                hint="give the class a short name of letters and digits",
                 field="dataset",
             )
         before = seen.setdefault(label.casefold(), label)
         if before != label:
             raise BadDataset(
                 f"the classes {show(before)} and {show(label)} differ only in case",
-                hint="give every class a name of its own",
+                hint="rename one of them",
                 field="dataset",
             )
 
 
 def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int) -> ModelInspection:
-    """Make a checkpoint of weights, ours or of others, look at what it computes, and write both into `output`.
+    """Convert weights into a checkpoint, check its outputs, and write checkpoint and report.json into `output`.
 
-    spec: what its owner says of it. A network that nobody names is told from the weights where only one fits. Raises
-    BadWeights, BadInput and DoesNotFit.
+    file: a checkpoint of Temper, or third-party weights. spec: the user's description of the latter; a missing
+    architecture is recognised by the weights where they fit only one. Raises BadWeights, BadInput and DoesNotFit.
     """
     checkpoint.make_folder(output)
     kind = _kind(file, max_bytes)
@@ -201,7 +202,7 @@ def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
         model, header = checkpoint.load(target)
     warnings, looked_at = _warnings(model, header)
     blueprint = header.blueprint
-    findings = ModelInspection(
+    report = ModelInspection(
         source=kind,
         source_sha256=checkpoint.hash_file(file),
         sha256=checkpoint.hash_file(target),
@@ -218,33 +219,33 @@ def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
         base_sha256=header.base_sha256,
         data_sha256=header.data_sha256,
         looked_at=looked_at,
-        warnings=tuple(InspectionWarning(code=doubt.code, message=doubt.message) for doubt in warnings),
+        warnings=tuple(InspectionWarning(code=warning.code, message=warning.message) for warning in warnings),
     )
-    checkpoint.write_file(output / REPORT, findings.model_dump_json().encode())
-    return findings
+    checkpoint.write_file(output / REPORT, report.model_dump_json().encode())
+    return report
 
 
 def _kind(file: Path, max_bytes: int) -> Literal["checkpoint", "safetensors", "torch"]:
-    """Tell from its first bytes what a file is; a safetensors header that lies about its length is refused."""
+    """Tell the format of a file by its first bytes. Raises BadWeights for a safetensors header of a false length."""
     try:
         size = file.stat().st_size
         with file.open("rb") as content:
-            begins = content.read(9)
+            start = content.read(9)
     except OSError as error:
         raise BadWeights(f"cannot read {file}: {error.strerror}", hint="check the path", field="file") from error
     if size > max_bytes:
         raise OverLimit(
             f"the file is larger than {max_bytes / 2**30:.3g} GiB",
-            hint="upload the weights alone, without the state of the optimiser",
+            hint="upload only the weights, without the state of the optimiser",
             field="file",
         )
     if file.suffix != ".safetensors":
         return "torch"
-    length = int.from_bytes(begins[:8], "little")
-    if len(begins) < 9 or length > min(size - 8, _LARGEST_HEADER) or begins[8:] != b"{":
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < 9 or length > min(size - 8, _MAX_HEADER_BYTES) or start[8:] != b"{":
         raise BadWeights(
-            f"{file.name} is not a safetensors file: it does not begin with the length of a header and that header",
-            hint="download it anew, or save it again",
+            f"{file.name} is not a safetensors file: it does not start with a header and its length",
+            hint="download it again, or save it again",
             field="file",
         )
     try:
@@ -252,12 +253,12 @@ def _kind(file: Path, max_bytes: int) -> Literal["checkpoint", "safetensors", "t
             return "checkpoint" if checkpoint.KEY in (opened.metadata() or {}) else "safetensors"
     except SafetensorError as error:
         raise BadWeights(
-            f"{file.name} is not a safetensors file: {error}", hint="download it anew, or save it again", field="file"
+            f"{file.name} is not a safetensors file: {error}", hint="download it again, or save it again", field="file"
         ) from error
 
 
 def _warnings(model: torch.nn.Module, header: Header) -> tuple[list[Warned], Literal["digits", "noise"]]:
-    """Look at what the model computes, on images that are at hand without a network."""
+    """Check the outputs of the model, on digits where they fit it, else on noise."""
     blueprint, entry = header.blueprint, DATASETS["digits"]
     if (blueprint.shape, blueprint.classes) != (entry.shape, entry.classes):
         return list(inspect_on_noise(model, blueprint)), "noise"

@@ -1,7 +1,7 @@
-"""Batch norm folded into the convolution before it: the same function of the images, in fewer passes over memory.
+"""Fold batch norm into the convolution before it: the same function up to rounding, in fewer passes over memory.
 
 A batch norm in eval mode only scales and shifts each channel, which the weights and the bias of a convolution can do as
-well. Attacks look at a model so often that the passes saved are worth a second set of convolutions.
+well. Attacks call a model so often that the time saved is worth a second set of convolutions.
 """
 
 from dataclasses import dataclass
@@ -11,29 +11,29 @@ from torch import Tensor, fx, nn
 
 from core.models.precision import Bfloat16
 
-# What rounding may change of a logit, in units of the largest.
+# Tolerance for rounding of a logit, in units of the largest.
 _TOLERANCE = 1e-4
 
 
 def folded(model: nn.Module, images: Tensor) -> nn.Module:
-    """Return a model that computes what this one computes in eval mode, without those of its batch norms that fold.
+    """Return a model that computes the same as this one in eval mode, with batch norms folded where possible.
 
-    Where the model cannot be read as a graph, or the graph does not give the model's logits on `images` (batch,
-    channels, height, width), that is the model itself.
+    Where the model cannot be traced, or the folded model's logits on `images` (batch, channels, height, width) differ,
+    it is the model itself.
     """
     twin = Twin(model)
     return twin.of(model, images)
 
 
 class Twin:
-    """A folded double of a model, which shares with it all but the convolutions that a batch norm follows.
+    """A folded twin of a model, which shares all modules with it except convolutions that a batch norm follows.
 
-    Of a model that computes its network in bfloat16, the network is folded and computed so.
+    For a model that computes its network in bfloat16, the network is folded, and computes in bfloat16, too.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        # What turns numbers into bfloat16 cannot be read as a graph.
+        # The conversion to bfloat16 cannot be traced.
         self._network: nn.Module = model.network if isinstance(model, Bfloat16) else model
         self._graph: fx.GraphModule | None = None
         self._double: nn.Module | None = None
@@ -41,9 +41,9 @@ class Twin:
         self._trusted: bool | None = None
 
     def of(self, model: nn.Module, images: Tensor) -> nn.Module:
-        """Give the double with the model's weights of now, or the model where there is no double of it.
+        """Give the twin with the model's current weights, or the model itself where it has no twin.
 
-        images (batch, channels, height, width): some to try a new double on. The model must be in eval mode.
+        images (batch, channels, height, width): to check a new twin on. The model must be in eval mode.
         """
         if model is not self._model or self._trusted is False:
             return model
@@ -61,11 +61,11 @@ class Twin:
         return self._double
 
     def _fold(self) -> bool:
-        """Read the model as a graph and take out batch norms; False where there is no graph or nothing to take out."""
+        """Trace the model and remove batch norms; return False where it cannot be traced or has none to remove."""
         try:
             graph = fx.symbolic_trace(self._network)
         except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError):
-            # The model decides by its values what to compute, so there is no one graph.
+            # The control flow of the model depends on its values.
             return False
         modules = dict(graph.named_modules())
         for node in list(graph.graph.nodes):
@@ -98,7 +98,7 @@ class Twin:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A convolution, the batch norm that follows it, and the one convolution that does the work of both."""
+    """A convolution, the batch norm after it, and the convolution that replaces both."""
 
     convolution: nn.Conv2d
     norm: nn.BatchNorm2d
@@ -117,7 +117,7 @@ class _Pair:
             groups=convolution.groups,
             padding_mode=convolution.padding_mode,
         )
-        # Cloned for its layout in memory.
+        # A clone keeps the memory format.
         both.weight = nn.Parameter(convolution.weight.detach().clone(), requires_grad=False)
         both.bias = nn.Parameter(both.weight.new_empty(convolution.out_channels), requires_grad=False)
         pair = cls(convolution, norm, both)
@@ -126,7 +126,10 @@ class _Pair:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the weights that the two have now."""
+        """Compute the weights from the current weights of the two.
+
+        Not by torch's `fuse_conv_bn_weights`, which multiplies the bias in another order and so rounds differently.
+        """
         norm = self.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None

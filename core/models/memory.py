@@ -1,4 +1,4 @@
-"""How much memory a run has taken, and how much of a computation fits it."""
+"""Measure the memory of a run, and fit a computation into it."""
 
 import resource
 import sys
@@ -9,10 +9,10 @@ import torch
 
 from core.schema.errors import OutOfMemory
 
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 
-# What torch raises as a plain RuntimeError: on a CPU, by the driver, and by libraries that allocate for themselves.
-_WORDS = (
+# Messages of a plain RuntimeError: on a CPU, from the driver, and from libraries that allocate for themselves.
+_MESSAGES = (
     "can't allocate memory",
     "not enough memory",
     "CUDA error: out of memory",
@@ -22,28 +22,28 @@ _WORDS = (
 
 
 def peak_memory(device: torch.device) -> int:
-    """Measure the most bytes that this process has had so far: of the GPU's memory, or where it computes on none, of
-    the machine's."""
+    """Measure the peak memory of this process so far, in bytes: of the GPU, or on a CPU of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # In units of a kilobyte, but on macOS.
+    # In kilobytes, except on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Say whether an error of torch means that memory is short: not all of them have a class of their own."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _WORDS)
+    """Check whether an error of torch means that memory ran out: not all such errors have a class of their own."""
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in _MESSAGES)
 
 
-class Room:
-    """How many images of a batch go through a model together: half as many each time that they are too many."""
+class ChunkSizer:
+    """The number of images that go through a model together, halved whenever memory runs out."""
 
     def __init__(self, chunk_size: int, device: torch.device) -> None:
         self.chunk_size = chunk_size
         self._device = device
 
-    def fit(self, compute: Callable[[int], _Found]) -> _Found:
-        """Compute with as many images at once as there is memory for; it must give the same for any number.
+    def fit(self, compute: Callable[[int], _Result]) -> _Result:
+        """Call `compute` with the chunk size, and again with half of it whenever memory runs out; the result must not
+        depend on it.
 
         Raises OutOfMemory where not even one fits.
         """
@@ -52,11 +52,11 @@ class Room:
                 return compute(self.chunk_size)
             except RuntimeError as error:
                 self.check(error)
-            # Only here is what the failed attempt held free again.
+            # After the except block, which held on to the memory of the failed attempt.
             self.halve()
 
     def check(self, error: RuntimeError) -> None:
-        """Raise the error unless it means that memory is short; OutOfMemory where not even one image fits."""
+        """Raise the error unless it means that memory ran out; raise OutOfMemory where not even one image fits."""
         if not is_out_of_memory(error):
             raise error
         if self.chunk_size == 1:
@@ -66,12 +66,12 @@ class Room:
             ) from error
 
     def halve(self) -> None:
-        """Take half as many images from now on, and let go of what the attempt held."""
+        """Halve the chunk size, and release the memory of the failed attempt."""
         self.chunk_size //= 2
         release(self._device)
 
 
 def release(device: torch.device) -> None:
-    """Give back what torch keeps for the next time, so that the next attempt finds it in one piece."""
+    """Return the memory that torch caches, so that the next attempt finds it in one piece."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

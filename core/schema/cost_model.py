@@ -1,8 +1,8 @@
-"""What a run costs, in passes of single images through its network, counted from the spec alone. No torch.
+"""Cost of a run in passes of single images through its network, counted from the spec alone. No torch.
 
-Training costs what its attacks and updates do, to the pass; of a method that draws a norm for each batch, the mean of
-its norms. Evaluations cost at most what is counted here: an attack spends no pass on a point that has fallen. What is
-done once and on a few points, such as the inspection of a base model, is left out.
+The passes of training, its attacks and updates, are counted exactly; for a method that draws a norm for each batch, as
+the mean over its norms. The passes of an evaluation are an upper bound: an attack spends none on a point that is
+fooled. Checks on a few points, such as those of a base model, are left out.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from core.schema.spec import AnySpec, EvaluateSpec, FineTuneSpec, TrainingSpec, 
 
 @dataclass(frozen=True)
 class Passes:
-    """Images that go through the network."""
+    """A number of images that go through the network."""
 
     forward: float = 0
     backward: float = 0
@@ -40,17 +40,17 @@ class Size:
     train_examples: int
     test_examples: int
     classes: int | None = None
-    """None where nobody has counted them."""
+    """None where it is not known."""
 
     @classmethod
     def of(cls, dataset: str) -> "Size | None":
-        """Look a data set up in the catalogue."""
+        """Look up a data set in the catalogue."""
         entry = DATASETS.get(dataset)
         return cls(entry.train_examples, entry.test_examples, entry.classes) if entry else None
 
 
 def passes_of_run(spec: AnySpec, size: Size) -> Passes:
-    """Count all that a run does on a data set of this size."""
+    """Count the passes of a run on a data set of this size."""
     points = min(spec.evaluation.examples, size.test_examples)
     evaluation = passes_of_evaluation(spec, points, classes=size.classes)
     if isinstance(spec, EvaluateSpec):
@@ -64,7 +64,7 @@ def passes_of_run(spec: AnySpec, size: Size) -> Passes:
 
 
 def passes_of_training(method: Method) -> Passes:
-    """Count what a method does with one image of a batch: its attacks, and the update on what they have found."""
+    """Count the passes per image of a training batch: the method's attacks and its update."""
     with_clean = 1 if method.loss == "trades" else 0
     attacks = [_attack(method.steps[norm], looks_first=with_clean) for norm in method.norms]
     match method.name:
@@ -85,24 +85,24 @@ def passes_of_training(method: Method) -> Passes:
 
 
 def passes_of_monitoring(spec: TrainingSpec) -> Passes:
-    """Count at most what is done with one held-out image after an epoch."""
+    """Bound the passes per held-out image after an epoch."""
     strong = [Passes(1) + _run(FAST_STEPS, norm) for norm in spec.eps]
     own = [_attack(spec.method.steps[norm]) for norm in spec.method.norms]
     return _sum([*strong, *own])
 
 
 def passes_of_evaluation(spec: AnySpec, points: int, *, classes: int | None) -> Passes:
-    """Count at most what one evaluation does on so many points, of so many classes: ten or more where that is None."""
+    """Bound the passes of one evaluation on `points` points. classes: None for ten or more."""
     asked = spec.evaluation
     attacks = [
         passes for norm in spec.eps for passes in attacks_on_a_point(asked.protocol, norm, classes=classes).values()
     ]
-    # Reasons to doubt are looked for on one batch: five looks, and two that ask for a gradient.
+    # The sanity checks take five forward passes on one logical batch, and two with a gradient.
     return (Passes(1 + len(attacks)) + _sum(attacks)) * points + Passes(7, 2) * min(points, asked.batch_size)
 
 
 def attacks_on_a_point(protocol: Protocol, norm: Norm, *, classes: int | None) -> dict[AttackName, Passes]:
-    """Count at most what each attack of a protocol does on one point, in AutoAttack's settings for the norm."""
+    """Bound the passes of each attack of a protocol on one point, with AutoAttack's settings for the norm."""
     attacks = settings_of(protocol, norm)
     return {name: _attack_on_a_point(name, norm, classes, **settings) for name, settings in attacks.items()}
 
@@ -130,7 +130,7 @@ def _attack_on_a_point(
 
 
 def _attack(steps: int, *, looks_first: int = 0) -> Passes:
-    """APGD in training: a look at the start with its gradient, and one after each step; none is needed at the last."""
+    """APGD in training: one forward pass at the start and after each step, each but the last with its gradient."""
     return Passes(steps + 1 + looks_first, steps)
 
 
@@ -144,7 +144,7 @@ def _update(images: int) -> Passes:
 
 
 def _images_of_epoch(spec: TrainingSpec, images: int) -> float:
-    """Count the images of all batches of an epoch, those of a second data set included."""
+    """Count the images of all batches of an epoch, including those of a second data set."""
     if not spec.extra_dataset:
         return images
     extra = min(max(round(spec.batch_size * spec.extra_share), 1), spec.batch_size - 1)

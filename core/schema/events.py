@@ -12,44 +12,17 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from core.schema.catalog import Norm
-from core.schema.protocols import Engine, Protocol
 from core.schema.record import Record as _Record
-from core.schema.spec import Spec
+from core.schema.report import Provenance, Rate, Report, Reports
 
 Phase = Literal["preparing", "training", "evaluating", "publishing"]
 Subject = Literal["base", "result"]
 
 
-class Started(_Record):
+class Started(Provenance):
     """The run has read its inputs and is about to work."""
 
     type: Literal["started"] = "started"
-    spec: Spec
-    """The resolved spec."""
-    device: str
-    """Where it runs."""
-    architecture: str
-    """The network."""
-    parameters: int
-    """How many parameters the network has."""
-    train_examples: int
-    """Images it trains on, each once in an epoch."""
-    extra_examples: int
-    """Images of the second data set, which share the batches with them."""
-    test_examples: int
-    """Images it evaluates on."""
-    total_steps: int
-    """Training steps to come."""
-    precision: Literal["fp32", "bf16"] | None
-    """What the training computes in; null for an evaluation, which is always in float32, without TF32."""
-    base_sha256: str | None
-    """Hash of the base model's weights file."""
-    data_sha256: str
-    """Hash of the images and labels; of a streamed set, of the names, sizes and labels of its files."""
-    versions: dict[str, str]
-    """Versions of what computes: python, torch and the like."""
-    commit: str | None
-    """The git commit of Temper, where there is one."""
 
 
 class Resumed(_Record):
@@ -60,104 +33,6 @@ class Resumed(_Record):
     """Training steps behind it; of an evaluation, how often it has kept what it had found."""
     epoch: float
     """Epochs behind it."""
-
-
-class Rate(_Record):
-    """A share of test points, with its 95 % Wilson interval."""
-
-    value: float
-    """The share, in [0, 1]."""
-    count: int
-    """Points that count for it."""
-    total: int
-    """Points looked at."""
-    low: float
-    """Lower end of the interval."""
-    high: float
-    """Upper end of the interval."""
-
-
-class Flag(_Record):
-    """A reason to doubt an evaluation, or to know more about it."""
-
-    code: str
-    """Stable, for programs."""
-    message: str
-    """For people."""
-    norm: Norm | None = None
-    """The norm it is about, if it is about one."""
-
-
-class AttackRecord(_Record):
-    """What one attack of a protocol left standing."""
-
-    norm: Norm
-    """The norm attacked."""
-    attack: str
-    """The attack: apgd-ce, apgd-t, fab-t or square."""
-    attacked: int
-    """Points that were still right before it."""
-    robust: int
-    """Points that are still right after it."""
-    seconds: float
-    """How long it took."""
-
-
-class Part(_Record):
-    """Which part of an evaluation a report is about, where it is not the whole."""
-
-    index: int
-    """Its number, from 1."""
-    count: int
-    """How many parts there are."""
-    first: int
-    """The place of its first point among all test points, from 0."""
-
-
-class Report(_Record):
-    """How robust a model is. Robust and union accuracy count a point only if it is right on the clean image too."""
-
-    protocol: Protocol
-    """The attacks that were run."""
-    engine: Engine = "temper"
-    """Whose code ran them."""
-    examples: int
-    """Test points evaluated."""
-    seed: int
-    """Seed of the attacks."""
-    batch_size: int
-    """Points that shared one stream of random numbers."""
-    eps: dict[Norm, float]
-    """The radius per norm, in pixel units of images in [0, 1]."""
-    clean: Rate
-    """Accuracy without attack."""
-    robust: dict[Norm, Rate]
-    """Robust accuracy per norm."""
-    union: Rate
-    """Points that are right under every norm at once."""
-    average: float
-    """Mean of the robust accuracies."""
-    attacks: tuple[AttackRecord, ...]
-    """What each attack left standing, in the order they ran."""
-    flags: tuple[Flag, ...]
-    """Reasons to doubt these numbers; empty is good."""
-    verdicts: dict[Literal["clean", "linf", "l2", "l1", "union"], str]
-    """Per point, in the data set's fixed order: 1 where the model is right, 0 where it is not."""
-    seconds: float
-    """How long the evaluation took."""
-    part: Part | None = None
-    """Which part of an evaluation this is; null for the whole."""
-
-
-class Reports(_Record):
-    """The evaluations of a run: the content of `report.json` and of the checkpoint's header."""
-
-    before: Report | None
-    """The base model, where the run evaluated it."""
-    after: Report | None
-    """The model that the run delivers, or the one it was asked to evaluate."""
-    run: Started | None = None
-    """What the run was, with the hashes of model and data: in `report.json`, where nothing else says it."""
 
 
 class Entered(_Record):

@@ -1,7 +1,7 @@
-"""What an inspection of an uploaded file finds: a data set's or a base model's. No torch.
+"""The report of the inspection of an uploaded data set or base model.
 
 `python -m core inspect-dataset` and `inspect-model` write it as report.json; the service stores and shows it. Names in
-it were chosen by whoever made the file: they are shortened, and hold nothing that does not print.
+it come from the untrusted file: they are shortened, and characters that cannot be shown are replaced.
 """
 
 from typing import Annotated, Literal
@@ -13,28 +13,28 @@ from core.schema.record import Record
 
 
 class RefusedImage(Record):
-    """An image that no run will see."""
+    """An image that runs leave out."""
 
     name: str
     """Its path in the archive."""
     reason: str
-    """Why."""
+    """Why it is left out."""
 
 
 class Twins(Record):
-    """A test image that is, pixel by pixel, also in the training part."""
+    """A test image that is also in the training part, equal in every pixel."""
 
     test: str
-    """Its path."""
+    """The path of the test image."""
     train: str
-    """The path of the first such training image."""
+    """The path of the first equal training image."""
 
 
 class Overlap(Record):
-    """How much of the test part a run has seen in training."""
+    """The overlap of the test part with the training part."""
 
     count: int
-    """Test images that are in the training part, too."""
+    """Number of test images that are also in the training part."""
     examples: tuple[Twins, ...]
     """Some of them."""
 
@@ -53,15 +53,15 @@ class Thumbnail(Record):
 
 
 class DatasetInspection(Record):
-    """What is in a data set."""
+    """The content of a data set."""
 
     kind: Literal["dataset"] = "dataset"
     sha256: str
-    """Hash of the file."""
+    """SHA-256 of the file."""
     size: int
-    """Bytes of the file."""
+    """Size of the file in bytes."""
     shape: tuple[int, int, int]
-    """Channels, height and width of every image that runs see."""
+    """Channels, height and width of every image that runs use."""
     classes: tuple[str, ...]
     """The classes in the order of their labels."""
     train: dict[str, int]
@@ -69,15 +69,15 @@ class DatasetInspection(Record):
     test: dict[str, int]
     """Test images by class."""
     ignored: int
-    """Files that are no images by their name or place."""
+    """Number of files that are not images, by their name or place."""
     refused: int
-    """Images that no run will see."""
+    """Number of images that runs leave out."""
     refused_by_reason: dict[str, int]
-    """How many for which reason."""
+    """Number of these by reason."""
     refused_images: tuple[RefusedImage, ...]
-    """The first of them."""
+    """The first of these."""
     overlap: Overlap
-    """Test images that are in the training part, too."""
+    """Test images that are also in the training part."""
     thumbnails: tuple[Thumbnail, ...]
     """A few of the images."""
 
@@ -93,59 +93,61 @@ class DatasetInspection(Record):
 
 
 class InspectionWarning(Record):
-    """What is doubtful about a model."""
+    """A reason to doubt a model."""
 
     code: str
-    """Stable, for programs: those of the warnings with which a run begins."""
+    """Stable, for programs: the same codes as those of the warnings at the start of a run."""
     message: str
-    """What it is."""
+    """For people."""
 
 
 class ModelInspection(Record):
-    """What a base model is."""
+    """The properties of a base model."""
 
     kind: Literal["model"] = "model"
     source: Literal["checkpoint", "safetensors", "torch"]
-    """What the file was: a checkpoint of Temper, or weights of others."""
+    """The format of the file: a checkpoint of Temper, or third-party weights."""
     source_sha256: str
-    """Hash of the file that was uploaded."""
+    """SHA-256 of the uploaded file."""
     sha256: str
-    """Hash of the checkpoint that runs start from."""
+    """SHA-256 of the checkpoint that runs start from."""
     size: int
-    """Bytes of that checkpoint."""
+    """Size of that checkpoint in bytes."""
     architecture: str
     """The network."""
     recognised: bool
-    """Whether nobody had said which network it is, and it was told from the weights."""
+    """Whether the network was not named, and recognised by its weights."""
     parameters: int
-    """How many it has."""
+    """Number of parameters."""
     shape: tuple[int, int, int]
-    """Channels, height and width of the images that it takes."""
+    """Channels, height and width of its input images."""
     classes: int
-    """How many it tells apart."""
+    """Number of classes."""
     mean: tuple[float, ...]
-    """What is subtracted from images first; empty where nothing is."""
+    """Per channel, the mean subtracted from images; empty without normalisation."""
     std: tuple[float, ...]
-    """What they are divided by then."""
+    """Per channel, the standard deviation that images are divided by."""
     left_out: int
-    """Tensors of the file that the network does not run."""
+    """Number of tensors of the file that the network does not use."""
     claims: dict[Norm, float]
-    """The radius, per norm, at which it says to be robust."""
+    """The radius per norm at which it is claimed to be robust."""
     base_sha256: str | None
-    """Hash of the weights that it was made from, where it says so."""
+    """SHA-256 of the weights that it was fine-tuned from, if its header states it."""
     data_sha256: str | None
-    """Hash of the data that it was made with, where it says so."""
+    """SHA-256 of the data that it was trained on, if its header states it."""
     looked_at: Literal["digits", "noise"]
-    """The images that it was inspected on: the digits where they fit it, else noise, which shows neither accuracy nor
-    a wrong normalisation; the first run's own inspection does."""
+    """The images that it was checked on: the digits where they fit it, else noise, which shows neither its accuracy nor
+    a wrong normalisation; the check at the start of a run does."""
     warnings: tuple[InspectionWarning, ...]
-    """What was found doubtful."""
+    """Reasons to doubt it."""
 
 
-Findings = Annotated[DatasetInspection | ModelInspection, Field(discriminator="kind")]
-_findings: TypeAdapter[DatasetInspection | ModelInspection] = TypeAdapter(Findings, config=ConfigDict(defer_build=True))
+AnyInspection = Annotated[DatasetInspection | ModelInspection, Field(discriminator="kind")]
+_adapter: TypeAdapter[DatasetInspection | ModelInspection] = TypeAdapter(
+    AnyInspection, config=ConfigDict(defer_build=True)
+)
 
 
 def read(content: bytes) -> DatasetInspection | ModelInspection:
     """Read a report. Raises pydantic's ValidationError."""
-    return _findings.validate_json(content)
+    return _adapter.validate_json(content)

@@ -28,7 +28,8 @@ class Record(BaseModel):
         for base in cls.__mro__:
             if base is not Record and issubclass(base, Record):
                 for name, text in field_docstrings(base).items():
-                    schema["properties"][name].setdefault("description", text)
+                    if field := cls.model_fields.get(name):
+                        schema["properties"][field.alias or name].setdefault("description", text)
         return schema
 
 

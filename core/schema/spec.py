@@ -1,4 +1,4 @@
-"""The spec of a run: API body, command line, stored JSON and checkpoint header are this one description.
+"""The spec of a run: job, command line, stored JSON and checkpoint header are this one description.
 
 A spec is always resolved: validation fills in what the user leaves out, from the catalogue, so that it says everything
 that will happen. Every field of a run stands here with its bounds, default and help text; `core.schema.catalog` has the
@@ -35,19 +35,6 @@ Interpolation = Literal["bilinear", "bicubic"]
 Schedule = Literal["piecewise", "one-cycle", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "always", "never"]
-JobEvent = Literal[
-    "job.queued",
-    "job.running",
-    "job.pausing",
-    "job.paused",
-    "job.stopping",
-    "job.cancelling",
-    "job.succeeded",
-    "job.failed",
-    "job.cancelled",
-]
-"""A job of the service has got this status."""
-ENDINGS: tuple[JobEvent, ...] = ("job.succeeded", "job.failed", "job.cancelled")
 
 # Control characters could act on a terminal that shows the text.
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
@@ -78,22 +65,6 @@ class Evaluation(Record):
     interpolation: Interpolation = "bilinear"
     """How ImageNet's images are resized, to 256 at the shorter side, before the centre crop: choose what the base model
     was trained with. Data sets whose images all have one size are not resized."""
-
-
-class JobWebhook(Record):
-    """A webhook for the events of one job."""
-
-    url: Annotated[Text, Field(min_length=1, max_length=2048)] = Field(examples=["https://example.com/temper"])
-    """Where to post messages: https, on the public internet unless the operator allows more."""
-    events: tuple[JobEvent, ...] = Field(default=ENDINGS, max_length=20)
-    """The events of this job to send; by default those that end it."""
-
-    @field_validator("events")
-    @classmethod
-    def _check_events(cls, events: tuple[JobEvent, ...]) -> tuple[JobEvent, ...]:
-        if not events:
-            raise PydanticCustomError("missing", "name an event such as job.succeeded, or leave webhook out")
-        return events
 
 
 # A spec is made of the classes below. Fields are validated in the order of the bases from right to left, and a default
@@ -158,11 +129,6 @@ class _Measured(Record):
         default_factory=dict, max_length=16
     )
     """Up to 16 key-value pairs of the user."""
-    priority: StrictInt = Field(default=0, ge=-100, le=100)
-    """A waiting job of higher priority starts first."""
-    webhook: JobWebhook | None = None
-    """A webhook for this job beside those of the project; null for none. Only for jobs of the service: a run on the
-    command line sends no messages, and no checkpoint names the address."""
 
     @field_validator("dataset")
     @classmethod
@@ -364,19 +330,19 @@ def _kind(value: Any) -> Any:
     return value.get("kind", "finetune") if isinstance(value, Mapping) else getattr(value, "kind", None)
 
 
+KIND = Discriminator(
+    _kind, custom_error_type="unknown_kind", custom_error_message="kind is one of finetune, train, evaluate"
+)
+"""Tells by `kind` which spec a value is; one that names none is a fine-tuning run."""
 Spec = Annotated[
     Annotated[FineTuneSpec, Tag("finetune")]
     | Annotated[TrainSpec, Tag("train")]
     | Annotated[EvaluateSpec, Tag("evaluate")],
-    Discriminator(
-        _kind,
-        custom_error_type="unknown_kind",
-        custom_error_message="kind is one of finetune, train, evaluate",
-    ),
+    KIND,
 ]
 _adapter: TypeAdapter[AnySpec] = TypeAdapter(Spec, config=ConfigDict(defer_build=True))
 
 
 def parse(body: Any) -> AnySpec:
-    """Validate a job body, stored JSON or checkpoint header, and fill in what it leaves out. Raises ValidationError."""
+    """Validate a spec file or the spec in a header, and fill in what it leaves out. Raises ValidationError."""
     return _adapter.validate_python(body)

@@ -1,15 +1,16 @@
 """Validation errors of a spec, as an entry per field that says what is wrong and what to write instead."""
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from core.schema.errors import shorten
 from core.schema.record import Record
-from core.schema.spec import CONSEQUENCE, SPECS
+from core.schema.spec import CONSEQUENCE, SPECS, Kind
 from core.schema.suggestions import did_you_mean
 
 
@@ -24,18 +25,20 @@ class FieldError(Record, extra="ignore"):
     """What is wrong and what to do."""
 
 
-def field_errors(error: ValidationError, *, limit: int = 20) -> list[FieldError]:
+def field_errors(
+    error: ValidationError, *, kinds: Mapping[Kind, type[BaseModel]] = SPECS, limit: int = 20
+) -> list[FieldError]:
     """Turn a validation error of `parse` into an entry per field, up to `limit` of them.
 
-    Errors that only follow from another one are left out.
+    Errors that only follow from another one are left out. kinds: what was validated, by kind.
     """
     causes = (details for details in error.errors(include_url=False) if details["type"] != CONSEQUENCE)
-    return [_field_error(details) for details in islice(causes, limit)]
+    return [_field_error(details, kinds) for details in islice(causes, limit)]
 
 
-def _field_error(details: ErrorDetails) -> FieldError:
+def _field_error(details: ErrorDetails, kinds: Mapping[Kind, type[BaseModel]]) -> FieldError:
     path = [shorten(str(part)) for part in details["loc"]]
-    kind = path.pop(0) if path and path[0] in SPECS else "finetune"
+    kind = cast("Kind", path.pop(0)) if path and path[0] in kinds else "finetune"
     if path and path[-1] == "[key]":
         path.pop()
     context = details.get("ctx", {})
@@ -43,7 +46,7 @@ def _field_error(details: ErrorDetails) -> FieldError:
     detail = details["msg"]
     match details["type"]:
         case "extra_forbidden":
-            detail = _no_such_field(kind, path)
+            detail = _no_such_field(kind, path, kinds)
         case "unknown_kind":
             pointer = "/kind"
         case "missing" if detail == "Field required":
@@ -51,7 +54,7 @@ def _field_error(details: ErrorDetails) -> FieldError:
         case kind_of_error if kind_of_error in _REMEDIES:
             detail = _REMEDIES[kind_of_error].format(**context)
         case "dict_type" | "model_type" | "model_attributes_type":
-            detail = f"give an object, such as {_OBJECTS.get(path[-1] if path else '', '{}')}"
+            detail = f"give an object, such as {_example(kinds[kind], path)}"
     return FieldError(pointer=pointer, code=details["type"], detail=detail)
 
 
@@ -80,18 +83,28 @@ _OBJECTS = {
     "method": '{"name": "e-at"}',
     "steps": '{"linf": 10, "l1": 10}, or one whole number',
     "metadata": '{"team": "red"}',
-    "webhook": '{"url": "https://example.com/temper"}',
 }
 
 
-def _no_such_field(kind: str, path: Sequence[str]) -> str:
+def _no_such_field(kind: Kind, path: Sequence[str], kinds: Mapping[Kind, type[BaseModel]]) -> str:
     *outer, name = path
-    model: type[BaseModel] = SPECS[kind]  # type: ignore[index]  # the caller has looked it up
-    if not outer and any(name in spec.model_fields for spec in SPECS.values()):
+    if not outer and any(name in model.model_fields for model in kinds.values()):
         return f"a run of kind {kind} has no {name}: leave it out"
-    for field in outer:
-        model = _model_in(model.model_fields[field].annotation) or model
-    return f"there is no field {name!r} here; {did_you_mean(name, model.model_fields)}"
+    return f"there is no field {name!r} here; {did_you_mean(name, _model_at(kinds[kind], outer).model_fields)}"
+
+
+def _example(model: type[BaseModel], path: Sequence[str]) -> str:
+    """Give an object that may stand at a path."""
+    if path and path[-1] in _OBJECTS:
+        return _OBJECTS[path[-1]]
+    fields = _model_at(model, path).model_fields if path else {}
+    return json.dumps({name: field.examples[0] for name, field in fields.items() if field.examples})
+
+
+def _model_at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
+    for name in path:
+        model = _model_in(model.model_fields[name].annotation) or model
+    return model
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -17,7 +17,7 @@ from core.attacks.apgd import apgd, apgd_ce
 from core.attacks.threat import LpThreat
 from core.data.split import Split
 from core.evaluation.report import rate
-from core.models.memory import Room
+from core.models.memory import ChunkSizer
 from core.schema.catalog import Norm
 from core.schema.events import Monitored, Warned
 from core.schema.protocols import FAST_STEPS
@@ -40,7 +40,7 @@ def monitor(
     begun = time.monotonic()
     images, labels = held_out.images(), held_out.labels
     robust, strong, training = torch.ones_like(labels, dtype=torch.bool), {}, {}
-    room = Room(chunk_size, images.device)
+    chunks = ChunkSizer(chunk_size, images.device)
 
     def attack(norm: Norm, eps: float, chunk_size: int) -> AttackResult:
         # The same noise after every epoch, so that epochs differ by the weights alone.
@@ -53,11 +53,11 @@ def monitor(
         return apgd(model, images, labels, LpThreat(norm, eps), options, steps=spec.method.steps[norm], **settings)
 
     for norm, eps in spec.eps.items():
-        found = room.fit(partial(attack, norm, eps))
+        found = chunks.fit(partial(attack, norm, eps))
         strong[norm] = _share(found.robust)
         robust &= found.robust
         if norm in spec.method.norms:
-            training[norm] = _share(room.fit(partial(attack_as_training, norm, eps)).robust)
+            training[norm] = _share(chunks.fit(partial(attack_as_training, norm, eps)).robust)
     return Monitored(
         step=step,
         epoch=epoch,

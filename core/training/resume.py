@@ -16,14 +16,15 @@ from safetensors.torch import save as serialize
 
 from core import checkpoint
 from core.schema.errors import BadInput
-from core.schema.events import Report, Saved, Started
+from core.schema.events import Saved, Started
+from core.schema.report import Report
 from core.schema.spec import Spec
 from core.training.trainer import TrainerCounters, TrainerState
 
 _KEY = "temper-state"
 _KEPT = 2
 # Fields of the spec that may change between two parts of a run: they change its weights by rounding at most.
-_FREE = frozenset({"name", "metadata", "priority", "gpus", "save_minutes"})
+_FREE = frozenset({"name", "metadata", "gpus", "save_minutes"})
 
 
 class StateHeader(BaseModel):

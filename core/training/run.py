@@ -28,7 +28,8 @@ from core.inputs import Inputs, load
 from core.models.memory import peak_memory
 from core.models.precision import full_float32
 from core.schema.errors import BadInput, BadWeights, Diverged
-from core.schema.events import Entered, Event, Finished, Paused, Report, Reports, Resumed, Saved, Stepped, Warned
+from core.schema.events import Entered, Event, Finished, Paused, Resumed, Saved, Stepped, Warned
+from core.schema.report import Report, Reports
 from core.schema.spec import FineTuneSpec, TrainingSpec, count_held_out
 from core.signals import StopRequests
 from core.training import resume
@@ -124,7 +125,7 @@ class _Run:
         (self.output / _BEST).unlink(missing_ok=True)
         if isinstance(self.spec, FineTuneSpec) and self.spec.evaluation.include_base:
             model, test = self.loaded.model, self.loaded.test
-            self.before = yield from evaluate_for_spec(model, test, self.spec, "base", keep=self.evaluation)
+            self.before = yield from evaluate_for_spec(model, test, self.spec, "base", state=self.evaluation)
             yield self._save_state()
 
     def _train(self) -> Generator[Event, None, None]:
@@ -215,7 +216,7 @@ class _Run:
         if self.stopped_at is not None and self.trainer.best and (kept := self._best_weights()):
             model.load_state_dict(kept[0].state_dict())
             step = kept[1].step
-        after = yield from evaluate_for_spec(model, self.loaded.test, self.spec, "result", keep=self.evaluation)
+        after = yield from evaluate_for_spec(model, self.loaded.test, self.spec, "result", state=self.evaluation)
         reports = Reports(before=self.before, after=after)
         yield Entered(phase="publishing")
         yield self._save_weights("checkpoint", self.output / _CHECKPOINT, step=step, reports=reports)

@@ -27,9 +27,9 @@ def page() -> str:
             routes.setdefault(route["tags"][0], []).append(_route(method.upper(), path, route))
     return markdown.page(
         "HTTP API",
-        "Every route is also available under `/v1`. Requests carry an API key as `Authorization: Bearer tmp_...`. `/docs` of the service "
-        "shows these routes and sends requests from the browser; `/openapi.json` describes them for programs. Errors are "
-        "[problems](problems.md).",
+        "Every route is also available under `/v1`. Requests carry an API key as `Authorization: Bearer tmp_...`. "
+        "`/docs` of the service shows these routes and sends requests from the browser; `/openapi.json` describes them "
+        "for programs. Errors are [problems](problems.md).",
         *(f"## {tag.capitalize()}\n\n" + "\n\n".join(each) for tag, each in routes.items()),
         "## Bodies and answers",
         *_schemas(document["components"]["schemas"]),
@@ -41,8 +41,8 @@ def problems_page() -> str:
     rows = ((code(problem.code), str(problem.status), problem.explanation()) for problem in PROBLEMS.values())
     return markdown.page(
         "Problem codes",
-        "An error answer is `application/problem+json` (RFC 9457). `code` is stable, `detail` says what is wrong with this request, and "
-        "`errors` names fields by JSON pointer. `GET /problems/{code}` gives the same explanations.",
+        "An error answer is `application/problem+json` (RFC 9457). `code` is stable, `detail` says what is wrong with "
+        "this request, and `errors` names fields by JSON pointer. `GET /problems/{code}` gives the same explanations.",
         markdown.table(("code", "status", "explanation"), rows),
     )
 
@@ -59,7 +59,13 @@ def _document() -> dict[str, Any]:
 
 def _route(method: str, path: str, route: Mapping[str, Any]) -> str:
     parameters = (
-        (code(each["name"]), each["in"], kind(each["schema"], _link), default(each["schema"]), each.get("description", ""))
+        (
+            code(each["name"]),
+            each["in"],
+            kind(each["schema"], _link),
+            default(each["schema"]),
+            each.get("description", ""),
+        )
         for each in route.get("parameters", ())
     )
     return "\n\n".join(
@@ -101,7 +107,12 @@ def _schemas(schemas: Mapping[str, Any]) -> Iterator[str]:
         seen.add(title)
         required = schema.get("required", ())
         rows = (
-            (code(field), kind(inner, _link), "required" if field in required else default(inner), inner.get("description", ""))
+            (
+                code(field),
+                kind(inner, _link),
+                "required" if field in required else default(inner),
+                inner.get("description", ""),
+            )
             for field, inner in schema.get("properties", {}).items()
         )
         fields = markdown.table(("field", "value", "default", "meaning"), rows)

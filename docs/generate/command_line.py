@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 from typer.main import get_command
 
 from client.commands import app
-from core.cli.options import make_parser
+from core.cli.parser import make_parser
 from docs.generate import markdown
 from docs.generate.markdown import code
 
@@ -20,8 +20,8 @@ def page() -> str:
         "The command of the service. Every command that asks the service accepts `--output json`.",
         *_commands("temper", get_command(app)),
         "## `python -m core`",
-        "The command line of the library. `train`, `finetune` and `evaluate` also take every field of their [spec](spec.md) as an option, "
-        "such as `--epochs 5`, `--eps.l1 2` or `--evaluation.protocol fast`.",
+        "The command line of the library. `train`, `finetune` and `evaluate` also take every field of their "
+        "[spec](spec.md) as an option, such as `--epochs 5`, `--eps.l1 2` or `--evaluation.protocol fast`.",
         *_core(),
     )
 
@@ -59,12 +59,15 @@ def _core() -> Iterator[str]:
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for name, command in commands.choices.items():
         rows = [
-            (", ".join(code(option) for option in action.option_strings) or code(action.dest.upper()), action.help or "")
+            (
+                ", ".join(code(option) for option in action.option_strings) or code(action.dest.upper()),
+                action.help or "",
+            )
             for action in command._actions
             if action.help != argparse.SUPPRESS and not action.dest.startswith("spec.") and action.dest != "help"
         ]
         fields = [action for action in command._actions if action.dest.startswith("spec.")]
         if fields and name not in ("train", "finetune", "evaluate"):
             rows += [(", ".join(map(code, action.option_strings)), action.help or "") for action in fields]
-        description = command.description or ""
-        yield f"### {code(f'python -m core {name}')}\n\n{description}\n\n{markdown.table(('argument or option', 'meaning'), rows)}"
+        table = markdown.table(("argument or option", "meaning"), rows)
+        yield f"### {code(f'python -m core {name}')}\n\n{command.description or ''}\n\n{table}"

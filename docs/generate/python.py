@@ -1,4 +1,4 @@
-"""The reference of the Python library and client, from signatures and docstrings. Reads the source; imports nothing of it."""
+"""The reference of the Python library and client, from the signatures and docstrings in their source."""
 
 import ast
 import textwrap
@@ -35,8 +35,9 @@ _LIBRARY: Sequence[tuple[str, str, Sequence[tuple[str, Sequence[str], str]]]] = 
     ),
     (
         "Attacks",
-        "`attack(model, images, labels, threat, options, **settings)`: images (batch, channels, height, width) in [0, 1], labels (batch,); "
-        "`model` maps images to logits and is given back as it was. Random numbers come from `options` alone.",
+        "`attack(model, images, labels, threat, options, **settings)`: images (batch, channels, height, width) in "
+        "[0, 1], labels (batch,); `model` maps images to logits and is given back as it was. Random numbers come from "
+        "`options` alone.",
         (
             ("core.attacks.threat", ("LpThreat", "UnionThreat"), "core/attacks/threat.py"),
             ("core.attacks", ("AttackOptions", "AttackResult"), "core/attacks/__init__.py"),
@@ -107,7 +108,11 @@ def _definition(module: str, node: ast.stmt) -> str:
     match node:
         case ast.ClassDef():
             return "\n\n".join(
-                [f"### `{module}.{node.name}`", _docstring(node), *(_method(node.name, each) for each in _methods(node))]
+                [
+                    f"### `{module}.{node.name}`",
+                    _docstring(node),
+                    *(_method(node.name, each) for each in _methods(node)),
+                ]
                 + ([markdown.table(("field", "type", "meaning"), fields)] if (fields := list(_fields(node))) else [])
             )
         case ast.FunctionDef() | ast.AsyncFunctionDef():
@@ -118,7 +123,12 @@ def _definition(module: str, node: ast.stmt) -> str:
 def _methods(node: ast.ClassDef) -> Iterator[ast.FunctionDef]:
     for each in node.body:
         overload = isinstance(each, ast.FunctionDef) and any(ast.unparse(d) == "overload" for d in each.decorator_list)
-        if isinstance(each, ast.FunctionDef) and not each.name.startswith("_") and not overload and ast.get_docstring(each):
+        if (
+            isinstance(each, ast.FunctionDef)
+            and not each.name.startswith("_")
+            and not overload
+            and ast.get_docstring(each)
+        ):
             yield each
 
 

@@ -16,7 +16,9 @@ _CLIENT = (
 
 def page() -> str:
     """List every setting with its default and meaning."""
-    with patch.dict(os.environ, {name: value for name, value in os.environ.items() if not name.startswith("TEMPER_")}, clear=True):
+    with patch.dict(
+        os.environ, {name: value for name, value in os.environ.items() if not name.startswith("TEMPER_")}, clear=True
+    ):
         values = Settings()
     rows = [
         (code(f"TEMPER_{name.upper()}"), _default(getattr(values, name)), field.description or "")
@@ -24,12 +26,13 @@ def page() -> str:
     ]
     return markdown.page(
         "Settings",
-        "The API and the workers read these environment variables. A file in `/run/secrets` whose name is a variable's name in lower "
-        "case sets that variable. `temper serve` has options for host, port and data folder, which take precedence.",
+        "The API and the workers read these environment variables. A file in `/run/secrets` whose name is a variable's "
+        "name in lower case sets that variable. `temper serve` has options for host, port and data folder, which take "
+        "precedence.",
         markdown.table(("variable", "default", "meaning"), rows),
         "## Client",
-        "Without these variables the client reads `credentials.json` in the data folder of a service on this machine, and sends its key "
-        "to its address only.",
+        "Without these variables the client reads `credentials.json` in the data folder of a service on this machine, "
+        "and sends its key to its address only.",
         markdown.table(("variable", "default", "meaning"), ((code(name), *rest) for name, *rest in _CLIENT)),
     )
 

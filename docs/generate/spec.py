@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from app.schemas.job_request import REQUESTS
 from core.schema.catalog import ARCHITECTURES, DATASETS, METHODS, MODELS
-from core.schema.spec import SPECS
 from docs.generate import markdown
 from docs.generate.markdown import code
 from docs.generate.schema import default, kind
@@ -17,33 +17,33 @@ _PARTS = {"Method": "method", "Evaluation": "evaluation", "JobWebhook": "webhook
 
 def page() -> str:
     """Describe every field of every kind of spec."""
-    schemas = {name: model.model_json_schema() for name, model in SPECS.items()}
+    schemas = {name: model.model_json_schema() for name, model in REQUESTS.items()}
     parts = {name: part for schema in schemas.values() for name, part in schema["$defs"].items()}
-    models = {type_.__name__: type_ for model in SPECS.values() for type_ in _models(model)}
+    models = {type_.__name__: type_ for model in REQUESTS.values() for type_ in _models(model)}
     return markdown.page(
         "Job spec",
-        "A spec is the body of `POST /jobs`, the file that `python -m core` reads, and part of every checkpoint. The smallest one is "
-        '`{"base_model": "digits-cnn-linf"}`. A default that depends on other fields, such as the data set, is filled in when the spec '
-        "is validated; the answer shows it. An unknown field is refused.",
-        *_sections(schemas, models),
-        *(
-            f"## `{_PARTS.get(name, name)}`\n\n{parts[name].get('description', '')}\n\n{_fields(models[name], parts[name])}"
-            for name in parts
-            if name in models
-        ),
+        "A spec is the body of `POST /jobs`, the file that `python -m core` reads, and part of every checkpoint. "
+        "`priority` and `webhook` are for jobs of the service alone. The "
+        'smallest one is `{"base_model": "digits-cnn-linf"}`. A default that depends on other fields, such as the data '
+        "set, is filled in when the spec is validated; the answer shows it. An unknown field is refused.",
+        *(_section(f"kind `{name}`", schemas[name], model) for name, model in REQUESTS.items()),
+        *(_section(code(_PARTS.get(name, name)), part, models[name]) for name, part in parts.items() if name in models),
         *_catalogue(),
     )
 
 
-def _sections(schemas: dict[str, Any], models: dict[str, type[BaseModel]]) -> Iterator[str]:
-    for name, model in SPECS.items():
-        title = f"## kind `{name}`"
-        yield f"{title}\n\n{schemas[name].get('description', '')}\n\n{_fields(model, schemas[name])}"
+def _section(title: str, schema: dict[str, Any], model: type[BaseModel]) -> str:
+    return f"## {title}\n\n{schema.get('description', '')}\n\n{_fields(model, schema)}"
 
 
 def _fields(model: type[BaseModel], schema: dict[str, Any]) -> str:
     rows = [
-        (code(name), kind(schema["properties"][name], _mention), _default(field, schema["properties"][name]), field.description or "")
+        (
+            code(name),
+            kind(schema["properties"][name], _mention),
+            _default(field, schema["properties"][name]),
+            schema["properties"][name].get("description", ""),
+        )
         for name, field in model.model_fields.items()
     ]
     return markdown.table(("field", "value", "default", "meaning"), rows)
@@ -110,6 +110,9 @@ def _catalogue() -> Sequence[str]:
         "## Shipped base models",
         markdown.table(
             ("base model", "what it is", "data set", "robust to"),
-            ((code(entry.name), entry.description, entry.dataset, f"{entry.norm} {entry.eps:.4g}") for entry in MODELS.values()),
+            (
+                (code(entry.name), entry.description, entry.dataset, f"{entry.norm} {entry.eps:.4g}")
+                for entry in MODELS.values()
+            ),
         ),
     )

@@ -29,7 +29,7 @@ CONSTANTS = {
     "app.platform.settings.HEARTBEATS_PER_LEASE": 8,
     "app.storage.S3_TIMEOUT_SECONDS": 5,
     "worker.attempt.STALL_SECONDS": 8,
-    "worker.delivery.PUBLISH_SECONDS": 60,
+    "worker.transfer.PUBLISH_SECONDS": 60,
     "worker.lease.CANCEL_GRACE_SECONDS": 1,
     "worker.lease.PAUSE_GRACE_SECONDS": 4,
     "worker.log_uploader.STORE_SECONDS": 2,
@@ -139,7 +139,7 @@ class Town:
             ways = tuple(stack.enter_context(proxy(server.port)) for server in (self.postgres, self.valkey))
             mine["database_url"] = self.database_url.replace(f":{self.postgres.port}/", f":{ways[0].port}/")
             mine["broker_url"] = self.valkey.url.replace(f":{self.valkey.port}/", f":{ways[1].port}/")
-        mine["pulse_file"] = self.folder / f"{kind}-{number}.pulse"
+        mine["heartbeat_file"] = self.folder / f"{kind}-{number}.heartbeat"
         log = self.folder / f"{kind}-{number}.log"
         member = Member(f"{kind} {number}", command, self._environment({**chosen, **mine}), log)
         member.ways = ways

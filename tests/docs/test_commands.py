@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from app.platform.settings import Settings
 from client.commands import app
-from core.cli.options import make_parser
+from core.cli.parser import make_parser
 from core.schema.spec import parse
 from tests.support.documentation import ROOT, Block, all_blocks, pages
 
@@ -81,7 +81,7 @@ def test_compose_override_in_a_page_is_yaml_about_services(block: Block) -> None
     loader = type("Loader", (yaml.SafeLoader,), {})
     loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node, deep=True))
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    for name, service in yaml.load(block.text, Loader=loader)["services"].items():  # noqa: S506  # a safe loader
+    for name, service in yaml.load(block.text, Loader=loader)["services"].items():  # a safe loader
         assert name in compose or service["extends"]["service"] in compose
 
 
@@ -99,7 +99,7 @@ def test_every_file_and_module_that_a_page_names_exists() -> None:
         prose = _PROSE.sub("", page.read_text())
         for path in re.findall(rf"`({_OURS}/[\w./-]*)`", prose):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
-        for name in re.findall(rf"`(?:python -m )?((?:app|benchmarks|client|core|tests|worker)(?:\.\w+)+)", prose):
+        for name in re.findall(r"`(?:python -m )?((?:app|benchmarks|client|core|tests|worker)(?:\.\w+)+)", prose):
             assert _defined(name), f"{page.name}: {name}"
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from worker import main, polling
-from worker.attempt import core_command
+from worker.training_process import core_command
 
 
 def fake_command(claim, folder, registry):
@@ -15,5 +15,5 @@ def fake_command(claim, folder, registry):
 
 
 if __name__ == "__main__":
-    place = replace(polling.open_workplace(), command=fake_command)
-    sys.exit(main.serve(place))
+    workplace = replace(polling.open_workplace(), command=fake_command)
+    sys.exit(main.serve(workplace))

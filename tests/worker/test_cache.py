@@ -17,7 +17,7 @@ def store(tmp_path):
 @pytest.fixture
 def cache(tmp_path):
     (tmp_path / "cache").mkdir()
-    return Cache(tmp_path / "cache", most_bytes=250)
+    return Cache(tmp_path / "cache", max_bytes=250)
 
 
 def put(store, tmp_path, letter, size=100):
@@ -35,7 +35,7 @@ def names(tmp_path):
 def test_an_object_is_fetched_once_and_read_from_then_on(store, cache, tmp_path):
     thing = put(store, tmp_path, b"a")
     beats = []
-    with cache.hold(*thing, store, beat=lambda: beats.append(1)) as path:
+    with cache.hold(*thing, store, check=lambda: beats.append(1)) as path:
         assert path.read_bytes() == b"a" * 100
     store.delete("things/a")
     with cache.hold(*thing, store) as path:
@@ -45,7 +45,10 @@ def test_an_object_is_fetched_once_and_read_from_then_on(store, cache, tmp_path)
 
 def test_what_is_not_what_was_stored_is_not_handed_out_and_not_kept(store, cache, tmp_path):
     key, _, size = put(store, tmp_path, b"a")
-    with pytest.raises(StorageUnavailable, match="not what was stored"), cache.hold(key, "0" * 64, size, store):
+    with (
+        pytest.raises(StorageUnavailable, match="differs from what was stored"),
+        cache.hold(key, "0" * 64, size, store),
+    ):
         pass
     assert names(tmp_path) == set()
 

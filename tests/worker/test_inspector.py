@@ -19,12 +19,13 @@ from tests.support.images import image, two_classes
 from tests.support.processes import processes_with, wait_until
 from tests.support.uploading import pack, send
 from worker import inspector
-from worker.attempt import Workplace, run
+from worker.attempt import run
 from worker.inspector import inspect_next
+from worker.workplace import Workplace
 
 
 @pytest.fixture
-def place(settings, database):
+def workplace(settings, database):
     registry = Registry(settings.models_dir, settings.datasets_dir)
     return Workplace(settings, database, LocalStore(settings.objects_dir), registry)
 
@@ -60,22 +61,22 @@ def shipped_weights():
     return {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
-def test_a_data_set_is_inspected_and_shown(api, place):
+def test_a_data_set_is_inspected_and_shown(api, workplace):
     post_dataset(api, pack(two_classes() | {"train/cat/9.png": image(1)[:40]}))
-    assert inspect_next(place)
+    assert inspect_next(workplace)
     shown = api.get("/datasets/mine").json()
     assert (shown["status"], shown["shape"], shown["refused"]) == ("ready", [3, 5, 6], 1), shown
     report = api.get("/datasets/mine/report").json()
     assert report["refused_images"][0]["name"] == "train/cat/9.png"
     with Image.open(io.BytesIO(api.get(shown["thumbnails"][0]["href"]).content)) as thumbnail:
         assert thumbnail.size == (6, 5)
-    assert not inspect_next(place)
-    assert list(place.settings.work_dir.iterdir()) == []
+    assert not inspect_next(workplace)
+    assert list(workplace.settings.work_dir.iterdir()) == []
 
 
-def test_a_hostile_archive_is_refused_with_its_reason(api, place):
+def test_a_hostile_archive_is_refused_with_its_reason(api, workplace):
     post_dataset(api, pack(two_classes() | {"../../etc/passwd.png": b"x"}))
-    inspect_next(place)
+    inspect_next(workplace)
     failure = api.get("/datasets/mine").json()["failure"]
     assert failure["code"] == "bad_dataset"
     assert "leads out of the archive" in failure["message"]
@@ -89,80 +90,80 @@ class Canary:
         return os.system, (f"touch {self.path}",)
 
 
-def test_a_pickle_is_refused_and_its_canary_never_sings(api, place, tmp_path):
+def test_a_pickle_is_refused_and_its_canary_never_sings(api, workplace, tmp_path):
     canary = tmp_path / "canary"
     post_model(api, as_torch({"weights": shipped_weights(), "more": Canary(canary)}))
-    inspect_next(place)
+    inspect_next(workplace)
     failure = api.get("/models/mine").json()["failure"]
     assert failure["code"] == "bad_weights", failure
     assert not canary.exists()
 
 
-def test_weights_of_others_become_a_base_model_with_what_was_said_of_them(api, place):
+def test_weights_of_others_become_a_base_model_with_what_was_said_of_them(api, workplace):
     posted = post_model(api, as_torch(shipped_weights()), dataset="digits", norm="linf", eps=0.15)
-    inspect_next(place)
+    inspect_next(workplace)
     shown = api.get(f"/models/{posted}").json()
     assert (shown["status"], shown["architecture"], shown["norm"]) == ("ready", "digits-cnn", "linf"), shown
     report = api.get(shown["report"]).json()
     assert (report["source"], report["recognised"], report["sha256"]) == ("torch", True, shown["sha256"])
-    assert place.store.size(f"models/{posted}/1/model.safetensors") == shown["size"]
+    assert workplace.store.size(f"models/{posted}/1/model.safetensors") == shown["size"]
 
 
 @pytest.fixture
-def slow(place, monkeypatch):
+def slow(workplace, monkeypatch):
     """Have the inspection be a process that does nothing, or what a test says."""
 
     def slow(script):
         command = ["python", "-c", script]
         monkeypatch.setattr(inspector, "command", lambda *_: command)
-        return place
+        return workplace
 
     return slow
 
 
 def test_a_file_that_kills_its_process_is_refused(api, slow):
-    place = slow("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    workplace = slow("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     post_dataset(api, b"zip")
-    inspect_next(place)
+    inspect_next(workplace)
     assert api.get("/datasets/mine").json()["failure"]["message"].endswith("it was ended by SIGSEGV.")
 
 
 def test_a_process_that_does_not_end_is_killed(api, slow, monkeypatch):
     monkeypatch.setattr(inspector, "_GRACE_SECONDS", 0)
-    place = slow("import time; time.sleep(600)  # does not end")
-    place = replace(place, settings=place.settings.model_copy(update={"inspection_seconds": 1}))
+    workplace = slow("import time; time.sleep(600)  # does not end")
+    workplace = replace(workplace, settings=workplace.settings.model_copy(update={"inspection_seconds": 1}))
     post_dataset(api, b"zip")
-    inspect_next(place)
+    inspect_next(workplace)
     assert api.get("/datasets/mine").json()["failure"]["code"] == "over_limit"
     assert processes_with("# does not end") == []
 
 
 def test_a_process_killed_from_outside_is_another_try_but_not_for_ever(api, slow):
-    place = slow("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    workplace = slow("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     post_dataset(api, b"zip")
     tries = 0
-    while inspect_next(place):
+    while inspect_next(workplace):
         tries += 1
-    assert tries == place.settings.max_crashes
+    assert tries == workplace.settings.max_crashes
     assert api.get("/datasets/mine").json()["failure"]["code"] == "inspection_lost"
 
 
 def test_a_worker_that_stops_hands_the_file_back_and_leaves_no_process(api, slow):
-    place = slow("import time; time.sleep(600)  # hands back")
+    workplace = slow("import time; time.sleep(600)  # hands back")
     post_dataset(api, b"zip")
-    thread = threading.Thread(target=inspect_next, args=(place,))
+    thread = threading.Thread(target=inspect_next, args=(workplace,))
     thread.start()
     wait_until(lambda: processes_with("# hands back"))
-    place.stopping.set()
+    workplace.stopping.set()
     thread.join(10)
     assert api.get("/datasets/mine").json()["status"] == "pending"
     assert processes_with("# hands back") == []
 
 
 def test_a_worker_that_has_lost_the_file_kills_the_process_and_writes_nothing(api, slow, database):
-    place = slow("import time; time.sleep(600)  # lost")
+    workplace = slow("import time; time.sleep(600)  # lost")
     posted = post_dataset(api, b"zip")
-    thread = threading.Thread(target=inspect_next, args=(place,))
+    thread = threading.Thread(target=inspect_next, args=(workplace,))
     thread.start()
     wait_until(lambda: processes_with("# lost"))
     assert api.delete(f"/datasets/{posted}").status_code == 204
@@ -176,19 +177,19 @@ def test_the_process_has_no_secret_and_cannot_point_the_service_elsewhere(api, s
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     seen = tmp_path / "environment"
     script = f"import os, pathlib; pathlib.Path({str(seen)!r}).write_text(repr(dict(os.environ)))"
-    place = slow(script)
+    workplace = slow(script)
     post_dataset(api, b"zip")
-    inspect_next(place)
+    inspect_next(workplace)
     assert "hush" not in seen.read_text()
     # It ended well and said nothing: that is no report.
     assert api.get("/datasets/mine").json()["failure"]["code"] == "inspection_crashed"
 
 
-def test_a_damaged_object_is_not_inspected(api, place, settings):
+def test_a_damaged_object_is_not_inspected(api, workplace, settings):
     post_dataset(api, b"zip")
     (object_,) = [path for path in settings.objects_dir.rglob("uploads/**/*") if path.is_file()]
     object_.write_bytes(b"zap")
-    while inspect_next(place):
+    while inspect_next(workplace):
         pass
     assert api.get("/datasets/mine").json()["failure"]["code"] == "inspection_lost"
     assert list(settings.cache_dir.iterdir()) == []
@@ -196,11 +197,13 @@ def test_a_damaged_object_is_not_inspected(api, place, settings):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_an_uploaded_data_set_and_an_uploaded_model_become_a_robust_model_and_that_the_next_base(api, place, claim_job):
+def test_an_uploaded_data_set_and_an_uploaded_model_become_a_robust_model_and_that_the_next_base(
+    api, workplace, claim_job
+):
     post_dataset(api, digits(bad=2), "my-digits")
-    inspect_next(place)
+    inspect_next(workplace)
     post_model(api, as_torch(shipped_weights()), dataset="digits", norm="linf", eps=0.15)
-    inspect_next(place)
+    inspect_next(workplace)
     body = {
         "base_model": "mine",
         "dataset": "my-digits",
@@ -210,7 +213,7 @@ def test_an_uploaded_data_set_and_an_uploaded_model_become_a_robust_model_and_th
         "evaluation": {"protocol": "fast", "examples": 32},
     }
     first = api.post("/jobs", json=body).json()["id"]
-    run(claim_job(place), place)
+    run(claim_job(workplace), workplace)
     job = api.get(f"/jobs/{first}").json()
     assert job["status"] == "succeeded", job["failure"]
     events = api.get(f"/jobs/{first}/events").json()["data"]
@@ -221,13 +224,13 @@ def test_an_uploaded_data_set_and_an_uploaded_model_become_a_robust_model_and_th
     assert shown["refused"] == 2
     # Straight on from its checkpoint, and from a model made of it.
     second = api.post("/jobs", json=body | {"base_model": job["checkpoint"]}).json()["id"]
-    run(claim_job(place), place)
+    run(claim_job(workplace), workplace)
     assert api.get(f"/jobs/{second}").json()["status"] == "succeeded"
     api.post("/models", json={"checkpoint": job["checkpoint"], "name": "robust"})
-    inspect_next(place)
+    inspect_next(workplace)
     assert api.delete(f"/jobs/{first}").status_code == 204
     third = api.post("/jobs", json=body | {"base_model": "robust"}).json()["id"]
-    run(claim_job(place), place)
+    run(claim_job(workplace), workplace)
     assert api.get(f"/jobs/{third}").json()["status"] == "succeeded"
     assert api.get(f"/jobs/{third}/lineage").json()["ancestors"] == [first]
 
@@ -236,20 +239,20 @@ def test_an_uploaded_data_set_and_an_uploaded_model_become_a_robust_model_and_th
 def claim_job():
     from app.jobs import lifecycle
 
-    def claim_job(place):
-        with place.database.writing() as session:
-            retry_policy = lifecycle.RetryPolicy.of(place.settings)
+    def claim_job(workplace):
+        with workplace.database.writing() as session:
+            retry_policy = lifecycle.RetryPolicy.of(workplace.settings)
             return lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=retry_policy)
 
     return claim_job
 
 
-def test_what_the_inspection_warns_of_is_in_the_log(api, place, monkeypatch, caplog):
+def test_what_the_inspection_warns_of_is_in_the_log(api, workplace, monkeypatch, caplog):
     warning = Warned(code="not_cut_off", message="this process can reach the network").model_dump_json()
     failed = Failed(code="bad_dataset", message="no", hint="none", field=None, retryable=False).model_dump_json()
     said = f"print({warning!r}); print({failed!r}); raise SystemExit(2)"
     monkeypatch.setattr(inspector, "command", lambda *_: [sys.executable, "-c", said])
     dataset = post_dataset(api, b"zip")
-    assert inspect_next(place)
+    assert inspect_next(workplace)
     assert f"dataset {dataset}: this process can reach the network" in caplog.text
     assert api.get(f"/datasets/{dataset}").json()["failure"]["code"] == "bad_dataset"

@@ -10,12 +10,13 @@ import pytest
 from app.assets.registry import Registry
 from app.jobs import lifecycle
 from app.platform.settings import Settings
+from app.schemas.job_request import parse_request
 from app.storage import open_store
 from client import Temper
-from core.schema.spec import parse
 from tests.support.fake_worker import fake_command
 from tests.support.instance import DIGITS, add_key, serving
-from worker.attempt import Workplace, run
+from worker.attempt import run
+from worker.workplace import Workplace
 
 
 @pytest.fixture(scope="module")
@@ -24,31 +25,31 @@ def bucket(s3_server):
 
 
 @pytest.fixture
-def place(settings, database, bucket):
-    """A worker's place with the fake trainer, before a bucket."""
+def workplace(settings, database, bucket):
+    """A worker's workplace with the fake trainer, before a bucket."""
     settings = Settings(**{**settings.model_dump(), **bucket})
     with closing(open_store(settings)) as store:
         registry = Registry(settings.models_dir, settings.datasets_dir)
         yield Workplace(settings, database, store, registry, fake_command)
 
 
-def run_job(place, project):
-    with place.database.writing() as session:
-        job = lifecycle.create(session, project.id, parse(DIGITS)).job
-    with place.database.writing() as session:
+def run_job(workplace, project):
+    with workplace.database.writing() as session:
+        job = lifecycle.create(session, project.id, parse_request(DIGITS)).job
+    with workplace.database.writing() as session:
         claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
-    run(claim, place)
+    run(claim, workplace)
     return job.id
 
 
-def test_a_job_delivers_to_the_bucket_and_its_checkpoint_comes_from_there(place, project, tmp_path):
-    job_id = run_job(place, project)
-    assert not list(place.settings.objects_dir.rglob("*"))
+def test_a_job_delivers_to_the_bucket_and_its_checkpoint_comes_from_there(workplace, project, tmp_path):
+    job_id = run_job(workplace, project)
+    assert not list(workplace.settings.objects_dir.rglob("*"))
     prefix = f"jobs/{job_id}/attempts/1"
-    delivered = [key for key in place.store.keys(f"jobs/{job_id}") if not key.startswith(f"{prefix}/logs/")]
+    delivered = [key for key in workplace.store.keys(f"jobs/{job_id}") if not key.startswith(f"{prefix}/logs/")]
     assert delivered == [f"{prefix}/checkpoint.safetensors", f"{prefix}/report.json"]
-    key = add_key(place.database, project)
-    with serving(place.settings, place.database) as url, Temper(url, key) as temper:
+    key = add_key(workplace.database, project)
+    with serving(workplace.settings, workplace.database) as url, Temper(url, key) as temper:
         assert temper.get(job_id).status == "succeeded"
         (checkpoint,) = temper.checkpoints(job_id)
         content = temper.download(job_id, tmp_path).read_bytes()
@@ -59,7 +60,7 @@ def test_a_job_delivers_to_the_bucket_and_its_checkpoint_comes_from_there(place,
             sent_on = api.get(path)
             assert (sent_on.status_code, sent_on.headers["cache-control"]) == (307, "no-store")
             there = sent_on.headers["location"]
-            assert there.startswith(place.settings.s3_endpoint_url)
+            assert there.startswith(workplace.settings.s3_endpoint_url)
             assert key not in there
             part = httpx2.get(there, headers={"Range": "bytes=10-19"})
             assert (part.status_code, part.content) == (206, content[10:20])
@@ -69,11 +70,11 @@ def test_a_job_delivers_to_the_bucket_and_its_checkpoint_comes_from_there(place,
             assert api.get("/checkpoints/ckpt_1/download").status_code == 404
 
 
-def test_where_clients_do_not_reach_the_bucket_the_api_passes_the_bytes_on(place, project, tmp_path):
-    job_id = run_job(place, project)
-    proxied = place.settings.model_copy(update={"storage_proxy": True})
-    key = add_key(place.database, project)
-    with serving(proxied, place.database) as url, httpx2.Client(headers={"Authorization": f"Bearer {key}"}) as api:
+def test_where_clients_do_not_reach_the_bucket_the_api_passes_the_bytes_on(workplace, project, tmp_path):
+    job_id = run_job(workplace, project)
+    proxied = workplace.settings.model_copy(update={"storage_proxy": True})
+    key = add_key(workplace.database, project)
+    with serving(proxied, workplace.database) as url, httpx2.Client(headers={"Authorization": f"Bearer {key}"}) as api:
         checkpoint = api.get(f"{url}/jobs/{job_id}").json()["checkpoint"]
         whole = api.get(f"{url}/checkpoints/{checkpoint}/download")
         assert whole.status_code == 200
@@ -82,8 +83,8 @@ def test_where_clients_do_not_reach_the_bucket_the_api_passes_the_bytes_on(place
         assert (part.status_code, part.content) == (206, whole.content[10:20])
 
 
-def test_what_arrives_damaged_in_the_bucket_is_not_taken_for_the_checkpoint(place, project, monkeypatch):
-    upload = place.store._s3.put_object
+def test_what_arrives_damaged_in_the_bucket_is_not_taken_for_the_checkpoint(workplace, project, monkeypatch):
+    upload = workplace.store._s3.put_object
 
     def damaged(**request):
         body = bytes(request["Body"])
@@ -91,9 +92,9 @@ def test_what_arrives_damaged_in_the_bucket_is_not_taken_for_the_checkpoint(plac
         request.pop("ChecksumSHA256")
         return upload(**request)
 
-    monkeypatch.setattr(place.store._s3, "put_object", damaged)
-    job_id = run_job(place, project)
-    with place.database.reading() as session:
+    monkeypatch.setattr(workplace.store._s3, "put_object", damaged)
+    job_id = run_job(workplace, project)
+    with workplace.database.reading() as session:
         job = session.get_one(lifecycle.Job, job_id)
         assert (job.status, job.checkpoint_id, job.failure["code"]) == ("failed", None, "storage_unavailable")
-        assert "what arrived is not what was sent" in json.dumps(job.failure)
+        assert "the stored content differs from what was sent" in json.dumps(job.failure)

@@ -8,10 +8,10 @@ from app.assets import assets, uploads
 from app.jobs import ingest, lifecycle
 from app.operations.maintenance import MaintenanceContext, clear_files_away
 from app.schemas import FileFailure
+from app.schemas.job_request import parse_request
 from app.tables import Dataset, Job, Model, Upload
 from core.schema.events import Saved
 from core.schema.inspection_report import DatasetInspection, ModelInspection, Overlap, Thumbnail
-from core.schema.spec import parse
 from tests.support.instance import DIGITS, add_key, add_project, calling
 from tests.support.uploading import send
 
@@ -222,7 +222,7 @@ def test_a_file_stays_until_the_jobs_that_take_it_in_have_ended(field, api, data
     assert (refused.status_code, refused.json()["code"]) == (409, "file_in_use"), refused.text
     assert job["id"] in refused.json()["detail"]
     with database.reading() as session:
-        (source,) = assets.sources(session, job["id"], parse(body))
+        (source,) = assets.sources(session, job["id"], parse_request(body))
     assert (source.field, source.sha256) == (field, "2" * 64)
     api.post(f"/jobs/{job['id']}/cancel")
     assert api.delete(where).status_code == 204
@@ -306,7 +306,7 @@ def test_two_workers_do_not_inspect_one_file(api, database):
 def finished_job(database, project, **changed):
     """A job that has delivered a checkpoint."""
     with database.writing() as session:
-        job = lifecycle.create(session, project.id, parse(DIGITS | changed)).job
+        job = lifecycle.create(session, project.id, parse_request(DIGITS | changed)).job
         held = lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
         saved = Saved(kind="checkpoint", path="/tmp/x", step=1, epoch=1.0, size=4, sha256="3" * 64)
         ingest.save(session, held, saved, key=f"jobs/{job.id}/x")

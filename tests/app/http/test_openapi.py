@@ -23,11 +23,12 @@ from app.jobs import ingest, lifecycle
 from app.main import create_app
 from app.platform.ids import new_id
 from app.projects.keys import new_key
+from app.schemas.job_request import parse_request
 from app.storage import LocalStore
 from app.tables import Checkpoint, Dataset, Model
 from app.webhooks import subscriptions
-from core.schema.events import Reports, Saved
-from core.schema.spec import parse
+from core.schema.events import Saved
+from core.schema.report import Reports
 from tests.support.instance import DIGITS, add_key, serving
 from tests.support.sending import sha256_of
 
@@ -88,18 +89,18 @@ def ids(settings, database, project, tmp_path):
     saved = Saved(kind="checkpoint", path="x", sha256=sha256_of(CONTENT), size=len(CONTENT), step=1, epoch=1.0)
     store = LocalStore(settings.objects_dir)
     with database.writing() as session:
-        ended = lifecycle.create(session, project.id, parse(DIGITS)).job
+        ended = lifecycle.create(session, project.id, parse_request(DIGITS)).job
         held = lifecycle.claim(session, worker="w", lease_seconds=9, retry_policy=lifecycle.RetryPolicy())
         key = f"{held.prefix}/checkpoint.safetensors"
         store.put(key, tmp_path / "file")
         ingest.save(session, held, saved, key=key)
         checkpoint = session.query(Checkpoint).one().id
         lifecycle.succeed(session, held, Reports(before=None, after=None))
-        running = lifecycle.create(session, project.id, parse(DIGITS)).job
-        stopping = lifecycle.create(session, project.id, parse(DIGITS)).job
+        running = lifecycle.create(session, project.id, parse_request(DIGITS)).job
+        stopping = lifecycle.create(session, project.id, parse_request(DIGITS)).job
         for _ in range(2):
             lifecycle.claim(session, worker="w", lease_seconds=3600, retry_policy=lifecycle.RetryPolicy())
-        waiting = lifecycle.create(session, project.id, parse(DIGITS)).job
+        waiting = lifecycle.create(session, project.id, parse_request(DIGITS)).job
         hook = subscriptions.create(session, project.id, url=HOOK, events=(), description="", limit=1)
         delivery = subscriptions.test(session, hook)
         other_key, _ = new_key(session, project)

@@ -15,7 +15,8 @@ from app.main import create_app
 from app.platform.database import now
 from app.storage import LocalStore
 from app.tables import ApiKey
-from core.schema.events import Reports, Saved
+from core.schema.events import Saved
+from core.schema.report import Reports
 from core.schema.validation import FieldError
 from tests.support.instance import DIGITS, add_key, add_project, calling, new_instance, serving
 

@@ -6,12 +6,13 @@ import pytest
 from sqlalchemy import delete, update
 
 from app.jobs import estimates, ingest, lifecycle
+from app.schemas.job_request import parse_request
 from app.tables import Attempt, Event, Job
 from core.schema import events as reported
 from core.schema.cost_model import Size, passes_of_run
-from core.schema.spec import parse
+from core.schema.report import Reports
 
-SPEC = parse({"base_model": "digits-cnn-linf", "seed": 1})
+SPEC = parse_request({"base_model": "digits-cnn-linf", "seed": 1})
 DIGITS = Size.of("digits")
 
 
@@ -47,7 +48,7 @@ def done(database, project, spec=SPEC, *, seconds=100.0, working=90.0, memory=10
         assert claim.job_id == job_id
         ended = update(Attempt).where(Attempt.job_id == job_id)
         finished = reported.Finished(
-            reports=reported.Reports(before=None, after=None), seconds=working, peak_memory_bytes=memory
+            reports=Reports(before=None, after=None), seconds=working, peak_memory_bytes=memory
         )
         ingest.record(session, claim, [started(spec, **(sizes or {})), finished])
         saved = reported.Saved(kind="checkpoint", path="/x/c", sha256="ab", size=7000, step=5, epoch=0.5)
@@ -97,15 +98,15 @@ def test_the_spread_of_what_has_finished_is_the_spread_of_what_is_foretold(datab
 
 
 def test_another_job_of_the_same_network_gives_its_pace(database, project):
-    evaluation = parse({"kind": "evaluate", "base_model": "digits-cnn-linf"})
+    evaluation = parse_request({"kind": "evaluate", "base_model": "digits-cnn-linf"})
     done(database, project, evaluation, seconds=50, working=50)
     found = predict(database)
     ratio = passes_of_run(SPEC, DIGITS).total / passes_of_run(evaluation, DIGITS).total
     assert (found.basis, found.peak_memory_bytes, found.storage_bytes) == ("passes", None, None)
     assert found.seconds.p50 == pytest.approx(50 * ratio, rel=0.05)
-    scratch = parse({"kind": "train", "architecture": "digits-cnn", "dataset": "digits"})
+    scratch = parse_request({"kind": "train", "architecture": "digits-cnn", "dataset": "digits"})
     assert predict(database, scratch).basis == "passes"
-    other = parse({"kind": "train", "architecture": "preact-resnet-8", "dataset": "digits"})
+    other = parse_request({"kind": "train", "architecture": "preact-resnet-8", "dataset": "digits"})
     assert predict(database, other).basis == "none"
 
 
@@ -125,7 +126,9 @@ def test_other_batch_sizes_need_other_memory(database, project):
 
 
 def test_a_data_set_of_the_operators_is_as_large_as_runs_on_it_have_found(database, project):
-    birds = parse({"base_model": "mine", "dataset": "birds", "eps": {"linf": 0.1, "l1": 1}, "epochs": 2, "held_out": 0})
+    birds = parse_request(
+        {"base_model": "mine", "dataset": "birds", "eps": {"linf": 0.1, "l1": 1}, "epochs": 2, "held_out": 0}
+    )
     assert predict(database, birds).passes is None
     sizes = {"train_examples": 400, "test_examples": 30}
     done(database, project, birds, seconds=60, working=60, sizes=sizes)

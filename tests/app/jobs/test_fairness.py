@@ -7,7 +7,7 @@ import pytest
 
 from app.jobs import lifecycle
 from app.jobs.lifecycle import RetryPolicy
-from core.schema.spec import parse
+from app.schemas.job_request import parse_request
 from tests.support.instance import add_project
 
 SPEC = {"base_model": "digits-cnn-linf"}
@@ -15,7 +15,7 @@ SPEC = {"base_model": "digits-cnn-linf"}
 
 def post(database, project, count=1, **change):
     with database.writing() as session:
-        return [lifecycle.create(session, project.id, parse(SPEC | change)).job.id for _ in range(count)]
+        return [lifecycle.create(session, project.id, parse_request(SPEC | change)).job.id for _ in range(count)]
 
 
 def claim(database, settings):

@@ -12,13 +12,14 @@ from app.jobs import ingest, lifecycle
 from app.jobs.leases import Claim, LeaseLost
 from app.jobs.lifecycle import ACTIONS, MOVES, TERMINAL, KeyReused, NotAllowed, RetryPolicy
 from app.schemas import Failure
+from app.schemas.job_request import parse_request
 from app.tables import HELD, Attempt, Checkpoint, Event, Job, Metric
 from core.schema import events as reported
-from core.schema.spec import parse
+from core.schema.report import Reports
 
-SPEC = parse({"base_model": "digits-cnn-linf"})
+SPEC = parse_request({"base_model": "digits-cnn-linf"})
 FAILURE = Failure(code="bad_weights", message="m", hint="h", field=None, retryable=False)
-REPORTS = reported.Reports(before=None, after=None)
+REPORTS = Reports(before=None, after=None)
 SAVED = reported.Saved(kind="checkpoint", path="/x/checkpoint.safetensors", sha256="ab", size=3, step=5, epoch=0.5)
 STATUSES = list(MOVES)
 
@@ -146,7 +147,7 @@ def test_what_may_be_asked_is_allowed_and_all_else_is_refused_or_has_been_grante
 
 
 def test_an_evaluation_cannot_be_stopped_early_for_it_has_nothing_to_deliver(database, project):
-    create(database, project, parse({"kind": "evaluate", "base_model": "digits-cnn-linf"}))
+    create(database, project, parse_request({"kind": "evaluate", "base_model": "digits-cnn-linf"}))
     held = claim(database)
     assert lifecycle.allowed_actions(get(database, held.job_id)) == ["pause", "cancel"]
     with pytest.raises(NotAllowed):
@@ -165,7 +166,7 @@ def test_the_database_itself_refuses_to_change_an_ended_job(database, job_id, en
 def test_a_created_job_waits_with_its_resolved_spec(database, project, job_id):
     job = get(database, job_id)
     assert (job.status, job.attempt, job.project_id) == ("queued", 0, project.id)
-    assert parse(job.spec) == SPEC
+    assert parse_request(job.spec) == SPEC
     assert history(database, job_id) == [(1, "job.created")]
 
 
@@ -187,13 +188,13 @@ def test_the_same_key_and_spec_make_one_job_from_many_threads(database, project)
 def test_the_same_key_with_another_spec_is_refused(database, project):
     create(database, project, idempotency_key="k")
     with pytest.raises(KeyReused):
-        create(database, project, parse({"base_model": "digits-cnn-linf", "seed": 1}), idempotency_key="k")
+        create(database, project, parse_request({"base_model": "digits-cnn-linf", "seed": 1}), idempotency_key="k")
 
 
 def test_a_claim_takes_the_highest_priority_and_then_the_oldest(database, project):
     first = create(database, project)
     create(database, project)
-    urgent = create(database, project, parse({"base_model": "digits-cnn-linf", "priority": 5}))
+    urgent = create(database, project, parse_request({"base_model": "digits-cnn-linf", "priority": 5}))
     assert [claim(database).job_id for _ in range(2)] == [urgent, first]
 
 
@@ -248,7 +249,7 @@ def test_a_job_that_loses_its_worker_too_often_fails(database, project):
 
 def test_a_job_that_takes_its_workers_down_without_getting_further_is_poison(database, project):
     job_id = create(database, project)
-    other = create(database, project, parse({"base_model": "digits-cnn-linf", "priority": -1}))
+    other = create(database, project, parse_request({"base_model": "digits-cnn-linf", "priority": -1}))
     assert attempts_until_it_fails(database, max_crashes=9, max_crashes_in_place=3) == 3 + 3
     job = get(database, job_id)
     assert (job.status, job.failure["code"], job.attempt) == ("failed", "repeated_crash", 3)

@@ -13,24 +13,25 @@ from app.jobs import ingest, lifecycle, shards
 from app.jobs.leases import LeaseLost, Shard
 from app.jobs.lifecycle import NotAllowed, RetryPolicy
 from app.schemas import Failure
+from app.schemas.job_request import parse_request
 from app.storage import LocalStore
 from app.tables import Delivery, Event, Job, Project
 from core.schema import events as reported
-from core.schema.spec import parse
+from core.schema.report import Reports
 from tests.app.operations.test_metrics import numbers
 from tests.app.webhooks.test_webhooks import subscribe
 from tests.support import invariants
 from tests.support.instance import add_key, add_project, calling
 from tests.support.sql_statements import sent
 
-SPEC = parse({"kind": "evaluate", "base_model": "digits-cnn-linf"})
+SPEC = parse_request({"kind": "evaluate", "base_model": "digits-cnn-linf"})
 LARGE = {
     "kind": "evaluate",
     "base_model": "cifar10-small-linf",
     "evaluation": {"examples": 10_000, "protocol": "fast"},
 }
 FAILURE = Failure(code="bad_weights", message="no weights", hint="h", field="base_model", retryable=False)
-REPORTS = reported.Reports(before=None, after=None)
+REPORTS = Reports(before=None, after=None)
 PATIENCE = RetryPolicy(backoff_seconds=0)
 
 
@@ -87,7 +88,7 @@ def history(database, job_id):
 def test_how_many_shards_there_are(
     settings, database, project, monkeypatch, examples, batch_size, points, most, expected
 ):
-    spec = parse({**LARGE, "evaluation": {"examples": examples, "batch_size": batch_size}})
+    spec = parse_request({**LARGE, "evaluation": {"examples": examples, "batch_size": batch_size}})
     chosen = settings.model_copy(update={"shard_points": points})
     monkeypatch.setattr(shards, "MAX_SHARDS", most)
     assert do(database, shards.count, project.id, spec, chosen) == expected
@@ -95,8 +96,8 @@ def test_how_many_shards_there_are(
 
 @pytest.mark.parametrize("instance", ["sqlite"], indirect=True)
 def test_a_data_set_that_nobody_has_counted_and_a_training_are_not_split(settings, database, project):
-    unknown = parse({**LARGE, "dataset": "birds", "eps": {"linf": 0.1}})
-    training = parse({"base_model": "cifar10-small-linf", "evaluation": {"examples": 10_000}})
+    unknown = parse_request({**LARGE, "dataset": "birds", "eps": {"linf": 0.1}})
+    training = parse_request({"base_model": "cifar10-small-linf", "evaluation": {"examples": 10_000}})
     assert [do(database, shards.count, project.id, spec, settings) for spec in (unknown, training)] == [0, 0]
 
 

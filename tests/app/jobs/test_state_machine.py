@@ -22,9 +22,10 @@ from app.jobs import ingest, lifecycle
 from app.jobs.leases import LeaseLost
 from app.jobs.lifecycle import TERMINAL, NotAllowed, RetryPolicy
 from app.schemas import Failure
+from app.schemas.job_request import parse_request
 from app.tables import Job, Project
 from core.schema import events as reported
-from core.schema.spec import parse
+from core.schema.report import Reports
 from tests.support import invariants
 
 PATIENCE = RetryPolicy(
@@ -65,12 +66,12 @@ class Life(RuleBasedStateMachine):
         return self.post(priority)
 
     def post(self, priority):
-        spec = parse({"base_model": "digits-cnn-linf", "priority": priority})
+        spec = parse_request({"base_model": "digits-cnn-linf", "priority": priority})
         return self.do(lifecycle.create, self.project, spec).job.id
 
     @rule(target=posted, shards=st.integers(2, 3))
     def post_in_shards(self, shards):
-        spec = parse({"kind": "evaluate", "base_model": "digits-cnn-linf"})
+        spec = parse_request({"kind": "evaluate", "base_model": "digits-cnn-linf"})
         return self.do(lifecycle.create, self.project, spec, in_shards=shards).job.id
 
     @rule(target=claims, worker=st.sampled_from(WORKERS))
@@ -117,7 +118,7 @@ class Life(RuleBasedStateMachine):
     def end(self, claim, ending):
         match ending:
             case "succeed":
-                self.write(claim, lifecycle.succeed, reported.Reports(before=None, after=None))
+                self.write(claim, lifecycle.succeed, Reports(before=None, after=None))
             case "fail":
                 self.write(claim, lifecycle.fail, FAILURE)
             case "hand_back":
@@ -201,7 +202,7 @@ class Life(RuleBasedStateMachine):
                 self.do(lifecycle.ask, job_id, "resume")
             self.let_pass(100)
             while claim := self.do(lifecycle.claim, worker="good", lease_seconds=LEASE, retry_policy=PATIENCE):
-                self.do(lifecycle.succeed, claim, reported.Reports(before=None, after=None))
+                self.do(lifecycle.succeed, claim, Reports(before=None, after=None))
         else:
             raise AssertionError(f"{left} never come to an end")
         invariants.check(self.database)

@@ -16,10 +16,10 @@ from app.jobs import ingest, lifecycle
 from app.jobs.leases import log_key
 from app.operations.backup import MANIFEST, BadBackup, check, load, save
 from app.platform.settings import Settings
+from app.schemas.job_request import parse_request
 from app.storage import LocalStore, StorageUnavailable, open_store
 from app.tables import Checkpoint
 from core.schema import events as reported
-from core.schema.spec import parse
 from tests.support.instance import DIGITS, add_project
 
 KEY = "jobs/job_1/attempts/1/checkpoint.safetensors"
@@ -160,7 +160,7 @@ def test_rows_without_their_object_are_told(settings, database, tmp_path):
     store = open_store(settings)
     project = add_project(database)
     with database.writing() as session:
-        lifecycle.create(session, project.id, parse(DIGITS))
+        lifecycle.create(session, project.id, parse_request(DIGITS))
         claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy.of(settings))
         for name in ("whole", "damaged", "gone"):
             session.add(
@@ -201,7 +201,7 @@ def test_reports_logs_and_uploads_without_their_object_are_told_and_each_object_
         session.flush()
         dataset = assets.add_dataset(session, project.id, "birds", upload)
         dataset.status = "ready"
-        lifecycle.create(session, project.id, parse(DIGITS))
+        lifecycle.create(session, project.id, parse_request(DIGITS))
         claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy.of(settings))
         sha256 = hashlib.sha256(b"{}").hexdigest()
         report = reported.Saved(kind="report", path="x", sha256=sha256, size=2, step=0, epoch=0.0)

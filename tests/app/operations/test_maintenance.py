@@ -12,12 +12,12 @@ from app.operations.maintenance import Maintenance, MaintenanceContext, Periodic
 from app.platform.database import seconds_from_now
 from app.platform.ids import new_id
 from app.platform.queue import KEY_PREFIX, open_doorbell
+from app.schemas.job_request import parse_request
 from app.storage import LocalStore
 from app.tables import Attempt, Dataset, Job
-from core.schema.spec import parse
 from tests.support.processes import wait_until
 
-SPEC = parse({"base_model": "digits-cnn-linf"})
+SPEC = parse_request({"base_model": "digits-cnn-linf"})
 
 
 def context(settings, database):

@@ -13,15 +13,15 @@ from app.operations.metrics import Metrics
 from app.platform.database import seconds_from_now
 from app.platform.queue import Doorbell
 from app.schemas import Failure
+from app.schemas.job_request import parse_request
 from app.tables import Attempt, Delivery, Job
 from app.webhooks import subscriptions
-from core.schema.spec import parse
 from tests.support.instance import DIGITS
 from tests.support.native import instance as native_instance
 from tests.support.processes import wait_until
 from tests.support.servers import free_port, valkey
 
-SPEC = parse(DIGITS)
+SPEC = parse_request(DIGITS)
 NO_BROKER = Doorbell("")
 FAILURE = Failure(code="internal_error", message="", hint="", field=None, retryable=False)
 
@@ -82,7 +82,7 @@ def test_gpu_time_counts_every_gpu_and_outlives_the_job(database, project):
     before = numbers(database)["temper_gpu_seconds_total",]
     with database.writing() as session:
         for gpus, device in ((8, "cpu"), (8, None), (2, "NVIDIA H100"), (4, "NVIDIA H100")):
-            job_id = lifecycle.create(session, project.id, parse(DIGITS | {"gpus": gpus})).job.id
+            job_id = lifecycle.create(session, project.id, parse_request(DIGITS | {"gpus": gpus})).job.id
             claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
             begun = {"started_at": seconds_from_now(-100), "device": device}
             session.execute(update(Attempt).where(Attempt.job_id == job_id).values(begun))

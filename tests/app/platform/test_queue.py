@@ -9,12 +9,12 @@ import redis
 
 from app.jobs import lifecycle
 from app.platform.queue import KEY_PREFIX, Doorbell, needs
-from core.schema.spec import parse
+from app.schemas.job_request import parse_request
 from tests.support.processes import wait_until
 from tests.support.servers import valkey
 
-SPEC = parse({"base_model": "digits-cnn-linf"})
-TOGETHER = parse({"base_model": "digits-cnn-linf", "gpus": 2})
+SPEC = parse_request({"base_model": "digits-cnn-linf"})
+TOGETHER = parse_request({"base_model": "digits-cnn-linf", "gpus": 2})
 
 
 @pytest.fixture

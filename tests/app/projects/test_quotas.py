@@ -11,13 +11,13 @@ from sqlalchemy import delete, select, update
 from app.jobs import ingest, lifecycle
 from app.operations.maintenance import MaintenanceContext, watch_gpu_time
 from app.projects import usage
+from app.schemas.job_request import parse_request
 from app.tables import AT_WORK, HELD, Attempt, Job, PastAttempt, Project
 from core.schema.events import Saved
-from core.schema.spec import parse
 from tests.support.instance import DIGITS, add_key, add_project, calling, serving
 from tests.support.sql_statements import sent
 
-SPEC = parse(DIGITS)
+SPEC = parse_request(DIGITS)
 HOUR = timedelta(hours=1)
 
 
@@ -157,7 +157,7 @@ def test_a_key_has_only_so_many_streams_and_gets_them_back(settings, database, p
 
 def attempt(session, project, start, hours, *, device="cuda:0", gpus=2, dataset="digits"):
     """An attempt that began at a moment and took so many hours."""
-    spec = parse({**DIGITS, "gpus": gpus, "dataset": dataset})
+    spec = parse_request({**DIGITS, "gpus": gpus, "dataset": dataset})
     job = lifecycle.create(session, project.id, spec).job
     held = Attempt(job_id=job.id, attempt=1000, worker="w", device=device, started_at=start)
     held.ended_at = start + hours * HOUR

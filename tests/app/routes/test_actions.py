@@ -11,11 +11,12 @@ from app.operations.garbage_collection import sweep_orphans, sweep_states
 from app.storage import LocalStore, StorageUnavailable
 from app.tables import Attempt, State
 from core.schema import events as reported
+from core.schema.report import Reports
 from tests.support.instance import DIGITS, add_key, calling, serving
 from tests.support.processes import wait_until
 
 SAVED = reported.Saved(kind="state", path="x", sha256="0" * 64, size=3, step=5, epoch=0.5)
-REPORTS = reported.Reports(before=None, after=None)
+REPORTS = Reports(before=None, after=None)
 
 
 def post(api, **changes):

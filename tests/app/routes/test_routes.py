@@ -18,6 +18,7 @@ from app.storage import LocalStore
 from app.tables import ApiKey
 from core.schema import events as reported
 from core.schema.catalog import MODELS
+from core.schema.report import Reports
 from tests.support.instance import DIGITS, add_key, add_project, calling
 from tests.support.sending import announce
 
@@ -38,7 +39,7 @@ REPORT = reported.Report(
     verdicts={"clean": "1100"},
     seconds=1.0,
 )
-REPORTS = reported.Reports(before=None, after=REPORT)
+REPORTS = Reports(before=None, after=REPORT)
 
 
 def post(api, body=DIGITS, **headers):
@@ -299,7 +300,7 @@ def test_the_curve_stays_where_it_was_until_a_new_attempt_says_where_it_goes_on(
 
 def test_the_report_has_every_verdict(api, done):
     report = api.get(done["links"]["report"])
-    assert reported.Reports.model_validate_json(report.content) == REPORTS
+    assert Reports.model_validate_json(report.content) == REPORTS
 
 
 def test_a_checkpoint_is_downloaded_with_its_hash(api, done):
@@ -418,8 +419,7 @@ def test_probes_and_documentation_need_no_key(url):
         nobody.headers.pop("authorization")
         for path in ("/", "/livez", "/readyz", "/version", "/openapi.json", "/docs", "/problems/not_found"):
             assert nobody.get(path).status_code == 200, path
-        assert "src=" not in nobody.get("/docs").text
-        assert "/jobs/{job_id}/cancel" in nobody.get("/docs").text
+        assert "/jobs/{job_id}/cancel" in nobody.get("/openapi.json").text
 
 
 def test_the_root_says_where_to_go(api):

@@ -16,10 +16,10 @@ from app.assets import uploads
 from app.jobs import ingest, lifecycle
 from app.main import create_app
 from app.platform.ids import new_id
+from app.schemas.job_request import parse_request
 from app.tables import ApiKey, Dataset, Job, Model
 from app.webhooks import subscriptions
 from core.schema.events import Saved
-from core.schema.spec import parse
 from tests.support.instance import DIGITS, add_key, add_project, calling
 
 SAVED = Saved(kind="checkpoint", path="/tmp/x", step=1, epoch=1.0, size=4, sha256="0" * 64)
@@ -46,7 +46,7 @@ def foreign(database):
     other = add_project(database)
     add_key(database, other)
     with database.writing() as session:
-        job = lifecycle.create(session, other.id, parse(DIGITS)).job
+        job = lifecycle.create(session, other.id, parse_request(DIGITS)).job
         claim = lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
         ingest.save(session, claim, SAVED, key="nowhere")
         hook = subscriptions.create(session, other.id, url="https://93.184.216.34/", events=(), description="", limit=1)

@@ -18,14 +18,15 @@ from standardwebhooks import WebhookVerificationError
 
 from app.jobs import lifecycle
 from app.jobs.lifecycle import MOVES
+from app.schemas.job_request import parse_request
+from app.schemas.webhooks import ENDINGS, JobEvent
 from app.tables import Delivery, Webhook
 from app.webhooks import sender, subscriptions, url_policy
 from app.webhooks.subscriptions import PAUSES
-from core.schema.spec import ENDINGS, JobEvent, parse
 from tests.support.instance import add_project
 from tests.support.webhook_receiver import receiver
 
-SPEC = parse({"base_model": "digits-cnn-linf"})
+SPEC = parse_request({"base_model": "digits-cnn-linf"})
 LAN = {"webhook_http": True, "webhook_allow": ("127.0.0.0/8",)}
 
 
@@ -317,7 +318,7 @@ def test_another_projects_webhook_and_a_disabled_one_are_told_nothing(database, 
 
 def test_a_payload_stays_thin(database, project):
     labels = {str(number): "€" * 512 for number in range(16)}
-    long = parse({"base_model": "digits-cnn-linf", "name": "€" * 128, "metadata": labels})
+    long = parse_request({"base_model": "digits-cnn-linf", "name": "€" * 128, "metadata": labels})
     subscribe(database, project, "https://nowhere.invalid/", events=JobEvent.__args__)
     announce(database, project, spec=long)
     assert max(len(delivery.payload.encode()) for delivery in deliveries(database)) < 2000

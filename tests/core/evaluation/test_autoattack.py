@@ -20,7 +20,8 @@ from core.evaluation.resume import STATE_FILE, EvaluationState
 from core.inputs import Inputs, load
 from core.schema.catalog import NORMS, Norm
 from core.schema.errors import BadInput, OutOfMemory
-from core.schema.events import Attacked, Event, Finished, Report, Reports, Resumed, Saved
+from core.schema.events import Attacked, Event, Finished, Resumed, Saved
+from core.schema.report import Report, Reports
 from core.schema.spec import AnySpec, EvaluateSpec, parse
 from core.signals import Interrupted
 from tests.support.images import two_classes, write
@@ -60,7 +61,7 @@ def test_a_point_that_is_wrong_without_attack_is_never_robust(
 def test_verdicts_agree_with_the_counts_and_each_attack_only_sees_what_stands(report: Report) -> None:
     for norm in NORMS:
         assert report.robust[norm].count == report.verdicts[norm].count("1")
-        chain = [record for record in report.attacks if record.norm == norm]
+        chain = [record for record in report.attacks if record.threat == norm]
         assert chain[0].attacked == report.clean.count
         assert all(before.robust == after.attacked for before, after in pairwise(chain))
 
@@ -124,7 +125,7 @@ def test_what_is_computed_together_changes_no_verdict(
 ) -> None:
     images, labels = (points[:20] for points in test_digits)
     together = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=8)
-    monkeypatch.setattr(autoattack, "_GROUP", 8)
+    monkeypatch.setattr(autoattack, "_GROUP_POINTS", 8)
     monkeypatch.setattr(autoattack, "_CHUNK_SIZE", {"cpu": 5})
     apart = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=8)
     assert together.verdicts == apart.verdicts
@@ -144,7 +145,7 @@ def test_a_batch_that_does_not_fit_is_computed_in_smaller_parts(
         largest.append(len(inputs[0]) if torch.is_grad_enabled() else 0)
 
     monkeypatch.setattr(autoattack, "folded", lambda model, _: model)
-    monkeypatch.setattr(autoattack, "doubts_about", lambda *_, **__: [])
+    monkeypatch.setattr(autoattack, "flags_of_model", lambda *_, **__: [])
     base.register_forward_pre_hook(small)
     monkeypatch.setattr(autoattack, "_CHUNK_SIZE", {"cpu": 40})
     assert evaluate(base, images, labels, {"l2": 0.5}, protocol="fast").verdicts == expected.verdicts
@@ -231,6 +232,27 @@ def test_a_radius_of_few_last_bits_of_a_pixel_is_evaluated_too(eps: float) -> No
     assert report.robust["linf"].count == 0
 
 
+def test_predictions_ids_and_labels_are_recorded_per_point(base: nn.Module, test_digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = (points[:12] for points in test_digits)
+    labels = labels.clone()
+    labels[0] = (labels[0] + 1) % 10
+    report = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=5)
+    points = report.points
+    assert points is not None
+    with torch.no_grad():
+        clean = base(images).argmax(1)
+    assert points.predicted["clean"] == tuple(clean.tolist())
+    assert points.labels == tuple(labels.tolist())
+    assert list(points.predicted) == ["clean", *NORMS]
+    for row, predicted in points.predicted.items():
+        right = [answer == label for answer, label in zip(predicted, points.labels, strict=True)]
+        assert right == _bits(report.verdicts[row])
+        assert predicted[0] == clean[0], "a point that is wrong without an attack is not attacked"
+    assert points.predicted["l1"] != points.predicted["clean"]
+    assert points.ids[3] == hashlib.sha256(images[3].numpy().tobytes()).hexdigest()[:16]
+    assert len(set(points.ids)) == 12
+
+
 def test_float32_is_float32_for_as_long_as_an_evaluation_runs(
     base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
@@ -250,7 +272,7 @@ def test_a_broken_evaluation_goes_on_where_it_was(
     tmp_path: Path, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = (points[:30] for points in test_digits)
-    options = Options("fast", "temper", seed=0, batch_size=10, keep=EvaluationState(tmp_path / STATE_FILE))
+    options = Options("fast", "temper", seed=0, batch_size=10, state=EvaluationState(tmp_path / STATE_FILE))
     whole = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=10)
     broken = iter_evaluate(base, images, labels, _EPS, options=options, subject="result")
     attacked = [next(broken) for _ in range(2)]
@@ -278,7 +300,7 @@ def test_what_another_model_left_is_not_taken_up(
     tmp_path: Path, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = (points[:20] for points in test_digits)
-    options = Options("fast", "temper", seed=0, batch_size=10, keep=EvaluationState(tmp_path / STATE_FILE))
+    options = Options("fast", "temper", seed=0, batch_size=10, state=EvaluationState(tmp_path / STATE_FILE))
     broken = iter_evaluate(base, images, labels, {"linf": 0.15}, options=options, subject="result")
     next(broken)
     broken.close()
@@ -290,8 +312,8 @@ def test_what_another_model_left_is_not_taken_up(
 
 
 def _keep_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    for pace in ("_HERE", "_ELSEWHERE"):
-        monkeypatch.setattr(resume, pace, resume._Pace(0, torch.inf))
+    for interval in ("_SAVE_INTERVAL", "_SNAPSHOT_INTERVAL"):
+        monkeypatch.setattr(resume, interval, resume._Interval(0, torch.inf))
 
 
 def _report(steps: Generator[Event, None, Report]) -> Iterator[Report]:
@@ -304,7 +326,7 @@ def test_an_evaluation_that_is_asked_to_pause_hands_over_its_verdicts_and_anothe
     images, labels = (points[:20] for points in test_digits)
     whole = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=10)
     options = Options(
-        "fast", "temper", seed=0, batch_size=10, keep=EvaluationState(tmp_path / STATE_FILE, kind="state")
+        "fast", "temper", seed=0, batch_size=10, state=EvaluationState(tmp_path / STATE_FILE, kind="state")
     )
     first = iter_evaluate(base, images, labels, _EPS, options=options, subject="result")
     assert isinstance(next(first), Attacked)
@@ -324,7 +346,7 @@ def test_an_evaluation_that_is_asked_to_pause_hands_over_its_verdicts_and_anothe
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     state.rename(elsewhere / state.name)
-    there = replace(options, keep=EvaluationState(elsewhere / STATE_FILE, kind="state"))
+    there = replace(options, state=EvaluationState(elsewhere / STATE_FILE, kind="state"))
     resumed, *_, report = _report(iter_evaluate(base, images, labels, _EPS, options=there, subject="result"))
     assert resumed == Resumed(step=2, epoch=0)
     assert report.verdicts == whole.verdicts
@@ -351,15 +373,15 @@ def test_an_evaluation_that_is_broken_off_within_an_attack_goes_on_within_it(
     def evaluation_in(folder: Path) -> Generator[Event, None, Report]:
         folder.mkdir(exist_ok=True)
         options = Options(
-            "standard", "temper", seed=0, batch_size=10, keep=EvaluationState(folder / STATE_FILE, kind="state")
+            "standard", "temper", seed=0, batch_size=10, state=EvaluationState(folder / STATE_FILE, kind="state")
         )
         return iter_evaluate(base, images, labels, eps, options=options, subject="result")
 
-    look = autoattack._Search._right
+    look = autoattack._Search._predict
 
-    def without_the_images_themselves(search: autoattack._Search, images: Tensor, labels: Tensor) -> Tensor:
+    def without_the_images_themselves(search: autoattack._Search, images: Tensor) -> Tensor:
         assert images is not search._images, "another device might say otherwise"
-        return look(search, images, labels)
+        return look(search, images)
 
     *events, whole = _report(evaluation_in(tmp_path / "whole"))
     saved = [event.step for event in events if isinstance(event, Saved)]
@@ -375,7 +397,7 @@ def test_an_evaluation_that_is_broken_off_within_an_attack_goes_on_within_it(
         steps.close()
         seen = 0
         with monkeypatch.context() as patch:
-            patch.setattr(autoattack._Search, "_right", without_the_images_themselves)
+            patch.setattr(autoattack._Search, "_predict", without_the_images_themselves)
             resumed, *_, report = _report(evaluation_in(folder))
         assert resumed == Resumed(step=at, epoch=0)
         assert report.verdicts == whole.verdicts
@@ -397,18 +419,18 @@ def test_an_attack_that_no_longer_fits_the_memory_goes_on_where_it_was_with_less
     asked: list[int] = []
 
     def short(module: nn.Module, inputs: tuple[Tensor]) -> None:
-        if kept.steps > 30 and len(inputs[0]) > 10:
+        if kept.saves > 30 and len(inputs[0]) > 10:
             raise torch.OutOfMemoryError
-        if kept.steps > 30:
+        if kept.saves > 30:
             asked.append(len(inputs[0]))
 
     base.features.register_forward_pre_hook(short)
-    options = Options("standard", "temper", seed=0, batch_size=10, keep=kept)
+    options = Options("standard", "temper", seed=0, batch_size=10, state=kept)
     *_, report = _report(iter_evaluate(base, images, labels, {"linf": 0.2}, options=options, subject="result"))
     assert report.verdicts == expected.verdicts
     assert asked
     assert max(asked) <= 10
-    assert kept.steps <= 1 + 60 + 1, "no query was made twice"
+    assert kept.saves <= 1 + 60 + 1, "no query was made twice"
 
 
 def test_states_of_an_evaluation_come_now_and_then_and_two_of_them_stay(

@@ -70,6 +70,6 @@ def test_square_beating_the_gradient_attacks_is_flagged(
     torch.manual_seed(0)
     model = _Doubtful(10, lambda logits: logits)
     report = evaluate(model, images, model(images).argmax(1), {"linf": 0.3}, protocol="standard")
-    assert [(flag.code, flag.norm) for flag in report.flags if flag.code == "square_improves"] == [
+    assert [(flag.code, flag.threat) for flag in report.flags if flag.code == "square_improves"] == [
         ("square_improves", "linf")
     ]

@@ -1,10 +1,13 @@
 """From verdicts to rates, and from parts to the whole."""
 
-import pytest
+import json
 
-from core.evaluation.report import merge, rate, report
+import pytest
+from pydantic import ValidationError
+
+from core.evaluation.report import make_report, merge, rate
 from core.schema.errors import BadInput
-from core.schema.events import Part, Report, Reports
+from core.schema.report import FORMAT, Part, Points, Report, Reports
 
 
 @pytest.mark.parametrize(
@@ -18,14 +21,18 @@ def test_intervals_are_wilsons(count: int, total: int, low: float, high: float) 
 
 def _part(index: int, count: int, first: int, clean: str, *, eps: float = 0.1, attacked: int = 2) -> Reports:
     part = Part(index=index, count=count, first=first)
-    found: Report = report(
+    predicted = tuple(map(int, clean))
+    found: Report = make_report(
         protocol="fast",
         engine="temper",
         seed=0,
         batch_size=2,
         eps={"linf": eps},
-        clean=clean,
-        robust={"linf": clean},
+        points=Points(
+            ids=tuple(f"image-{first + place}" for place in range(len(clean))),
+            labels=(1,) * len(clean),
+            predicted={"clean": predicted, "linf": predicted},
+        ),
         records=[],
         flags=[],
         seconds=float(attacked),
@@ -39,6 +46,11 @@ def test_parts_merge_in_the_order_of_their_points() -> None:
     assert merged is not None
     assert merged.verdicts == {"clean": "1001", "linf": "1001", "union": "1001"}
     assert (merged.clean.count, merged.examples, merged.part, merged.seconds) == (2, 4, None, 4.0)
+    assert merged.points == Points(
+        ids=("image-0", "image-1", "image-2", "image-3"),
+        labels=(1, 1, 1, 1),
+        predicted={"clean": (1, 0, 0, 1), "linf": (1, 0, 0, 1)},
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,3 +67,30 @@ def test_what_is_no_whole_is_refused_with_what_is_wrong(parts: list[Reports], to
     with pytest.raises(BadInput, match=told) as caught:
         merge(parts)
     assert caught.value.hint
+
+
+def test_a_newer_report_is_read_without_what_is_unknown_of_it() -> None:
+    reports = _part(1, 2, 0, "10")
+    newer = json.loads(reports.model_dump_json())
+    newer["after"] |= {"format": FORMAT + 1, "a_new_section": {"rows": [1]}, "falls": {"file": "falls.safetensors"}}
+    newer["after"]["clean"]["a_new_field"] = 1
+    newer["another"] = None
+    read = Reports.read(json.dumps(newer))
+    assert reports.after is not None
+    after = reports.after.model_copy(update={"format": FORMAT + 1, "falls": {"file": "falls.safetensors"}})
+    assert read == Reports(before=None, after=after)
+    with pytest.raises(ValidationError, match="a_new_section"):
+        Report(**after.model_dump(), a_new_section={})
+
+
+def test_columns_per_point_are_one_string_each_in_json() -> None:
+    reports = _part(1, 2, 0, "10")
+    written = json.loads(reports.model_dump_json())["after"]
+    assert written["points"] == {
+        "ids": "image-0 image-1",
+        "files": None,
+        "labels": "1 1",
+        "predicted": {"clean": "1 0", "linf": "1 0"},
+    }
+    assert written["verdicts"] == {"clean": "10", "linf": "10", "union": "10"}
+    assert Reports.read(json.dumps({"before": None, "after": written})) == reports

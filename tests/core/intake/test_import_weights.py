@@ -12,6 +12,7 @@ from core import checkpoint
 from core.__main__ import main
 from core.intake.import_weights import import_weights
 from core.models import Blueprint, build
+from core.schema.catalog import DATASETS
 from core.schema.errors import BadInput
 from core.schema.import_spec import ImportSpec
 from core.schema.model_zoo import PUBLISHED
@@ -76,7 +77,8 @@ def test_a_normalisation_can_be_given_as_numbers(weights: Path, base: nn.Module,
 
 def test_a_published_name_brings_what_is_known_of_it(tmp_path: Path, capsys: Say) -> None:
     entry = PUBLISHED["cifar10/L1/pretr_L1"]
-    blueprint = Blueprint(entry.architecture, entry.shape, entry.classes)
+    dataset = DATASETS[entry.dataset]
+    blueprint = Blueprint(entry.architecture, dataset.shape, dataset.classes)
     torch.save(build(blueprint).state_dict(), tmp_path / "pretr_L1.pth")
     output = tmp_path / "l1.safetensors"
     assert _import(tmp_path / "pretr_L1.pth", "--robustbench", "pretr_L1", "--json", "--output", output) == 0
@@ -142,7 +144,7 @@ def test_a_checkpoint_of_ours_is_not_imported_a_second_time(weights: Path, tmp_p
     assert _import(weights, *digits, "--mean", "0.5", "--std", "0.25", "--output", ours) == 0
     assert _import(ours, *digits, "--output", tmp_path / "again.safetensors") == 2
     said = capsys.readouterr().out
-    assert "ours.safetensors is a checkpoint of Temper already" in said
+    assert "ours.safetensors is already a checkpoint of Temper" in said
     assert "--weights ours.safetensors" in said
     assert not (tmp_path / "again.safetensors").exists()
 

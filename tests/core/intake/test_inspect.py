@@ -1,4 +1,4 @@
-"""The inspection of a stranger's file: what is found, what is refused, and that a run sees the very same images."""
+"""The inspection of an untrusted file: what is found, what is refused, and that a run sees the very same images."""
 
 import ast
 import io
@@ -346,7 +346,7 @@ def test_what_is_cut_off_makes_no_connection_nor_does_a_thread_or_child_of_it() 
     assert ast.literal_eval(told) == ["done", refused, refused, f"PermissionError: [Errno 1] {refused}", "done"]
 
 
-def test_whatever_opens_a_file_of_a_stranger_has_no_network(tmp_path: Path) -> None:
+def test_the_process_that_opens_an_untrusted_file_has_no_network(tmp_path: Path) -> None:
     taken_over = "import core.intake.inspect as it, socket; it.inspect_dataset = lambda *_, **__: socket.socket()"
     arguments = ["inspect-dataset", "any.zip", "--output", str(tmp_path), "--json"]
     code = f"{taken_over}; import core.__main__; raise SystemExit(core.__main__.main({arguments}))"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from core.models import Blueprint, build, third_party
 from core.models.third_party import Foreign, convert, read
-from core.schema.catalog import ARCHITECTURES, ArchitectureEntry, find_architecture
+from core.schema.catalog import ARCHITECTURES, DATASETS, ArchitectureEntry, find_architecture
 from core.schema.errors import BadInput, BadWeights, DoesNotFit
 from core.schema.model_zoo import PUBLISHED, find_published
 
@@ -353,9 +353,10 @@ def test_published_weights_name_a_network_that_can_be_built_for_them(entry: Any)
     dataset, threat, _ = entry.name.split("/")
     assert (entry.dataset, entry.norm) == (dataset, threat.lower())
     assert len(entry.mean) == len(entry.std) in (0, 3)
+    shape, classes = DATASETS[entry.dataset].shape, DATASETS[entry.dataset].classes
     with torch.device("meta"):
-        network = build(Blueprint(entry.architecture, entry.shape, entry.classes, mean=entry.mean, std=entry.std))
-    assert network.eval()(torch.rand(1, *entry.shape, device="meta")).shape == (1, entry.classes)
+        network = build(Blueprint(entry.architecture, shape, classes, mean=entry.mean, std=entry.std))
+    assert network.eval()(torch.rand(1, *shape, device="meta")).shape == (1, classes)
 
 
 @pytest.mark.parametrize("entry", PUBLISHED.values(), ids=lambda entry: entry.name)

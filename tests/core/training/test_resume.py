@@ -112,8 +112,8 @@ def _until(run: Iterator[Event], *, step: int) -> Iterator[Event]:
 def test_the_evaluations_of_a_run_go_on_elsewhere_from_what_they_have_found(
     subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for pace in ("_HERE", "_ELSEWHERE"):
-        monkeypatch.setattr(resume, pace, resume._Pace(0, torch.inf))
+    for interval in ("_SAVE_INTERVAL", "_SNAPSHOT_INTERVAL"):
+        monkeypatch.setattr(resume, interval, resume._Interval(0, torch.inf))
     spec = _spec(epochs=1)
 
     def run(folder: Path) -> Iterator[tuple[str | None, Event]]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from core import checkpoint
 from core.schema.errors import Diverged
-from core.schema.events import Attacked, Entered, Event, Finished, Reports, Saved, Started, Stepped, Warned
+from core.schema.events import Attacked, Entered, Event, Finished, Saved, Started, Stepped, Warned
+from core.schema.report import Reports
 from core.schema.spec import FineTuneSpec, TrainSpec, parse
 from core.training import run as training
 from core.training.optimisation import learning_rate, parameter_groups

@@ -1,6 +1,6 @@
 """Attempts at one job on one machine keep out of each other's folders."""
 
-from worker.folder import work_folder
+from worker.work_folder import work_folder
 
 
 def test_an_attempt_removes_what_earlier_ones_have_left_and_leaves_a_later_one_alone(tmp_path):

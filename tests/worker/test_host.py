@@ -1,20 +1,21 @@
-"""What a worker keeps to itself on its machine."""
+"""What a worker's machine and process tell: protected memory, memory kills, the heartbeat file."""
 
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
-from worker import machine
+from worker import host
 
 ASK = """
 import ctypes
-from worker.machine import keep_to_itself
+from worker.host import protect_memory
 PR_GET_DUMPABLE = 3
 ask = lambda: ctypes.CDLL(None).prctl(PR_GET_DUMPABLE)
 before = ask()
-keep_to_itself()
+protect_memory()
 print(before, ask())
 """
 
@@ -26,21 +27,21 @@ def test_a_worker_lets_no_process_of_its_user_read_its_memory_and_environment():
 
 
 def test_the_count_is_found_in_both_versions_of_control_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "CONTROL_GROUPS", tmp_path)
-    assert machine.count_oom_kills() is None
+    monkeypatch.setattr(host, "CONTROL_GROUPS", tmp_path)
+    assert host.count_oom_kills() is None
     for file, text in (
         (tmp_path / "memory.events", "low 0\nhigh 4\nmax 2\noom 3\noom_kill 5\noom_group_kill 9\n"),
         (tmp_path / "memory" / "memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 6\n"),
     ):
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
-        monkeypatch.setattr(machine, "_counters", lambda file=file: [tmp_path / "nowhere", file])
-        assert machine.count_oom_kills() == int(text.split("oom_kill ")[1].split()[0])
+        monkeypatch.setattr(host, "_counters", lambda file=file: [tmp_path / "nowhere", file])
+        assert host.count_oom_kills() == int(text.split("oom_kill ")[1].split()[0])
 
 
 EAT = """
 import os, signal, subprocess, sys
-from worker.machine import count_oom_kills
+from worker.host import count_oom_kills
 with open(sys.argv[1] + "/cgroup.procs", "w") as group:
     group.write(str(os.getpid()))
 eat = "x = bytearray(400 << 20)\\nfor i in range(0, len(x), 4096): x[i] = 1"
@@ -53,8 +54,8 @@ print(before, ended, count_oom_kills())
 @pytest.fixture
 def small_group():
     """A control group with little memory, where one can be made."""
-    memory = machine.CONTROL_GROUPS / "memory"
-    group = (memory if memory.is_dir() else machine.CONTROL_GROUPS) / f"temper-test-{os.getpid()}"
+    memory = host.CONTROL_GROUPS / "memory"
+    group = (memory if memory.is_dir() else host.CONTROL_GROUPS) / f"temper-test-{os.getpid()}"
     try:
         group.mkdir()
     except OSError as error:
@@ -74,3 +75,16 @@ def small_group():
 def test_a_process_that_the_kernel_kills_for_want_of_memory_is_counted(small_group):
     done = subprocess.run([sys.executable, "-c", EAT, str(small_group)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "-9", "1"]
+
+
+def test_a_health_check_fails_without_a_recent_heartbeat(tmp_path):
+    path = tmp_path / "worker.heartbeat"
+    assert host.check(path) == f"no worker has run here: {path} does not exist"
+    host.HeartbeatFile(path).beat()
+    assert host.check(path) == ""
+    os.utime(path, (time.time() - 40,) * 2)
+    assert host.check(path) == "last heartbeat 40 s ago"
+
+
+def test_a_heartbeat_file_that_cannot_be_written_stops_no_worker(tmp_path):
+    host.HeartbeatFile(tmp_path / "none" / "worker.heartbeat").beat()

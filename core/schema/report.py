@@ -1,0 +1,210 @@
+"""The report of an evaluation: what `report.json`, a checkpoint's header and the API hold. No torch.
+
+A report is written strictly and read leniently: building one with an unknown field is an error, while `Reports.read`
+ignores fields and sections that it does not know, so that a newer report can be read. Rows, records and flags name a
+threat by its id; the id of an l_p ball is its norm. What is known per point stands in columns, an entry per point in
+the data set's fixed order.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+
+from core.schema.catalog import Norm
+from core.schema.protocols import Engine, Protocol
+from core.schema.record import Record
+from core.schema.spec import Spec
+
+FORMAT = 1
+"""The format of the reports that this version writes."""
+
+
+def _split(column: object) -> object:
+    return column.split() if isinstance(column, str) else column
+
+
+def _join(column: tuple[object, ...]) -> str:
+    return " ".join(map(str, column))
+
+
+_AS_TEXT = PlainSerializer(_join), BeforeValidator(_split)
+Words = Annotated[tuple[str, ...], *_AS_TEXT, WithJsonSchema({"type": "string", "pattern": r"^\S*( \S+)*$"})]
+"""A column of words; in JSON one string, separated by spaces."""
+Classes = Annotated[tuple[int, ...], *_AS_TEXT, WithJsonSchema({"type": "string", "pattern": r"^\d*( \d+)*$"})]
+"""A column of class indices; in JSON one string, separated by spaces."""
+
+
+class Rate(Record):
+    """A share of test points, with its 95 % Wilson interval."""
+
+    value: float
+    """The share, in [0, 1]."""
+    count: int
+    """Points that count for it."""
+    total: int
+    """All points."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end of the interval."""
+
+
+class Flag(Record):
+    """A reason to doubt an evaluation, or a fact to know when reading its numbers."""
+
+    code: str
+    """Stable, for programs."""
+    message: str
+    """For people."""
+    threat: str | None = None
+    """Id of the threat that it is about; null where it is about all."""
+
+
+class AttackRecord(Record):
+    """What one attack of a protocol left robust."""
+
+    threat: str
+    """Id of the threat."""
+    attack: str
+    """The attack: apgd-ce, apgd-t, fab-t or square."""
+    attacked: int
+    """Points that were robust before it."""
+    robust: int
+    """Points that are robust after it."""
+    seconds: float
+    """How long it took."""
+
+
+class Part(Record):
+    """Which shard of an evaluation a report covers."""
+
+    index: int
+    """Its number, from 1."""
+    count: int
+    """Number of shards."""
+    first: int
+    """Position of its first point among all test points, from 0."""
+
+
+class Points(Record):
+    """What is known of each point, in columns."""
+
+    ids: Words
+    """An id of each image: the first 16 hexadecimal digits of the SHA-256 of its pixels, as float32 in [0, 1], in the
+    order channels, height, width."""
+    files: tuple[str, ...] | None = None
+    """File names, relative to the root of the data set; null where the images do not come from files of their own."""
+    labels: Classes
+    """Labels."""
+    predicted: dict[str, Classes]
+    """Predicted classes: under `clean` of the images, and per threat id of the perturbed images that fooled the model.
+    For a robust point the class is its label, for a point that is misclassified without attack the class of the clean
+    image."""
+
+
+class Report(Record):
+    """How robust a model is. Robust and union accuracy count a point only if it is also right on the clean image."""
+
+    format: int = FORMAT
+    """Format of the report, which grows when the meaning of a field changes."""
+    protocol: Protocol
+    """The attacks that were run."""
+    engine: Engine = "temper"
+    """Whose code ran them."""
+    examples: int
+    """Test points evaluated."""
+    seed: int
+    """Seed of the attacks."""
+    batch_size: int
+    """Points per logical batch, which shared one stream of random numbers."""
+    eps: dict[Norm, float]
+    """The radius of each l_p threat, in pixel units of images in [0, 1]."""
+    clean: Rate
+    """Accuracy without attack."""
+    robust: dict[str, Rate]
+    """Robust accuracy per threat id."""
+    union: Rate
+    """Points that are robust to every threat at once."""
+    average: float
+    """Mean of the robust accuracies."""
+    attacks: tuple[AttackRecord, ...]
+    """What each attack left robust, in the order in which they ran."""
+    flags: tuple[Flag, ...]
+    """Reasons to doubt these numbers; empty is good."""
+    verdicts: dict[str, str]
+    """Under `clean`, each threat id and `union` a digit per point: 1 where the model is right, 0 where it is not."""
+    points: Points | None = None
+    """Image ids, labels and predicted classes; null where they were not recorded."""
+    seconds: float
+    """How long the evaluation took."""
+    part: Part | None = None
+    """Which shard of an evaluation this is; null for a whole evaluation."""
+    warnings: tuple[dict[str, Any], ...] | None = None
+    """What the run warned of before and during the evaluation; null where that was not recorded."""
+    falls: dict[str, Any] | None = None
+    """Where the perturbed images that fooled the model are kept; null where they are not."""
+    unseen: dict[str, Any] | None = None
+    """Robust accuracy under threats that the model was not trained for; null where none was asked for."""
+    curves: dict[str, Any] | None = None
+    """Robust accuracy over the radius, per threat id; null where it was not asked for."""
+    per_class: dict[str, Any] | None = None
+    """Accuracies per class; null where they were not computed."""
+    acceptance: dict[str, Any] | None = None
+    """Whether the model met the criteria of the spec; null where the spec has none."""
+    context: dict[str, Any] | None = None
+    """What only people know, such as the intended purpose and why these radii; null where it was not given."""
+
+
+class Provenance(Record):
+    """What a run was: its spec, its inputs by their hashes, and what computed it."""
+
+    spec: Spec
+    """The resolved spec."""
+    device: str
+    """Where it runs."""
+    architecture: str
+    """The network."""
+    parameters: int
+    """How many parameters the network has."""
+    train_examples: int
+    """Images it trains on, each once in an epoch."""
+    extra_examples: int = 0
+    """Images of the second data set, which share the batches with them."""
+    test_examples: int
+    """Images it evaluates on."""
+    total_steps: int
+    """Training steps to come."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """What the training computes in; null for an evaluation, which is always in float32, without TF32."""
+    base_sha256: str | None
+    """Hash of the base model's weights file; null for random weights."""
+    data_sha256: str
+    """Hash of the images and labels; of a streamed set, of the names, sizes and labels of its files."""
+    versions: dict[str, str]
+    """Versions of what computes: python, torch and the like."""
+    commit: str | None
+    """The git commit of Temper, where there is one."""
+
+
+class Reports(Record):
+    """The evaluations of a run: the content of `report.json` and of the checkpoint's header."""
+
+    before: Report | None
+    """The base model, where the run evaluated it."""
+    after: Report | None
+    """The model that the run delivers, or the one that it was asked to evaluate."""
+    run: Provenance | None = None
+    """What the run was; null in a checkpoint, whose header says the same elsewhere."""
+
+    @classmethod
+    def read(cls, content: str | bytes) -> Self:
+        """Read JSON, ignoring what a newer version may have added. Raises ValidationError on anything else."""
+        return cls.model_validate_json(content, extra="ignore")
+
+
+def _leniently(reports: object) -> object:
+    return Reports.model_validate(reports, extra="ignore") if isinstance(reports, dict) else reports
+
+
+ReadReports = Annotated[Reports, BeforeValidator(_leniently)]
+"""Reports as a field of another model, read leniently whatever that model does."""

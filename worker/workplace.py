@@ -1,0 +1,34 @@
+"""The workplace of a worker: its settings, database, object store and registry, shared by all its jobs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from threading import Event
+
+from app.assets.registry import Registry
+from app.jobs.leases import Claim
+from app.platform.database import Database
+from app.platform.settings import Settings
+from app.storage import ObjectStore
+from worker.host import HeartbeatFile
+from worker.training_process import core_command
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What all jobs of a worker share."""
+
+    settings: Settings
+    database: Database
+    store: ObjectStore
+    registry: Registry
+    command: Callable[[Claim, Path, Registry], Sequence[str]] = core_command
+    """Returns the command of the training process."""
+    stopping: Event = field(default_factory=Event)
+    """Set when this worker is to hand its jobs back and end."""
+
+    @cached_property
+    def heartbeat(self) -> HeartbeatFile:
+        """The file that shows that this worker is alive."""
+        return HeartbeatFile(self.settings.heartbeat_file)
