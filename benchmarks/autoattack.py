@@ -253,7 +253,7 @@ def flips(one: Tensor, other: Tensor) -> int:
 
 def digits_base() -> nn.Module:
     """The shipped digits model."""
-    return checkpoint.load(checkpoint.find_weights("digits-cnn-linf", None))[0]
+    return checkpoint.load(checkpoint.base_model_file("digits-cnn-linf", None))[0]
 
 
 def made(**spec: Any) -> nn.Module:
@@ -301,7 +301,7 @@ def cifar_cases(archive: Path, base: Path | None, points: int) -> Iterator[Calla
     with torch.random.fork_rng():
         torch.manual_seed(0)
         fresh = build(Blueprint("preact-resnet-8", (3, 32, 32), 10)).eval()
-    trained = checkpoint.load(checkpoint.find_weights("cifar10-small-linf", base))[0]
+    trained = checkpoint.load(checkpoint.base_model_file("cifar10-small-linf", base))[0]
     eps = DATASETS["cifar10"].eps
     yield lambda: Case("cifar10-small-linf", trained, images, part.labels, eps, "paper")
     yield lambda: Case("untrained preact-resnet-8", fresh, images, fresh(images).argmax(1), large, "paper")

@@ -333,7 +333,7 @@ def _setting(options: argparse.Namespace) -> Setting:
     dataset = DATASETS["cifar10" if options.cifar else "digits"]
     shipped = "cifar10-small-linf" if options.cifar else "digits-cnn-linf"
     base = options.base.stem if options.base else shipped
-    weights = checkpoint.find_weights(base, options.base)
+    weights = checkpoint.base_model_file(base, options.base)
     entry = find_architecture(checkpoint.load(weights)[1].blueprint.architecture)
     assert entry is not None
     return Setting(

@@ -1,6 +1,6 @@
-"""One safetensors file that explains itself: weights, and a header with spec, report and provenance.
+"""Checkpoints: one safetensors file with the weights, and a header with spec, report and provenance.
 
-The header is one JSON object under the key "temper" of the safetensors metadata. Nothing is ever unpickled.
+The header is a JSON object under the key "temper" of the safetensors metadata. Nothing is ever unpickled.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import nn
 
 from core.models import Blueprint, build
-from core.models.third_party import compare
+from core.models.weight_matching import compare
 from core.schema.catalog import MODELS, Norm
 from core.schema.errors import BadInput, BadWeights, DiskFull, UserError
 from core.schema.report import ReadReports
@@ -31,46 +31,46 @@ from core.schema.spec import FineTuneSpec, Spec, TrainSpec
 from core.schema.suggestions import did_you_mean
 
 KEY = "temper"
-"""Where in the metadata of a safetensors file the header lies."""
+"""The key of the header in the metadata of the safetensors file."""
 
 
 class Origin(BaseModel):
-    """Where imported weights come from."""
+    """The source of imported weights."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     file: str
-    """The name of the file they were read from."""
+    """Name of the file that they were read from."""
     sha256: str
     """Hash of that file."""
     published: str | None = None
-    """The name in `core.schema.model_zoo` that they were imported as."""
+    """Their name in `core.schema.model_zoo`; null for weights that are not published there."""
     licence: str | None = None
-    """Their licence, where we know it."""
+    """Their licence; null where it is not known."""
     dataset: str | None = None
-    """The data set they were trained on, where the import said so."""
+    """The data set they were trained on; null where the import did not name it."""
     norm: Norm | None = None
-    """The norm they are said to be robust to."""
+    """The norm in which they claim to be robust."""
     eps: float | None = None
-    """The radius they are said to be robust at."""
+    """The radius of that claim, in pixel units of images in [0, 1]."""
     robust: float | None = None
-    """Their published accuracy under AutoAttack at this norm and radius."""
+    """Their published accuracy under AutoAttack at this norm and radius, in [0, 1]."""
     left_out: tuple[str, ...] = ()
-    """What the file held and the network does not run."""
+    """Names of parameters in the file that the network does not use."""
 
 
 @dataclass(frozen=True)
-class Claim:
-    """How robust a checkpoint says it is in a norm."""
+class RobustnessClaim:
+    """The robustness that a checkpoint claims in one norm."""
 
     eps: float
-    """The radius."""
+    """The radius, in pixel units of images in [0, 1]."""
     robust: float | None
-    """The robust accuracy measured on the test part of the data it was trained on; None where nothing says it."""
+    """Robust accuracy in [0, 1] on the test part of its training data; None where it was not measured."""
 
 
 class Header(BaseModel):
-    """What a checkpoint says about itself."""
+    """The header of a checkpoint."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -79,16 +79,16 @@ class Header(BaseModel):
     blueprint: Blueprint
     """The network."""
     spec: Spec | None
-    """The resolved spec of the run that made it; with the base and the data it says how to make it again. Null for
+    """The resolved spec of the run that made it; with the base and the data, it reproduces the checkpoint. Null for
     imported weights."""
     origin: Origin | None = None
-    """Where imported weights come from; null where a run made them."""
+    """The source of imported weights; null for weights that a run made."""
     seed: int
     """The seed of that run."""
     step: int
-    """Training steps behind the weights."""
+    """Training steps of the weights."""
     stopped_at: int | None = None
-    """The step at which somebody stopped the run early; null where it ran to its end."""
+    """The step at which the run was stopped early; null where it ran to its end."""
     reports: ReadReports | None = None
     """The evaluations of that run."""
     base_sha256: str | None
@@ -96,49 +96,52 @@ class Header(BaseModel):
     data_sha256: str | None
     """Hash of the images and labels, or of the files of a streamed set; null for imported weights."""
     versions: dict[str, str]
-    """Versions of what computed: python, torch and the like."""
+    """Versions of Python and of the libraries that computed."""
     commit: str | None
-    """The git commit of Temper, where there was one; with a + when files differed from it."""
+    """The git commit of Temper, with a + when files differed from it; null outside a checkout."""
 
-    def claims(self) -> dict[Norm, Claim]:
-        """Say which norms it was made robust to, at which radius, and how robust it was found to be."""
+    def claims(self) -> dict[Norm, RobustnessClaim]:
+        """Return the norms it was made robust in, each with its radius and the robust accuracy found."""
         if self.origin:
             norm, eps = self.origin.norm, self.origin.eps
-            return {norm: Claim(eps, self.origin.robust)} if norm and eps else {}
+            return {norm: RobustnessClaim(eps, self.origin.robust)} if norm and eps else {}
         if not isinstance(self.spec, FineTuneSpec | TrainSpec):
             return {}
         after = self.reports.after if self.reports else None
         found = {norm: rate.value for norm, rate in after.robust.items()} if after else {}
-        return {norm: Claim(self.spec.eps[norm], found.get(norm)) for norm in self.spec.method.norms}
+        return {norm: RobustnessClaim(self.spec.eps[norm], found.get(norm)) for norm in self.spec.method.norms}
 
     def trained_on(self, name: str, sha256: str) -> bool:
-        """Whether it was trained on this data set, as far as it knows."""
+        """Return whether it was trained on this data set, as far as the header tells. sha256: hash of its images."""
         return self.origin.dataset == name if self.origin else self.data_sha256 == sha256
 
 
 def save_checkpoint(path: Path, model: nn.Module, header: Header) -> str:
     """Write the weights and the header to `path`, whole or not at all; return the file's sha256.
 
-    Raises DiskFull when there is no room.
+    Raises DiskFull when the disk is full, and UserError when the file cannot be written.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     return write_file(path, save(weights, metadata={KEY: header.model_dump_json()}))
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder that a run writes into, before it starts. Raises UserError where that cannot be."""
+    """Create the output folder of a run. Raises UserError where it cannot be created."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         # A ValueError is a NUL in the name.
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"cannot write into {str(path)!r}: {reason}", hint="name a folder that can be written", field="output"
+            f"cannot write into {str(path)!r}: {reason}", hint="choose a folder with write permission", field="output"
         ) from error
 
 
 def write_file(path: Path, content: bytes) -> str:
-    """Write a file whole or not at all; return its sha256. Raises DiskFull when there is no room."""
+    """Write a file whole or not at all; return its sha256.
+
+    Raises DiskFull when the disk is full, and UserError when the file cannot be written.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -150,15 +153,17 @@ def write_file(path: Path, content: bytes) -> str:
         with suppress(OSError):
             partial.unlink()
         if error.errno in (ENOSPC, EDQUOT):
-            raise DiskFull(f"no room to write {path.name}", hint="free some disk space and run it again") from error
+            raise DiskFull(
+                f"the disk is full: {path.name} cannot be written", hint="free some disk space and run it again"
+            ) from error
         raise UserError(
-            f"cannot write {path}: {error.strerror}", hint="name a folder that can be written", field="output"
+            f"cannot write {path}: {error.strerror}", hint="choose a folder with write permission", field="output"
         ) from error
     return hashlib.sha256(content).hexdigest()
 
 
 def load(path: Path) -> tuple[nn.Module, Header]:
-    """Build the network that a checkpoint holds, in eval mode on the CPU. Raises BadWeights when it is not one."""
+    """Build the network of a checkpoint, in eval mode on the CPU. Raises BadWeights for any other file."""
     header = read_header(path)
     model = build(header.blueprint)
     try:
@@ -173,14 +178,14 @@ def load(path: Path) -> tuple[nn.Module, Header]:
     if not (fit := compare(weights, model)).whole:
         raise BadWeights(
             f"the weights in {path.name} do not fit {header.blueprint.architecture}: {fit.report()}",
-            hint="the file is damaged, or was made by another version: export it again",
+            hint="the file is damaged, or was made by another version: create it again",
             field="base_model",
         )
-    # Batch norm counts its batches and never looks at the count, so that a file may lack it.
+    # A file may lack the batch counters of batch norm, which nothing reads.
     model.load_state_dict(weights, strict=False)
     if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
         raise BadWeights(
-            f"{path.name} holds weights that are not numbers",
+            f"{path.name} contains weights that are NaN or infinite",
             hint="use an earlier checkpoint of that run",
             field="base_model",
         )
@@ -188,7 +193,7 @@ def load(path: Path) -> tuple[nn.Module, Header]:
 
 
 def read_header(path: Path) -> Header:
-    """Read only what a checkpoint says about itself. Raises BadWeights when it is not a Temper checkpoint."""
+    """Read only the header of a checkpoint. Raises BadWeights when the file is not a Temper checkpoint."""
     if path.is_dir():
         raise BadWeights(
             f"{path} is a folder, not a checkpoint",
@@ -210,7 +215,7 @@ def read_header(path: Path) -> Header:
         ) from error
     if text is None:
         raise BadWeights(
-            f"{path.name} is a safetensors file, but does not say which network it holds",
+            f"{path.name} is a safetensors file without a header of Temper",
             hint="give a checkpoint made by Temper; python -m core import-weights makes one of other files",
             field="base_model",
         )
@@ -225,7 +230,7 @@ def read_header(path: Path) -> Header:
 
 
 def has_header(path: Path) -> bool:
-    """Say whether a file is a checkpoint of ours, and no other or damaged one."""
+    """Return whether a file is a readable Temper checkpoint."""
     try:
         with safe_open(path, framework="pt") as file:
             return KEY in (file.metadata() or {})
@@ -233,10 +238,10 @@ def has_header(path: Path) -> bool:
         return False
 
 
-def find_weights(base_model: str, given: Path | None) -> Path:
-    """Say where the weights of a base model lie: the given file, else the one shipped under that name.
+def base_model_file(base_model: str, given: Path | None) -> Path:
+    """Return the file of a base model: the given one, or else the one that Temper ships under that name.
 
-    Raises BadInput for a name that is not shipped, and BadWeights when a shipped file is not the one released.
+    Raises BadInput for a name that is not shipped, and BadWeights when a shipped file differs from the released one.
     """
     if given is not None:
         return given
@@ -254,7 +259,7 @@ def find_weights(base_model: str, given: Path | None) -> Path:
 
 
 def hash_file(path: Path) -> str:
-    """Return the sha256 of a file. Raises BadWeights when there is none."""
+    """Return the sha256 of a file. Raises BadWeights when it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -266,7 +271,7 @@ def hash_file(path: Path) -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Name the versions of everything that computes."""
+    """Return the versions of Python and of the libraries that compute."""
     names = ("temper", "torch", "torchvision", "timm", "numpy", "safetensors", "pyautoattack")
     found = {"python": platform.python_version()}
     for name in names:
@@ -277,10 +282,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def deciding(versions: Mapping[str, str]) -> dict[str, str]:
-    """Pick those on which verdicts depend: of Temper, and of what computes and attacks networks.
+def verdict_versions(versions: Mapping[str, str]) -> dict[str, str]:
+    """Select the versions on which verdicts depend: of Temper and of the libraries that compute and attack networks.
 
-    They are the same with a GPU and without, where torch is another build of one release.
+    The build suffix is cut off, so that torch with and without GPU support counts as one version.
     """
     names = ("temper", "torch", "torchvision", "timm", "pyautoattack")
     return {name: versions[name].partition("+")[0] for name in names if name in versions}
@@ -288,7 +293,7 @@ def deciding(versions: Mapping[str, str]) -> dict[str, str]:
 
 @cache
 def commit() -> str | None:
-    """Name the git commit of this checkout, with a + when files differ from it; None outside a checkout."""
+    """Return the git commit of this checkout, with a + when files differ from it; None outside a checkout."""
     here = Path(__file__).parent.parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)

@@ -1,6 +1,6 @@
-"""From the names in a spec, and the paths its caller gives, to a data set and a model on a device.
+"""Load the data set and the model that a spec names.
 
-A spec holds names, never paths: the command line and the service say where the files behind the names lie.
+A spec has names, never paths: the command line and the service give the paths of the files beside it.
 """
 
 import logging
@@ -23,38 +23,38 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run needs from outside its spec."""
+    """The files, folders and device of a run, which its spec does not name."""
 
     weights: Path | None = None
-    """The base model's file; None for one that Temper ships."""
+    """File of the base model; None for one that Temper ships."""
     data: Path | None = None
-    """The data set's folder or archive; None for one that Temper knows."""
+    """Folder or archive of the data set; None for one that Temper knows."""
     extra_data: Path | None = None
-    """The second data set's file, folder or archive, where the run trains on one."""
+    """File, folder or archive of the extra data; None where the run uses none."""
     workers: int | None = None
-    """Processes that read a data set too large for memory; None for one per core."""
+    """Processes that read a streamed data set; None for one per core."""
     leave_out_unusable: bool = False
-    """Whether images that cannot be read or differ in size are left out, in place of ending the run."""
+    """Whether to leave out images that cannot be read or differ in size, instead of raising an error."""
     device: torch.device | None = None
-    """Where to compute; None for the GPU, or the CPU where there is none."""
+    """The device to compute on; None for the GPU, or the CPU where there is no GPU."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A run's data and its first model, ready on the device."""
+    """The data and the initial model of a run, on its device."""
 
     spec: AnySpec
     model: nn.Module
     blueprint: models.Blueprint
     header: checkpoint.Header | None
-    """What the base model says about itself; None for random weights."""
+    """Header of the base model; None for random weights."""
     base_sha256: str | None
     dataset: data.Dataset
     test: Split
     device: torch.device
 
     def started(self, *, train_examples: int, total_steps: int) -> Started:
-        """Make the event that opens the run."""
+        """Build the first event of the run."""
         return Started(
             spec=self.spec,
             device=str(self.device),
@@ -73,11 +73,14 @@ class Loaded:
 
 
 def load(spec: AnySpec, inputs: Inputs) -> Loaded:
-    """Load what a spec names. Raises BadInput, BadDataset, BadWeights, and DoesNotFit when data and model differ."""
+    """Load the data set and the model of a spec onto the device.
+
+    Raises BadInput, BadDataset, BadWeights, and DoesNotFit when the model takes other images or classes than the data.
+    """
     if inputs.weights and isinstance(spec, TrainSpec):
         raise BadInput(
             f"{inputs.weights} is given, but this run trains from random weights",
-            hint="leave the weights out, or start from them with: python -m core finetune --weights ...",
+            hint="leave the weights out, or fine-tune them with: python -m core finetune --weights ...",
             field="weights",
         )
     dataset = data.load(
@@ -89,7 +92,7 @@ def load(spec: AnySpec, inputs: Inputs) -> Loaded:
         leave_out=_say_left_out if inputs.leave_out_unusable else None,
     )
     if spec.evaluation.engine == "reference":
-        # Now, not after hours of training and of attacks that take any number of classes.
+        # Checked before hours of training: the reference attacks need a minimum number of classes.
         check_classes(len(dataset.classes), targeted=spec.evaluation.protocol != "fast")
     header, base_sha256 = None, None
     if isinstance(spec, TrainSpec):
@@ -98,14 +101,14 @@ def load(spec: AnySpec, inputs: Inputs) -> Loaded:
             torch.manual_seed(spec.seed)
             model = models.build(blueprint)
     else:
-        path = checkpoint.find_weights(spec.base_model, inputs.weights)
+        path = checkpoint.base_model_file(spec.base_model, inputs.weights)
         model, header = checkpoint.load(path)
         blueprint, base_sha256 = header.blueprint, checkpoint.hash_file(path)
         _check_fit(spec.base_model, blueprint, dataset)
     device = inputs.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     test = dataset.test.first(spec.evaluation.examples).to(device)
-    # Convolutions run 1.3 to 2.5 times as fast with channels last, on the CPU too (benchmarks/epoch.py); in this layout
-    # the weights alone make torch choose it, whatever the layout of the images.
+    # Convolutions run 1.3 to 2.5 times as fast with channels last, also on the CPU (benchmarks/epoch.py). The layout of
+    # the weights is enough: torch then converts the images.
     model = model.to(device).to(memory_format=torch.channels_last)
     return Loaded(spec, model, blueprint, header, base_sha256, dataset, test, device)
 
@@ -115,15 +118,15 @@ def _say_left_out(name: str, reason: str) -> None:
 
 
 def _extra_path(spec: AnySpec, inputs: Inputs) -> Path | None:
-    """Find the second data set that a spec names, if any."""
+    """Return the path of the extra data; None where the spec names none."""
     name = None if isinstance(spec, EvaluateSpec) else spec.extra_dataset
     if name and inputs.extra_data is None:
         raise BadInput(
-            f"there is no path to the extra data {name!r}", hint="give it with --extra-data", field="extra_dataset"
+            f"the path of the extra data {name!r} is missing", hint="give it with --extra-data", field="extra_dataset"
         )
     if inputs.extra_data and not name:
         raise BadInput(
-            f"{inputs.extra_data} is given, but the run names no extra data set",
+            f"{inputs.extra_data} is given, but the spec names no extra data set",
             hint="name it with extra_dataset",
             field="extra_dataset",
         )
@@ -133,14 +136,14 @@ def _extra_path(spec: AnySpec, inputs: Inputs) -> Path | None:
 def _check_fit(name: str, blueprint: models.Blueprint, dataset: data.Dataset) -> None:
     if blueprint.shape != dataset.shape:
         raise DoesNotFit(
-            f"{name} takes images of {models.describe(blueprint.shape)}, the data set's are "
+            f"{name} takes images of {models.describe(blueprint.shape)}, but those of the data set are "
             f"{models.describe(dataset.shape)}",
             hint="choose a base model for this image size, or resize the images",
             field="dataset",
         )
     if blueprint.classes != len(dataset.classes):
         raise DoesNotFit(
-            f"{name} tells {blueprint.classes} classes apart, the data set has {len(dataset.classes)}",
+            f"{name} has {blueprint.classes} classes, but the data set has {len(dataset.classes)}",
             hint="choose a data set with the base model's classes, or a base model for this data set",
             field="dataset",
         )

@@ -1,8 +1,8 @@
-"""What can be asked of a run while it goes on: to pause or to stop early. No torch.
+"""Requests to pause a run or to stop it early, by signal or by the caller. No torch.
 
-On the command line SIGTERM asks for a pause: the step is finished, the state saved, the exit status 75 (EX_TEMPFAIL).
-The same command goes on from there. torchrun hands SIGTERM to its processes, which do so, and ends with 1 itself.
-SIGUSR1 asks to stop: the best weights so far are kept, evaluated, delivered.
+On the command line, SIGTERM is a request to pause: the run finishes its step, saves its state and exits with status 75
+(EX_TEMPFAIL); the same command continues from there. torchrun passes SIGTERM on to its processes and exits with status
+1 itself. SIGUSR1 is a request to stop: the run evaluates and delivers the best weights so far.
 """
 
 import signal
@@ -13,26 +13,26 @@ from types import FrameType
 
 
 class Interrupted(BaseException):
-    """A pause was asked for at a moment when everything worth keeping is on disk."""
+    """A request to pause arrived while no training step was running: all progress is on disk."""
 
 
 @dataclass
 class StopRequests:
-    """Set by anybody, heeded by the run at its next step."""
+    """The requests to a run, which it reads after each step."""
 
     pause: bool = False
-    """Finish the step, save the state, end."""
+    """Finish the step, save the state and end."""
     stop: bool = False
-    """Finish the step, keep the best weights, evaluate and deliver them."""
+    """Finish the step, then evaluate and deliver the best weights."""
     stepping: bool = False
-    """The run's own word: it is between training steps and heeds a pause there."""
+    """Set by the run while it takes training steps, where it reads `pause` itself."""
 
 
 @contextmanager
 def handle_signals(requests: StopRequests) -> Iterator[None]:
-    """Turn SIGTERM and SIGUSR1 into requests for as long as the block runs.
+    """Turn SIGTERM and SIGUSR1 into requests inside the block.
 
-    Where no training step would see the pause, in loading and evaluating, SIGTERM raises Interrupted instead.
+    Outside training steps, while loading and evaluating, SIGTERM raises Interrupted instead.
     """
 
     def pause(number: int, frame: FrameType | None) -> None:

@@ -9,7 +9,7 @@ from fastapi.routing import iter_route_contexts
 
 from app.http.authentication import Needs
 from app.http.problems import name_media_type
-from core.schema.spec import EvaluateSpec, TrainSpec
+from app.schemas.job_request import EvaluateRequest, TrainRequest
 
 _SHA256 = "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9"
 EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = {
@@ -66,9 +66,9 @@ class Api(FastAPI):
 
 
 def _require_kind(document: dict[str, Any]) -> None:
-    """Require `kind` of all specs but the default one: a spec without it would be valid as several kinds."""
-    for spec in (TrainSpec, EvaluateSpec):
-        document["components"]["schemas"][f"{spec.__name__}-Input"]["required"].append("kind")
+    """Require `kind` of all requests but the default one: a request without it would be valid as several kinds."""
+    for request in (TrainRequest, EvaluateRequest):
+        document["components"]["schemas"][f"{request.__name__}-Input"]["required"].append("kind")
 
 
 def _add_examples(document: dict[str, Any]) -> None:

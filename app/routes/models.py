@@ -60,7 +60,7 @@ _NOTHING_OWN: dict[str, Any] = {
 class ModelWish(ImportSpec):
     """The base model to make: of an upload, with what the file itself does not say, or of a checkpoint."""
 
-    # FastAPI reads the schema of a body when its route is made, so it cannot be built later.
+    # FastAPI describes a body that is built at first use by a warning.
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, defer_build=False)
 
     name: GivenName = Field(examples=["birds-linf"])

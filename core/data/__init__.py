@@ -1,7 +1,7 @@
 """Data sets: images in [0, 1] and labels, small ones as bytes on the device, large ones streamed from their files.
 
 A data set is a name in `core.schema.catalog.DATASETS`, or an ImageFolder folder or archive at a path. The order of
-both parts is fixed, so that "the first 300 test points" means the same everywhere. A new one is a file here and an
+both parts is fixed, so that "the first 300 test points" are the same everywhere. A new data set is a file here and an
 entry there.
 """
 
@@ -21,14 +21,14 @@ from core.schema.suggestions import did_you_mean
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test part that share their classes."""
+    """A training and a test part with the same classes."""
 
     train: LabelledImages
     test: LabelledImages
     classes: tuple[str, ...]
-    """The name behind each label."""
+    """The name of each class, by its label."""
     extra: LabelledImages | None = None
-    """A second labelled set of the same classes, for training."""
+    """Extra data for training, with the same classes; None for none."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -36,7 +36,7 @@ class Dataset:
         return self.train.shape
 
     def sha256(self) -> str:
-        """Hash the data: of sets in memory all images and labels, of streamed ones the names and sizes of the files."""
+        """Return the sha256 of all images and labels; of streamed ones, of the names, sizes and labels of the files."""
         digest = hashlib.sha256()
         for part in (self.train, self.test, self.extra):
             if part is not None:
@@ -53,21 +53,21 @@ def load(
     interpolation: Interpolation = "bilinear",
     leave_out: LeaveOut | None = None,
 ) -> Dataset:
-    """Load a data set by its name, or from a path for one that the catalogue does not know.
+    """Load a data set by its name, or from a path if the catalogue does not know the name.
 
-    For cifar10 and cifar100 the path is the folder that torchvision keeps it in, or the images as an ImageFolder; for
-    imagenet the folder that holds `train/` and `val/`. extra: a second labelled set, as `extra_data.load` reads it.
-    workers: processes that read a streamed set, by default one per core. interpolation: how its images are resized for
-    evaluation. leave_out: told of each image of a folder or archive that cannot be used, and why, which then is no part
-    of the data; by default the first such image is an error. Streamed sets are not looked through, and take none.
+    For cifar10 and cifar100 the path is torchvision's folder, or the images as an ImageFolder; for imagenet the folder
+    with `train/` and `val/`. extra: a second labelled set, as `extra_data.load` reads it. workers: processes that read
+    a streamed set, by default one per core. interpolation: how the images of a streamed set are resized for evaluation.
+    leave_out: called with each image that cannot be used and the reason, and the image is left out; by default the
+    first such image raises an error. Streamed sets do not support it, since their images are not read in advance.
 
-    Raises BadInput for a name that needs a path and has none, or the other way round, BadDataset when images cannot be
-    read, and DoesNotFit for extra data of another shape or other classes.
+    Raises BadInput for a missing or superfluous path, BadDataset when images cannot be read, and DoesNotFit for extra
+    data of another shape or with other classes.
     """
     match name:
         case "digits" if path is not None:
             raise BadInput(
-                "digits come with scikit-learn, not from a path",
+                "the digits are part of scikit-learn and take no path",
                 hint=f"leave out --data, or give {path.name} another name with --dataset",
                 field="dataset",
             )
@@ -79,7 +79,7 @@ def load(
             raise _needs_path(name)
         case _ if arrays.is_arrays(path):
             raise BadDataset(
-                f"{path.name} holds no test part", hint="train on it beside another set, as extra data", field="dataset"
+                f"{path.name} has no test part", hint="use it as extra data, beside another data set", field="dataset"
             )
         case "imagenet":
             dataset = Dataset(*imagenet.load(path, workers=workers, interpolation=interpolation))
@@ -90,8 +90,8 @@ def load(
         dataset = replace(dataset, extra=second)
     if leave_out and isinstance(dataset.train, Stream):
         raise BadInput(
-            f"images of {name} are read as they are needed: which of them cannot be used is not known before",
-            hint="run without --leave-out-unusable, and remove or replace the file that the run then names",
+            f"images of {name} are read during the run, so unusable ones cannot be left out in advance",
+            hint="run without --leave-out-unusable, and remove or replace the file that the run names",
             field="dataset",
         )
     return dataset
@@ -100,8 +100,8 @@ def load(
 def _needs_path(name: str) -> BadInput:
     if name in DATASETS:
         return BadInput(
-            f"{name} cannot be fetched: it has to be on this machine",
-            hint="give the folder that holds its train/ and val/ with --data",
+            f"{name} cannot be downloaded: it must be on this machine",
+            hint="give the folder with its train/ and val/ as --data",
             field="dataset",
         )
     return BadInput(

@@ -1,7 +1,7 @@
-"""Labelled images in one NumPy file, as sets of pseudo-labelled or generated images are passed around in the field.
+"""Labelled images in a NumPy file, the usual format for pseudo-labelled or generated images.
 
-A `.npz` archive with `images` (examples, height, width, channels) uint8 and `labels` (examples,) whole numbers; the
-names `image` and `label` are read too. Nothing is ever unpickled.
+The file is a `.npz` archive with `images` (examples, height, width, channels) uint8 and `labels` (examples,) integers;
+the names `image` and `label` are accepted too. Nothing is ever unpickled.
 """
 
 import zipfile
@@ -15,19 +15,19 @@ from core.schema.errors import BadDataset
 
 _REMEDY = (
     "write the file with numpy.savez(path, images=images, labels=labels): images uint8 of examples x height x width x "
-    "channels, labels whole numbers"
+    "channels, labels integers"
 )
 
 
 def is_arrays(path: Path) -> bool:
-    """Whether a path is to be read as arrays, or to be refused as what arrays are also stored in."""
+    """Return whether a path has the suffix of a file of arrays, one that is refused included."""
     return path.suffix in {".npz", ".npy", ".pickle", ".pkl"}
 
 
 def load(path: Path) -> Split:
-    """Load the images and labels. Raises BadDataset for anything else, pickled content above all."""
+    """Load the images and labels. Raises BadDataset for any other content, pickled objects included."""
     if not zipfile.is_zipfile(path):
-        raise _bad(path, "it is no .npz archive" if path.exists() else "there is no such file")
+        raise _bad(path, "it is not a .npz archive" if path.exists() else "the file does not exist")
     try:
         with np.load(path, allow_pickle=False) as archive:
             images, labels = (_array(archive, path, name) for name in ("images", "labels"))
@@ -46,7 +46,7 @@ def load(path: Path) -> Split:
 def _array(archive: np.lib.npyio.NpzFile, path: Path, name: str) -> np.ndarray:
     found = next((known for known in (name, name.removesuffix("s")) if known in archive), None)
     if found is None:
-        raise _bad(path, f"there is no array named {name}, but {', '.join(archive) or 'nothing'}")
+        raise _bad(path, f"it has no array named {name}, only {', '.join(archive) or 'nothing'}")
     return archive[found]
 
 

@@ -1,4 +1,4 @@
-"""What training does to a batch of images before it attacks them, on the device that holds them."""
+"""Augmentation of a training batch, before it is attacked, on the device of the images."""
 
 from math import log
 
@@ -10,9 +10,9 @@ from core.schema.catalog import Augmentation
 
 
 def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Change each image (batch, channels, height, width) at random and independently; the shape stays.
+    """Augment each image (batch, channels, height, width) independently; the shape stays the same.
 
-    The generator lives on the CPU, so that one seed draws the same on every device.
+    generator: on the CPU, so that one seed gives the same draws on every device.
     """
     match augmentation:
         case "none":
@@ -24,7 +24,7 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
 
 
 def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Pad with zeros by an eighth of the size (4 pixels for 32) and cut out the old size anywhere."""
+    """Pad with zeros by an eighth of the size (4 pixels for 32), and crop to the old size at a random position."""
     batch, _, height, width = images.shape
     margin = max(height, width) // 8
     padded = F.pad(images, [margin] * 4)
@@ -37,14 +37,14 @@ def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Cut out 8 to 100 % of the area, of a shape from 3:4 to 4:3, and resize it to the old size (Szegedy et al. 2015).
+    """Crop 8 to 100 % of the area with an aspect ratio from 3:4 to 4:3, and resize it (Szegedy et al. 2015).
 
-    Of ten boxes for each image the first that is inside is taken, and the whole image where none is.
+    Of ten boxes per image the first that lies inside is used, or the whole image where none does.
     """
     batch, _, height, width = images.shape
     area = 0.08 + 0.92 * torch.rand(10, batch, generator=generator)
     shape = torch.empty(10, batch).uniform_(log(3 / 4), log(4 / 3), generator=generator).exp()
-    # Sides as shares of the image's own: the image need not be square.
+    # Sides as fractions of the image's sides: the image need not be square.
     across, down = (area * shape * height / width).sqrt(), (area / shape * width / height).sqrt()
     inside = torch.cat([(across <= 1) & (down <= 1), torch.ones(1, batch, dtype=torch.bool)])
     first = inside.int().argmax(0)[None]
@@ -58,6 +58,6 @@ def _resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image left to right half of the time."""
+    """Flip each image horizontally with probability 1/2."""
     mirrored = torch.rand(len(images), generator=generator).to(images.device) < 0.5
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) through torchvision, which fetches them once and checks them."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) through torchvision, which downloads them once and verifies them."""
 
 from pathlib import Path
 from typing import Literal
@@ -19,16 +19,16 @@ _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 def load(
     name: Literal["cifar10", "cifar100"], path: Path | None, *, leave_out: LeaveOut | None = None
 ) -> tuple[Split, Split, tuple[str, ...]]:
-    """Load the training part, the test part and the class names. Raises BadDataset when it cannot be had.
+    """Load the training part, the test part and the class names.
 
-    path: the folder that torchvision keeps it in or is to keep it in, or the same images as an ImageFolder folder or
-    archive. leave_out: told of each image of those that cannot be used; torchvision's files are whole or refused.
+    path: torchvision's folder, which may be empty, or the same images as an ImageFolder folder or archive. leave_out:
+    as in `image_folder.load`; torchvision's own files are complete or refused. Raises BadDataset.
     """
     path = path and path.expanduser()
     if path and not path.exists():
         raise BadDataset(
             f"there is nothing at {path}",
-            hint="check the path; for an empty folder to fetch it into, make that folder first",
+            hint="check the path; to download the data set there, create the folder first",
             field="dataset",
         )
     if path and _holds_images(path):
@@ -41,15 +41,15 @@ def load(
         train, test = (kind(str(folder), train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError) as error:
         raise BadDataset(
-            f"cannot fetch {_TITLES[name]} into {folder}: {error}",
-            hint=f"give this machine access to the internet once, or unpack {kind.filename} there",
+            f"cannot download {_TITLES[name]} into {folder}: {error}",
+            hint=f"give this machine access to the internet once, or unpack {kind.filename} into that folder",
             field="dataset",
         ) from error
     return _split(train), _split(test), tuple(train.classes)
 
 
 def _holds_images(path: Path) -> bool:
-    """Whether a path is an archive, or a folder with a part of an ImageFolder in it or one below."""
+    """Whether a path is an archive, or a folder with `train` or `test` in it or one level below."""
     if path.is_file():
         return True
     return any(found.is_dir() for part in PARTS for pattern in (part, f"*/{part}") for found in path.glob(pattern))
@@ -62,7 +62,7 @@ def _checked(name: str, train: Split, test: Split, classes: tuple[str, ...]) -> 
         raise BadDataset(
             f"this is not {_TITLES[name]}: {channels} x {height} x {width} images in {len(classes)} classes, not "
             f"{' x '.join(map(str, entry.shape))} in {entry.classes}",
-            hint="give a data set of your own a name of its own with --dataset",
+            hint="give your data set a name of its own with --dataset",
             field="dataset",
         )
     return train, test, classes

@@ -1,26 +1,27 @@
-"""Class folders: what the classes of a data set are called, and that each of them has images."""
+"""Class folders: the names of the classes of a data set, and the check that each class has images."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from core.schema.errors import BadDataset
 
 PARTS = {"train": "train", "test": "test", "val": "test", "valid": "test"}
-"""The folder of a part, and which part it is."""
+"""Folder name -> part of the data set."""
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def name_classes(counts: Mapping[tuple[str, str], int], parts: Iterable[str], where: str) -> tuple[str, ...]:
-    """Name the classes in the order of their labels, which is that of their names.
+    """Return the class names in the order of their labels, which is alphabetical.
 
-    counts: images by part and class. parts: those that must have images of every class. Raises BadDataset.
+    counts: number of images by part and class. parts: those that must have images of every class. where: name of the
+    data set, for errors. Raises BadDataset.
     """
     names = {part: {label for its_part, label in counts if its_part == part} for part in parts}
     for part, labels in names.items():
         if not labels:
             raise BadDataset(
                 f"no images found under '{part}/' in {where}",
-                hint=f"lay it out as {_layout(list(names))}, as JPEG, PNG or WebP",
+                hint=f"arrange the images as {_layout(list(names))}, in JPEG, PNG or WebP format",
                 field="dataset",
             )
     classes = sorted(set().union(*names.values()))
@@ -32,7 +33,7 @@ def name_classes(counts: Mapping[tuple[str, str], int], parts: Iterable[str], wh
                 field="dataset",
             )
     if len(classes) < 2:
-        raise BadDataset(f"{where} has a single class", hint="a classifier needs two classes or more", field="dataset")
+        raise BadDataset(f"{where} has a single class", hint="add images of a second class", field="dataset")
     return tuple(classes)
 
 

@@ -9,11 +9,11 @@ _TEST_EXAMPLES = 500
 
 
 def load() -> tuple[Split, Split, tuple[str, ...]]:
-    """Load the training part, the test part and the class names; the split never changes."""
+    """Load the training part, the test part (500 images) and the class names; the split is fixed."""
     from sklearn.datasets import load_digits  # slow to import, and only needed here
 
     digits = load_digits()
-    # numpy promises that RandomState's stream stays the same in every version.
+    # numpy guarantees the stream of RandomState in every version.
     order = np.random.RandomState(0).permutation(len(digits.target))
     pixels = torch.from_numpy(digits.images[order].astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(digits.target[order].astype(np.int64))

@@ -1,6 +1,6 @@
 """Extra data: a second labelled set to train on, such as the 500,000 pseudo-labelled images of Carmon et al. 2019.
 
-It must have the first set's shape and classes; how the two share a batch is `core.data.training_set`'s.
+It must have the shape and the classes of the first set; `core.data.training_set` mixes the two in each batch.
 """
 
 from dataclasses import replace
@@ -19,9 +19,10 @@ def load(
 ) -> LabelledImages:
     """Load a second set beside one whose training part is `like`.
 
-    Reads a `.npz` file of arrays, or the `train/<class>/<image>` of a folder or archive, whose classes are then matched
-    by name. Pixels are in the first set's units, 0 to 255 but for the digits. leave_out: told of each image that cannot
-    be used. Raises BadDataset when it cannot be read and DoesNotFit when it is of another shape or has other classes.
+    path: a `.npz` file of arrays, or a folder or archive with `train/<class>/<image>`, whose classes are matched by
+    name. Pixels are in the units of the first set: 0 to 255, but 0 to 16 for the digits. leave_out: as in
+    `image_folder.load`. Raises BadDataset when the set cannot be read, and DoesNotFit when it has another shape or
+    other classes.
     """
     try:
         found, names = _read(path, like, leave_out)
@@ -38,7 +39,7 @@ def load(
     low, high = int(found.labels.min()), int(found.labels.max())
     if low < 0 or high >= len(classes):
         raise DoesNotFit(
-            f"labels in {path.name} go from {low} to {high}, the data set has {len(classes)} classes",
+            f"labels in {path.name} go from {low} to {high}, but the data set has {len(classes)} classes",
             hint=f"label the extra images from 0 to {len(classes) - 1}",
             field="extra_dataset",
         )
@@ -46,7 +47,7 @@ def load(
 
 
 def _read(path: Path, like: LabelledImages, leave_out: LeaveOut | None) -> tuple[LabelledImages, tuple[str, ...]]:
-    """Read images and, where they have any, the names of their classes."""
+    """Read the images, and the names of their classes where there are any."""
     if isinstance(like, Stream):
         return imagenet.load_training_part(path, workers=like.workers)
     assert isinstance(like, Split)
@@ -57,7 +58,7 @@ def _read(path: Path, like: LabelledImages, leave_out: LeaveOut | None) -> tuple
         found, names = image_folder.load_training_part(path, leave_out=leave_out)
     if int(found.pixels.max()) > like.white:
         raise BadDataset(
-            f"pixels in {path.name} go up to {int(found.pixels.max())}, white is {like.white} in the data set",
+            f"pixels in {path.name} go up to {int(found.pixels.max())}, but white is {like.white} in the data set",
             hint="store both in the same units",
             field="extra_dataset",
         )
@@ -69,12 +70,12 @@ def _describe(shape: tuple[int, int, int]) -> str:
 
 
 def _renumbered(found: LabelledImages, names: tuple[str, ...], classes: tuple[str, ...], path: Path) -> LabelledImages:
-    """Number the classes as the first set does."""
+    """Replace the labels by those of the first set for the same class names."""
     unknown = sorted(set(names) - set(classes))
     if unknown:
         raise DoesNotFit(
-            f"class '{unknown[0]}' of {path.name} is none of the data set's {len(classes)} classes",
-            hint="name the extra classes as those of the data set, and leave out others",
+            f"class '{unknown[0]}' of {path.name} is not one of the {len(classes)} classes of the data set",
+            hint="use the class names of the data set, and leave out other classes",
             field="extra_dataset",
         )
     numbers = found.labels.new_tensor([classes.index(name) for name in names])

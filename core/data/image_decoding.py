@@ -1,4 +1,4 @@
-"""An image file as bytes per pixel: which formats are read, and what becomes of 16 bits, transparency and palettes."""
+"""Decode image files to 8 bits per channel, from 16 bits, palettes and transparency too."""
 
 import numpy as np
 from PIL import Image
@@ -7,9 +7,9 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 def in_bytes(image: Image.Image) -> Image.Image:
-    """Decode an image to grey ("L") or colour ("RGB") of 8 bits, where white stays white.
+    """Decode an image to 8-bit grey ("L") or colour ("RGB"); white stays white.
 
-    Pillow itself reads colour of 16 bits as 8, and would cut off grey of 16 bits at 255.
+    Pillow converts 16-bit colour to 8 bits when it reads it, but would clip 16-bit grey at 255.
     """
     if image.mode == "L":
         return image

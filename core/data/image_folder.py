@@ -1,8 +1,8 @@
 """ImageFolder data: `train/<class>/<image>` and `test/<class>/<image>`, in a folder or in a zip or tar archive.
 
-Archives are read member by member and never unpacked, so no name in one can reach a path outside. Every image must have
-the same size. Classes are numbered in the order of their names. What is wrong with an image ends the reading, unless
-the caller would rather leave such images out: then the size that most images have is the right one.
+Archives are read member by member and never unpacked, so no member can be written outside a folder. All images must
+have the same size. Classes are numbered in alphabetical order. An image that cannot be used raises an error, unless the
+caller asks to leave such images out; then the most frequent size is the right one.
 """
 
 import io
@@ -30,27 +30,28 @@ from core.schema.errors import BadDataset
 
 _LARGEST_FILE = 64 * 2**20
 _MOST_PIXELS = 2**24
-# What the operator put there may be as large as the machine can hold.
+# Files of the operator, as opposed to uploads, are not limited in size.
 _OF_THE_OPERATOR = Caps(total_bytes=2**40)
 
 LeaveOut = Callable[[str, str], None]
-"""Takes the name of an image that is left out, and the reason."""
+"""Called with the name of an image that is left out, and the reason."""
 
 
 class Found(NamedTuple):
-    """An image, or a folder of a class."""
+    """An image, or the folder of a class."""
 
     part: str
     label: str
     name: str
     pixels: np.ndarray | None
-    """(height, width) grey or (height, width, 3) colour bytes; None for a folder."""
+    """(height, width) grey or (height, width, 3) colour, uint8; None for a folder."""
 
 
 def load(path: Path, *, leave_out: LeaveOut | None = None) -> tuple[Split, Split, tuple[str, ...]]:
-    """Load the training part, the test part and the class names. Raises BadDataset naming the file at fault.
+    """Load the training part, the test part and the class names.
 
-    leave_out: told of each image that cannot be used, which then is no part of the data; by default the first ends it.
+    leave_out: called with each image that cannot be used, which is then left out; by default the first such image
+    raises an error. Raises BadDataset, which names the file.
     """
     found = _collect(path, leave_out)
     counts = {place: len(images) for place, images in found.images.items()}
@@ -59,7 +60,7 @@ def load(path: Path, *, leave_out: LeaveOut | None = None) -> tuple[Split, Split
 
 
 def load_training_part(path: Path, *, leave_out: LeaveOut | None = None) -> tuple[Split, tuple[str, ...]]:
-    """Load the training part and its class names, of a data set that may have no test part. Raises BadDataset."""
+    """Load the training part and its class names; the data set need not have a test part. Raises BadDataset."""
     found = _collect(path, leave_out)
     counts = {place: len(images) for place, images in found.images.items()}
     classes = name_classes(counts, ("train",), path.name)
@@ -73,10 +74,10 @@ def look_through(
     ignore: Callable[[str], None] | None = None,
     caps: Caps | None = None,
 ) -> Iterator[Found]:
-    """Go through the images of both parts, and the folders of their classes, as the files lie.
+    """Yield the images of both parts, and the folders of their classes, in the order of the files.
 
-    ignore: told of each file that is no image by its name or place. caps: what a zip archive may hold. Raises
-    BadDataset.
+    leave_out: as in `load`. ignore: called with each file that is not an image by its name or folder. caps: limits of a
+    zip archive. Raises BadDataset.
     """
     caps = caps or _OF_THE_OPERATOR
     bad = None if leave_out is None else _unlike_most(path, caps)
@@ -90,7 +91,7 @@ def look_through(
                 yield Found(PARTS[place[0]], place[1], name, None)
             continue
         if in_place:
-            # Also a class whose folder holds no image is one.
+            # A class counts even when its folder has no image.
             yield Found(PARTS[place[0]], place[1], name, None)
         if not in_place or not _is_image(name):
             if ignore:
@@ -112,14 +113,14 @@ def look_through(
             sizes = [f"{width} x {height}" for height, width in (first[1], pixels.shape[:2])]
             raise BadDataset(
                 f"images differ in size: {first[0]} is {sizes[0]}, {name} is {sizes[1]}",
-                hint="resize all images to one size, or call a folder imagenet to have them cropped to 224 x 224",
+                hint="resize all images to one size, or set --dataset imagenet for a folder to crop them to 224 x 224",
                 field="dataset",
             )
         yield Found(PARTS[place[0]], place[1], name, pixels)
 
 
 def _unlike_most(path: Path, caps: Caps) -> dict[str, str]:
-    """Find the images that differ in size from most, by their headers alone, with the reason to leave each out."""
+    """Find the images that do not have the most frequent size, from their headers, with the reason for each."""
     sizes: dict[str, tuple[int, int]] = {}
     for name, content in _members(path, caps):
         if content is not None and _is_image(name):
@@ -129,7 +130,7 @@ def _unlike_most(path: Path, caps: Caps) -> dict[str, str]:
                 continue
     if not sizes:
         return {}
-    # Of two sizes that are as frequent, the smaller: the answer must not hang on the order of the files.
+    # Of two equally frequent sizes, the smaller: the result must not depend on the order of the files.
     counts = Counter(sizes.values())
     usual = min(counts, key=lambda size: (-counts[size], size))
     reason = f"it is not {usual[0]} x {usual[1]}, the size of most images"
@@ -145,7 +146,7 @@ def _collect(path: Path, leave_out: LeaveOut | None) -> "_Collected":
 
 @dataclass
 class _Collected:
-    """The images seen so far, by part and class."""
+    """The images found so far, by part and class."""
 
     images: dict[tuple[str, str], list[tuple[str, np.ndarray]]] = field(default_factory=dict)
 
@@ -155,7 +156,7 @@ class _Collected:
             images.append((found.name, found.pixels))
 
     def split(self, part: str, classes: tuple[str, ...]) -> Split:
-        """Stack the images of a part in an order that is fixed and mixes the classes."""
+        """Stack the images of a part, in a fixed order that mixes the classes."""
         pairs = [
             (name, pixels, label)
             for label, class_name in enumerate(classes)
@@ -175,38 +176,38 @@ def _channels(pixels: np.ndarray, *, in_colour: bool) -> np.ndarray:
 
 
 class _Unusable(Exception):
-    """An image cannot be used; says why."""
+    """An image cannot be used; the message is the reason."""
 
 
 def _size(content: bytes) -> tuple[int, int]:
-    """Read an image's width and height from its header, without decoding it. Raises _Unusable."""
+    """Return the width and height of an image from its header. Raises _Unusable."""
     with _opened(content) as image:
         return image.size
 
 
 def _decode(content: bytes) -> np.ndarray:
-    """Decode one image to (height, width) grey or (height, width, 3) colour bytes. Raises _Unusable."""
+    """Decode an image to (height, width) grey or (height, width, 3) colour, uint8. Raises _Unusable."""
     with _opened(content) as image:
         return np.asarray(in_bytes(image))
 
 
 @contextmanager
 def _opened(content: bytes) -> Iterator[Image.Image]:
-    """Open an image of a known kind and sane size; what is wrong with it then, or inside the block, is _Unusable."""
+    """Open an image of a supported format and size. Raises _Unusable, also for errors inside the block."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > _MOST_PIXELS:
-                    raise _Unusable(f"it is {width} x {height}, a decompression bomb or far too large")
+                    raise _Unusable(f"it is {width} x {height}: too large, or a decompression bomb")
                 if ends_as_archive(content):
                     raise _Unusable("it is an archive as well as an image")
                 yield image
     except UnidentifiedImageError as error:
         raise _Unusable("it is not a JPEG, PNG or WebP image") from error
     except MemoryError as error:
-        raise _Unusable("it takes more memory than there is") from error
+        raise _Unusable("it does not fit the memory") from error
     except (
         OSError,
         ValueError,
@@ -221,13 +222,13 @@ def _opened(content: bytes) -> Iterator[Image.Image]:
 
 
 def _is_image(name: str) -> bool:
-    """Whether a file is an image by its name."""
+    """Whether a file has the name of an image."""
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def _members(path: Path, caps: Caps) -> Iterator[tuple[str, bytes | None]]:
-    """Go through the files (name, content) and folders (name, None) of a folder or archive."""
+    """Yield the files (name, content) and folders (name, None) of a folder or archive."""
     if path.is_dir():
         yield from _folder_members(path)
     elif zipfile.is_zipfile(path):
@@ -235,7 +236,7 @@ def _members(path: Path, caps: Caps) -> Iterator[tuple[str, bytes | None]]:
     elif path.is_file():
         yield from _tar_members(path)
     else:
-        raise BadDataset(f"there is nothing at {path}", hint="check the path of the data set", field="dataset")
+        raise BadDataset(f"{path} does not exist", hint="check the path of the data set", field="dataset")
 
 
 def _folder_members(path: Path) -> Iterator[tuple[str, bytes | None]]:
@@ -272,13 +273,15 @@ def _is_wanted(name: str, size: int) -> bool:
     if not _is_image(name):
         return False
     if size > _LARGEST_FILE:
-        raise BadDataset(f"{name} is {size / 2**20:.0f} MiB", hint="images may have up to 64 MiB", field="dataset")
+        raise BadDataset(
+            f"{name} is {size / 2**20:.0f} MiB", hint="image files may have at most 64 MiB", field="dataset"
+        )
     return True
 
 
 def _damaged(path: Path, error: Exception) -> BadDataset:
     return BadDataset(
         f"cannot read {path.name}: {error}",
-        hint="give a folder, or a zip or tar archive that is whole",
+        hint="give a folder, or a complete zip or tar archive",
         field="dataset",
     )

@@ -1,8 +1,8 @@
 """ImageNet (ILSVRC 2012) and folders like it: large images of mixed size, streamed from `train/<class>/<image>`.
 
-Preprocessing is the field's: training takes a random resized crop and a flip, evaluation resizes the shorter side to
-256 and takes the middle 224 x 224, bilinear or, for some models, bicubic. The order of both parts is fixed and mixes
-the classes, so that "the first 1000 test points" means the same everywhere.
+Preprocessing is the usual one: a random resized crop and a flip for training; for evaluation, the shorter side is
+resized to 256 pixels (bilinear or, for some models, bicubic) and the central 224 x 224 are cropped. The order of both
+parts is fixed and mixes the classes, so that "the first 1000 test points" are the same everywhere.
 """
 
 import os
@@ -19,13 +19,13 @@ from core.schema.errors import BadDataset
 from core.schema.spec import Interpolation
 
 _Files = dict[tuple[str, str], list[tuple[str, int]]]
-"""Name and size of each image, by part and class."""
+"""Name and size in bytes of each image, by part and class."""
 
 
 def load(
     folder: Path, *, workers: int | None = None, interpolation: Interpolation = "bilinear"
 ) -> tuple[Stream, Stream, tuple[str, ...]]:
-    """List the training part, the test part and the class names. Raises BadDataset, also for an empty file."""
+    """List the training part, the test part and the class names. Raises BadDataset, also for an empty image file."""
     files = _find(folder)
     classes = _classes(files, ("train", "test"), folder)
     parts = (_stream(folder, files, part, classes, workers) for part in ("train", "test"))
@@ -34,7 +34,7 @@ def load(
 
 
 def load_training_part(folder: Path, *, workers: int | None = None) -> tuple[Stream, tuple[str, ...]]:
-    """List the training part and its class names, of a folder that may have no test part. Raises BadDataset."""
+    """List the training part and its class names; the folder need not have a test part. Raises BadDataset."""
     files = _find(folder)
     classes = _classes(files, ("train",), folder)
     return _stream(folder, files, "train", classes, workers), classes
@@ -48,8 +48,8 @@ def _find(folder: Path) -> _Files:
     if not folder.is_dir():
         there = folder.exists()
         raise BadDataset(
-            f"{folder} is not a folder" if there else f"there is nothing at {folder}",
-            hint="unpack it: images of this size are read from their own files" if there else "check the path",
+            f"{folder} is not a folder" if there else f"{folder} does not exist",
+            hint="unpack it: large images are streamed from their own files" if there else "check the path",
             field="dataset",
         )
     files: _Files = {}
@@ -84,7 +84,7 @@ def _stream(folder: Path, files: _Files, part: str, classes: tuple[str, ...], wo
         for name, size in sorted(files[part, class_name])
     ]
     names, sizes, labels = zip(*found, strict=True)
-    # numpy promises that RandomState's stream stays the same in every version.
+    # numpy guarantees the stream of RandomState in every version.
     order = np.random.RandomState(0).permutation(len(found))
     return Stream(
         folder,

@@ -1,7 +1,7 @@
-"""Zip archives of strangers: what is refused about them, before and while they are read.
+"""Read untrusted zip archives: dangerous ones are refused, before and while they are read.
 
-Nothing is ever unpacked: members are read one by one, and only those that somebody asks for. The directory is looked
-through before zipfile builds anything from it, and sizes are counted while they come: an archive can lie about them.
+Nothing is unpacked to disk: members are read one by one, on request. The central directory is checked before zipfile
+parses it, and bytes are counted while they are inflated, since the sizes in the directory may be false.
 """
 
 import os
@@ -25,14 +25,14 @@ _END_SIZE, _END_64_SIZE, _LOCATOR_SIZE, _ENTRY_SIZE, _LOCAL_SIZE = 22, 56, 20, 4
 _LONGEST_COMMENT = 65_535
 _ENCRYPTED = 0x1 | 0x40
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-# Below this size a member is no bomb, whatever its ratio: a file of one letter, repeated, is a thousand to one.
+# A smaller member is not a bomb, whatever its ratio: a file of one repeated letter is compressed a thousand times.
 _RATIO_COUNTS_FROM = 2**20
 _CHUNK = 2**18
 
 
 @dataclass(frozen=True)
 class Caps:
-    """What an archive may hold at most."""
+    """Limits of an archive."""
 
     members: int = 200_000
     """Files and folders."""
@@ -41,7 +41,7 @@ class Caps:
     total_bytes: int = 16 * 2**30
     """Bytes of all files together."""
     ratio: int = 200
-    """How many bytes may come out of one."""
+    """Inflated bytes per compressed byte."""
 
 
 class Member(NamedTuple):
@@ -50,17 +50,16 @@ class Member(NamedTuple):
     name: str
     """Its path, normalised: no empty parts, Unicode NFC."""
     size: int
-    """Bytes, as the directory says."""
+    """Bytes, according to the directory."""
     is_folder: bool
     entry: zipfile.ZipInfo
 
 
 class Archive:
-    """A zip archive whose directory has been found sound. A context manager.
+    """A zip archive whose directory has passed all checks; a context manager.
 
-    Raises BadDataset for what no honest archive has: names that are absolute or lead out of it, links, devices, names
-    that occur twice or differ only in case, encryption, archives inside, entries that overlap, and more or larger files
-    than the caps allow.
+    Raises BadDataset for names that are absolute or lead outside, links, devices, names that occur twice or differ only
+    in case, encryption, archives inside, overlapping entries, and more or larger files than the caps allow.
     """
 
     def __init__(self, path: Path, caps: Caps) -> None:
@@ -81,7 +80,7 @@ class Archive:
         self._zip.close()
 
     def read(self, member: Member) -> bytes:
-        """Inflate one file, counting. Raises BadDataset when it or all that was read is more than the caps allow."""
+        """Inflate one file. Raises BadDataset when it, or all files read so far, exceed the caps."""
         content = bytearray()
         most = self._caps.ratio * max(member.entry.compress_size, _RATIO_COUNTS_FROM // self._caps.ratio)
         try:
@@ -101,7 +100,7 @@ class Archive:
 
 
 def _look_through_directory(path: Path, caps: Caps) -> None:
-    """Count the entries before zipfile makes an object of each, and see that the directory ends where it says."""
+    """Count the entries before zipfile creates an object for each, and check that the directory ends as stated."""
     with path.open("rb") as file:
         start, stop = _find_directory(file, path.name)
         file.seek(start)
@@ -117,7 +116,7 @@ def _look_through_directory(path: Path, caps: Caps) -> None:
             if count > caps.members:
                 raise BadDataset(
                     f"{path.name} holds more than {caps.members:,} files",
-                    hint="leave out what is no image, or use fewer images",
+                    hint="remove files that are not images, or use fewer images",
                     field="dataset",
                 )
         if start != stop:
@@ -125,7 +124,7 @@ def _look_through_directory(path: Path, caps: Caps) -> None:
 
 
 def ends_as_archive(content: bytes) -> bool:
-    """Whether a file of any kind is a zip archive as well: such a file is read as one thing here and another there."""
+    """Return whether a file of any kind is also a zip archive: programs would disagree on what it is."""
     at = content.rfind(_END, max(len(content) - _END_SIZE - _LONGEST_COMMENT, 0))
     if at < 0 or at + _END_SIZE > len(content):
         return False
@@ -133,17 +132,17 @@ def ends_as_archive(content: bytes) -> bool:
 
 
 def _find_directory(file: BinaryIO, name: str) -> tuple[int, int]:
-    """Say where the directory begins and ends. What lies before the first entry or behind the end is refused."""
+    """Return the start and end of the directory. Raises BadDataset for bytes before or after the archive."""
     length = file.seek(0, os.SEEK_END)
     begin = max(length - _END_SIZE - _LONGEST_COMMENT - _LOCATOR_SIZE - _END_64_SIZE, 0)
     file.seek(begin)
     tail = file.read()
     at = tail.rfind(_END)
     if at < 0 or at + _END_SIZE > len(tail):
-        raise _damaged(name, "it is no zip archive, or its end is missing")
+        raise _damaged(name, "it is not a zip archive, or its end is missing")
     disk, first_disk, _, _, size, offset, comment = struct.unpack_from("<4H2IH", tail, at + 4)
     if at + _END_SIZE + comment != len(tail) or disk or first_disk:
-        raise _damaged(name, "something follows its end, or it is a part of several")
+        raise _damaged(name, "bytes follow its end, or it is one part of a split archive")
     stop = at
     if tail[max(at - _LOCATOR_SIZE, 0) : at].startswith(_LOCATOR):
         stop = at - _LOCATOR_SIZE - _END_64_SIZE
@@ -151,7 +150,7 @@ def _find_directory(file: BinaryIO, name: str) -> tuple[int, int]:
             raise _damaged(name, "its directory is damaged")
         size, offset = struct.unpack_from("<2Q", tail, stop + 40)
     if offset + size != begin + stop:
-        raise _damaged(name, "its directory is not where it says")
+        raise _damaged(name, "its directory is not at the stated position")
     return offset, begin + stop
 
 
@@ -167,14 +166,14 @@ def _check(archive: zipfile.ZipFile, caps: Caps) -> Iterator[Member]:
         before = seen.setdefault(name.casefold(), name)
         if before is not name:
             how = "occurs twice" if before == name else f"differs only in case from {show(before)}"
-            raise _refused(f"{show(name)} {how}", "give every file a name of its own")
+            raise _refused(f"{show(name)} {how}", "give every file a different name")
         mode = stat.S_IFMT(entry.external_attr >> 16)
         if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _refused(f"{show(name)} is a link or a device", "put the files themselves into the archive")
         if entry.flag_bits & _ENCRYPTED:
-            raise _refused(f"{show(name)} is encrypted", "make the archive without a password")
+            raise _refused(f"{show(name)} is encrypted", "create the archive without a password")
         if entry.compress_type not in _METHODS:
-            raise _refused(f"{show(name)} is packed in an unusual way", "make the archive with zip's usual method")
+            raise _refused(f"{show(name)} has an unsupported compression method", "create the archive with deflate")
         if PurePosixPath(name).suffix.lower() in _ARCHIVES and not entry.is_dir():
             raise _refused(f"{show(name)} is an archive inside the archive", "put the images themselves into it")
         total += entry.file_size
@@ -188,29 +187,29 @@ def _check(archive: zipfile.ZipFile, caps: Caps) -> Iterator[Member]:
 
 
 def _refuse_overlap(entries: list[zipfile.ZipInfo], end: int) -> None:
-    """Refuse entries that share bytes: a small archive could hold the same bomb a million times."""
+    """Refuse entries that share bytes: a small archive could contain the same bomb a million times."""
     free = 0
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
         if entry.header_offset < free:
-            raise _refused(f"{show(entry.filename)} overlaps another file", "make the archive anew")
+            raise _refused(f"{show(entry.filename)} overlaps another file", "create the archive again")
         free = entry.header_offset + _LOCAL_SIZE + entry.compress_size
     if free > end:
-        raise _refused("a file reaches into the directory", "make the archive anew")
+        raise _refused("a file overlaps the directory", "create the archive again")
 
 
 def _name(entry: zipfile.ZipInfo) -> str:
-    """Normalise a name. Refused is what leads out of the archive, or means another path on another machine."""
+    """Normalise a name. Raises BadDataset for names that lead outside, or differ between operating systems."""
     raw = entry.orig_filename
     path = PurePosixPath(unicodedata.normalize("NFC", raw))
     if path.is_absolute() or ".." in path.parts or "\\" in raw or re.match(r"[A-Za-z]:", raw):
         raise _refused(f"the name {show(raw)} leads out of the archive", "use names such as train/cat/1.png")
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in raw) or len(raw) > 1024:
-        raise _refused(f"the name {show(raw)} is none", "use names such as train/cat/1.png")
+        raise _refused(f"the name {show(raw)} is not valid", "use names such as train/cat/1.png")
     return path.as_posix()
 
 
 def show(name: str, to: int = 120) -> str:
-    """Write a name that anybody may have chosen so that it cannot do harm in a terminal or a page."""
+    """Return an untrusted name without control characters and at most `to` characters long, safe to print."""
     shown = "".join(letter if letter.isprintable() else "�" for letter in name)
     return shown if len(shown) <= to else f"{shown[: to // 2]}…{shown[-to // 2 :]}"
 
@@ -221,18 +220,21 @@ def _refused(message: str, hint: str) -> BadDataset:
 
 def _too_large(name: str, caps: Caps) -> BadDataset:
     most = f"{caps.member_bytes / 2**20:.0f} MiB"
-    return _refused(f"{show(name)} is larger than {most}", f"images may have up to {most}")
+    return _refused(f"{show(name)} is larger than {most}", f"a file may have at most {most}")
 
 
 def _bomb(name: str, caps: Caps) -> BadDataset:
-    return _refused(f"{show(name)} unpacks to more than {caps.ratio} times its size", "images are never packed so well")
+    return _refused(
+        f"{show(name)} unpacks to more than {caps.ratio} times its size",
+        "images do not compress this well: remove it",
+    )
 
 
 def _too_much(caps: Caps) -> BadDataset:
     return _refused(
-        f"its files are more than {caps.total_bytes / 2**30:.3g} GiB together", "use fewer or smaller images"
+        f"its files have more than {caps.total_bytes / 2**30:.3g} GiB in total", "use fewer or smaller images"
     )
 
 
 def _damaged(name: str, error: object) -> BadDataset:
-    return _refused(f"cannot read {show(name)}: {error}", "give a folder, or a zip or tar archive that is whole")
+    return _refused(f"cannot read {show(name)}: {error}", "give a folder, or a complete zip or tar archive")

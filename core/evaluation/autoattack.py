@@ -269,7 +269,9 @@ class _Search:
         """Hash what the verdicts depend on."""
         asked = (self._options.protocol, self._options.engine, self._options.seed, self._options.batch_size)
         digest = hashlib.sha256(
-            repr((asked, dict(self._eps), self._options.part, checkpoint.deciding(checkpoint.versions()))).encode()
+            repr(
+                (asked, dict(self._eps), self._options.part, checkpoint.verdict_versions(checkpoint.versions()))
+            ).encode()
         )
         tensors = [self._images, self._labels, *self._model.state_dict().values()]
         for tensor in tensors:

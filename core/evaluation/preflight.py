@@ -18,7 +18,7 @@ from core.attacks.apgd import apgd
 from core.attacks.forward import loss_and_gradient, predict
 from core.attacks.losses import cross_entropy
 from core.attacks.threat import LpThreat
-from core.checkpoint import Claim
+from core.checkpoint import RobustnessClaim
 from core.data.split import Split
 from core.evaluation.checks import are_probabilities
 from core.inputs import Loaded
@@ -50,7 +50,9 @@ def preflight(loaded: Loaded, started: Started) -> Iterator[Warned]:
     if header is None:
         return
     at_home = header.trained_on(spec.dataset, started.data_sha256)
-    claims = {norm: Claim(claim.eps, claim.robust if at_home else None) for norm, claim in header.claims().items()}
+    claims = {
+        norm: RobustnessClaim(claim.eps, claim.robust if at_home else None) for norm, claim in header.claims().items()
+    }
     yield from inspect(loaded.model, loaded.test, loaded.blueprint, claims)
     entry = find_architecture(loaded.blueprint.architecture)
     if isinstance(spec, FineTuneSpec) and entry and spec.learning_rate > 10 * entry.learning_rate:
@@ -61,7 +63,9 @@ def preflight(loaded: Loaded, started: Started) -> Iterator[Warned]:
         )
 
 
-def inspect(model: nn.Module, test: Split, blueprint: Blueprint, claims: Mapping[Norm, Claim]) -> Iterator[Warned]:
+def inspect(
+    model: nn.Module, test: Split, blueprint: Blueprint, claims: Mapping[Norm, RobustnessClaim]
+) -> Iterator[Warned]:
     """Check a model on the first test points, and yield warnings. claims: its claimed robustness per norm.
 
     Raises BadWeights and DoesNotFit for a model that is refused.
@@ -270,7 +274,9 @@ def _check_scaling(
         )
 
 
-def _check_claim(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm, claim: Claim) -> Iterator[Warned]:
+def _check_claim(
+    model: nn.Module, images: Tensor, labels: Tensor, norm: Norm, claim: RobustnessClaim
+) -> Iterator[Warned]:
     """Check whether a fast attack, which is weaker than AutoAttack, already refutes the claimed robustness."""
     parts = list(zip(images.split(_CHUNK_SIZE), labels.split(_CHUNK_SIZE), strict=True))
     attacks = (apgd(model, *part, LpThreat(norm, claim.eps), steps=_STEPS, goal="error") for part in parts)

@@ -8,7 +8,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from core.checkpoint import deciding
+from core.checkpoint import verdict_versions
 from core.evaluation.checks import flags_of_attacks
 from core.schema.catalog import Norm
 from core.schema.errors import BadInput
@@ -133,7 +133,7 @@ def _identity(reports: Reports) -> tuple[object, ...]:
     """What all shards of one evaluation have in common."""
     assert reports.after
     run = reports.run
-    known = (run.spec, run.base_sha256, run.data_sha256, deciding(run.versions)) if run else ()
+    known = (run.spec, run.base_sha256, run.data_sha256, verdict_versions(run.versions)) if run else ()
     after = reports.after
     return (*known, after.format, after.protocol, after.engine, after.seed, after.batch_size, after.eps)
 

@@ -8,7 +8,9 @@ from pydantic_core import PydanticCustomError
 from core import checkpoint
 from core.checkpoint import Header, Origin
 from core.models import Blueprint
-from core.models.third_party import Foreign, check_normalisation, convert, count_classes, fitting, read
+from core.models.normalisation import check_normalisation
+from core.models.weight_files import ThirdPartyWeights, read
+from core.models.weight_matching import convert, count_classes, fit_to_architectures
 from core.schema.catalog import DATASETS
 from core.schema.errors import BadInput, BadWeights
 from core.schema.import_spec import ImportSpec
@@ -95,7 +97,7 @@ def recognise(file: Path, spec: ImportSpec) -> ImportSpec:
     channels = {tensor.shape[1] for tensor in foreign.weights.values() if tensor.dim() == 4}
     shapes = [_as_shape(spec.shape)] if spec.shape else sorted({entry.shape for entry in known})
     shapes = [shape for shape in shapes if shape[0] in channels]
-    fits = {shape: fitting(foreign.weights, shape) for shape in shapes}
+    fits = {shape: fit_to_architectures(foreign.weights, shape) for shape in shapes}
     whole = {(name, shape) for shape, found in fits.items() for name, fit in found.items() if fit.whole}
     names = sorted({name for name, _ in whole})
     if not names:
@@ -123,7 +125,7 @@ def recognise(file: Path, spec: ImportSpec) -> ImportSpec:
     return spec.model_copy(update={"architecture": name, "shape": shape})
 
 
-def _blueprint(spec: ImportSpec, published: PublishedEntry | None, foreign: Foreign) -> Blueprint:
+def _blueprint(spec: ImportSpec, published: PublishedEntry | None, foreign: ThirdPartyWeights) -> Blueprint:
     """Find the network of the weights: the spec takes precedence over the file, and the file over the published entry.
 
     Raises BadInput where something is missing, or where spec and file contradict each other.
@@ -171,7 +173,7 @@ def _as_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _normalisation(
-    spec: ImportSpec, published: PublishedEntry | None, foreign: Foreign
+    spec: ImportSpec, published: PublishedEntry | None, foreign: ThirdPartyWeights
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     given, held = (spec.mean, spec.std), (foreign.mean, foreign.std)
     if any(given) and any(held) and not _close(given, held):

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from core import checkpoint, data
-from core.checkpoint import Claim, Header
+from core.checkpoint import Header, RobustnessClaim
 from core.data.class_folders import name_classes
 from core.data.image_folder import Found, look_through
 from core.data.safe_zip import Caps, show
@@ -264,5 +264,7 @@ def _warnings(model: torch.nn.Module, header: Header) -> tuple[list[Warned], Lit
         return list(inspect_on_noise(model, blueprint)), "noise"
     digits = data.load(entry.name)
     at_home = header.trained_on(entry.name, digits.sha256())
-    claims = {norm: Claim(claim.eps, claim.robust if at_home else None) for norm, claim in header.claims().items()}
+    claims = {
+        norm: RobustnessClaim(claim.eps, claim.robust if at_home else None) for norm, claim in header.claims().items()
+    }
     return list(inspect(model, digits.test.first(len(digits.test)), blueprint, claims)), "digits"

@@ -1,19 +1,20 @@
 """Networks by name. Each maps images (batch, channels, height, width) in [0, 1] to logits (batch, classes).
 
-Input normalisation is part of the model, so that every eps means pixel units, whoever calls. A new network is one file
-here and one entry in `core.schema.catalog.ARCHITECTURES`.
+Input normalisation is part of the model, so that every eps is in pixel units. A new network is one file here and one
+entry in the catalogue of architectures.
 """
 
 from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
 from core.models.digits_cnn import DigitsCNN
 from core.models.dm_wide_resnet import DMWideResNet
 from core.models.imagenet_resnet import imagenet_resnet_50
+from core.models.normalisation import Normalized
 from core.models.preact_resnet import PreActResNet8, PreActResNet18
 from core.models.resnet import resnet_18, resnet_50
 from core.models.timm_classifier import timm_classifier
@@ -22,45 +23,28 @@ from core.schema.catalog import ARCHITECTURES, TIMM, find_architecture
 from core.schema.errors import BadInput, DoesNotFit
 from core.schema.suggestions import did_you_mean
 
-# What networks raise for images that they cannot take is no one class.
+# The exceptions that networks raise for images that they cannot take.
 _CANNOT = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """All that is needed to build a network again, before its weights are loaded."""
+    """The description of a network, from which it is built before its weights are loaded."""
 
     architecture: str
-    """A name in `core.schema.catalog.ARCHITECTURES`, or timm/ and a name of timm's."""
+    """A name in `core.schema.catalog.ARCHITECTURES`, or timm/ and a name in timm."""
     shape: tuple[int, int, int]
-    """Channels, height and width of the images it was made for."""
+    """Channels, height and width of its images."""
     classes: int
-    """How many logits it gives."""
+    """Number of classes."""
     mean: tuple[float, ...] = ()
-    """Per channel, what is subtracted from the images first; empty for nothing."""
+    """Per channel, the mean subtracted from images in [0, 1]; empty for no normalisation."""
     std: tuple[float, ...] = ()
-    """Per channel, what they are divided by then; empty for nothing."""
-
-
-class Normalized(nn.Module):
-    """A network with its input normalisation in front."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalise, then classify."""
-        return self.network((images - self.mean) / self.std)
+    """Per channel, the standard deviation that they are divided by; empty for no normalisation."""
 
 
 def build(blueprint: Blueprint) -> nn.Module:
-    """Build a network with fresh weights, drawn from torch's global generator, on torch's default device.
+    """Build a network with random weights, drawn from torch's global generator, on torch's default device.
 
     Raises BadInput for an unknown architecture and DoesNotFit for images or classes that it cannot take.
     """
@@ -73,20 +57,20 @@ def build(blueprint: Blueprint) -> nn.Module:
         )
     if entry.shape and entry.shape != blueprint.shape:
         raise DoesNotFit(
-            f"{entry.name} takes images of {describe(entry.shape)}, these are {describe(blueprint.shape)}",
+            f"{entry.name} takes images of {describe(entry.shape)}, but these are {describe(blueprint.shape)}",
             hint="choose an architecture for this image size, or resize the images",
             field="dataset",
         )
     if blueprint.classes < 2:
         raise DoesNotFit(
-            f"a classifier tells at least 2 classes apart, not {blueprint.classes}",
+            f"a classifier needs at least 2 classes, not {blueprint.classes}",
             hint="give a data set, or weights, with 2 classes or more",
             field="dataset",
         )
     network = _network(blueprint)
     _try_out(network, blueprint)
     if isinstance(network, DMWideResNet):
-        return network  # it normalises between its padding and its first convolution
+        return network  # it normalises inside, after its padding
     return Normalized(network, blueprint.mean, blueprint.std) if blueprint.mean else network
 
 
@@ -119,15 +103,18 @@ def _network(blueprint: Blueprint) -> nn.Module:
             return timm_classifier("deit_small_patch16_224", blueprint.shape, classes)
         case ["xcit", "s12"]:
             return timm_classifier("xcit_small_12_p16_224", blueprint.shape, classes)
-    assert blueprint.architecture.startswith(TIMM), f"{blueprint.architecture} is in the catalogue but not built here"
+    assert blueprint.architecture.startswith(TIMM), (
+        f"{blueprint.architecture} is in the catalogue but is not built here"
+    )
     return timm_classifier(blueprint.architecture.removeprefix(TIMM), blueprint.shape, classes)
 
 
 def _try_out(network: nn.Module, blueprint: Blueprint) -> None:
-    """Refuse images that a network cannot take, most often because they are too small for it. Raises DoesNotFit.
+    """Refuse images that a network cannot take, for example because they are too small. Raises DoesNotFit.
 
-    Two images go through it: first as shapes without numbers, which costs next to nothing, and where that fails, as not
-    all code can do it, as black ones. Neither draws a random number nor changes a buffer. An outline is not tried.
+    Two images go through the network: on the meta device, which costs almost nothing, and where its code does not
+    support that, as black images. No random number is drawn and no buffer changes. A network that is itself on the meta
+    device is not checked.
     """
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     if any(tensor.is_meta for tensor in tensors.values()):
@@ -154,5 +141,5 @@ def _try_out(network: nn.Module, blueprint: Blueprint) -> None:
 
 
 def describe(shape: tuple[int, int, int]) -> str:
-    """Write an image shape for people: "3 x 32 x 32 (channels x height x width)"."""
+    """Format an image shape: "3 x 32 x 32 (channels x height x width)"."""
     return f"{shape[0]} x {shape[1]} x {shape[2]} (channels x height x width)"

@@ -1,7 +1,7 @@
-"""Wide ResNets with SiLU as Gowal et al. 2020 (arXiv 2010.03593) and those after them build and name them.
+"""Wide ResNets with SiLU, with the layers and names of Gowal et al. 2020 (arXiv 2010.03593) and later DeepMind papers.
 
-They differ from the other family in more than names: the convolutions that halve the image pad below and to the right
-only, as TensorFlow does, and images whose side is no multiple of 8 are padded with zeros before they are normalised.
+They differ from `core.models.wide_resnet` in two more ways: strided convolutions pad only below and to the right, as in
+TensorFlow, and images whose sides are not multiples of 8 are padded with zeros before they are normalised.
 """
 
 import torch
@@ -24,11 +24,11 @@ class Block(nn.Module):
         self._border = (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Add to the features what the two convolutions see in them."""
+        """Return the features plus the residual, (batch, channels, height, width)."""
         active = F.silu(self.batchnorm_0(features))
-        kept = features if self.shortcut is None else self.shortcut(active)
-        seen = F.silu(self.batchnorm_1(self.conv_0(F.pad(active, self._border))))
-        return self.conv_1(seen) + kept
+        shortcut = features if self.shortcut is None else self.shortcut(active)
+        residual = F.silu(self.batchnorm_1(self.conv_0(F.pad(active, self._border))))
+        return self.conv_1(residual) + shortcut
 
 
 class Group(nn.Module):
@@ -47,8 +47,8 @@ class Group(nn.Module):
 class DMWideResNet(nn.Module):
     """Map images (batch, channels, height, width) in [0, 1] to logits (batch, classes).
 
-    depth: layers, 4 more than a multiple of 6. width: how many times wider than a plain ResNet. mean, std: per channel,
-    what normalises the images inside; empty for nothing.
+    depth: layers, 4 more than a multiple of 6. width: factor by which it is wider than a plain ResNet. mean, std: the
+    normalisation per channel, applied inside the network; empty for none.
     """
 
     mean: Tensor

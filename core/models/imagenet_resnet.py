@@ -1,14 +1,14 @@
-"""ResNet-50 for ImageNet as torchvision builds and names it, with ReLU, or with GELU (Bai et al. 2021, 2111.05464)."""
+"""ResNet-50 for ImageNet with torchvision's layers and names, with ReLU or with GELU (Bai et al. 2021, 2111.05464)."""
 
 from torch import nn
 
 
 def imagenet_resnet_50(channels: int, classes: int, activation: type[nn.Module]) -> nn.Module:
-    """Build it: images (batch, channels, height, width), at least 32 pixels a side, to logits (batch, classes).
+    """Build a ResNet-50: images (batch, channels, height, width) of at least 32 x 32 pixels to logits (batch, classes).
 
-    Every ReLU is replaced by `activation`, which has no parameters, so that the names stay torchvision's.
+    `activation` replaces every ReLU; it has no parameters, so the names of the parameters stay those of torchvision.
     """
-    # torchvision takes a second to load, which only those pay who use it.
+    # Imported here, since torchvision takes a second to load.
     from torchvision.models import resnet50
 
     network: nn.Module = resnet50(weights=None, num_classes=classes)

@@ -1,6 +1,6 @@
 """Pre-activation ResNets for small images (He et al. 2016, arXiv 1603.05027): 18 layers, and 8 for work without a GPU.
 
-The E-AT paper fine-tunes the one of 18 layers, with softplus inside the blocks and a ReLU before the pooling.
+The E-AT paper fine-tunes the network of 18 layers, with softplus inside the blocks and a ReLU before the pooling.
 """
 
 from itertools import pairwise
@@ -24,10 +24,10 @@ class PreActBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Add to the features what the two convolutions see in them."""
+        """Return the features plus the residual, (batch, channels, height, width)."""
         active = self.activation(self.bn1(features))
-        kept = features if self.shortcut is None else self.shortcut(active)
-        return self.conv2(self.activation(self.bn2(self.conv1(active)))) + kept
+        shortcut = features if self.shortcut is None else self.shortcut(active)
+        return self.conv2(self.activation(self.bn2(self.conv1(active)))) + shortcut
 
 
 class PreActResNet18(nn.Module):

@@ -1,4 +1,4 @@
-"""The arithmetic: float32, or in training bfloat16 inside the network and float32 around it."""
+"""Floating-point precision: float32, or for training bfloat16 inside the network and float32 outside."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from core.schema.spec import Precision
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Let float32 be float32 for as long as the block runs, and then again what it was.
+    """Disable TF32 inside the block.
 
-    By default torch convolves in TF32 on a GPU, which keeps 10 bits of a number: more than lies between many a verdict
-    and the other, and not what `fp32` says.
+    By default torch computes convolutions in TF32 on a GPU. Its 10 bits of mantissa change verdicts, and are not what
+    `fp32` promises.
     """
     kinds = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [kind.fp32_precision for kind in kinds]
@@ -29,9 +29,9 @@ def full_float32() -> Iterator[None]:
 
 
 class Bfloat16(nn.Module):
-    """A network that computes in bfloat16 what torch's autocast holds safe, and takes and gives float32.
+    """A network under torch's bfloat16 autocast, with float32 inputs and outputs.
 
-    So perturbations, projections and losses keep float32: bfloat16 has 8 bits, too few for a step of eps / 10.
+    Perturbations, projections and losses stay in float32: the 8 bits of bfloat16 are too few for a step of eps / 10.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -46,15 +46,15 @@ class Bfloat16(nn.Module):
 
 
 def in_precision(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
-    """Give the model as training calls it; it shares all weights with the one given, which stays as it is."""
+    """Return the model as training calls it; it shares all weights with `model`, which stays unchanged."""
     return Bfloat16(model) if resolve(precision, device) == "bf16" else model
 
 
 def resolve(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """Say what a precision comes to on a device.
+    """Return the precision to use on a device.
 
-    auto means bfloat16 on a GPU that computes in it, float32 elsewhere: on a CPU without instructions for it bfloat16
-    is no faster, and what comes of a run is not to depend on which CPU it was.
+    auto is bfloat16 on a GPU that supports it, and float32 elsewhere: on a CPU without bfloat16 instructions it is no
+    faster, and the result of a run should not depend on the CPU.
     """
     if precision != "auto":
         return precision

@@ -1,6 +1,6 @@
 """ResNets for small images (He et al. 2015, arXiv 1512.03385): a 3 x 3 stem without pooling, 18 or 50 layers.
 
-Parameters are named as in the checkpoints of MadryLab's robustness library for CIFAR-10, and of most code for it.
+The names of the parameters are those of MadryLab's robustness library for CIFAR-10, which most CIFAR code shares.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ class BasicBlock(nn.Module):
         self.shortcut = _shortcut(inputs, width, stride)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Add to the features what the two convolutions see in them."""
-        seen = F.relu(self.bn1(self.conv1(features)))
-        return F.relu(self.bn2(self.conv2(seen)) + self.shortcut(features))
+        """Return the features plus the residual, (batch, channels, height, width)."""
+        residual = F.relu(self.bn1(self.conv1(features)))
+        return F.relu(self.bn2(self.conv2(residual)) + self.shortcut(features))
 
 
 class Bottleneck(nn.Module):
@@ -44,10 +44,10 @@ class Bottleneck(nn.Module):
         self.shortcut = _shortcut(inputs, 4 * width, stride)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Add to the features what the three convolutions see in them."""
-        seen = F.relu(self.bn1(self.conv1(features)))
-        seen = F.relu(self.bn2(self.conv2(seen)))
-        return F.relu(self.bn3(self.conv3(seen)) + self.shortcut(features))
+        """Return the features plus the residual, (batch, channels, height, width)."""
+        residual = F.relu(self.bn1(self.conv1(features)))
+        residual = F.relu(self.bn2(self.conv2(residual)))
+        return F.relu(self.bn3(self.conv3(residual)) + self.shortcut(features))
 
 
 class ResNet(nn.Module):

@@ -1,6 +1,6 @@
 """Classifiers of the timm library, by timm's own names: DeiT, XCiT, ConvNeXt and hundreds more.
 
-Only the architecture is taken from timm. Weights never come from the network; they are imported from a file.
+Only the architecture comes from timm. Weights are never downloaded; they are imported from a file.
 """
 
 import difflib
@@ -16,7 +16,7 @@ def timm_classifier(name: str, shape: tuple[int, int, int], classes: int) -> nn.
 
     Raises BadInput for a name that timm does not know and DoesNotFit for images that the network cannot take.
     """
-    # timm takes seconds to load, which only those pay who use it.
+    # Imported here, since timm takes seconds to load.
     import timm
 
     if not timm.is_model(name):
@@ -41,6 +41,6 @@ def timm_classifier(name: str, shape: tuple[int, int, int], classes: int) -> nn.
             field="architecture",
         ) from error
     if name.startswith("xcit"):
-        # As timm called it when robust XCiTs were published.
+        # timm's name for this layer when robust XCiTs were published.
         network.renamed = {"pos_embeder.": "pos_embed."}  # type: ignore[assignment]  # no tensor
     return network

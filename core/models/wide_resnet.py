@@ -1,7 +1,7 @@
-"""Wide ResNets (Zagoruyko & Komodakis 2016, arXiv 1605.07146), as TRADES and its successors build and name them.
+"""Wide ResNets (Zagoruyko & Komodakis 2016, arXiv 1605.07146), with the layers and names of TRADES.
 
-Carmon et al. 2019, Zhang et al. 2019 and most robust WideResNets of their time share these names. Some of their
-checkpoints hold a `sub_block1` besides, which their networks own and never run: reading them leaves it out.
+Carmon et al. 2019, Zhang et al. 2019 and most robust WideResNets of that time share these names. Some of their
+checkpoints also contain a `sub_block1`, which the network never runs; it is ignored.
 """
 
 import torch.nn.functional as F
@@ -22,10 +22,10 @@ class Block(nn.Module):
             self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Add to the features what the two convolutions see in them."""
+        """Return the features plus the residual, (batch, channels, height, width)."""
         active = F.relu(self.bn1(features))
-        kept = features if self.convShortcut is None else self.convShortcut(active)
-        return self.conv2(F.relu(self.bn2(self.conv1(active)))) + kept
+        shortcut = features if self.convShortcut is None else self.convShortcut(active)
+        return self.conv2(F.relu(self.bn2(self.conv1(active)))) + shortcut
 
 
 class Group(nn.Module):
@@ -44,11 +44,11 @@ class Group(nn.Module):
 class WideResNet(nn.Module):
     """Map images (batch, channels, height, width), at least 4 pixels a side, to logits (batch, classes).
 
-    depth: layers, 4 more than a multiple of 6. width: how many times wider than a plain ResNet.
+    depth: layers, 4 more than a multiple of 6. width: factor by which it is wider than a plain ResNet.
     """
 
     unused = ("sub_block1.",)
-    """How parameters begin that the field's checkpoints hold and no network of this family runs."""
+    """Prefixes of parameters that published checkpoints contain and the network never runs."""
 
     def __init__(self, depth: int, width: int, *, channels: int, classes: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""How a run is doing: after each epoch, quick attacks on held-out training images in every norm of the spec.
+"""Monitor a run: after each epoch, attack held-out training images in every norm of the spec.
 
-The training attack is let loose on the same images. As long as it finds nearly all that a stronger attack finds, the
-robustness is real; when the two drift apart, training has overfitted to its own attack (catastrophic overfitting, Wong
-et al. 2020, arXiv 2001.03994).
+The training attack runs on the same images. While it fools nearly as many images as a stronger attack, the robustness
+is real; a growing gap means that training has overfitted to its own attack (catastrophic overfitting, Wong et al. 2020,
+arXiv 2001.03994).
 """
 
 import time
@@ -24,8 +24,9 @@ from core.schema.protocols import FAST_STEPS
 from core.schema.spec import TrainingSpec
 from core.training.methods.adversarial import TOPK_FRACTION
 
-# The share of held-out images that only the stronger attack breaks: about 0.02 for the 10 steps of the paper, up to 0.1
-# for few steps that work, near the whole robust accuracy after catastrophic overfitting.
+# Share of the held-out images that only the stronger attack fools, from which on a run warns. It is about 0.02 for the
+# 10 steps of the paper, up to 0.1 for a few steps that work, and nearly the robust accuracy after catastrophic
+# overfitting.
 _DRIFT = 0.2
 
 
@@ -34,8 +35,8 @@ def monitor(
 ) -> Monitored:
     """Measure clean, per-norm and union accuracy on the held-out images by APGD on the cross-entropy, 20 steps.
 
-    The model is attacked in eval mode and handed back in the mode it was in. chunk_size: how many images go through it
-    together, unless that is too many.
+    The model is attacked in eval mode and returned in the mode it was in. step, epoch: training done so far.
+    chunk_size: images that go through the model together, halved while they do not fit the memory.
     """
     begun = time.monotonic()
     images, labels = held_out.images(), held_out.labels
@@ -43,7 +44,7 @@ def monitor(
     chunks = ChunkSizer(chunk_size, images.device)
 
     def attack(norm: Norm, eps: float, chunk_size: int) -> AttackResult:
-        # The same noise after every epoch, so that epochs differ by the weights alone.
+        # The same noise after every epoch, so that epochs differ only by the weights.
         options = AttackOptions(seed=spec.seed, chunk_size=chunk_size)
         return apgd_ce(model, images, labels, LpThreat(norm, eps), options, steps=FAST_STEPS)
 
@@ -74,7 +75,7 @@ def _share(right: torch.Tensor) -> float:
 
 
 def alarm(monitored: Monitored) -> Warned | None:
-    """Say so when the training attack misses what the stronger attack finds."""
+    """Return a warning when the training attack fools far fewer images than the stronger attack; else None."""
     gaps: dict[Norm, float] = {norm: weak - monitored.robust[norm] for norm, weak in monitored.training_attack.items()}
     norm = max(gaps, key=lambda norm: gaps[norm], default=None)
     if norm is None or gaps[norm] < _DRIFT:

@@ -2,7 +2,7 @@
 
 import ast
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from docs.generate import markdown
@@ -78,19 +78,25 @@ def library_page() -> str:
 
 def client_page() -> str:
     """Describe the client: its resources and its errors."""
-    parts = [part for path in _client_files() for part in _module(*path)]
     return markdown.page(
         "Python client",
-        "`from client import Temper`. The client needs neither torch nor the service's packages.",
-        *parts,
+        "`from client import Temper`. The client needs neither torch nor the service's packages. Resources are "
+        "attributes of a `Temper`, such as `temper.jobs`.",
+        *_module("client", ("Temper",), "client/temper.py"),
+        "## Resources",
+        *_resources(),
         "## Errors",
         "Every error derives from `TemperError`.",
         *_module("client.errors", (), "client/errors.py"),
     )
 
 
-def _client_files() -> Iterator[tuple[str, Sequence[str], str]]:
-    yield "client", ("Temper",), "client/temper.py"
+def _resources() -> Iterator[str]:
+    """Describe each class that is an attribute of `Temper`, which its docstring names."""
+    for path in sorted((ROOT / "client" / "resources").glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and "`temper." in _docstring(node):
+                yield from _module(f"client.resources.{path.stem}", (node.name,), str(path.relative_to(ROOT)))
 
 
 def _module(name: str, wanted: Sequence[str], file: str) -> Iterator[str]:
@@ -101,43 +107,40 @@ def _module(name: str, wanted: Sequence[str], file: str) -> Iterator[str]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             found.setdefault(node.name, node)
     for each in wanted or [name for name in found if not name.startswith("_")]:
-        yield _definition(name, found[each])
+        yield _definition(name, found[each], found)
 
 
-def _definition(module: str, node: ast.stmt) -> str:
+def _definition(module: str, node: ast.stmt, siblings: Mapping[str, ast.stmt]) -> str:
+    """Describe a function, or a class with its fields and methods, those of its bases in the same file included."""
     match node:
         case ast.ClassDef():
-            return "\n\n".join(
-                [
-                    f"### `{module}.{node.name}`",
-                    _docstring(node),
-                    *(_method(node.name, each) for each in _methods(node)),
-                ]
-                + ([markdown.table(("field", "type", "meaning"), fields)] if (fields := list(_fields(node))) else [])
-            )
+            bases = [siblings[name] for base in node.bases if (name := ast.unparse(base).partition("[")[0]) in siblings]
+            methods = [each for owner in (node, *bases) for each in _methods(owner)]
+            fields = markdown.table(("field", "type", "meaning"), _fields(node))
+            parts = [f"### `{module}.{node.name}`", _docstring(node), fields]
+            return "\n\n".join(part for part in (*parts, *(_method(node.name, each) for each in methods)) if part)
         case ast.FunctionDef() | ast.AsyncFunctionDef():
             return f"### `{module}.{node.name}`\n\n{_signature(node)}\n\n{_docstring(node)}"
     raise TypeError(node)
 
 
-def _methods(node: ast.ClassDef) -> Iterator[ast.FunctionDef]:
-    for each in node.body:
-        overload = isinstance(each, ast.FunctionDef) and any(ast.unparse(d) == "overload" for d in each.decorator_list)
-        if (
-            isinstance(each, ast.FunctionDef)
-            and not each.name.startswith("_")
-            and not overload
-            and ast.get_docstring(each)
-        ):
+def _methods(node: ast.stmt) -> Iterator[ast.FunctionDef]:
+    """Go through the public methods of a class that have a docstring, which leaves out overloads."""
+    for each in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(each, ast.FunctionDef) and not each.name.startswith("_") and ast.get_docstring(each):
             yield each
 
 
 def _fields(node: ast.ClassDef) -> Iterator[tuple[str, str, str]]:
+    """Go through the annotated fields of a class, each with the text under it."""
     for each, after in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name) and not each.target.id.startswith("_"):
-            described = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            text = after.value.value if described else ""  # type: ignore[union-attr]
-            yield f"`{each.target.id}`", f"`{ast.unparse(each.annotation)}`", str(text)
+            match after:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    pass
+                case _:
+                    text = ""
+            yield f"`{each.target.id}`", f"`{ast.unparse(each.annotation)}`", text
 
 
 def _method(owner: str, node: ast.FunctionDef) -> str:

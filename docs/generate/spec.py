@@ -38,13 +38,8 @@ def _section(title: str, schema: dict[str, Any], model: type[BaseModel]) -> str:
 
 def _fields(model: type[BaseModel], schema: dict[str, Any]) -> str:
     rows = [
-        (
-            code(name),
-            kind(schema["properties"][name], _mention),
-            _default(field, schema["properties"][name]),
-            schema["properties"][name].get("description", ""),
-        )
-        for name, field in model.model_fields.items()
+        (code(name), kind(described, _mention), _default(model.model_fields[name], described), described["description"])
+        for name, described in schema["properties"].items()
     ]
     return markdown.table(("field", "value", "default", "meaning"), rows)
 

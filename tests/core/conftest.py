@@ -30,7 +30,7 @@ def test_digits(digits: Dataset) -> tuple[Tensor, Tensor]:
 @pytest.fixture
 def base() -> nn.Module:
     """The shipped linf-robust digits model."""
-    return checkpoint.load(checkpoint.find_weights("digits-cnn-linf", None))[0]
+    return checkpoint.load(checkpoint.base_model_file("digits-cnn-linf", None))[0]
 
 
 @pytest.fixture(scope="session")

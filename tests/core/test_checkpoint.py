@@ -138,7 +138,7 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path: Path, header: Header
     with torch.no_grad():
         next(model.parameters())[0, 0] = float("nan")
     checkpoint.save_checkpoint(tmp_path / "model.safetensors", model, header)
-    with pytest.raises(BadWeights, match="not numbers"):
+    with pytest.raises(BadWeights, match="NaN or infinite"):
         checkpoint.load(tmp_path / "model.safetensors")
 
 
@@ -156,7 +156,7 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
 
 def test_shipped_weights_are_those_of_the_catalogue_and_small() -> None:
     for entry in MODELS.values():
-        path = checkpoint.find_weights(entry.name, None)
+        path = checkpoint.base_model_file(entry.name, None)
         assert path.stat().st_size < 2 * 2**20
         _, header = checkpoint.load(path)
         assert header.blueprint.architecture == entry.architecture
@@ -169,5 +169,5 @@ def test_shipped_weights_are_those_of_the_catalogue_and_small() -> None:
 
 def test_an_unknown_base_model_is_answered_with_a_guess() -> None:
     with pytest.raises(BadInput) as caught:
-        checkpoint.find_weights("digits-cnn-l-inf", None)
+        checkpoint.base_model_file("digits-cnn-l-inf", None)
     assert "did you mean 'digits-cnn-linf'?" in caught.value.hint

@@ -57,7 +57,7 @@ def as_torch(weights):
 
 
 def shipped_weights():
-    model, _ = checkpoint.load(checkpoint.find_weights("digits-cnn-linf", None))
+    model, _ = checkpoint.load(checkpoint.base_model_file("digits-cnn-linf", None))
     return {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
 
 

@@ -23,7 +23,7 @@ def test_no_augmentation_is_no_change() -> None:
     assert augment(images, "none", torch.Generator()) is images
 
 
-def test_resized_crops_show_boxes_inside_the_image_of_the_areas_and_shapes_of_the_recipe() -> None:
+def test_resized_crops_have_the_areas_and_aspect_ratios_of_the_recipe() -> None:
     rows, columns = torch.arange(12.0)[:, None].expand(12, 16), torch.arange(16.0)[None].expand(12, 16)
     # Each pixel says where it is, so that an image tells which box it shows.
     images = (torch.stack([rows, columns]) / 16).repeat(300, 1, 1, 1)

@@ -188,7 +188,7 @@ def test_a_run_takes_half_of_each_batch_from_its_extra_data(digits: data.Dataset
 
 
 def test_extra_data_needs_both_its_name_and_its_path(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no path to the extra data 'more'"):
+    with pytest.raises(BadInput, match="path of the extra data 'more' is missing"):
         load(parse({"base_model": "digits-cnn-linf", "extra_dataset": "more"}), Inputs())
     with pytest.raises(BadInput, match="names no extra data set"):
         load(parse({"base_model": "digits-cnn-linf"}), Inputs(extra_data=tmp_path))

@@ -137,13 +137,13 @@ def test_a_million_members_are_refused_before_an_object_is_made_of_each(tmp_path
     end += b"PK\x05\x06" + struct.pack("<4H2IH", 0, 0, 2**16 - 1, 2**16 - 1, 2**32 - 1, 2**32 - 1, 0)
     path = tmp_path / "a.zip"
     path.write_bytes(directory + end)
-    began = time.monotonic()
+    began = time.process_time()
     tracemalloc.start()
     with pytest.raises(BadDataset, match="more than 200,000 files"):
         Archive(path, Caps())
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_an_archive_in_the_format_for_many_members_is_read(tmp_path: Path) -> None:

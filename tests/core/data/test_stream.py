@@ -170,14 +170,14 @@ def test_the_same_draws_give_the_same_images_and_others_others(train: Stream) ->
     assert not _same(once, other)
 
 
-def test_processes_that_read_change_nothing_and_leave_the_global_random_state_alone(train: Stream) -> None:
+def test_workers_change_neither_the_images_nor_the_global_random_state(train: Stream) -> None:
     order = _order(train)
     state = torch.get_rng_state()
     assert _same(_batches(replace(train, workers=2), order), _batches(train, order))
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_run_that_goes_on_in_the_middle_of_an_epoch_sees_what_it_would_have_seen(train: Stream) -> None:
+def test_a_stream_resumed_within_an_epoch_yields_the_same_batches(train: Stream) -> None:
     order = _order(train, 3)
     generator = torch.Generator().manual_seed(3)
     # Two processes are ahead of what has been handed out.
@@ -297,9 +297,7 @@ def test_a_reading_process_that_dies_is_told_with_a_remedy(train: Stream, monkey
 
 
 @pytest.mark.slow
-def test_a_run_on_a_streamed_set_ends_with_the_same_weights_however_many_processes_read(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_streamed_training_gives_the_same_weights_with_any_number_of_workers(folder: Path, tmp_path: Path) -> None:
     spec = parse(
         {
             "kind": "train",

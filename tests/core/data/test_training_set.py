@@ -50,7 +50,7 @@ def test_a_single_image_that_is_left_joins_the_batch_before(main: int, batch_siz
     assert torch.equal(torch.cat(order), torch.randperm(main, generator=_generator()))
 
 
-def test_a_single_image_that_is_left_joins_the_batch_before_also_beside_extra_data() -> None:
+def test_a_single_remaining_image_joins_the_batch_before_it() -> None:
     train = TrainingSet(_split(13), _split(100, first=100), 0.25)
     order = train.draw_order(8, _generator())
     assert [(int((index < 13).sum()), int((index >= 13).sum())) for index in order] == [(6, 2), (7, 2)]
@@ -111,7 +111,7 @@ def test_ranks_together_see_what_one_alone_would(augmentation: str) -> None:
         assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)
 
 
-def test_a_run_that_goes_on_in_the_middle_of_an_epoch_sees_what_it_would_have_seen() -> None:
+def test_a_run_resumed_within_an_epoch_gets_the_same_batches() -> None:
     pixels = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8, generator=_generator())
     train = TrainingSet(Split(pixels, torch.arange(20)))
     order, generator = train.draw_order(6, _generator()), _generator()

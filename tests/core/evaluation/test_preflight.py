@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from core import checkpoint, inputs
-from core.checkpoint import Claim, Header, Origin
+from core.checkpoint import Header, Origin, RobustnessClaim
 from core.data import Dataset
 from core.evaluation.autoattack import run_evaluation
 from core.evaluation.preflight import inspect, inspect_on_noise, preflight
@@ -42,7 +42,7 @@ class _Around(nn.Module):
 
 
 def _findings(
-    model: nn.Module, digits: Dataset, blueprint: Blueprint = _DIGITS, claims: dict[Norm, Claim] | None = None
+    model: nn.Module, digits: Dataset, blueprint: Blueprint = _DIGITS, claims: dict[Norm, RobustnessClaim] | None = None
 ) -> dict[str, str]:
     found = list(inspect(model, digits.test, blueprint, claims or {}))
     return {warned.code: warned.message for warned in found}
@@ -52,7 +52,7 @@ def test_a_sound_model_passes_in_silence_and_is_handed_back_as_it_was(base: nn.M
     base.train()
     weights = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     state = torch.get_rng_state()
-    assert _findings(base, digits, claims={"linf": Claim(0.15, 0.802)}) == {}
+    assert _findings(base, digits, claims={"linf": RobustnessClaim(0.15, 0.802)}) == {}
     assert all(torch.equal(tensor, weights[name]) for name, tensor in base.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert base.training
@@ -176,8 +176,8 @@ def test_classes_in_another_order_are_no_better_than_chance(base: nn.Module, dig
     assert "import its weights again" in said["preflight_chance"]
 
 
-@pytest.mark.parametrize("claim", [Claim(0.15, 0.99), Claim(0.6, None), Claim(0.3, 0.8)])
-def test_a_model_less_robust_than_it_claims_is_named(claim: Claim, base: nn.Module, digits: Dataset) -> None:
+@pytest.mark.parametrize("claim", [RobustnessClaim(0.15, 0.99), RobustnessClaim(0.6, None), RobustnessClaim(0.3, 0.8)])
+def test_a_model_less_robust_than_it_claims_is_named(claim: RobustnessClaim, base: nn.Module, digits: Dataset) -> None:
     said = _findings(base, digits, claims={"linf": claim})
     assert set(said) == {"preflight_claim"}
     assert f"linf at {claim.eps:g}" in said["preflight_claim"]
@@ -188,7 +188,7 @@ def test_a_handful_of_points_decides_nothing(base: nn.Module, digits: Dataset) -
     rotated = _Around(base, after=lambda logits: logits.roll(1, dims=1))
     for count in (1, 5):
         assert list(inspect(rotated, digits.test.first(count), _DIGITS, {})) == []
-        assert list(inspect(base, digits.test.first(count), _DIGITS, {"linf": Claim(0.6, None)})) == []
+        assert list(inspect(base, digits.test.first(count), _DIGITS, {"linf": RobustnessClaim(0.6, None)})) == []
 
 
 def _imported(path: Path, base: nn.Module, **origin: object) -> Path:
@@ -237,7 +237,7 @@ def test_a_learning_rate_far_above_the_networks_own_is_a_warning() -> None:
 
 
 def test_a_robust_accuracy_is_only_expected_on_the_data_it_was_measured_on(digits: Dataset) -> None:
-    _, header = checkpoint.load(checkpoint.find_weights("digits-cnn-linf", None))
+    _, header = checkpoint.load(checkpoint.base_model_file("digits-cnn-linf", None))
     assert header.claims()["linf"].eps == 0.15
     assert header.trained_on("digits", digits.sha256())
     assert not header.trained_on("digits", "another")

@@ -1,6 +1,11 @@
-"""Several processes as one: batch norm that they share. What two real ones do together is in test_course."""
+"""Several processes give the result of one: shared batch norm, and two real processes."""
 
 import copy
+import os
+import subprocess
+import sys
+from math import isfinite
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +13,22 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from core import checkpoint
 from core.schema.errors import BadInput
-from core.training.distributed import share_batch_norm
+from core.schema.events import Stepped, read
+from core.schema.spec import FineTuneSpec, parse
+from core.training.distributed import process_group, share_batch_norm
+from core.training.run import fine_tune
+
+_ROOT = Path(__file__).parents[3]
+_CPU = torch.device("cpu")
+
+
+def _spec(**change: object) -> FineTuneSpec:
+    body = {"base_model": "digits-cnn-linf", "batch_size": 8, "method": "nat", "schedule": "constant", **change}
+    spec = parse(body)
+    assert isinstance(spec, FineTuneSpec)
+    return spec
 
 
 @pytest.fixture
@@ -43,3 +62,69 @@ def test_a_batch_norm_that_does_more_than_is_known_is_refused():
     with pytest.raises(BadInput, match="1 is a batch norm of its own kind, Doubled") as refused:
         share_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 3), Doubled(4)))
     assert (refused.value.field, refused.value.hint) == ("gpus", "set gpus to 1")
+
+
+def test_more_gpus_than_there_are_is_refused_with_their_number() -> None:
+    with pytest.raises(BadInput, match=f"asks for 64 GPUs, this machine has {torch.cuda.device_count()}") as caught:
+        next(fine_tune(_spec(gpus=64), Path("nowhere")))
+    assert caught.value.field == "gpus"
+
+
+def test_several_processes_are_started_by_torchrun_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInput) as caught, process_group(2, _CPU):
+        pass
+    assert "torchrun --standalone --nproc-per-node 2" in caught.value.hint
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match="processes started is 2"), process_group(1, _CPU):
+        pass
+
+
+def _train_in_two_processes(spec: FineTuneSpec, tmp_path: Path) -> list[str]:
+    """Train with torchrun into the folder `two`, and return the lines of JSON."""
+    (tmp_path / "spec.json").write_text(spec.model_dump_json(exclude={"gpus"}))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = ["-m", "core", "finetune", "spec.json", "--device", "cpu", "--output", "two", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *run], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def _short_run(**change: object) -> FineTuneSpec:
+    """Three steps; the last batch has 33 images, since a single one would be left."""
+    return _spec(
+        batch_size=32,
+        epochs=1,
+        train_examples=107,
+        held_out=10,
+        augmentation="crop-flip",
+        evaluation={"protocol": "fast", "examples": 10, "include_base": False},
+        **change,
+    )
+
+
+@pytest.mark.parametrize(
+    "method", [{"name": "e-at"}, pytest.param({"name": "ramp", "loss": "trades"}, marks=pytest.mark.slow)]
+)
+def test_two_processes_end_with_the_weights_of_one(method: dict[str, object], tmp_path: Path) -> None:
+    spec = _short_run(method={**method, "steps": 3})
+    # Of the last batch one process computes 17 images and the other 16.
+    lines = _train_in_two_processes(spec, tmp_path)
+    assert [line.count('"stepped"') for line in lines].count(1) == 3
+    list(fine_tune(spec, tmp_path / "one"))
+    one, two = (
+        checkpoint.load(tmp_path / folder / "checkpoint.safetensors")[0].state_dict() for folder in ("one", "two")
+    )
+    start = checkpoint.load(checkpoint.base_model_file("digits-cnn-linf", None))[0].state_dict()
+    for name, weight in one.items():
+        assert torch.allclose(weight, two[name], atol=1e-5), name
+    assert not torch.allclose(one["classifier.weight"], start["classifier.weight"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_in_micro_batches(tmp_path: Path) -> None:
+    method = {"name": "ramp", "loss": "trades", "steps": 3}
+    events = [read(line) for line in _train_in_two_processes(_short_run(method=method, accumulate=3), tmp_path)]
+    steps = [event for event in events if isinstance(event, Stepped)]
+    assert [step.counts["l1"].seen for step in steps] == [32, 64, 97]
+    assert all(isfinite(step.loss) for step in steps)

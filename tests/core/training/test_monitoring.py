@@ -86,7 +86,7 @@ def test_a_model_that_only_withstands_its_own_attack_raises_the_alarm(grey: Spli
     assert "method.steps.linf" in warning.message
 
 
-def test_held_out_images_go_through_the_model_no_more_at_once_than_training_images_and_fewer_where_that_is_too_many(
+def test_monitoring_uses_at_most_the_chunk_size_of_training_and_less_if_it_must(
     grey: Split,
 ) -> None:
     spec = _spec(method={"name": "single", "norms": ["linf"], "steps": 1})

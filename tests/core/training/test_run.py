@@ -1,4 +1,4 @@
-"""fine_tune(): its curve, its schedule, its end."""
+"""fine_tune(): its loss curve, its events, its files."""
 
 import gc
 import json
@@ -16,7 +16,6 @@ from core.schema.events import Attacked, Entered, Event, Finished, Saved, Starte
 from core.schema.report import Reports
 from core.schema.spec import FineTuneSpec, TrainSpec, parse
 from core.training import run as training
-from core.training.optimisation import learning_rate, parameter_groups
 from core.training.run import fine_tune
 
 _GOLDEN = Path(__file__).parents[1] / "golden" / "e_at_digits.json"
@@ -52,7 +51,7 @@ def test_the_first_twenty_losses_and_norms_are_those_on_record(tmp_path: Path) -
     assert [step.loss for step in steps] == pytest.approx(golden["losses"], rel=5e-5)
 
 
-def test_a_run_reports_its_story_in_order(tmp_path: Path) -> None:
+def test_a_run_yields_its_events_in_order(tmp_path: Path) -> None:
     events = list(fine_tune(_spec(), tmp_path))
     told = [event.type for event in events if not isinstance(event, Stepped | Entered | Saved | Attacked)]
     assert told == ["started", "evaluated", "monitored", "evaluated", "finished"]
@@ -116,7 +115,7 @@ def test_stopping_the_iteration_frees_the_model(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_loss_that_is_no_number_is_told_as_such(tmp_path: Path) -> None:
+def test_a_loss_that_becomes_nan_or_infinite_ends_the_run_as_diverged(tmp_path: Path) -> None:
     spec = _spec(learning_rate=10, weight_decay=1, epochs=40, schedule="constant", method="nat", save_minutes=0.0)
     with pytest.raises(Diverged, match="the last good state, of step") as caught:
         list(fine_tune(spec, tmp_path))
@@ -135,36 +134,13 @@ def test_the_checkpoint_explains_itself(tmp_path: Path) -> None:
     assert header.spec == spec
     assert header.seed == spec.seed
     assert header.reports == events[-1].reports  # type: ignore[union-attr]
-    assert header.base_sha256 == checkpoint.hash_file(checkpoint.find_weights("digits-cnn-linf", None))
+    assert header.base_sha256 == checkpoint.hash_file(checkpoint.base_model_file("digits-cnn-linf", None))
     assert len(header.data_sha256) == 64
     assert header.versions["torch"]
     assert not model.training
     written = Reports.model_validate_json((tmp_path / "report.json").read_bytes())
     assert written.run == events[0]
     assert written.model_copy(update={"run": None}) == header.reports
-
-
-def test_piecewise_drops_on_the_last_step_of_each_third() -> None:
-    rates = [learning_rate("piecewise", 1.0, step, 30) for step in range(30)]
-    assert rates == pytest.approx([1.0] * 9 + [0.1] * 10 + [0.01] * 11)
-
-
-def test_one_cycle_rises_for_three_tenths_and_falls_to_zero() -> None:
-    rates = [learning_rate("one-cycle", 1.0, step, 1000) for step in range(1000)]
-    assert max(rates) == pytest.approx(1, abs=2e-3)
-    assert rates.index(max(rates)) in (299, 300)
-    assert rates[0] < 0.01
-    assert rates[-1] < 0.01
-
-
-def test_from_random_weights_all_parameters_follow_the_schedule_and_only_matrices_decay() -> None:
-    spec = parse({"kind": "train", "architecture": "digits-cnn", "dataset": "digits"})
-    assert isinstance(spec, TrainSpec)
-    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Linear(2, 2))
-    optimizer = torch.optim.SGD(parameter_groups(model, spec), lr=1.0, weight_decay=spec.weight_decay)
-    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert {p.dim() > 1: decays[id(p)] for p in model.parameters()} == {True: 5e-4, False: 0.0}
-    assert len(decays) == len(list(model.parameters()))
 
 
 def test_a_subset_is_drawn_once_with_the_seed(digits) -> None:  # type: ignore[no-untyped-def]

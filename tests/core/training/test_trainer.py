@@ -1,9 +1,5 @@
 """From step to step: memory, several processes, arithmetic, random layers."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from math import isfinite
@@ -13,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core import checkpoint
 from core.attacks import compiling
 from core.data.split import Batch, Split
 from core.data.training_set import TrainingSet
@@ -23,9 +18,8 @@ from core.schema.events import Stepped, Warned
 from core.schema.spec import FineTuneSpec, parse
 from core.signals import StopRequests
 from core.training import auto_compile, trainer
-from core.training.distributed import ProcessGroup, process_group
+from core.training.distributed import ProcessGroup
 from core.training.methods.contract import BatchLoss, Counts, Shard, TrainingMethod
-from core.training.run import fine_tune
 from core.training.trainer import Trainer, TrainerState
 
 _ROOT = Path(__file__).parents[3]
@@ -369,51 +363,3 @@ def test_training_against_the_compiled_network_goes_where_training_without_it_go
         assert not any(isinstance(event, Warned) for event in told)
     for a, b in zip(models["always"].parameters(), models["never"].parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
-
-
-def test_more_gpus_than_there_are_is_refused_with_their_number() -> None:
-    with pytest.raises(BadInput, match=f"asks for 64 GPUs, this machine has {torch.cuda.device_count()}") as caught:
-        next(fine_tune(_spec(gpus=64), Path("nowhere")))
-    assert caught.value.field == "gpus"
-
-
-def test_several_processes_are_started_by_torchrun_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadInput) as caught, process_group(2, _CPU):
-        pass
-    assert "torchrun --standalone --nproc-per-node 2" in caught.value.hint
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(BadInput, match="processes started is 2"), process_group(1, _CPU):
-        pass
-
-
-@pytest.mark.parametrize(
-    "method", [{"name": "e-at"}, pytest.param({"name": "ramp", "loss": "trades"}, marks=pytest.mark.slow)]
-)
-def test_two_processes_end_with_the_weights_of_one(method: dict[str, object], tmp_path: Path) -> None:
-    spec = tmp_path / "spec.json"
-    spec.write_text(
-        _spec(
-            method={**method, "steps": 3},
-            batch_size=32,
-            epochs=1,
-            train_examples=107,
-            held_out=10,
-            augmentation="crop-flip",
-            evaluation={"protocol": "fast", "examples": 10, "include_base": False},
-        ).model_dump_json(exclude={"gpus"})
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run = ["-m", "core", "finetune", str(spec), "--device", "cpu", "--output", str(tmp_path / "two"), "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *run], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    # The last batch has 33 images, for a single one would be left: one process computes 17 of them and the other 16.
-    assert [line.count('"stepped"') for line in done.stdout.splitlines()].count(1) == 3
-    list(fine_tune(_spec(**json.loads(spec.read_text())), tmp_path / "one"))
-    one, two = (
-        checkpoint.load(tmp_path / folder / "checkpoint.safetensors")[0].state_dict() for folder in ("one", "two")
-    )
-    start = checkpoint.load(checkpoint.find_weights("digits-cnn-linf", None))[0].state_dict()
-    for name, weight in one.items():
-        assert torch.allclose(weight, two[name], atol=1e-5), name
-    assert not torch.allclose(one["classifier.weight"], start["classifier.weight"], atol=1e-4)

@@ -119,7 +119,7 @@ def test_e_at_goes_on_from_the_counts_it_is_given(base: nn.Module, batch: Batch)
     assert counts["linf"].seen == counts["l1"].seen == 10, "the caller's counts stay as they are"
 
 
-def test_e_at_with_nothing_left_to_fear_draws_uniformly() -> None:
+def test_e_at_draws_uniformly_when_no_norm_has_any_error() -> None:
     counts = {"linf": NormCount(seen=9, robust=9), "l1": NormCount(seen=9, robust=9)}
     assert _build("e-at").weights(counts) == [1, 1]
 
@@ -221,7 +221,7 @@ def _divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("weight", [0.5, 3.0])
-def test_ramp_adds_the_divergence_of_the_answers_where_the_first_norm_s_is_right(weight: float) -> None:
+def test_ramp_adds_the_divergence_where_the_first_norms_answer_is_right(weight: float) -> None:
     method: dict = {"name": "ramp"} if weight == 0.5 else {"name": "ramp", "pairing": weight}
     loss, gradient, _ = _by_hand(method)
     worst = torch.stack([_UP_L1[0], _UP_LINF[1]])
@@ -287,9 +287,7 @@ def test_trades_attacks_the_divergence_from_the_model_s_answers_in_eval_mode(bas
     assert reached.mean() > 5 * divergences.mean(), "far above a random point of the ball"
 
 
-def test_an_attack_on_the_divergence_starts_beside_the_image_where_it_has_a_slope(
-    base: nn.Module, batch: Batch
-) -> None:
+def test_an_attack_on_the_divergence_starts_where_its_gradient_is_not_zero(base: nn.Module, batch: Batch) -> None:
     method = _build({"name": "msd", "loss": "trades"})
     objective = method.objective(base, batch.images, whole(batch))
     change = (objective.start - batch[0]).flatten(1)
@@ -324,7 +322,7 @@ def test_pat_takes_the_loss_of_the_perceptual_attack(base: nn.Module, batch: Bat
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_what_a_batch_costs_in_passes_of_its_images(
+def test_a_batch_costs_the_stated_number_of_passes(
     method: dict, forward: int, backward: int, base: nn.Module, batch: Batch
 ) -> None:
     passes: Counter[str] = Counter()

@@ -1,8 +1,7 @@
-"""Weights of others: every layout of the field gives the very network, and nothing else gets in."""
+"""Third-party weight files: every layout of the field gives the very network, and nothing else gets in."""
 
 import argparse
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from core.models import Blueprint, build, third_party
-from core.models.third_party import Foreign, convert, read
-from core.schema.catalog import ARCHITECTURES, DATASETS, ArchitectureEntry, find_architecture
-from core.schema.errors import BadInput, BadWeights, DoesNotFit
-from core.schema.model_zoo import PUBLISHED, find_published
+from core.models import Blueprint, build, weight_matching
+from core.models.weight_files import read
+from core.models.weight_matching import convert
+from core.schema.catalog import ARCHITECTURES, ArchitectureEntry, find_architecture
+from core.schema.errors import BadWeights
 
 Weights = dict[str, Tensor]
 _MEAN, _STD = (0.3,), (0.25,)
@@ -130,36 +129,13 @@ def test_every_family_comes_back_from_a_file_in_the_fields_conventions(
     weights = {**original.state_dict(), **unused, "mu": torch.tensor([0.5] * 3), "sigma": torch.tensor([0.2] * 3)}
     torch.save({"state_dict": _prefixed("module.", weights)}, tmp_path / "weights.pt")
     found = read(tmp_path / "weights.pt")
-    assert third_party.count_classes(found.weights, name, shape) == 6
+    assert weight_matching.count_classes(found.weights, name, shape) == 6
     model, left_out = convert(found, Blueprint(name, shape, 6, mean=found.mean, std=found.std), "weights.pt")
     images = torch.rand(2, *shape)
     border = (2, 2, 2, 2) if shape[1] == 28 else (0, 0, 0, 0)
     expected = original((nn.functional.pad(images, border) - 0.5) / 0.2)
     torch.testing.assert_close(model(images), expected)
     assert left_out == tuple(unused)
-
-
-def test_a_robust_xcit_is_read_by_the_names_that_timm_had_when_it_was_published() -> None:
-    with torch.device("meta"):
-        network = build(Blueprint("xcit-s12", (3, 224, 224), 10))
-    weights = network.state_dict()
-    published = {name.replace("pos_embed.", "pos_embeder."): tensor for name, tensor in weights.items()}
-    assert published.keys() != weights.keys()
-    assert not third_party.compare(published, network).whole
-    assert third_party.compare(third_party.by_the_names_of(network, published), network).whole
-
-
-def test_a_prefix_that_is_the_networks_own_is_not_taken_for_a_wrappers(tmp_path: Path) -> None:
-    shape = (3, 224, 224)
-    with torch.device("meta"):
-        network = build(Blueprint("timm/volo_d1_224", shape, 10))
-    assert any(name.startswith("network.") for name in network.state_dict())
-    # Of one number each, seen many times: the shapes are what is asked for.
-    weights = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in network.state_dict().items()}
-    torch.save({"state_dict": _prefixed("module.", weights)}, tmp_path / "w.pt")
-    found = read(tmp_path / "w.pt").weights
-    assert third_party.count_classes(found, "timm/volo_d1_224", shape) == 10
-    assert third_party.compare(third_party.by_the_names_of(network, found), network).whole
 
 
 def test_prefixes_are_cut_at_the_start_and_nowhere_else(tmp_path: Path) -> None:
@@ -179,8 +155,8 @@ def test_the_key_of_the_weights_can_be_given(tmp_path: Path) -> None:
     assert read(tmp_path / "w.pt", key="runs.best").weights["w"].item() == 1
     with pytest.raises(BadWeights, match="no weights") as caught:
         read(tmp_path / "w.pt")
-    assert "it holds: runs" in caught.value.hint
-    with pytest.raises(BadWeights, match="holds no 'worst'"):
+    assert "it has: runs" in caught.value.hint
+    with pytest.raises(BadWeights, match="has no 'worst'"):
         read(tmp_path / "w.pt", key="worst")
 
 
@@ -197,7 +173,7 @@ def test_a_mapping_that_holds_itself_is_no_endless_search(tmp_path: Path) -> Non
 
 _NOT_PLAIN: dict[str, Callable[[], Tensor]] = {
     "is sparse": lambda: torch.eye(3).to_sparse(),
-    "only a shape": lambda: torch.empty(3, device="meta"),
+    "has only a shape": lambda: torch.empty(3, device="meta"),
     "is of type complex64": lambda: torch.ones(3, dtype=torch.complex64),
     "is of type float8": lambda: torch.ones(3).to(torch.float8_e4m3fn),
 }
@@ -216,13 +192,6 @@ def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
     torch.save({"fc.bias": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}, tmp_path / "w.pt")
     with pytest.raises(BadWeights, match="is quantised"):
         read(tmp_path / "w.pt")
-
-
-def test_whole_numbers_are_taken_for_counters_and_refused_for_weights(network: nn.Module) -> None:
-    weights = {**network.state_dict(), "classifier.bias": torch.ones(10, dtype=torch.int32)}
-    assert weights["features.0.1.num_batches_tracked"].dtype == torch.int64
-    with pytest.raises(BadWeights, match=r"classifier\.bias in w\.pt holds whole numbers of type int32"):
-        convert(Foreign(weights), _DIGITS, "w.pt")
 
 
 class _Canary:
@@ -277,95 +246,9 @@ def test_a_truncated_torch_file_is_refused(network: nn.Module, tmp_path: Path) -
         BadWeights, match=r"weights\.pt cannot be read as a torch file: it is damaged, cut off"
     ) as caught:
         read(path)
-    assert "download it anew" in caught.value.hint
+    assert "download it again" in caught.value.hint
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(BadWeights, match="No such file"):
         read(tmp_path / "nowhere.pt")
-
-
-def test_weights_that_do_not_fit_are_reported_name_by_name_with_the_network_they_fit() -> None:
-    weights = dict(build(Blueprint("preact-resnet-8", (3, 32, 32), 10)).state_dict())
-    with pytest.raises(BadWeights) as caught:
-        convert(Foreign(weights), Blueprint("preact-resnet-18", (3, 32, 32), 10), "w.pt")
-    assert "missing: layer1.0.bn1.weight [64]" in caught.value.message
-    assert "unexpected: layers.0.bn1.weight [16]" in caught.value.message
-    assert "another shape: conv1.weight [16, 3, 3, 3], the network has [64, 3, 3, 3]" in caught.value.message
-    assert "they fit preact-resnet-8" in caught.value.hint
-
-
-def test_weights_that_nearly_fit_another_network_are_told_which() -> None:
-    weights = dict(build(Blueprint("preact-resnet-8", (3, 32, 32), 10)).state_dict())
-    del weights["linear.bias"]
-    with pytest.raises(BadWeights) as caught:
-        convert(Foreign(weights), Blueprint("resnet-18", (3, 32, 32), 10), "w.pt")
-    assert caught.value.hint.startswith("preact-resnet-8 comes closest")
-
-
-def test_a_file_that_lacks_a_part_of_its_own_network_is_told_so(network: nn.Module) -> None:
-    weights = {name: tensor for name, tensor in network.state_dict().items() if name != "classifier.bias"}
-    with pytest.raises(BadWeights, match=r"1 missing\n  missing: classifier\.bias") as caught:
-        convert(Foreign(weights), _DIGITS, "w.pt")
-    assert "not whole" in caught.value.hint
-
-
-def test_another_number_of_classes_is_recognised_as_that(network: nn.Module) -> None:
-    with pytest.raises(BadWeights, match=r"classifier.bias \[10\], the network has \[100\]") as caught:
-        convert(Foreign(network.state_dict()), Blueprint("digits-cnn", (1, 8, 8), 100), "w.pt")
-    assert "add --classes 10" in caught.value.hint
-
-
-def test_weights_that_are_not_numbers_are_refused(network: nn.Module) -> None:
-    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    weights["features.1.1.running_var"][0] = float("nan")
-    with pytest.raises(BadWeights, match="not numbers"):
-        convert(Foreign(weights), _DIGITS, "w.pt")
-
-
-def test_weights_that_are_numbers_in_64_bits_alone_are_refused(network: nn.Module) -> None:
-    weights = {name: tensor.double() for name, tensor in network.state_dict().items()}
-    weights["classifier.bias"][0] = 1e300
-    with pytest.raises(BadWeights, match="too large for 32 bits"):
-        convert(Foreign(weights), _DIGITS, "w.pt")
-
-
-@pytest.mark.parametrize(
-    ("mean", "std"), [(float("nan"), 1.0), (float("inf"), 1.0), (1e300, 1.0), (0.0, float("inf")), (0.0, 1e-45)]
-)
-def test_a_normalisation_that_makes_no_numbers_is_refused(mean: float, std: float) -> None:
-    with pytest.raises(BadInput, match="do not normalise"):
-        third_party.check_normalisation(1, (mean,), (std,))
-    third_party.check_normalisation(1, (0.5,), (0.25,))
-
-
-def test_weights_of_a_single_class_are_refused(network: nn.Module) -> None:
-    weights = {
-        name: tensor[:1] if name.startswith("classifier") else tensor for name, tensor in network.state_dict().items()
-    }
-    assert third_party.count_classes(weights, "digits-cnn", (1, 8, 8)) == 1
-    with pytest.raises(DoesNotFit, match="at least 2 classes"):
-        convert(Foreign(weights), Blueprint("digits-cnn", (1, 8, 8), 1), "w.pt")
-
-
-@pytest.mark.parametrize("entry", PUBLISHED.values(), ids=lambda entry: entry.name)
-def test_published_weights_name_a_network_that_can_be_built_for_them(entry: Any) -> None:
-    dataset, threat, _ = entry.name.split("/")
-    assert (entry.dataset, entry.norm) == (dataset, threat.lower())
-    assert len(entry.mean) == len(entry.std) in (0, 3)
-    shape, classes = DATASETS[entry.dataset].shape, DATASETS[entry.dataset].classes
-    with torch.device("meta"):
-        network = build(Blueprint(entry.architecture, shape, classes, mean=entry.mean, std=entry.std))
-    assert network.eval()(torch.rand(1, *shape, device="meta")).shape == (1, classes)
-
-
-@pytest.mark.parametrize("entry", PUBLISHED.values(), ids=lambda entry: entry.name)
-def test_where_published_weights_lie_is_a_file_and_no_page_that_names_it(entry: Any) -> None:
-    assert re.search(r"/file/d/\w+|\.(pt|pth|pth\.tar)(\?dl=0)?$", entry.source)
-
-
-def test_a_published_name_is_found_by_its_last_part_where_that_is_enough() -> None:
-    assert [entry.name for entry in find_published("Carmon2019Unlabeled")] == ["cifar10/Linf/Carmon2019Unlabeled"]
-    assert len(find_published("Engstrom2019Robustness")) == 4
-    assert len(find_published("imagenet/Linf/Engstrom2019Robustness")) == 1
-    assert find_published("Nobody2030Nothing") == []
