@@ -18,8 +18,6 @@ from limits import RateLimitItemPerSecond
 from limits.errors import StorageError
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import MovingWindowRateLimiter
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +88,10 @@ class InBroker:
     """A window that all API processes share."""
 
     def __init__(self, broker_url: str, limit: int, seconds: int) -> None:
+        # Only a service with a broker has the time to import its client.
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
         self._item = RateLimitItemPerSecond(limit, seconds)
         store = RedisStorage(
             broker_url,

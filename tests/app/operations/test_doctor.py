@@ -17,7 +17,7 @@ from app.operations.doctor import (
     check_storage,
     inspect,
 )
-from app.platform.queue import Line
+from app.platform.broker import Line
 from tests.support.native import ROOT
 from tests.support.servers import free_port
 
