@@ -1,19 +1,26 @@
-"""The rows. Who may change them, and how, is in `app.jobs.lifecycle`."""
+"""The rows of the database. The modules that own them change them, such as `app.jobs.moves` for jobs."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, MetaData, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.platform.database import Timestamp, now
 from app.platform.ids import new_id
-from app.schemas import FileStatus, Purpose, Scope, Status, UploadStatus
+from app.platform.leases import Leased
+from app.schemas import DeliveryStatus, DisabledReason, FileStatus, Purpose, Scope, Status, UploadStatus
 from core.schema.events import Phase
+
+Outcome = Literal["succeeded", "failed", "cancelled", "paused", "handed_back", "lost"]
+"""How an attempt ended: lost by a crash, handed back to the queue, or with the status that its job got by it."""
+StateKind = Literal["state", "best", "verdicts"]
+TaskKind = Literal["inspect_dataset", "inspect_model", "verify_upload"]
+TaskStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
 class Table(DeclarativeBase):
-    """What all rows share: constraints have names, so that a migration can drop them."""
+    """What all tables share. Constraints have names, so that a migration can drop them."""
 
     metadata = MetaData(
         naming_convention={
@@ -27,7 +34,7 @@ class Table(DeclarativeBase):
 
 
 class Project(Table):
-    """Whose things are whose: every job and key belongs to one."""
+    """The owner of jobs, files, webhooks and keys."""
 
     __tablename__ = "projects"
 
@@ -35,13 +42,15 @@ class Project(Table):
     name: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(default=now())
     quotas: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    """Its own limits, where they differ from the instance's."""
+    """Its own limits, where they differ from those of the instance."""
     out_of_gpu_until: Mapped[datetime | None]
-    """Its GPU time of this month is used up: no job of it is claimed before then."""
+    """Set when its GPU time of this month is used up: none of its jobs is claimed before then."""
+    created_by: Mapped[str | None]
+    """The key that created it."""
 
 
 class ApiKey(Table):
-    """A key to a project. The secret itself is stored nowhere."""
+    """A key to a project. The key itself is not stored."""
 
     __tablename__ = "api_keys"
 
@@ -54,24 +63,30 @@ class ApiKey(Table):
     name: Mapped[str] = mapped_column(default="")
     scopes: Mapped[list[Scope]] = mapped_column(JSON)
     created_by: Mapped[str | None]
-    """The key that made it."""
+    """The key that created it."""
     created_at: Mapped[datetime] = mapped_column(default=now())
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     """To the minute."""
     revoked_at: Mapped[datetime | None]
+    revoked_by: Mapped[str | None]
 
 
-class Job(Table):
-    """A run that was asked for. `attempt` is the fencing token: a write under an earlier attempt changes nothing."""
+CLAIMED: frozenset[Status] = frozenset({"running", "pausing", "stopping", "cancelling"})
+"""The statuses of a job that a worker holds under a lease, or whose shards workers hold."""
+
+
+class Job(Leased, Table):
+    """A run that was posted. A worker runs it under a lease."""
 
     __tablename__ = "jobs"
+    HELD = CLAIMED
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("job"))
     project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
     fingerprint: Mapped[str] = mapped_column(String(64))
-    """Hash of the resolved spec, by which a repeated request is known from a different one."""
+    """Hash of the resolved spec, which tells a repeated request from a different one."""
 
     kind: Mapped[str]
     name: Mapped[str]
@@ -93,7 +108,7 @@ class Job(Table):
     actual: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     """What it has taken, once it has ended."""
     report_key: Mapped[str | None]
-    """Where the object store keeps the report."""
+    """The report's key in the object store."""
     report_sha256: Mapped[str | None] = mapped_column(String(64))
     checkpoint_id: Mapped[str | None]
     """The latest checkpoint."""
@@ -101,14 +116,9 @@ class Job(Table):
     version: Mapped[int] = mapped_column(default=1)
     """Grows with every change that a reader can see."""
     event_seq: Mapped[int] = mapped_column(default=0)
-    """The last event's place."""
-    attempt: Mapped[int] = mapped_column(default=0)
-    """The number of claims so far: the latest attempt, whose number is its fencing token."""
-    owner: Mapped[str | None]
-    """The worker that claimed it last."""
-    lease_until: Mapped[datetime | None]
+    """The number of the latest event."""
     crashes: Mapped[int] = mapped_column(default=0)
-    """How often its worker or its training process has vanished."""
+    """How often its worker or its training process has crashed."""
     crashes_in_place: Mapped[int] = mapped_column(default=0)
     """How many crashes in a row came before anything new was saved."""
     saved_step: Mapped[int] = mapped_column(default=-1)
@@ -116,28 +126,32 @@ class Job(Table):
     not_before: Mapped[datetime | None]
     """When a worker may claim it again after a crash."""
     asked_at: Mapped[datetime | None]
-    """When somebody last asked for a pause, a stop or a cancel."""
+    """When a pause, a stop or a cancel was last requested."""
     stop_requested: Mapped[bool] = mapped_column(default=False)
-    """Whether somebody has asked for a stop, which outlives the worker that was told."""
+    """Whether a stop was requested. The request outlives the worker that was told."""
     stopped_early: Mapped[bool] = mapped_column(default=False)
-    """Whether the run has heeded that."""
+    """Whether the run has stopped because of that request."""
     retry_of: Mapped[str | None]
-    """The job where this one goes on; not a reference, for lineage outlives that job."""
+    """The job that this one continues. Not a foreign key: lineage outlives that job."""
     cloned_from: Mapped[str | None]
     """The job whose spec this one varies."""
 
     parent_id: Mapped[str | None]
-    """The job that this one is a shard of, through which alone it is seen; not a reference, for SQLite cannot take such
-    a column back."""
+    """The job that this one is a shard of; readers see the shard only through that job. Not a foreign key: SQLite
+    cannot drop such a column."""
     shard: Mapped[int | None]
-    """Which shard of it, from 1."""
+    """The number of this shard, from 1."""
     shard_count: Mapped[int] = mapped_column(default=0)
-    """In how many shards this is evaluated, of a job and of its shards; 0 where it is in one piece."""
+    """The number of shards of this job, or of the job that this is a shard of; 0 for an evaluation in one piece."""
     shards_left: Mapped[int] = mapped_column(default=0)
-    """How many of its shards have not succeeded. While there are any, no worker can have the job itself."""
+    """How many of its shards have not succeeded. No worker can claim the job itself before this is 0."""
     shards: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     """What it shows of its shards."""
 
+    created_by: Mapped[str | None]
+    """The key that posted it."""
+    updated_by: Mapped[str | None]
+    """The key that last asked something of it, such as a pause."""
     created_at: Mapped[datetime] = mapped_column(default=now())
     updated_at: Mapped[datetime] = mapped_column(default=now())
     started_at: Mapped[datetime | None]
@@ -155,10 +169,8 @@ class Job(Table):
     )
 
 
-HELD: frozenset[Status] = frozenset({"running", "pausing", "stopping", "cancelling"})
-"""A worker has the job, under a lease; or workers have its shards."""
-AT_WORK = Job.status.in_(HELD), Job.shards_left == 0
-"""The condition under which a worker has the very job: each shard has its own, and what waits for shards has none."""
+AT_WORK = Job.status.in_(CLAIMED), Job.shards_left == 0
+"""The condition under which a worker holds the job itself. A job that waits for its shards has no worker."""
 
 
 class Attempt(Table):
@@ -171,24 +183,25 @@ class Attempt(Table):
     worker: Mapped[str]
     started_at: Mapped[datetime] = mapped_column(default=now())
     ended_at: Mapped[datetime | None]
-    outcome: Mapped[str | None]
-    """How it ended: lost, handed_back, or the status that the job got by it."""
+    outcome: Mapped[Outcome | None] = mapped_column(String)
+    cause_code: Mapped[str | None]
+    """Why it was lost (`app.jobs.failures.CrashCode`), or the code of its failure."""
     cause: Mapped[str | None]
-    """Why it was lost or has failed, for people."""
+    """The same as a sentence for people. Code compares `cause_code`, never this."""
     device: Mapped[str | None]
-    """What the training process computes on."""
+    """The device that the training process computes on."""
     resumed_step: Mapped[int | None]
     """The training step of the state that it went on from."""
     log_parts: Mapped[int] = mapped_column(default=0)
-    """How many parts of its log the object store has."""
+    """The number of parts of its log in the object store."""
     log_size: Mapped[int] = mapped_column(BigInteger, default=0)
-    """Their bytes."""
+    """Bytes of these parts."""
     writes: Mapped[int] = mapped_column(default=0)
-    """How many changes its worker has committed."""
+    """The number of changes that its worker has committed."""
 
 
 class PastAttempt(Table):
-    """What remains of an attempt whose job was deleted: what it has used, and what is counted of it."""
+    """What usage and metrics still count of an attempt whose job was deleted."""
 
     __tablename__ = "past_attempts"
 
@@ -202,10 +215,10 @@ class PastAttempt(Table):
     """0 on a CPU."""
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime]
-    outcome: Mapped[str]
-    """As of an attempt, or unknown where it had not ended."""
+    outcome: Mapped[Outcome | Literal["unknown"]] = mapped_column(String)
+    """The outcome of the attempt; unknown where it had not ended."""
     waited: Mapped[float | None]
-    """Of the first attempt, for how many seconds its job had waited."""
+    """Seconds that its job had waited before its first attempt; None for later attempts."""
 
     __table_args__ = (Index("ix_past_attempts_of_project", project_id, "ended_at"),)
 
@@ -241,7 +254,7 @@ class Metric(Table):
 
 
 class Checkpoint(Table):
-    """Weights in the object store. They exist because this row does: what has no row is garbage of a lost attempt."""
+    """Weights in the object store. An object without such a row is garbage of a lost attempt."""
 
     __tablename__ = "checkpoints"
 
@@ -252,7 +265,7 @@ class Checkpoint(Table):
     epoch: Mapped[float]
     """Epochs of training done."""
     key: Mapped[str]
-    """Where the object store keeps the file."""
+    """The file's key in the object store."""
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(default=now())
@@ -261,22 +274,21 @@ class Checkpoint(Table):
 
 
 class State(Table):
-    """A file in the object store that the job's next attempt can begin with: the newest two of each kind."""
+    """A file in the object store that the job's next attempt can resume from. The newest two of each kind are kept."""
 
     __tablename__ = "states"
 
     job_id: Mapped[str] = mapped_column(primary_key=True)
-    kind: Mapped[str] = mapped_column(primary_key=True)
-    """state, best or verdicts."""
+    kind: Mapped[StateKind] = mapped_column(String, primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     """The attempt that wrote it."""
     step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     epoch: Mapped[float]
     """Epochs of training done."""
     name: Mapped[str]
-    """What the training process calls the file."""
+    """The file's name in the folder of the training process."""
     key: Mapped[str]
-    """Where the object store keeps it."""
+    """The file's key in the object store."""
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
 
@@ -284,7 +296,7 @@ class State(Table):
 
 
 class Webhook(Table):
-    """Somebody who wants to be told: an address of a project's, and the secret that signs what is sent there."""
+    """An address that a project has events sent to, and the secret that signs what is sent there."""
 
     __tablename__ = "webhooks"
 
@@ -292,44 +304,46 @@ class Webhook(Table):
     project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
     url: Mapped[str] = mapped_column()
     events: Mapped[list[str]] = mapped_column(JSON)
-    """The types of event that it is told of every job; a job that names its address may ask for more of itself."""
+    """The types of events that are sent for every job. A job whose spec names this address may ask for more of its own
+    events."""
     description: Mapped[str]
     secret: Mapped[str]
-    """Signs, so it is kept as it is."""
+    """Stored in clear, because it signs."""
     previous_secret: Mapped[str | None]
-    """Signs too, for a while after the secret was changed."""
+    """Signs as well, until `previous_until`."""
     previous_until: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]
-    disabled_reason: Mapped[str | None]
-    """requested, or gone where the receiver said so."""
+    disabled_reason: Mapped[DisabledReason | None] = mapped_column(String)
+    created_by: Mapped[str | None]
+    """The key that created it, or that posted the job which named its address first."""
+    updated_by: Mapped[str | None]
+    """The key that last changed it."""
     created_at: Mapped[datetime] = mapped_column(default=now())
     updated_at: Mapped[datetime] = mapped_column(default=now())
 
     __table_args__ = (UniqueConstraint(project_id, url),)
 
 
-class Delivery(Table):
-    """One event on its way to one webhook. Written in the transaction in which the event happened, sent later."""
+class Delivery(Leased, Table):
+    """One event to send to one webhook. It is written in the transaction of the event, and sent later by an API
+    process under a lease."""
 
     __tablename__ = "deliveries"
+    HELD = frozenset({"pending"})
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("dlv"))
-    """Also the webhook-id that the receiver sees, the same in every attempt."""
+    """Also the webhook-id that the receiver sees, the same each time."""
     webhook_id: Mapped[str] = mapped_column(ForeignKey(Webhook.id, ondelete="CASCADE"))
     type: Mapped[str]
     job_id: Mapped[str | None]
     payload: Mapped[str]
-    """The very text that is signed and sent."""
-    status: Mapped[str] = mapped_column(default="pending")
-    """pending, succeeded or failed."""
-    attempts: Mapped[int] = mapped_column(default=0)
-    """Since it was made or asked for again."""
-    claim_number: Mapped[int] = mapped_column(default=0)
-    """How often a sender has claimed it: the fencing token of the latest claim."""
-    lease_until: Mapped[datetime | None]
+    """The text that is signed and sent."""
+    status: Mapped[DeliveryStatus] = mapped_column(String, default="pending")
+    tries: Mapped[int] = mapped_column(default=0)
+    """How often it was sent since it was created, or since it was last redelivered."""
     next_attempt_at: Mapped[datetime | None] = mapped_column(default=now())
     response_status: Mapped[int | None]
-    """Of the last attempt, like the two that follow."""
+    """Of the last try, like `duration` and `error`."""
     duration: Mapped[float | None]
     """Seconds."""
     error: Mapped[str | None]
@@ -343,70 +357,68 @@ class Delivery(Table):
 
 
 class Upload(Table):
-    """A file that a client sends in parts. How it gets from one status to the next is in `app.assets.uploads`."""
+    """A file that a client sends in parts. `app.assets.uploads` moves it from one status to the next."""
 
     __tablename__ = "uploads"
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("upl"))
     project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
     filename: Mapped[str]
-    """What it is called where it comes from; never part of a path here."""
+    """The client's name for it; never part of a path here."""
     purpose: Mapped[Purpose] = mapped_column(String)
     size: Mapped[int] = mapped_column(BigInteger)
-    """Bytes, as declared; reserved from the start."""
+    """Bytes, as declared. They count against the project's quota from the start."""
     sha256: Mapped[str] = mapped_column(String(64))
     """Of the whole file, as declared."""
     part_size: Mapped[int] = mapped_column(BigInteger)
-    """Bytes of every part but the last."""
+    """Bytes of every part except the last."""
     status: Mapped[UploadStatus] = mapped_column(String, default="pending")
     failure: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    place: Mapped[str]
-    """The end of its keys: the project and something that nobody can guess."""
-    gathering: Mapped[str | None]
-    """Under which name the object store gathers the parts; None where it comes in one piece, or has not begun."""
+    key_suffix: Mapped[str]
+    """The end of its keys in the object store: the project's id and random characters."""
+    multipart_id: Mapped[str | None]
+    """The object store's id for its parts; None where it comes in one piece, or no part has come."""
+    created_by: Mapped[str | None]
+    """The key that announced it."""
     created_at: Mapped[datetime] = mapped_column(default=now())
     updated_at: Mapped[datetime] = mapped_column(default=now())
     expires_at: Mapped[datetime]
-    """When a pending one is given up; later with every sign of life."""
-    lease_until: Mapped[datetime | None]
-    """Until when some process is at verifying it."""
+    """When it is given up, unless it completes or something is sent before."""
     ended_at: Mapped[datetime | None]
     swept_at: Mapped[datetime | None]
-    """When the last of what it had left behind was removed."""
+    """When the objects that it had left behind were removed."""
 
     __table_args__ = (Index("ix_uploads_of_project", project_id, "id"), Index("ix_uploads_by_status", status, "id"))
 
 
 class Inspected(Table):
-    """What data sets and models share: a file that a worker inspects, under a lease, before jobs can name it. How they
-    get from one status to the next is in `app.assets.assets`."""
+    """What data sets and models share: files that a worker inspects, as a task, before jobs can name them."""
 
     __abstract__ = True
 
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
     name: Mapped[str] = mapped_column(String(128))
-    """What specs call it."""
+    """Its name in specs."""
     status: Mapped[FileStatus] = mapped_column(String, default="pending")
+    """Follows the status of its inspection's task."""
     failure: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     summary: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    """What lists show of the report."""
+    """What lists show of the inspection's report."""
     upload_id: Mapped[str | None]
-    """The upload that it came by, which holds the project's room as long as this row is there."""
+    """The upload that it was made of. That counts against the project's quota as long as this row is there."""
     filename: Mapped[str]
-    """What it is called where it comes from; never part of a path here."""
+    """The client's name for it; never part of a path here."""
     key: Mapped[str]
-    """Where the object store keeps the file: until it is ready what came, from then on what runs read."""
+    """The file's key in the object store: what was uploaded, and once it is ready what runs read."""
     size: Mapped[int] = mapped_column(BigInteger)
+    """Bytes of the object under `key`."""
     sha256: Mapped[str] = mapped_column(String(64))
-    """Both of the object under `key`."""
-    claim_number: Mapped[int] = mapped_column(default=0)
-    """How often a worker has begun to inspect it: the fencing token of the latest inspection."""
-    owner: Mapped[str | None]
-    """The worker that began the last one."""
-    lease_until: Mapped[datetime | None]
-    crashes: Mapped[int] = mapped_column(default=0)
-    """How often an inspection has crashed."""
+    """Of the object under `key`."""
+    report_prefix: Mapped[str | None]
+    """The folder in the object store with the report of its inspection, once it is ready."""
+    created_by: Mapped[str | None]
+    """The key that created it."""
     created_at: Mapped[datetime] = mapped_column(default=now())
     finished_at: Mapped[datetime | None]
     """When its inspection ended."""
@@ -417,7 +429,7 @@ class Dataset(Inspected):
 
     __tablename__ = "datasets"
 
-    __table_args__ = (UniqueConstraint("project_id", "name"), Index("ix_datasets_waiting", "status", "id"))
+    __table_args__ = (UniqueConstraint("project_id", "name"),)
 
 
 class Model(Inspected):
@@ -425,18 +437,65 @@ class Model(Inspected):
 
     __tablename__ = "models"
 
-    said: Mapped[dict[str, Any]]
-    """What its owner says of it, as `core.schema.spec.ImportSpec` has it."""
+    declared: Mapped[dict[str, Any]]
+    """What its owner declares about it, as a `core.schema.import_spec.ImportSpec`."""
     job_id: Mapped[str | None]
-    """The job that it comes from; not a reference, for lineage outlives that job."""
+    """The job that it comes from. Not a foreign key: lineage outlives that job."""
     checkpoint_id: Mapped[str | None]
     """The checkpoint of that job."""
 
-    __table_args__ = (UniqueConstraint("project_id", "name"), Index("ix_models_waiting", "status", "id"))
+    __table_args__ = (UniqueConstraint("project_id", "name"),)
+
+
+class Task(Leased, Table):
+    """Small work that is not a job, such as the inspection of a data set. A process does it under a lease."""
+
+    __tablename__ = "tasks"
+    HELD = frozenset({"running"})
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("task"))
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
+    kind: Mapped[TaskKind] = mapped_column(String)
+    subject_id: Mapped[str]
+    """The row that it is about. Its table depends on the kind."""
+    arguments: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    status: Mapped[TaskStatus] = mapped_column(String, default="queued")
+    crashes: Mapped[int] = mapped_column(default=0)
+    """How often a process that held it has crashed."""
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    failure: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    created_at: Mapped[datetime] = mapped_column(default=now())
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index("ix_tasks_waiting", status, kind, "id"),
+        Index("ix_tasks_of_project", project_id, status),
+        Index("ix_tasks_of_subject", "subject_id", "id"),
+    )
+
+
+class Audit(Table):
+    """One act of a caller. The database refuses to change or delete such a row."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("act"))
+    project_id: Mapped[str]
+    """Not a foreign key: the row outlives the project."""
+    actor: Mapped[str | None]
+    """The key of the caller; None for the service itself."""
+    action: Mapped[str]
+    """A noun and a verb, such as `job.create`."""
+    subject_id: Mapped[str]
+    """The row that was acted on."""
+    details: Mapped[dict[str, Any]]
+    at: Mapped[datetime] = mapped_column(default=now())
+
+    __table_args__ = (Index("ix_audit_of_project", "project_id", "id"),)
 
 
 class Input(Table):
-    """A file of the project's own that a job takes in, as it was when the job was posted."""
+    """A file of the project's own that a job reads, as it was when the job was posted."""
 
     __tablename__ = "inputs"
 
@@ -444,8 +503,9 @@ class Input(Table):
     field: Mapped[str] = mapped_column(primary_key=True)
     """The field of the spec that names it."""
     source_id: Mapped[str] = mapped_column(index=True)
-    """The data set, model or checkpoint; not a reference, for lineage outlives them."""
+    """The data set, model or checkpoint. Not a foreign key: lineage outlives them."""
     sha256: Mapped[str] = mapped_column(String(64))
     made_by_job: Mapped[str | None]
+    """The job that made the model or checkpoint."""
     made_by_checkpoint: Mapped[str | None]
-    """Where a model or checkpoint comes from."""
+    """The checkpoint that the model was made of, or the checkpoint itself."""

@@ -34,8 +34,7 @@ from urllib.parse import urlsplit
 import httpx2
 from sqlalchemy import insert
 
-from app import queries
-from app.jobs import lifecycle
+from app.jobs import claims, lifecycle, queries
 from app.platform.database import Database
 from app.platform.ids import new_id
 from app.projects.keys import new_key
@@ -104,7 +103,7 @@ def claims_and_lists(database: Database, projects: Sequence[tuple[str, str]], re
 
     def claim() -> None:
         with database.writing() as session:
-            assert lifecycle.claim(session, worker="w", lease_seconds=3600, retry_policy=lifecycle.RetryPolicy())
+            assert claims.claim(session, worker="w", lease_seconds=3600, retry_policy=claims.RetryPolicy())
 
     def page() -> None:
         with database.reading() as session:

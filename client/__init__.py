@@ -1,12 +1,14 @@
-"""The Python client of a Temper service. It needs neither torch nor the service's own code.
+"""The Python client of a Temper service. It needs neither torch nor the code of the service.
 
 from client import Temper
 
 temper = Temper()
-job = temper.submit({"base_model": "digits-cnn-linf"})
-temper.wait(job.id)
-temper.download(job.id, "robust.safetensors")
+job = temper.jobs.submit({"base_model": "digits-cnn-linf"})
+temper.jobs.wait(job.id)
+temper.checkpoints.download(job.id, "robust.safetensors")
 """
+
+from typing import TYPE_CHECKING, Any
 
 from client.errors import (
     BadDownload,
@@ -22,7 +24,9 @@ from client.errors import (
     Unreachable,
     Unreadable,
 )
-from client.temper import Temper
+
+if TYPE_CHECKING:
+    from client.temper import Temper
 
 __all__ = [
     "BadDownload",
@@ -39,3 +43,12 @@ __all__ = [
     "Unreachable",
     "Unreadable",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported at first use: `temper --help` needs neither HTTP nor the classes of the answers.
+    if name == "Temper":
+        from client.temper import Temper
+
+        return Temper
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

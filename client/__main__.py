@@ -1,17 +1,16 @@
-"""The `temper` command."""
+"""Entry point of the `temper` command."""
 
 import os
 import sys
 from typing import NoReturn
 
-from client.commands import app
+from client.cli.app import app
 from client.credentials import credentials_file
-from client.display import Screen
 from client.errors import Refused, TemperError
 
 
 def main() -> None:
-    """Run a command; say in words what went wrong."""
+    """Run a command; print errors without a traceback."""
     try:
         app()
     except TemperError as error:
@@ -20,12 +19,14 @@ def main() -> None:
             lines.append(f"temper takes the key from TEMPER_API_KEY, else from {credentials_file()}")
         _end(*lines, status=error.exit_code)
     except OSError as error:
-        # What is left of the answer goes nowhere, or Python would fail once more as it ends.
+        # The rest of the output is discarded; otherwise Python would fail again when it flushes it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _end(f"cannot write to {error.filename or 'standard output'}: {error.strerror}", status=1)
 
 
 def _end(*lines: str, status: int) -> NoReturn:
+    from client.display.screen import Screen
+
     Screen(stderr=True).print(*lines, sep="\n", style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(status)
 

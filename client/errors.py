@@ -1,84 +1,78 @@
-"""What can go wrong between a client and the service, worded for the person who can act.
+"""Exceptions of the client, with texts that say what to do.
 
 TemperError
-├── NoKey            no API key is known
-├── Unreachable      nobody answers at the service's address
-├── Unreadable       what answers there is not a Temper service
-├── Answered         the service said no
+├── NoKey            no API key is configured
+├── Unreachable      the service does not answer
+├── Unreadable       the answer is not one of a Temper service
+├── Answered         the service answered with an error
 │   ├── Refused        because of the request (4xx)
-│   └── ServiceFailed  because of itself (5xx)
-├── StillRunning     a job did not end in the time given
+│   └── ServiceFailed  because of a failure of its own (5xx)
+├── StillRunning     a job did not end within the timeout
 ├── NoCheckpoint     a job has no checkpoint to download
-├── BadDownload      a file did not arrive as it was announced
-├── CannotWrite      a download has no place on this machine
-├── CannotRead       a file that is to be uploaded cannot be read
-├── NotUploaded      a file was given up by the service
+├── BadDownload      a downloaded file is damaged
+├── CannotWrite      a download cannot be written to disk
+├── CannotRead       a file to be uploaded cannot be read
+├── NotUploaded      the service aborted an upload
 └── CannotServe      a process of the service cannot start
 """
 
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING
 
-from core.schema.validation import FieldError
-
-
-class Problem(BaseModel):
-    """An error answer of the service (RFC 9457): a sentence, a stable `code`, and an entry per field."""
-
-    model_config = ConfigDict(frozen=True)
-
-    status: int
-    code: str
-    detail: str
-    errors: tuple[FieldError, ...] = ()
-    request_id: str | None = None
+if TYPE_CHECKING:
+    from app.schemas.problems import Problem
 
 
 class TemperError(Exception):
-    """Something went wrong that the message explains. `exit_code` is the command line's."""
+    """Base of all errors of the client. `exit_code` is the exit status of the command line."""
 
     exit_code = 1
 
 
 class NoKey(TemperError):
-    """No API key is known."""
+    """No API key is configured."""
 
 
 class Unreachable(TemperError):
-    """Nobody answers at the service's address."""
+    """The service does not answer."""
 
 
 class Unreadable(TemperError):
-    """What answers is not a Temper service, or not one that this client understands."""
+    """The answer is not one of a Temper service, or of one that this client does not understand."""
 
 
 class Answered(TemperError):
-    """The service said no. `problem` is its answer, `str()` a line per field, or its detail."""
+    """The service answered with an error.
 
-    def __init__(self, problem: Problem) -> None:
+    problem: the body of the answer; `str()` is a line per field, or its detail. retry_after: seconds to wait before
+    the next attempt, if the service named a time.
+    """
+
+    def __init__(self, problem: "Problem", *, retry_after: float = 0.0) -> None:
         lines = [f"{_dotted(error.pointer)}: {error.detail}" for error in problem.errors]
         super().__init__("\n".join(lines) or problem.detail)
         self.problem = problem
+        self.retry_after = retry_after
 
 
 class Refused(Answered):
-    """The service refused the request."""
+    """The service refused the request (4xx)."""
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
+    def __init__(self, problem: "Problem", *, retry_after: float = 0.0) -> None:
+        super().__init__(problem, retry_after=retry_after)
         if problem.status in (400, 413, 415, 422):
-            self.exit_code = 2  # what was sent has to change, as with a wrong command line
+            self.exit_code = 2  # as for a wrong command line: the request has to change
 
 
 class ServiceFailed(Answered):
-    """The service could not do what it should. Its log knows more about the request id, where `str()` has one."""
+    """The service failed (5xx). `str()` includes the request id, which finds the cause in the service's log."""
 
     def __str__(self) -> str:
-        told = super().__str__()
-        return f"{told} (request id {self.problem.request_id})" if self.problem.request_id else told
+        text = super().__str__()
+        return f"{text} (request id {self.problem.request_id})" if self.problem.request_id else text
 
 
 class StillRunning(TemperError):
-    """A job did not end in the time given. It goes on."""
+    """A job did not end within the timeout. It continues."""
 
 
 class NoCheckpoint(TemperError):
@@ -86,21 +80,21 @@ class NoCheckpoint(TemperError):
 
 
 class BadDownload(TemperError):
-    """A file did not arrive as it was announced."""
+    """A downloaded file does not have the announced hash."""
 
 
 class CannotWrite(TemperError):
-    """A download has no place on this machine."""
+    """A download cannot be written to disk."""
 
 
 class CannotRead(TemperError):
-    """A file that is to be uploaded cannot be read, or changes meanwhile."""
+    """A file to be uploaded cannot be read, or changed during the upload."""
 
     exit_code = 2
 
 
 class NotUploaded(TemperError):
-    """A file was given up by the service, or by somebody else, while it was sent."""
+    """The service, or another user of the project, aborted an upload."""
 
 
 class CannotServe(TemperError):
@@ -108,5 +102,5 @@ class CannotServe(TemperError):
 
 
 def _dotted(pointer: str) -> str:
-    """Write a JSON pointer as people write a field: /eps/linf as eps.linf."""
+    """Write a JSON pointer as a dotted field name: /eps/linf becomes eps.linf."""
     return pointer.lstrip("/").replace("/", ".").replace("~1", "/").replace("~0", "~") or "body"

@@ -1,11 +1,11 @@
-"""Temper's library: it knows tensors, not people. Useful alone.
+"""Temper's library: it works on tensors and knows nothing of users or a service.
 
-    from core.schema.spec import FineTuneSpec            what a run is                       (no torch)
-    from core.training.run import fine_tune           the loop, a generator of events
-    from core.evaluation.autoattack import evaluate          robust accuracy per norm and in the union
-    from core.attacks.apgd import apgd            one attack
-    python -m core train|finetune|evaluate|...    the same from a shell
+    from core.schema.spec import FineTuneSpec             the spec of a run
+    from core.training.run import fine_tune               the training loop, a generator of events
+    from core.evaluation.autoattack import evaluate       robust accuracy per norm and in the union
+    from core.attacks.apgd import apgd_ce                 an attack
+    python -m core train|finetune|evaluate|...            the same from a shell
 
-Only `spec`, `advice`, `events`, `catalog`, `published` and `errors` may be imported by the service: they load in an
-instant, without torch. Nothing is re-exported here, so that importing one of those stays that light.
+Only `core.schema` may be imported by the service: it needs no torch. Nothing is re-exported here, so that importing it
+stays fast.
 """

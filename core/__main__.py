@@ -22,7 +22,7 @@ import traceback
 from contextlib import redirect_stdout
 
 from core.cli.commands import run_command
-from core.cli.console import narrate
+from core.cli.console import event_lines
 from core.cli.parser import parse_arguments
 from core.schema.errors import UserError
 from core.schema.events import PAUSED, Event, Failed, Paused
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.json_lines:
             print(event.model_dump_json(), file=out, flush=True)
         else:
-            for line in narrate(event):
+            for line in event_lines(event):
                 print(line, file=out, flush=True)
 
     requests = StopRequests()

@@ -18,10 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client import Temper, TemperError
-from client.credentials import Credentials
-from client.display import Screen, job_card, report_card
-from client.monitor import watch
-from core.schema.events import Reports
+from client.credentials import Credentials, read_credentials
+from client.display.jobs import job_card
+from client.display.live import watch
+from client.display.reports import report_card
+from client.display.screen import Screen
+from core.schema.report import Reports
 
 SPEC = Path(__file__).parent / "digits.json"
 CHECKPOINT = Path("runs/demo/digits-e-at.safetensors")
@@ -53,20 +55,20 @@ def main() -> int:
 def _robustify(temper: Temper) -> Reports | None:
     """Post the job, see it through, fetch what it made."""
     _step(f"temper submit examples/{SPEC.name} --watch")
-    job = watch(temper, temper.submit(json.loads(SPEC.read_text())).id, console)
+    job = watch(temper, temper.jobs.submit(json.loads(SPEC.read_text())).id, console)
     if job.status != "succeeded":
         console.print(job_card(job))
         return None
     _step(f"temper download {job.id} -o {CHECKPOINT}")
     CHECKPOINT.parent.mkdir(parents=True, exist_ok=True)
-    temper.download(job.id, CHECKPOINT)
+    temper.checkpoints.download(job.id, CHECKPOINT)
     console.print(f"{CHECKPOINT}, {CHECKPOINT.stat().st_size:,} bytes, sha256 checked")
     load = LOAD.format(path=CHECKPOINT).strip()
     _step(f"python\n{load}")
     sys.stdout.flush()
     subprocess.run([sys.executable, "-c", load], check=True)
     _step(f"temper report {job.id}")
-    reports = temper.report(job.id)
+    reports = temper.jobs.report(job.id)
     console.print(report_card(reports))
     return reports
 
@@ -87,7 +89,9 @@ def _service(folder: Path) -> Iterator[Credentials]:
             if process.poll() is not None:
                 sys.exit(f"the service did not start:\n{log.read_text()}")
             time.sleep(0.1)
-        yield Credentials.model_validate_json((folder / "credentials.json").read_bytes())
+        credentials = read_credentials(folder / "credentials.json")
+        assert credentials, "the service writes them before it is ready"
+        yield credentials
     finally:
         process.terminate()
         process.wait()

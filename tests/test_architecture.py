@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("app", "worker", "core", "client")
+RESOURCES = sorted((ROOT / "client" / "resources").glob("[a-z]*.py"))
 SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 # All else passes norms along.
 KNOW_NORMS = (
@@ -33,20 +34,57 @@ def test_of_core_only_the_schema_is_imported_from_outside() -> None:
     assert [str(file) for file in others if imported.search(file.read_text())] == []
 
 
-def loaded_by(module: str) -> set[str]:
-    """The top-level packages that a fresh interpreter has loaded after importing a module."""
-    script = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+def test_of_the_service_the_client_imports_the_schemas_alone() -> None:
+    imported = re.compile(r"^ *(?:from|import) (?:app(?!\.schemas\b)|worker\b)", re.MULTILINE)
+    client = [file for file in SOURCES if file.relative_to(ROOT).parts[0] == "client"]
+    assert [str(file) for file in client if imported.search(file.read_text())] == []
+
+
+def test_schemas_of_the_api_import_pydantic_and_the_core_schema_alone() -> None:
+    allowed = sys.stdlib_module_names | {"pydantic", "pydantic_core", "app.schemas", "core.schema"}
+    imported = {
+        ".".join(name.split(".")[:2]) if name.startswith(("app", "core")) else name.split(".")[0]
+        for file in (ROOT / "app" / "schemas").glob("*.py")
+        for name in re.findall(r"^ *(?:from|import) ([\w.]+)", file.read_text(), re.MULTILINE)
+    }
+    assert imported - allowed == set()
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """All modules that a fresh interpreter has loaded after importing some."""
+    script = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["app.main", "worker.polling", "worker.main", "client.commands"])
+CLIENT = ("client.__main__", "client.temper", *(f"client.resources.{file.stem}" for file in RESOURCES))
+
+
+@pytest.mark.parametrize("module", ["app.main", "worker.polling", "worker.main", *CLIENT])
 def test_light_parts_load_no_tensor_library(module: str) -> None:
     assert loaded_by(module) & {"torch", "torchvision", "numpy", "safetensors", "sklearn"} == set()
 
 
 def test_client_loads_neither_service_nor_web_framework() -> None:
-    assert loaded_by("client.commands") & {"app", "worker", "fastapi", "starlette", "sqlalchemy", "uvicorn"} == set()
+    loaded = loaded_by(*CLIENT)
+    assert loaded & {"worker", "fastapi", "starlette", "sqlalchemy", "uvicorn", "pydantic_settings"} == set()
+    assert {name for name in loaded if name.startswith("app.") and not name.startswith("app.schemas")} == set()
+
+
+def test_help_loads_neither_http_nor_the_models_of_answers() -> None:
+    script = "import sys; from client.__main__ import main\ntry: main()\nfinally: print(*sys.modules)"
+    help_page = [sys.executable, "-c", script, "--help"]
+    done = subprocess.run(help_page, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Run jobs" in done.stdout
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "client.cli.jobs" in loaded
+    assert loaded & {"httpx2", "pydantic", "app.schemas", "core.schema.spec", "importlib.metadata"} == set()
+
+
+def test_list_loads_neither_the_validation_of_specs_nor_of_requests() -> None:
+    loaded = loaded_by("client.__main__", "client.temper", "client.resources.jobs", "client.display.jobs")
+    assert "app.schemas.jobs" in loaded
+    assert loaded & {"core.schema.spec", "core.schema.validation", "app.schemas.job_request", "rich.live"} == set()
 
 
 def test_no_file_is_a_drawer_for_odds_and_ends() -> None:

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import select, text
 
 from app.assets.registry import Registry
-from app.jobs import ingest, lifecycle
+from app.jobs import claims, ingest, lifecycle
+from app.jobs.claims import RetryPolicy
 from app.jobs.leases import LeaseLost, log_key
-from app.jobs.lifecycle import RetryPolicy
 from app.platform.database import THREADS, Database
 from app.schemas.job_request import parse_request
 from app.storage import LocalStore
@@ -86,7 +86,7 @@ def post(database, project, **wish):
 
 def claim(database, *, lease_seconds=LONG):
     with database.writing() as session:
-        return lifecycle.claim(
+        return claims.claim(
             session, worker="w", lease_seconds=lease_seconds, retry_policy=RetryPolicy(backoff_seconds=0)
         )
 
@@ -192,7 +192,7 @@ def test_two_who_write_to_a_job_at_once_take_turns_and_a_stream_tells_all_of_it_
                     assert not late.done()
                 late.result()
             with database.writing() as session:
-                lifecycle.succeed(session, held, Reports(before=None, after=None))
+                claims.succeed(session, held, Reports(before=None, after=None))
             assert seqs(received.result()) == list(range(1, 2 * rounds + 4))
     invariants.check(database)
 
@@ -290,8 +290,8 @@ def test_a_worker_that_is_cut_off_from_the_database_gives_up_and_the_next_one_ta
         assert not thread.is_alive()
         for late in (
             lambda session: ingest.record(session, first, [reported.Warned(code="late", message="m")]),
-            lambda session: lifecycle.succeed(session, first, Reports(before=None, after=None)),
-            lambda session: lifecycle.heartbeat(session, first, lease_seconds=60),
+            lambda session: claims.succeed(session, first, Reports(before=None, after=None)),
+            lambda session: claims.heartbeat(session, first, lease_seconds=60),
         ):
             with pytest.raises(LeaseLost), behind.writing() as session:
                 late(session)
@@ -326,7 +326,7 @@ def test_a_log_that_is_followed_goes_on_when_the_database_is_back(
         network.heal()
         assert next(lines) == "meanwhile"
         with database.writing() as session:
-            lifecycle.succeed(session, held, Reports(before=None, after=None))
+            claims.succeed(session, held, Reports(before=None, after=None))
         assert list(lines) == []
 
 
@@ -351,7 +351,7 @@ def test_a_database_away_for_longer_than_any_lease_ends_every_run_and_all_of_the
     url = postgres_of_its_own.create_database("away")
     key = f"tmp_abcdefgh_{'x' * 32}"
     clocks = {"lease_seconds": 4, "migrate_at_start": True, "first_api_key": key}
-    constants = {"app.jobs.lifecycle.CRASH_BACKOFF_SECONDS": 0}
+    constants = {"app.jobs.claims.CRASH_BACKOFF_SECONDS": 0}
     with native.instance(tmp_path, *native.FAKE_WORKER, database_url=url, constants=constants, **clocks) as temper:
         temper.start_api()
         with calling(temper.url, key) as api, temper.worker(), temper.worker():

@@ -33,8 +33,8 @@ def test_a_job_that_is_killed_ten_times_ends_with_the_weights_of_one_that_is_not
     chance = random.Random(20261125)
     settings = {"lease_seconds": 3, "max_crashes": 50}
     constants = {
-        "app.jobs.lifecycle.MAX_CRASHES_IN_PLACE": 20,
-        "app.jobs.lifecycle.CRASH_BACKOFF_SECONDS": 0,
+        "app.jobs.claims.MAX_CRASHES_IN_PLACE": 20,
+        "app.jobs.claims.CRASH_BACKOFF_SECONDS": 0,
     }
     with instance(tmp_path, *WORKER, constants=constants, **settings) as temper:
         temper.start_api()

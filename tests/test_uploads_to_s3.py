@@ -15,6 +15,7 @@ from app.operations.maintenance import MaintenanceContext, clear_uploads_away
 from app.platform.database import seconds_from_now
 from app.platform.queue import open_doorbell
 from app.platform.settings import Settings
+from app.projects import usage
 from app.storage import StorageUnavailable, open_store, s3
 from app.tables import Upload
 from client import Refused, Temper
@@ -58,7 +59,7 @@ def row(database, upload_id):
 
 def room_taken(database, project):
     with database.reading() as session:
-        return uploads.room_taken(session, project.id)
+        return usage.uploaded_bytes(session, project.id)
 
 
 def gatherings(settings):

@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from app.assets.registry import Registry
-from app.jobs import ingest, lifecycle
+from app.jobs import claims, ingest, shards
+from app.jobs.claims import RetryPolicy
+from app.jobs.failures import describe
 from app.jobs.leases import Claim, LeaseLost
-from app.jobs.lifecycle import OUT_OF_MEMORY, RetryPolicy
 from app.platform.database import AWAY
 from app.schemas import Failure
 from app.storage import StorageFull, StorageUnavailable
@@ -84,7 +85,7 @@ def run(claim: Claim, workplace: Workplace) -> None:
     except OSError as error:
         happened = "disk_full" if error.errno in (ENOSPC, EDQUOT) else "not_started"
         with suppress(LeaseLost), workplace.database.writing() as session:
-            lifecycle.fail(session, claim, job_failure(happened, error=error))
+            claims.fail(session, claim, job_failure(happened, error=error))
 
 
 class Attempt:
@@ -113,8 +114,7 @@ class Attempt:
         """Fetch the files that the job needs, run its training process and deliver its files."""
         try:
             with self._inputs() as registry:
-                self.logs.note(f"attempt {self.claim.attempt} begins")
-                self._fetch_states()
+                fetch_states(self.folder, self.lease, self.logs)
                 return self._train(registry)
         except InputUnavailable as error:
             return Failed(error.failure)
@@ -127,9 +127,9 @@ class Attempt:
 
     def _train(self, registry: Registry) -> Ending:
         """Run the training process to its end. Raises StorageUnavailable, StopRequested, LeaseLost."""
-        command = self.workplace.command(self.claim, self.folder, registry)
-        delivery = Delivery(self.folder, self.lease)
         oom_kills = count_oom_kills()
+        delivery = Delivery(self.folder, self.lease)
+        command = self.workplace.command(self.claim, self.folder, registry)
         with TrainingProcess(
             command,
             self.folder,
@@ -147,8 +147,8 @@ class Attempt:
             if not isinstance(last, reported.Finished):
                 delivery.store_unstored_states()
             ending = self._ending(last, process, oom_kills)
-            self.logs.note(f"the training process has ended with exit code {process.exit_code}{self.lease.why}")
-            return ending
+        self.logs.note(f"the training process has ended with exit code {process.exit_code}{self.lease.why}")
+        return ending
 
     def _ending(self, last: reported.Event | None, process: TrainingProcess, oom_kills: int | None) -> Ending:
         """Tell from the last event and the exit code how the attempt has ended.
@@ -164,9 +164,11 @@ class Attempt:
         if self.lease.ending.is_set() or exit_code == reported.PAUSED or isinstance(last, reported.Paused):
             return HandedBack()
         if self.lease.killed or process.was_killed_from_outside:
-            out_of_memory = not self.lease.killed and oom_kills is not None and (count_oom_kills() or 0) > oom_kills
-            reason = self.lease.killed or f"by {process.describe_exit()}"
-            return Crashed(OUT_OF_MEMORY if out_of_memory else f"its training process was killed: {reason}")
+            if self.lease.killed:
+                return Crashed("stalled", f"({self.lease.killed})")
+            if oom_kills is not None and (count_oom_kills() or 0) > oom_kills:
+                return Crashed("host_out_of_memory")
+            return Crashed("killed", f"by {process.describe_exit()}")
         log.warning("job %s: the training process ended with exit code %d and no event", self.claim.job_id, exit_code)
         return Failed(job_failure("exited", exit=f"exit code {exit_code}", stderr=process.read_stderr_tail()))
 
@@ -174,15 +176,16 @@ class Attempt:
         """Write the ending into the job's row. A job that is being cancelled ends cancelled, whatever the ending."""
         match ending:
             case Succeeded(reports):
-                lifecycle.succeed(session, self.claim, reports)
+                claims.succeed(session, self.claim, reports)
             case Failed(failure):
-                lifecycle.fail(session, self.claim, failure)
+                claims.fail(session, self.claim, failure)
             case HandedBack():
-                lifecycle.hand_back(session, self.claim)
-            case Crashed(cause):
+                claims.hand_back(session, self.claim)
+            case Crashed(code, detail):
+                cause = describe(code, detail)
                 log.warning("job %s: attempt %d crashed: %s", self.claim.job_id, self.claim.attempt, cause)
                 retry_policy = RetryPolicy.of(self.workplace.settings)
-                lifecycle.record_crash(session, self.claim, cause=cause, retry_policy=retry_policy)
+                claims.record_crash(session, self.claim, code, detail, retry_policy=retry_policy)
 
     def _record_events(self, events: list[reported.Event]) -> None:
         self.lease.write(partial(ingest.record, claim=self.claim, events=events))
@@ -223,14 +226,6 @@ class Attempt:
             with fetched_inputs(self.folder, self.lease) as registry:
                 yield registry
 
-    def _fetch_states(self) -> None:
-        """Fetch the states that an earlier attempt has stored, as far as they can be read."""
-        states = self.lease.write(partial(ingest.states, claim=self.claim))
-        for warning in fetch_states(self.folder, states, self.lease):
-            log.warning("job %s: %s", self.claim.job_id, warning.message)
-            self.logs.note(warning.message)
-            self.lease.write(partial(ingest.record, claim=self.claim, events=[warning]))
-
     def _not_stored(self, error: StorageUnavailable) -> Failure:
         """Keep the results on this machine, and say where."""
         kept = self._keep_results(error)
@@ -266,4 +261,4 @@ class Attempt:
         """Update the job that a shard is part of at once; where that fails, maintenance does it later."""
         if self.claim.shard:
             with suppress(*AWAY), self.workplace.database.writing() as session:
-                lifecycle.settle(session, self.claim.shard.of)
+                shards.update_parents(session, self.claim.shard.of)

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import Self
 
@@ -37,6 +38,8 @@ class ChildProcess:
         self, command: Sequence[str], *, stderr: Path, stdout: Path | None = None, untrusted: bool = False
     ) -> None:
         self._stderr = stderr
+        self._threads: list[Thread] = []
+        """Threads of a subclass, which end with the process."""
         with ExitStack() as files:
             self._process = subprocess.Popen(
                 command,
@@ -59,7 +62,11 @@ class ChildProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.kill()
-        self._close()
+        for thread in self._threads:
+            thread.join()
+        self._input.close()
+        if self.output:
+            self.output.close()
 
     @property
     def pid(self) -> int:
@@ -112,11 +119,6 @@ class ChildProcess:
         with suppress(ValueError):
             return signal.Signals(number).name
         return f"exit code {code}"
-
-    def _close(self) -> None:
-        self._input.close()
-        if self.output:
-            self.output.close()
 
     def read_stderr_tail(self) -> str:
         """Read the end of what the process wrote to its standard error."""

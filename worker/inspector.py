@@ -18,8 +18,8 @@ from time import monotonic
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app.assets import assets
-from app.assets.assets import Inspection, LostInspection
+from app.assets import inspections
+from app.assets.inspections import Inspection
 from app.jobs.leases import LeaseLost
 from app.schemas import FileFailure
 from app.storage import StorageFull, StorageUnavailable
@@ -29,7 +29,7 @@ from core.schema.inspection_report import DatasetInspection, ModelInspection
 from worker.cache import Cache
 from worker.child_process import ChildProcess
 from worker.failures import file_failure
-from worker.lease import Crashed, HandedBack, Lease, StopRequested
+from worker.lease import HandedBack, Lease, StopRequested
 from worker.work_folder import work_folder
 from worker.workplace import Workplace
 
@@ -63,14 +63,21 @@ class Refused:
     failure: FileFailure
 
 
-Ending = Accepted | Refused | HandedBack | Crashed
+@dataclass(frozen=True)
+class Unfinished:
+    """The process was killed, or the file could not be fetched: the inspection is repeated, but not for ever."""
+
+    cause: str
+
+
+Ending = Accepted | Refused | HandedBack | Unfinished
 """How an inspection ends, before it is written into the file's row."""
 
 
 def inspect_next(workplace: Workplace) -> bool:
     """Inspect the next file that waits; False when none does. Every failure ends in the file's row."""
     with workplace.database.writing() as session:
-        inspection = assets.claim(
+        inspection = inspections.claim(
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease_seconds=workplace.settings.lease_seconds,
@@ -78,12 +85,12 @@ def inspect_next(workplace: Workplace) -> bool:
         )
     if inspection is None:
         return False
-    name = f"{inspection.kind} {inspection.id}: inspection {inspection.claim_number}"
+    name = f"{inspection.kind} {inspection.id}: inspection {inspection.attempt}"
     log.info("%s begins", name)
     try:
         with InspectionLease(inspection, workplace) as lease:
             Inspector(inspection, lease).run()
-    except (LeaseLost, LostInspection):
+    except LeaseLost:
         log.warning("%s has lost its lease", name)
     log.info("%s has ended", name)
     return True
@@ -97,13 +104,9 @@ class InspectionLease(Lease):
         self._inspection = inspection
 
     def _contact(self, *, renews: bool) -> None:
-        if not renews:
-            return
-        try:
+        if renews:
             with self.workplace.database.writing() as session:
-                assets.renew(session, self._inspection, lease_seconds=self._settings.lease_seconds)
-        except LostInspection as error:
-            raise LeaseLost(self._name) from error
+                inspections.renew(session, self._inspection, lease_seconds=self._settings.lease_seconds)
 
 
 class Inspector:
@@ -115,7 +118,7 @@ class Inspector:
         self.workplace = lease.workplace
 
     def run(self) -> None:
-        """Inspect the file and write the ending into its row. Raises LeaseLost, LostInspection."""
+        """Inspect the file and write the ending into its row. Raises LeaseLost."""
         self.lease.write(partial(self._record, ending=self._work()))
 
     def _work(self) -> Ending:
@@ -125,14 +128,14 @@ class Inspector:
         fetched = partial(cache.hold, inspection.key, inspection.sha256, inspection.size, self.workplace.store)
         try:
             with (
-                work_folder(settings.work_dir, inspection.id, inspection.claim_number) as folder,
+                work_folder(settings.work_dir, inspection.id, inspection.attempt) as folder,
                 fetched(check=self.lease.check) as source,
             ):
                 # Only the suffix of the user's filename is used: it tells the format.
                 file = folder / f"upload{_suffix(inspection.filename)}"
                 file.symlink_to(source)
                 found = self._open(file, folder)
-                if isinstance(found, Refused | Crashed):
+                if isinstance(found, Refused | Unfinished):
                     return found
                 return self._deliver(found, folder / "out")
         except StopRequested:
@@ -143,9 +146,9 @@ class Inspector:
         except (StorageUnavailable, OSError) as error:
             log.warning("%s %s: %s", inspection.kind, inspection.id, error)
             self.lease.ending.wait(settings.poll_seconds)
-            return Crashed(str(error))
+            return Unfinished(str(error))
 
-    def _open(self, file: Path, folder: Path) -> DatasetInspection | ModelInspection | Refused | Crashed:
+    def _open(self, file: Path, folder: Path) -> DatasetInspection | ModelInspection | Refused | Unfinished:
         """Run the process that opens the file, and read its report. Raises StopRequested."""
         settings = self.workplace.settings
         deadline = monotonic() + settings.inspection_seconds + _GRACE_SECONDS
@@ -158,9 +161,9 @@ class Inspector:
                     return Refused(file_failure("inspection_late"))
         self._log_warnings(output)
         if process.exit_code == 0:
-            return self._read_report(folder / "out" / assets.REPORT)
+            return self._read_report(folder / "out" / inspections.REPORT)
         if process.was_killed_from_outside:
-            return Crashed(f"its process was killed by {process.describe_exit()}")
+            return Unfinished(f"its process was killed by {process.describe_exit()}")
         return Refused(self._failure(output, process))
 
     def _read_report(self, path: Path) -> DatasetInspection | ModelInspection | Refused:
@@ -198,7 +201,7 @@ class Inspector:
         """Store the report and the files that it names. Raises StorageUnavailable, StopRequested."""
         inspection = self.inspection
         made = [each.file for each in found.thumbnails] if isinstance(found, DatasetInspection) else [MODEL]
-        for name in [assets.REPORT, *made]:
+        for name in [inspections.REPORT, *made]:
             self.lease.check()
             path = out / name
             if not re.fullmatch(r"[a-z0-9-]+\.[a-z]+", name) or path.is_symlink() or not path.is_file():
@@ -209,17 +212,17 @@ class Inspector:
         return Accepted(found, f"{inspection.prefix}/{MODEL}", (out / MODEL).stat().st_size, found.sha256)
 
     def _record(self, session: Session, *, ending: Ending) -> None:
-        """Write the ending into the file's row. Raises LostInspection."""
+        """Write the ending into the file's row. Raises LeaseLost."""
         held = self.inspection
         match ending:
             case Accepted(findings, key, size, sha256):
-                assets.accept(session, held, findings, key=key, size=size, sha256=sha256)
+                inspections.accept(session, held, findings, key=key, size=size, sha256=sha256)
             case Refused(failure):
-                assets.refuse(session, held, failure)
+                inspections.refuse(session, held, failure)
             case HandedBack():
-                assets.hand_back(session, held)
-            case Crashed():
-                assets.record_crash(session, held, max_crashes=self.workplace.settings.max_crashes)
+                inspections.hand_back(session, held)
+            case Unfinished():
+                inspections.record_crash(session, held, max_crashes=self.workplace.settings.max_crashes)
 
 
 def command(inspection: Inspection, file: Path, folder: Path, workplace: Workplace) -> list[str]:
@@ -230,8 +233,8 @@ def command(inspection: Inspection, file: Path, folder: Path, workplace: Workpla
         "most-seconds": settings.inspection_seconds,
         "most-memory": INSPECTION_MEMORY_BYTES,
     }
-    if inspection.said:
-        options |= inspection.said.model_dump(exclude_defaults=True)
+    if inspection.declared:
+        options |= inspection.declared.model_dump(exclude_defaults=True)
     given = [f"--{name}={_as_argument(value)}" for name, value in options.items()]
     fixed = ["--output", str(folder / "out"), "--json", "--until-stdin-closes"]
     return [sys.executable, "-m", "core", f"inspect-{inspection.kind}", str(file), *fixed, *given]

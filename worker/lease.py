@@ -14,7 +14,8 @@ from typing import Self, TypeVar
 from sqlalchemy.orm import Session
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_fixed
 
-from app.jobs import ingest, lifecycle
+from app.jobs import claims, ingest
+from app.jobs.failures import CrashCode
 from app.jobs.leases import Claim, LeaseLost
 from app.platform.database import AWAY, why
 from worker.child_process import ChildProcess
@@ -46,7 +47,10 @@ class HandedBack:
 class Crashed:
     """An ending: the child process vanished. The work is repeated, but not for ever."""
 
-    cause: str
+    code: CrashCode
+    """Why, for programs."""
+    detail: str = ""
+    """What is known beyond the code, for people."""
 
 
 class Lease(ABC):
@@ -212,10 +216,10 @@ class JobLease(Lease):
     def _contact(self, *, renews: bool) -> None:
         if renews:
             with self.workplace.database.writing() as session:
-                status = lifecycle.heartbeat(session, self.claim, lease_seconds=self._settings.lease_seconds)
+                status = claims.heartbeat(session, self.claim, lease_seconds=self._settings.lease_seconds)
         else:
             with self.workplace.database.reading() as session:
-                status = lifecycle.look(session, self.claim)
+                status = claims.read_status(session, self.claim)
         self._stop_early = status == "stopping"
         if status == "cancelling":
             # A cancel does not wait for a saved state, as a pause does.

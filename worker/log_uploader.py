@@ -43,6 +43,7 @@ class LogUploader:
         self._thread = Thread(target=self._store_regularly, daemon=True)
 
     def __enter__(self) -> Self:
+        self.note(f"attempt {self._claim.attempt} begins")
         self._thread.start()
         return self
 

@@ -9,9 +9,9 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 
 from app.assets.registry import Registry
-from app.jobs import lifecycle
+from app.jobs import claims
+from app.jobs.claims import RetryPolicy
 from app.jobs.leases import Claim
-from app.jobs.lifecycle import RetryPolicy
 from app.platform import logs
 from app.platform.database import AWAY, Database, open_database, why
 from app.platform.settings import Settings
@@ -89,7 +89,7 @@ def _work_in_slot(workplace: Workplace, listener: DoorbellListener) -> None:
 
 def _claim(workplace: Workplace) -> Claim | None:
     with workplace.database.writing() as session:
-        return lifecycle.claim(
+        return claims.claim(
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease_seconds=workplace.settings.lease_seconds,

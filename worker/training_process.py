@@ -68,11 +68,11 @@ class TrainingProcess(ChildProcess):
     def __init__(
         self, command: Sequence[str], folder: Path, *, log: Path, torchrun: bool, stall_seconds: float
     ) -> None:
-        super().__init__(command, stderr=log)
         self._torchrun = torchrun
         self._stalls = _StallDetector(folder, stall_seconds)
         self._lines: SimpleQueue[bytes | None] = SimpleQueue()
         self._all_read = Event()
+        super().__init__(command, stderr=log)
         self._threads = [Thread(target=self._read_output), Thread(target=self._kill_orphans)]
         for thread in self._threads:
             thread.start()
@@ -126,11 +126,6 @@ class TrainingProcess(ChildProcess):
             self._lines.put(line)
         self._lines.put(None)
         self._all_read.set()
-
-    def _close(self) -> None:
-        for thread in self._threads:
-            thread.join()
-        super()._close()
 
     def _kill_orphans(self) -> None:
         # What the process leaves running when it ends would hold its output open.

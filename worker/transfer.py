@@ -6,18 +6,19 @@ Transfers are retried while the store is out of reach, and end early when the jo
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay
 from tenacity.wait import wait_base, wait_exponential
 
-from app.assets import assets
-from app.assets.assets import Source
+from app.assets import inputs
+from app.assets.inputs import Source
 from app.assets.registry import Registry
 from app.jobs import ingest
 from app.jobs.leases import Claim, attempt_prefix
@@ -30,6 +31,7 @@ from worker import lease as lease_times
 from worker.cache import Cache, read_verified
 from worker.failures import job_failure
 from worker.lease import JobLease, Lease
+from worker.log_uploader import LogUploader
 from worker.training_process import shard_report_path
 
 log = logging.getLogger(__name__)
@@ -76,8 +78,8 @@ def fetched_inputs(folder: Path, lease: JobLease) -> Iterator[Registry]:
     """
     claim, workplace = lease.claim, lease.workplace
     try:
-        sources = lease.write(partial(assets.sources, job_id=claim.whole, spec=claim.spec))
-    except assets.Gone as error:
+        sources = lease.write(partial(inputs.sources, job_id=claim.root_job_id, spec=claim.spec))
+    except inputs.Gone as error:
         raise InputUnavailable(job_failure("input_removed", error=error)) from error
     cache = Cache(workplace.settings.cache_dir, workplace.settings.cache_bytes)
     with ExitStack() as held:
@@ -122,42 +124,48 @@ def _read_all(key: str, sha256: str, store: ObjectStore) -> bytes:
     return b"".join(read_verified(key, sha256, store))
 
 
-def fetch_states(folder: Path, states: Sequence[State], lease: JobLease) -> Iterator[reported.Warned]:
-    """Fetch the newest complete state and the files that belong to it; yield a warning for each that is skipped.
+def fetch_states(folder: Path, lease: JobLease, logs: LogUploader) -> None:
+    """Fetch the newest complete state of earlier attempts and the files that belong to it, with a warning in the job's
+    history for each that is skipped because it cannot be read. Raises StopRequested, LeaseLost."""
+    states = lease.write(partial(ingest.states, claim=lease.claim))
 
-    states: those in the store, the newest first. Raises StopRequested.
-    """
-
-    def of_kind(kind: str) -> Iterator[State]:
-        return (state for state in states if state.kind == kind)
+    def fetch_first(kind: str, max_step: float = inf) -> State | None:
+        for state in states:
+            if state.kind == kind and state.step <= max_step:
+                try:
+                    _fetch_state(state, folder / state.name, lease)
+                except StorageUnavailable as error:
+                    skipped = f"the {kind} of step {state.step} is skipped for an earlier one, if any: {error}"
+                    logs.note(skipped)
+                    _warn(lease, "state_unavailable", skipped)
+                else:
+                    return state
+        return None
 
     # Verdicts need no other file; the best weights are of the state's step or of an earlier one.
-    yield from _fetch_first(of_kind("verdicts"), folder, lease)
-    found = yield from _fetch_first(of_kind("state"), folder, lease)
-    if found:
-        yield from _fetch_first((best for best in of_kind("best") if best.step <= found.step), folder, lease)
+    fetch_first("verdicts")
+    if resumed := fetch_first("state"):
+        fetch_first("best", resumed.step)
 
 
-def _fetch_first(
-    states: Iterable[State], folder: Path, lease: JobLease
-) -> Generator[reported.Warned, None, State | None]:
-    """Fetch the first of these states that can be read, and return it. Raises StopRequested."""
-    for state in states:
-        path = folder / state.name
-        try:
-            with path.open("wb") as file:
-                for chunk in read_verified(state.key, state.sha256, lease.workplace.store):
-                    lease.check()
-                    file.write(chunk)
-        except StorageUnavailable as error:
-            path.unlink(missing_ok=True)
-            skipped = f"the {state.kind} of step {state.step} is skipped for an earlier one, if any: {error}"
-            yield reported.Warned(code="state_unavailable", message=skipped)
-        else:
-            job, attempt = lease.claim.job_id, lease.claim.attempt
-            log.info("job %s: attempt %d has the %s of step %d", job, attempt, state.kind, state.step)
-            return state
-    return None
+def _fetch_state(state: State, path: Path, lease: JobLease) -> None:
+    try:
+        with path.open("wb") as file:
+            for chunk in read_verified(state.key, state.sha256, lease.workplace.store):
+                lease.check()
+                file.write(chunk)
+    except StorageUnavailable:
+        path.unlink(missing_ok=True)
+        raise
+    job, attempt = lease.claim.job_id, lease.claim.attempt
+    log.info("job %s: attempt %d has the %s of step %d", job, attempt, state.kind, state.step)
+
+
+def _warn(lease: JobLease, code: str, message: str) -> None:
+    """Put a warning into the job's history."""
+    log.warning("job %s: %s", lease.claim.job_id, message)
+    warning = reported.Warned(code=code, message=message)
+    lease.write(partial(ingest.record, claim=lease.claim, events=[warning]))
 
 
 class Delivery:
@@ -228,7 +236,7 @@ class Delivery:
     def _keep_back(self, saved: reported.Saved, error: StorageUnavailable) -> None:
         self._log_failure(saved, error)
         if saved.kind not in self._unstored:
-            self._warn("state_not_stored", f"the {saved.kind} of step {saved.step} cannot be stored: {error}")
+            _warn(self._lease, "state_not_stored", f"the {saved.kind} of step {saved.step} cannot be stored: {error}")
         self._unstored[saved.kind] = saved
 
     def _retrying(self, saved: reported.Saved, seconds: float, *, is_result: bool = False) -> Retrying:
@@ -239,7 +247,7 @@ class Delivery:
             error = _error_of(state)
             self._log_failure(saved, error)
             if is_result and state.attempt_number == 1:
-                self._warn("storage_unavailable", f"the {saved.kind} cannot be stored yet: {error}")
+                _warn(self._lease, "storage_unavailable", f"the {saved.kind} cannot be stored yet: {error}")
             if is_result:
                 self._lease.check()
 
@@ -257,10 +265,6 @@ class Delivery:
 
     def _log_failure(self, saved: reported.Saved, error: BaseException | None) -> None:
         log.warning("job %s: its %s cannot be stored now: %s", self._claim.job_id, saved.kind, error)
-
-    def _warn(self, code: str, message: str) -> None:
-        warning = reported.Warned(code=code, message=message)
-        self._lease.write(partial(ingest.record, claim=self._claim, events=[warning]))
 
     def _state_prefix(self, saved: reported.Saved) -> str:
         return f"{self._claim.prefix}/{_STATES}/{saved.kind}-{saved.step}"

@@ -1,9 +1,8 @@
-"""What this instance has by name: the catalogue, the operator's models and data sets in the data folder, and those of
-a project's own.
+"""Names of models and data sets: the catalogue's, the operator's in the data folder, and a project's own.
 
-The one owner of the rule that turns a name into a path: the routes list and check names by it, the supervisor hands
-paths to the training process. It looks at names and sizes only; what is inside, only the training process opens. A name
-of the catalogue is the catalogue's, and a project's own goes before the operator's.
+This is the one owner of the rule that turns a name into a path: the routes list and check names by it, and the worker
+passes the paths to the training process. It reads names and sizes only; only the training process opens the files. A
+name of the catalogue always means the catalogue's entry, and a project's own file goes before the operator's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
-from app import queries
-from app.assets import assets as files
+from app.assets import assets, checkpoints
 from app.schemas import FileStatus
 from core.schema.catalog import DATASETS, MODELS, ArchitectureEntry, DatasetEntry, find_architecture
 from core.schema.spec import AnySpec, EvaluateSpec, Name, TrainSpec
@@ -35,14 +33,14 @@ class LocalModel(NamedTuple):
 
 
 class _Size(NamedTuple):
-    """What images a data set has, or a model takes."""
+    """The images of a data set, or those that a model takes."""
 
     shape: tuple[int, ...]
     classes: int
 
 
 class OwnFile(NamedTuple):
-    """A data set or model of a project's own that a spec names."""
+    """A project's own data set or model that a spec names."""
 
     status: FileStatus
     size: _Size | None
@@ -50,12 +48,12 @@ class OwnFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Own:
-    """What a project has of its own, as far as one spec asks for it."""
+    """A project's own files that one spec names."""
 
     named: Mapping[str, OwnFile]
-    """What the spec names, by its field."""
-    ready: Mapping[files.Kind, Sequence[str]]
-    """All the names that it could, where it asks for one that the project has not."""
+    """These files, by the field that names them."""
+    ready: Mapping[assets.Kind, Sequence[str]]
+    """All names that the spec could use, where it names a file that the project does not have."""
 
 
 _NOTHING = Own(named={}, ready={})
@@ -73,28 +71,28 @@ class Registry:
     """The project's own files on this machine, by the field of the spec that names them."""
 
     def of_project(self, session: Session, project_id: str, body: Mapping[str, Any]) -> Self:
-        """Look up what a project has of its own, for a spec, valid or not."""
+        """Look up the project's own files that a spec names, valid or not."""
         named, ready = {}, {}
-        for name, kind in files.NAMED_BY.items():
+        for name, kind in assets.NAMED_BY.items():
             wanted = body.get(name)
-            if not isinstance(wanted, str) or not _is_name(wanted) or wanted in files.SHIPPED.get(name, ()):
+            if not isinstance(wanted, str) or not _is_name(wanted) or wanted in assets.SHIPPED.get(name, ()):
                 continue
-            if file := files.find(session, kind, project_id, wanted):
+            if file := assets.find(session, kind, project_id, wanted):
                 named[name] = OwnFile(file.status, _size_in(file.summary))
-            elif kind == "model" and queries.find_checkpoint(session, project_id, wanted):
+            elif kind == "model" and checkpoints.find_checkpoint(session, project_id, wanted):
                 named[name] = OwnFile("ready", None)
             else:
-                ready[kind] = files.names(session, kind, project_id)
+                ready[kind] = assets.names(session, kind, project_id)
         return replace(self, own=Own(named, ready))
 
     def local_models(self) -> dict[str, LocalModel]:
-        """Weights files by name. A name of the catalogue stays the catalogue's."""
+        """List weights files by name, except those whose name is in the catalogue."""
         files = sorted(self.models_dir.glob("*.safetensors"))
         sizes = {file: _size_of_file(file) for file in files if _is_name(file.stem) and file.stem not in MODELS}
         return {file.stem: LocalModel(file, size) for file, size in sizes.items() if size is not None}
 
     def local_datasets(self) -> dict[str, Path]:
-        """Folders, archives and arrays by name. A name of the catalogue says where that data set lies."""
+        """List folders, archives and arrays by name. One with a catalogue name is where that data set is stored."""
         named = ((_dataset_name(path), path) for path in sorted(self.datasets_dir.iterdir()))
         return {name: path for name, path in named if _is_name(name)}
 
@@ -106,7 +104,7 @@ class Registry:
         return model.path if model else None
 
     def data(self, spec: AnySpec) -> Path | None:
-        """Find the images, where they lie in the datasets folder."""
+        """Find the images, where they are stored here."""
         return self.fetched.get("dataset") or self.local_datasets().get(spec.dataset)
 
     def extra_data(self, spec: AnySpec) -> Path | None:
@@ -117,7 +115,7 @@ class Registry:
         return self.local_datasets().get(name) if name else None
 
     def check_names(self, body: Mapping[str, Any]) -> list[FieldError]:
-        """Say which names of a spec, valid or not, nothing here has."""
+        """Check that the names in a spec, valid or not, are known here."""
         local = self.local_datasets()
         fetched = [entry.name for entry in DATASETS.values() if not entry.streamed]
         return [
@@ -127,31 +125,31 @@ class Registry:
         ]
 
     def check(self, spec: AnySpec) -> list[FieldError]:
-        """Say which names of a spec nothing here has, and what does not fit together."""
+        """Check that the names in a spec are known here, and that model and data set fit together."""
         return self.check_names(spec.model_dump()) or self._misfit(spec)
 
-    def has(self, kind: files.Kind, name: str) -> bool:
-        """Whether the catalogue or the operator has this name, which then no project can give to a file of its own."""
+    def has(self, kind: assets.Kind, name: str) -> bool:
+        """Whether the catalogue or the operator has this name. A project cannot give it to a file of its own."""
         if kind == "model":
             return name in MODELS or name in self.local_models()
         return name in DATASETS or name in self.local_datasets()
 
     def _unknown(self, name: str, what: str, body: Mapping[str, Any], known: list[str]) -> list[FieldError]:
         wanted = body.get(name)
-        # What can be no name, the spec itself refuses.
+        # The spec itself refuses what is not a valid name.
         if not isinstance(wanted, str) or not _is_name(wanted):
             return []
         if file := self.own.named.get(name):
             return _not_ready(name, what, wanted, file.status)
         if wanted in known:
             return []
-        known = [*known, *self.own.ready.get(files.NAMED_BY[name], ())]
+        known = [*known, *self.own.ready.get(assets.NAMED_BY[name], ())]
         remedy = did_you_mean(wanted, known) if known else "upload one, or put it into the instance's folder"
         detail = f"there is no {what} {wanted!r} here; {remedy}"
         return [FieldError(pointer=f"/{name}", code="unknown_name", detail=detail)]
 
     def _misfit(self, spec: AnySpec) -> list[FieldError]:
-        """Compare what is known about model and data set; of the operator's the run itself finds out."""
+        """Compare what is known about model and data set. About the operator's files, only the run finds out."""
         dataset = self._size("dataset", DATASETS.get(spec.dataset))
         if dataset is None:
             return []
@@ -197,7 +195,7 @@ def _dataset_name(path: Path) -> str:
 
 
 def _is_name(text: str) -> bool:
-    """Whether a spec can say it."""
+    """Whether it is a valid name in a spec."""
     try:
         return bool(_name.validate_python(text))
     except ValidationError:
@@ -205,7 +203,7 @@ def _is_name(text: str) -> bool:
 
 
 def _size_of_file(path: Path) -> int | None:
-    """Look at a regular file; None for anything else, such as a folder, or a link to what has gone."""
+    """Read the size of a regular file; None for anything else, such as a folder or a broken link."""
     try:
         status = path.stat()
     except OSError:

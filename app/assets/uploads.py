@@ -1,33 +1,40 @@
-"""The life of an upload: room is reserved, parts arrive in any order, the whole is verified, and only then it is there.
+"""Uploads: a file is announced, its parts arrive in any order, the whole is verified, and only then it can be used.
 
     pending -> verifying -> completed        pending | verifying -> aborted | expired
 
-What has not been verified lies under `quarantine/` in the object store, what has under `uploads/`. An upload holds its
-bytes of the project's room from its first moment until it has ended without success. Every step may be done twice, by
-any process: what a crash leaves undone, `verify` or `sweep` does later.
+Until it is verified, an upload lies under `quarantine/` in the object store, and then under `uploads/`. Its bytes count
+against the project's quota from its announcement until it ends without success. The verification is a task, which the
+API's processes do. Any process may repeat any step: what a crash leaves undone, `verify` or `sweep` does later.
 """
 
 import hashlib
 import logging
 import math
+import os
 import secrets
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, exists, select, update
 from sqlalchemy.orm import Session
 
+from app import tasks
+from app.platform import leases
 from app.platform.database import Database, now, seconds_from_now
 from app.platform.ids import new_id
+from app.platform.leases import LeaseLost
+from app.platform.paging import Order, Part, list_rows
+from app.projects import audit
 from app.schemas import Purpose, UploadFailure, UploadStatus
 from app.storage import MOST_PARTS, NotStored, ObjectStore, StorageUnavailable
-from app.tables import Model, Upload
+from app.tables import Task, Upload
+from app.tasks import TaskClaim
 
 log = logging.getLogger(__name__)
 
-HELD: frozenset[UploadStatus] = frozenset({"pending", "verifying", "completed"})
-"""What takes up room."""
 _SOURCES: dict[UploadStatus, frozenset[UploadStatus]] = {
     "verifying": frozenset({"pending"}),
     "completed": frozenset({"verifying"}),
@@ -35,9 +42,9 @@ _SOURCES: dict[UploadStatus, frozenset[UploadStatus]] = {
     "expired": frozenset({"pending", "verifying"}),
 }
 _LEASE_SECONDS = 300
-"""How long a process that verifies may be silent; to copy a very large object takes minutes."""
+"""The lease of a verification. The copy of a very large object, during which nothing renews it, takes minutes."""
 _LATEST_SECONDS = 1200
-"""When, after the end of an upload, nothing that was signed for it is good any more."""
+"""So long after the end of an upload, no request that was signed for it is valid."""
 
 
 class Ended(Exception):
@@ -49,7 +56,7 @@ class Ended(Exception):
 
 
 class Incomplete(Exception):
-    """Parts of `count` are missing."""
+    """Parts are missing; `missing` are their numbers, `count` is the number of all parts."""
 
     def __init__(self, missing: Sequence[int], count: int) -> None:
         super().__init__(missing, count)
@@ -68,8 +75,8 @@ def create(
     part_size: int,
     seconds: float,
 ) -> Upload:
-    """Announce a file of `size` bytes, which count as the project's from now on; it is given up after so many seconds
-    without a sign of life. Whether there is room for it, `app.projects.quotas` says in the same transaction."""
+    """Announce a file of `size` bytes, which count against the project's quota from now on. The upload expires after
+    `seconds` in which nothing is sent. The caller checks the quota in the same transaction."""
     upload = Upload(
         id=new_id("upl"),
         project_id=project_id,
@@ -78,75 +85,90 @@ def create(
         size=size,
         sha256=sha256,
         part_size=max(part_size, math.ceil(size / MOST_PARTS)),
-        place=f"{project_id}/{secrets.token_hex(16)}",
+        key_suffix=f"{project_id}/{secrets.token_hex(16)}",
         expires_at=seconds_from_now(seconds),
+        created_by=audit.actor(),
     )
     session.add(upload)
     session.flush()
+    audit.record(session, project_id, "upload.create", upload.id, filename=filename, bytes=size)
     return upload
 
 
-def room_taken(session: Session, project_id: str) -> int:
-    """Add up the bytes that a project's uploads hold, and its models that came by none: copies of checkpoints."""
-    held = Upload.project_id == project_id, Upload.status.in_(HELD)
-    copied = Model.project_id == project_id, Model.upload_id.is_(None)
-    sums = select(func.sum(Upload.size)).where(*held), select(func.sum(Model.size)).where(*copied)
-    return sum(int(size or 0) for size in session.execute(select(*(each.scalar_subquery() for each in sums))).one())
+def find_upload(session: Session, project_id: str, upload_id: str) -> Upload | None:
+    """Find an upload of this project."""
+    return session.scalars(select(Upload).where(Upload.id == upload_id, Upload.project_id == project_id)).one_or_none()
+
+
+def list_uploads(
+    session: Session,
+    project_id: str,
+    *,
+    matching: Mapping[str, str | None],
+    after: str | None,
+    limit: int,
+    order: Order,
+) -> Part[Upload]:
+    """List a project's uploads by age; `matching` compares columns."""
+    where: list[ColumnElement[bool]] = [Upload.project_id == project_id]
+    where += [getattr(Upload, column) == value for column, value in matching.items() if value is not None]
+    return list_rows(session, Upload, Upload.id, where, after=after, limit=limit, order=order)
 
 
 def key(upload: Upload) -> str:
-    """Name the object that a completed upload is."""
-    return f"uploads/{upload.place}"
+    """Name the object of a completed upload."""
+    return f"uploads/{upload.key_suffix}"
 
 
 def quarantine(upload: Upload) -> str:
-    """Name the object that it is until then."""
-    return f"quarantine/{upload.place}"
+    """Name its object before it is completed."""
+    return f"quarantine/{upload.key_suffix}"
 
 
 def part_count(upload: Upload) -> int:
-    """Say how many parts it has."""
+    """Count its parts."""
     return math.ceil(upload.size / upload.part_size)
 
 
 def bytes_of_part(upload: Upload, number: int) -> int:
-    """Say how many bytes a part has."""
+    """Count the bytes of a part."""
     return min(upload.part_size, upload.size - (number - 1) * upload.part_size)
 
 
 def keep_alive(session: Session, upload_id: str, *, seconds: float) -> Upload:
-    """Note a sign of life. Raises Ended."""
-    changed = _update(session, Upload.id == upload_id, Upload.status == "pending", expires_at=seconds_from_now(seconds))
+    """Put the expiry off to `seconds` from now. Raises Ended."""
+    pending = Upload.id == upload_id, Upload.status == "pending"
+    changed = _update(session, *pending, expires_at=seconds_from_now(seconds))
     if not changed:
         raise Ended(session.get_one(Upload, upload_id).status)
     return changed[0]
 
 
-def gathering(upload: Upload, database: Database, store: ObjectStore) -> str:
-    """Find where the parts are gathered, and begin that where they are not yet. Raises Ended."""
-    if upload.gathering:
-        return upload.gathering
+def ensure_multipart(upload: Upload, database: Database, store: ObjectStore) -> str:
+    """Return the object store's id for the parts, and create it where there is none. Raises Ended."""
+    if upload.multipart_id:
+        return upload.multipart_id
     begun = store.begin(quarantine(upload))
     with database.writing() as session:
-        is_first = Upload.id == upload.id, Upload.status == "pending", Upload.gathering.is_(None)
-        if _update(session, *is_first, gathering=begun):
+        is_first = Upload.id == upload.id, Upload.status == "pending", Upload.multipart_id.is_(None)
+        if _update(session, *is_first, multipart_id=begun):
             return begun
     store.abandon(quarantine(upload), begun)
     with database.reading() as session:
         upload = session.get_one(Upload, upload.id)
-    if upload.gathering is None or upload.status != "pending":
+    if upload.multipart_id is None or upload.status != "pending":
         raise Ended(upload.status)
-    return upload.gathering
+    return upload.multipart_id
 
 
 def received(upload: Upload, store: ObjectStore) -> list[int]:
-    """List the parts that are there, with the bytes that they should have."""
-    there = store.parts(quarantine(upload), upload.gathering) if upload.gathering else {}
+    """List the numbers of the parts that have arrived in full."""
+    there = store.parts(quarantine(upload), upload.multipart_id) if upload.multipart_id else {}
     numbers = range(1, part_count(upload) + 1)
     complete = [number for number in numbers if there.get(number) == bytes_of_part(upload, number)]
     if complete or len(numbers) > 1:
         return complete
-    # What has one part only may have come in one piece.
+    # An upload of one part may have come in one piece.
     try:
         return [1] if store.size(quarantine(upload)) == upload.size else []
     except NotStored:
@@ -154,8 +176,8 @@ def received(upload: Upload, store: ObjectStore) -> list[int]:
 
 
 def complete(upload: Upload, database: Database, store: ObjectStore, *, seconds: float) -> Upload:
-    """Have an upload verified whose parts are all there. One that is already on the way is left to it. Raises Ended,
-    Incomplete."""
+    """Queue the verification of an upload whose parts have all arrived. Where that was done before, nothing changes.
+    Raises Ended, Incomplete."""
     if upload.status in ("verifying", "completed"):
         return upload
     if upload.status != "pending":
@@ -165,14 +187,19 @@ def complete(upload: Upload, database: Database, store: ObjectStore, *, seconds:
     if missing:
         raise Incomplete(missing, part_count(upload))
     with database.writing() as session:
-        _move(session, "verifying", Upload.id == upload.id, expires_at=seconds_from_now(seconds))
+        if _move(session, "verifying", Upload.id == upload.id, expires_at=seconds_from_now(seconds)):
+            tasks.add(session, "verify_upload", project_id=upload.project_id, subject_id=upload.id)
+            audit.record(session, upload.project_id, "upload.complete", upload.id)
     with database.reading() as session:
         return session.get_one(Upload, upload.id)
 
 
 def abort(session: Session, upload_id: str) -> Upload:
-    """Give an upload up and its room back. Twice is no error. Raises Ended where it has completed or expired."""
-    _move(session, "aborted", Upload.id == upload_id)
+    """Abort an upload and free its room. Aborting twice is not an error. Raises Ended where it has completed or
+    expired."""
+    tasks.cancel(session, [upload_id])
+    for aborted in _move(session, "aborted", Upload.id == upload_id):
+        audit.record(session, aborted.project_id, "upload.abort", upload_id)
     upload = session.get_one(Upload, upload_id, populate_existing=True)
     if upload.status != "aborted":
         raise Ended(upload.status)
@@ -180,50 +207,63 @@ def abort(session: Session, upload_id: str) -> Upload:
 
 
 def discard(session: Session, upload_id: str) -> None:
-    """Give the room of a completed upload back, which nobody needs any more; its object goes with the next sweeps."""
+    """Free the room of a completed upload that no file needs; a later `sweep` removes its object."""
     _update(session, Upload.id == upload_id, Upload.status == "completed", status="aborted", swept_at=None)
 
 
 def verify(upload_id: str, database: Database, store: ObjectStore) -> None:
-    """Put the parts together, hash the whole, and let it out of quarantine or abort it. Nothing is done where another
-    process is at it. Raises StorageUnavailable; then another try may succeed."""
+    """Assemble the parts, hash the whole, and complete or abort the upload. Where another process verifies it, nothing
+    is done. Raises StorageUnavailable; a later call may succeed."""
     with database.writing() as session:
-        free = or_(Upload.lease_until.is_(None), Upload.lease_until < now())
-        where = Upload.id == upload_id, Upload.status == "verifying", free
-        claimed = _update(session, *where, lease_until=seconds_from_now(_LEASE_SECONDS))
-    if not claimed:
-        return
-    upload = claimed[0]
+        owner = f"{socket.gethostname()}:{os.getpid()}"
+        held = tasks.claim(session, KINDS, owner=owner, lease_seconds=_LEASE_SECONDS, subject_id=upload_id)
+        if held is None:
+            return
+        upload = session.get_one(Upload, upload_id)
     try:
-        failure = _inspect(upload, database, store)
+        failure = _check(upload, held, database, store)
         if failure is None:
             store.copy(quarantine(upload), key(upload))
     except StorageUnavailable:
-        with database.writing() as session:
-            _update(session, Upload.id == upload_id, Upload.status == "verifying", lease_until=None)
+        with suppress(LeaseLost), database.writing() as session:
+            tasks.hand_back(session, held)
         raise
-    with database.writing() as session:
-        content = failure.model_dump() if failure else None
-        moved = _move(session, "aborted" if failure else "completed", Upload.id == upload_id, failure=content)
+    except LeaseLost:
+        log.warning("upload %s: its verification was taken over, or the upload has ended", upload_id)
+    else:
+        with suppress(LeaseLost), database.writing() as session:
+            if failure:
+                tasks.fail(session, held, failure.model_dump())
+            else:
+                tasks.succeed(session, held)
+    with database.reading() as session:
+        upload = session.get_one(Upload, upload_id)
+    if upload.ended_at is None:
+        return
     try:
-        clear(moved[0] if moved else _again(upload_id, database), store)
+        clear(upload, store)
     except StorageUnavailable as error:
         log.warning("upload %s: what it has left in quarantine is removed later: %s", upload_id, error)
 
 
 def waiting(session: Session) -> Sequence[str]:
-    """List the uploads that nobody is verifying, oldest first."""
-    free = or_(Upload.lease_until.is_(None), Upload.lease_until < now())
-    return session.scalars(select(Upload.id).where(Upload.status == "verifying", free).order_by(Upload.id)).all()
+    """List the uploads that wait for their verification, those of crashed processes included, oldest first."""
+    return tasks.waiting(session, "verify_upload")
 
 
 def expire(session: Session) -> None:
-    """Give up what has shown no sign of life for too long."""
-    _move(session, "expired", Upload.expires_at < now(), or_(Upload.lease_until.is_(None), Upload.lease_until < now()))
+    """Give up the uploads for which nothing was sent for too long, unless a process verifies them."""
+    under_way = exists().where(Task.subject_id == Upload.id, Task.status == "running", ~leases.has_expired(Task))
+    expired = session.scalars(
+        select(Upload.id).where(Upload.status.in_(_SOURCES["expired"]), Upload.expires_at < now(), ~under_way)
+    ).all()
+    # The task before its subject, as everywhere.
+    tasks.cancel(session, expired)
+    _move(session, "expired", Upload.id.in_(expired), Upload.expires_at < now())
 
 
 def sweep(database: Database, store: ObjectStore) -> None:
-    """Remove, for good, what ended uploads have left, once nothing more can come. Raises StorageUnavailable."""
+    """Remove the objects that ended uploads have left, once no more can arrive. Raises StorageUnavailable."""
     with database.reading() as session:
         over = Upload.ended_at < seconds_from_now(-_LATEST_SECONDS), Upload.swept_at.is_(None)
         left = session.scalars(select(Upload).where(*over).order_by(Upload.id).limit(100)).all()
@@ -234,60 +274,66 @@ def sweep(database: Database, store: ObjectStore) -> None:
 
 
 def clear(upload: Upload, store: ObjectStore) -> None:
-    """Remove what an ended upload has left: all but the object of a completed one. Raises StorageUnavailable."""
+    """Remove the objects of an ended upload, except the object of a completed one. Raises StorageUnavailable."""
     store.delete(quarantine(upload))
     if upload.status != "completed":
-        if upload.gathering:
-            store.abandon(quarantine(upload), upload.gathering)
+        if upload.multipart_id:
+            store.abandon(quarantine(upload), upload.multipart_id)
         store.delete(key(upload))
 
 
-def _inspect(upload: Upload, database: Database, store: ObjectStore) -> UploadFailure | None:
-    if upload.gathering:
+def _check(upload: Upload, held: TaskClaim, database: Database, store: ObjectStore) -> UploadFailure | None:
+    """Assemble the parts and compare size and hash. Raises StorageUnavailable, LeaseLost."""
+    if upload.multipart_id:
         try:
-            store.assemble(quarantine(upload), upload.gathering)
+            store.assemble(quarantine(upload), upload.multipart_id)
         except FileExistsError:
-            # It has come in one piece as well; its hash decides.
-            store.abandon(quarantine(upload), upload.gathering)
+            # It has come in one piece as well. Its hash decides.
+            store.abandon(quarantine(upload), upload.multipart_id)
     arrived, size = hashlib.sha256(), 0
-    for chunk in _leased(store.read(quarantine(upload)), upload, database):
+    for chunk in _renewing(store.read(quarantine(upload)), held, database):
         arrived.update(chunk)
         size += len(chunk)
     if (size, arrived.hexdigest()) == (upload.size, upload.sha256):
         return None
     return UploadFailure(
         code="upload_damaged",
-        message=f"What arrived has {size} bytes and the sha256 {arrived.hexdigest()}; announced were {upload.size} "
-        f"bytes and {upload.sha256}.",
-        hint="See that the file does not change while it is sent, then upload it again.",
+        message=f"The file that arrived has {size} bytes and the sha256 {arrived.hexdigest()}; {upload.size} bytes and "
+        f"{upload.sha256} were announced.",
+        hint="Check that the file does not change while it is sent, then upload it again.",
     )
 
 
-def _leased(chunks: Iterator[bytes], upload: Upload, database: Database) -> Iterator[bytes]:
-    """Go through chunks and keep the lease meanwhile."""
+def _renewing(chunks: Iterator[bytes], held: TaskClaim, database: Database) -> Iterator[bytes]:
+    """Go through chunks and renew the lease meanwhile. Raises LeaseLost."""
     renewed_at = monotonic()
     for chunk in chunks:
         yield chunk
         if monotonic() - renewed_at > _LEASE_SECONDS / 10:
             renewed_at = monotonic()
             with database.writing() as session:
-                verifying = Upload.id == upload.id, Upload.status == "verifying"
-                _update(session, *verifying, lease_until=seconds_from_now(_LEASE_SECONDS))
+                tasks.renew(session, held, lease_seconds=_LEASE_SECONDS)
 
 
-def _again(upload_id: str, database: Database) -> Upload:
-    with database.reading() as session:
-        return session.get_one(Upload, upload_id)
+def _follow(session: Session, task: Task) -> None:
+    """Bring the upload in line with the task of its verification."""
+    if task.status == "succeeded":
+        _move(session, "completed", Upload.id == task.subject_id)
+    elif task.status == "failed":
+        _move(session, "aborted", Upload.id == task.subject_id, failure=task.failure)
+
+
+KINDS: Sequence[tasks.Kind] = (tasks.Kind("verify_upload", _follow),)
 
 
 def _move(session: Session, to: UploadStatus, *where: ColumnElement[bool], **values: Any) -> Sequence[Upload]:
     """Change the status of the uploads that may make this move."""
     if to != "verifying":
-        values |= {"ended_at": now(), "lease_until": None}
+        values["ended_at"] = now()
     return _update(session, *where, Upload.status.in_(_SOURCES[to]), status=to, **values)
 
 
 def _update(session: Session, *where: ColumnElement[bool], **values: Any) -> Sequence[Upload]:
     statement = update(Upload).where(*where).values(updated_at=now(), **values).returning(Upload)
-    options = {"synchronize_session": False, "populate_existing": True}
-    return session.scalars(statement, execution_options=options).all()
+    unsynchronised = {"synchronize_session": False, "populate_existing": True}
+    return session.scalars(statement, execution_options=unsynchronised).all()

@@ -18,7 +18,7 @@ from app.http.problems import Forbidden, RateLimited, Unauthorized
 from app.http.rate_limits import POLICY, Standing
 from app.platform.database import AWAY, Database
 from app.platform.settings import Settings
-from app.projects import keys
+from app.projects import audit, keys
 from app.projects.keys import Caller
 from app.schemas import Scope
 from app.tables import ApiKey
@@ -66,6 +66,7 @@ async def authenticate(
         # Where nothing can be written, reading goes on.
         with suppress(*AWAY):
             await in_turn(service, _note_use, service.database, key.id)
+    audit.acting.set(key.id)
     return Caller(key.id, key.project_id, frozenset(key.scopes), key.expires_at)
 
 

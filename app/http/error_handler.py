@@ -17,7 +17,7 @@ from fastapi.responses import Response
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
-from app.assets import assets, uploads
+from app.assets import assets, inputs, uploads
 from app.http import problems
 from app.http.problems import MEDIA_TYPE, InvalidBody, InvalidParameter, InvalidSpec, MalformedBody, NotFound, Problem
 from app.jobs import lifecycle
@@ -44,7 +44,7 @@ def _key_reused(_: lifecycle.KeyReused) -> Problem:
     return problems.IdempotencyKeyReused("this Idempotency-Key was used with another spec; make a new one")
 
 
-def _gone(error: assets.Gone) -> Problem:
+def _gone(error: inputs.Gone) -> Problem:
     return InvalidSpec([FieldError(pointer="", code="unknown_name", detail=f"{error}; name another")])
 
 
@@ -112,7 +112,7 @@ def _store_unavailable(_: StorageUnavailable) -> Problem:
 TRANSLATIONS: Mapping[type[Exception], Callable[[Any], Problem]] = {
     lifecycle.NotAllowed: _action_not_allowed,
     lifecycle.KeyReused: _key_reused,
-    assets.Gone: _gone,
+    inputs.Gone: _gone,
     assets.NameTaken: _name_taken,
     assets.NotComplete: _not_complete,
     assets.InUse: _in_use,

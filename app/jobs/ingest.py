@@ -1,6 +1,7 @@
-"""What a run reports while its worker owns it: events, the curve, files and logs. Each raises LeaseLost.
+"""Write what a run reports while its worker holds the job: events, the curve, files and logs.
 
-A file is real because its row is: what lies in the object store without one is garbage of a lost attempt.
+Each function that writes raises LeaseLost where the claim no longer holds the job. A file counts once its row is
+committed: an object without a row is garbage of a lost attempt.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from typing import Any
 from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from app.jobs.leases import Claim, append, change, only, owned
+from app.jobs.history import append_events, change_jobs
+from app.jobs.leases import Claim, fence, require
 from app.platform.ids import new_id
 from app.schemas import Progress, Result
 from app.tables import Attempt, Checkpoint, Job, Metric, State
@@ -36,10 +38,10 @@ NO_PROGRESS = Progress(
 
 
 def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> None:
-    """Store what the run has reported, in one go. Saved files are `save`'s."""
-    # The job's row before its attempt's, as everywhere: two that go the other way would wait for each other.
-    shown = select(Job.progress, Job.results, Job.phase, Job.stopped_early).where(*owned(claim)).with_for_update()
-    so_far, results, phase, stopped_early = only(claim, session.execute(shown).all())
+    """Store events in one statement each for the job, its curve and its history. Saved files are written by `save`."""
+    # The job's row before its attempt's, as everywhere: two transactions in opposite order would wait for each other.
+    shown = select(Job.progress, Job.results, Job.phase, Job.stopped_early).where(*fence(claim)).with_for_update()
+    so_far, results, phase, stopped_early = require(session.execute(shown).all(), claim.job_id)
     progress = Progress.model_validate(so_far) if so_far else NO_PROGRESS
     results = dict(results or {"before": None, "after": None})
     steps = [_metric(claim, event) for event in events if isinstance(event, reported.Stepped)]
@@ -60,20 +62,20 @@ def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> 
     if steps:
         session.execute(insert(Metric), steps)
     entries = [_entry(event) for event in events if not isinstance(event, reported.Stepped | reported.Saved)]
-    changed = change(
+    changed = change_jobs(
         session,
-        *owned(claim),
+        *fence(claim),
         events=len(entries),
         phase=phase,
         stopped_early=stopped_early,
         progress=progress.model_dump(mode="json"),
         results=results if any(results.values()) else None,
     )
-    append(session, only(claim, changed), entries)
+    append_events(session, require(changed, claim.job_id), entries)
 
 
 def save(session: Session, claim: Claim, saved: reported.Saved, *, key: str) -> None:
-    """Make a file real that already lies in the object store."""
+    """Write the row of a checkpoint or report that the object store has already."""
     details = saved.model_dump(mode="json", exclude={"type", "path"})
     if saved.kind == "report":
         values = {"report_key": key, "report_sha256": saved.sha256}
@@ -91,21 +93,22 @@ def save(session: Session, claim: Claim, saved: reported.Saved, *, key: str) -> 
         session.add(checkpoint)
         details["checkpoint"] = checkpoint.id
         values = {"checkpoint_id": checkpoint.id}
-    append(session, only(claim, change(session, *owned(claim), events=1, **values)), [("saved", details)])
+    changed = change_jobs(session, *fence(claim), events=1, **values)
+    append_events(session, require(changed, claim.job_id), [("saved", details)])
 
 
 def save_state(session: Session, claim: Claim, saved: reported.Saved, *, name: str, key: str) -> Sequence[str]:
-    """Let the job's next attempt begin with a file that already lies in the object store; give the keys of those that
-    are no longer needed."""
+    """Write the row of a state that the object store has already, from which the next attempt can resume. Return the
+    keys of the files that are no longer needed."""
     details = saved.model_dump(mode="json", exclude={"type", "path"})
-    job = only(claim, change(session, *owned(claim), events=1))
-    append(session, job, [("saved", details)])
+    job = require(change_jobs(session, *fence(claim), events=1), claim.job_id)
+    append_events(session, job, [("saved", details)])
     before = _states(session, claim.job_id)
     if saved.kind == "verdicts":
         if saved.step > max((state.step for state in before if state.kind == "verdicts"), default=0):
-            session.execute(update(Job).where(*owned(claim)).values(crashes_in_place=0))
+            session.execute(update(Job).where(*fence(claim)).values(crashes_in_place=0))
     elif saved.step > job.saved_step:
-        further = update(Job).where(*owned(claim))
+        further = update(Job).where(*fence(claim))
         session.execute(further.values(saved_step=saved.step, crashes_in_place=0))
     session.add(
         State(
@@ -123,7 +126,7 @@ def save_state(session: Session, claim: Claim, saved: reported.Saved, *, name: s
     session.flush()
     outdated = [state for state in _states(session, claim.job_id) if state.kind == saved.kind][STATES_KEPT:]
     if saved.kind == "state":
-        # Whatever evaluation they were of, the training has gone on since.
+        # They belong to an evaluation before this step of the training.
         outdated += [state for state in before if state.kind == "verdicts"]
     for state in outdated:
         session.delete(state)
@@ -131,11 +134,11 @@ def save_state(session: Session, claim: Claim, saved: reported.Saved, *, name: s
 
 
 def states(session: Session, claim: Claim) -> Sequence[State]:
-    """List the files that this attempt can begin with, of each kind the newest first: the job's own, else those of the
+    """List the files that this attempt can resume from, of each kind the newest first: the job's own, else those of the
     job that it is a retry of."""
     found: list[State] = []
     job_id: str | None = claim.job_id
-    # A retry may have gone on with an evaluation, but not yet with the training.
+    # A retry may have verdicts of its own before it has a state of the training.
     while job_id and all(state.kind == "verdicts" for state in found):
         found += _states(session, job_id)
         job_id = session.scalar(select(Job.retry_of).where(Job.id == job_id))
@@ -143,8 +146,10 @@ def states(session: Session, claim: Claim) -> Sequence[State]:
 
 
 def forget_states(session: Session, claim: Claim) -> Sequence[str]:
-    """Let go of the states of a job that has succeeded, and of its shards; give the keys of their files. Those of a
-    shard stay until its whole has succeeded: should that fail, a retry has little to find out again."""
+    """Delete the states of a succeeded job and of its shards, and return the keys of their files.
+
+    The states of a shard stay until its parent has succeeded: should that fail, a retry resumes from them.
+    """
     if claim.shard or session.scalar(select(Job.status).where(Job.id == claim.job_id)) != "succeeded":
         return []
     its_own = State.job_id.in_(select(Job.id).where(or_(Job.id == claim.job_id, Job.parent_id == claim.job_id)))
@@ -154,36 +159,36 @@ def forget_states(session: Session, claim: Claim) -> Sequence[str]:
 
 
 def published(session: Session, claim: Claim) -> tuple[str, str] | None:
-    """Find the report, as key and sha256, of an earlier attempt that was lost after it had delivered all its files."""
-    job = session.scalars(select(Job).where(*owned(claim))).one_or_none()
+    """Find the report, as key and sha256, of an earlier attempt that was lost after it had stored all its files."""
+    job = session.scalars(select(Job).where(*fence(claim))).one_or_none()
     if job is None or job.report_key is None or job.report_sha256 is None:
         return None
     return job.report_key, job.report_sha256
 
 
 def reports_of_shards(session: Session, claim: Claim) -> Sequence[tuple[str, str]]:
-    """List the reports that a job's shards have delivered, by their number, as key and sha256."""
+    """List the reports of a job's shards by number, as key and sha256."""
     of_shards = select(Job).where(Job.parent_id == claim.job_id, Job.status == "succeeded").order_by(Job.shard)
     found = [(shard.report_key, shard.report_sha256) for shard in session.scalars(of_shards).all()]
     return [(key, sha256) for key, sha256 in found if key and sha256]
 
 
 def add_log(session: Session, claim: Claim, *, size: int) -> None:
-    """Count one more part of the attempt's log, of so many bytes, that already lies in the object store."""
-    only(claim, session.scalars(select(Job.id).where(*owned(claim)).with_for_update()).all())
+    """Count one more part of the attempt's log, of `size` bytes, that the object store has already."""
+    require(session.scalars(select(Job.id).where(*fence(claim)).with_for_update()).all(), claim.job_id)
     _note(session, claim, log_parts=Attempt.log_parts + 1, log_size=Attempt.log_size + size)
 
 
 def writes(session: Session, claim: Claim) -> int:
-    """Count the changes that the attempt's worker has committed, also after the end of the attempt. One whose
-    transaction is still open is waited for."""
+    """Read the number of changes that the attempt's worker has committed, also after the end of the attempt. Waits for
+    a transaction of that worker that is still open."""
     session.execute(select(Job.id).where(Job.id == claim.job_id).with_for_update())
     found = select(Attempt.writes).where(Attempt.job_id == claim.job_id, Attempt.attempt == claim.attempt)
     return session.scalar(found) or 0
 
 
 def count_write(session: Session, claim: Claim, number: int) -> None:
-    """Count the change that this transaction makes, as the last thing in it."""
+    """Write the number of the change that this transaction makes, as its last statement."""
     session.flush()
     _note(session, claim, writes=number)
 

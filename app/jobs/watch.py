@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from anyio.to_thread import run_sync
 
+from app.jobs.queries import versions
 from app.platform.database import AWAY, Database
-from app.queries import versions
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
-from app.assets import assets, uploads
+from app.assets import assets, inspections, uploads
 from app.jobs.leases import log_key
 from app.platform.database import Database
 from app.platform.settings import Settings
@@ -130,11 +130,10 @@ def _presences(session: Session) -> Iterator[tuple[str, str, Iterable[str]]]:
     for job_id, attempt, parts in session.execute(of_attempts):
         folder = log_key(job_id, attempt, 1).rpartition("/")[0]
         yield Attempt.__tablename__, folder, map(partial(log_key, job_id, attempt), range(1, parts + 1))
-    for kind, table in assets.TABLES.items():
-        ready = select(table.id, table.claim_number).where(table.status == "ready")
-        for file_id, claim_number in session.execute(ready):
-            folder = assets.prefix(kind, file_id, claim_number)
-            yield table.__tablename__, folder, [f"{folder}/{assets.REPORT}"]
+    for table in assets.TABLES.values():
+        for prefix in session.scalars(select(table.report_prefix).where(table.report_prefix.is_not(None))):
+            if prefix:
+                yield table.__tablename__, prefix, [f"{prefix}/{inspections.REPORT}"]
 
 
 def _own_files(settings: Settings) -> Iterator[Path]:

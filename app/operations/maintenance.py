@@ -1,8 +1,7 @@
-"""What has to be done now and then, whoever does it: every API process runs all periodic_tasks, each in a thread of
-its own.
+"""Maintenance: tasks that each API process does periodically, each in a thread of its own.
 
-A chore is idempotent and safe in several processes at once: it takes what it works on by a short transaction. It may be
-cut off anywhere, and must not wait for anything without a limit.
+A periodic task is idempotent and safe in several processes at once: it claims its work in a short transaction. It
+may be cut off anywhere, and must not wait for anything without a limit.
 """
 
 import logging
@@ -12,36 +11,38 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
 
-from app.assets import assets, uploads
-from app.jobs import lifecycle
+from app import tasks
+from app.assets import assets, inspections, uploads
+from app.jobs import claims, shards
 from app.operations import garbage_collection
 from app.platform.database import AWAY, Database, why
 from app.platform.queue import Doorbell, needs
 from app.platform.settings import Settings
 from app.projects import quotas
 from app.storage import ObjectStore, StorageUnavailable
-from app.webhooks import sender, subscriptions
+from app.webhooks import deliveries, sender
 
 log = logging.getLogger(__name__)
 
 _LONGEST_PART_SECONDS = 6 * 3600
+_TASK_DAYS = 30
 
 
 @dataclass(frozen=True)
 class MaintenanceContext:
-    """What a chore is given."""
+    """What a periodic task works with."""
 
     settings: Settings
     database: Database
     store: ObjectStore
     doorbell: Doorbell
     stopping: Event = field(default_factory=Event)
-    """Set when a chore that waits for something is to leave it."""
+    """Set when a task that waits for something must return."""
 
 
 @dataclass(frozen=True)
 class PeriodicTask:
-    """Something to do every so many seconds."""
+    """A function to call every `every` seconds."""
 
     name: str
     every: float
@@ -49,39 +50,39 @@ class PeriodicTask:
 
 
 def take_back_expired_jobs(context: MaintenanceContext) -> None:
-    """Queue the jobs of lost workers again, and let jobs follow their shards; where no worker is left, nobody else
-    would."""
+    """Queue the jobs of lost workers again, and let jobs follow their shards. Workers do so as well, but there may be
+    none left."""
     with context.database.writing() as session:
-        lifecycle.settle(session)
+        shards.update_parents(session)
     with context.database.writing() as session:
-        lifecycle.expire(session, lifecycle.RetryPolicy.of(context.settings))
+        claims.expire(session, claims.RetryPolicy.of(context.settings))
 
 
 def ring_again(context: MaintenanceContext) -> None:
-    """Tell the workers once more of jobs and files that have waited for a while: a ring may have been lost."""
+    """Tell the workers again of jobs and tasks that have waited for a while: a message may have been lost."""
     if not context.doorbell.is_there:
         return
     with context.database.reading() as session:
-        wanted = {needs(gpus) for gpus in lifecycle.gpus_wanted(session, seconds=10)}
-        if assets.have_waited(session, seconds=10):
+        wanted = {needs(gpus) for gpus in claims.gpus_wanted(session, seconds=10)}
+        if tasks.have_waited(session, inspections.KINDS, seconds=10):
             wanted.add(needs(1))
     for resource in wanted:
         context.doorbell.ring(resource)
 
 
 def send_webhooks(context: MaintenanceContext) -> None:
-    """Send what webhooks are to be told, for as long as there is something to send."""
+    """Send the deliveries that are due."""
     sender.send_all(context.settings, context.database, context.stopping)
 
 
 def forget_old_deliveries(context: MaintenanceContext) -> None:
-    """Keep the log of deliveries to its length."""
+    """Delete old deliveries."""
     with context.database.writing() as session:
-        subscriptions.forget(session, days=subscriptions.KEEP_DAYS)
+        deliveries.forget(session, days=deliveries.KEEP_DAYS)
 
 
 def verify_uploads(context: MaintenanceContext) -> None:
-    """Verify the uploads that were too large for the request that completed them, or whose process has gone."""
+    """Verify the uploads that were too large for the request that completed them, or whose process has crashed."""
     with context.database.reading() as session:
         waiting = uploads.waiting(session)
     for upload_id in waiting:
@@ -92,11 +93,11 @@ def verify_uploads(context: MaintenanceContext) -> None:
 
 
 def clear_uploads_away(context: MaintenanceContext) -> None:
-    """Give up uploads that have been left alone, and remove what ended ones have left behind."""
+    """Give up uploads for which nothing was sent for long, and remove the objects that ended ones have left."""
     with context.database.writing() as session:
         uploads.expire(session)
     for left in context.settings.spool_dir.iterdir():
-        # The part of a process that was killed: none takes so long.
+        # The part of a process that was killed: no part takes so long.
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > _LONGEST_PART_SECONDS:
                 left.unlink()
@@ -110,26 +111,31 @@ def watch_gpu_time(context: MaintenanceContext) -> None:
 
 
 def sweep_states(context: MaintenanceContext) -> None:
-    """Let go of the states that nobody has retried from."""
+    """Delete the states of jobs that ended badly and were not retried."""
     garbage_collection.sweep_states(context.database, context.store, days=context.settings.state_retention_days)
 
 
 def sweep_orphans(context: MaintenanceContext) -> None:
-    """Remove the files that belong to nothing."""
+    """Remove the objects that no row names."""
     garbage_collection.sweep_orphans(context.database, context.store)
 
 
 def clear_files_away(context: MaintenanceContext) -> None:
     """Take back the inspections of lost workers, and remove the objects of data sets and models that are gone."""
     with context.database.writing() as session:
-        for kind in assets.TABLES:
-            assets.expire(session, kind, max_crashes=context.settings.max_crashes)
-    # Keys first: what is stored after that is nobody's leftover yet.
+        tasks.expire(session, inspections.KINDS, max_crashes=context.settings.max_crashes)
+    # Keys first: an object that is stored after that is not a leftover yet.
     keys = [key for kind in assets.TABLES for key in context.store.keys(f"{kind}s")]
     with context.database.reading() as session:
-        gone = assets.leftovers(session, keys)
+        gone = inspections.leftovers(session, keys)
     for key in gone:
         context.store.delete(key)
+
+
+def forget_old_tasks(context: MaintenanceContext) -> None:
+    """Delete tasks that ended long ago."""
+    with context.database.writing() as session:
+        tasks.forget(session, days=_TASK_DAYS)
 
 
 PERIODIC_TASKS: Sequence[PeriodicTask] = (
@@ -143,15 +149,16 @@ PERIODIC_TASKS: Sequence[PeriodicTask] = (
     PeriodicTask("clear uploads away", 60, clear_uploads_away),
     PeriodicTask("look at the GPU time of projects", 60, watch_gpu_time),
     PeriodicTask("clear files away", 60, clear_files_away),
+    PeriodicTask("forget old tasks", 3600, forget_old_tasks),
 )
 
 
 class Maintenance:
-    """The threads that do the periodic_tasks."""
+    """The threads that do the periodic tasks."""
 
     def __init__(self, context: MaintenanceContext, periodic_tasks: Sequence[PeriodicTask] = PERIODIC_TASKS) -> None:
-        self._premises = context
-        self._threads = [Thread(target=self._repeat, args=(chore,), daemon=True) for chore in periodic_tasks]
+        self._context = context
+        self._threads = [Thread(target=self._repeat, args=(task,), daemon=True) for task in periodic_tasks]
 
     def start(self) -> None:
         """Begin."""
@@ -159,17 +166,17 @@ class Maintenance:
             thread.start()
 
     def stop(self) -> None:
-        """Let each chore end what it is at."""
-        self._premises.stopping.set()
+        """Wait until each task has ended what it does, for at most 5 s."""
+        self._context.stopping.set()
         for thread in self._threads:
             thread.join(timeout=5)
 
-    def _repeat(self, chore: PeriodicTask) -> None:
-        while not self._premises.stopping.wait(chore.every):
+    def _repeat(self, task: PeriodicTask) -> None:
+        while not self._context.stopping.wait(task.every):
             try:
-                chore.do(self._premises)
+                task.do(self._context)
             except (*AWAY, StorageUnavailable) as error:
-                log.warning("cannot %s now: %s", chore.name, why(error))
+                log.warning("cannot %s now: %s", task.name, why(error))
             except Exception:
-                # A mistake in one round must not end the chore for good.
-                log.exception("could not %s", chore.name)
+                # An error of ours in one round must not end the task for good.
+                log.exception("could not %s", task.name)

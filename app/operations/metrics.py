@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import ColumnElement, Subquery, and_, case, func, select, union_all
 from sqlalchemy.orm import Session
 
-from app.jobs.lifecycle import MOVES
+from app.jobs.moves import MOVES
 from app.jobs.watch import Watch
 from app.platform.database import AWAY, Database, now, seconds_between
 from app.platform.queue import Doorbell

@@ -29,6 +29,7 @@ from sqlalchemy import (
     TypeDecorator,
     create_engine,
     event,
+    literal,
     make_url,
     select,
 )
@@ -140,9 +141,17 @@ class Deleted(Exception):
     """Somebody has deleted the row since it was found; the message names it."""
 
 
-def hold(session: Session, table: type[Row], row_id: str, *, lets_change: bool = False) -> Row:
-    """Read a row as it is now, and keep others from deleting it until the transaction ends, and from changing it unless
-    `lets_change`. Whoever has found a row without this may find it gone a moment later. Raises Deleted."""
+def is_past(session: Session, at: datetime) -> bool:
+    """Whether a moment has passed by the database's clock."""
+    return bool(session.scalar(select(literal(at, Timestamp()) <= now())))
+
+
+def lock_row(session: Session, table: type[Row], row_id: str, *, lets_change: bool = False) -> Row:
+    """Read a row as it is now, and keep others from deleting it until the transaction ends.
+
+    lets_change: others may still change it. A row that was found without a lock may be deleted a moment later: then
+    this raises Deleted.
+    """
     lock: Any = {"read": True, "key_share": True} if lets_change else True
     row = session.get(table, row_id, with_for_update=lock, populate_existing=True)
     if row is None:

@@ -63,6 +63,8 @@ class Settings(BaseSettings):
     """Waiting jobs that a project may have, unless it has a limit of its own; so with all quotas."""
     quota_running_jobs: int | None = Field(default=None, ge=0)
     """Running jobs that a project may have; those above it wait. By default any number."""
+    quota_waiting_tasks: int | None = Field(default=100, ge=0)
+    """Tasks of a project that may wait, such as inspections of its data sets and models."""
     quota_gpu_seconds_per_month: int | None = Field(default=None, ge=0)
     """GPU seconds that a project may use in a calendar month (UTC); what runs then goes on. By default any number."""
     quota_stored_bytes: int | None = Field(default=100 * 1024**3, ge=0)

@@ -23,8 +23,9 @@ from hmac import compare_digest
 from sqlalchemy import bindparam, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from app.platform.database import hold, now, seconds_from_now
-from app.queries import Order, Part, list_rows
+from app.platform.database import lock_row, now, seconds_from_now
+from app.platform.paging import Order, Part, list_rows
+from app.projects import audit
 from app.schemas import SCOPES, Scope
 from app.tables import ApiKey, Project
 
@@ -90,6 +91,7 @@ def new_key(
     )
     session.add(key)
     session.flush()
+    audit.record(session, project.id, "key.create", key.id, name=name, scopes=key.scopes)
     return key, text
 
 
@@ -117,7 +119,7 @@ def delegate(
 def revoke(session: Session, caller: Caller, key: ApiKey, *, descendants: bool = False) -> ApiKey:
     """Refuse a key from now on, and with `descendants` all that were made with it, and with those; twice is no error.
     Raises BeyondOwn, LastAdminKey."""
-    doomed = [hold(session, ApiKey, key.id)]
+    doomed = [lock_row(session, ApiKey, key.id)]
     if descendants:
         doomed += _made_with(session, key)
     for each in () if caller.is_admin else doomed:
@@ -128,7 +130,10 @@ def revoke(session: Session, caller: Caller, key: ApiKey, *, descendants: bool =
     ends = [each for each in doomed if each.revoked_at is None]
     if any("admin" in each.scopes for each in ends) and not _has_other_admin(session, ids):
         raise LastAdminKey
-    session.execute(update(ApiKey).where(ApiKey.id.in_(ids), ApiKey.revoked_at.is_(None)).values(revoked_at=now()))
+    revoked = update(ApiKey).where(ApiKey.id.in_(ids), ApiKey.revoked_at.is_(None))
+    session.execute(revoked.values(revoked_at=now(), revoked_by=audit.actor()))
+    for each in ends:
+        audit.record(session, each.project_id, "key.revoke", each.id, name=each.name)
     session.refresh(key)
     return key
 
@@ -187,9 +192,10 @@ def list_projects(session: Session, *, after: str | None, limit: int, order: Ord
 
 def new_project(session: Session, name: str) -> Project:
     """Make a project, which has no key yet."""
-    project = Project(name=name)
+    project = Project(name=name, created_by=audit.actor())
     session.add(project)
     session.flush()
+    audit.record(session, project.id, "project.create", project.id, name=name)
     return project
 
 

@@ -11,13 +11,14 @@ from sqlalchemy.orm import Session
 
 from app.platform.database import moment, now
 from app.platform.settings import Settings
-from app.projects import usage
+from app.projects import audit, usage
 from app.schemas import QUOTAS, Quota
 from app.tables import AT_WORK, Job, Project
 
 _REMEDIES: Mapping[Quota, str] = {
     "queued_jobs": "wait until some of them have started, or cancel some",
     "running_jobs": "wait until some of them have ended",
+    "waiting_tasks": "wait until some of the project's files were inspected",
     "gpu_seconds_per_month": "wait for the first of next month (UTC)",
     "stored_bytes": "abort uploads, or delete jobs or files, that are no longer needed",
     "streams_per_key": "close one, or poll instead",
@@ -54,6 +55,7 @@ def change(session: Session, project: Project, wishes: Mapping[Quota, int | None
     merged: dict[str, int | None] = {**project.quotas, **dict(wishes.items())}
     project.quotas = {quota: merged[quota] for quota in QUOTAS if merged.get(quota) is not None}
     session.flush()
+    audit.record(session, project.id, "project.change", project.id, quotas=dict(project.quotas))
     if "gpu_seconds_per_month" in wishes:
         watch_gpu_time(session, settings, project.id)
 
@@ -63,6 +65,8 @@ def used(session: Session, project: Project, quota: Quota) -> float | None:
     match quota:
         case "queued_jobs":
             return usage.count_jobs(session, project.id, Job.status == "queued", Job.parent_id.is_(None))
+        case "waiting_tasks":
+            return usage.count_waiting_tasks(session, project.id)
         case "running_jobs":
             return usage.count_jobs(session, project.id, *AT_WORK)
         case "gpu_seconds_per_month":

@@ -13,10 +13,9 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import ColumnElement, SQLColumnExpression, and_, case, exists, func, literal, or_, select
 from sqlalchemy.orm import Session
 
-from app.assets import uploads
 from app.platform.database import Timestamp, now, seconds_between
-from app.schemas import GroupBy, Status
-from app.tables import ApiKey, Attempt, Checkpoint, Job, PastAttempt, State
+from app.schemas import GroupBy, Status, UploadStatus
+from app.tables import ApiKey, Attempt, Checkpoint, Job, Model, PastAttempt, State, Task, Upload
 
 GPUS_WANTED = func.coalesce(Job.spec["gpus"].as_integer(), 1)
 """How many GPUs a job asks for. An evaluation names no number: it takes one."""
@@ -33,7 +32,9 @@ WAITED = case(
     ),
 )
 """For how many seconds a job had waited, of its first attempt; of others, nothing."""
-# A shard is part of the job that somebody posted.
+_STORED: frozenset[UploadStatus] = frozenset({"pending", "verifying", "completed"})
+"""The uploads that count against the quota."""
+# A shard is part of the job that was posted.
 _POSTED = func.coalesce(Job.parent_id, Job.id)
 
 
@@ -151,6 +152,21 @@ def count_keys(session: Session, project_id: str) -> int:
     return session.scalars(found).one()
 
 
+def count_waiting_tasks(session: Session, project_id: str) -> int:
+    """Count a project's tasks that no process has claimed yet, except verifications: each belongs to an upload."""
+    waiting = Task.project_id == project_id, Task.status == "queued", Task.kind != "verify_upload"
+    found = select(func.count()).select_from(Task).where(*waiting)
+    return session.scalars(found).one()
+
+
+def uploaded_bytes(session: Session, project_id: str) -> int:
+    """Add up the declared bytes of a project's uploads, and those of its models that are copies of checkpoints."""
+    uploaded = Upload.project_id == project_id, Upload.status.in_(_STORED)
+    copied = Model.project_id == project_id, Model.upload_id.is_(None)
+    sums = select(func.sum(Upload.size)).where(*uploaded), select(func.sum(Model.size)).where(*copied)
+    return sum(int(size or 0) for size in session.execute(select(*(each.scalar_subquery() for each in sums))).one())
+
+
 def stored_bytes(session: Session, project_id: str) -> int:
     """Add up what the object store keeps for a project: what its jobs have saved, their logs, and its uploads."""
     # The best weights of a run that has failed are a state and a checkpoint, and one file.
@@ -164,10 +180,10 @@ def stored_bytes(session: Session, project_id: str) -> int:
         .scalar_subquery()
         for size, job_id in tables
     ]
-    return sum(map(int, session.execute(select(*sizes)).one())) + uploads.room_taken(session, project_id)
+    return sum(map(int, session.execute(select(*sizes)).one())) + uploaded_bytes(session, project_id)
 
 
-def remember(session: Session, job_id: str) -> None:
+def keep(session: Session, job_id: str) -> None:
     """Keep what a job and its shards have used, before their rows are deleted."""
     told = Job.project_id, Job.kind, Job.dataset, Job.base_model, GPUS_TAKEN, Attempt.started_at
     ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())

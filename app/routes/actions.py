@@ -70,7 +70,7 @@ def resume_job(job_id: JobId, project_id: ProjectId, session: Writing, service: 
     shown = _ask(session, project_id, job_id, "resume")
     if was_paused:
         quotas.check(session, project_id, service.settings, "queued_jobs")
-    service.doorbell.ring_after_commit(session, shown.spec, shards=len(shown.shards or ()))
+    service.doorbell.ring_after_commit(session, parse_request(shown.spec), shards=len(shown.shards or ()))
     return shown
 
 

@@ -7,8 +7,8 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
-from app import queries, schemas, tables
-from app.assets import assets
+from app import schemas, tables
+from app.assets import assets, inspections, uploads
 from app.http.dependencies import Service
 from app.http.problems import InvalidBody, NameTaken, NotFound, NotInspected, UploadNotUsable
 from app.platform.ids import is_id
@@ -36,7 +36,7 @@ def check_name(service: Service, kind: assets.Kind, name: str) -> None:
 
 def the_upload(session: Session, project_id: str, upload_id: str, kind: assets.Kind) -> tables.Upload:
     """Find an upload of this project for a purpose. Raises InvalidBody, UploadNotUsable."""
-    upload = queries.find_upload(session, project_id, upload_id) if is_id("upl", upload_id) else None
+    upload = uploads.find_upload(session, project_id, upload_id) if is_id("upl", upload_id) else None
     if upload is None:
         unknown = f"there is no upload {upload_id!r} in this project; POST /uploads announces one"
         raise InvalidBody([FieldError(pointer="/upload", code="unknown_id", detail=unknown)])
@@ -62,7 +62,7 @@ def send_report(service: Service, kind: assets.Kind, file: assets.File) -> Respo
     """Answer with the report of an inspection. Raises NotInspected."""
     if file.status != "ready":
         raise NotInspected(f"the {assets.WORDS[kind]} is {file.status} and has no report")
-    key = f"{assets.prefix(kind, file.id, file.claim_number)}/{assets.REPORT}"
+    key = f"{file.report_prefix}/{inspections.REPORT}"
     return Response(b"".join(service.store.read(key)), media_type="application/json")
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import iterate_in_threadpool
 
-from app import queries, schemas, tables
+from app import schemas, tables
 from app.http.authentication import ProjectId, TheCaller, needs
 from app.http.dependencies import JobId, Reading, Service, TheService
 from app.http.problems import (
@@ -23,7 +23,7 @@ from app.http.problems import (
     TooManyStreams,
     problems,
 )
-from app.jobs import lifecycle, watch
+from app.jobs import moves, queries, watch
 from app.jobs.leases import log_key
 from app.platform.database import AWAY
 from app.routes import streams
@@ -104,9 +104,9 @@ async def get_logs(
         raise InvalidParameter([FieldError(pointer="/after", code="not_followed", detail=detail)])
     job, attempts = await run_sync(_read, service, caller.project_id, job_id)
     logged = [each for each in attempts if each.log_parts and attempt in (None, each.attempt)]
-    if not logged and not (follow and (after or job.status not in lifecycle.TERMINAL)):
+    if not logged and not (follow and (after or job.status not in moves.TERMINAL)):
         of = "this job" if attempt is None else f"attempt {attempt} of this job"
-        raise NoLog(f"{of} has no log{'' if job.status in lifecycle.TERMINAL else ' yet'}; the job is {job.status}")
+        raise NoLog(f"{of} has no log{'' if job.status in moves.TERMINAL else ' yet'}; the job is {job.status}")
     if not follow:
         content = _content(service.store, logged[-1]) if tail is None else _tail(service.store, logged[-1], tail)
         return StreamingResponse(content, media_type=_TEXT, headers=streams.HEADERS)
@@ -150,7 +150,7 @@ async def _follow(
             # It was deleted meanwhile: who comes back for more is told.
             return
         else:
-            if job.status in lifecycle.TERMINAL:
+            if job.status in moves.TERMINAL:
                 return
             await stream.watch.change(job_id, job.version, timeout=_LOOK_SECONDS)
         if not stream.may_go_on:

@@ -9,7 +9,8 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 from pydantic import AfterValidator
 from sqlalchemy.orm import Session
 
-from app import queries, schemas, tables
+from app import schemas, tables
+from app.assets import checkpoints
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import CheckpointId, JobId, Reading, TheService, cursor
 from app.http.problems import InvalidParameter, NotFound, RangeNotSatisfiable, StoreUnavailable, problems
@@ -42,7 +43,7 @@ def list_checkpoints(
     limit: Annotated[int, Query(ge=1, le=100, description="Checkpoints in one part.")] = 20,
 ) -> schemas.Page[schemas.Checkpoint]:
     """List a job's checkpoints, oldest first."""
-    part = queries.list_checkpoints(session, the_job(session, project_id, job_id).id, after=after, limit=limit)
+    part = checkpoints.list_checkpoints(session, the_job(session, project_id, job_id).id, after=after, limit=limit)
     return schemas.page([_show(checkpoint) for checkpoint in part.rows], has_more=part.has_more)
 
 
@@ -129,7 +130,7 @@ def _span(header: str | None, size: int) -> tuple[int, int] | None:
 
 
 def _the_checkpoint(session: Session, project_id: str, checkpoint_id: str) -> tables.Checkpoint:
-    checkpoint = queries.find_checkpoint(session, project_id, checkpoint_id)
+    checkpoint = checkpoints.find_checkpoint(session, project_id, checkpoint_id)
     if checkpoint is None:
         raise NotFound(f"there is no checkpoint {checkpoint_id!r} in this project")
     return checkpoint

@@ -8,7 +8,7 @@ from fastapi import Path as PathParameter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from app import queries, schemas, tables
+from app import schemas, tables
 from app.assets import assets
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
@@ -21,11 +21,14 @@ from app.http.problems import (
     NameTaken,
     NotFound,
     NotInspected,
+    QuotaExceeded,
     StoreUnavailable,
     UnsupportedMediaType,
     UploadNotUsable,
     problems,
 )
+from app.platform.paging import list_rows
+from app.projects import quotas
 from app.routes.assets import (
     GivenName,
     check_name,
@@ -70,7 +73,15 @@ class DatasetWish(BaseModel):
     dependencies=[needs("files:write"), Json],
     responses={
         201: {"headers": schemas.headers({"Location": "The data set."})},
-        **problems(MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody, NameTaken, UploadNotUsable),
+        **problems(
+            MalformedBody,
+            BodyTooLarge,
+            UnsupportedMediaType,
+            InvalidBody,
+            NameTaken,
+            UploadNotUsable,
+            QuotaExceeded,
+        ),
     },
 )
 def create_dataset(
@@ -81,6 +92,7 @@ def create_dataset(
     check_name(service, "dataset", wish.name)
     upload = the_upload(session, project_id, wish.upload, "dataset")
     dataset = assets.add_dataset(session, project_id, wish.name, upload)
+    quotas.check(session, project_id, service.settings, "waiting_tasks")
     service.doorbell.ring_after_commit(session)
     response.headers["Location"] = f"/datasets/{dataset.id}"
     return _own(dataset)
@@ -98,7 +110,7 @@ def list_datasets(
 ) -> schemas.Page[schemas.Dataset]:
     """List the data sets that a job can use: first those of this instance, then the project's own, oldest first."""
     mine = [tables.Dataset.project_id == project_id]
-    part = queries.list_rows(session, tables.Dataset, tables.Dataset.id, mine, after=after, limit=limit, order="asc")
+    part = list_rows(session, tables.Dataset, tables.Dataset.id, mine, after=after, limit=limit, order="asc")
     known = [] if after else _known(service)
     return schemas.page([*known, *(_own(dataset) for dataset in part.rows)], has_more=part.has_more)
 
@@ -150,7 +162,7 @@ def get_thumbnail(
     thumbnails = dataset.summary["thumbnails"] if dataset.summary else []
     if number >= len(thumbnails):
         raise NotFound(f"the data set has {len(thumbnails)} thumbnails")
-    key = f"{assets.prefix('dataset', dataset.id, dataset.claim_number)}/{thumbnails[number]['file']}"
+    key = f"{dataset.report_prefix}/{thumbnails[number]['file']}"
     headers = {"Cache-Control": "private, max-age=86400", "X-Content-Type-Options": "nosniff"}
     return Response(b"".join(service.store.read(key)), media_type="image/png", headers=headers)
 

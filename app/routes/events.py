@@ -9,12 +9,13 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
-from app import queries, schemas, tables
+from app import schemas, tables
 from app.http.authentication import TheCaller, needs
 from app.http.dependencies import JobId, Service, TheService
 from app.http.problems import InvalidParameter, NotFound, QuotaExceeded, TooManyStreams, problems
-from app.jobs import lifecycle, watch
+from app.jobs import moves, queries, watch
 from app.platform.database import AWAY
+from app.platform.paging import Part
 from app.routes import answer, streams
 from app.routes.jobs import the_job
 from core.schema.events import Stamped
@@ -89,7 +90,7 @@ async def _tell(
         # What came between the look at the job and that at its history makes the former old.
         if part.has_more or (part.rows and part.rows[-1].seq > job.event_seq):
             continue
-        if job.status in lifecycle.TERMINAL:
+        if job.status in moves.TERMINAL:
             yield format_sse_event(data_str=f'{{"status": "{job.status}"}}', event="end")
             return
         if job.progress:
@@ -104,19 +105,19 @@ async def _tell(
 
 def _read(
     service: Service, project_id: str, job_id: str, after: int, limit: int
-) -> tuple[tables.Job, queries.Part[tables.Event]]:
+) -> tuple[tables.Job, Part[tables.Event]]:
     with service.database.reading() as session:
         job = the_job(session, project_id, job_id)
         return job, queries.list_events(session, job_id, after=after, limit=limit)
 
 
-def _page(part: queries.Part[tables.Event]) -> schemas.Page[Stamped]:
+def _page(part: Part[tables.Event]) -> schemas.Page[Stamped]:
     events = _show(part)
     first, last = (str(events[0].seq), str(events[-1].seq)) if events else (None, None)
     return schemas.Page(object="list", data=events, has_more=part.has_more, first_id=first, last_id=last)
 
 
-def _show(part: queries.Part[tables.Event]) -> list[Stamped]:
+def _show(part: Part[tables.Event]) -> list[Stamped]:
     return [
         Stamped(seq=event.seq, created_at=event.created_at, type=event.type, data=event.data) for event in part.rows
     ]

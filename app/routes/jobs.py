@@ -19,8 +19,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
-from app import queries, schemas, tables
-from app.assets import assets
+from app import schemas, tables
+from app.assets import inputs
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import JobId, Json, Reading, Service, TheService, Writing, check_address, cursor
 from app.http.problems import (
@@ -38,7 +38,8 @@ from app.http.problems import (
     UnsupportedMediaType,
     problems,
 )
-from app.jobs import estimates, lifecycle, shards
+from app.jobs import estimates, lifecycle, moves, queries, shards
+from app.platform.paging import Order
 from app.projects import quotas
 from app.routes import answer
 from app.routes.assets import show_input
@@ -135,7 +136,7 @@ class JobFilter(BaseModel):
     """The cursor: the `last_id` of the part before."""
     limit: int = Field(default=20, ge=1, le=100)
     """Jobs in one part."""
-    order: queries.Order = "desc"
+    order: Order = "desc"
     """desc: newest first."""
 
     @field_validator("metadata")
@@ -183,7 +184,11 @@ def create_job(
         estimate = estimates.predict(session, project_id, spec)
         in_shards = shards.count(session, project_id, spec, service.settings)
         told = list(spec_warnings(spec))
-        return answer(schemas.DryRun(valid=True, spec=spec, warnings=told, estimate=estimate, shards=in_shards))
+        return answer(
+            schemas.DryRun(
+                valid=True, spec=spec.model_dump(mode="json"), warnings=told, estimate=estimate, shards=in_shards
+            )
+        )
     return create_from(session, service, project_id, spec, response, idempotency_key=idempotency_key)
 
 
@@ -282,8 +287,8 @@ def get_report(job_id: JobId, project_id: ProjectId, session: Reading, service: 
 def get_lineage(job_id: JobId, project_id: ProjectId, session: Reading) -> schemas.Lineage:
     """Get what a job takes in of the project's own, and the jobs that this comes from."""
     job = the_job(session, project_id, job_id)
-    taken = [show_input(each) for each in assets.inputs(session, job.id)]
-    ancestors = list(assets.ancestors(session, project_id, job.id))
+    taken = [show_input(each) for each in inputs.list_inputs(session, job.id)]
+    ancestors = list(inputs.ancestors(session, project_id, job.id))
     return schemas.Lineage(object="lineage", job_id=job.id, inputs=taken, ancestors=ancestors)
 
 
@@ -351,7 +356,7 @@ def _facts(job: tables.Job) -> dict[str, Any]:
         "kind": job.kind,
         "status": job.status,
         "phase": job.phase,
-        "is_terminal": job.status in lifecycle.TERMINAL,
+        "is_terminal": job.status in moves.TERMINAL,
         "allowed_actions": lifecycle.allowed_actions(job),
         "created_at": job.created_at,
         "updated_at": job.updated_at,
@@ -393,7 +398,7 @@ def _is_known(job: tables.Job, if_none_match: str | None) -> bool:
 
 
 def _can_wait(job: tables.Job, if_none_match: str | None) -> bool:
-    return job.status not in lifecycle.TERMINAL and (if_none_match is None or _is_known(job, if_none_match))
+    return job.status not in moves.TERMINAL and (if_none_match is None or _is_known(job, if_none_match))
 
 
 def _show_metric(step: tables.Metric) -> schemas.Metric:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from app import queries, schemas, tables
+from app import schemas, tables
 from app.http import rate_limits
 from app.http.authentication import TheCaller, needs
 from app.http.dependencies import Json, KeyId, Moment, Reading, TheService, Writing, cursor
@@ -21,7 +21,9 @@ from app.http.problems import (
     UnsupportedMediaType,
     problems,
 )
+from app.platform.database import is_past
 from app.platform.ids import is_id
+from app.platform.paging import Order
 from app.projects import keys, quotas
 from app.routes.projects import show_project, show_quotas, the_project
 from core.schema.spec import Text
@@ -57,7 +59,7 @@ def create_api_key(
     """Make a key. Its secret is in this answer and can never be read again. A key without the scope admin makes keys of
     its own project only, with no scope that it lacks, and with no later end."""
     project = the_project(session, caller, wish.project_id or caller.project_id)
-    if wish.expires_at and queries.is_past(session, wish.expires_at):
+    if wish.expires_at and is_past(session, wish.expires_at):
         past = FieldError(pointer="/expires_at", code="in_the_past", detail="choose a time to come, or leave it out")
         raise InvalidBody([past])
     scopes = wish.scopes or [scope for scope in schemas.SCOPES if scope in caller.scopes and scope != "admin"]
@@ -83,7 +85,7 @@ def list_api_keys(
         str | None, AfterValidator(cursor("key")), Query(description="The cursor: the `last_id` of the part before.")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Keys in one part.")] = 20,
-    order: Annotated[queries.Order, Query(description="desc: newest first.")] = "desc",
+    order: Annotated[Order, Query(description="desc: newest first.")] = "desc",
 ) -> schemas.Page[schemas.ApiKey]:
     """List a project's keys, newest first, revoked and expired ones too."""
     project = the_project(session, caller, project_id or caller.project_id)

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app import queries, schemas, tables
-from app.assets import assets
+from app import schemas, tables
+from app.assets import assets, checkpoints
 from app.assets.registry import LocalModel
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
@@ -28,6 +28,7 @@ from app.http.problems import (
     problems,
 )
 from app.platform.ids import is_id
+from app.platform.paging import list_rows
 from app.projects import quotas
 from app.routes.assets import (
     GivenName,
@@ -57,7 +58,7 @@ _NOTHING_OWN: dict[str, Any] = {
 }
 
 
-class ModelWish(ImportSpec):
+class ModelWish(ImportSpec, defer_build=False):
     """The base model to make: of an upload, with what the file itself does not say, or of a checkpoint."""
 
     # FastAPI describes a body that is built at first use by a warning.
@@ -111,10 +112,11 @@ def create_model(
     if wish.upload:
         upload = the_upload(session, project_id, wish.upload, "model")
         model = assets.add_model(session, project_id, wish.name, upload, wish.said())
+        quotas.check(session, project_id, service.settings, "waiting_tasks")
     else:
         checkpoint = _the_checkpoint(session, project_id, wish.checkpoint or "")
         model = assets.add_checkpoint(session, project_id, wish.name, checkpoint)
-        quotas.check(session, project_id, service.settings, "stored_bytes")
+        quotas.check(session, project_id, service.settings, "stored_bytes", "waiting_tasks")
     service.doorbell.ring_after_commit(session)
     response.headers["Location"] = f"/models/{model.id}"
     return _own(model)
@@ -122,7 +124,7 @@ def create_model(
 
 def _the_checkpoint(session: Reading, project_id: str, checkpoint_id: str) -> tables.Checkpoint:
     known = is_id("ckpt", checkpoint_id)
-    checkpoint = queries.find_checkpoint(session, project_id, checkpoint_id) if known else None
+    checkpoint = checkpoints.find_checkpoint(session, project_id, checkpoint_id) if known else None
     if checkpoint is None:
         unknown = f"there is no checkpoint {checkpoint_id!r} in this project"
         raise InvalidBody([FieldError(pointer="/checkpoint", code="unknown_id", detail=unknown)])
@@ -142,7 +144,7 @@ def list_models(
     """List the base models that a job can start from: first those of this instance, then the project's own, oldest
     first."""
     mine = [tables.Model.project_id == project_id]
-    part = queries.list_rows(session, tables.Model, tables.Model.id, mine, after=after, limit=limit, order="asc")
+    part = list_rows(session, tables.Model, tables.Model.id, mine, after=after, limit=limit, order="asc")
     known = [] if after else _known(service)
     return schemas.page([*known, *(_own(model) for model in part.rows)], has_more=part.has_more)
 
@@ -197,7 +199,7 @@ def _own(model: assets.File) -> schemas.Model:
         {
             **show_common("model", model),
             "description": source,
-            "dataset": model.said.get("dataset") or None,
+            "dataset": model.declared.get("dataset") or None,
             "norm": norm,
             "eps": claims[norm] if norm else None,
             "made_by": show_made_by(model.job_id, model.checkpoint_id),

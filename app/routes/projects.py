@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 from sqlalchemy.orm import Session
 
-from app import queries, schemas, tables
+from app import schemas, tables
 from app.http.authentication import TheCaller, needs
 from app.http.dependencies import AnyProjectId, Json, Reading, TheService, Writing, cursor
 from app.http.problems import (
@@ -19,6 +19,7 @@ from app.http.problems import (
     problems,
 )
 from app.platform.ids import is_id
+from app.platform.paging import Order
 from app.platform.settings import Settings
 from app.projects import keys, quotas
 from core.schema.spec import Text
@@ -63,7 +64,7 @@ def list_projects(
         str | None, AfterValidator(cursor("prj")), Query(description="The cursor: the `last_id` of the part before.")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Projects in one part.")] = 20,
-    order: Annotated[queries.Order, Query(description="desc: newest first.")] = "desc",
+    order: Annotated[Order, Query(description="desc: newest first.")] = "desc",
 ) -> schemas.Page[schemas.Project]:
     """List the projects, newest first."""
     part = keys.list_projects(session, after=after, limit=limit, order=order)

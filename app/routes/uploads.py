@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 from sqlalchemy.orm import Session
 from starlette.requests import ClientDisconnect
 
-from app import queries, schemas, tables
+from app import schemas, tables
 from app.assets import uploads
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import Json, Reading, Service, TheService, UploadId, Writing, carried, cursor, in_turn
@@ -39,6 +39,7 @@ from app.http.problems import (
     UploadIncomplete,
     problems,
 )
+from app.platform.paging import Order
 from app.projects import quotas
 from app.storage import StorageFull, StorageUnavailable
 from core.schema.spec import Text
@@ -113,7 +114,7 @@ class UploadFilter(BaseModel):
     """The cursor: the `last_id` of the part before."""
     limit: int = Field(default=20, ge=1, le=100)
     """Uploads in one part."""
-    order: queries.Order = "desc"
+    order: Order = "desc"
     """desc: newest first."""
 
 
@@ -150,7 +151,7 @@ def list_uploads(
     project_id: ProjectId, session: Reading, chosen: Annotated[UploadFilter, Query()]
 ) -> schemas.Page[schemas.Upload]:
     """List uploads, newest first."""
-    part = queries.list_uploads(
+    part = uploads.list_uploads(
         session,
         project_id,
         matching=chosen.model_dump(include={"status", "purpose", "sha256"}),
@@ -290,7 +291,7 @@ def _show(upload: tables.Upload, service: Service) -> schemas.Upload:
 
 
 def _the_upload(session: Session, project_id: str, upload_id: str) -> tables.Upload:
-    upload = queries.find_upload(session, project_id, upload_id)
+    upload = uploads.find_upload(session, project_id, upload_id)
     if upload is None:
         raise NotFound(f"there is no upload {upload_id!r} in this project")
     return upload
@@ -329,9 +330,9 @@ def _check_numbers(wish: PartsWish, upload: tables.Upload) -> None:
 
 async def _gathering(upload: tables.Upload, service: Service) -> str:
     """Say where the parts are gathered. Raises UploadEnded."""
-    if upload.gathering:
-        return upload.gathering
-    return await carried(service, uploads.gathering, upload, service.database, service.store)
+    if upload.multipart_id:
+        return upload.multipart_id
+    return await carried(service, uploads.ensure_multipart, upload, service.database, service.store)
 
 
 def _request(part: PartWish, upload: tables.Upload, gathering: str | None, service: Service) -> schemas.UploadRequest:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from app import queries, schemas, tables
+from app import schemas, tables
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import Json, Reading, Service, TheService, Writing, check_address, cursor
 from app.http.problems import (
@@ -22,7 +22,7 @@ from app.http.problems import (
     problems,
 )
 from app.schemas.webhooks import ENDINGS, JobEvent
-from app.webhooks import subscriptions, url_policy
+from app.webhooks import deliveries, subscriptions, url_policy
 from core.schema.spec import Text
 from core.schema.validation import FieldError
 
@@ -118,7 +118,7 @@ def list_webhooks(
     limit: Annotated[int, Query(ge=1, le=100, description="Webhooks in one part.")] = 20,
 ) -> schemas.Page[schemas.Webhook]:
     """List the project's webhooks, oldest first."""
-    part = queries.list_webhooks(session, project_id, after=after, limit=limit)
+    part = subscriptions.list_webhooks(session, project_id, after=after, limit=limit)
     return schemas.page([_show(webhook) for webhook in part.rows], has_more=part.has_more)
 
 
@@ -158,7 +158,7 @@ def delete_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writin
 )
 def test_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writing) -> schemas.Delivery:
     """Send the webhook a message of type webhook.test. Its delivery shows what became of it."""
-    return _show_delivery(subscriptions.test(session, _the_webhook(session, project_id, webhook_id)))
+    return _show_delivery(deliveries.test(session, _the_webhook(session, project_id, webhook_id)))
 
 
 @router.post("/webhooks/{webhook_id}/rotate_secret", responses=problems(NotFound), dependencies=[needs("jobs:write")])
@@ -186,7 +186,7 @@ def list_deliveries(
 ) -> schemas.Page[schemas.Delivery]:
     """List what was sent to a webhook or is to be, newest first."""
     webhook = _the_webhook(session, project_id, webhook_id)
-    part = queries.list_deliveries(session, webhook.id, status=status, after=after, limit=limit)
+    part = deliveries.list_deliveries(session, webhook.id, status=status, after=after, limit=limit)
     return schemas.page([_show_delivery(delivery) for delivery in part.rows], has_more=part.has_more)
 
 
@@ -201,15 +201,15 @@ def redeliver(
 ) -> schemas.Delivery:
     """Send a message again, with the same `webhook-id`; one that waits for its next attempt is sent now."""
     webhook = _the_webhook(session, project_id, webhook_id)
-    delivery = queries.find_delivery(session, webhook.id, delivery_id)
+    delivery = deliveries.find_delivery(session, webhook.id, delivery_id)
     if delivery is None:
         raise NotFound(f"there is no delivery {delivery_id!r} of this webhook")
-    subscriptions.redeliver(session, webhook, delivery)
+    deliveries.redeliver(session, webhook, delivery)
     return _show_delivery(delivery)
 
 
 def _the_webhook(session: Session, project_id: str, webhook_id: str) -> tables.Webhook:
-    webhook = queries.find_webhook(session, project_id, webhook_id)
+    webhook = subscriptions.find_webhook(session, project_id, webhook_id)
     if webhook is None:
         raise NotFound(f"there is no webhook {webhook_id!r} in this project")
     return webhook
@@ -249,7 +249,7 @@ def _show_delivery(delivery: tables.Delivery) -> schemas.Delivery:
             "type": delivery.type,
             "job_id": delivery.job_id,
             "status": delivery.status,
-            "attempts": delivery.attempts,
+            "attempts": delivery.tries,
             "response_status": delivery.response_status,
             "duration": delivery.duration,
             "error": delivery.error,

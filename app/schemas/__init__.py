@@ -1,4 +1,4 @@
-"""What the API answers with. What it accepts is `core.schema.spec`; what a run reports is `core.schema.events`."""
+"""Answers of the API. `core.schema.spec` defines what it accepts, `core.schema.events` what a run reports."""
 
 from app.schemas.access import SCOPES, ApiKey, Me, NewApiKey, Project, RateLimit, Scope
 from app.schemas.answer import Answer, Listed, Page, headers, page

@@ -1,7 +1,9 @@
-"""Projects, and the keys that open them."""
+"""Projects and their API keys."""
 
 from datetime import datetime
 from typing import Literal, get_args
+
+from pydantic import Field
 
 from app.schemas.answer import Answer, Listed
 from app.schemas.usage import Quota, QuotaState
@@ -11,69 +13,69 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 class ApiKey(Listed):
-    """A key to a project. What it is called here never contains the secret."""
+    """An API key of a project, without its secret."""
 
     object: Literal["api_key"]
-    """What this is."""
+    """Type of the object."""
     name: str
     """A label for people."""
     project_id: str
-    """The project that it opens."""
+    """The project that the key gives access to."""
     prefix: str
-    """How the key begins: enough to know it by, not to use it."""
+    """The first characters of the key: they identify it and are not enough to use it."""
     scopes: list[Scope]
-    """What it may do."""
+    """What requests with the key may do."""
     created_at: datetime
-    """When it was made."""
+    """When the key was made."""
     created_by: str | None
-    """Id of the key that made it; null for the first one of an instance."""
+    """Id of the key that made this one; null for the first key of an instance."""
     expires_at: datetime | None
-    """From when on it is refused; null for never."""
+    """When the key expires; null for never."""
     last_used_at: datetime | None
-    """When it was last used, to the minute."""
+    """When the key was last used, to the minute."""
     revoked_at: datetime | None
-    """Since when it is refused for good."""
+    """When the key was revoked, which is final; null while it is not."""
 
 
 class NewApiKey(ApiKey):
-    """A key that was just made."""
+    """A new API key with its secret."""
 
-    secret: str
-    """The key itself. It is shown now and never again."""
+    secret: str = Field(repr=False)
+    """The key itself. Only this answer contains it."""
 
 
 class Project(Listed):
-    """Whose things are whose: every job, file and key belongs to one project."""
+    """A project. Every job, data set, model, upload and key belongs to exactly one."""
 
     object: Literal["project"]
-    """What this is."""
+    """Type of the object."""
     name: str
     """A label for people."""
     created_at: datetime
-    """When it was made."""
+    """When the project was made."""
     quotas: dict[Quota, int]
-    """The limits that an operator gave it; for all else, the instance's hold."""
+    """The limits that an operator set for this project; the instance's defaults apply to all other quotas."""
 
 
 class RateLimit(Answer):
-    """How often a key may ask."""
+    """How many requests a key may send in a time window."""
 
     requests: int
-    """So many requests."""
+    """Number of requests that are allowed in the window."""
     seconds: int
-    """In any so many seconds."""
+    """Length of the window in seconds."""
 
 
 class Me(Answer):
-    """Who asks, and what they may do."""
+    """The project and the key of this request, and what they may do."""
 
     project: Project
-    """The project that the key opens."""
+    """The project that the key belongs to."""
     key: ApiKey
     """The key of this request."""
     scopes: list[Scope]
-    """What the key may do."""
+    """What requests with the key may do."""
     quotas: list[QuotaState]
-    """What the project may have, and has."""
+    """The quotas of the project, and what it uses of each."""
     rate_limit: RateLimit
-    """How often the key may ask."""
+    """How many requests the key may send."""

@@ -1,15 +1,30 @@
-"""What every answer shares: no field has a default, for an answer says everything, with null for what is not known."""
+"""The base of every answer: all fields are required and unknown ones are refused; null stands for what is not known.
+
+The service builds answers as strictly as that. `client.reading` reads the same classes tolerantly: it ignores unknown
+fields and keeps unknown statuses and codes.
+"""
 
 from collections.abc import Mapping
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from core.schema.record import Record
+
+if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
 
 Item = TypeVar("Item")
 
 
-class Answer(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True, json_schema_serialization_defaults_required=True)
+class Answer(Record):
+    """Part of an answer of the API."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: "GetJsonSchemaHandler") -> "JsonSchemaValue":
+        schema = super().__get_pydantic_json_schema__(core_schema, handler)
+        # Clients that are made from the document must accept the fields of later versions.
+        schema.pop("additionalProperties", None)
+        return schema
 
 
 def headers(descriptions: Mapping[str, str]) -> dict[str, Any]:
@@ -18,29 +33,31 @@ def headers(descriptions: Mapping[str, str]) -> dict[str, Any]:
 
 
 class Listed(Answer):
-    """Something that has an id."""
+    """An answer with an id."""
 
     id: str
-    """What other routes and specs call it by. The ids of jobs and checkpoints sort by time of creation."""
+    """The id that other routes and specs take. The ids of jobs and checkpoints sort by time of creation."""
 
 
 ListedItem = TypeVar("ListedItem", bound=Listed)
 
 
 class Page(Answer, Generic[Item]):
-    """A part of a list. The next part is `?after=<last_id>`."""
+    """A page of a list. The next page is `?after=<last_id>`."""
 
-    # Pydantic looks for attribute docstrings once for each kind of item, which takes longer than all else it does.
-    model_config = ConfigDict(use_attribute_docstrings=False)
-
-    object: Literal["list"] = Field(description="What this is.")
-    data: list[Item] = Field(description="The items.")
-    has_more: bool = Field(description="Whether there is a next part.")
-    first_id: str | None = Field(description="The first item's id (an event's seq).")
-    last_id: str | None = Field(description="The last item's id (an event's seq): the cursor of the next part.")
+    object: Literal["list"]
+    """Type of the object."""
+    data: list[Item]
+    """The items."""
+    has_more: bool
+    """Whether there is a next page."""
+    first_id: str | None
+    """Id of the first item; of an event, its seq."""
+    last_id: str | None
+    """Id of the last item, the cursor of the next page; of an event, its seq."""
 
 
 def page(items: list[ListedItem], *, has_more: bool) -> Page[ListedItem]:
-    """Wrap a part of a list, with the ids of its ends."""
+    """Make a page of a list, with the ids of its first and last item."""
     first, last = (items[0].id, items[-1].id) if items else (None, None)
     return Page(object="list", data=items, has_more=has_more, first_id=first, last_id=last)

@@ -1,4 +1,4 @@
-"""Data sets and models of a project's own, and what a job took in."""
+"""Inspection, origin and use of a project's own data sets and models."""
 
 from typing import Literal
 
@@ -8,62 +8,62 @@ FileStatus = Literal["pending", "inspecting", "ready", "refused"]
 
 
 class FileFailure(Answer):
-    """Why a file was refused."""
+    """Why a data set or model was refused."""
 
     code: str
     """Stable, for programs: from `core.schema.errors`, or the service's own inspection_crashed, inspection_lost,
     storage_unavailable, disk_full, internal_error."""
     message: str
-    """What is wrong with it."""
+    """What is wrong with the file."""
     hint: str
     """What to do."""
     field: str | None
-    """The field of the request, or the input, that it is about."""
+    """The field of the request, or the input, that is wrong."""
 
 
 class MadeBy(Answer):
-    """The job that a model comes from; both ids outlive what they name."""
+    """The job and checkpoint that a model was made from. Both ids remain after their object is deleted."""
 
     job: str
-    """The job."""
+    """Id of the job."""
     checkpoint: str
-    """The checkpoint of it that the model was made of."""
+    """Id of the checkpoint."""
 
 
 class JobInput(Answer):
-    """A file of the project's own that a job takes in."""
+    """A data set, model or checkpoint of the project that a job uses."""
 
     field: Literal["base_model", "dataset", "extra_dataset"]
     """The field of the spec that names it."""
     id: str
-    """The data set, model or checkpoint, as it was when the job was posted; it outlives what it names."""
+    """Id of the data set, model or checkpoint when the job was posted. The id remains after the object is deleted."""
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
     made_by: MadeBy | None
-    """The job that it comes from, for a checkpoint and for a model made of one."""
+    """The job that made it, for a checkpoint and for a model made of one."""
 
 
 class Lineage(Answer):
-    """Where the inputs of a job come from: its own, then those of the jobs that made them, and so on."""
+    """Where the inputs of a job come from: its own inputs, and the jobs that made them, recursively."""
 
     object: Literal["lineage"]
-    """What this is."""
+    """Type of the object."""
     job_id: str
-    """The job."""
+    """Id of the job."""
     inputs: list[JobInput]
-    """Its inputs that are the project's own. What the catalogue or the operator has, the spec names."""
+    """The inputs that belong to the project. Inputs from the catalogue or the operator's folders are in the spec."""
     ancestors: list[str]
-    """The jobs before it, the nearest first."""
+    """Ids of the jobs whose results led to this one, nearest first."""
 
 
 class ThumbnailLink(Answer):
     """A small PNG of one image."""
 
     href: str
-    """Where it is."""
+    """Address of the PNG."""
     name: str
-    """The image's path in the archive."""
+    """Path of the image in the archive."""
     part: Literal["train", "test"]
-    """The part it belongs to."""
+    """The part of the data set that the image belongs to."""
     label: str
-    """Its class."""
+    """Class of the image."""

@@ -1,4 +1,4 @@
-"""One worker's hold on a job, and what came of it."""
+"""Attempts at a job."""
 
 from datetime import datetime
 from typing import Literal
@@ -9,26 +9,27 @@ Outcome = Literal["succeeded", "failed", "cancelled", "paused", "handed_back", "
 
 
 class Attempt(Answer):
-    """One claim of a job by one worker."""
+    """One worker's try at a job."""
 
     object: Literal["attempt"]
-    """What this is."""
+    """Type of the object."""
     number: int
-    """From 1."""
+    """Number of the attempt, from 1."""
     worker: str
-    """Who had it: machine and process."""
+    """The worker: machine and process."""
     device: str | None
-    """What the training process computed on, once it has said so."""
+    """The device of the training process, once it has reported it."""
     started_at: datetime
     """When the worker claimed the job."""
     ended_at: datetime | None
-    """When it let go of it, or was no longer heard of."""
+    """When the attempt ended or its lease expired."""
     outcome: Outcome | None
-    """How it ended: handed_back where the worker was stopped, lost where it or the training process vanished."""
+    """How the attempt ended: handed_back if the worker was stopped, lost if the worker or the training process
+    vanished; null while it runs."""
     cause: str | None
-    """Why it was lost or has failed."""
+    """Why the attempt was lost or failed."""
     resumed_step: int | None
-    """The training step of the state that it went on from, of an evaluation how often it had kept what it had
-    found; null where it began anew."""
+    """The training step of the state that the attempt resumed from; of an evaluation, the number of times that its
+    state had been saved; null if it started from the beginning."""
     log_size: int
-    """Bytes of its log that are stored by now."""
+    """Bytes of the attempt's log that are stored so far."""

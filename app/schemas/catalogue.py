@@ -1,4 +1,4 @@
-"""What a job can name."""
+"""Models, data sets, methods and architectures that a job can name."""
 
 from datetime import datetime
 from typing import Literal
@@ -12,115 +12,117 @@ class Model(Listed):
     """A base model that a job can name."""
 
     object: Literal["model"]
-    """What this is."""
+    """Type of the object."""
     name: str
-    """What specs call it, as well as by its id."""
+    """The name that specs use; they can use the id as well."""
     source: Literal["shipped", "local", "own"]
-    """shipped with Temper, a file in this instance's models folder, or the project's own."""
+    """shipped: comes with Temper. local: a file in this instance's models folder. own: belongs to the project."""
     status: FileStatus
-    """Whether jobs can name it; one of the project's own is inspected by a worker first."""
+    """ready if jobs can name it. A worker inspects a model of the project before it is ready."""
     description: str
-    """What it is."""
+    """Description in one sentence."""
     architecture: str | None
     """Its network; null for a local file, which only a run opens."""
     parameters: int | None
-    """How many its network has, of the project's own."""
+    """Number of parameters of the network, for a model of the project."""
     shape: tuple[int, int, int] | None
-    """Channels, height and width of the images that it takes, where that is known."""
+    """Channels, height and width of the images that it takes, if known."""
     classes: int | None
-    """How many classes it tells apart, where that is known."""
+    """Number of classes, if known."""
     dataset: str | None
-    """What it was trained on, where that is known."""
+    """The data set it was trained on, if known."""
     norm: Norm | None
-    """The norm it was made robust to, where that is known."""
+    """The norm it was made robust to, if known."""
     eps: float | None
-    """The radius it was made robust at, where that is known."""
+    """The radius it was made robust at, if known."""
     size: int | None
-    """Bytes of its file; null for a shipped one."""
+    """Bytes of its file; null for a shipped model."""
     sha256: str | None
-    """Of its file; null for a local one, which only a run opens."""
+    """SHA-256 of its file; null for a local file, which only a run opens."""
     made_by: MadeBy | None
-    """The job that it comes from, where it was made of a checkpoint."""
+    """The job that made it, if it was made of a checkpoint."""
     warnings: list[str]
-    """Codes of what its inspection found doubtful; the report has the words."""
+    """Codes of the inspection's warnings; the report explains them."""
     failure: FileFailure | None
-    """Why it was refused, if it was."""
+    """Why it was refused; null if it was not."""
     created_at: datetime | None
-    """When it was posted, of the project's own."""
+    """When it was posted, for a model of the project."""
     finished_at: datetime | None
-    """When its inspection ended, of the project's own."""
+    """When its inspection ended, for a model of the project."""
     report: str | None
-    """Where the report of its inspection is."""
+    """Address of its inspection report."""
 
 
 class Dataset(Listed):
     """A data set that a job can name."""
 
     object: Literal["dataset"]
-    """What this is."""
+    """Type of the object."""
     name: str
-    """What specs call it, as well as by its id."""
+    """The name that specs use; they can use the id as well."""
     source: Literal["shipped", "local", "own"]
-    """known to Temper, a folder or archive in this instance's datasets folder, or the project's own."""
+    """shipped: Temper loads it by name. local: a folder or archive in this instance's datasets folder. own: belongs to
+    the project."""
     status: FileStatus
-    """Whether jobs can name it; one of the project's own is inspected by a worker first."""
+    """ready if jobs can name it. A worker inspects a data set of the project before it is ready."""
     description: str
-    """What it is."""
+    """Description in one sentence."""
     shape: tuple[int, int, int] | None
-    """Channels, height and width; null for a local one, which only a run opens."""
+    """Channels, height and width; null for a local data set, which only a run opens."""
     classes: int | None
-    """How many classes, where that is known."""
+    """Number of classes, if known."""
     train_examples: int | None
-    """Images in the training part, where that is known."""
+    """Number of images in the training part, if known."""
     test_examples: int | None
-    """Images in the test part, where that is known."""
+    """Number of images in the test part, if known."""
     eps: dict[Norm, float]
-    """The radii a job gets that names none."""
+    """Default radius per norm, in pixel units of images in [0, 1]."""
     size: int | None
-    """Bytes of its file, of the project's own."""
+    """Bytes of its file, for a data set of the project."""
     sha256: str | None
-    """Of its file, of the project's own."""
+    """SHA-256 of its file, for a data set of the project."""
     refused: int | None
-    """Images that no run sees, of the project's own; the report says why."""
+    """Number of images that the inspection refused and no run uses, for a data set of the project; the report gives the
+    reasons."""
     overlap: int | None
-    """Test images that are in the training part, too, of the project's own."""
+    """Number of test images that are also in the training part, for a data set of the project."""
     thumbnails: list[ThumbnailLink]
-    """A few of its images, of the project's own."""
+    """Small versions of some of its images, for a data set of the project."""
     failure: FileFailure | None
-    """Why it was refused, if it was."""
+    """Why it was refused; null if it was not."""
     created_at: datetime | None
-    """When it was posted, of the project's own."""
+    """When it was posted, for a data set of the project."""
     finished_at: datetime | None
-    """When its inspection ended, of the project's own."""
+    """When its inspection ended, for a data set of the project."""
     report: str | None
-    """Where the report of its inspection is."""
+    """Address of its inspection report."""
 
 
 class Method(Listed):
     """A training method that a job can name."""
 
     object: Literal["method"]
-    """What this is."""
+    """Type of the object."""
     description: str
-    """What it is."""
+    """Description in one sentence."""
     norms: list[Norm] | None
-    """The norms it attacks when a job names none; null when a job must name them."""
+    """The norms it attacks if a job names none; null if a job must name them."""
     min_norms: int
-    """The fewest norms it works with."""
+    """Minimum number of norms."""
     max_norms: int
-    """The most norms it works with."""
+    """Maximum number of norms."""
     options: dict[str, str | float]
-    """What a job can set of it beside norms and steps, each with its default."""
+    """Options of the method beside norms and steps, each with its default."""
 
 
 class Architecture(Listed):
     """A network that a training job can name."""
 
     object: Literal["architecture"]
-    """What this is."""
+    """Type of the object."""
     description: str
-    """What it is."""
+    """Description in one sentence."""
     shape: tuple[int, int, int] | None
-    """The only image shape it takes (channels, height, width); null when it takes more than one."""
+    """The only image shape it takes (channels, height, width); null if it takes more than one."""
     learning_rate: float
-    """The highest learning rate of a run that names none."""
+    """Default of the highest learning rate of a run."""

@@ -1,4 +1,4 @@
-"""Weights that a job has delivered."""
+"""Checkpoints of jobs."""
 
 from datetime import datetime
 from typing import Literal
@@ -7,25 +7,25 @@ from app.schemas.answer import Listed
 
 
 class Checkpoint(Listed):
-    """Weights that a job has delivered, with their spec and report inside."""
+    """Weights that a job delivered. The file also contains the spec and the report."""
 
     object: Literal["checkpoint"]
-    """What this is."""
+    """Type of the object."""
     job_id: str
     """The job that made it."""
     attempt: int
-    """The attempt that made it."""
+    """Number of the attempt that made it."""
     created_at: datetime
     """When it was stored."""
     step: int
-    """Training steps behind it."""
+    """Training steps done."""
     epoch: float
-    """Epochs behind it."""
+    """Epochs done, as a fraction."""
     format: Literal["safetensors"]
-    """Of the file."""
+    """Format of the file."""
     size: int
-    """Bytes."""
+    """Bytes of the file."""
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
     download: str
-    """Where the file is."""
+    """Address of the file."""

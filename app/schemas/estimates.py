@@ -1,4 +1,4 @@
-"""What a job may take, and what it took."""
+"""Estimated and actual cost of a job."""
 
 from typing import Literal
 
@@ -8,42 +8,42 @@ Basis = Literal["history", "passes", "none"]
 
 
 class Duration(Answer):
-    """How long, in seconds."""
+    """Quantiles of a duration, in seconds."""
 
     p50: float
-    """Half of such jobs take no longer."""
+    """Median: half of comparable jobs take no longer."""
     p90: float
-    """Nine in ten take no longer."""
+    """90th percentile: nine in ten comparable jobs take no longer."""
 
 
 class Estimate(Answer):
-    """What a job was expected to take when it was posted; waiting is not in it."""
+    """Expected cost of a job when it was posted, without the time in the queue."""
 
     seconds: Duration | None
-    """Time at work, from the start of the training process to its last file; null where nothing is known."""
+    """Run time, from the start of the training process to its last file; null if there is no basis for an estimate."""
     peak_memory_bytes: int | None
-    """The most memory that such jobs have had, of the GPU or, on a CPU, of the machine; null where none has finished
-    here with the same batch sizes."""
+    """Largest peak memory of comparable jobs, of the GPU or, on a CPU, of the machine; null if no job with the same
+    batch sizes has finished here."""
     storage_bytes: int | None
-    """What its checkpoint and its log will take in the object store; null where none such has finished here."""
+    """Bytes of its checkpoint and log in the object store; null if no comparable job has finished here."""
     passes: int | None
-    """Passes of single images through the network, forward and backward, that the job makes at most; null for a data
-    set whose size nobody knows."""
+    """Upper bound of the forward and backward passes of single images through the network; null if the size of the data
+    set is unknown."""
     basis: Basis
-    """history: jobs of the same kind, data set, model and method that have finished here, scaled by the passes. passes:
-    other jobs of the same network on the same data set, scaled likewise. none: nothing like it has finished here."""
+    """history: finished jobs with the same kind, data set, model and method, scaled by the passes. passes: other jobs
+    of the same network on the same data set, scaled by the passes. none: no comparable job has finished here."""
     runs: int
-    """How many finished jobs it stands on, 20 at most."""
+    """Number of finished jobs that the estimate is based on, at most 20."""
     unavailable_reason: str | None
-    """Why nothing is known; null where something is."""
+    """Why there is no estimate; null if there is one."""
 
 
 class Actual(Answer):
-    """What a job has taken in the end."""
+    """Actual cost of a job that has ended."""
 
     seconds: float
-    """Time at work of all its attempts."""
+    """Run time of all its attempts."""
     peak_memory_bytes: int | None
-    """The most memory it has had, of the GPU or, on a CPU, of the machine; null where it did not come to its end."""
+    """Peak memory, of the GPU or, on a CPU, of the machine; null if the job did not succeed."""
     storage_bytes: int
-    """What its checkpoints and logs took in the object store when it ended."""
+    """Bytes of its checkpoints and logs in the object store when it ended."""

@@ -1,11 +1,10 @@
-"""A job, and what it shows of itself."""
+"""Jobs: status, progress, results and training curve."""
 
 from datetime import datetime
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from app.schemas.answer import Answer, Listed
 from app.schemas.estimates import Actual, Estimate
-from app.schemas.job_request import JobRequest
 from app.schemas.webhooks import WebhookWithSecret
 from core.schema.catalog import Norm
 from core.schema.events import NormCount, Phase, Subject
@@ -13,8 +12,28 @@ from core.schema.report import Rate, Report, Reports
 from core.schema.spec import Kind
 from core.schema.spec_warnings import SpecWarning
 
+if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+
 Status = Literal["queued", "running", "pausing", "paused", "stopping", "cancelling", "succeeded", "failed", "cancelled"]
 Action = Literal["pause", "resume", "stop", "cancel", "retry"]
+
+
+class _DocumentedAsRequest:
+    """Gives JSON that was validated when the job was posted the schema of a request, without validating it again."""
+
+    @staticmethod
+    def __get_pydantic_json_schema__(_: Any, handler: "GetJsonSchemaHandler") -> "JsonSchemaValue":
+        from pydantic import TypeAdapter
+
+        from app.schemas.job_request import JobRequest
+
+        return handler(TypeAdapter(JobRequest).core_schema)
+
+
+ResolvedSpec = Annotated[dict[str, Any], _DocumentedAsRequest]
+"""The request for a job with all defaults filled in, as JSON."""
 
 
 class Failure(Answer):
@@ -28,13 +47,13 @@ class Failure(Answer):
     hint: str
     """What to do."""
     field: str | None
-    """The spec field or input it is about."""
+    """The spec field or input that caused it."""
     retryable: bool
-    """Whether the same job can succeed when it is posted again unchanged."""
+    """Whether the same job can succeed if it is posted again unchanged."""
 
 
 class Progress(Answer):
-    """How far the current attempt is. Training fields keep their last value while the result is evaluated."""
+    """Progress of the current attempt. Training fields keep their last value during the evaluation."""
 
     step: int
     """Training steps done."""
@@ -43,95 +62,96 @@ class Progress(Answer):
     epoch: float
     """Epochs done, as a fraction."""
     loss: float | None
-    """Loss of the last step."""
+    """Loss of the last step; null if it is not finite."""
     learning_rate: float | None
     """Learning rate of the last step."""
     norm: Norm | None
-    """The norm attacked in the last step; null where none was, or several were."""
+    """The norm attacked in the last step; null if none was, or several were."""
     counts: dict[Norm, NormCount]
-    """Per attacked norm, how the training images fared."""
+    """Per attacked norm, running counts of robust training images."""
     subject: Subject | None
     """The model under evaluation, during an evaluation."""
     attack: str | None
-    """The attack that was done last in this evaluation."""
+    """The last attack that finished in this evaluation."""
     attack_norm: Norm | None
     """The norm of that attack."""
     attacks_done: int
-    """Attacks done in this evaluation."""
+    """Attacks finished in this evaluation."""
     attacks_total: int
-    """Attacks of this evaluation; 0 while none is done."""
+    """Attacks of this evaluation; 0 until the first one has finished."""
     fraction: float | None
-    """Share of the current phase that is done: of the steps in training, of the attacks in evaluation."""
+    """Fraction of the current phase that is done: of the steps in training, of the attacks in evaluation."""
     seconds_remaining: float | None
-    """Estimate for the rest of the training phase, from its mean pace."""
+    """Estimated rest of the training phase, from its mean pace."""
 
 
 class Result(Answer):
-    """The numbers of one evaluation; the whole of it is in the report."""
+    """Accuracies of one evaluation; the report has the details."""
 
     clean: Rate
     """Accuracy without attack."""
     robust: dict[str, Rate]
     """Robust accuracy per threat id, of which a norm is one."""
     union: Rate
-    """Points that are right under every norm at once."""
+    """Share of points that are robust under every norm."""
 
     @classmethod
     def of(cls, report: Report) -> Self:
-        """Take the numbers of a report."""
+        """Take the accuracies of a report."""
         return cls(clean=report.clean, robust=report.robust, union=report.union)
 
 
 class Results(Answer):
-    """The table of a job."""
+    """Accuracies before and after a job."""
 
     before: Result | None
-    """The base model, where the job evaluates it."""
+    """The base model, if the job evaluates it."""
     after: Result | None
-    """The model that the job delivers, or the one it was asked to evaluate."""
+    """The model that the job delivers, or the model of an evaluation job."""
 
     @classmethod
     def of(cls, reports: Reports) -> Self:
-        """Take the numbers of a run's reports."""
+        """Take the accuracies of a run's reports."""
         before, after = (report and Result.of(report) for report in (reports.before, reports.after))
         return cls(before=before, after=after)
 
 
 class ShardState(Answer):
-    """One part of an evaluation that several workers share."""
+    """One shard of an evaluation that several workers share."""
 
     number: int
-    """From 1."""
+    """Number of the shard, from 1."""
     job: str
-    """Its id: `GET /jobs/{id}` and what is below it show events, attempts and logs. Nothing can be asked of it."""
+    """Id of the shard: `GET /jobs/{id}` and the routes below it show its events, attempts and logs. It has no
+    actions."""
     status: Status
-    """Where it is in its life, which is that of a job."""
+    """Status of the shard, one of those of a job."""
     worker: str | None
-    """Who has it, or had it last."""
+    """The worker that has it, or had it last."""
     attempt: int
-    """How often a worker has claimed it."""
+    """Number of times that a worker has claimed it."""
     crashes: int
-    """How often its worker or its process has vanished."""
+    """Number of times that its worker or its process has vanished."""
 
 
 class ShardOf(Answer):
-    """Which part of an evaluation this is."""
+    """The evaluation that a shard belongs to."""
 
     job: str
-    """The whole."""
+    """Id of the evaluation job."""
     number: int
-    """From 1."""
+    """Number of the shard, from 1."""
     count: int
-    """How many parts there are."""
+    """Number of shards."""
 
 
 class Links(Answer):
-    """Where the rest of a job is."""
+    """Addresses of the parts of a job."""
 
     self: str
     """The job."""
     events: str
-    """Its history."""
+    """Its events."""
     metrics: str
     """Its training curve."""
     checkpoints: str
@@ -141,117 +161,117 @@ class Links(Answer):
 
 
 class Job(Listed):
-    """A run that was asked for, and how it fares."""
+    """A job: a run that was posted, its status and its results."""
 
     object: Literal["job"]
-    """What this is."""
+    """Type of the object."""
     name: str
     """A label for people."""
     kind: Kind
     """What the run does."""
     status: Status
-    """Where the job is in its life."""
+    """Status of the job."""
     phase: Phase | None
-    """What the run does now, while it runs."""
+    """What the run does now; null if it is not running."""
     is_terminal: bool
-    """Whether the status can no longer change."""
+    """Whether the status is final."""
     allowed_actions: list[Action]
-    """What may be asked of the job now: each is `POST /jobs/{id}/<action>`."""
+    """Actions that the status allows: each is `POST /jobs/{id}/<action>`."""
     created_at: datetime
     """When it was posted."""
     updated_at: datetime
     """When it last changed."""
     started_at: datetime | None
-    """When its current or last attempt began."""
+    """When its current or last attempt started."""
     finished_at: datetime | None
-    """When it came to its end."""
-    spec: JobRequest
-    """The resolved spec: everything that happens."""
+    """When it ended."""
+    spec: ResolvedSpec
+    """The resolved spec: every setting of the run."""
     warnings: list[SpecWarning]
-    """What is valid and yet likely to disappoint."""
+    """Warnings about a spec that is valid and yet likely to disappoint."""
     estimate: Estimate | None
-    """What it was expected to take when it was posted; null for a shard."""
+    """Its expected cost when it was posted; null for a shard."""
     actual: Actual | None
-    """What it has taken, once it has ended."""
+    """Its actual cost, after it has ended."""
     metadata: dict[str, str]
-    """The user's own pairs."""
+    """The user's own keys and values."""
     attempt: int
-    """How often a worker has claimed it."""
+    """Number of times that a worker has claimed it."""
     crashes: int
-    """How often its worker or its training process has vanished."""
+    """Number of times that its worker or its training process has vanished."""
     not_before: datetime | None
-    """After a crash: when a worker may claim it again."""
+    """After a crash: the earliest time at which a worker may claim it again."""
     stopped_early: bool
-    """Whether the run was stopped before its last step; `progress.step` says where."""
+    """Whether the run was stopped before its last step; `progress.step` has the step."""
     retry_of: str | None
-    """The failed or cancelled job from whose last state this one goes on."""
+    """The failed or cancelled job that this one resumes from."""
     cloned_from: str | None
-    """The job whose spec this one varies."""
+    """The job whose spec this one is based on."""
     shards: list[ShardState] | None
-    """The parts that workers share, where an evaluation is large; a worker merges what they find. While they are at it,
-    the job is running."""
+    """The shards of a large evaluation, which several workers share; a worker then merges their results. The job is
+    running meanwhile."""
     shard_of: ShardOf | None
-    """What this is a part of, for a shard; only `shards` leads here."""
+    """For a shard: the job it belongs to. Lists leave shards out; only `shards` of that job refers to them."""
     progress: Progress | None
-    """How far the current attempt is, or its shards are."""
+    """Progress of the current attempt, or of the shards."""
     failure: Failure | None
-    """Why it failed, if it did."""
+    """Why it failed; null if it did not."""
     results: Results | None
-    """Its table, once there is a row."""
+    """Its accuracies; null until the first evaluation has finished."""
     checkpoint: str | None
     """Id of its latest checkpoint."""
     links: Links
-    """Where the rest is."""
+    """Addresses of its parts."""
 
 
 class PostedJob(Job):
-    """A job as it was just made."""
+    """A job that was just created."""
 
     webhook: WebhookWithSecret | None
-    """The webhook that was made for the address which the spec names, with the secret that no other answer shows; null
-    where the spec names none, or one that the project has already."""
+    """The webhook that was made for the address in the spec, with its secret, which no other answer contains; null if
+    the spec names no address, or one that the project already has."""
 
 
 class DryRun(Answer):
-    """What a job would be, had it been posted."""
+    """The job that a request would create."""
 
     valid: Literal[True]
-    """An invalid spec is answered with 422."""
-    spec: JobRequest
+    """Always true: an invalid spec is answered with 422."""
+    spec: ResolvedSpec
     """The resolved spec."""
     warnings: list[SpecWarning]
-    """What is valid and yet likely to disappoint."""
+    """Warnings about a spec that is valid and yet likely to disappoint."""
     estimate: Estimate
-    """What it would take."""
+    """Its expected cost."""
     shards: int
-    """Parts that workers would share; 0 for one piece."""
+    """Number of shards that it would be divided into; 0 if it would not be divided."""
 
 
 class Metric(Answer):
     """One training step."""
 
     step: int
-    """Steps done, this one included."""
+    """Number of the step, from 1."""
     epoch: float
     """Epochs done, as a fraction."""
-    loss: float
-    """Mean loss of the batch."""
+    loss: float | None
+    """Mean loss of the batch; null if it is not finite."""
     learning_rate: float
     """Learning rate of this step."""
     norm: Norm | None
-    """The norm that was attacked; null where none was, or several were."""
+    """The norm that was attacked; null if none was, or several were."""
     counts: dict[Norm, NormCount]
-    """Per attacked norm, the running counts."""
+    """Per attacked norm, running counts of robust training images."""
 
 
 class Metrics(Answer):
     """The training curve of a job's current or last attempt."""
 
     object: Literal["metrics"]
-    """What this is."""
+    """Type of the object."""
     job_id: str
-    """The job."""
+    """Id of the job."""
     attempt: int
-    """The attempt it belongs to."""
+    """Number of the attempt."""
     data: list[Metric]
-    """By step, thinned out evenly to `max_points`; the last step is always there."""
+    """The steps in order, thinned out evenly to `max_points`; the last step is always included."""

@@ -1,4 +1,4 @@
-"""What went wrong with a request."""
+"""Problem documents: the body of every error answer."""
 
 from pydantic import Field
 
@@ -9,48 +9,48 @@ from core.schema.validation import FieldError
 
 
 class Problem(Answer):
-    """What went wrong with a request, as RFC 9457 has it."""
+    """An error, as described by RFC 9457."""
 
     type: str
-    """A page on this server that explains the code."""
+    """Address of a page on this server that explains the code."""
     title: str
     """The kind of problem, in words."""
     status: int
     """The HTTP status."""
     detail: str
-    """What is wrong here, and what to do."""
+    """What is wrong with this request, and what to do."""
     instance: str
-    """The path of the request."""
+    """Path of the request."""
     code: str
     """Stable, for programs."""
     request_id: str
-    """Also in the X-Request-Id header."""
+    """Id of the request, which is also in the X-Request-Id header."""
     errors: list[FieldError]
     """One entry per field that is wrong."""
 
 
 class QuotaProblem(Problem):
-    """More than a project may have."""
+    """The request exceeds a quota of the project."""
 
     quota: Quota
-    """Of what."""
+    """Name of the quota."""
     limit: int
-    """The most there may be."""
+    """Maximum."""
     used: float
-    """What there would be."""
+    """Amount that would be in use."""
 
 
 class RateLimitProblem(Problem):
     """Too many requests."""
 
     violated_policies: list[str] = Field(alias="violated-policies")
-    """Which policies of the RateLimit-Policy header; empty where it was about wrong keys."""
+    """Policies of the RateLimit-Policy header that were exceeded; empty if the limit is that of wrong keys."""
 
 
 class ConflictProblem(Problem):
-    """An action that the job's status does not allow."""
+    """The job's status does not allow the action."""
 
     current_status: Status
-    """Where the job is."""
+    """Status of the job."""
     allowed_actions: list[Action]
-    """What may be asked of it now."""
+    """Actions that the status allows."""

@@ -1,4 +1,4 @@
-"""What the service says of itself."""
+"""Start page, health and version of the service."""
 
 from typing import Literal
 
@@ -6,31 +6,31 @@ from app.schemas.answer import Answer
 
 
 class Index(Answer):
-    """Where to go from here."""
+    """Entry points of the service."""
 
     service: str
-    """What answers here."""
+    """Name of the service."""
     docs: str
-    """The routes, for people."""
+    """Address of the documentation for people."""
     openapi: str
-    """The routes, for programs."""
+    """Address of the OpenAPI document for programs."""
     ready: str
-    """Whether the service can work."""
+    """Address of the readiness probe."""
     version: str
-    """Which Temper this is."""
+    """Version of Temper."""
 
 
 class Health(Answer):
-    """Whether a probe is content."""
+    """Result of a health probe."""
 
     status: Literal["ok"]
-    """Anything else is a problem with status 503."""
+    """ok; every other result is a problem with status 503."""
 
 
 class Version(Answer):
-    """What runs here."""
+    """Versions of the service and of its API."""
 
     version: str
-    """Of Temper; "source" where it runs without being installed."""
+    """Version of Temper; "source" if it runs without being installed."""
     api: Literal["v1"]
-    """Of the routes: each is also there under this prefix."""
+    """Version of the routes: each is also available under this prefix."""

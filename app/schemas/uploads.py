@@ -1,4 +1,4 @@
-"""Files that clients send."""
+"""Uploads of files in parts."""
 
 from datetime import datetime
 from typing import Literal
@@ -10,10 +10,10 @@ UploadStatus = Literal["pending", "verifying", "completed", "aborted", "expired"
 
 
 class UploadFailure(Answer):
-    """Why an upload was given up by the service."""
+    """Why the service aborted an upload."""
 
     code: str
-    """For programs."""
+    """Stable, for programs."""
     message: str
     """What was wrong."""
     hint: str
@@ -21,66 +21,67 @@ class UploadFailure(Answer):
 
 
 class Upload(Listed):
-    """A file that is sent in parts, and becomes usable once the whole of it is there and right."""
+    """A file that is sent in parts. It can be used after all parts have arrived and its hash has been verified."""
 
     object: Literal["upload"]
-    """What this is."""
+    """Type of the object."""
     filename: str
-    """What it is called where it comes from."""
+    """Name of the file on the machine that sends it."""
     purpose: Purpose
-    """What it is to become."""
+    """What the file is for."""
     bytes: int
-    """How large it is."""
+    """Size of the file."""
     sha256: str
-    """Of the whole file."""
+    """SHA-256 of the whole file."""
     status: UploadStatus
-    """pending: parts are awaited; verifying: it is being hashed; completed, aborted and expired are final."""
+    """pending: waiting for parts. verifying: computing the hash. completed, aborted and expired are final."""
     failure: UploadFailure | None
-    """Why the service has aborted it."""
+    """Why the service aborted the upload; null if it did not."""
     part_bytes: int
-    """Bytes of every part but the last, which has the rest."""
+    """Bytes of every part except the last, which has the remaining bytes."""
     parts: int
-    """How many parts it has, numbered from 1."""
+    """Number of parts; they are numbered from 1."""
     received: list[int] | None
-    """Numbers of the parts that are there while it is pending; null in lists and afterwards."""
+    """Numbers of the parts that have arrived, while the upload is pending; null in lists and afterwards."""
     created_at: datetime
-    """When it was announced."""
+    """When the upload was announced."""
     expires_at: datetime
-    """When it is given up if nothing more comes."""
+    """When the upload expires if no further part arrives."""
     ended_at: datetime | None
-    """When it was completed, aborted or given up."""
+    """When the upload was completed, aborted or expired."""
 
 
 class UploadRequest(Answer):
-    """How to send a part: this request, with the part as its body and exactly these headers."""
+    """The request that sends one part: send the part as its body, with exactly these headers."""
 
     number: int
-    """Of the part."""
+    """Number of the part."""
     bytes: int
-    """How many the body has to have."""
+    """Bytes of the part, and so of the body."""
     method: Literal["PUT"]
-    """Of the request."""
+    """Method of the request."""
     url: str
-    """Where to: an object store, without the API key; or, where it begins with a slash, this service, with it."""
+    """Address of the request: an object store, to be called without the API key; or, if it begins with a slash, a path
+    of this service, to be called with the key."""
     headers: dict[str, str]
-    """What to send with it."""
+    """Headers of the request."""
 
 
 class UploadRequests(Answer):
-    """How to send some parts. Those to an object store are good for a quarter of an hour."""
+    """Requests that send some parts. A request to an object store is valid for 15 minutes."""
 
     object: Literal["list"]
-    """What this is."""
+    """Type of the object."""
     data: list[UploadRequest]
-    """In the order in which they were asked for."""
+    """The requests, in the order of the parts that were asked for."""
 
 
 class UploadPart(Answer):
     """A part that has arrived."""
 
     number: int
-    """Of the part."""
+    """Number of the part."""
     bytes: int
-    """How many it has."""
+    """Bytes of the part."""
     sha256: str
-    """Of the part."""
+    """SHA-256 of the part."""

@@ -1,4 +1,4 @@
-"""What a project has used, and what it may use."""
+"""Usage and quotas of a project."""
 
 from datetime import datetime
 from typing import Literal, get_args
@@ -7,7 +7,15 @@ from app.schemas.answer import Answer
 from app.schemas.jobs import Status
 
 GroupBy = Literal["day", "month", "kind", "dataset", "base_model"]
-Quota = Literal["queued_jobs", "running_jobs", "gpu_seconds_per_month", "stored_bytes", "streams_per_key", "keys"]
+Quota = Literal[
+    "queued_jobs",
+    "running_jobs",
+    "waiting_tasks",
+    "gpu_seconds_per_month",
+    "stored_bytes",
+    "streams_per_key",
+    "keys",
+]
 QUOTAS: tuple[Quota, ...] = get_args(Quota)
 
 
@@ -15,42 +23,42 @@ class QuotaState(Answer):
     """One quota of a project."""
 
     quota: Quota
-    """Which one."""
+    """Name of the quota."""
     limit: int | None
-    """The most there may be; null for no limit."""
+    """Maximum; null for no limit."""
     used: float | None
-    """What there is now; null where that is not one number, as for the streams of each key."""
+    """Amount in use; null if that is not a single number, as with the streams of each key."""
 
 
 class UsageGroup(Answer):
-    """What one group of attempts has used."""
+    """Usage of one group of attempts."""
 
     group: str
     """The day, month, kind, data set or base model."""
     jobs: int
-    """Jobs that were at work in it."""
+    """Number of jobs with an attempt in the group."""
     worker_seconds: float
     """Time that workers spent on them."""
     gpu_seconds: float
-    """Time that GPUs were taken, times their number."""
+    """Time of each GPU in use, summed over the GPUs."""
 
 
 class Usage(Answer):
-    """What a project has used between two moments."""
+    """Usage of a project between two moments."""
 
     object: Literal["usage"]
-    """What this is."""
+    """Type of the object."""
     since: datetime
-    """From when on."""
+    """Start of the period."""
     until: datetime
-    """Until when."""
+    """End of the period."""
     jobs: dict[Status, int]
-    """Jobs posted in this time that are still there, by their status now."""
+    """Number of jobs, by their status now, that were posted in the period and have not been deleted."""
     worker_seconds: float
-    """Time that workers spent on jobs in this time."""
+    """Time that workers spent on jobs in the period."""
     gpu_seconds: float
-    """Time that GPUs were taken in this time, times their number."""
+    """Time of each GPU in use in the period, summed over the GPUs."""
     stored_bytes: int
     """Bytes that are stored for the project now."""
     groups: list[UsageGroup]
-    """The same, divided as group_by asks; empty without it."""
+    """Usage per group of `group_by`; empty without it."""

@@ -1,7 +1,9 @@
-"""Webhooks, and what was sent to them."""
+"""Webhooks and their deliveries."""
 
 from datetime import datetime
 from typing import Literal
+
+from pydantic import Field
 
 from app.schemas.answer import Listed
 
@@ -23,59 +25,61 @@ ENDINGS: tuple[JobEvent, ...] = ("job.succeeded", "job.failed", "job.cancelled")
 
 
 class Webhook(Listed):
-    """An address that is told how jobs fare."""
+    """An address that receives messages about jobs."""
 
     object: Literal["webhook"]
-    """What this is."""
+    """Type of the object."""
     url: str
-    """Where messages are posted."""
+    """Address that messages are posted to."""
     events: list[JobEvent]
-    """What it is told of every job of the project; a job that names this address in its spec may ask for more."""
+    """Events of every job of the project that are sent there; a job that names this address in its spec can add
+    more."""
     description: str
-    """For people."""
+    """A description for people."""
     disabled: bool
-    """Whether nothing is sent there now."""
+    """Whether messages are withheld."""
     disabled_reason: DisabledReason | None
-    """requested by a user, or gone: the receiver answered 410."""
+    """requested: a user disabled it. gone: the receiver answered 410."""
     created_at: datetime
-    """When it was made."""
+    """When the webhook was made."""
     updated_at: datetime
-    """When it last changed."""
+    """When the webhook last changed."""
     previous_secret_until: datetime | None
-    """Until then, messages are signed with the secret before this one, too."""
+    """Until then, messages are also signed with the previous secret."""
 
 
 class WebhookWithSecret(Webhook):
-    """A webhook with the secret that signs its messages, which no other answer shows."""
+    """A webhook with the secret that signs its messages."""
 
-    secret: str
-    """Verify messages with it by Standard Webhooks, whose libraries take it as it is."""
+    secret: str = Field(repr=False)
+    """The secret that verifies messages; the libraries of Standard Webhooks take it as it is. Only this answer contains
+    it."""
 
 
 class Delivery(Listed):
-    """One message to one webhook. Its id is the `webhook-id` of the message, in every attempt."""
+    """A message to a webhook. Its id is the `webhook-id` header of the message, in every attempt."""
 
     object: Literal["delivery"]
-    """What this is."""
+    """Type of the object."""
     webhook_id: str
-    """Whom it is for."""
+    """The webhook that receives it."""
     type: str
-    """What has happened: job.<status> or webhook.test."""
+    """The event: job.<status> or webhook.test."""
     job_id: str | None
-    """The job that it is about."""
+    """The job that the event is about."""
     status: DeliveryStatus
-    """pending while there are attempts to come, succeeded when an attempt was answered with 2xx, else failed."""
+    """pending: more attempts follow. succeeded: an attempt was answered with 2xx. failed: no attempt was."""
     attempts: int
-    """Attempts made, one that is under way included, since it was made or last asked for again."""
+    """Number of attempts, including one in progress, since the delivery was made or last requested again."""
     response_status: int | None
-    """What the last attempt was answered with, if it was."""
+    """HTTP status of the answer to the last attempt, if there was one."""
     duration: float | None
-    """Seconds that the last attempt took."""
+    """Duration of the last attempt in seconds."""
     error: str | None
-    """What was wrong with the last attempt."""
+    """What went wrong in the last attempt."""
     next_attempt_at: datetime | None
     """When the next attempt is due."""
     created_at: datetime
-    """When it happened."""
+    """When the event happened."""
     finished_at: datetime | None
-    """When it had succeeded or failed."""
+    """When the delivery succeeded or failed."""

@@ -1,12 +1,14 @@
-"""Telling webhooks what has happened, by Standard Webhooks (standardwebhooks.com): signed, and again until it is heard.
+"""Send deliveries to webhooks by Standard Webhooks (standardwebhooks.com): signed, and repeated until they arrive.
 
-Every API process sends. A delivery is claimed under a lease and its outcome written under the claim's number, so no two
-processes make the same attempt; one that is cut off in mid-attempt is made again when the lease has run out, with the
-same webhook-id, by which the receiver knows it.
+Each API process sends. A delivery is claimed under a lease, and its outcome is written under the number of the claim,
+so no two processes make the same try. A try that is cut off is repeated once its lease has expired, with the same
+webhook-id, by which the receiver recognises it.
 """
 
 import asyncio
 import logging
+import os
+import socket
 import ssl
 from datetime import UTC, datetime
 from threading import Event
@@ -17,8 +19,8 @@ from standardwebhooks import Webhook
 
 from app.platform.database import AWAY, Database, why
 from app.platform.settings import Settings
-from app.webhooks import subscriptions, url_policy
-from app.webhooks.subscriptions import Outcome, Sending
+from app.webhooks import deliveries, url_policy
+from app.webhooks.deliveries import ClaimedDelivery, Outcome
 from app.webhooks.url_policy import Place, Refused
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ _MOST_BYTES = 65_536
 def send_all(settings: Settings, database: Database, stopping: Event) -> None:
     """Send what is due, and what becomes due meanwhile, until nothing is left or it is time to stop."""
     with database.reading() as session:
-        if not subscriptions.is_any_due(session):
+        if not deliveries.is_any_due(session):
             return
     asyncio.run(_Relay(settings, database, stopping).run())
 
@@ -66,7 +68,7 @@ class _Relay:
             for task in under_way:
                 task.cancel()
 
-    async def _attempt(self, sending: Sending) -> None:
+    async def _attempt(self, sending: ClaimedDelivery) -> None:
         began = monotonic()
         status, error = await self._send(sending)
         outcome = Outcome(status, error, monotonic() - began)
@@ -76,9 +78,9 @@ class _Relay:
             # The lease runs out, and the receiver gets it twice.
             log.warning("delivery %s: its outcome cannot be written: %s", sending.id, why(failure))
         else:
-            log.info("delivery %s: attempt %d: %s", sending.id, sending.attempt, error or f"answered {status}")
+            log.info("delivery %s: try %d: %s", sending.id, sending.tries, error or f"answered {status}")
 
-    async def _send(self, sending: Sending) -> tuple[int | None, str | None]:
+    async def _send(self, sending: ClaimedDelivery) -> tuple[int | None, str | None]:
         """Make one attempt; give the status of the answer, and what is wrong with it."""
         seconds = TIMEOUT_SECONDS
         try:
@@ -92,7 +94,7 @@ class _Relay:
             return None, f"no connection: {error or type(error).__name__}"
         return status, _complaint(status)
 
-    async def _post(self, sending: Sending) -> int:
+    async def _post(self, sending: ClaimedDelivery) -> int:
         url = url_policy.parse(sending.url, self._settings)
         found = await asyncio.wrap_future(url_policy.look_up(url))
         place = url_policy.judge(url, found, self._settings)
@@ -108,20 +110,26 @@ class _Relay:
             await answer.aclose()
             return answer.status_code
 
-    def _claim(self, room: int) -> list[Sending]:
+    def _claim(self, room: int) -> list[ClaimedDelivery]:
         with self._database.reading() as session:
-            if not subscriptions.is_any_due(session):
+            if not deliveries.is_any_due(session):
                 return []
         lease = 2 * TIMEOUT_SECONDS + 10
         with self._database.writing() as session:
-            return subscriptions.claim(session, limit=room, per_webhook=UNDER_WAY_PER_WEBHOOK, lease_seconds=lease)
+            return deliveries.claim(
+                session,
+                owner=f"{socket.gethostname()}:{os.getpid()}",
+                limit=room,
+                per_webhook=UNDER_WAY_PER_WEBHOOK,
+                lease_seconds=lease,
+            )
 
-    def _settle(self, sending: Sending, outcome: Outcome) -> None:
+    def _settle(self, sending: ClaimedDelivery, outcome: Outcome) -> None:
         with self._database.writing() as session:
-            subscriptions.settle(session, sending, outcome)
+            deliveries.record_outcome(session, sending, outcome)
 
 
-def _request(sending: Sending, place: Place) -> httpx2.Request:
+def _request(sending: ClaimedDelivery, place: Place) -> httpx2.Request:
     """Write a request to the address that was checked, whatever the name means by now. The receiver and its certificate
     are asked for by name all the same."""
     request = httpx2.Request("POST", place.url, headers=sign(sending), content=sending.payload)
@@ -130,7 +138,7 @@ def _request(sending: Sending, place: Place) -> httpx2.Request:
     return request
 
 
-def sign(sending: Sending) -> dict[str, str]:
+def sign(sending: ClaimedDelivery) -> dict[str, str]:
     """Write the headers of an attempt that is made now; each secret in force has its signature."""
     at = datetime.now(UTC)
     signatures = [Webhook(secret).sign(sending.id, at, sending.payload) for secret in sending.secrets]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from core.cli.console import describe, narrate
+from core.cli.console import event_lines, inspection_lines
 from core.cli.options import (
     EvaluationOptions,
     ImportOptions,
@@ -176,7 +176,7 @@ def _inspect(options: InspectOptions) -> Iterator[str]:
     caps = _replace_given(Caps(), total_bytes=options.most_bytes)
     if reason := deny_network():
         warning = Warned(code="not_cut_off", message=f"this process can reach the network: {reason}")
-        yield from [warning.model_dump_json()] if options.json_lines else narrate(warning)
+        yield from [warning.model_dump_json()] if options.json_lines else event_lines(warning)
     found: DatasetInspection | ModelInspection
     with sandboxed(limits):
         if isinstance(options, InspectDatasetOptions):
@@ -186,7 +186,7 @@ def _inspect(options: InspectOptions) -> Iterator[str]:
     if options.json_lines:
         yield found.model_dump_json()
         return
-    yield from describe(found)
+    yield from inspection_lines(found)
     yield f"wrote {options.output / 'report.json'}"
 
 

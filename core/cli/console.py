@@ -1,4 +1,4 @@
-"""What a run reports, in words for a terminal."""
+"""Events and inspections as lines of text for a terminal."""
 
 from collections.abc import Iterator
 
@@ -22,8 +22,8 @@ from core.schema.inspection_report import DatasetInspection, ModelInspection
 from core.schema.report import Report
 
 
-def narrate(event: Event) -> Iterator[str]:
-    """Say an event in lines of text, without a line for every training step: about twenty are told."""
+def event_lines(event: Event) -> Iterator[str]:
+    """Describe an event; of the training steps, only about twenty in all."""
     match event:
         case Started():
             yield f"{event.spec.kind} on {event.spec.dataset}: {event.architecture}, {event.parameters:,} parameters"
@@ -39,21 +39,21 @@ def narrate(event: Event) -> Iterator[str]:
             )
         case Resumed():
             epoch = f" (epoch {event.epoch:.2f})" if event.epoch else ""
-            yield f"goes on after step {event.step}{epoch}"
+            yield f"resumes after step {event.step}{epoch}"
         case Monitored():
             norms = "  ".join(f"{norm} {100 * share:.1f}" for norm, share in event.robust.items())
             yield f"  held out: {norms}  union {100 * event.union.value:.1f}  (fast, {event.examples} images, per cent)"
         case Attacked():
             share = event.robust / event.examples
-            yield f"  {event.norm:4} {event.attack:8} {share:6.1%} still right  ({event.done}/{event.total})"
+            yield f"  {event.norm:4} {event.attack:8} {share:6.1%} robust  ({event.done}/{event.total})"
         case Evaluated():
-            yield from (f"  doubt: {flag.message}" for flag in event.report.flags)
+            yield from (f"  flag: {flag.message}" for flag in event.report.flags)
         case Saved() if event.kind in ("checkpoint", "report"):
             yield f"  {event.kind}: {event.path} ({event.size:,} bytes, sha256 {event.sha256})"
         case Warned():
             yield f"warning: {event.message}"
         case Paused():
-            yield f"paused after step {event.step}; the same command goes on from there"
+            yield f"paused after step {event.step}; run the same command to resume"
         case Finished():
             before, after = event.reports.before, event.reports.after
             yield from table({"before": before, "after": after} if before else {"model": after})
@@ -70,7 +70,7 @@ def _attacked(event: Stepped) -> str:
 
 
 def table(reports: dict[str, Report | None]) -> Iterator[str]:
-    """Lay out accuracies in percent, a row a report, the union with its 95 % interval."""
+    """Lay out accuracies in per cent, a row per report, the union with its 95 % interval."""
     rows = {name: report for name, report in reports.items() if report}
     norms = [norm for norm in NORMS if any(norm in report.eps for report in rows.values())]
     yield "".join([f"{'':8}", *(f"{name:>8}" for name in ("clean", *norms, "union")), "   95 % interval"])
@@ -83,13 +83,13 @@ def table(reports: dict[str, Report | None]) -> Iterator[str]:
         yield f"{report.protocol} protocol, {report.examples} test points, per cent"
 
 
-def describe(found: DatasetInspection | ModelInspection) -> Iterator[str]:
-    """Say in lines what an inspection has found."""
+def inspection_lines(found: DatasetInspection | ModelInspection) -> Iterator[str]:
+    """Describe the report of an inspection."""
     sizes = f"images {' x '.join(map(str, found.shape))}"
     if isinstance(found, ModelInspection):
-        told = ", told from the weights" if found.recognised else ""
-        yield f"{found.architecture}{told}: {found.parameters:,} parameters, {sizes}, {found.classes} classes"
-        yield from (f"  doubtful ({doubt.code}): {doubt.message}" for doubt in found.warnings)
+        recognised = ", recognised by the weights" if found.recognised else ""
+        yield f"{found.architecture}{recognised}: {found.parameters:,} parameters, {sizes}, {found.classes} classes"
+        yield from (f"  warning ({warning.code}): {warning.message}" for warning in found.warnings)
         return
     yield f"{len(found.classes)} classes, {sizes}"
     yield f"  {found.train_examples:,} training and {found.test_examples:,} test images, {found.ignored:,} other files"
@@ -97,4 +97,4 @@ def describe(found: DatasetInspection | ModelInspection) -> Iterator[str]:
         yield f"  refused {count:,}: {reason}"
     if found.overlap.count:
         twins = found.overlap.examples[0]
-        yield f"  {found.overlap.count:,} test images are in the training part, too: {twins.test} is {twins.train}"
+        yield f"  {found.overlap.count:,} test images are also in the training part: {twins.test} is {twins.train}"

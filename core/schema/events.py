@@ -1,4 +1,4 @@
-"""What a run reports: one JSON line per event, typed. No torch.
+"""The events of a run, one JSON line each.
 
 `core.training.run.fine_tune` and `core.evaluation.autoattack.run_evaluation` yield these; `python -m core --json`
 prints them, the service stores them, the client shows them. A run opens with Started and closes with Finished,
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from core.schema.catalog import Norm
-from core.schema.record import Record as _Record
+from core.schema.record import Record
 from core.schema.report import Provenance, Rate, Report, Reports
 
 Phase = Literal["preparing", "training", "evaluating", "publishing"]
@@ -25,36 +25,36 @@ class Started(Provenance):
     type: Literal["started"] = "started"
 
 
-class Resumed(_Record):
-    """The run goes on from the state that an earlier one has left."""
+class Resumed(Record):
+    """The run resumes from the state of an interrupted one."""
 
     type: Literal["resumed"] = "resumed"
     step: int
-    """Training steps behind it; of an evaluation, how often it has kept what it had found."""
+    """Training steps done; of an evaluation, how often its state was saved."""
     epoch: float
-    """Epochs behind it."""
+    """Epochs done, as a fraction."""
 
 
-class Entered(_Record):
+class Entered(Record):
     """A new phase begins."""
 
     type: Literal["entered"] = "entered"
     phase: Phase
-    """What the run does now."""
+    """The phase."""
     subject: Subject | None = None
-    """Which model it is about, when evaluating."""
+    """The model under evaluation; null outside evaluations."""
 
 
-class NormCount(_Record):
-    """How the training images fared under one norm's attack so far."""
+class NormCount(Record):
+    """The results of one norm's attack on the training images so far."""
 
     seen: int
     """Images attacked."""
     robust: int
-    """Images that were right at the clean point and at every step of the attack."""
+    """Images that were classified correctly at the clean point and at every step of the attack."""
 
 
-class Stepped(_Record):
+class Stepped(Record):
     """One training step."""
 
     type: Literal["stepped"] = "stepped"
@@ -71,32 +71,32 @@ class Stepped(_Record):
     norm: Norm | None
     """The norm that was attacked; null where none was, or several were."""
     counts: dict[Norm, NormCount]
-    """Per attacked norm, the running counts: those E-AT draws by."""
+    """Per attacked norm, the running counts, by which E-AT draws the next norm."""
     seconds: float
-    """Seconds of training so far, those before the run was resumed included."""
+    """Seconds of training so far, including those before the run was resumed."""
 
 
-class Monitored(_Record):
-    """How the model fares on the held-out training images after an epoch."""
+class Monitored(Record):
+    """The robustness of the model on the held-out training images after an epoch."""
 
     type: Literal["monitored"] = "monitored"
     step: int
-    """Training steps behind it."""
+    """Training steps done."""
     epoch: float
-    """Epochs behind it."""
+    """Epochs done, as a fraction."""
     examples: int
-    """Held-out images."""
+    """Number of held-out images."""
     robust: dict[Norm, float]
-    """Share, per norm, that withstands APGD on the cross-entropy with 20 steps."""
+    """Per norm, the share that is robust to APGD on the cross-entropy with 20 steps."""
     training_attack: dict[Norm, float]
-    """Share, per attacked norm, that withstands the attack that the training uses."""
+    """Per attacked norm, the share that is robust to the attack of the training."""
     union: Rate
-    """Images that withstand every norm's stronger attack."""
+    """Images that are robust in every norm to the stronger of the two attacks."""
     seconds: float
-    """How long it took."""
+    """Seconds that this took."""
 
 
-class Attacked(_Record):
+class Attacked(Record):
     """One attack of an evaluation is done."""
 
     type: Literal["attacked"] = "attacked"
@@ -107,7 +107,7 @@ class Attacked(_Record):
     attack: str
     """The attack."""
     robust: int
-    """Points still right under this norm."""
+    """Points still robust in this norm."""
     examples: int
     """Points evaluated."""
     done: int
@@ -116,7 +116,7 @@ class Attacked(_Record):
     """Attacks in this evaluation."""
 
 
-class Evaluated(_Record):
+class Evaluated(Record):
     """A model has been evaluated."""
 
     type: Literal["evaluated"] = "evaluated"
@@ -126,28 +126,28 @@ class Evaluated(_Record):
     """The numbers."""
 
 
-class Saved(_Record):
-    """A file has been written whole."""
+class Saved(Record):
+    """A file has been written completely."""
 
     type: Literal["saved"] = "saved"
     kind: Literal["checkpoint", "report", "state", "best", "verdicts"]
-    """What it holds: the model that the run delivers; its evaluations; all that the run needs to go on from there, of
-    an evaluation the verdicts so far; the best weights so far on the held-out images, as a checkpoint; what the
-    evaluation that belongs to a training run has found so far."""
+    """checkpoint: the model that the run delivers. report: its evaluations. state: what the run needs to resume; for an
+    evaluation, the verdicts so far. best: a checkpoint of the best weights so far on the held-out images. verdicts: the
+    verdicts so far of the evaluation at the end of a training run."""
     path: str
-    """Where it lies."""
+    """Its path."""
     sha256: str
-    """Its hash."""
+    """Its SHA-256."""
     size: int
     """Its size in bytes."""
     step: int
-    """Training steps behind it; of what an evaluation has found, how often that was kept."""
+    """Training steps done; for the state of an evaluation, how often it was saved."""
     epoch: float
-    """Epochs behind it."""
+    """Epochs done, as a fraction."""
 
 
-class Warned(_Record):
-    """Something that somebody should know, while the run goes on."""
+class Warned(Record):
+    """The user should know something; the run continues."""
 
     type: Literal["warned"] = "warned"
     code: str
@@ -157,45 +157,45 @@ class Warned(_Record):
 
 
 PAUSED = os.EX_TEMPFAIL
-"""The exit status of a run that was asked to pause: the same command, run again, goes on."""
+"""The exit status of a run that was paused on request: the same command resumes it."""
 
 
-class Paused(_Record):
-    """The run was asked to pause; its state is saved, and the same run can go on from there."""
+class Paused(Record):
+    """The run was paused on request; its state is saved, and the same command resumes it."""
 
     type: Literal["paused"] = "paused"
     step: int
-    """Training steps behind it."""
+    """Training steps done."""
     epoch: float
-    """Epochs behind it."""
+    """Epochs done, as a fraction."""
 
 
-class Finished(_Record):
+class Finished(Record):
     """The run is over and all its files are written."""
 
     type: Literal["finished"] = "finished"
     reports: Reports
     """The evaluations."""
     seconds: float
-    """How long the whole run took."""
+    """Seconds that the whole run took."""
     peak_memory_bytes: int | None = None
-    """The most memory it has had at once, of the GPU or, on a CPU, of the machine; null where nobody has measured."""
+    """Peak memory of the run, on the GPU or, without one, of the process; null where it was not measured."""
 
 
-class Failed(_Record):
-    """The run cannot go on."""
+class Failed(Record):
+    """The run has failed."""
 
     type: Literal["failed"] = "failed"
     code: str
     """Stable, for programs: the `code` of the error in `core.schema.errors`, or internal_error."""
     message: str
-    """What happened."""
+    """What is wrong."""
     hint: str
     """What to do."""
     field: str | None = None
     """The spec field or input it is about."""
     retryable: bool = False
-    """Whether trying again unchanged can succeed."""
+    """Whether the same run can succeed when it is tried again."""
 
 
 Event = (
@@ -222,7 +222,7 @@ def read(line: str | bytes) -> Event:
     return _adapter.validate_json(line)
 
 
-class Stamped(_Record):
+class Stamped(Record):
     """An event as the service stores and streams it."""
 
     seq: int

@@ -1,4 +1,4 @@
-"""Protocols of an evaluation: which attacks each runs, in which order, with which settings. No torch.
+"""Protocols of an evaluation: which attacks each runs, in which order, with which settings.
 
 The settings are AutoAttack's (Croce & Hein 2020, arXiv 2003.01690; for l1 2021, arXiv 2103.01208). The attacks, the
 evaluation, the monitoring of a training run and the cost model read them here.

@@ -26,7 +26,7 @@ class Record(BaseModel):
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: "GetJsonSchemaHandler") -> "JsonSchemaValue":
         schema = handler.resolve_ref_schema(handler(core_schema))
         for base in cls.__mro__:
-            if base is not Record and issubclass(base, Record):
+            if base is not Record and issubclass(base, Record) and not base.__pydantic_generic_metadata__["origin"]:
                 for name, text in field_docstrings(base).items():
                     if field := cls.model_fields.get(name):
                         schema["properties"][field.alias or name].setdefault("description", text)

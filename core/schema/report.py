@@ -1,4 +1,4 @@
-"""The report of an evaluation: what `report.json`, a checkpoint's header and the API hold. No torch.
+"""The report of an evaluation: what `report.json`, a checkpoint's header and the API hold.
 
 A report is written strictly and read leniently: building one with an unknown field is an error, while `Reports.read`
 ignores fields and sections that it does not know, so that a newer report can be read. Rows, records and flags name a

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from typer.main import get_command
 
-from client.commands import app
+from client.cli.app import app
 from core.cli.parser import make_parser
 from docs.generate import markdown
 from docs.generate.markdown import code

@@ -1,4 +1,5 @@
-"""All tables, and the trigger that keeps the terminal statuses of jobs final.
+"""All tables, and two rules that the database itself keeps: a job that has ended keeps its status, and a row of the
+audit table is neither changed nor deleted.
 
 Revision ID: 0001
 Revises: nothing
@@ -12,17 +13,27 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-CHANGED = "old.status IN ('succeeded', 'failed', 'cancelled') AND new.status <> old.status"
-COMPLAINT = "a job that has ended keeps its status"
-TRIGGER = "CREATE TRIGGER jobs_terminal_states_are_final BEFORE UPDATE OF status ON jobs"
-TERMINAL_STATES_ARE_FINAL = {
-    "sqlite": [f"{TRIGGER} WHEN {CHANGED} BEGIN SELECT RAISE(ABORT, '{COMPLAINT}'); END"],
-    "postgresql": [
-        "CREATE FUNCTION refuse_to_leave_a_terminal_state() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$ BEGIN RAISE EXCEPTION '{COMPLAINT}' USING ERRCODE = 'check_violation'; END $$",
-        f"{TRIGGER} FOR EACH ROW WHEN ({CHANGED}) EXECUTE FUNCTION refuse_to_leave_a_terminal_state()",
-    ],
-}
+ENDED = "old.status IN ('succeeded', 'failed', 'cancelled') AND new.status <> old.status"
+JOB_TRIGGER = "CREATE TRIGGER jobs_terminal_states_are_final BEFORE UPDATE OF status ON jobs"
+JOB_COMPLAINT = "a job that has ended keeps its status"
+AUDIT_COMPLAINT = "the audit table is append-only"
+SQLITE = [
+    f"{JOB_TRIGGER} WHEN {ENDED} BEGIN SELECT RAISE(ABORT, '{JOB_COMPLAINT}'); END",
+    *(
+        f"CREATE TRIGGER audit_refuses_{act} BEFORE {act} ON audit BEGIN SELECT RAISE(ABORT, '{AUDIT_COMPLAINT}'); END"
+        for act in ("update", "delete")
+    ),
+]
+POSTGRES = [
+    "CREATE FUNCTION refuse_to_leave_a_terminal_state() RETURNS trigger LANGUAGE plpgsql AS "
+    f"$$ BEGIN RAISE EXCEPTION '{JOB_COMPLAINT}' USING ERRCODE = 'check_violation'; END $$",
+    f"{JOB_TRIGGER} FOR EACH ROW WHEN ({ENDED}) EXECUTE FUNCTION refuse_to_leave_a_terminal_state()",
+    "CREATE FUNCTION refuse_to_change_audit() RETURNS trigger LANGUAGE plpgsql AS "
+    f"$$ BEGIN RAISE EXCEPTION '{AUDIT_COMPLAINT}' USING ERRCODE = 'check_violation'; END $$",
+    "CREATE TRIGGER audit_is_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit "
+    "FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_audit()",
+]
+RULES = {"sqlite": SQLITE, "postgresql": POSTGRES}
 
 
 def upgrade() -> None:
@@ -31,12 +42,16 @@ def upgrade() -> None:
     _create_job_files()
     _create_webhooks()
     _create_files()
-    for statement in TERMINAL_STATES_ARE_FINAL[op.get_bind().dialect.name]:
+    _create_tasks()
+    _create_audit()
+    for statement in RULES[op.get_bind().dialect.name]:
         op.execute(statement)
 
 
 def downgrade() -> None:
     for table in (
+        "audit",
+        "tasks",
         "models",
         "datasets",
         "uploads",
@@ -56,6 +71,7 @@ def downgrade() -> None:
         op.drop_table(table)
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION refuse_to_leave_a_terminal_state()")
+        op.execute("DROP FUNCTION refuse_to_change_audit()")
 
 
 def _create_projects() -> None:
@@ -66,6 +82,7 @@ def _create_projects() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("quotas", sa.JSON(), nullable=False),
         sa.Column("out_of_gpu_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("created_by", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_projects")),
     )
     op.create_table(
@@ -81,6 +98,7 @@ def _create_projects() -> None:
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_used_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("revoked_by", sa.String(), nullable=True),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_api_keys_project_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
         sa.UniqueConstraint("lookup", name=op.f("uq_api_keys_lookup")),
@@ -132,6 +150,8 @@ def _create_jobs() -> None:
         sa.Column("shard_count", sa.Integer(), nullable=False),
         sa.Column("shards_left", sa.Integer(), nullable=False),
         sa.Column("shards", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("created_by", sa.String(), nullable=True),
+        sa.Column("updated_by", sa.String(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
@@ -157,6 +177,7 @@ def _create_jobs() -> None:
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("outcome", sa.String(), nullable=True),
+        sa.Column("cause_code", sa.String(), nullable=True),
         sa.Column("cause", sa.String(), nullable=True),
         sa.Column("device", sa.String(), nullable=True),
         sa.Column("resumed_step", sa.Integer(), nullable=True),
@@ -280,6 +301,8 @@ def _create_webhooks() -> None:
         sa.Column("previous_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("disabled_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("disabled_reason", sa.String(), nullable=True),
+        sa.Column("created_by", sa.String(), nullable=True),
+        sa.Column("updated_by", sa.String(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_webhooks_project_id")),
@@ -294,8 +317,9 @@ def _create_webhooks() -> None:
         sa.Column("job_id", sa.String(), nullable=True),
         sa.Column("payload", sa.String(), nullable=False),
         sa.Column("status", sa.String(), nullable=False),
-        sa.Column("attempts", sa.Integer(), nullable=False),
-        sa.Column("claim_number", sa.Integer(), nullable=False),
+        sa.Column("tries", sa.Integer(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("owner", sa.String(), nullable=True),
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("next_attempt_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("response_status", sa.Integer(), nullable=True),
@@ -324,12 +348,12 @@ def _create_files() -> None:
         sa.Column("part_size", sa.BigInteger(), nullable=False),
         sa.Column("status", sa.String(), nullable=False),
         sa.Column("failure", sa.JSON(none_as_null=True), nullable=True),
-        sa.Column("place", sa.String(), nullable=False),
-        sa.Column("gathering", sa.String(), nullable=True),
+        sa.Column("key_suffix", sa.String(), nullable=False),
+        sa.Column("multipart_id", sa.String(), nullable=True),
+        sa.Column("created_by", sa.String(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("swept_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_uploads_project_id")),
@@ -350,17 +374,14 @@ def _create_files() -> None:
         sa.Column("key", sa.String(), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("sha256", sa.String(length=64), nullable=False),
-        sa.Column("claim_number", sa.Integer(), nullable=False),
-        sa.Column("owner", sa.String(), nullable=True),
-        sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("crashes", sa.Integer(), nullable=False),
+        sa.Column("report_prefix", sa.String(), nullable=True),
+        sa.Column("created_by", sa.String(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_datasets_project_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_datasets")),
         sa.UniqueConstraint("project_id", "name", name=op.f("uq_datasets_project_id_name")),
     )
-    op.create_index("ix_datasets_waiting", "datasets", ["status", "id"])
     op.create_table(
         "models",
         sa.Column("id", sa.String(), nullable=False),
@@ -374,17 +395,54 @@ def _create_files() -> None:
         sa.Column("key", sa.String(), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("sha256", sa.String(length=64), nullable=False),
-        sa.Column("claim_number", sa.Integer(), nullable=False),
-        sa.Column("owner", sa.String(), nullable=True),
-        sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("crashes", sa.Integer(), nullable=False),
+        sa.Column("report_prefix", sa.String(), nullable=True),
+        sa.Column("created_by", sa.String(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("said", sa.JSON(), nullable=False),
+        sa.Column("declared", sa.JSON(), nullable=False),
         sa.Column("job_id", sa.String(), nullable=True),
         sa.Column("checkpoint_id", sa.String(), nullable=True),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_models_project_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_models")),
         sa.UniqueConstraint("project_id", "name", name=op.f("uq_models_project_id_name")),
     )
-    op.create_index("ix_models_waiting", "models", ["status", "id"])
+
+
+def _create_tasks() -> None:
+    op.create_table(
+        "tasks",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("project_id", sa.String(), nullable=False),
+        sa.Column("kind", sa.String(), nullable=False),
+        sa.Column("subject_id", sa.String(), nullable=False),
+        sa.Column("arguments", sa.JSON(), nullable=False),
+        sa.Column("status", sa.String(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("owner", sa.String(), nullable=True),
+        sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("crashes", sa.Integer(), nullable=False),
+        sa.Column("result", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("failure", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_tasks_project_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_tasks")),
+    )
+    op.create_index("ix_tasks_waiting", "tasks", ["status", "kind", "id"])
+    op.create_index("ix_tasks_of_project", "tasks", ["project_id", "status"])
+    op.create_index("ix_tasks_of_subject", "tasks", ["subject_id", "id"])
+
+
+def _create_audit() -> None:
+    op.create_table(
+        "audit",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("project_id", sa.String(), nullable=False),
+        sa.Column("actor", sa.String(), nullable=True),
+        sa.Column("action", sa.String(), nullable=False),
+        sa.Column("subject_id", sa.String(), nullable=False),
+        sa.Column("details", sa.JSON(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
+    )
+    op.create_index("ix_audit_of_project", "audit", ["project_id", "id"])

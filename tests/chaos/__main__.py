@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from app.jobs.lifecycle import TERMINAL
+from app.jobs.moves import TERMINAL
 from app.platform.database import Database
 from app.tables import Attempt, Job
 from tests.chaos.callers import Caller, Follower, Memory

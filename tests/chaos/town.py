@@ -21,10 +21,10 @@ from tests.support.servers import free_port, postgres, swift, valkey
 KEY = f"tmp_abcdefgh_{'x' * 32}"
 CLOCKS = {"lease_seconds": 8, "poll_seconds": 0.3}
 CONSTANTS = {
-    "app.jobs.lifecycle.CANCEL_LIMIT_SECONDS": 12,
-    "app.jobs.lifecycle.CRASH_BACKOFF_SECONDS": 0.2,
-    "app.jobs.lifecycle.MAX_CRASHES_IN_PLACE": 6,
-    "app.jobs.lifecycle.MAX_CRASH_BACKOFF_SECONDS": 2,
+    "app.jobs.claims.CANCEL_LIMIT_SECONDS": 12,
+    "app.jobs.claims.CRASH_BACKOFF_SECONDS": 0.2,
+    "app.jobs.claims.MAX_CRASHES_IN_PLACE": 6,
+    "app.jobs.claims.MAX_CRASH_BACKOFF_SECONDS": 2,
     "app.jobs.watch.WATCH_SECONDS": 0.2,
     "app.platform.settings.HEARTBEATS_PER_LEASE": 8,
     "app.storage.S3_TIMEOUT_SECONDS": 5,

@@ -5,8 +5,11 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from client.display import Screen, event_line, job_card, jobs_table
-from client.records import Job
+from app.schemas.jobs import Job
+from client.display.events import event_line
+from client.display.jobs import job_card, jobs_table
+from client.display.screen import Screen
+from client.reading import tolerant
 from core.schema.events import Stamped
 from tests.support.scripted_service import job_json
 
@@ -15,6 +18,10 @@ def shown(what: RenderableType) -> str:
     file = io.StringIO()
     Screen(file=file, width=200).print(what, soft_wrap=True)
     return file.getvalue()
+
+
+def job(shown: dict[str, Any]) -> Job:
+    return tolerant(Job).model_validate(shown)
 
 
 def event(kind: str, data: dict[str, Any]) -> Stamped:
@@ -27,13 +34,13 @@ def test_control_characters_of_the_service_are_shown_and_not_obeyed() -> None:
 
 
 def test_control_characters_in_a_table_leave_its_columns_in_line() -> None:
-    head, row = shown(jobs_table([Job(**job_json(name="\x1b]0;owned\x07"))])).splitlines()
+    head, row = shown(jobs_table([job(job_json(name="\x1b]0;owned\x07"))])).splitlines()
     assert "\\x1b]0;owned\\x07 " in row
     assert row.index("finetune") == head.index("kind")
 
 
 def test_lines_of_a_table_do_not_end_with_blanks() -> None:
-    lines = shown(jobs_table([Job(**job_json()), Job(**job_json(name="long"))])).splitlines()
+    lines = shown(jobs_table([job(job_json()), job(job_json(name="long"))])).splitlines()
     assert [line for line in lines if line != line.rstrip()] == []
 
 
@@ -48,22 +55,22 @@ def test_what_a_job_may_take_and_what_it_took_are_a_line_each() -> None:
     }
     actual = {"seconds": 7200.0, "peak_memory_bytes": None, "storage_bytes": 2_500_000}
     spec = {"kind": "evaluate", "base_model": "x", "dataset": "y"}
-    card = shown(job_card(Job(**job_json(spec=spec, estimate=estimate, actual=actual))))
+    card = shown(job_card(job(job_json(spec=spec, estimate=estimate, actual=actual))))
     assert "estimate  95 s, 9 in 10 up to 2 h 13 min, 1,200.0 MB of memory, by 3 such jobs\n" in card
     assert "actual    2 h 00 min, 2.5 MB to store\n" in card
     estimate |= {"basis": "passes", "runs": 1}
-    assert "by 1 other job of the network" in shown(job_card(Job(**job_json(spec=spec, estimate=estimate))))
+    assert "by 1 other job of the network" in shown(job_card(job(job_json(spec=spec, estimate=estimate))))
     estimate |= {"seconds": None, "basis": "none", "unavailable_reason": "no job of it has finished here yet"}
-    assert "none: no job of it" in shown(job_card(Job(**job_json(spec=spec, estimate=estimate))))
+    assert "none: no job of it" in shown(job_card(job(job_json(spec=spec, estimate=estimate))))
 
 
 def test_shards_are_a_line_and_each_news_of_them_too() -> None:
     spec = {"kind": "evaluate", "base_model": "x", "dataset": "y"}
     shards = [
-        {"number": number, "job": f"job_{number}", "status": status, "worker": None}
+        {"number": number, "job": f"job_{number}", "status": status, "worker": None, "attempt": 1, "crashes": 0}
         for number, status in enumerate(["succeeded", "running", "running", "queued"], start=1)
     ]
-    assert "shards  1 succeeded, 2 running, 1 queued\n" in shown(job_card(Job(**job_json(spec=spec, shards=shards))))
+    assert "shards  1 succeeded, 2 running, 1 queued\n" in shown(job_card(job(job_json(spec=spec, shards=shards))))
     news = event("shard", {"number": 2, "status": "succeeded", "done": 1, "count": 4})
     assert "2 of 4 is succeeded; 1 done" in shown(event_line(news))
 
@@ -74,6 +81,6 @@ def test_longest_event_names_are_apart_from_what_they_tell() -> None:
 
 def test_numbers_are_told_only_where_there_is_something_to_count() -> None:
     spec = {"kind": "train", "architecture": "x", "dataset": "digits", "method": {"name": "nat"}, "epochs": 1}
-    assert "by nat, 1 epoch\n" in shown(job_card(Job(**job_json(spec=spec))))
+    assert "by nat, 1 epoch\n" in shown(job_card(job(job_json(spec=spec))))
     started = {"architecture": "x", "parameters": 1000, "device": "cpu", "train_examples": 0, "test_examples": 9}
     assert "x with 1,000 parameters on cpu; 9 images to test on" in shown(event_line(event("started", started)))

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from app.schemas.checkpoints import Checkpoint
 from client import (
     BadDownload,
     CannotWrite,
@@ -22,8 +23,7 @@ from client import (
 )
 from client.connection import Connection
 from client.credentials import Credentials
-from client.download import download_file
-from client.records import Checkpoint
+from client.resources.checkpoints import download_file
 from core.schema.spec import FineTuneSpec
 from tests.support.scripted_service import Request, Script, job_json, scripted_server
 from tests.support.servers import free_port
@@ -38,19 +38,29 @@ def event(seq: int) -> str:
 
 
 def problem(status: int, **fields: object) -> dict[str, object]:
-    return {"type": "/problems/x", "title": "X", "status": status, "code": "x", "detail": "no", "errors": []} | fields
+    told = {"type": "/problems/x", "title": "X", "status": status, "code": "x", "detail": "no", "instance": "/jobs"}
+    return {**told, "request_id": "req_1", "errors": [], **fields}
+
+
+def page_json(job_id: str, *, has_more: bool) -> dict[str, object]:
+    ends = {"first_id": job_id, "last_id": job_id}
+    return {"object": "list", "data": [job_json(id=job_id)], "has_more": has_more, **ends}
 
 
 def checkpoint(request: Request) -> None:
     request.answer(
         {
             "id": "ckpt_1",
+            "object": "checkpoint",
             "job_id": "job_1",
+            "attempt": 1,
             "created_at": "2026-11-23T00:00:00Z",
             "step": 1,
             "epoch": 1.0,
+            "format": "safetensors",
             "size": len(CONTENT),
             "sha256": SHA256,
+            "download": "/checkpoints/ckpt_1/download",
         }
     )
 
@@ -62,8 +72,8 @@ def test_one_submit_is_one_idempotency_key_however_often_it_is_sent(temper: Temp
         lambda request: request.answer(job_json(), status=201),
         lambda request: request.answer(job_json(), status=201),
     )
-    temper.submit({"base_model": "digits-cnn-linf"})
-    temper.submit(FineTuneSpec(base_model="digits-cnn-linf"))
+    temper.jobs.submit({"base_model": "digits-cnn-linf"})
+    temper.jobs.submit(FineTuneSpec(base_model="digits-cnn-linf"))
     first, second, third, other = [request.headers["Idempotency-Key"] for request in script.requests]
     assert first == second == third != other
     assert json.loads(script.requests[3].body)["eps"]["linf"] == 0.15
@@ -77,7 +87,7 @@ def test_refusal_tells_each_field_and_its_remedy(temper: Temper, script: Script)
     ]
     script.expect(lambda request: request.answer(problem(422, errors=errors), status=422))
     with pytest.raises(Refused) as refusal:
-        temper.submit({})
+        temper.jobs.submit({})
     assert str(refusal.value) == "eps.linf: too large\nbody: odd"
     assert refusal.value.exit_code == 2
 
@@ -85,13 +95,13 @@ def test_refusal_tells_each_field_and_its_remedy(temper: Temper, script: Script)
 def test_refusal_without_a_problem_document_is_told_all_the_same(temper: Temper, script: Script) -> None:
     script.expect(lambda request: request.send(b"<html>", status=403))
     with pytest.raises(Refused, match="answered 403 Forbidden"):
-        temper.get("job_1")
+        temper.jobs.get("job_1")
 
 
 def test_failure_of_the_service_names_the_request_to_look_for_in_its_log(temper: Temper, script: Script) -> None:
     script.expect(lambda request: request.answer(problem(500, request_id="req_7"), status=500))
     with pytest.raises(ServiceFailed, match="req_7"):
-        temper.get("job_1")
+        temper.jobs.get("job_1")
 
 
 def test_nobody_there_is_told_with_the_remedy(script: Script) -> None:
@@ -99,13 +109,13 @@ def test_nobody_there_is_told_with_the_remedy(script: Script) -> None:
         Temper("http://127.0.0.1:1", "tmp_key", patience=0.3) as temper,
         pytest.raises(Unreachable, match="temper serve"),
     ):
-        temper.get("job_1")
+        temper.jobs.get("job_1")
 
 
 def test_another_server_is_told_from_temper(temper: Temper, script: Script) -> None:
     script.expect(lambda request: request.send(b"<html>hello</html>"))
     with pytest.raises(Unreadable, match="TEMPER_URL"):
-        temper.get("job_1")
+        temper.jobs.get("job_1")
 
 
 def test_newer_service_is_understood_as_far_as_it_goes(temper: Temper, script: Script) -> None:
@@ -116,7 +126,7 @@ def test_newer_service_is_understood_as_far_as_it_goes(temper: Temper, script: S
         "seconds_remaining": 1.0, "new": {},
     }  # fmt: skip
     script.expect(lambda request: request.answer(job_json(status="frozen", progress=progress, new=[1])))
-    job = temper.get("job_1")
+    job = temper.jobs.get("job_1")
     assert job.status == "frozen"
     assert job.progress is not None
     assert job.progress.counts["l1"].robust == 1
@@ -124,16 +134,16 @@ def test_newer_service_is_understood_as_far_as_it_goes(temper: Temper, script: S
 
 def test_list_goes_through_all_pages(temper: Temper, script: Script) -> None:
     script.expect(
-        lambda request: request.answer({"data": [job_json(id="job_2")], "has_more": True, "last_id": "job_2"}),
-        lambda request: request.answer({"data": [job_json(id="job_1")], "has_more": False, "last_id": "job_1"}),
+        lambda request: request.answer(page_json("job_2", has_more=True)),
+        lambda request: request.answer(page_json("job_1", has_more=False)),
     )
-    assert [job.id for job in temper.list(status="queued")] == ["job_2", "job_1"]
+    assert [job.id for job in temper.jobs.list(status="queued")] == ["job_2", "job_1"]
     assert [request.path for request in script.requests] == ["/jobs?status=queued", "/jobs?status=queued&after=job_2"]
 
 
 def test_strange_id_stays_one_part_of_the_path(temper: Temper, script: Script) -> None:
     script.expect(lambda request: request.answer(job_json()))
-    temper.get("../models?x")
+    temper.jobs.get("../models?x")
     assert script.requests[0].path == "/jobs/..%2Fmodels%3Fx"
 
 
@@ -142,13 +152,13 @@ def test_wait_asks_until_the_job_has_ended(temper: Temper, script: Script) -> No
         lambda request: request.answer(job_json(status="running")),
         lambda request: request.answer(job_json(status="exploded", is_terminal=True)),
     )
-    assert temper.wait("job_1").status == "exploded"
+    assert temper.jobs.wait("job_1").status == "exploded"
 
 
 def test_wait_gives_up_when_its_time_is_over(temper: Temper, script: Script) -> None:
     script.expect(lambda request: request.answer(job_json(status="running")))
     with pytest.raises(StillRunning, match="goes on"):
-        temper.wait("job_1", timeout=0)
+        temper.jobs.wait("job_1", timeout=0)
 
 
 def test_broken_stream_goes_on_where_it_broke_and_each_event_comes_once(temper: Temper, script: Script) -> None:
@@ -159,20 +169,20 @@ def test_broken_stream_goes_on_where_it_broke_and_each_event_comes_once(temper: 
         lambda request: request.stream(": ping\n\n" + event(3)),
         lambda request: request.stream(event(4) + "event: end\ndata: {}\n\n"),
     )
-    assert [item.seq for item in temper.stream("job_1")] == [1, 2, 3, 4]
+    assert [item.seq for item in temper.jobs.stream("job_1")] == [1, 2, 3, 4]
     assert [request.headers["Last-Event-ID"] for request in script.requests] == ["0", "2", "2", "2", "3"]
 
 
 def test_refused_stream_is_not_tried_again(temper: Temper, script: Script) -> None:
     script.expect(lambda request: request.answer(problem(404), status=404))
     with pytest.raises(Refused):
-        list(temper.stream("job_1"))
+        list(temper.jobs.stream("job_1"))
 
 
 def test_broken_log_goes_on_where_it_broke_and_each_byte_comes_once(
     script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.temper.SILENCE", 0.3)
+    monkeypatch.setattr("client.resources.log.SILENCE", 0.3)
 
     def fall_silent(request: Request) -> None:
         request.send("bé".encode()[:2], announced=99, X_Log_Place="2:101")
@@ -190,7 +200,7 @@ def test_broken_log_goes_on_where_it_broke_and_each_byte_comes_once(
         lambda request: request.send(b"d\n", X_Log_Place="2:106"),
     )
     with Temper(script.url, "tmp_key", timeout=20) as temper:
-        assert "".join(temper.logs("job_1", tail=3, follow=True)) == "abéc\nd\n"
+        assert "".join(temper.jobs.logs("job_1", tail=3, follow=True)) == "abéc\nd\n"
     asked = [parse_qs(urlsplit(request.path).query) for request in script.requests if "/logs" in request.path]
     assert asked[0] == {"tail": ["3"], "follow": ["true"]}
     places = [query["after"] for query in asked[1:] if query.keys() == {"after", "follow"}]
@@ -200,7 +210,7 @@ def test_broken_log_goes_on_where_it_broke_and_each_byte_comes_once(
 def test_log_of_a_service_that_does_not_say_where_it_begins_is_not_guessed_at(temper: Temper, script: Script) -> None:
     script.expect(lambda request: request.send(b"a\n"))
     with pytest.raises(Unreadable, match="older than this client"):
-        list(temper.logs("job_1", follow=True))
+        list(temper.jobs.logs("job_1", follow=True))
 
 
 def test_broken_download_goes_on_where_it_broke(temper: Temper, script: Script, tmp_path: Path) -> None:
@@ -216,7 +226,7 @@ def test_broken_download_goes_on_where_it_broke(temper: Temper, script: Script, 
         lambda request: request.send(CONTENT[:half], announced=len(CONTENT)),
         rest,
     )
-    assert temper.download("job_1", tmp_path) == tmp_path / "ckpt_1.safetensors"
+    assert temper.checkpoints.download("job_1", tmp_path) == tmp_path / "ckpt_1.safetensors"
     assert (tmp_path / "ckpt_1.safetensors").read_bytes() == CONTENT
     assert script.requests[3].headers["If-Range"] == f'"{SHA256}"'
     assert script.requests[3].headers["Range"] == f"bytes={half}-"
@@ -228,7 +238,7 @@ def test_download_begins_anew_where_the_service_sends_all_again(temper: Temper, 
         lambda request: request.send(CONTENT[:1000], announced=len(CONTENT)),
         lambda request: request.send(CONTENT),
     )
-    assert temper.download("ckpt_1", tmp_path / "robust").read_bytes() == CONTENT
+    assert temper.checkpoints.download("ckpt_1", tmp_path / "robust").read_bytes() == CONTENT
 
 
 def test_download_from_an_object_store_is_taken_up_again_there_and_the_key_stays_here(
@@ -244,7 +254,7 @@ def test_download_from_an_object_store_is_taken_up_again_there_and_the_key_stays
             Request.hang_up,
             lambda request: request.send(CONTENT[half:], status=206),
         )
-        assert temper.download("ckpt_1", tmp_path / "robust").read_bytes() == CONTENT
+        assert temper.checkpoints.download("ckpt_1", tmp_path / "robust").read_bytes() == CONTENT
         assert [request.headers.get("Range") for request in store.requests] == [None, *[f"bytes={half}-"] * 2]
         for request in store.requests:
             assert "tmp_key" not in str(request)
@@ -259,7 +269,7 @@ def test_object_store_that_refuses_is_named_without_the_signature(
         script.expect(checkpoint, lambda request: request.send(b"", status=307, **there))
         store.expect(lambda request: request.send(b"<Error/>", status=403))
         with pytest.raises(Refused, match=f"{store.url}/bucket/key answered 403") as refusal:
-            temper.download("ckpt_1", tmp_path / "robust")
+            temper.checkpoints.download("ckpt_1", tmp_path / "robust")
     assert "secret" not in str(refusal.value)
 
 
@@ -269,12 +279,16 @@ def test_object_store_that_is_out_of_reach_is_told_from_the_service(script: Scri
     connection = Connection(Credentials(url=script.url, api_key="tmp_key"), timeout=5)
     file = Checkpoint(
         id="ckpt_1",
+        object="checkpoint",
         job_id="job_1",
+        attempt=1,
         created_at=datetime(2026, 11, 23, tzinfo=UTC),
         step=1,
         epoch=1.0,
+        format="safetensors",
         size=1,
         sha256=SHA256,
+        download="/checkpoints/ckpt_1/download",
     )
     with pytest.raises(Unreachable, match=r"object store at http://127.*TEMPER_STORAGE_PROXY") as failure:
         download_file(connection, file, tmp_path / "robust", patience=0.3)
@@ -285,17 +299,17 @@ def test_object_store_that_is_out_of_reach_is_told_from_the_service(script: Scri
 def test_damaged_download_leaves_nothing_behind(temper: Temper, script: Script, tmp_path: Path) -> None:
     script.expect(checkpoint, lambda request: request.send(CONTENT[::-1]))
     with pytest.raises(BadDownload, match="download it again"):
-        temper.download("ckpt_1", tmp_path)
+        temper.checkpoints.download("ckpt_1", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_download_to_no_folder_is_told(temper: Temper, script: Script, tmp_path: Path) -> None:
     script.expect(checkpoint)
     with pytest.raises(CannotWrite, match="no/robust: No such file"):
-        temper.download("ckpt_1", tmp_path / "no" / "robust")
+        temper.checkpoints.download("ckpt_1", tmp_path / "no" / "robust")
 
 
 def test_job_without_a_checkpoint_says_so(temper: Temper, script: Script) -> None:
     script.expect(lambda request: request.answer(job_json(status="running")))
     with pytest.raises(NoCheckpoint, match="job_1 has no checkpoint yet: it is running"):
-        temper.download("job_1", "x")
+        temper.checkpoints.download("job_1", "x")

@@ -12,7 +12,7 @@ import yaml
 from typer.main import get_command
 
 from app.platform.settings import Settings
-from client.commands import app
+from client.cli.app import app
 from core.cli.parser import make_parser
 from core.schema.spec import parse
 from tests.support.documentation import ROOT, Block, all_blocks, pages

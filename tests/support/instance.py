@@ -21,7 +21,7 @@ from tests.support.constants import constants
 
 CONSTANTS = {
     "app.http.rate_limits.AUTH_FAILURES": 10_000,
-    "app.jobs.lifecycle.CRASH_BACKOFF_SECONDS": 0,
+    "app.jobs.claims.CRASH_BACKOFF_SECONDS": 0,
     "app.jobs.watch.WATCH_SECONDS": 0.02,
     "app.platform.settings.HEARTBEATS_PER_LEASE": 300,
     "app.routes.uploads.PART_BYTES": 5 * 1024**2,

@@ -7,10 +7,10 @@ from itertools import pairwise
 from sqlalchemy import select
 
 from app.jobs.leases import log_key
-from app.jobs.lifecycle import TERMINAL
+from app.jobs.moves import TERMINAL
 from app.platform.database import Database
 from app.storage import ObjectStore
-from app.tables import HELD, Attempt, Checkpoint, Event, Job, State
+from app.tables import CLAIMED, Attempt, Checkpoint, Event, Job, State
 
 ENDS = {f"job.{status}" for status in TERMINAL}
 STATUS_AFTER = {
@@ -81,7 +81,7 @@ def check_progress(job, events):
 def check_ownership(job, attempts):
     """A job has a lease as long as a worker has it, one attempt per claim, and at most one that goes on: the last. What
     waits for its shards no worker has."""
-    held = job.status in HELD and job.shards_left == 0
+    held = job.status in CLAIMED and job.shards_left == 0
     assert (job.lease_until is not None) == held, f"{job.id} is {job.status}: {job.lease_until}"
     assert [attempt.attempt for attempt in attempts] == list(range(1, job.attempt + 1))
     going_on = [attempt.attempt for attempt in attempts if attempt.ended_at is None]
@@ -92,7 +92,7 @@ def check_ownership(job, attempts):
     assert all(earlier.ended_at <= later.started_at for earlier, later in pairwise(attempts)), f"{job.id}: at once"
     assert (job.finished_at is not None) == (job.status in TERMINAL)
     assert (job.failure is not None) == (job.status == "failed")
-    assert job.phase is None or job.status in HELD
+    assert job.phase is None or job.status in CLAIMED
 
 
 def check_crashes(job, attempts, events, max_crashes):

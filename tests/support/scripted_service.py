@@ -106,9 +106,12 @@ def job_json(**changes: Any) -> dict[str, Any]:
         "warnings": [],
         "metadata": {},
         "attempt": 0,
+        "crashes": 0,
+        "stopped_early": False,
         "progress": None,
         "failure": None,
         "results": None,
         "checkpoint": None,
+        "links": dict.fromkeys(("self", "events", "metrics", "checkpoints", "report"), ""),
     }
     return job | changes

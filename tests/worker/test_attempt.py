@@ -1,4 +1,4 @@
-"""One job from claim to end, with a real training process that learns nothing."""
+"""An attempt at one job from claim to end, with a fake training process."""
 
 import contextlib
 import errno
@@ -14,9 +14,9 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from app.assets.registry import Registry
-from app.jobs import ingest, lifecycle
+from app.jobs import claims, ingest, lifecycle
 from app.jobs.leases import Claim, LeaseLost
-from app.queries import training_curve
+from app.jobs.queries import training_curve
 from app.schemas.job_request import parse_request
 from app.storage import LocalStore, StorageFull, StorageUnavailable
 from app.tables import Attempt, Checkpoint, Delivery, Event, Job, Metric, State
@@ -33,7 +33,7 @@ from worker.workplace import Workplace
 
 @pytest.fixture
 def workplace(settings, database, monkeypatch):
-    """A worker's workplace with the fake trainer, whose short runs are recorded as often as long ones."""
+    """A workplace with the fake training process, whose short runs are recorded as often as long ones."""
     monkeypatch.setattr("worker.training_process._BATCH_SECONDS", 0.2)
     registry = Registry(settings.models_dir, settings.datasets_dir)
     return Workplace(settings, database, LocalStore(settings.objects_dir), registry, fake_command)
@@ -41,7 +41,7 @@ def workplace(settings, database, monkeypatch):
 
 @pytest.fixture
 def post(database, project):
-    """Queue a job that makes the fake trainer do something."""
+    """Queue a job that tells the fake training process what to do."""
 
     def post(**wish):
         spec = parse_request({"base_model": "digits-cnn-linf", "metadata": wish, "name": "n"})
@@ -54,8 +54,8 @@ def post(database, project):
 def claim(workplace):
     with workplace.database.writing() as session:
         settings = workplace.settings
-        retry_policy = lifecycle.RetryPolicy.of(settings)
-        return lifecycle.claim(session, worker="w", lease_seconds=settings.lease_seconds, retry_policy=retry_policy)
+        retry_policy = claims.RetryPolicy.of(settings)
+        return claims.claim(session, worker="w", lease_seconds=settings.lease_seconds, retry_policy=retry_policy)
 
 
 def run_next(workplace):
@@ -114,7 +114,7 @@ def test_a_job_succeeds_with_history_curve_and_files(workplace, post):
     assert list(workplace.settings.work_dir.iterdir()) == []
 
 
-def test_whom_a_job_tells_is_no_business_of_its_run(workplace, database, project):
+def test_a_job_with_a_webhook_runs_and_queues_a_delivery(workplace, database, project):
     spec = parse_request({"base_model": "digits-cnn-linf", "webhook": {"url": "https://example.com/secret-path"}})
     with database.writing() as session:
         job_id = lifecycle.create(session, project.id, spec, most_webhooks=1).job.id
@@ -153,7 +153,7 @@ def test_a_failure_of_the_run_is_the_jobs_failure(workplace, post):
     }
 
 
-def test_a_crash_without_a_reason_keeps_the_last_words(workplace, post):
+def test_a_failure_without_an_error_event_shows_the_last_stderr_output(workplace, post):
     job_id = post(act="crash")
     run_next(workplace)
     failure = get(workplace, job_id).failure
@@ -181,7 +181,7 @@ def test_a_job_that_kills_its_process_every_time_fails_in_the_end(workplace, pos
 
 @pytest.fixture
 def counter(settings, monkeypatch):
-    """The kernel's count of what it has killed for want of memory, as the fake trainer can raise it."""
+    """The kernel's count of memory kills, which the fake training process can raise."""
     file = settings.work_dir / "memory.events"
     file.write_text("low 0\noom_kill 7\n")
     monkeypatch.setattr(host, "_counters", lambda: [file])
@@ -190,7 +190,7 @@ def counter(settings, monkeypatch):
 
 
 @pytest.mark.usefixtures("counter")
-def test_a_run_that_the_kernel_kills_twice_for_want_of_memory_fails_with_the_remedy(workplace, post):
+def test_a_run_that_the_kernel_kills_twice_when_memory_runs_out_fails_with_a_remedy(workplace, post):
     job_id = post(act="killed for want of memory")
     run_next(workplace)
     job = get(workplace, job_id)
@@ -200,12 +200,12 @@ def test_a_run_that_the_kernel_kills_twice_for_want_of_memory_fails_with_the_rem
     assert (failure["code"], failure["retryable"]) == ("host_out_of_memory", False)
     assert "give the worker more memory" in failure["hint"]
     with workplace.database.reading() as session:
-        assert set(session.scalars(select(Attempt.cause))) == {lifecycle.OUT_OF_MEMORY}
+        assert set(session.scalars(select(Attempt.cause_code))) == {"host_out_of_memory"}
     invariants.check(workplace.database, workplace.store)
 
 
 @pytest.mark.usefixtures("counter")
-def test_other_kills_are_not_taken_for_want_of_memory(workplace, post):
+def test_other_kills_do_not_count_as_out_of_memory(workplace, post):
     job_id = post(act="killed")
     run_next(workplace)
     run_next(workplace)
@@ -279,9 +279,7 @@ def test_a_worker_that_stops_hands_its_job_back_with_the_state(workplace, post):
 
 @pytest.mark.parametrize("harm", ["damaged", "gone"])
 @pytest.mark.parametrize(("harmed", "first_step"), [(["6"], 6), (["6", "5"], 1)])
-def test_a_harmed_state_is_passed_over_for_the_one_before_it_and_history_says_so(
-    workplace, post, harm, harmed, first_step
-):
+def test_a_damaged_state_is_skipped_for_the_one_before_it_with_a_warning(workplace, post, harm, harmed, first_step):
     job_id = post(states="yes", cut="6", act="killed once")
     run_next(workplace)
     for number in harmed:
@@ -295,10 +293,10 @@ def test_a_harmed_state_is_passed_over_for_the_one_before_it_and_history_says_so
     assert warnings(workplace, job_id).count("state_unavailable") == len(harmed)
 
 
-def test_a_state_that_cannot_be_stored_fails_the_job_and_one_that_was_replaced_does_not(workplace, post, settings):
+def test_a_result_that_cannot_be_stored_fails_the_job_and_a_replaced_state_does_not(workplace, post, settings):
     job_id = post(states="yes")
     run_next(replace(workplace, store=BrokenStore(settings.objects_dir, StorageUnavailable("key: gone"))))
-    # Ten states in a millisecond: nearly all were replaced before the supervisor had seen them, the last one was not.
+    # Ten states in a millisecond: nearly all were replaced before the worker had seen them, the last one was not.
     assert get(workplace, job_id).failure["code"] == "storage_unavailable"
 
 
@@ -320,7 +318,7 @@ def test_a_job_on_several_gpus_is_started_by_torchrun(workplace):
     assert command[1:8] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "-m", "core"]
 
 
-def test_printed_text_that_is_no_event_is_a_warning(workplace, post):
+def test_printed_text_that_is_not_an_event_becomes_a_warning(workplace, post):
     job_id = post(act="print")
     run_next(workplace)
     assert get(workplace, job_id).status == "succeeded"
@@ -418,7 +416,7 @@ def test_a_stopped_job_delivers_what_it_has_and_says_so(workplace, post):
     invariants.check(workplace.database, workplace.store)
 
 
-def test_a_process_that_gets_nowhere_is_killed_and_that_is_a_loss(workplace, post, monkeypatch):
+def test_a_stalled_process_is_killed_and_counts_as_a_crash(workplace, post, monkeypatch):
     monkeypatch.setattr("worker.attempt.STALL_SECONDS", 0.5)
     job_id = post(act="stop itself", cut="1", states="yes")
     begin = time.monotonic()
@@ -517,7 +515,7 @@ def test_a_file_that_cannot_be_stored_fails_the_job_with_a_remedy(workplace, pos
     assert get(workplace, again).status == "succeeded"
 
 
-def test_what_the_store_did_not_take_is_kept_for_some_days(workplace, post, settings):
+def test_results_that_cannot_be_stored_are_kept_for_a_week(workplace, post, settings):
     job_id = post()
     run_next(replace(workplace, store=BrokenStore(settings.objects_dir, StorageUnavailable("key: gone"))))
     kept = settings.kept_dir / f"{job_id}-1"
@@ -536,7 +534,7 @@ def test_what_the_store_did_not_take_is_kept_for_some_days(workplace, post, sett
     assert not kept.exists()
 
 
-def test_what_the_store_has_no_room_for_is_not_kept_on_the_same_disk(workplace, post, settings):
+def test_results_are_not_kept_on_the_disk_of_a_full_local_store(workplace, post, settings):
     job_id = post()
     run_next(replace(workplace, store=BrokenStore(settings.objects_dir, StorageFull("key: no space left"))))
     assert "kept" not in get(workplace, job_id).failure["hint"]
@@ -656,7 +654,7 @@ def test_a_worker_without_room_fails_the_job_with_a_remedy(workplace, post, monk
     assert (failure["code"], failure["hint"][:12]) == ("disk_full", "Make room on")
 
 
-def test_what_an_earlier_attempt_left_behind_is_swept_away(workplace, post):
+def test_the_work_folder_of_an_earlier_attempt_is_removed(workplace, post):
     job_id = post()
     (workplace.settings.work_dir / job_id / "1").mkdir(parents=True)
     run_next(workplace)

@@ -1,4 +1,4 @@
-"""What is kept on a worker's machine: whole, fetched once, and gone when nobody needs it and room is short."""
+"""The cache holds complete copies, fetches each object once, and removes unused copies when room is short."""
 
 import hashlib
 import os
@@ -32,7 +32,7 @@ def names(tmp_path):
     return {path.name for path in (tmp_path / "cache").iterdir()}
 
 
-def test_an_object_is_fetched_once_and_read_from_then_on(store, cache, tmp_path):
+def test_an_object_is_fetched_once_and_then_read_from_the_cache(store, cache, tmp_path):
     thing = put(store, tmp_path, b"a")
     beats = []
     with cache.hold(*thing, store, check=lambda: beats.append(1)) as path:
@@ -43,7 +43,7 @@ def test_an_object_is_fetched_once_and_read_from_then_on(store, cache, tmp_path)
     assert beats
 
 
-def test_what_is_not_what_was_stored_is_not_handed_out_and_not_kept(store, cache, tmp_path):
+def test_an_object_with_another_hash_is_neither_returned_nor_cached(store, cache, tmp_path):
     key, _, size = put(store, tmp_path, b"a")
     with (
         pytest.raises(StorageUnavailable, match="differs from what was stored"),
@@ -62,7 +62,7 @@ def test_a_file_that_was_cut_off_is_fetched_again(store, cache, tmp_path):
         assert path.read_bytes() == b"a" * 100
 
 
-def test_what_was_held_longest_ago_makes_room(store, cache, tmp_path):
+def test_the_least_recently_used_copy_makes_room(store, cache, tmp_path):
     first, second, third = (put(store, tmp_path, letter) for letter in (b"a", b"b", b"c"))
     for age, thing in ((300, first), (200, second)):
         with cache.hold(*thing, store) as path:
@@ -76,7 +76,7 @@ def test_what_was_held_longest_ago_makes_room(store, cache, tmp_path):
     assert names(tmp_path) == {first[1], third[1]}
 
 
-def test_what_is_held_is_never_removed(store, cache, tmp_path):
+def test_a_copy_in_use_is_never_removed(store, cache, tmp_path):
     things = [put(store, tmp_path, letter) for letter in (b"a", b"b", b"c", b"d")]
     with cache.hold(*things[0], store) as held, cache.hold(*things[1], store):
         for thing in things[2:]:
@@ -86,7 +86,7 @@ def test_what_is_held_is_never_removed(store, cache, tmp_path):
         assert names(tmp_path) == {things[0][1], things[1][1], things[3][1]}
 
 
-def test_what_a_killed_process_has_half_fetched_goes_after_a_day(store, cache, tmp_path):
+def test_a_partial_copy_of_a_killed_process_is_removed_after_a_day(store, cache, tmp_path):
     left = tmp_path / "cache" / ".half"
     left.write_bytes(b"x")
     os.utime(left, (0, 0))

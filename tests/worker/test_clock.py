@@ -28,7 +28,7 @@ def test_workers_an_hour_fast_and_slow_neither_take_a_job_early_nor_lose_one_ear
     (tmp_path / "sitecustomize.py").write_text(WRONG_CLOCK)
     url = postgres_server.create_database(f"clock-{time.monotonic_ns()}")
     clocks = {"lease_seconds": LEASE, "migrate_at_start": True}
-    constants = {"app.jobs.lifecycle.CRASH_BACKOFF_SECONDS": 0}
+    constants = {"app.jobs.claims.CRASH_BACKOFF_SECONDS": 0}
     credentials = tmp_path / "credentials" / "local.json"
     chosen = {"database_url": url, "credentials_file": credentials, **clocks}
     with instance(tmp_path, *FAKE_WORKER, constants=constants, **chosen) as temper:

@@ -181,9 +181,7 @@ def test_without_a_broker_the_api_is_as_fast_and_jobs_start_by_polling(polling, 
 
 
 @pytest.mark.slow
-def test_a_worker_whose_connection_to_the_broker_is_dead_finds_jobs_by_polling_and_hears_again_once_it_is_mended(
-    polling, broker
-):
+def test_a_worker_polls_while_its_broker_connection_is_dead_and_listens_again_after(polling, broker):
     with proxy(broker.port) as way, polling.client() as api, redis.Redis.from_url(broker.url) as client:
         polling.environment["TEMPER_BROKER_URL"] = f"redis://127.0.0.1:{way.port}/0"
         worker = polling.start_worker()

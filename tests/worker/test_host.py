@@ -20,7 +20,7 @@ print(before, ask())
 """
 
 
-def test_a_worker_lets_no_process_of_its_user_read_its_memory_and_environment():
+def test_other_processes_of_the_user_cannot_read_a_workers_memory():
     # In a process of its own: what is given up is not had back. Only root may still read all, which tests may run as.
     told = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True).stdout
     assert told.split() == ["1", "0"]
@@ -72,7 +72,7 @@ def small_group():
         group.rmdir()
 
 
-def test_a_process_that_the_kernel_kills_for_want_of_memory_is_counted(small_group):
+def test_a_process_that_the_kernel_kills_when_memory_runs_out_is_counted(small_group):
     done = subprocess.run([sys.executable, "-c", EAT, str(small_group)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "-9", "1"]
 

@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from app.assets.registry import Registry
+from app.jobs import claims
 from app.storage import LocalStore
 from core import checkpoint
 from core.schema.events import Failed, Warned
@@ -90,7 +91,7 @@ class Canary:
         return os.system, (f"touch {self.path}",)
 
 
-def test_a_pickle_is_refused_and_its_canary_never_sings(api, workplace, tmp_path):
+def test_a_pickle_with_code_is_refused_and_its_code_never_runs(api, workplace, tmp_path):
     canary = tmp_path / "canary"
     post_model(api, as_torch({"weights": shipped_weights(), "more": Canary(canary)}))
     inspect_next(workplace)
@@ -99,7 +100,7 @@ def test_a_pickle_is_refused_and_its_canary_never_sings(api, workplace, tmp_path
     assert not canary.exists()
 
 
-def test_weights_of_others_become_a_base_model_with_what_was_said_of_them(api, workplace):
+def test_third_party_weights_become_a_base_model_as_declared(api, workplace):
     posted = post_model(api, as_torch(shipped_weights()), dataset="digits", norm="linf", eps=0.15)
     inspect_next(workplace)
     shown = api.get(f"/models/{posted}").json()
@@ -138,7 +139,7 @@ def test_a_process_that_does_not_end_is_killed(api, slow, monkeypatch):
     assert processes_with("# does not end") == []
 
 
-def test_a_process_killed_from_outside_is_another_try_but_not_for_ever(api, slow):
+def test_an_inspection_killed_from_outside_is_repeated_up_to_max_crashes(api, slow):
     workplace = slow("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     post_dataset(api, b"zip")
     tries = 0
@@ -197,9 +198,7 @@ def test_a_damaged_object_is_not_inspected(api, workplace, settings):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_an_uploaded_data_set_and_an_uploaded_model_become_a_robust_model_and_that_the_next_base(
-    api, workplace, claim_job
-):
+def test_an_uploaded_data_set_and_model_become_a_robust_model_and_the_next_base(api, workplace, claim_job):
     post_dataset(api, digits(bad=2), "my-digits")
     inspect_next(workplace)
     post_model(api, as_torch(shipped_weights()), dataset="digits", norm="linf", eps=0.15)
@@ -237,17 +236,16 @@ def test_an_uploaded_data_set_and_an_uploaded_model_become_a_robust_model_and_th
 
 @pytest.fixture
 def claim_job():
-    from app.jobs import lifecycle
 
     def claim_job(workplace):
         with workplace.database.writing() as session:
-            retry_policy = lifecycle.RetryPolicy.of(workplace.settings)
-            return lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=retry_policy)
+            retry_policy = claims.RetryPolicy.of(workplace.settings)
+            return claims.claim(session, worker="w", lease_seconds=60, retry_policy=retry_policy)
 
     return claim_job
 
 
-def test_what_the_inspection_warns_of_is_in_the_log(api, workplace, monkeypatch, caplog):
+def test_warnings_of_an_inspection_are_logged(api, workplace, monkeypatch, caplog):
     warning = Warned(code="not_cut_off", message="this process can reach the network").model_dump_json()
     failed = Failed(code="bad_dataset", message="no", hint="none", field=None, retryable=False).model_dump_json()
     said = f"print({warning!r}); print({failed!r}); raise SystemExit(2)"

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import select
 
 from app.assets.registry import Registry
-from app.jobs import lifecycle
+from app.jobs import claims, lifecycle
 from app.jobs.leases import log_key
 from app.schemas.job_request import parse_request
 from app.storage import LocalStore
@@ -30,7 +30,7 @@ def start(workplace, project, **wish):
     """Queue and claim a job."""
     with workplace.database.writing() as session:
         lifecycle.create(session, project.id, parse_request({"base_model": "digits-cnn-linf", "metadata": wish}))
-        return lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
+        return claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
 
 
 def logged(workplace, held):

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from app.assets.registry import Registry
-from app.jobs import lifecycle
+from app.jobs import claims, lifecycle
 from app.platform.settings import Settings
 from app.schemas.job_request import parse_request
 from app.storage import open_store
@@ -37,7 +37,7 @@ def run_job(workplace, project):
     with workplace.database.writing() as session:
         job = lifecycle.create(session, project.id, parse_request(DIGITS)).job
     with workplace.database.writing() as session:
-        claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
+        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
     run(claim, workplace)
     return job.id
 
@@ -83,7 +83,7 @@ def test_where_clients_do_not_reach_the_bucket_the_api_passes_the_bytes_on(workp
         assert (part.status_code, part.content) == (206, whole.content[10:20])
 
 
-def test_what_arrives_damaged_in_the_bucket_is_not_taken_for_the_checkpoint(workplace, project, monkeypatch):
+def test_a_checkpoint_that_arrives_damaged_in_the_bucket_fails_the_job(workplace, project, monkeypatch):
     upload = workplace.store._s3.put_object
 
     def damaged(**request):

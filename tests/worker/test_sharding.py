@@ -1,4 +1,4 @@
-"""An evaluation in shards, by workers with a real training process that learns nothing."""
+"""An evaluation in shards, by workers with a fake training process."""
 
 import json
 import threading
@@ -9,7 +9,7 @@ from sqlalchemy import select
 from tenacity import wait_fixed
 
 from app.assets.registry import Registry
-from app.jobs import lifecycle
+from app.jobs import claims, lifecycle, moves
 from app.operations.garbage_collection import sweep_states
 from app.schemas.job_request import parse_request
 from app.storage import LocalStore
@@ -25,7 +25,7 @@ from worker.workplace import Workplace
 
 @pytest.fixture
 def workplace(settings, database):
-    """A worker's workplace with the fake trainer, where two jobs run side by side."""
+    """A workplace with the fake training process, where two jobs run side by side."""
     registry = Registry(settings.models_dir, settings.datasets_dir)
     settings = settings.model_copy(update={"concurrency": 2})
     workplace = Workplace(settings, database, LocalStore(settings.objects_dir), registry, fake_command)
@@ -35,7 +35,7 @@ def workplace(settings, database):
 
 @pytest.fixture
 def post(database, project):
-    """Queue an evaluation in shards that makes the fake trainer do something."""
+    """Queue an evaluation in shards that tells the fake training process what to do."""
 
     def post(shards=3, **wish):
         spec = parse_request({"kind": "evaluate", "base_model": "digits-cnn-linf", "metadata": wish})
@@ -55,7 +55,7 @@ def shards_of(workplace, job_id):
 
 
 def work_until(workplace, condition, *, seconds=20):
-    """Have a worker at it until something is so, and check what must hold of everything then."""
+    """Run a worker until a condition holds, then check the invariants."""
     workplace = replace(workplace, stopping=threading.Event())
     listener = DoorbellListener(workplace.stopping)
     worker = threading.Thread(target=work, args=(workplace, listener))
@@ -70,15 +70,15 @@ def work_until(workplace, condition, *, seconds=20):
 
 def run_next(workplace):
     with workplace.database.writing() as session:
-        claim = lifecycle.claim(
-            session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy.of(workplace.settings)
+        claim = claims.claim(
+            session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy.of(workplace.settings)
         )
     run(claim, workplace)
     return claim
 
 
 def has_ended(workplace, job_id):
-    return lambda: get(workplace, job_id).status in lifecycle.TERMINAL
+    return lambda: get(workplace, job_id).status in moves.TERMINAL
 
 
 def test_workers_share_an_evaluation_and_merge_what_they_find(workplace, post):
@@ -98,7 +98,7 @@ def test_workers_share_an_evaluation_and_merge_what_they_find(workplace, post):
     assert "evaluated" in {event.type for event in told}
 
 
-def test_a_shard_whose_process_is_killed_is_made_again_and_no_other(workplace, post):
+def test_only_the_shard_whose_process_is_killed_is_repeated(workplace, post):
     job_id = post(act="killed once", shard="2")
     work_until(workplace, has_ended(workplace, job_id))
     assert get(workplace, job_id).status == "succeeded"
@@ -137,7 +137,7 @@ def test_a_worker_that_stops_hands_its_shards_back_and_another_goes_on(workplace
 
 
 @pytest.mark.parametrize("harm", ["damaged", "gone"])
-def test_what_a_shard_has_found_is_not_merged_when_it_is_harmed(workplace, post, monkeypatch, harm):
+def test_a_damaged_shard_report_is_not_merged(workplace, post, monkeypatch, harm):
     monkeypatch.setattr(transfer, "FETCH_WAIT", wait_fixed(0.01))
     job_id = post(shards=2)
     shards = [run_next(workplace), run_next(workplace)]
@@ -151,7 +151,7 @@ def test_what_a_shard_has_found_is_not_merged_when_it_is_harmed(workplace, post,
 
 
 @pytest.mark.parametrize("act", ["killed once", "pause once"])
-def test_what_a_shard_has_found_is_kept_for_its_next_attempt(workplace, post, act):
+def test_the_verdicts_of_a_shard_are_kept_for_its_next_attempt(workplace, post, act):
     job_id = post(shards=2, states="yes", act=act, shard="1")
     first = run_next(workplace)
     assert get(workplace, first.job_id).status == "queued"
@@ -169,7 +169,7 @@ def test_what_a_shard_has_found_is_kept_for_its_next_attempt(workplace, post, ac
     assert not list((workplace.settings.objects_dir / "jobs").rglob("states/*/*"))
 
 
-def test_a_retry_goes_on_from_what_shards_had_found_that_had_succeeded(workplace, post):
+def test_a_retry_resumes_from_the_shards_that_had_succeeded(workplace, post):
     job_id = post(shards=2, states="yes", act="fail once", shard="2")
     done, _ = run_next(workplace), run_next(workplace)
     sweep_states(workplace.database, workplace.store, days=1)

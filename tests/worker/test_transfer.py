@@ -49,13 +49,13 @@ def read(store, sha256):
     return b"".join(read_verified("key", sha256, store))
 
 
-def test_an_object_comes_whole_or_not_at_all(store):
+def test_an_object_with_another_hash_is_an_error(store):
     assert read(store, hashlib.sha256(CONTENT).hexdigest()) == CONTENT
     with pytest.raises(StorageUnavailable, match="key: its content differs from what was stored"):
         read(store, "0" * 64)
 
 
-def test_what_is_not_there_yet_is_fetched_when_it_is(store, lease, tmp_path):
+def test_a_fetch_is_retried_until_the_object_is_there(store, lease, tmp_path):
     tries = []
 
     def fetch():
@@ -68,12 +68,12 @@ def test_what_is_not_there_yet_is_fetched_when_it_is(store, lease, tmp_path):
     assert tries == [0, 1, 2]
 
 
-def test_what_never_comes_is_told_after_the_last_try(store, lease):
+def test_a_fetch_raises_the_error_of_its_last_try(store, lease):
     with pytest.raises(StorageUnavailable):
         fetch_with_retries(lambda: b"".join(read_verified("none", "0" * 64, store)), lease)
 
 
-def test_a_run_that_is_to_end_waits_for_no_file(store, lease, monkeypatch):
+def test_a_fetch_ends_at_once_when_the_run_is_to_end(store, lease, monkeypatch):
     monkeypatch.setattr(transfer, "FETCH_WAIT", wait_fixed(60))
     lease.check()
     threading.Timer(0.05, lease.ending.set).start()

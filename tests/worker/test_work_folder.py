@@ -1,9 +1,9 @@
-"""Attempts at one job on one machine keep out of each other's folders."""
+"""Attempts at one job on one machine do not touch each other's folders."""
 
 from worker.work_folder import work_folder
 
 
-def test_an_attempt_removes_what_earlier_ones_have_left_and_leaves_a_later_one_alone(tmp_path):
+def test_an_attempt_removes_the_folders_of_earlier_attempts_and_not_of_later_ones(tmp_path):
     with work_folder(tmp_path, "job_1", 1) as first:
         (first / "file").touch()
         with work_folder(tmp_path, "job_1", 2) as second:

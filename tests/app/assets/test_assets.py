@@ -4,9 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.assets import assets, uploads
-from app.jobs import ingest, lifecycle
+from app.assets import inputs, inspections
+from app.jobs import claims, ingest, lifecycle
 from app.operations.maintenance import MaintenanceContext, clear_files_away
+from app.platform.leases import LeaseLost
+from app.projects import usage
 from app.schemas import FileFailure
 from app.schemas.job_request import parse_request
 from app.tables import Dataset, Job, Model, Upload
@@ -72,7 +74,7 @@ def post_dataset(api, name="birds", content=b"zip"):
 
 def claim(database, worker="w", **changed):
     with database.writing() as session:
-        return assets.claim(session, worker=worker, **{"lease_seconds": 60, "max_crashes": 3} | changed)
+        return inspections.claim(session, worker=worker, **{"lease_seconds": 60, "max_crashes": 3} | changed)
 
 
 def accept(database, service_store, held, folder):
@@ -83,7 +85,7 @@ def accept(database, service_store, held, folder):
         service_store.put(f"{held.prefix}/{name}", folder / "file")
     key = held.key if held.kind == "dataset" else f"{held.prefix}/model.safetensors"
     with database.writing() as session:
-        assets.accept(session, held, found, key=key, size=3, sha256="2" * 64)
+        inspections.accept(session, held, found, key=key, size=3, sha256="2" * 64)
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def test_a_refused_data_set_says_why_and_gives_its_name_back(api, database):
     post_dataset(api)
     held = claim(database)
     with database.writing() as session:
-        assets.refuse(session, held, REFUSAL)
+        inspections.refuse(session, held, REFUSAL)
     shown = api.get("/datasets/birds").json()
     assert (shown["status"], shown["failure"]["message"]) == ("refused", "It holds a link.")
     refused = api.post("/jobs", json=DIGITS | {"dataset": "birds", "eps": EPS})
@@ -140,7 +142,7 @@ def test_a_refused_data_set_says_why_and_gives_its_name_back(api, database):
     assert again.status_code == 201
     assert api.get(f"/datasets/{shown['id']}").status_code == 404
     with database.reading() as session:
-        assert [uploads.room_taken(session, session.get_one(Dataset, again.json()["id"]).project_id)] == [5]
+        assert [usage.uploaded_bytes(session, session.get_one(Dataset, again.json()["id"]).project_id)] == [5]
 
 
 def test_a_refused_model_is_posted_again_with_more_said_of_the_same_upload(api, database):
@@ -149,9 +151,9 @@ def test_a_refused_model_is_posted_again_with_more_said_of_the_same_upload(api, 
     assert api.post("/models", json=wish).status_code == 201
     held = claim(database)
     with database.writing() as session:
-        assets.refuse(session, held, REFUSAL)
+        inspections.refuse(session, held, REFUSAL)
     assert api.post("/models", json=wish | {"architecture": "digits-cnn"}).status_code == 201
-    assert claim(database).said.architecture == "digits-cnn"
+    assert claim(database).declared.architecture == "digits-cnn"
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_a_file_stays_until_the_jobs_that_take_it_in_have_ended(field, api, data
     assert (refused.status_code, refused.json()["code"]) == (409, "file_in_use"), refused.text
     assert job["id"] in refused.json()["detail"]
     with database.reading() as session:
-        (source,) = assets.sources(session, job["id"], parse_request(body))
+        (source,) = inputs.sources(session, job["id"], parse_request(body))
     assert (source.field, source.sha256) == (field, "2" * 64)
     api.post(f"/jobs/{job['id']}/cancel")
     assert api.delete(where).status_code == 204
@@ -265,7 +267,7 @@ def test_what_is_deleted_leaves_no_object_and_no_room_behind(api, settings, data
     clear_files_away(MaintenanceContext(settings, database, store, None))
     assert [key for kind in ("datasets", "models") for key in store.keys(kind)] == []
     with database.reading() as session:
-        assert uploads.room_taken(session, project.id) == 0
+        assert usage.uploaded_bytes(session, project.id) == 0
         assert {upload.status for upload in session.query(Upload)} == {"aborted"}
 
 
@@ -273,7 +275,7 @@ def test_what_is_ready_keeps_its_objects_and_what_a_stale_inspection_left_goes(
     api, settings, database, store, ready, tmp_path
 ):
     (tmp_path / "file").write_bytes(b"x")
-    store.put(f"{assets.prefix('dataset', ready[0]['id'], 0)}/report.json", tmp_path / "file")
+    store.put(f"{inspections.prefix('dataset', ready[0]['id'], 0)}/report.json", tmp_path / "file")
     clear_files_away(MaintenanceContext(settings, database, store, None))
     keys = list(store.keys("datasets"))
     assert {key.split("/")[2] for key in keys} == {"1"}
@@ -284,11 +286,11 @@ def test_an_inspection_whose_worker_is_lost_is_begun_again_but_not_for_ever(api,
     post_dataset(api)
     stale = claim(database, lease_seconds=-1)
     second = claim(database, lease_seconds=-1)
-    assert second.claim_number == 2
-    with database.writing() as session, pytest.raises(assets.LostInspection):
-        assets.accept(session, stale, dataset_findings(), key="x", size=1, sha256="0" * 64)
+    assert second.attempt == 2
+    with database.writing() as session, pytest.raises(LeaseLost):
+        inspections.accept(session, stale, dataset_findings(), key="x", size=1, sha256="0" * 64)
     third = claim(database, lease_seconds=-1)
-    assert third.claim_number == 3
+    assert third.attempt == 3
     assert claim(database) is None
     assert api.get("/datasets/birds").json()["failure"]["code"] == "inspection_lost"
 
@@ -299,15 +301,15 @@ def test_two_workers_do_not_inspect_one_file(api, database):
         held = [each for each in pool.map(lambda _: claim(database), range(4)) if each]
     assert len(held) == 1
     with database.writing() as session:
-        assets.hand_back(session, held[0])
-    assert claim(database).claim_number == 2
+        inspections.hand_back(session, held[0])
+    assert claim(database).attempt == 2
 
 
 def finished_job(database, project, **changed):
     """A job that has delivered a checkpoint."""
     with database.writing() as session:
         job = lifecycle.create(session, project.id, parse_request(DIGITS | changed)).job
-        held = lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
         saved = Saved(kind="checkpoint", path="/tmp/x", step=1, epoch=1.0, size=4, sha256="3" * 64)
         ingest.save(session, held, saved, key=f"jobs/{job.id}/x")
     with database.reading() as session:
@@ -357,7 +359,7 @@ def test_a_job_stays_until_the_model_that_is_made_of_its_checkpoint_has_its_own_
     job_id, checkpoint = finished_job(database, project)
     api.post(f"/jobs/{job_id}/cancel")
     with database.writing() as session:
-        lifecycle.expire(session, lifecycle.RetryPolicy(cancel_seconds=-1))
+        claims.expire(session, claims.RetryPolicy(cancel_seconds=-1))
     model = api.post("/models", json={"checkpoint": checkpoint, "name": "mine"}).json()["id"]
     for inspect in (lambda: None, lambda: claim(database)):
         inspect()
@@ -371,7 +373,7 @@ def test_a_job_stays_until_the_model_that_is_made_of_its_checkpoint_has_its_own_
 def test_a_copy_of_a_checkpoint_takes_room_of_the_project(api, database, project):
     _, checkpoint = finished_job(database, project)
     with database.reading() as session:
-        before = uploads.room_taken(session, project.id)
+        before = usage.uploaded_bytes(session, project.id)
     api.post("/models", json={"checkpoint": checkpoint, "name": "mine"})
     with database.reading() as session:
-        assert uploads.room_taken(session, project.id) == before + 4
+        assert usage.uploaded_bytes(session, project.id) == before + 4

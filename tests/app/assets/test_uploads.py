@@ -14,10 +14,10 @@ from app.main import MAX_BODY_BYTES
 from app.operations.maintenance import MaintenanceContext, clear_uploads_away, verify_uploads
 from app.platform.database import seconds_from_now
 from app.platform.queue import open_doorbell
-from app.projects import quotas
+from app.projects import quotas, usage
 from app.routes import uploads as routes
 from app.storage import NotStored, open_store
-from app.tables import Project, Upload
+from app.tables import Project, Task, Upload
 from tests.app.http.test_problems import check
 from tests.support.instance import add_key, add_project, calling, new_instance
 from tests.support.sending import announce, ask, cut, finish, send, send_all, sha256_of
@@ -117,7 +117,7 @@ def test_a_file_that_is_not_what_was_announced_is_aborted_and_its_room_is_free(a
     assert (shown["status"], shown["failure"]["code"]) == ("aborted", "upload_damaged")
     assert list(store.keys("quarantine")) == list(store.keys("uploads")) == []
     with database.reading() as session:
-        assert uploads.room_taken(session, row(database, upload).project_id) == 0
+        assert usage.uploaded_bytes(session, row(database, upload).project_id) == 0
 
 
 def test_a_project_gets_no_more_room_than_it_has_even_when_it_asks_many_times_at_once(api, database, project, settings):
@@ -161,7 +161,7 @@ def test_an_upload_that_is_left_alone_is_given_up_with_all_that_has_come(api, da
     clear_uploads_away(context)
     assert status(api, upload) == "expired"
     with database.reading() as session:
-        assert uploads.room_taken(session, row(database, upload).project_id) == 0
+        assert usage.uploaded_bytes(session, row(database, upload).project_id) == 0
     change(database, upload, ended_at=seconds_from_now(-2000))
     clear_uploads_away(context)
     assert row(database, upload).swept_at is not None
@@ -213,7 +213,7 @@ def verifying(quiet, tmp_path):
             part_size=PART,
             seconds=60,
         )
-    gathering = uploads.gathering(upload, database, store)
+    gathering = uploads.ensure_multipart(upload, database, store)
     for number, part in cut(LARGE, {"part_bytes": PART, "parts": 3}).items():
         (tmp_path / "part").write_bytes(part)
         store.put_part(uploads.quarantine(upload), gathering, number, tmp_path / "part")
@@ -224,16 +224,23 @@ def verifying(quiet, tmp_path):
     return upload
 
 
+def lease(database, upload, seconds):
+    """Have a process hold the verification for so long."""
+    with database.writing() as session:
+        held = {"status": "running", "lease_until": seconds_from_now(seconds)}
+        session.execute(update(Task).where(Task.subject_id == upload.id).values(held))
+
+
 def again(database, upload):
     return row(database, {"id": upload.id})
 
 
 def test_an_upload_whose_verifier_has_died_is_verified_by_another(quiet, verifying):
     database, store = quiet
-    change(database, {"id": verifying.id}, lease_until=seconds_from_now(60))
+    lease(database, verifying, 60)
     uploads.verify(verifying.id, database, store)
     assert again(database, verifying).status == "verifying"
-    change(database, {"id": verifying.id}, lease_until=seconds_from_now(-1))
+    lease(database, verifying, -1)
     uploads.verify(verifying.id, database, store)
     assert again(database, verifying).status == "completed"
 
@@ -244,7 +251,7 @@ def test_a_verifier_that_dies_at_its_last_step_leaves_nothing_that_another_canno
     with pytest.raises(ZeroDivisionError):
         uploads.verify(verifying.id, database, store)
     monkeypatch.undo()
-    change(database, {"id": verifying.id}, lease_until=seconds_from_now(-1))
+    lease(database, verifying, -1)
     uploads.verify(verifying.id, database, store)
     assert again(database, verifying).status == "completed"
     assert b"".join(store.read(uploads.key(verifying))) == LARGE

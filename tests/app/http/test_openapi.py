@@ -19,14 +19,14 @@ from schemathesis.core.failures import FailureGroup, as_reported_failure
 from schemathesis.pytest.lazy import get_all_tests
 
 from app.assets import uploads
-from app.jobs import ingest, lifecycle
+from app.jobs import claims, ingest, lifecycle
 from app.main import create_app
 from app.platform.ids import new_id
 from app.projects.keys import new_key
 from app.schemas.job_request import parse_request
 from app.storage import LocalStore
 from app.tables import Checkpoint, Dataset, Model
-from app.webhooks import subscriptions
+from app.webhooks import deliveries, subscriptions
 from core.schema.events import Saved
 from core.schema.report import Reports
 from tests.support.instance import DIGITS, add_key, serving
@@ -90,19 +90,19 @@ def ids(settings, database, project, tmp_path):
     store = LocalStore(settings.objects_dir)
     with database.writing() as session:
         ended = lifecycle.create(session, project.id, parse_request(DIGITS)).job
-        held = lifecycle.claim(session, worker="w", lease_seconds=9, retry_policy=lifecycle.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=9, retry_policy=claims.RetryPolicy())
         key = f"{held.prefix}/checkpoint.safetensors"
         store.put(key, tmp_path / "file")
         ingest.save(session, held, saved, key=key)
         checkpoint = session.query(Checkpoint).one().id
-        lifecycle.succeed(session, held, Reports(before=None, after=None))
+        claims.succeed(session, held, Reports(before=None, after=None))
         running = lifecycle.create(session, project.id, parse_request(DIGITS)).job
         stopping = lifecycle.create(session, project.id, parse_request(DIGITS)).job
         for _ in range(2):
-            lifecycle.claim(session, worker="w", lease_seconds=3600, retry_policy=lifecycle.RetryPolicy())
+            claims.claim(session, worker="w", lease_seconds=3600, retry_policy=claims.RetryPolicy())
         waiting = lifecycle.create(session, project.id, parse_request(DIGITS)).job
         hook = subscriptions.create(session, project.id, url=HOOK, events=(), description="", limit=1)
-        delivery = subscriptions.test(session, hook)
+        delivery = deliveries.test(session, hook)
         other_key, _ = new_key(session, project)
         upload = uploads.create(
             session,
@@ -116,7 +116,7 @@ def ids(settings, database, project, tmp_path):
         )
         given = {"project_id": project.id, "filename": "x", "key": "nowhere", "size": 1, "sha256": "0" * 64}
         dataset = Dataset(id=new_id("ds"), name="some-birds", **given)
-        model = Model(id=new_id("model"), name="some-net", said={}, **given)
+        model = Model(id=new_id("model"), name="some-net", declared={}, **given)
         session.add_all([dataset, model])
     return {
         "dataset_id": dataset.id,

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import delete, update
 
-from app.jobs import estimates, ingest, lifecycle
+from app.jobs import claims, estimates, ingest, lifecycle
 from app.schemas.job_request import parse_request
 from app.tables import Attempt, Event, Job
 from core.schema import events as reported
@@ -44,7 +44,7 @@ def done(database, project, spec=SPEC, *, seconds=100.0, working=90.0, memory=10
     """A job that took so many seconds in one attempt, its training process so many of them."""
     with database.writing() as session:
         job_id = lifecycle.create(session, project.id, spec).job.id
-        claim = lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
+        claim = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
         assert claim.job_id == job_id
         ended = update(Attempt).where(Attempt.job_id == job_id)
         finished = reported.Finished(
@@ -57,7 +57,7 @@ def done(database, project, spec=SPEC, *, seconds=100.0, working=90.0, memory=10
         session.flush()
         begun = session.get_one(Attempt, (job_id, 1), populate_existing=True).started_at
         session.execute(ended.values(started_at=begun - timedelta(seconds=seconds)))
-        lifecycle.succeed(session, claim, finished.reports)
+        claims.succeed(session, claim, finished.reports)
     return job_id
 
 

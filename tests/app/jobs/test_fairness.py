@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.jobs import lifecycle
-from app.jobs.lifecycle import RetryPolicy
+from app.jobs import claims, lifecycle
+from app.jobs.claims import RetryPolicy
 from app.schemas.job_request import parse_request
 from tests.support.instance import add_project
 
@@ -20,7 +20,7 @@ def post(database, project, count=1, **change):
 
 def claim(database, settings):
     with database.writing() as session:
-        return lifecycle.claim(session, worker="w", lease_seconds=600, retry_policy=RetryPolicy.of(settings))
+        return claims.claim(session, worker="w", lease_seconds=600, retry_policy=RetryPolicy.of(settings))
 
 
 def test_many_jobs_of_one_project_do_not_hold_up_the_one_of_another(database, settings):

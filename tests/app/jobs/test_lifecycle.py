@@ -8,12 +8,14 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import DatabaseError
 
-from app.jobs import ingest, lifecycle
+from app.jobs import claims, ingest, lifecycle, moves
+from app.jobs.claims import RetryPolicy
 from app.jobs.leases import Claim, LeaseLost
-from app.jobs.lifecycle import ACTIONS, MOVES, TERMINAL, KeyReused, NotAllowed, RetryPolicy
+from app.jobs.lifecycle import ACTIONS, KeyReused, NotAllowed
+from app.jobs.moves import MOVES, TERMINAL
 from app.schemas import Failure
 from app.schemas.job_request import parse_request
-from app.tables import HELD, Attempt, Checkpoint, Event, Job, Metric
+from app.tables import CLAIMED, Attempt, Checkpoint, Event, Job, Metric
 from core.schema import events as reported
 from core.schema.report import Reports
 
@@ -32,7 +34,7 @@ def create(database, project, spec=SPEC, **options):
 def claim(database, *, lease_seconds=30, worker="w", **retry_policy):
     with database.writing() as session:
         retry_policy = RetryPolicy(**{"backoff_seconds": 0, **retry_policy})
-        return lifecycle.claim(session, worker=worker, lease_seconds=lease_seconds, retry_policy=retry_policy)
+        return claims.claim(session, worker=worker, lease_seconds=lease_seconds, retry_policy=retry_policy)
 
 
 def do(database, action, *args, **options):
@@ -111,7 +113,7 @@ def test_a_job_makes_exactly_the_moves_of_the_table(database, project, source):
     for target in STATUSES:
         job_id = create(database, project)
         put_in(database, job_id, source)
-        moved = do(database, lifecycle._move, target, Job.id == job_id)
+        moved = do(database, moves.move, target, Job.id == job_id)
         assert bool(moved) == (target in MOVES[source])
         assert get(database, job_id).status == (target if moved else source)
 
@@ -218,8 +220,8 @@ def test_nothing_to_claim_is_none(database):
 
 
 def test_a_heartbeat_keeps_the_lease(database, claimed):
-    do(database, lifecycle.heartbeat, claimed, lease_seconds=-1)
-    assert do(database, lifecycle.heartbeat, claimed, lease_seconds=30) == "running"
+    do(database, claims.heartbeat, claimed, lease_seconds=-1)
+    assert do(database, claims.heartbeat, claimed, lease_seconds=30) == "running"
     assert claim(database) is None
 
 
@@ -263,14 +265,15 @@ def test_a_trainer_killed_too_often_is_a_repeated_crash(database, project):
     for _ in range(3):
         do(
             database,
-            lifecycle.record_crash,
+            claims.record_crash,
             claim(database),
-            cause="it was killed by SIGKILL",
+            code="killed",
+            detail="by SIGKILL",
             retry_policy=retry_policy,
         )
     job = get(database, job_id)
     assert (job.status, job.failure["code"], job.attempt) == ("failed", "repeated_crash", 3)
-    assert "it was killed by SIGKILL" in job.failure["message"]
+    assert "the training process was killed by SIGKILL" in job.failure["message"]
 
 
 def test_losses_count_anew_when_a_job_has_got_further(database, project):
@@ -281,9 +284,9 @@ def test_losses_count_anew_when_a_job_has_got_further(database, project):
         do(database, ingest.save_state, held, state, name="state", key=f"{held.prefix}/states/{saved_step}/state")
         do(
             database,
-            lifecycle.record_crash,
+            claims.record_crash,
             held,
-            cause="c",
+            code="killed",
             retry_policy=RetryPolicy(max_crashes=9, backoff_seconds=0),
         )
     job = get(database, held.job_id)
@@ -305,9 +308,9 @@ def test_what_an_evaluation_has_found_is_progress_and_of_no_use_once_the_trainin
         save("verdicts", step)
         do(
             database,
-            lifecycle.record_crash,
+            claims.record_crash,
             held,
-            cause="c",
+            code="killed",
             retry_policy=RetryPolicy(max_crashes=9, backoff_seconds=0),
         )
     job = get(database, held.job_id)
@@ -319,8 +322,8 @@ def test_what_an_evaluation_has_found_is_progress_and_of_no_use_once_the_trainin
 
 def test_a_retry_that_has_found_something_itself_still_begins_with_the_state_of_the_job_it_is_of(database, claimed):
     do(database, ingest.save_state, claimed, SAVED.model_copy(update={"kind": "state"}), name="state", key="k/s/f")
-    failure = lifecycle.Failure(code="c", message="m", hint="h", field=None, retryable=True)
-    do(database, lifecycle.fail, claimed, failure)
+    failure = Failure(code="c", message="m", hint="h", field=None, retryable=True)
+    do(database, claims.fail, claimed, failure)
     do(database, lifecycle.retry, claimed.job_id)
     retry = claim(database)
     found = SAVED.model_copy(update={"kind": "verdicts", "step": 1})
@@ -337,7 +340,7 @@ def test_a_lost_job_waits_longer_each_time_but_not_for_ever(database, project):
     for _ in range(4):
         held = claim(database)
         retry_policy = RetryPolicy(max_crashes=9, max_crashes_in_place=9, backoff_seconds=10, max_backoff_seconds=25)
-        do(database, lifecycle.record_crash, held, cause="c", retry_policy=retry_policy)
+        do(database, claims.record_crash, held, code="killed", retry_policy=retry_policy)
         job = get(database, job_id)
         waits.append(round((job.not_before - job.updated_at).total_seconds()))
         assert claim(database) is None
@@ -357,15 +360,15 @@ def let_pass(database, seconds):
 
 
 WRITES = {
-    "heartbeat": lambda session, claim: lifecycle.heartbeat(session, claim, lease_seconds=30),
-    "look": lifecycle.look,
+    "heartbeat": lambda session, claim: claims.heartbeat(session, claim, lease_seconds=30),
+    "look": claims.read_status,
     "record": lambda session, claim: ingest.record(session, claim, [step(1), reported.Entered(phase="training")]),
     "save": lambda session, claim: ingest.save(session, claim, SAVED, key="jobs/x"),
-    "succeed": lambda session, claim: lifecycle.succeed(session, claim, REPORTS),
-    "fail": lambda session, claim: lifecycle.fail(session, claim, FAILURE),
-    "hand_back": lifecycle.hand_back,
-    "record_crash": lambda session, claim: lifecycle.record_crash(
-        session, claim, cause="c", retry_policy=RetryPolicy()
+    "succeed": lambda session, claim: claims.succeed(session, claim, REPORTS),
+    "fail": lambda session, claim: claims.fail(session, claim, FAILURE),
+    "hand_back": claims.hand_back,
+    "record_crash": lambda session, claim: claims.record_crash(
+        session, claim, code="killed", retry_policy=RetryPolicy()
     ),
 }
 
@@ -433,13 +436,13 @@ def test_a_saved_checkpoint_is_the_latest(database, claimed):
 
 
 def test_a_failed_job_says_why(database, claimed):
-    do(database, lifecycle.fail, claimed, FAILURE)
+    do(database, claims.fail, claimed, FAILURE)
     job = get(database, claimed.job_id)
     assert (job.status, job.failure, job.phase) == ("failed", FAILURE.model_dump(), None)
 
 
 def test_a_job_handed_back_is_no_loss(database, claimed):
-    do(database, lifecycle.hand_back, claimed)
+    do(database, claims.hand_back, claimed)
     job = get(database, claimed.job_id)
     assert (job.status, job.crashes, job.lease_until) == ("queued", 0, None)
     assert claim(database).attempt == 2
@@ -454,8 +457,8 @@ def test_a_waiting_job_is_cancelled_at_once(database, job_id):
 
 def test_a_running_job_is_asked_to_give_up(database, claimed):
     assert do(database, lifecycle.ask, claimed.job_id, "cancel").status == "cancelling"
-    assert do(database, lifecycle.heartbeat, claimed, lease_seconds=30) == "cancelling"
-    assert do(database, lifecycle.look, claimed) == "cancelling"
+    assert do(database, claims.heartbeat, claimed, lease_seconds=30) == "cancelling"
+    assert do(database, claims.read_status, claimed) == "cancelling"
 
 
 def test_cancelling_twice_changes_nothing_more(database, claimed):
@@ -473,8 +476,8 @@ def test_a_job_that_is_being_cancelled_ends_cancelled_whatever_its_run_says(data
 
 def test_a_paused_job_waits_for_its_resumption_and_goes_on_as_the_same_job(database, claimed):
     assert do(database, lifecycle.ask, claimed.job_id, "pause").status == "pausing"
-    assert do(database, lifecycle.look, claimed) == "pausing"
-    do(database, lifecycle.hand_back, claimed)
+    assert do(database, claims.read_status, claimed) == "pausing"
+    do(database, claims.hand_back, claimed)
     job = get(database, claimed.job_id)
     assert (job.status, job.lease_until, job.crashes) == ("paused", None, 0)
     assert claim(database) is None
@@ -488,7 +491,7 @@ def test_a_paused_job_waits_for_its_resumption_and_goes_on_as_the_same_job(datab
 @pytest.mark.parametrize("asked", ["pause", "stop"])
 def test_a_job_that_was_done_before_it_heard_of_it_has_succeeded(database, claimed, asked):
     do(database, lifecycle.ask, claimed.job_id, asked)
-    do(database, lifecycle.succeed, claimed, REPORTS)
+    do(database, claims.succeed, claimed, REPORTS)
     assert get(database, claimed.job_id).status == "succeeded"
 
 
@@ -503,9 +506,9 @@ def test_a_job_whose_worker_vanished_while_pausing_is_paused(database, project):
 
 def test_a_wish_to_stop_outlives_the_worker_that_was_told(database, claimed):
     do(database, lifecycle.ask, claimed.job_id, "stop")
-    do(database, lifecycle.heartbeat, claimed, lease_seconds=-1)
+    do(database, claims.heartbeat, claimed, lease_seconds=-1)
     second = claim(database)
-    assert (second.attempt, do(database, lifecycle.look, second)) == (2, "stopping")
+    assert (second.attempt, do(database, claims.read_status, second)) == (2, "stopping")
     assert do(database, lifecycle.ask, claimed.job_id, "stop").status == "stopping"
     kinds = [kind for _, kind in history(database, claimed.job_id)]
     assert kinds[-3:] == ["job.recovered", "job.claimed", "job.stopping"]
@@ -520,14 +523,14 @@ def test_a_run_that_was_stopped_early_says_so(database, claimed):
 
 def test_a_cancel_that_a_living_worker_does_not_heed_is_forced(database, claimed):
     do(database, lifecycle.ask, claimed.job_id, "cancel")
-    do(database, lifecycle.expire, RetryPolicy(cancel_seconds=45))
+    do(database, claims.expire, RetryPolicy(cancel_seconds=45))
     assert get(database, claimed.job_id).status == "cancelling"
     let_pass(database, 50)
-    do(database, lifecycle.heartbeat, claimed, lease_seconds=90)
-    do(database, lifecycle.expire, RetryPolicy(cancel_seconds=45))
+    do(database, claims.heartbeat, claimed, lease_seconds=90)
+    do(database, claims.expire, RetryPolicy(cancel_seconds=45))
     assert get(database, claimed.job_id).status == "cancelled"
     with pytest.raises(LeaseLost):
-        do(database, lifecycle.look, claimed)
+        do(database, claims.read_status, claimed)
 
 
 @pytest.mark.parametrize("ended", ["failed", "cancelled"])
@@ -553,7 +556,7 @@ def test_a_retry_is_one_new_job_that_goes_on_where_the_old_one_ended(database, c
     held = claim(database)
     assert [state.key for state in do(database, ingest.states, held)] == [f"{claimed.prefix}/states/5/state"]
     # A retry of a retry that has saved nothing of its own goes back to the first job's state.
-    do(database, lifecycle.fail, held, FAILURE)
+    do(database, claims.fail, held, FAILURE)
     do(database, lifecycle.retry, new_id)
     assert len(do(database, ingest.states, claim(database))) == 1
 
@@ -578,10 +581,10 @@ def test_a_job_that_delivers_nothing_keeps_its_best_weights_as_a_checkpoint(data
             key=f"{claimed.prefix}/states/best-{number}/best",
         )
     if end == "fail":
-        do(database, lifecycle.fail, claimed, FAILURE)
+        do(database, claims.fail, claimed, FAILURE)
     else:
         do(database, lifecycle.ask, claimed.job_id, "cancel")
-        do(database, lifecycle.hand_back, claimed)
+        do(database, claims.hand_back, claimed)
     job = get(database, claimed.job_id)
     with database.reading() as session:
         checkpoint = session.scalars(select(Checkpoint)).one()
@@ -605,7 +608,7 @@ def test_a_removed_job_leaves_no_row(database, claimed):
     do(database, ingest.save, claimed, SAVED, key="k")
     with pytest.raises(NotAllowed):
         do(database, lifecycle.remove, claimed.job_id)
-    do(database, lifecycle.succeed, claimed, REPORTS)
+    do(database, claims.succeed, claimed, REPORTS)
     do(database, lifecycle.remove, claimed.job_id)
     assert rows(database) == []
 
@@ -651,7 +654,7 @@ def race_cancel_with_success(database, project, *, rounds):
 
         def succeed(held=held, barrier=barrier):
             barrier.wait()
-            do(database, lifecycle.succeed, held, REPORTS)
+            do(database, claims.succeed, held, REPORTS)
 
         with ThreadPoolExecutor(2) as pool:
             cancelled, _ = pool.submit(cancel), pool.submit(succeed).result()
@@ -660,7 +663,7 @@ def race_cancel_with_success(database, project, *, rounds):
 
 def test_every_visible_change_makes_a_new_version_and_a_heartbeat_does_not(database, claimed):
     before = get(database, claimed.job_id).version
-    do(database, lifecycle.heartbeat, claimed, lease_seconds=30)
+    do(database, claims.heartbeat, claimed, lease_seconds=30)
     assert get(database, claimed.job_id).version == before
     do(database, ingest.record, claimed, [step(1)])
     assert get(database, claimed.job_id).version == before + 1
@@ -668,8 +671,8 @@ def test_every_visible_change_makes_a_new_version_and_a_heartbeat_does_not(datab
 
 def test_held_jobs_have_a_lease_and_others_have_none(database, claimed):
     assert get(database, claimed.job_id).lease_until
-    assert "running" in HELD
-    do(database, lifecycle.succeed, claimed, REPORTS)
+    assert "running" in CLAIMED
+    do(database, claims.succeed, claimed, REPORTS)
     assert get(database, claimed.job_id).lease_until is None
 
 

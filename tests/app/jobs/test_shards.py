@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import select, update
 
-from app.jobs import ingest, lifecycle, shards
+from app.jobs import claims, ingest, lifecycle, moves, shards
+from app.jobs.claims import RetryPolicy
 from app.jobs.leases import LeaseLost, Shard
-from app.jobs.lifecycle import NotAllowed, RetryPolicy
+from app.jobs.lifecycle import NotAllowed
 from app.schemas import Failure
 from app.schemas.job_request import parse_request
 from app.storage import LocalStore
@@ -50,12 +51,12 @@ def do(database, action, *args, **options):
 
 
 def claim(database, **options):
-    return do(database, lifecycle.claim, worker="w", lease_seconds=30, retry_policy=PATIENCE, **options)
+    return do(database, claims.claim, worker="w", lease_seconds=30, retry_policy=PATIENCE, **options)
 
 
 def get(database, job_id):
     """The job as it is when somebody has looked after it."""
-    do(database, lifecycle.settle)
+    do(database, shards.update_parents)
     invariants.check(database)
     with database.reading() as session:
         return session.get_one(Job, job_id)
@@ -105,21 +106,21 @@ def test_each_shard_is_claimed_then_the_whole_to_be_merged(database, job_id):
     assert get(database, job_id).status == "queued"
     held = [claim(database) for _ in range(3)]
     assert [each.shard for each in held] == [Shard(job_id, number, 3) for number in (1, 2, 3)]
-    assert {each.whole for each in held} == {job_id}
+    assert {each.root_job_id for each in held} == {job_id}
     assert claim(database) is None
     job = get(database, job_id)
     assert (job.status, job.phase, job.attempt, job.lease_until) == ("running", "evaluating", 0, None)
     assert of_shards(database, job_id) == ["running"] * 3
     for each in held[1:]:
-        do(database, lifecycle.succeed, each, REPORTS)
+        do(database, claims.succeed, each, REPORTS)
     assert claim(database) is None
     attacked = reported.Attacked(subject="result", norm="linf", attack="apgd-ce", robust=1, examples=4, done=1, total=4)
     do(database, ingest.record, held[0], [attacked])
     assert get(database, job_id).progress["fraction"] == pytest.approx(1 / 12)
-    do(database, lifecycle.succeed, held[0], REPORTS)
+    do(database, claims.succeed, held[0], REPORTS)
     whole = claim(database)
     assert (whole.job_id, whole.shard, whole.merges) == (job_id, None, 3)
-    do(database, lifecycle.succeed, whole, REPORTS)
+    do(database, claims.succeed, whole, REPORTS)
     job = get(database, job_id)
     assert (job.status, job.attempt, of_shards(database, job_id)) == ("succeeded", 1, ["succeeded"] * 3)
     assert job.actual["seconds"] > 0
@@ -150,7 +151,7 @@ def test_a_worker_that_finds_nothing_asks_as_much_for_many_sharded_jobs_as_for_o
 @pytest.mark.parametrize("instance", ["sqlite"], indirect=True)  # whose plans do not depend on how many rows there are
 def test_whoever_looks_for_jobs_that_wait_for_shards_reads_none_that_has_ended(database, project):
     with sent(database) as statements:
-        do(database, lifecycle.settle)
+        do(database, shards.update_parents)
     (looked,) = [each for each in statements if each[0].startswith("SELECT")]
     with database.engine.connect() as connection:
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {looked[0]}", looked[1]).all()
@@ -159,27 +160,27 @@ def test_whoever_looks_for_jobs_that_wait_for_shards_reads_none_that_has_ended(d
 
 def test_a_lost_shard_is_made_again_alone(database, job_id):
     first, second = claim(database), claim(database)
-    do(database, lifecycle.succeed, second, REPORTS)
+    do(database, claims.succeed, second, REPORTS)
     with database.writing() as session:
         session.execute(update(Job).where(Job.id == first.job_id).values(lease_until=Job.created_at))
     again = claim(database)
     assert (again.shard.number, again.attempt) == (1, 2)
     assert of_shards(database, job_id) == ["running", "succeeded", "queued"]
     assert [shard["crashes"] for shard in get(database, job_id).shards] == [1, 0, 0]
-    do(database, lifecycle.hand_back, again)
+    do(database, claims.hand_back, again)
     assert (get(database, job_id).status, get(database, job_id).crashes) == ("running", 0)
 
 
 def test_a_shard_that_fails_takes_all_with_it(database, job_id):
     first, second = claim(database), claim(database)
-    do(database, lifecycle.fail, second, FAILURE)
+    do(database, claims.fail, second, FAILURE)
     job = get(database, job_id)
     assert (job.status, job.failure["code"], job.failure["field"]) == ("failed", "bad_weights", "base_model")
     assert job.failure["message"] == "Shard 2 of 3: no weights"
-    assert do(database, lifecycle.look, first) == "cancelling"
+    assert do(database, claims.read_status, first) == "cancelling"
     assert claim(database) is None
-    do(database, lifecycle.hand_back, first)
-    assert [shard.status for shard in do(database, shards.of, job_id)] == ["cancelled", "failed", "cancelled"]
+    do(database, claims.hand_back, first)
+    assert [shard.status for shard in do(database, shards.of_job, job_id)] == ["cancelled", "failed", "cancelled"]
     invariants.check(database)
 
 
@@ -187,18 +188,18 @@ def test_a_shard_that_is_lost_too_often_fails_the_whole_as_a_lost_worker_does(da
     for _ in range(3):
         with database.writing() as session:
             session.execute(update(Job).where(Job.id == claim(database).job_id).values(lease_until=Job.created_at))
-    do(database, lifecycle.expire, PATIENCE)
+    do(database, claims.expire, PATIENCE)
     assert get(database, job_id).failure["code"] == "repeated_crash"
 
 
 def test_a_pause_puts_all_shards_aside_and_a_resume_goes_on_with_those_that_are_left(database, job_id):
     first, second = claim(database), claim(database)
-    do(database, lifecycle.succeed, first, REPORTS)
+    do(database, claims.succeed, first, REPORTS)
     get(database, job_id)
     assert do(database, lifecycle.ask, job_id, "pause").status == "pausing"
     assert claim(database) is None
     assert of_shards(database, job_id) == ["succeeded", "pausing", "paused"]
-    do(database, lifecycle.hand_back, second)
+    do(database, claims.hand_back, second)
     assert get(database, job_id).status == "paused"
     assert claim(database) is None
     assert do(database, lifecycle.ask, job_id, "resume").status == "queued"
@@ -207,7 +208,7 @@ def test_a_pause_puts_all_shards_aside_and_a_resume_goes_on_with_those_that_are_
     assert [each.shard.number for each in rest] == [2, 3]
     assert get(database, job_id).status == "running"
     for each in rest:
-        do(database, lifecycle.succeed, each, REPORTS)
+        do(database, claims.succeed, each, REPORTS)
     assert claim(database).merges == 3
 
 
@@ -216,7 +217,7 @@ def test_a_pause_that_comes_when_all_shards_are_done_keeps_the_merge_for_later(d
     get(database, job_id)
     do(database, lifecycle.ask, job_id, "pause")
     for each in held:
-        do(database, lifecycle.succeed, each, REPORTS)
+        do(database, claims.succeed, each, REPORTS)
     assert get(database, job_id).status == "paused"
     do(database, lifecycle.ask, job_id, "resume")
     assert claim(database).merges == 3
@@ -224,12 +225,12 @@ def test_a_pause_that_comes_when_all_shards_are_done_keeps_the_merge_for_later(d
 
 @pytest.mark.parametrize("held", [0, 2])
 def test_a_cancel_reaches_every_shard(database, job_id, held):
-    claims = [claim(database) for _ in range(held)]
+    taken = [claim(database) for _ in range(held)]
     assert do(database, lifecycle.ask, job_id, "cancel").status == ("cancelling" if held else "cancelled")
     assert claim(database) is None
-    for each in claims:
-        assert do(database, lifecycle.look, each) == "cancelling"
-        do(database, lifecycle.hand_back, each)
+    for each in taken:
+        assert do(database, claims.read_status, each) == "cancelling"
+        do(database, claims.hand_back, each)
     assert (get(database, job_id).status, of_shards(database, job_id)) == ("cancelled", ["cancelled"] * 3)
 
 
@@ -238,7 +239,7 @@ def test_a_cancel_that_no_worker_heeds_ends_the_whole_all_the_same(database, job
     do(database, lifecycle.ask, job_id, "cancel")
     with database.writing() as session:
         session.execute(update(Job).values(asked_at=Job.created_at))
-    do(database, lifecycle.expire, RetryPolicy(cancel_seconds=-1))
+    do(database, claims.expire, RetryPolicy(cancel_seconds=-1))
     assert get(database, job_id).status == "cancelled"
 
 
@@ -246,7 +247,7 @@ def test_a_retry_is_in_as_many_shards_which_go_on_where_those_were(database, job
     held = claim(database)
     saved = reported.Saved(kind="state", path="s", sha256="0" * 64, size=1, step=4, epoch=0)
     do(database, ingest.save_state, held, saved, name="s", key=f"{held.prefix}/states/s")
-    do(database, lifecycle.fail, held, FAILURE)
+    do(database, claims.fail, held, FAILURE)
     get(database, job_id)
     again = do(database, lifecycle.retry, job_id).job
     assert (again.retry_of, again.shard_count, again.shards_left) == (job_id, 3, 3)
@@ -264,7 +265,7 @@ def test_nothing_of_shards_shows_but_through_their_job(api, database, project, s
     assert [shard["number"] for shard in posted["shards"]] == [1, 2, 3, 4, 5]
     assert api.get("/me").json()["quotas"][0]["used"] == 1
     held = [claim(database) for _ in range(2)]
-    do(database, lifecycle.settle)
+    do(database, shards.update_parents)
     job = api.get(f"/jobs/{posted['id']}").json()
     assert (job["status"], job["allowed_actions"]) == ("running", ["pause", "cancel"])
     assert [shard["status"] for shard in job["shards"]] == ["running"] * 2 + ["queued"] * 3
@@ -321,7 +322,7 @@ def test_a_deleted_job_takes_its_shards_along_and_what_they_used_is_remembered(a
         path = settings.data_dir / "report.json"
         path.write_text(json.dumps({}))
         store.put(f"{each.prefix}/report.json", path)
-    do(database, lifecycle.fail, held[0], FAILURE)
+    do(database, claims.fail, held[0], FAILURE)
     get(database, job_id)
     (before,) = api.get("/usage", params={"group_by": "kind"}).json()["groups"]
     assert (before["jobs"], before["worker_seconds"] > 0) == (1, True)
@@ -332,7 +333,7 @@ def test_a_deleted_job_takes_its_shards_along_and_what_they_used_is_remembered(a
     (after,) = api.get("/usage", params={"group_by": "kind"}).json()["groups"]
     assert (after["jobs"], after["worker_seconds"] >= before["worker_seconds"]) == (1, True)
     with pytest.raises(LeaseLost):
-        do(database, lifecycle.look, held[1])
+        do(database, claims.read_status, held[1])
 
 
 def test_asking_a_shard_is_refused_below_the_routes_too(database, job_id):
@@ -357,11 +358,11 @@ def test_whoever_acts_at_once_on_a_job_and_its_shards_nobody_waits_for_another_w
             held = claim(database)
             if held is None:
                 continue
-            endings = [(lifecycle.succeed, REPORTS), (lifecycle.hand_back,), (lifecycle.fail, FAILURE), None, None]
+            endings = [(claims.succeed, REPORTS), (claims.hand_back,), (claims.fail, FAILURE), None, None]
             ending = chance.choice(endings)
             with contextlib.suppress(LeaseLost):
-                do(database, lifecycle.heartbeat, held, lease_seconds=0 if ending is None else 30)
-                do(database, lifecycle.settle, held.whole)
+                do(database, claims.heartbeat, held, lease_seconds=0 if ending is None else 30)
+                do(database, shards.update_parents, held.root_job_id)
                 if ending:
                     do(database, ending[0], held, *ending[1:])
 
@@ -383,8 +384,8 @@ def test_whoever_acts_at_once_on_a_job_and_its_shards_nobody_waits_for_another_w
         actors += [pool.submit(be_a_person, seed) for seed in (6, 7)]
     for actor in actors:
         actor.result()
-    do(database, lifecycle.settle)
+    do(database, shards.update_parents)
     invariants.check(database)
     with database.reading() as session:
         ends = set(session.scalars(select(Job.status).where(Job.parent_id.is_(None))))
-    assert ends & lifecycle.TERMINAL
+    assert ends & moves.TERMINAL

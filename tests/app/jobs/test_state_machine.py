@@ -18,9 +18,11 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import delete, select
 
-from app.jobs import ingest, lifecycle
+from app.jobs import claims, ingest, lifecycle
+from app.jobs.claims import RetryPolicy
 from app.jobs.leases import LeaseLost
-from app.jobs.lifecycle import TERMINAL, NotAllowed, RetryPolicy
+from app.jobs.lifecycle import NotAllowed
+from app.jobs.moves import TERMINAL
 from app.schemas import Failure
 from app.schemas.job_request import parse_request
 from app.tables import Job, Project
@@ -77,7 +79,7 @@ class Life(RuleBasedStateMachine):
     @rule(target=claims, worker=st.sampled_from(WORKERS))
     def look_for_work(self, worker):
         """Any ring, early, late, double or for nothing, does just this."""
-        claim = self.do(lifecycle.claim, worker=worker, lease_seconds=LEASE, retry_policy=PATIENCE)
+        claim = self.do(claims.claim, worker=worker, lease_seconds=LEASE, retry_policy=PATIENCE)
         return claim or multiple()
 
     def holds(self, claim):
@@ -98,7 +100,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(claim=claims)
     def renew(self, claim):
-        self.write(claim, lifecycle.heartbeat, lease_seconds=LEASE)
+        self.write(claim, claims.heartbeat, lease_seconds=LEASE)
 
     @rule(claim=claims, further=st.integers(0, 2))
     def save_a_state(self, claim, further):
@@ -118,13 +120,13 @@ class Life(RuleBasedStateMachine):
     def end(self, claim, ending):
         match ending:
             case "succeed":
-                self.write(claim, lifecycle.succeed, Reports(before=None, after=None))
+                self.write(claim, claims.succeed, Reports(before=None, after=None))
             case "fail":
-                self.write(claim, lifecycle.fail, FAILURE)
+                self.write(claim, claims.fail, FAILURE)
             case "hand_back":
-                self.write(claim, lifecycle.hand_back)
+                self.write(claim, claims.hand_back)
             case "crash":
-                self.write(claim, lifecycle.record_crash, cause="c", retry_policy=PATIENCE)
+                self.write(claim, claims.record_crash, code="killed", retry_policy=PATIENCE)
 
     @rule(job_id=posted, action=st.sampled_from(ACTIONS))
     def ask(self, job_id, action):
@@ -174,7 +176,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def sweep(self):
-        self.do(lifecycle.expire, PATIENCE)
+        self.do(claims.expire, PATIENCE)
 
     @invariant()
     def everything_that_must_hold_holds(self):
@@ -201,8 +203,8 @@ class Life(RuleBasedStateMachine):
             for job_id in paused:
                 self.do(lifecycle.ask, job_id, "resume")
             self.let_pass(100)
-            while claim := self.do(lifecycle.claim, worker="good", lease_seconds=LEASE, retry_policy=PATIENCE):
-                self.do(lifecycle.succeed, claim, Reports(before=None, after=None))
+            while claim := self.do(claims.claim, worker="good", lease_seconds=LEASE, retry_policy=PATIENCE):
+                self.do(claims.succeed, claim, Reports(before=None, after=None))
         else:
             raise AssertionError(f"{left} never come to an end")
         invariants.check(self.database)

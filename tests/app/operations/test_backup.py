@@ -11,8 +11,8 @@ import tarfile
 
 import pytest
 
-from app.assets import assets, uploads
-from app.jobs import ingest, lifecycle
+from app.assets import assets, inspections, uploads
+from app.jobs import claims, ingest, lifecycle
 from app.jobs.leases import log_key
 from app.operations.backup import MANIFEST, BadBackup, check, load, save
 from app.platform.settings import Settings
@@ -161,7 +161,7 @@ def test_rows_without_their_object_are_told(settings, database, tmp_path):
     project = add_project(database)
     with database.writing() as session:
         lifecycle.create(session, project.id, parse_request(DIGITS))
-        claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy.of(settings))
+        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy.of(settings))
         for name in ("whole", "damaged", "gone"):
             session.add(
                 Checkpoint(
@@ -202,13 +202,13 @@ def test_reports_logs_and_uploads_without_their_object_are_told_and_each_object_
         dataset = assets.add_dataset(session, project.id, "birds", upload)
         dataset.status = "ready"
         lifecycle.create(session, project.id, parse_request(DIGITS))
-        claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy.of(settings))
+        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy.of(settings))
         sha256 = hashlib.sha256(b"{}").hexdigest()
         report = reported.Saved(kind="report", path="x", sha256=sha256, size=2, step=0, epoch=0.0)
         ingest.save(session, claim, report, key=f"{claim.prefix}/report.json")
         for _ in range(3):
             ingest.add_log(session, claim, size=1)
-    found = f"{assets.prefix('dataset', dataset.id, dataset.claim_number)}/{assets.REPORT}"
+    found = f"{dataset.report_prefix}/{inspections.REPORT}"
     logs = [log_key(claim.job_id, claim.attempt, part) for part in (1, 2, 3)]
     contents = {uploads.key(upload): b"zip!", f"{claim.prefix}/report.json": b"{}", found: b"{}"}
     contents |= dict.fromkeys(logs, b"x")

@@ -7,7 +7,7 @@ import redis
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from app.jobs import lifecycle
+from app.jobs import claims, lifecycle
 from app.operations.maintenance import Maintenance, MaintenanceContext, PeriodicTask, ring_again, take_back_expired_jobs
 from app.platform.broker import KEY_PREFIX
 from app.platform.database import seconds_from_now
@@ -48,7 +48,7 @@ def test_a_chore_goes_on_after_a_round_that_failed(settings, database):
 def test_a_job_whose_worker_is_lost_is_queued_again_without_any_worker(settings, database, project):
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
-        held = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
     take_back_expired_jobs(context(settings, database))
     with database.writing() as session:
         assert session.get_one(Job, held.job_id).status == "running"

@@ -6,7 +6,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
-from app.jobs import lifecycle
+from app.jobs import claims, lifecycle
 from app.jobs.watch import Watch
 from app.operations import metrics
 from app.operations.metrics import Metrics
@@ -43,9 +43,9 @@ def test_jobs_and_attempts_are_counted_from_the_rows(database, project):
     with database.writing() as session:
         for _ in range(3):
             lifecycle.create(session, project.id, SPEC)
-        claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
-        lifecycle.hand_back(session, claim)
-        lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
+        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
+        claims.hand_back(session, claim)
+        claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
     said = numbers(database)
     assert said["temper_database_up",] == 1
     assert said["temper_queue_depth",] == said["temper_jobs", ("status", "queued")] == 2
@@ -83,10 +83,10 @@ def test_gpu_time_counts_every_gpu_and_outlives_the_job(database, project):
     with database.writing() as session:
         for gpus, device in ((8, "cpu"), (8, None), (2, "NVIDIA H100"), (4, "NVIDIA H100")):
             job_id = lifecycle.create(session, project.id, parse_request(DIGITS | {"gpus": gpus})).job.id
-            claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
+            claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
             begun = {"started_at": seconds_from_now(-100), "device": device}
             session.execute(update(Attempt).where(Attempt.job_id == job_id).values(begun))
-            lifecycle.fail(session, claim, FAILURE)
+            claims.fail(session, claim, FAILURE)
     # 100 seconds of two GPUs and of four.
     assert 600 <= numbers(database)["temper_gpu_seconds_total",] - before < 700
     with database.writing() as session:
@@ -96,18 +96,16 @@ def test_gpu_time_counts_every_gpu_and_outlives_the_job(database, project):
 
 def test_no_counter_falls_when_a_job_is_deleted(database, project, monkeypatch):
     monkeypatch.setattr(metrics, "KEPT_SECONDS", 0)
-    retry_policy = lifecycle.RetryPolicy(backoff_seconds=0)
+    retry_policy = claims.RetryPolicy(backoff_seconds=0)
     with database.writing() as session:
         job_id = lifecycle.create(session, project.id, SPEC).job.id
         session.execute(update(Job).values(created_at=seconds_from_now(-50)))
-        lost = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=retry_policy)
-        lifecycle.record_crash(session, lost, cause="killed", retry_policy=retry_policy)
-        lifecycle.fail(
-            session, lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=retry_policy), FAILURE
-        )
+        lost = claims.claim(session, worker="w", lease_seconds=30, retry_policy=retry_policy)
+        claims.record_crash(session, lost, code="killed", retry_policy=retry_policy)
+        claims.fail(session, claims.claim(session, worker="w", lease_seconds=30, retry_policy=retry_policy), FAILURE)
         session.execute(update(Attempt).values(started_at=seconds_from_now(-20)))
         lifecycle.create(session, project.id, SPEC)
-        lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=retry_policy)
+        claims.claim(session, worker="w", lease_seconds=30, retry_policy=retry_policy)
     before = counters(database)
     assert before["temper_attempts_total", ("outcome", "lost")] == before["temper_attempts_lost_total",] == 1
     assert before["temper_attempts_total", ("outcome", "failed")] == 1
@@ -132,13 +130,13 @@ def test_a_counter_stays_where_it_was_told_to_be(database, project, monkeypatch)
     registry = Metrics(database, Watch(database), NO_BROKER).registry
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
-        claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
+        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
         session.execute(update(Attempt).values(started_at=seconds_from_now(-30), device="cpu"))
     of_workers = "temper_worker_seconds_total", ("device", "cpu")
     before = told(generate_latest(registry).decode())[of_workers]
     assert 30 <= before < 60
     with database.writing() as session:
-        lifecycle.fail(session, claim, FAILURE)
+        claims.fail(session, claim, FAILURE)
         session.execute(update(Attempt).values(ended_at=seconds_from_now(-1)))
     assert told(generate_latest(registry).decode())[of_workers] == before
 

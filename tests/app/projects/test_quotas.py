@@ -8,14 +8,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import delete, select, update
 
-from app.jobs import ingest, lifecycle
+from app.assets import inspections
+from app.jobs import claims, ingest, lifecycle
 from app.operations.maintenance import MaintenanceContext, watch_gpu_time
 from app.projects import usage
 from app.schemas.job_request import parse_request
-from app.tables import AT_WORK, HELD, Attempt, Job, PastAttempt, Project
+from app.tables import AT_WORK, CLAIMED, Attempt, Job, PastAttempt, Project
 from core.schema.events import Saved
 from tests.support.instance import DIGITS, add_key, add_project, calling, serving
 from tests.support.sql_statements import sent
+from tests.support.uploading import send
 
 SPEC = parse_request(DIGITS)
 HOUR = timedelta(hours=1)
@@ -28,7 +30,7 @@ def limit(database, project, **own):
 
 def claim(database, **options):
     with database.writing() as session:
-        return lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy(), **options)
+        return claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(), **options)
 
 
 def refusal(answer, quota):
@@ -98,7 +100,7 @@ def saved(size):
 def test_a_project_with_too_many_bytes_posts_no_more_jobs(api, database, project):
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
-        held = lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
         ingest.save(session, held, saved(1000), key="x")
     limit(database, project, stored_bytes=1000)
     assert api.post("/jobs", json=DIGITS).status_code == 201
@@ -109,7 +111,7 @@ def test_a_project_with_too_many_bytes_posts_no_more_jobs(api, database, project
 def test_an_upload_counts_with_what_jobs_have_stored(api, database, project):
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
-        held = lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
         ingest.save(session, held, saved(1000), key="x")
     limit(database, project, stored_bytes=1500)
     wish = {"filename": "x", "bytes": 501, "sha256": "0" * 64, "purpose": "model"}
@@ -213,7 +215,7 @@ def test_what_a_deleted_job_has_used_still_counts(api, database, worked):
     before = api.get("/usage", params={**JULY, "group_by": "day"}).json()
     with database.writing() as session:
         for job_id in session.scalars(select(Job.id)).all():
-            usage.remember(session, job_id)
+            usage.keep(session, job_id)
         session.execute(delete(Job))
     assert api.get("/usage", params={**JULY, "group_by": "day"}).json() == before
     with database.reading() as session:
@@ -265,13 +267,23 @@ def test_gpu_time_of_many_projects_is_what_the_stretches_of_each_add_up_to(datab
     july = [datetime.fromisoformat(moment) for moment in JULY.values()]
     with database.writing() as session:
         deleted = session.scalars(select(Job.id).order_by(Job.id).limit(1)).one()
-        usage.remember(session, deleted)
+        usage.keep(session, deleted)
         session.execute(delete(Job).where(Job.id == deleted))
         projects = session.scalars(select(Project.id)).all()
         spent = usage.gpu_seconds(session, projects, *july)
         added = {each: usage.total(usage.stretches(session, each, *july)).gpu_seconds for each in projects}
     assert spent == pytest.approx(added, abs=0.01)
     assert sorted(spent.values()) == pytest.approx([14400, 360_000], abs=0.01)
+
+
+def test_more_inspections_than_may_wait_are_refused(api, database, project):
+    limit(database, project, waiting_tasks=1)
+    uploads = [send(api, content) for content in (b"one", b"two")]
+    assert api.post("/datasets", json={"upload": uploads[0], "name": "one"}).status_code == 201
+    refusal(api.post("/datasets", json={"upload": uploads[1], "name": "two"}), "waiting_tasks")
+    with database.writing() as session:
+        assert inspections.claim(session, worker="w", lease_seconds=60, max_crashes=3)
+    assert api.post("/datasets", json={"upload": uploads[1], "name": "two"}).status_code == 201
 
 
 def test_the_limits_of_a_project_are_told_and_changed(api, project):
@@ -285,6 +297,7 @@ def test_the_limits_of_a_project_are_told_and_changed(api, project):
     assert told == {
         "queued_jobs": (3, 1),
         "running_jobs": (None, 0),
+        "waiting_tasks": (100, 0),
         "gpu_seconds_per_month": (None, 0),
         "stored_bytes": (100 * 1024**3, 0),
         "streams_per_key": (None, None),
@@ -314,7 +327,7 @@ def test_what_is_counted_is_what_a_recount_of_all_rows_gives(api, database, proj
                     ingest.save(session, held[-1], saved(chance.randrange(1000)), key=str(chance.random()))
             case "fail" if held:
                 with database.writing() as session:
-                    lifecycle.hand_back(session, held.pop())
+                    claims.hand_back(session, held.pop())
             case "key":
                 api.post("/api_keys", json={"name": "x"})
             case "revoke":
@@ -333,6 +346,6 @@ def test_what_is_counted_is_what_a_recount_of_all_rows_gives(api, database, proj
         for checkpoint in api.get(job["links"]["checkpoints"], params={"limit": 100}).json()["data"]
     ]
     assert told["queued_jobs"] == sum(job["status"] == "queued" for job in every) > 0
-    assert told["running_jobs"] == sum(job["status"] in HELD for job in every) > 0
+    assert told["running_jobs"] == sum(job["status"] in CLAIMED for job in every) > 0
     assert told["keys"] == sum(key["revoked_at"] is None for key in keys)
     assert told["stored_bytes"] == sum(files) > 0

@@ -5,9 +5,10 @@ import threading
 import pytest
 from sqlalchemy import event, select
 
-from app.jobs import ingest, lifecycle
+from app.jobs import claims, ingest
 from app.jobs.leases import attempt_prefix, log_key
 from app.operations.garbage_collection import sweep_orphans, sweep_states
+from app.schemas import Failure
 from app.storage import LocalStore, StorageUnavailable
 from app.tables import Attempt, State
 from core.schema import events as reported
@@ -31,7 +32,7 @@ def do(database, action, *args, **options):
 
 
 def claim(database):
-    return do(database, lifecycle.claim, worker="machine:1", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
+    return do(database, claims.claim, worker="machine:1", lease_seconds=60, retry_policy=claims.RetryPolicy())
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def store(settings):
 def test_a_job_is_paused_resumed_and_stopped(api, database, held):
     job = api.post(f"/jobs/{held.job_id}/pause")
     assert (job.status_code, job.json()["status"], job.json()["allowed_actions"]) == (202, "pausing", ["cancel"])
-    do(database, lifecycle.hand_back, held)
+    do(database, claims.hand_back, held)
     assert api.get(f"/jobs/{held.job_id}").json()["allowed_actions"] == ["resume", "cancel"]
     assert api.post(f"/jobs/{held.job_id}/resume").json()["status"] == "queued"
     again = claim(database)
@@ -63,8 +64,8 @@ def test_a_job_is_paused_resumed_and_stopped(api, database, held):
 def test_a_failed_job_is_retried_once(api, database, held):
     refused = api.post(f"/jobs/{held.job_id}/retry")
     assert (refused.status_code, refused.json()["allowed_actions"]) == (409, ["pause", "stop", "cancel"])
-    failure = lifecycle.Failure(code="c", message="m", hint="h", field=None, retryable=True)
-    do(database, lifecycle.fail, held, failure)
+    failure = Failure(code="c", message="m", hint="h", field=None, retryable=True)
+    do(database, claims.fail, held, failure)
     made, again = (api.post(f"/jobs/{held.job_id}/retry") for _ in range(2))
     assert (made.status_code, again.status_code) == (201, 201)
     assert made.json()["id"] == again.json()["id"] != held.job_id
@@ -76,8 +77,8 @@ def test_a_failed_job_is_retried_once(api, database, held):
 
 def test_a_job_stays_as_long_as_a_retry_may_need_its_state(api, database, held):
     do(database, ingest.save_state, held, SAVED, name="state", key="k")
-    failure = lifecycle.Failure(code="c", message="m", hint="h", field=None, retryable=True)
-    do(database, lifecycle.fail, held, failure)
+    failure = Failure(code="c", message="m", hint="h", field=None, retryable=True)
+    do(database, claims.fail, held, failure)
     retry = api.post(f"/jobs/{held.job_id}/retry").json()["id"]
     refused = api.delete(f"/jobs/{held.job_id}")
     assert (refused.status_code, refused.json()["code"]) == (409, "file_in_use")
@@ -85,7 +86,7 @@ def test_a_job_stays_as_long_as_a_retry_may_need_its_state(api, database, held):
     again = claim(database)
     assert [state.step for state in do(database, ingest.states, again)] == [SAVED.step]
     # The state is needed as well by the retry of a retry that has none of its own.
-    do(database, lifecycle.fail, again, failure)
+    do(database, claims.fail, again, failure)
     second = api.post(f"/jobs/{retry}/retry").json()["id"]
     for job_id in (held.job_id, retry):
         assert second in api.delete(f"/jobs/{job_id}").json()["detail"]
@@ -139,7 +140,7 @@ def test_a_deleted_job_is_gone_with_its_files_once_it_has_ended(api, database, h
     store.put(f"{held.prefix}/checkpoint.safetensors", tmp_path / "file")
     refused = api.delete(f"/jobs/{held.job_id}")
     assert (refused.status_code, refused.json()["code"]) == (409, "action_not_allowed")
-    do(database, lifecycle.succeed, held, REPORTS)
+    do(database, claims.succeed, held, REPORTS)
     assert api.delete(f"/jobs/{held.job_id}").status_code == 204
     assert list(store.keys("jobs")) == []
     assert api.get(f"/jobs/{held.job_id}").status_code == 404
@@ -150,7 +151,7 @@ def test_a_job_is_deleted_though_the_store_is_away(api, database, held, store, m
     def away(*_):
         raise StorageUnavailable("gone")
 
-    do(database, lifecycle.succeed, held, REPORTS)
+    do(database, claims.succeed, held, REPORTS)
     monkeypatch.setattr(LocalStore, "delete", away)
     assert api.delete(f"/jobs/{held.job_id}").status_code == 204
 
@@ -158,10 +159,11 @@ def test_a_job_is_deleted_though_the_store_is_away(api, database, held, store, m
 def test_attempts_say_who_had_the_job_and_what_came_of_it(api, database, held):
     do(
         database,
-        lifecycle.record_crash,
+        claims.record_crash,
         held,
-        cause="it was killed by SIGKILL",
-        retry_policy=lifecycle.RetryPolicy(backoff_seconds=0),
+        code="killed",
+        detail="by SIGKILL",
+        retry_policy=claims.RetryPolicy(backoff_seconds=0),
     )
     second = claim(database)
     do(database, ingest.record, second, [reported.Resumed(step=7, epoch=0.7)])
@@ -169,7 +171,7 @@ def test_attempts_say_who_had_the_job_and_what_came_of_it(api, database, held):
     assert (page["object"], page["has_more"], page["last_id"]) == ("list", False, "2")
     lost, going_on = page["data"]
     assert (lost["number"], lost["worker"], lost["outcome"]) == (1, "machine:1", "lost")
-    assert (lost["cause"], lost["resumed_step"]) == ("it was killed by SIGKILL", None)
+    assert (lost["cause"], lost["resumed_step"]) == ("the training process was killed by SIGKILL", None)
     assert lost["ended_at"] >= lost["started_at"]
     assert (going_on["outcome"], going_on["ended_at"], going_on["resumed_step"]) == (None, None, 7)
     part = api.get(f"/jobs/{held.job_id}/attempts", params={"limit": 1}).json()
@@ -205,7 +207,7 @@ def test_logs_are_read_whole_or_from_the_end_by_attempt(api, database, held, log
     assert read_log(api, held).headers["content-type"] == "text/plain; charset=utf-8"
     tails = [read_log(api, held, tail=number).text for number in (0, 1, 2, 3, 9)]
     assert tails == ["", "c\n", "b\nc\n", "a\nb\nc\n", "a\nb\nc\n"]
-    do(database, lifecycle.hand_back, held)
+    do(database, claims.hand_back, held)
     second = claim(database)
     assert read_log(api, held).text == "a\nb\nc\n"
     log(second, "d\n")
@@ -226,10 +228,10 @@ def test_a_log_is_followed_over_attempts_to_the_end_of_the_job(api, database, he
     log(held, "a\n")
     log(held, "b\n")
     wait_until(lambda: "".join(got) == "a\nb\n")
-    do(database, lifecycle.hand_back, held)
+    do(database, claims.hand_back, held)
     second = claim(database)
     log(second, "c\n")
-    do(database, lifecycle.succeed, second, REPORTS)
+    do(database, claims.succeed, second, REPORTS)
     reader.join(15)
     assert "".join(got) == "a\nb\nc\n"
     assert read_log(api, held, follow=True, tail=1).text == "c\n"
@@ -260,11 +262,11 @@ def test_a_log_that_is_followed_closes_when_it_is_old_and_goes_on_where_it_was(
             assert read_on(after=nowhere)[0] == first
         log(held, "three\n")
         second, place = read_on(after=place)
-        do(database, lifecycle.hand_back, held)
+        do(database, claims.hand_back, held)
         later = claim(database)
         log(later, "four\n")
         third, place = read_on(after=place, **options)
-        do(database, lifecycle.succeed, later, REPORTS)
+        do(database, claims.succeed, later, REPORTS)
         fourth, _ = read_on(after=place, **options)
         assert (second, third + fourth) == (b"three\n", b"" if "attempt" in options else b"four\n")
 
@@ -290,7 +292,7 @@ def test_what_nobody_names_is_swept_a_day_after_its_attempt(api, database, held,
     for name in ("states/state-5/state", "states/state-6/state", "checkpoint.safetensors"):
         store.put(f"{held.prefix}/{name}", tmp_path / "file")
     do(database, ingest.save_state, held, SAVED, name="state", key=f"{held.prefix}/states/state-5/state")
-    do(database, lifecycle.hand_back, held)
+    do(database, claims.hand_back, held)
     before = list(store.keys("jobs"))
     sweep_orphans(database, store)
     assert list(store.keys("jobs")) == before
@@ -335,7 +337,7 @@ def test_states_of_a_job_that_ended_badly_are_kept_for_a_while_and_its_checkpoin
         store.put(key, tmp_path / "file")
         do(database, ingest.save_state, held, SAVED.model_copy(update={"kind": kind}), name=kind, key=key)
     api.post(f"/jobs/{held.job_id}/cancel")
-    do(database, lifecycle.hand_back, held)
+    do(database, claims.hand_back, held)
     sweep_states(database, store, days=1)
     assert len(list(store.keys("jobs"))) == 2
     sweep_states(database, store, days=-1)
@@ -353,7 +355,7 @@ def test_states_that_a_worker_has_left_which_died_after_its_jobs_success_are_swe
     do(database, ingest.save_state, held, SAVED, name="state", key=key)
     sweep_states(database, store, days=30)
     assert list(store.keys("jobs")) == [key]
-    do(database, lifecycle.succeed, held, REPORTS)
+    do(database, claims.succeed, held, REPORTS)
     sweep_states(database, store, days=30)
     assert list(store.keys("jobs")) == []
     with database.reading() as session:

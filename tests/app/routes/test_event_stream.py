@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.jobs import ingest, lifecycle
+from app.jobs import claims, ingest
 from app.projects import quotas
 from core.schema import events as reported
 from core.schema.report import Reports
@@ -28,7 +28,7 @@ def do(database, action, *args, **options):
 def start(api, database):
     """Post a job and claim it."""
     job_id = api.post("/jobs", json=DIGITS).json()["id"]
-    return job_id, do(database, lifecycle.claim, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
+    return job_id, do(database, claims.claim, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
 
 
 def warn(database, held, count=1):
@@ -76,7 +76,7 @@ def test_a_stream_tells_everything_once_and_ends_with_the_job(api, database):
         for _ in range(10):
             time.sleep(0.03)
             warn(database, held)
-        do(database, lifecycle.succeed, held, Reports(before=None, after=None))
+        do(database, claims.succeed, held, Reports(before=None, after=None))
 
     writer = threading.Thread(target=live)
     writer.start()
@@ -91,7 +91,7 @@ def test_a_stream_tells_everything_once_and_ends_with_the_job(api, database):
 def test_a_stream_goes_on_after_the_last_event_that_was_seen(api, database):
     job_id, held = start(api, database)
     warn(database, held, 250)
-    do(database, lifecycle.succeed, held, Reports(before=None, after=None))
+    do(database, claims.succeed, held, Reports(before=None, after=None))
     assert seqs(follow(api, job_id)) == list(range(1, 254))
     assert seqs(follow(api, job_id, **{"Last-Event-ID": "200"})) == list(range(201, 254))
     assert seqs(follow(api, job_id, **{"Last-Event-ID": "253"})) == []
@@ -100,7 +100,7 @@ def test_a_stream_goes_on_after_the_last_event_that_was_seen(api, database):
 def test_a_stream_tells_everything_where_the_last_event_that_was_seen_is_not_of_its_history(api, database):
     job_id, held = start(api, database)
     warn(database, held, 2)
-    do(database, lifecycle.succeed, held, Reports(before=None, after=None))
+    do(database, claims.succeed, held, Reports(before=None, after=None))
     assert seqs(follow(api, job_id, **{"Last-Event-ID": "1000"})) == [1, 2, 3, 4, 5]
 
 
@@ -111,7 +111,7 @@ def test_a_reader_that_is_cut_off_again_and_again_misses_nothing(api, database):
         for _ in range(60):
             warn(database, held)
             time.sleep(0.005)
-        do(database, lifecycle.succeed, held, Reports(before=None, after=None))
+        do(database, claims.succeed, held, Reports(before=None, after=None))
 
     writer = threading.Thread(target=live)
     writer.start()
@@ -159,7 +159,7 @@ def test_too_many_streams_are_refused_and_the_place_is_free_again(settings, data
             assert (refused.status_code, refused.json()["code"]) == (503, "too_many_streams")
             assert int(refused.headers["retry-after"]) > 0
             assert api.get(f"/jobs/{job_id}/events").status_code == 200
-        do(database, lifecycle.succeed, held, Reports(before=None, after=None))
+        do(database, claims.succeed, held, Reports(before=None, after=None))
         deadline = time.monotonic() + 60
         while api.get(f"/jobs/{job_id}/events", headers=STREAM).status_code != 200:
             assert time.monotonic() < deadline
@@ -188,7 +188,7 @@ def test_streams_that_are_asked_for_at_once_are_no_more_than_there_may_be(
         with ThreadPoolExecutor(10) as callers:
             statuses = list(callers.map(ask, range(10)))
         assert statuses.count(200) == 2
-        do(database, lifecycle.succeed, held, Reports(before=None, after=None))
+        do(database, claims.succeed, held, Reports(before=None, after=None))
 
 
 def test_a_place_is_free_again_though_its_client_went_before_the_first_byte(settings, database, project, monkeypatch):
@@ -207,7 +207,7 @@ def test_a_place_is_free_again_though_its_client_went_before_the_first_byte(sett
                     break
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        do(database, lifecycle.succeed, held, Reports(before=None, after=None))
+        do(database, claims.succeed, held, Reports(before=None, after=None))
 
 
 @pytest.mark.parametrize("what", ["events", "logs?follow=true"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app.jobs import ingest, lifecycle
+from app.jobs import claims, ingest
 from app.main import create_app
 from app.storage import LocalStore
 from app.tables import ApiKey
@@ -50,7 +50,7 @@ def post(api, body=DIGITS, **headers):
 
 def claim(database):
     with database.writing() as session:
-        return lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
+        return claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
 
 
 def do(database, action, *args, **options):
@@ -85,7 +85,7 @@ def finish(database, settings, tmp_path, held):
         sha256 = hashlib.sha256(content).hexdigest()
         saved = reported.Saved(kind=kind, path=key, sha256=sha256, size=len(content), step=3, epoch=1.0)
         do(database, ingest.save, held, saved, key=key)
-    do(database, lifecycle.succeed, held, REPORTS)
+    do(database, claims.succeed, held, REPORTS)
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_waiting_without_an_etag_ends_with_the_job(api, database):
     job = post(api)
     held = claim(database)
     do(database, ingest.record, held, steps(1))
-    threading.Timer(0.3, do, [database, lifecycle.succeed, held, REPORTS]).start()
+    threading.Timer(0.3, do, [database, claims.succeed, held, REPORTS]).start()
     assert api.get(f"/jobs/{job['id']}", params={"wait": 20}).json()["status"] == "succeeded"
 
 
@@ -276,10 +276,10 @@ def test_the_curve_stays_where_it_was_until_a_new_attempt_says_where_it_goes_on(
     def go_on(held):
         do(
             database,
-            lifecycle.record_crash,
+            claims.record_crash,
             held,
-            cause="killed",
-            retry_policy=lifecycle.RetryPolicy(backoff_seconds=0),
+            code="killed",
+            retry_policy=claims.RetryPolicy(backoff_seconds=0),
         )
         return claim(database)
 
@@ -294,7 +294,7 @@ def test_the_curve_stays_where_it_was_until_a_new_attempt_says_where_it_goes_on(
     held = go_on(held)
     assert shown() == [*range(1, 8)]
     do(database, ingest.record, held, [reported.Resumed(step=7, epoch=7.0)])
-    do(database, lifecycle.succeed, held, REPORTS)
+    do(database, claims.succeed, held, REPORTS)
     assert shown() == [*range(1, 8)]
 
 

@@ -11,14 +11,13 @@ from functools import cache
 import pytest
 from sqlalchemy import select
 
-from app import queries
-from app.assets import uploads
-from app.jobs import ingest, lifecycle
+from app.assets import checkpoints, uploads
+from app.jobs import claims, ingest, lifecycle
 from app.main import create_app
 from app.platform.ids import new_id
 from app.schemas.job_request import parse_request
 from app.tables import ApiKey, Dataset, Job, Model
-from app.webhooks import subscriptions
+from app.webhooks import deliveries, subscriptions
 from core.schema.events import Saved
 from tests.support.instance import DIGITS, add_key, add_project, calling
 
@@ -47,12 +46,12 @@ def foreign(database):
     add_key(database, other)
     with database.writing() as session:
         job = lifecycle.create(session, other.id, parse_request(DIGITS)).job
-        claim = lifecycle.claim(session, worker="w", lease_seconds=60, retry_policy=lifecycle.RetryPolicy())
+        claim = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
         ingest.save(session, claim, SAVED, key="nowhere")
         hook = subscriptions.create(session, other.id, url="https://93.184.216.34/", events=(), description="", limit=1)
-        delivery = subscriptions.test(session, hook)
+        delivery = deliveries.test(session, hook)
         key = session.scalars(select(ApiKey.id).where(ApiKey.project_id == other.id)).one()
-        checkpoint = queries.list_checkpoints(session, job.id, after=None, limit=1).rows[0].id
+        checkpoint = checkpoints.list_checkpoints(session, job.id, after=None, limit=1).rows[0].id
         upload = uploads.create(
             session,
             other.id,
@@ -65,7 +64,7 @@ def foreign(database):
         )
         given = {"project_id": other.id, "name": "x", "filename": "x", "key": "nowhere", "size": 1, "sha256": "0" * 64}
         dataset = Dataset(id=new_id("ds"), **given)
-        model = Model(id=new_id("model"), said={}, **given)
+        model = Model(id=new_id("model"), declared={}, **given)
         session.add_all([dataset, model])
     return {
         "dataset_id": dataset.id,

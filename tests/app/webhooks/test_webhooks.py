@@ -16,13 +16,14 @@ from sqlalchemy import select, update
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
-from app.jobs import lifecycle
-from app.jobs.lifecycle import MOVES
+from app.jobs import claims, lifecycle
+from app.jobs.moves import MOVES
+from app.platform.database import now
 from app.schemas.job_request import parse_request
 from app.schemas.webhooks import ENDINGS, JobEvent
 from app.tables import Delivery, Webhook
-from app.webhooks import sender, subscriptions, url_policy
-from app.webhooks.subscriptions import PAUSES
+from app.webhooks import deliveries, sender, subscriptions, url_policy
+from app.webhooks.deliveries import PAUSES
 from tests.support.instance import add_project
 from tests.support.webhook_receiver import receiver
 
@@ -38,7 +39,7 @@ def lan(settings, monkeypatch):
 
 
 def scale_pauses(monkeypatch, scale):
-    monkeypatch.setattr(subscriptions, "PAUSES", tuple(pause * scale for pause in PAUSES))
+    monkeypatch.setattr(deliveries, "PAUSES", tuple(pause * scale for pause in PAUSES))
 
 
 def subscribe(database, project, url, *, events=ENDINGS):
@@ -55,7 +56,7 @@ def announce(database, project, *, spec=SPEC):
     return job.id
 
 
-def deliveries(database):
+def all_deliveries(database):
     with database.reading() as session:
         return session.scalars(select(Delivery).order_by(Delivery.id)).all()
 
@@ -126,8 +127,8 @@ def test_the_receiver_can_verify_a_message_and_its_age(lan, database, project):
     late = {**message.headers, "webhook-timestamp": str(int(message.headers["webhook-timestamp"]) - 400)}
     with pytest.raises(WebhookVerificationError, match="too old"):
         Verifier(webhook.secret).verify(message.body, late)
-    (delivery,) = deliveries(database)
-    assert (delivery.status, delivery.response_status, delivery.attempts) == ("succeeded", 204, 1)
+    (delivery,) = all_deliveries(database)
+    assert (delivery.status, delivery.response_status, delivery.tries) == ("succeeded", 204, 1)
     assert delivery.id == message.id
     assert 0 < delivery.duration < 15
 
@@ -139,7 +140,7 @@ def test_a_receiver_that_fails_is_told_again_under_the_same_id(lan, database, pr
         announce(database, project)
         with sending(lan, database):
             messages = server.wait_for(3)
-            until(lambda: deliveries(database)[0].status == "succeeded")
+            until(lambda: all_deliveries(database)[0].status == "succeeded")
     assert len({message.id for message in messages}) == 1
     for message in messages:
         Verifier(webhook.secret).verify(message.body, message.headers)
@@ -147,7 +148,7 @@ def test_a_receiver_that_fails_is_told_again_under_the_same_id(lan, database, pr
     # The second is scaled from five minutes, and both from the moment of the failure.
     assert 0.025 <= pauses[0] < 1.5
     assert 1.5 <= pauses[1] < 10
-    assert deliveries(database)[0].attempts == 3
+    assert all_deliveries(database)[0].tries == 3
 
 
 def test_pauses_are_those_of_standard_webhooks_and_the_last_failure_is_final(database, project, settings):
@@ -159,18 +160,18 @@ def test_pauses_are_those_of_standard_webhooks_and_the_last_failure_is_final(dat
         due_in = fail_once(database)
         assert pause - 1 <= due_in <= pause * 1.2 + 3
     assert fail_once(database) is None
-    (delivery,) = deliveries(database)
-    assert (delivery.status, delivery.attempts, delivery.error) == ("failed", 10, "answered 500")
+    (delivery,) = all_deliveries(database)
+    assert (delivery.status, delivery.tries, delivery.error) == ("failed", 10, "answered 500")
 
 
 def fail_once(database):
     """Let the delivery's attempt fail; give the seconds to the next one."""
     with database.writing() as session:
         session.execute(update(Delivery).values(next_attempt_at=Delivery.created_at))
-        (held,) = subscriptions.claim(session, limit=10, per_webhook=4, lease_seconds=60)
-        subscriptions.settle(session, held, subscriptions.Outcome(500, "answered 500", 0.1))
+        (held,) = deliveries.claim(session, owner="w", limit=10, per_webhook=4, lease_seconds=60)
+        deliveries.record_outcome(session, held, deliveries.Outcome(500, "answered 500", 0.1))
     with database.reading() as session:
-        due, at = session.execute(select(Delivery.next_attempt_at, subscriptions.now())).one()
+        due, at = session.execute(select(Delivery.next_attempt_at, now())).one()
     return due and (due - at).total_seconds()
 
 
@@ -181,7 +182,7 @@ def test_a_redirect_is_a_failure_and_is_not_followed(lan, database, project, mon
         announce(database, project)
         sender.send_all(lan, database, threading.Event())
         assert len(server.got) == 1
-    (delivery,) = deliveries(database)
+    (delivery,) = all_deliveries(database)
     assert (delivery.status, delivery.response_status) == ("pending", 301)
     assert "final address" in delivery.error
     assert delivery.next_attempt_at is not None
@@ -195,7 +196,7 @@ def test_a_receiver_that_says_gone_is_told_nothing_more(lan, database, project):
         announce(database, project)
         sender.send_all(lan, database, threading.Event())
         assert len(server.got) == 1
-    assert [delivery.status for delivery in deliveries(database)] == ["failed"]
+    assert [delivery.status for delivery in all_deliveries(database)] == ["failed"]
     with database.reading() as session:
         webhook = session.scalars(select(Webhook)).one()
     assert webhook.disabled_at is not None
@@ -213,7 +214,7 @@ def test_a_receiver_that_hangs_delays_nobody_else_and_holds_few(lan, database, p
             quick.wait_for(10)
             slow.wait_for(sender.UNDER_WAY_PER_WEBHOOK)
             # None of the slow ones has ended yet.
-            waiting = [each for each in deliveries(database) if each.webhook_id == hanging.id]
+            waiting = [each for each in all_deliveries(database) if each.webhook_id == hanging.id]
             assert {(each.status, each.error) for each in waiting} == {("pending", None)}
             assert len(slow.got) <= 2 * sender.UNDER_WAY_PER_WEBHOOK
 
@@ -226,7 +227,7 @@ def test_a_receiver_that_does_not_answer_in_time_has_failed(lan, database, proje
         subscribe(database, project, server.url())
         announce(database, project)
         sender.send_all(lan, database, threading.Event())
-    (delivery,) = deliveries(database)
+    (delivery,) = all_deliveries(database)
     assert (delivery.status, delivery.error) == ("pending", "no answer within 0.3 s")
     assert 0.3 <= delivery.duration < 10
 
@@ -237,7 +238,7 @@ def test_processes_that_send_at_once_send_each_message_once(lan, database, proje
         for _ in range(20):
             announce(database, project)
         with sending(lan, database, processes=3):
-            until(lambda: all(delivery.status == "succeeded" for delivery in deliveries(database)))
+            until(lambda: all(delivery.status == "succeeded" for delivery in all_deliveries(database)))
         assert len(server.got) == len({message.id for message in server.got}) == 20
 
 
@@ -246,7 +247,7 @@ def test_what_a_lost_process_was_sending_is_sent_by_another(lan, database, proje
         subscribe(database, project, server.url())
         announce(database, project)
         with database.writing() as session:
-            (lost,) = subscriptions.claim(session, limit=10, per_webhook=4, lease_seconds=30)
+            (lost,) = deliveries.claim(session, owner="w", limit=10, per_webhook=4, lease_seconds=30)
         sender.send_all(lan, database, threading.Event())
         assert server.got == []
         with database.writing() as session:
@@ -254,9 +255,9 @@ def test_what_a_lost_process_was_sending_is_sent_by_another(lan, database, proje
         sender.send_all(lan, database, threading.Event())
         assert [message.id for message in server.got] == [lost.id]
     with database.writing() as session:
-        subscriptions.settle(session, lost, subscriptions.Outcome(500, "answered 500", 1))
-    (delivery,) = deliveries(database)
-    assert (delivery.status, delivery.attempts) == ("succeeded", 2)
+        deliveries.record_outcome(session, lost, deliveries.Outcome(500, "answered 500", 1))
+    (delivery,) = all_deliveries(database)
+    assert (delivery.status, delivery.tries) == ("succeeded", 2)
 
 
 def test_sending_ends_at_once_when_the_process_is_to_stop(lan, database, project):
@@ -288,20 +289,20 @@ def test_a_move_that_is_rolled_back_is_told_to_nobody(database, project):
 
     with pytest.raises(ZeroDivisionError):
         cancel_and_fail()
-    assert deliveries(database) == []
+    assert all_deliveries(database) == []
     with database.writing() as session:
         lifecycle.ask(session, job_id, "cancel")
-    assert [delivery.type for delivery in deliveries(database)] == ["job.cancelled"]
+    assert [delivery.type for delivery in all_deliveries(database)] == ["job.cancelled"]
 
 
 def test_every_move_of_a_job_is_told_to_who_asked(database, project):
     subscribe(database, project, "https://nowhere.invalid/", events=JobEvent.__args__)
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
-        claim = lifecycle.claim(session, worker="w", lease_seconds=30, retry_policy=lifecycle.RetryPolicy())
-        lifecycle.hand_back(session, claim)
+        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
+        claims.hand_back(session, claim)
     announce(database, project)
-    told = [delivery.type for delivery in deliveries(database)]
+    told = [delivery.type for delivery in all_deliveries(database)]
     assert sorted(told) == sorted(
         ["job.queued", "job.running", "job.queued", "job.queued", "job.cancelling", "job.cancelled"]
     )
@@ -313,7 +314,7 @@ def test_another_projects_webhook_and_a_disabled_one_are_told_nothing(database, 
     with database.writing() as session:
         subscriptions.change(session, session.get_one(Webhook, webhook.id), {"disabled": True})
     announce(database, project)
-    assert deliveries(database) == []
+    assert all_deliveries(database) == []
 
 
 def test_a_payload_stays_thin(database, project):
@@ -321,7 +322,7 @@ def test_a_payload_stays_thin(database, project):
     long = parse_request({"base_model": "digits-cnn-linf", "name": "€" * 128, "metadata": labels})
     subscribe(database, project, "https://nowhere.invalid/", events=JobEvent.__args__)
     announce(database, project, spec=long)
-    assert max(len(delivery.payload.encode()) for delivery in deliveries(database)) < 2000
+    assert max(len(delivery.payload.encode()) for delivery in all_deliveries(database)) < 2000
 
 
 def test_both_secrets_sign_while_a_rotation_lasts(lan, database, project):
@@ -359,7 +360,7 @@ def test_a_name_that_leads_elsewhere_by_now_leads_nowhere(lan, database, project
         monkeypatch.setattr(url_policy, "resolve", lambda host, port: [ip_address("127.0.0.1")])
         sender.send_all(settings, database, threading.Event())
         assert server.got == []
-    (delivery,) = deliveries(database)
+    (delivery,) = all_deliveries(database)
     assert "not on the public internet" in delivery.error
     assert delivery.status == "pending"
 
@@ -409,7 +410,7 @@ def test_a_certificate_is_asked_for_by_name_though_the_address_is_pinned(
         sender.send_all(lan, database, threading.Event())
         assert len(server.got) == int(heard)
     assert names == [name]
-    (delivery,) = deliveries(database)
+    (delivery,) = all_deliveries(database)
     assert (delivery.status == "succeeded") == heard
     assert heard or "certificate" in delivery.error.lower()
 
@@ -421,8 +422,8 @@ def test_old_deliveries_are_forgotten(lan, database, project):
         sender.send_all(lan, database, threading.Event())
     for days, left in ((1, 1), (0, 0)):
         with database.writing() as session:
-            subscriptions.forget(session, days=days)
-        assert len(deliveries(database)) == left
+            deliveries.forget(session, days=days)
+        assert len(all_deliveries(database)) == left
 
 
 def test_no_secret_and_no_url_is_logged(lan, database, project, caplog):

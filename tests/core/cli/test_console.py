@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.cli.console import narrate
+from core.cli.console import event_lines
 from core.schema.events import NormCount, Stepped
 
 
@@ -21,5 +21,5 @@ def test_a_step_says_which_norms_were_attacked(norm: str | None, counted: tuple[
         counts={name: NormCount(seen=8, robust=4) for name in counted},
         seconds=1.0,
     )
-    (line,) = narrate(step)
+    (line,) = event_lines(step)
     assert told in line

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from core import data
-from core.cli.console import narrate
+from core.cli.console import event_lines
 from core.data import extra_data
 from core.data.split import Split
 from core.data.stream import Stream
@@ -181,7 +181,7 @@ def test_a_run_takes_half_of_each_batch_from_its_extra_data(digits: data.Dataset
     # 32 of the 64 images of a batch come from each set.
     assert events[0].total_steps == -(-events[0].train_examples // 32) == 3
     assert events[0].extra_examples == 300
-    assert "training (and 300 extra) and 1 test images" in "\n".join(narrate(events[0]))
+    assert "training (and 300 extra) and 1 test images" in "\n".join(event_lines(events[0]))
     assert events[0].data_sha256 != digits.sha256()
     assert sum(isinstance(event, Stepped) for event in events) == 3
     assert isinstance(events[-1], Finished)

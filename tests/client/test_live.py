@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from client import Temper, monitor
+from client import Temper
+from client.display import live
 from tests.support.scripted_service import Script, job_json
 
 PROGRESS = {
@@ -49,7 +50,7 @@ def history(script: Script) -> None:
 
 def test_terminal_shows_phase_step_norm_and_attacks(temper: Temper, history: None) -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, width=120, color_system=None)
-    assert monitor.watch(temper, "job_1", screen).status == "succeeded"
+    assert live.watch(temper, "job_1", screen).status == "succeeded"
     shown = screen.file.getvalue()  # type: ignore[attr-defined]
     for text in (
         "60/60 steps",
@@ -65,7 +66,7 @@ def test_terminal_shows_phase_step_norm_and_attacks(temper: Temper, history: Non
 
 def test_file_gets_a_line_for_each_event_and_none_twice(temper: Temper, history: None) -> None:
     file = Console(file=io.StringIO(), width=200)
-    monitor.watch(temper, "job_1", file)
+    live.watch(temper, "job_1", file)
     lines = file.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert len(lines) == len(HISTORY)
     assert lines[2].startswith("training 30 of 60 steps, epoch 1.50, loss 0.500, attacked l1, robust error linf 20 %")

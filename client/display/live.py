@@ -1,4 +1,4 @@
-"""Watching a job: bars that move on a terminal, lines in a file."""
+"""Live view of a job: progress bars on a terminal, lines in a file."""
 
 from datetime import timedelta
 from typing import Any, Self
@@ -8,25 +8,25 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from client.display import event_line, sentence
-from client.records import Job, Progress
+from app.schemas.jobs import Job, Progress
+from client.display.events import event_line, sentence
 from client.temper import Temper
 from core.schema.events import NormCount, Stamped
 
 
 def watch(temper: Temper, job_id: str, console: Console) -> Job:
-    """Show a job until it has ended; return it."""
+    """Show a job until it has ended, and return it."""
     with _Bars(console) if console.is_terminal else _Lines(console) as view:
-        for item in temper.watch(job_id):
+        for item in temper.jobs.watch(job_id):
             if isinstance(item, Progress):
                 view.show_progress(item)
             else:
                 view.show_event(item)
-    return temper.get(job_id)
+    return temper.jobs.get(job_id)
 
 
 class _Lines:
-    """A line per event, and one per tenth of the training."""
+    """Prints a line per event, and one per tenth of the training."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -39,12 +39,12 @@ class _Lines:
         pass
 
     def show_event(self, event: Stamped) -> None:
-        """Print it."""
+        """Print an event."""
         self._console.print(event_line(event), soft_wrap=True)
         self._tenth = 0 if event.type == "entered" else self._tenth
 
     def show_progress(self, progress: Progress) -> None:
-        """Print it when it is news."""
+        """Print the progress when another tenth of the training is done."""
         tenth = int(10 * (progress.fraction or 0))
         if progress.subject is None and tenth > self._tenth:
             self._console.print(f"training {progress.step} of {progress.total_steps} steps, {_step_line(progress)}")
@@ -52,7 +52,7 @@ class _Lines:
 
 
 class _Bars:
-    """A bar per phase, and under them what the last step did."""
+    """Shows a bar per phase, and the last training step below."""
 
     def __init__(self, console: Console) -> None:
         self._bars = bars.Progress(
@@ -75,7 +75,7 @@ class _Bars:
         self._live.stop()
 
     def show_event(self, event: Stamped) -> None:
-        """Move the bars."""
+        """Advance the bars, or start one for a new phase."""
         data: dict[str, Any] = event.data
         match event.type:
             case "entered":
@@ -102,14 +102,14 @@ class _Bars:
             case "job.pausing" | "job.stopping" | "job.cancelling":
                 self._live.console.print(event_line(event))
             case "job.paused":
-                self._begin("paused, until somebody resumes it")
+                self._begin("paused until it is resumed")
             case "job.resumed":
                 self._begin("waiting for a worker")
             case "job.succeeded":
                 self._finish()
 
     def show_progress(self, progress: Progress) -> None:
-        """Move the bar of the training."""
+        """Advance the bar of the training."""
         if self._doing != "training":
             return
         left = progress.seconds_remaining

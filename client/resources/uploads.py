@@ -1,4 +1,4 @@
-"""A file from disk to the service: in parts, some at once, resumed where it broke, ready only if its hash is right."""
+"""Uploads: send files in parts, several in parallel, resumed where an earlier upload broke, verified by hash."""
 
 import hashlib
 import time
@@ -7,28 +7,52 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import BinaryIO
-from urllib.parse import quote
 
-import httpx2
+from app.schemas.answer import Page
+from app.schemas.uploads import Upload, UploadRequests
+from client.connection import Connection
+from client.errors import CannotRead, NotUploaded
+from client.reading import read
+from client.resources.resource import Resource, path_of
+from client.retries import PASSING, Retries
 
-from client.connection import PASSING, Connection, Pauses
-from client.errors import Answered, CannotRead, NotUploaded, TemperError
-from client.records import Page, Upload, UploadRequests, read
-
-_AT_ONCE = 4
-"""Parts that are under way at the same time."""
+_PARALLEL_PARTS = 4
 _CHUNK = 1024 * 1024
+_RETRIED = PASSING | {500}
+"""Statuses after which a part is sent again. Repeating a part is harmless."""
 _LONGEST_PAUSE = 5.0
 
 OnProgress = Callable[[str, int, int], None]
-"""Is told what is being done (hashing, sending), how many bytes of it are done, and of how many."""
+"""Called with what is being done (hashing or sending), the bytes done, and the bytes in total."""
+
+
+class Uploads(Resource):
+    """The uploads of the project: `temper.uploads`."""
+
+    def send(
+        self, path: str | Path, *, purpose: str, name: str | None = None, on_progress: OnProgress = lambda *_: None
+    ) -> Upload:
+        """Upload a file and wait until the service has verified its hash.
+
+        purpose: dataset or model. name: the file's name in the service, by default its own. An upload that broke off,
+        in this process or an earlier one, continues where it broke. Raises CannotRead, NotUploaded.
+        """
+        path = Path(path)
+        return upload_file(
+            self._connection,
+            path,
+            purpose=purpose,
+            name=name or path.name,
+            patience=self._connection.long_patience,
+            on_progress=on_progress,
+        )
 
 
 def upload_file(
     connection: Connection, path: Path, *, purpose: str, name: str, patience: float, on_progress: OnProgress
 ) -> Upload:
-    """Send a file; go on with an earlier try that broke off, where the service has one. Raises CannotRead, NotUploaded,
-    Unreachable, Refused, ServiceFailed."""
+    """Send a file, or the rest of it if the service has an earlier upload of it that broke off. Raises CannotRead,
+    NotUploaded, Unreachable, Refused, ServiceFailed."""
     try:
         size = path.stat().st_size
         sha256 = _hash(path, size, on_progress)
@@ -50,19 +74,20 @@ def _hash(path: Path, size: int, on_progress: OnProgress) -> str:
 
 
 def _begin(connection: Connection, *, name: str, size: int, sha256: str, purpose: str, patience: float) -> Upload:
-    """Find a try of the same file that broke off, or announce the file: once, however often the connection breaks."""
-    pauses = Pauses(patience)
+    """Find an earlier upload of the same file that broke off, or announce a new one.
+
+    Each attempt looks again, because an announcement whose answer was lost must not be repeated.
+    """
+    retries = Retries(patience)
     query = {"status": "pending", "sha256": sha256, "purpose": purpose}
-    wish = {"filename": name, "bytes": size, "sha256": sha256, "purpose": purpose}
+    announced = {"filename": name, "bytes": size, "sha256": sha256, "purpose": purpose}
     while True:
-        try:
+        with retries.pause_on_failure(statuses=_RETRIED):
             found = read(Page[Upload], connection.request("GET", "/uploads", patience=0, params=query).content)
             same = [upload for upload in found.data if (upload.bytes, upload.filename) == (size, name)]
             if same:
                 return _get(connection, same[0].id, patience)
-            return read(Upload, connection.request("POST", "/uploads", patience=0, json=wish).content)
-        except TemperError as error:
-            _pause_or_raise(pauses, error)
+            return read(Upload, connection.request("POST", "/uploads", patience=0, json=announced).content)
 
 
 class _Sender:
@@ -76,32 +101,29 @@ class _Sender:
         self._upload = upload
         self._patience = patience
         self._on_progress = on_progress
-        self._given_up = Event()
+        self._aborted = Event()
         self._sent = sum(self._size_of(number) for number in upload.received or ())
 
     def send_all(self) -> None:
-        """Send them, some at once."""
+        """Send the missing parts, several in parallel."""
         there = set(self._upload.received or ())
         missing = [number for number in range(1, self._upload.parts + 1) if number not in there]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_PARALLEL_PARTS) as pool:
             for size in pool.map(self._send, missing):
                 self._sent += size
                 self._on_progress("sending", self._sent, self._upload.bytes)
 
     def _send(self, number: int) -> int:
-        pauses = Pauses(self._patience)
+        retries = Retries(self._patience)
         size = self._size_of(number)
-        while not self._given_up.is_set():
-            try:
-                self._send_once(number, size)
-            except TemperError as error:
-                try:
-                    _pause_or_raise(pauses, error)
-                except BaseException:
-                    self._given_up.set()
-                    raise
-            else:
-                return size
+        try:
+            while not self._aborted.is_set():
+                with retries.pause_on_failure(statuses=_RETRIED):
+                    self._send_once(number, size)
+                    return size
+        except BaseException:
+            self._aborted.set()
+            raise
         return 0
 
     def _send_once(self, number: int, size: int) -> None:
@@ -109,8 +131,8 @@ class _Sender:
             digest = hashlib.sha256()
             for chunk in _slice(file, (number - 1) * self._upload.part_bytes, size):
                 digest.update(chunk)
-            wish = {"parts": [{"number": number, "sha256": digest.hexdigest()}]}
-            answer = self._connection.request("POST", f"{_path(self._upload.id)}/parts", patience=0, json=wish)
+            wanted = {"parts": [{"number": number, "sha256": digest.hexdigest()}]}
+            answer = self._connection.request("POST", f"{_path(self._upload.id)}/parts", patience=0, json=wanted)
             (request,) = read(UploadRequests, answer.content).data
             content = _slice(file, (number - 1) * self._upload.part_bytes, size)
             headers = {"Content-Length": str(size), **request.headers}
@@ -126,11 +148,11 @@ def _slice(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
         size -= len(chunk)
         yield chunk
     if size:
-        raise CannotRead(f"{file.name} has become shorter while it was sent")
+        raise CannotRead(f"{file.name} became shorter during the upload")
 
 
 def _complete(connection: Connection, upload: Upload, patience: float) -> Upload:
-    """Have the whole verified, and wait for that."""
+    """Ask the service to verify the file, and wait until it has."""
     answer = connection.request("POST", f"{_path(upload.id)}/complete", patience=patience)
     pause = 0.1
     while (upload := read(Upload, answer.content)).status == "verifying":
@@ -148,13 +170,4 @@ def _get(connection: Connection, upload_id: str, patience: float) -> Upload:
 
 
 def _path(upload_id: str) -> str:
-    return f"/uploads/{quote(upload_id, safe='')}"
-
-
-def _pause_or_raise(pauses: Pauses, error: TemperError) -> None:
-    """Pause before the next try where another one may succeed."""
-    if isinstance(error, Answered) and error.problem.status not in PASSING | {httpx2.codes.INTERNAL_SERVER_ERROR}:
-        raise error
-    if isinstance(error, CannotRead):
-        raise error
-    pauses.sleep_or_raise(error)
+    return path_of("uploads", upload_id)

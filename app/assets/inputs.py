@@ -1,0 +1,113 @@
+"""The files of a project's own that a job reads, as they were when the job was posted; and the lineage made of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.assets import assets
+from app.assets.checkpoints import find_checkpoint
+from app.platform.database import lock_row
+from app.tables import Checkpoint, Dataset, Input, Inspected, Job, Model
+from core.schema.spec import AnySpec
+
+_TABLES: tuple[type[Dataset] | type[Model] | type[Checkpoint], ...] = (Dataset, Model, Checkpoint)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that a job reads."""
+
+    field: str
+    """The field of the spec that names it."""
+    name: str
+    """The name in that field."""
+    key: str
+    sha256: str
+    size: int
+
+
+class Gone(Exception):
+    """A file that the job reads was deleted."""
+
+
+def link(session: Session, job: Job, spec: AnySpec) -> None:
+    """Write which of the project's files a new job reads, and keep them from being removed until its row is committed.
+
+    A later file of the same name is another file. A retry reads the files of the job that it continues. Raises Gone.
+    """
+    if job.retry_of:
+        _link_like(session, job, job.retry_of)
+        return
+    for field, kind in assets.NAMED_BY.items():
+        name = getattr(spec, field, None)
+        if not name or name in assets.SHIPPED.get(field, ()):
+            continue
+        file = assets.find(session, kind, job.project_id, name)
+        if file is not None:
+            table = assets.TABLES[kind]
+            # Waits for a transaction that removes the file at this moment.
+            locked = select(table.id).where(table.id == file.id).with_for_update(read=True)
+            if session.scalars(locked).one_or_none() is None:
+                raise Gone(f"the {field} {name} has just been removed")
+            made_by = (file.job_id, file.checkpoint_id) if isinstance(file, Model) else (None, None)
+            session.add(_input(job, field, file.id, file.sha256, *made_by))
+        elif checkpoint := find_checkpoint(session, job.project_id, name):
+            lock_row(session, Checkpoint, checkpoint.id, lets_change=True)
+            session.add(_input(job, field, checkpoint.id, checkpoint.sha256, checkpoint.job_id, checkpoint.id))
+
+
+def _link_like(session: Session, job: Job, other_id: str) -> None:
+    for taken in list_inputs(session, other_id):
+        locked = (select(table.id).where(table.id == taken.source_id).with_for_update(read=True) for table in _TABLES)
+        if not any(session.scalars(each).one_or_none() for each in locked):
+            raise Gone(f"the {taken.field} of {other_id} has been removed")
+        made_by = taken.made_by_job, taken.made_by_checkpoint
+        session.add(_input(job, taken.field, taken.source_id, taken.sha256, *made_by))
+
+
+def _input(
+    job: Job, field: str, source_id: str, sha256: str, made_by_job: str | None, made_by_checkpoint: str | None
+) -> Input:
+    return Input(
+        job_id=job.id,
+        field=field,
+        source_id=source_id,
+        sha256=sha256,
+        made_by_job=made_by_job,
+        made_by_checkpoint=made_by_checkpoint,
+    )
+
+
+def sources(session: Session, job_id: str, spec: AnySpec) -> Sequence[Source]:
+    """List the objects of the files that a job reads. Raises Gone."""
+    return [
+        _source(session, taken, getattr(spec, taken.field))
+        for taken in session.scalars(select(Input).where(Input.job_id == job_id).order_by(Input.field)).all()
+    ]
+
+
+def _source(session: Session, taken: Input, name: str) -> Source:
+    found = next((row for table in _TABLES if (row := session.get(table, taken.source_id))), None)
+    if isinstance(found, Inspected | Checkpoint):
+        return Source(taken.field, name, found.key, found.sha256, found.size)
+    raise Gone(f"the {taken.field} {name} is no longer there")
+
+
+def list_inputs(session: Session, job_id: str) -> Sequence[Input]:
+    """List the files of the project's own that a job reads."""
+    return session.scalars(select(Input).where(Input.job_id == job_id).order_by(Input.field)).all()
+
+
+def ancestors(session: Session, project_id: str, job_id: str, *, most: int = 100) -> Sequence[str]:
+    """List the jobs that made what a job reads, and what those read, the nearest first."""
+    found: list[str] = []
+    near = [job_id]
+    while near and len(found) < most:
+        made = select(Input.made_by_job).join(Job, Job.id == Input.job_id).where(Job.project_id == project_id)
+        made = made.where(Input.job_id.in_(near), Input.made_by_job.is_not(None))
+        before = [each for each in session.scalars(made.order_by(Input.made_by_job.desc())).unique() if each]
+        near = [each for each in before if each not in found and each != job_id]
+        found += near
+    return found[:most]

@@ -1,0 +1,183 @@
+"""Inspections of data sets and models: two kinds of tasks, which workers do.
+
+What an inspection stores lies under the file's folder and the number of the task's attempt; no other attempt writes
+there. The caller opens the transaction and commits it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from app import tasks
+from app.assets.assets import TABLES, Kind
+from app.schemas import FileFailure, FileStatus
+from app.tables import Dataset, Model, Task, TaskStatus
+from app.tasks import TaskClaim
+from core.schema.import_spec import ImportSpec
+from core.schema.inspection_report import DatasetInspection, ModelInspection
+
+REPORT = "report.json"
+"""The name of the report in the folder of an inspection."""
+
+_CRASHED = FileFailure(
+    code="inspection_lost",
+    message="The inspection of the file crashed too often, or the file could not be fetched.",
+    hint="Check that the worker's machine has enough memory and reaches the object store, then post the file again.",
+    field=None,
+)
+
+
+_STATUS: dict[TaskStatus, FileStatus] = {
+    "queued": "pending",
+    "running": "inspecting",
+    "succeeded": "ready",
+    "failed": "refused",
+}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One worker's claim of a file that is to be inspected."""
+
+    task: TaskClaim
+    kind: Kind
+    id: str
+    key: str
+    """The file's key in the object store."""
+    sha256: str
+    size: int
+    filename: str
+    """The client's name for it."""
+    declared: ImportSpec | None
+    """What the owner of a model declares about it."""
+
+    @property
+    def attempt(self) -> int:
+        """The number of the claim."""
+        return self.task.attempt
+
+    @property
+    def prefix(self) -> str:
+        """The folder in the object store for what this attempt makes."""
+        return prefix(self.kind, self.id, self.attempt)
+
+
+def prefix(kind: Kind, file_id: str, attempt: int) -> str:
+    """Name the folder in the object store of what an attempt at an inspection makes."""
+    return f"{kind}s/{file_id}/{attempt}"
+
+
+def _follow(kind: Kind, session: Session, task: Task) -> None:
+    """Bring the file in line with the task of its inspection."""
+    values: dict[str, Any] = {
+        "status": _STATUS[task.status],
+        "failure": task.failure,
+        "finished_at": task.finished_at,
+        **(task.result or {}),
+    }
+    if task.status == "succeeded":
+        values["report_prefix"] = prefix(kind, task.subject_id, task.attempt)
+    table = TABLES[kind]
+    statement = update(table).where(table.id == task.subject_id).values(values)
+    session.execute(statement, execution_options={"synchronize_session": False})
+
+
+def _follow_dataset(session: Session, task: Task) -> None:
+    _follow("dataset", session, task)
+
+
+def _follow_model(session: Session, task: Task) -> None:
+    _follow("model", session, task)
+
+
+KINDS: Sequence[tasks.Kind] = (
+    tasks.Kind("inspect_dataset", _follow_dataset, _CRASHED.model_dump()),
+    tasks.Kind("inspect_model", _follow_model, _CRASHED.model_dump()),
+)
+
+
+def claim(session: Session, *, worker: str, lease_seconds: float, max_crashes: int) -> Inspection | None:
+    """Claim the next file that waits for its inspection, those of lost workers included; None where none waits."""
+    held = tasks.claim(session, KINDS, owner=worker, lease_seconds=lease_seconds, max_crashes=max_crashes)
+    if held is None:
+        return None
+    kind: Kind = "dataset" if held.kind.name == "inspect_dataset" else "model"
+    table: type[Dataset | Model] = TABLES[kind]
+    file = session.get_one(table, held.subject_id, populate_existing=True)
+    declared = ImportSpec.model_validate(file.declared) if isinstance(file, Model) else None
+    return Inspection(held, kind, file.id, file.key, file.sha256, file.size, file.filename, declared)
+
+
+def renew(session: Session, held: Inspection, *, lease_seconds: float) -> None:
+    """Extend the lease. Raises LeaseLost."""
+    tasks.renew(session, held.task, lease_seconds=lease_seconds)
+
+
+def accept(
+    session: Session,
+    held: Inspection,
+    findings: DatasetInspection | ModelInspection,
+    *,
+    key: str,
+    size: int,
+    sha256: str,
+) -> None:
+    """Make the file ready. What runs read is stored under `key`, and the report under the prefix. Raises LeaseLost."""
+    result = {"summary": _summarise(findings), "key": key, "size": size, "sha256": sha256}
+    tasks.succeed(session, held.task, result)
+
+
+def refuse(session: Session, held: Inspection, failure: FileFailure) -> None:
+    """Refuse the file for good: jobs cannot name it. Raises LeaseLost."""
+    tasks.fail(session, held.task, failure.model_dump())
+
+
+def hand_back(session: Session, held: Inspection) -> None:
+    """Let another worker inspect the file; this is not a crash. Raises LeaseLost."""
+    tasks.hand_back(session, held.task)
+
+
+def record_crash(session: Session, held: Inspection, *, max_crashes: int) -> None:
+    """Count a crash of the inspection, and let it start again unless it has crashed too often. Raises LeaseLost."""
+    tasks.record_crash(session, held.task, max_crashes=max_crashes)
+
+
+def leftovers(session: Session, keys: Sequence[str]) -> Sequence[str]:
+    """List those of these keys, each of an inspection's objects, that no file needs."""
+    attempts = tasks.latest_attempts(session, KINDS)
+    ready: dict[str, str] = {}
+    for table in TABLES.values():
+        for row in session.execute(select(table.id, table.report_prefix).where(table.report_prefix.is_not(None))):
+            ready[row.id] = row.report_prefix
+    gone = []
+    for key in keys:
+        _, file_id, number, *_ = [*key.split("/"), "", ""]
+        if file_id in ready:
+            is_needed = key.startswith(f"{ready[file_id]}/")
+        else:
+            is_needed = file_id in attempts and number.isdecimal() and int(number) >= attempts[file_id]
+        if not is_needed:
+            gone.append(key)
+    return gone
+
+
+def _summarise(findings: DatasetInspection | ModelInspection) -> dict[str, Any]:
+    """Select what lists show of the report."""
+    if isinstance(findings, ModelInspection):
+        shown = findings.model_dump(
+            mode="json",
+            include={"architecture", "parameters", "shape", "classes", "claims", "source", "source_sha256", "warnings"},
+        )
+        return {**shown, "warnings": [warning.code for warning in findings.warnings]}
+    return {
+        "shape": list(findings.shape),
+        "classes": len(findings.classes),
+        "train_examples": findings.train_examples,
+        "test_examples": findings.test_examples,
+        "refused": findings.refused,
+        "overlap": findings.overlap.count,
+        "thumbnails": [thumbnail.model_dump(mode="json") for thumbnail in findings.thumbnails],
+    }

@@ -1,0 +1,228 @@
+"""What workers do with jobs: claim the next one, keep it, end it, hand it back, or crash.
+
+What a run reports in between is `app.jobs.ingest`. The caller opens the transaction and commits it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from app.jobs import failures, shards
+from app.jobs.failures import CrashCode
+from app.jobs.leases import Claim, Shard, fence, lock_job, require
+from app.jobs.moves import fail as move_to_failed
+from app.jobs.moves import leave, move
+from app.platform import leases
+from app.platform.database import now, seconds_from_now
+from app.platform.settings import Settings
+from app.projects import quotas, usage
+from app.schemas import Failure, Results, Status
+from app.schemas.job_request import parse_request
+from app.tables import AT_WORK, CLAIMED, Attempt, Job, Project
+from core.schema.report import Reports
+
+MAX_CRASHES_IN_PLACE = 3
+CRASH_BACKOFF_SECONDS, MAX_CRASH_BACKOFF_SECONDS = 5.0, 300.0
+CANCEL_LIMIT_SECONDS = 45.0
+"""The parts of an instance's `RetryPolicy` that are not settings."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How many crashes a job may have, and how long it waits after each."""
+
+    max_crashes: int = 5
+    """With so many crashes in all, the job fails."""
+    max_crashes_in_place: int = MAX_CRASHES_IN_PLACE
+    """With so many crashes in a row before anything new is saved, the job fails."""
+    backoff_seconds: float = CRASH_BACKOFF_SECONDS
+    """How long a job waits after its first crash. The wait doubles with each further crash."""
+    max_backoff_seconds: float = MAX_CRASH_BACKOFF_SECONDS
+    """The longest wait."""
+    cancel_seconds: float = CANCEL_LIMIT_SECONDS
+    """A job is cancelled so long after the request, whether its worker has reacted or not."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Read the policy from the settings."""
+        return cls(
+            max_crashes=settings.max_crashes,
+            max_crashes_in_place=MAX_CRASHES_IN_PLACE,
+            backoff_seconds=CRASH_BACKOFF_SECONDS,
+            max_backoff_seconds=MAX_CRASH_BACKOFF_SECONDS,
+            cancel_seconds=CANCEL_LIMIT_SECONDS,
+        )
+
+
+def claim(
+    session: Session,
+    *,
+    worker: str,
+    lease_seconds: float,
+    retry_policy: RetryPolicy,
+    gpus: int | None = None,
+    running_quota: int | None = None,
+) -> Claim | None:
+    """Claim the next waiting job, those of lost workers included.
+
+    gpus: only a job that asks for at most so many. running_quota: the number of running jobs of a project that has no
+    limit of its own. Returns None where no such job waits.
+    """
+    # In this order: an update of parents waits for the rows of their shards, and must not hold any rows that others
+    # may wait for.
+    shards.update_parents(session)
+    expire(session, retry_policy)
+    claimable = [Job.status == "queued", Job.shards_left == 0, or_(Job.not_before.is_(None), Job.not_before <= now())]
+    if gpus is not None:
+        claimable.append(gpus >= usage.GPUS_WANTED)
+    claimed: Sequence[Job] = []
+    for project_id in _projects_in_turn(session, and_(*claimable), running_quota):
+        waiting = select(Job.id).where(Job.project_id == project_id, *claimable)
+        first = leases.next_of(Job, waiting.order_by(Job.priority.desc(), Job.id))
+        with session.begin_nested() as savepoint:
+            claimed = _take(session, first, worker=worker, lease_seconds=lease_seconds)
+            if claimed and quotas.is_over(session, project_id, running_quota):
+                # Another worker has used up the project's quota at the same moment.
+                savepoint.rollback()
+                claimed = []
+        if claimed:
+            break
+    if not claimed:
+        return None
+    job = claimed[0]
+    session.add(Attempt(job_id=job.id, attempt=job.attempt, worker=worker))
+    if job.stop_requested:
+        # The worker that was asked is gone, and the request still holds.
+        move(session, "stopping", Job.id == job.id)
+    shard = Shard(job.parent_id, job.shard, job.shard_count) if job.parent_id and job.shard else None
+    return Claim(job.id, job.attempt, parse_request(job.spec).spec, shard, merges=0 if shard else job.shard_count)
+
+
+def _take(session: Session, first: ColumnElement[bool], *, worker: str, lease_seconds: float) -> Sequence[Job]:
+    return move(
+        session,
+        "running",
+        first,
+        event="job.claimed",
+        details={"worker": worker},
+        not_before=None,
+        started_at=now(),
+        phase="preparing",
+        progress=None,
+        results=None,
+        **leases.claimed(Job, owner=worker, seconds=lease_seconds),
+    )
+
+
+def _projects_in_turn(session: Session, claimable: ColumnElement[bool], running_quota: int | None) -> Sequence[str]:
+    """List the projects that have jobs to claim, those with the fewest running jobs first, equal ones at random. So the
+    many jobs of one project do not delay another project; priority orders the jobs within a project."""
+    # One row is read for each project: reading all waiting jobs would be too much for each claim.
+    # With a limit, so that no plan joins the two tables whole; in the order of the index, so that no plan scans the
+    # table in search of a row, however outdated its statistics are.
+    one = select(Job.id).where(Job.project_id == Project.id, claimable)
+    one = one.order_by(Job.priority.desc(), Job.id).limit(1)
+    running = select(Job.project_id, func.count().label("count")).where(*AT_WORK).group_by(Job.project_id).subquery()
+    count = func.coalesce(running.c.count, 0)
+    projects = select(Project.id).outerjoin(running, running.c.project_id == Project.id)
+    projects = projects.where(one.scalar_subquery().is_not(None), quotas.lets_run(count, running_quota))
+    return session.scalars(projects.order_by(count, func.random())).all()
+
+
+def gpus_wanted(session: Session, *, seconds: float) -> Sequence[int]:
+    """List the numbers of GPUs that jobs ask for which have waited for longer than `seconds`."""
+    waiting = Job.status == "queued", Job.shards_left == 0, Job.updated_at < seconds_from_now(-seconds)
+    return session.scalars(select(usage.GPUS_WANTED).where(*waiting).distinct()).all()
+
+
+def heartbeat(session: Session, claim: Claim, *, lease_seconds: float) -> Status:
+    """Extend the lease. The status says what is asked of the worker. Raises LeaseLost."""
+    return leases.renew(session, Job.status, claim.job_id, claim.attempt, seconds=lease_seconds)
+
+
+def read_status(session: Session, claim: Claim) -> Status:
+    """Read the status, which says what is asked of the worker. Raises LeaseLost."""
+    return require(session.scalars(select(Job.status).where(*fence(claim))).all(), claim.job_id)
+
+
+def succeed(session: Session, claim: Claim, reports: Reports) -> None:
+    """End the job as succeeded, or as cancelled where a cancel was requested. Raises LeaseLost."""
+    job = lock_job(session, claim)
+    if job.status == "cancelling":
+        leave(session, job, "cancelled")
+        return
+    leave(session, job, "succeeded", results=Results.of(reports).model_dump(mode="json"))
+
+
+def fail(session: Session, claim: Claim, failure: Failure) -> None:
+    """End the job as failed, or as cancelled where a cancel was requested. Raises LeaseLost."""
+    job = lock_job(session, claim)
+    if job.status == "cancelling":
+        leave(session, job, "cancelled")
+    else:
+        move_to_failed(session, job, failure)
+
+
+def hand_back(session: Session, claim: Claim) -> None:
+    """Pause or cancel the job where that was requested, else queue it to resume from its last state. This is not a
+    crash. Raises LeaseLost."""
+    job = lock_job(session, claim)
+    match job.status:
+        case "cancelling":
+            leave(session, job, "cancelled")
+        case "pausing":
+            leave(session, job, "paused")
+        case _:
+            leave(session, job, "queued", event="job.handed_back", outcome="handed_back")
+
+
+def record_crash(
+    session: Session, claim: Claim, code: CrashCode, detail: str = "", *, retry_policy: RetryPolicy
+) -> None:
+    """Count a crash of the training process, and queue the job again. Raises LeaseLost.
+
+    detail: what is known beyond the code, for people. A job that crashes with host_out_of_memory twice fails.
+    """
+    _after_crash(session, lock_job(session, claim), retry_policy, code, detail)
+
+
+def expire(session: Session, retry_policy: RetryPolicy) -> None:
+    """Take back the jobs whose lease has expired, and those whose worker does not react to a cancel. Any process may do
+    this at any time."""
+    expired = and_(Job.status.in_(CLAIMED), leases.has_expired(Job))
+    long_ago = Job.asked_at < seconds_from_now(-retry_policy.cancel_seconds)
+    ignored = and_(Job.status == "cancelling", Job.shards_left == 0, long_ago)
+    for job in leases.lock_all(session, select(Job).where(or_(expired, ignored)), Job):
+        _after_crash(session, job, retry_policy, "worker_lost")
+
+
+def _after_crash(session: Session, job: Job, retry_policy: RetryPolicy, code: CrashCode, detail: str = "") -> None:
+    """Move a locked job whose worker or training process has crashed: to what was requested, back into the queue, or to
+    failed where it has crashed too often."""
+    cause = failures.describe(code, detail)
+    crashes, in_place = job.crashes + 1, job.crashes_in_place + 1
+    lost: dict[str, Any] = {"outcome": "lost", "cause_code": code, "cause": cause}
+    counted: dict[str, Any] = {"crashes": crashes, "crashes_in_place": in_place}
+    if job.status == "cancelling":
+        leave(session, job, "cancelled", **lost)
+    elif job.status == "pausing":
+        leave(session, job, "paused", **lost, **counted)
+    elif code == "host_out_of_memory" and _has_crashed_by(session, job, code):
+        move_to_failed(session, job, failures.out_of_memory(), **lost, **counted)
+    elif in_place >= retry_policy.max_crashes_in_place:
+        move_to_failed(session, job, failures.without_progress(cause, crashes=in_place), **lost, **counted)
+    elif crashes >= retry_policy.max_crashes:
+        move_to_failed(session, job, failures.after_crashes(code, cause, crashes=crashes), **lost, **counted)
+    else:
+        wait = min(retry_policy.backoff_seconds * 2 ** (crashes - 1), retry_policy.max_backoff_seconds)
+        again: dict[str, Any] = {"event": "job.recovered", "details": {"code": code, "cause": cause}}
+        leave(session, job, "queued", not_before=seconds_from_now(wait), **again, **lost, **counted)
+
+
+def _has_crashed_by(session: Session, job: Job, code: CrashCode) -> bool:
+    """Whether an earlier attempt at the job was lost for this reason."""
+    same = Attempt.job_id == job.id, Attempt.attempt < job.attempt, Attempt.cause_code == code
+    return session.scalar(select(Attempt.attempt).where(*same).limit(1)) is not None

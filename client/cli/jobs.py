@@ -1,0 +1,229 @@
+"""Commands that submit, list and control jobs."""
+
+import time
+from collections.abc import Callable
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from client.cli.output import Output, connect, console, show
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from app.schemas.jobs import DryRun, Job, PostedJob
+    from client.temper import Temper
+
+_STATUSES = "queued, running, pausing, paused, stopping, cancelling, succeeded, failed or cancelled"
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job, as submit and list show it.")]
+
+
+def submit(
+    spec: Annotated[typer.FileText, typer.Argument(metavar="SPEC.json", help="The job; - reads standard input.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the spec, as in --set evaluation.examples=100."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only validate the spec and show it resolved.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the job live until it ends.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the job has ended.")] = False,
+    output: Output = "text",
+) -> None:
+    """Post a job. With --watch or --wait, exit with 0 only if it succeeds."""
+    body = _read_spec(spec, changes or [])
+    with connect() as temper:
+        if dry_run:
+            show(temper.jobs.submit(body, dry_run=True), _dry_run, output)
+            return
+        job = temper.jobs.submit(body)
+        if watch:
+            _watch(temper, job.id, output)
+        elif wait:
+            _wait(temper, [job.id], None, output)
+        else:
+            show(job, _posted, output)
+
+
+def watch(job_id: JobId, output: Output = "text") -> None:
+    """Show a job live until it ends. Exit with 0 only if it succeeds."""
+    with connect() as temper:
+        _watch(temper, job_id, output)
+
+
+def wait(
+    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The jobs.")],
+    timeout: Annotated[float | None, typer.Option(min=0, help="Give up after this number of seconds.")] = None,
+    output: Output = "text",
+) -> None:
+    """Return when all these jobs have ended. Exit with 0 only if all have succeeded."""
+    with connect() as temper:
+        _wait(temper, job_ids, timeout, output)
+
+
+def list_jobs(
+    status: Annotated[str | None, typer.Option(help=f"Only jobs in this status: {_STATUSES}.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only jobs of this kind.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only jobs on this data set.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Only jobs that start from this model.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this number of jobs.")] = 20,
+    output: Output = "text",
+) -> None:
+    """List jobs, newest first."""
+    given = {"status": status, "kind": kind, "dataset": dataset, "base_model": base_model}
+    with connect() as temper:
+        found = temper.jobs.list(**{name: value for name, value in given.items() if value})
+        jobs = list(islice(found, limit))
+    show(jobs, _table, output)
+
+
+def _on_job(act: "Callable[[Temper, str], Job]", as_text: "Callable[[Job], RenderableType]", text: str) -> Any:
+    """Make a command that does one thing to a job and shows the job."""
+
+    def command(job_id: JobId, output: Output = "text") -> None:
+        with connect() as temper:
+            job = act(temper, job_id)
+        show(job, as_text, output)
+
+    command.__doc__ = text
+    return command
+
+
+def _card(job: "Job") -> "RenderableType":
+    from client.display.jobs import job_card
+
+    return job_card(job)
+
+
+def _status(job: "Job") -> "RenderableType":
+    return f"{job.id} is {job.status}"
+
+
+get = _on_job(lambda temper, job: temper.jobs.get(job), _card, "Show a job.")
+pause = _on_job(
+    lambda temper, job: temper.jobs.pause(job),
+    _status,
+    "Have a running job save its state and free its worker; resume continues it.",
+)
+resume = _on_job(lambda temper, job: temper.jobs.resume(job), _status, "Queue a paused job again.")
+stop = _on_job(
+    lambda temper, job: temper.jobs.stop(job), _status, "Have a running training deliver the best weights so far."
+)
+cancel = _on_job(
+    lambda temper, job: temper.jobs.cancel(job), _status, "Cancel a job. The checkpoints it has delivered remain."
+)
+retry = _on_job(
+    lambda temper, job: temper.jobs.retry(job),
+    lambda job: f"{job.id} resumes {job.retry_of}, and is {job.status}",
+    "Make a new job that resumes from the last state of a failed or cancelled one.",
+)
+
+
+def clone(
+    job_id: JobId,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the spec, as in --set seed=1; null is the default."),
+    ] = None,
+    output: Output = "text",
+) -> None:
+    """Make a new job with the spec of another one, and changes."""
+    overrides: dict[str, Any] = {}
+    for change in changes or []:
+        _set(overrides, change)
+    with connect() as temper:
+        job = temper.jobs.clone(job_id, overrides)
+    show(job, _posted, output)
+
+
+def delete(job_id: JobId) -> None:
+    """Delete a job that has ended, with its checkpoints, report and logs."""
+    with connect() as temper:
+        temper.jobs.delete(job_id)
+    typer.echo(f"{job_id} is deleted")
+
+
+def _watch(temper: "Temper", job_id: str, output: str) -> None:
+    try:
+        job = _print_events(temper, job_id) if output == "json" else _show_live(temper, job_id)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"Stopped watching; the job goes on.\n  temper watch {job_id}   watches it again\n"
+            f"  temper cancel {job_id}  ends it",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+    show(job, _card, output)
+    _exit_by([job])
+
+
+def _show_live(temper: "Temper", job_id: str) -> "Job":
+    from client.display import live
+
+    console().print(f"{temper.jobs.get(job_id).id}; Ctrl-C stops watching, not the job")
+    return live.watch(temper, job_id, console())
+
+
+def _print_events(temper: "Temper", job_id: str) -> "Job":
+    for event in temper.jobs.stream(job_id):
+        typer.echo(event.model_dump_json(ensure_ascii=True))
+    return temper.jobs.get(job_id)
+
+
+def _wait(temper: "Temper", job_ids: list[str], timeout: float | None, output: str) -> None:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    jobs = []
+    for job_id in job_ids:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        jobs.append(temper.jobs.wait(job_id, timeout=left))
+        show(jobs[-1], _card, output)
+    _exit_by(jobs)
+
+
+def _exit_by(jobs: "list[Job]") -> None:
+    if any(job.status != "succeeded" for job in jobs):
+        raise typer.Exit(1)
+
+
+def _read_spec(file: typer.FileText, changes: list[str]) -> dict[str, Any]:
+    from core.schema.strict_json import read_json
+
+    try:
+        spec = read_json(file.read())
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are subclasses
+        raise typer.BadParameter(f"{file.name} is not JSON: {error}") from error
+    if not isinstance(spec, dict):
+        raise typer.BadParameter(f'{file.name} is not one JSON object such as {{"base_model": "digits-cnn-linf"}}')
+    for change in changes:
+        _set(spec, change)
+    return spec
+
+
+def _set(spec: dict[str, Any], change: str) -> None:
+    from core.schema.overrides import NotAnObject, override, read_value
+
+    path, sign, text = change.partition("=")
+    if not sign or not path:
+        raise typer.BadParameter(f"--set {change}: write KEY=VALUE, for example --set epochs=1")
+    try:
+        override(spec, path, read_value(text))
+    except NotAnObject as error:
+        raise typer.BadParameter(f"--set {change}: {error}; set {error.field} as a whole") from error
+
+
+def _table(jobs: "list[Job]") -> "RenderableType":
+    from client.display.jobs import jobs_table
+
+    return jobs_table(jobs) if jobs else "no jobs"
+
+
+def _posted(job: "PostedJob") -> "RenderableType":
+    from client.display.jobs import posted_lines
+
+    return "\n".join(posted_lines(job))
+
+
+def _dry_run(answer: "DryRun") -> "RenderableType":
+    from client.display.jobs import dry_run_card
+
+    return dry_run_card(answer)

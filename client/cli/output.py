@@ -1,0 +1,46 @@
+"""Output of the commands: text for people, or JSON for programs."""
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from client.display.screen import Screen
+    from client.temper import Temper
+
+Shown = TypeVar("Shown")
+
+Output = Annotated[Literal["text", "json"], typer.Option(help="text for people, json for programs.")]
+
+
+def connect() -> "Temper":
+    """Connect to the service. Raises NoKey."""
+    from client.temper import Temper
+
+    return Temper()
+
+
+@cache
+def console() -> "Screen":
+    """Return the console for standard output. Lines to a file are not wrapped at the width of a terminal."""
+    from client.display.screen import Screen
+
+    return Screen(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def show(answer: Shown, as_text: "Callable[[Shown], RenderableType]", output: str) -> None:
+    """Print an answer."""
+    if output == "json":
+        from pydantic import TypeAdapter
+
+        typer.echo(TypeAdapter(Any).dump_json(answer, ensure_ascii=True).decode())
+        return
+    from rich.console import ConsoleRenderable
+
+    text = as_text(answer)
+    console().print(text, soft_wrap=not isinstance(text, ConsoleRenderable))

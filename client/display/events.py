@@ -1,0 +1,46 @@
+"""Events of a job, one per line."""
+
+from typing import Any
+
+from rich.text import Text
+
+from app.schemas.jobs import Result
+from client.display.reports import accuracies_line
+from core.schema.events import Stamped
+
+_SENTENCES = {
+    "attacked": "{subject}: {attack} on {norm} leaves {robust} of {examples} points right ({done} of {total} attacks)",
+    "shard": "{number} of {count} is {status}; {done} done",
+    "saved": "{kind}, {size:,} bytes, sha256 {sha256}",
+    "warned": "{message}",
+    "failed": "{message} {hint}",
+    "finished": "after {seconds:.1f} seconds",
+}
+
+
+def event_line(event: Stamped) -> Text:
+    """Show an event with its number, time and type."""
+    time = f"{event.created_at.astimezone():%H:%M:%S}"
+    return Text.assemble((f"{event.seq:>4}  {time}  ", "dim"), (f"{event.type:<15} ", "bold"), sentence(event))
+
+
+def sentence(event: Stamped) -> str:
+    """Write the data of an event as a sentence."""
+    data: dict[str, Any] = event.data
+    match event.type:
+        case "started":
+            network = "{architecture} with {parameters:,} parameters on {device}".format_map(data)
+            training = f"{data['train_examples']} images to train on, " if data["train_examples"] else ""
+            return f"{network}; {training}{data['test_examples']} images to test on"
+        case "entered":
+            return f"{data['phase']} {data['subject']}" if data["subject"] else str(data["phase"])
+        case "evaluated":
+            result = Result.model_validate(data["report"], extra="ignore")
+            return f"{data['subject']}: {accuracies_line(result)}"
+        case "job.failed":
+            failure: dict[str, Any] = data["failure"]
+            return f"{failure['code']}: {failure['message']}"
+        case known if known in _SENTENCES:
+            return _SENTENCES[known].format_map(data)
+        case _:
+            return ", ".join(f"{key} {value}" for key, value in data.items() if value is not None)

@@ -1,0 +1,162 @@
+"""Jobs: submit them, follow them, act on them, fetch their results."""
+
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from pydantic import BaseModel
+
+from app.schemas.answer import Page
+from app.schemas.attempts import Attempt
+from app.schemas.jobs import DryRun, Job, Metrics, PostedJob, Progress
+from client.errors import StillRunning
+from client.reading import read
+from client.resources.event_stream import follow_events
+from client.resources.log import follow_log, read_log
+from client.resources.resource import Resource, path_of
+from core.schema.events import Stamped
+from core.schema.report import Reports
+
+if TYPE_CHECKING:
+    from core.schema.spec import AnySpec
+
+    JobSpec = Mapping[str, Any] | AnySpec
+
+LONG_POLL = 30.0
+
+
+class Jobs(Resource):
+    """The jobs of the project: `temper.jobs`."""
+
+    @overload
+    def submit(
+        self, spec: "JobSpec", *, idempotency_key: str | None = None, dry_run: Literal[False] = False
+    ) -> PostedJob: ...
+
+    @overload
+    def submit(self, spec: "JobSpec", *, idempotency_key: str | None = None, dry_run: Literal[True]) -> DryRun: ...
+
+    def submit(
+        self, spec: "JobSpec", *, idempotency_key: str | None = None, dry_run: bool = False
+    ) -> PostedJob | DryRun:
+        """Post a job and return it; with `dry_run`, only validate and resolve its spec.
+
+        A request that is repeated after a broken connection creates one job. A caller who may itself submit the same
+        job twice gives the `idempotency_key`.
+        """
+        answer = self._connection.request(
+            "POST",
+            "/jobs",
+            json=spec.model_dump(mode="json") if isinstance(spec, BaseModel) else dict(spec),
+            headers={"Idempotency-Key": idempotency_key or str(uuid.uuid4())},
+            params={"dry_run": True} if dry_run else None,
+        )
+        return read(DryRun, answer.content) if dry_run else read(PostedJob, answer.content)
+
+    def get(self, job_id: str) -> Job:
+        """Fetch a job."""
+        return self._get(Job, path_of("jobs", job_id))
+
+    def list(self, **filters: str) -> Iterator[Job]:
+        """Iterate over the jobs, newest first. The filters are those of `GET /jobs`, such as status."""
+        return self._items(Page[Job], "/jobs", filters)
+
+    def wait(self, job_id: str, *, timeout: float | None = None) -> Job:
+        """Wait until the status of a job is final, and return the job. Raises StillRunning after `timeout` seconds."""
+        deadline = time.monotonic() + (inf if timeout is None else timeout)
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            answer = self._connection.request(
+                "GET",
+                path_of("jobs", job_id),
+                patience=self._connection.long_patience,
+                params={"wait": min(LONG_POLL, left)},
+                timeout=self._connection.timeout + LONG_POLL,
+            )
+            job = read(Job, answer.content)
+            if job.is_terminal:
+                return job
+            if not left:
+                raise StillRunning(f"{job_id} has not ended after {timeout:g} seconds; it goes on")
+
+    def watch(self, job_id: str, *, after: int = 0) -> Iterator[Stamped | Progress]:
+        """Iterate over the events of a job after number `after`, and over its progress in between, live, until the job
+        has ended.
+
+        A broken stream is resumed where it broke, so that each event comes once.
+        """
+        return follow_events(self._connection, path_of("jobs", job_id), after=after)
+
+    def stream(self, job_id: str, *, after: int = 0) -> Iterator[Stamped]:
+        """Iterate over the events of a job after number `after`, live, until the job has ended."""
+        return (item for item in self.watch(job_id, after=after) if isinstance(item, Stamped))
+
+    def events(self, job_id: str) -> Iterator[Stamped]:
+        """Iterate over the events of a job so far."""
+        return self._items(Page[Stamped], f"{path_of('jobs', job_id)}/events")
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job. The checkpoints that it has delivered remain."""
+        return self._act(job_id, "cancel")
+
+    def pause(self, job_id: str) -> Job:
+        """Ask a running job to save its state and to free its worker."""
+        return self._act(job_id, "pause")
+
+    def resume(self, job_id: str) -> Job:
+        """Queue a paused job again."""
+        return self._act(job_id, "resume")
+
+    def stop(self, job_id: str) -> Job:
+        """Ask a running training job to deliver the best weights so far."""
+        return self._act(job_id, "stop")
+
+    def retry(self, job_id: str) -> PostedJob:
+        """Queue a new job that resumes from the last state of a failed or cancelled job. A job has one retry."""
+        return self._post(PostedJob, f"{path_of('jobs', job_id)}/retry")
+
+    def clone(
+        self, job_id: str, overrides: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> PostedJob:
+        """Queue a new job with the spec of another one. Overrides are merged into the spec; None restores a default."""
+        answer = self._connection.request(
+            "POST",
+            f"{path_of('jobs', job_id)}/clone",
+            json={"overrides": dict(overrides or {})},
+            headers={"Idempotency-Key": idempotency_key or str(uuid.uuid4())},
+        )
+        return read(PostedJob, answer.content)
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, with all its files."""
+        self._delete(path_of("jobs", job_id))
+
+    def attempts(self, job_id: str) -> Iterator[Attempt]:
+        """Iterate over the attempts at a job, oldest first."""
+        return self._items(Page[Attempt], f"{path_of('jobs', job_id)}/attempts")
+
+    def logs(
+        self, job_id: str, *, attempt: int | None = None, tail: int | None = None, follow: bool = False
+    ) -> Iterator[str]:
+        """Iterate over pieces of the log of an attempt, by default of the last one that has a log.
+
+        tail: only this number of lines from the end. follow: continue until the job has ended; a broken connection is
+        resumed where it broke.
+        """
+        given = {"attempt": attempt, "tail": tail, "follow": "true" if follow else None}
+        params = {name: value for name, value in given.items() if value is not None}
+        read_or_follow = follow_log if follow else read_log
+        return read_or_follow(self._connection, path_of("jobs", job_id), params)
+
+    def metrics(self, job_id: str) -> Metrics:
+        """Fetch the training curve of a job."""
+        return self._get(Metrics, f"{path_of('jobs', job_id)}/metrics")
+
+    def report(self, job_id: str) -> Reports:
+        """Fetch the evaluations of a job, with every attack and every point."""
+        return self._get(Reports, f"{path_of('jobs', job_id)}/report")
+
+    def _act(self, job_id: str, action: str) -> Job:
+        return self._post(Job, f"{path_of('jobs', job_id)}/{action}")
