@@ -93,7 +93,8 @@ def test_an_upload_that_broke_off_goes_on_where_it_broke(on_s3, database, projec
         upload = announce(api, LARGE)
         assert send(api, upload, 2, cut(LARGE, upload)[2]).status_code == 200
         told = []
-        done = temper.uploads.send(tmp_path / "birds.zip", purpose="dataset", on_progress=lambda *each: told.append(each))
+        birds = tmp_path / "birds.zip"
+        done = temper.uploads.send(birds, purpose="dataset", on_progress=lambda *each: told.append(each))
         assert (done.id, done.status) == (upload["id"], "completed")
         # One part was missing, and one was sent.
         assert [each for each in told if each[0] == "sending"] == [("sending", len(LARGE), len(LARGE))]

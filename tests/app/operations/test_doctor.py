@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from app.operations import doctor
 from app.operations.doctor import check_database, check_disk, check_queue, check_secrets, check_storage, inspect
-from app.platform.queue import Line
+from app.platform.broker import Line
 from tests.support.native import ROOT
 from tests.support.servers import free_port
 

@@ -8,7 +8,8 @@ import pytest
 import redis
 
 from app.jobs import lifecycle
-from app.platform.queue import KEY_PREFIX, Doorbell, needs
+from app.platform.broker import KEY_PREFIX
+from app.platform.queue import Doorbell, needs
 from app.schemas.job_request import parse_request
 from tests.support.processes import wait_until
 from tests.support.servers import valkey
