@@ -2,34 +2,29 @@
 
 import asyncio
 import gc
-import re
 import signal
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from anyio.to_thread import current_default_thread_limiter, run_sync
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.assets.registry import Registry
 from app.http import authentication, error_handler
 from app.http.dependencies import Service
+from app.http.middleware import BodyLimit, CountRequests, RequestId, TellStanding, VersionPrefix
 from app.http.openapi import Api
-from app.http.rate_limits import Failures, Requests, TellStanding
+from app.http.rate_limits import Failures, Requests
 from app.jobs.watch import Watch
 from app.operations.maintenance import PERIODIC_TASKS, Maintenance, MaintenanceContext, PeriodicTask
-from app.operations.metrics import CountRequests, Metrics
+from app.operations.metrics import Metrics
 from app.platform import logs
 from app.platform.database import THREADS, Database, open_database
-from app.platform.ids import is_id, new_id
 from app.platform.queue import open_doorbell
 from app.platform.settings import Settings
 from app.routes import (
@@ -50,10 +45,25 @@ from app.routes import (
 )
 from app.storage import open_store
 
+PARTS = (
+    jobs,
+    actions,
+    attempts,
+    events,
+    checkpoints,
+    models,
+    datasets,
+    catalogue,
+    webhooks,
+    uploads,
+    keys,
+    projects,
+    usage,
+    health,
+)
+"""The modules that have routes, in the order of the OpenAPI document."""
 MAX_BODY_BYTES = 1024**2
 """Largest body of a request that is no part of an upload."""
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_JOB = re.compile(r"(?:/v1)?/jobs/([^/]+)")
 
 
 def create_app(
@@ -68,6 +78,7 @@ def create_app(
         redoc_url=None,
         # It would send callers to whatever host their request names.
         redirect_slashes=False,
+        root_path_in_servers=False,
         lifespan=_lifespan,
     )
     app.state.periodic_tasks = periodic_tasks
@@ -81,33 +92,17 @@ def create_app(
         Requests(settings.broker_url, limit=settings.rate_limit),
         Failures(),
     )
-    router = APIRouter()
-    for part in (
-        jobs,
-        actions,
-        attempts,
-        events,
-        checkpoints,
-        models,
-        datasets,
-        catalogue,
-        webhooks,
-        uploads,
-        keys,
-        projects,
-        usage,
-        health,
-    ):
-        router.include_router(part.router)
-    app.include_router(router)
-    app.include_router(router, prefix="/v1", include_in_schema=False)
+    for part in PARTS:
+        # `include_router` would build every route once more, which takes half a second.
+        app.router.routes.extend(part.router.routes)
     # The files of the page at /docs.
     app.mount("/swagger", StaticFiles(packages=[("fastapi_swagger", "resources")]))
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, except_for=uploads.counts_its_body)
     app.add_middleware(TellStanding)
     app.add_middleware(RequestId)
-    app.state.metrics = Metrics(database, app.state.service.watch, app.state.service.doorbell)
-    app.add_middleware(CountRequests, metrics=app.state.metrics)
+    app.add_middleware(VersionPrefix)
+    app.state.metrics = metrics = Metrics(database, app.state.service.watch, app.state.service.doorbell)
+    app.add_middleware(CountRequests, requests=metrics.requests, durations=metrics.durations)
     error_handler.install(app)
     return app
 
@@ -125,7 +120,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     metrics: Metrics = app.state.metrics
     with metrics.serving(service.settings.metrics_host, service.settings.metrics_port):
         if threading.current_thread() is threading.main_thread():
-            _build_routes(app)
             _spare_what_stays()
         yield
     service.watch.stop()
@@ -136,13 +130,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await polling
     service.store.close()
     service.database.close()
-
-
-def _build_routes(app: FastAPI) -> None:
-    """Have FastAPI put its routes together, which it would else do while the first requests wait."""
-    nowhere = {"type": "http", "method": "GET", "path": "/nowhere", "headers": []}
-    for route in app.routes:
-        route.matches(nowhere)
 
 
 def _spare_what_stays() -> None:
@@ -165,62 +152,6 @@ def _stop_on_signals(watch: Watch) -> None:
             before(received, frame)
 
         signal.signal(number, stop)
-
-
-class BodyLimit:
-    """Refuse a body as soon as more of it has come than the limit allows, declared or not."""
-
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
-        self.app = app
-        self.max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] == "http" and uploads.counts_its_body(scope["method"], scope["path"]):
-            await self.app(scope, receive, send)
-            return
-        received = 0
-
-        async def receive_up_to_limit() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.max_bytes:
-                # FastAPI lets only its own exceptions out of the reading of a body.
-                detail = f"the body is over the limit of {self.max_bytes} bytes; a job spec is much smaller"
-                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
-            return message
-
-        await self.app(scope, receive_up_to_limit, send)
-
-
-class RequestId:
-    """Give each request an id, or keep the one it came with, send it back, and log with it all that is done for it."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else new_id("req")
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).setdefault("X-Request-Id", request_id)
-            await send(message)
-
-        with logs.about(request_id=request_id, **_job_in(scope["path"])):
-            await self.app(scope, receive, send_with_id)
-
-
-def _job_in(path: str) -> dict[str, str]:
-    match = _JOB.match(path)
-    return {"job_id": match[1]} if match and is_id("job", match[1]) else {}
 
 
 def app_from_environment() -> FastAPI:

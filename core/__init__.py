@@ -1,8 +1,8 @@
 """Temper's library: it works on tensors and knows nothing of users or a service.
 
     from core.schema.spec import FineTuneSpec             the spec of a run
-    from core.training.run import fine_tune               the training loop, a generator of events
-    from core.evaluation.autoattack import evaluate       robust accuracy per norm and in the union
+    from core.training import fine_tune                   the training loop, a generator of events
+    from core.evaluation import evaluate                  robust accuracy per norm and in the union
     from core.attacks.apgd import apgd_ce                 an attack
     python -m core train|finetune|evaluate|...            the same from a shell
 

@@ -93,7 +93,8 @@ def test_an_upload_that_broke_off_goes_on_where_it_broke(on_s3, database, projec
         upload = announce(api, LARGE)
         assert send(api, upload, 2, cut(LARGE, upload)[2]).status_code == 200
         told = []
-        done = temper.uploads.send(tmp_path / "birds.zip", purpose="dataset", on_progress=lambda *each: told.append(each))
+        birds = tmp_path / "birds.zip"
+        done = temper.uploads.send(birds, purpose="dataset", on_progress=lambda *each: told.append(each))
         assert (done.id, done.status) == (upload["id"], "completed")
         # One part was missing, and one was sent.
         assert [each for each in told if each[0] == "sending"] == [("sending", len(LARGE), len(LARGE))]
@@ -159,9 +160,7 @@ def test_an_upload_that_is_left_alone_leaves_nothing_in_the_bucket(on_s3, databa
             assert set(session.scalars(select(Upload.status))) == {"expired"}
 
 
-def test_a_store_that_fails_a_third_of_the_time_gets_everything_and_shows_nothing_half(
-    on_s3, database, project, tmp_path, monkeypatch
-):
+def test_a_store_failing_a_third_of_the_time_gets_every_file_whole(on_s3, database, project, tmp_path, monkeypatch):
     monkeypatch.setattr("app.storage.S3_TIMEOUT_SECONDS", 1)
     good = on_s3()
     with faulty(good.s3_endpoint_url) as (url, way):

@@ -12,7 +12,8 @@ from threading import Thread
 from celery import Celery
 from celery.signals import setup_logging, worker_shutting_down
 
-from app.platform.queue import HEARD, KEY_PREFIX, LOOK_FOR_WORK, ON_THE_WIRE
+from app.platform.broker import KEY_PREFIX, LOOK_FOR_WORK, ON_THE_WIRE
+from app.platform.queue import HEARD
 from app.platform.settings import Settings
 from worker import polling
 from worker.polling import DoorbellListener

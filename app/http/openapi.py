@@ -66,7 +66,7 @@ class Api(FastAPI):
 
 
 def _require_kind(document: dict[str, Any]) -> None:
-    """Require `kind` of all specs but the default one: a spec without it would be valid as several kinds."""
+    """Require `kind` of all requests but the default one: a request without it would be valid as several kinds."""
     for request in (TrainRequest, EvaluateRequest):
         document["components"]["schemas"][f"{request.__name__}-Input"]["required"].append("kind")
 

@@ -18,10 +18,6 @@ from limits import RateLimitItemPerSecond
 from limits.errors import StorageError
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import MovingWindowRateLimiter
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +88,10 @@ class InBroker:
     """A window that all API processes share."""
 
     def __init__(self, broker_url: str, limit: int, seconds: int) -> None:
+        # Only a service with a broker has the time to import its client.
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
         self._item = RateLimitItemPerSecond(limit, seconds)
         store = RedisStorage(
             broker_url,
@@ -187,21 +187,3 @@ class Failures:
         with self._lock:
             self._trusted.pop(fingerprint, None)
         self._window.hit(self._item, address)
-
-
-class TellStanding:
-    """Put where the key stands into the headers of each answer, refusals included."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-
-        async def send_with_standing(message: Message) -> None:
-            standing: Standing | None = scope.get("state", {}).get("standing")
-            if standing and message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(standing.headers)
-            await send(message)
-
-        await self.app(scope, receive, send_with_standing)

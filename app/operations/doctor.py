@@ -22,9 +22,10 @@ import httpx2
 from sqlalchemy import make_url
 from sqlalchemy.exc import DatabaseError
 
+from app.platform.broker import AWAY, Line
 from app.platform.database import Database
 from app.platform.ids import new_id
-from app.platform.queue import AWAY, HEARD, Line
+from app.platform.queue import HEARD
 from app.platform.settings import Settings
 from app.storage import ObjectStore, StorageUnavailable, open_store
 

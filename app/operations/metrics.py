@@ -8,7 +8,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from http import HTTPMethod
 from threading import Lock
 from time import monotonic
 
@@ -17,7 +16,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from sqlalchemy import ColumnElement, Subquery, and_, case, func, select, union_all
 from sqlalchemy.orm import Session
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.jobs.moves import MOVES
 from app.jobs.watch import Watch
@@ -29,7 +27,6 @@ from app.tables import Attempt, Delivery, Job, PastAttempt, Webhook
 log = logging.getLogger(__name__)
 
 KEPT_SECONDS = 5.0
-_METHODS = frozenset(HTTPMethod)
 """Anybody may make others up, and every one would be kept as a series for good."""
 _WAITS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 6 * 3600, 24 * 3600)
 """Upper bounds in seconds for the time from the posting of a job to its first claim."""
@@ -68,32 +65,6 @@ class Metrics:
             server.shutdown()
             server.server_close()
             thread.join()
-
-
-class CountRequests:
-    """Count what is answered, by route and status: never by address, which anybody may make up."""
-
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
-        self.app = app
-        self.metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        began = monotonic()
-
-        async def count(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "none")
-                known = scope["method"] if scope["method"] in _METHODS else "other"
-                method = known if route != "none" else "any"
-                self.metrics.requests.labels(method, route, str(message["status"])).inc()
-                self.metrics.durations.labels(route).observe(monotonic() - began)
-            await send(message)
-
-        await self.app(scope, receive, count)
 
 
 class _OfProcess(Collector):

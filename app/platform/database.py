@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from select import POLLIN, poll
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
@@ -35,7 +34,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DatabaseError, InternalError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import DatabaseError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
@@ -53,6 +52,7 @@ accord: another try may succeed."""
 _ALONE = 0x7E3BE5
 """Any number, as long as every process takes the same one for its lock."""
 _POSTGRES: dict[str, Any] = {
+    "pool_pre_ping": True,
     "pool_recycle": 1800,
     "pool_timeout": 10,
     "connect_args": {
@@ -193,7 +193,6 @@ class Database:
         if self.engine.dialect.name == "sqlite":
             _adapt_to_sqlite(self.engine)
         else:
-            _leave_closed_connections(self.engine)
             # Each statement sees what was committed before it, in a transaction or not: so two round trips are saved.
             self._reading_engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._writing_engine = self.engine.execution_options(temper_writes=True)
@@ -306,20 +305,6 @@ def _use_a_log(connection: sqlite3.Connection) -> None:
             sleep(0.01)
         else:
             return
-
-
-def _leave_closed_connections(engine: Engine) -> None:
-    """Take no connection from the pool that the server has closed, as it does when it is started again."""
-
-    @event.listens_for(engine, "checkout")
-    def look(connection: Any, _: ConnectionPoolEntry, __: object) -> None:
-        # All that a server says to a connection which asks nothing is that this is the end, or next to nothing; to ask
-        # it for a sign of life would be a round trip each time.
-        said = poll()
-        if not connection.closed:
-            said.register(connection.fileno(), POLLIN)
-        if connection.closed or said.poll(0):
-            raise InvalidatePoolError
 
 
 def _adapt_to_sqlite(engine: Engine) -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from app import schemas
 from app.http.authentication import needs
 from app.http.problems import problems
-from core.schema.catalog import ARCHITECTURES, METHODS, Entry
+from core.schema.catalog import ARCHITECTURES, METHODS, ArchitectureEntry, MethodEntry
 
 router = APIRouter(tags=["catalogue"], dependencies=[needs("jobs:read")])
 
@@ -16,17 +16,21 @@ router = APIRouter(tags=["catalogue"], dependencies=[needs("jobs:read")])
 @router.get("/methods", responses=problems())
 def list_methods() -> schemas.Page[schemas.Method]:
     """List the training methods."""
-    methods = [schemas.Method(object="method", **_facts(entry)) for entry in METHODS.values()]
+    methods = [
+        schemas.Method(id=entry.name, object="method", **_shown(entry, schemas.Method)) for entry in METHODS.values()
+    ]
     return schemas.page(methods, has_more=False)
 
 
 @router.get("/architectures", responses=problems())
 def list_architectures() -> schemas.Page[schemas.Architecture]:
     """List the networks that can be trained from random weights."""
-    architectures = [schemas.Architecture(object="architecture", **_facts(entry)) for entry in ARCHITECTURES.values()]
+    architectures = [
+        schemas.Architecture(id=entry.name, object="architecture", **_shown(entry, schemas.Architecture))
+        for entry in ARCHITECTURES.values()
+    ]
     return schemas.page(architectures, has_more=False)
 
 
-def _facts(entry: Entry) -> dict[str, Any]:
-    facts = asdict(entry)
-    return {"id": facts.pop("name"), **facts}
+def _shown(entry: MethodEntry | ArchitectureEntry, answer: type[schemas.Answer]) -> dict[str, Any]:
+    return {name: value for name, value in asdict(entry).items() if name in answer.model_fields}

@@ -61,7 +61,7 @@ _NOTHING_OWN: dict[str, Any] = {
 class ModelWish(ImportSpec, defer_build=False):
     """The base model to make: of an upload, with what the file itself does not say, or of a checkpoint."""
 
-    # FastAPI describes a body that is built at first use by a warning.
+    # FastAPI needs the validator of a body when it builds the route.
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, defer_build=False)
 
     name: GivenName = Field(examples=["birds-linf"])

@@ -27,7 +27,7 @@ def load(
     path = path and path.expanduser()
     if path and not path.exists():
         raise BadDataset(
-            f"there is nothing at {path}",
+            f"{path} does not exist",
             hint="check the path; to download the data set there, create the folder first",
             field="dataset",
         )

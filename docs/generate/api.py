@@ -14,7 +14,7 @@ from docs.generate import markdown
 from docs.generate.markdown import code
 from docs.generate.schema import default, kind
 
-_SPECS = re.compile(r"(FineTune|Train|Evaluate)Spec(-Input|-Output)?")
+_SPECS = re.compile(r"(FineTune|Train|Evaluate)(Spec|Request)(-Input|-Output)?")
 _VALIDATED = re.compile("-(Input|Output)$")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from app.platform.queue import KEY_PREFIX, Line
+from app.platform.broker import KEY_PREFIX, Line
 
 SHORT, LONG = (0.5, 3.0), (9.0, 14.0)
 """Seconds: within what a worker bears, and more than its lease of 8."""

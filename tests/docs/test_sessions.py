@@ -31,6 +31,7 @@ _LANGUAGES = ("console", "bash", "python")
 _PAGES = [page for page in pages() if any(each.language in _LANGUAGES and not each.not_run for each in blocks(page))]
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page_runs_from_top_to_bottom(
     page: Path,

@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 import redis
 
-from app.platform.queue import KEY_PREFIX
+from app.platform.broker import KEY_PREFIX
 from tests.support.instance import DIGITS
 from tests.support.native import FAKE_WORKER, finish, instance
 from tests.support.processes import wait_until

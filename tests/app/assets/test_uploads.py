@@ -120,7 +120,7 @@ def test_a_file_that_is_not_what_was_announced_is_aborted_and_its_room_is_free(a
         assert usage.uploaded_bytes(session, row(database, upload).project_id) == 0
 
 
-def test_a_project_gets_no_more_room_than_it_has_even_when_it_asks_many_times_at_once(api, database, project, settings):
+def test_concurrent_uploads_never_exceed_the_stored_bytes_quota(api, database, project, settings):
     with database.writing() as session:
         quotas.change(session, session.get_one(Project, project.id), {"stored_bytes": 100}, settings)
     wish = {"filename": "x", "bytes": 40, "sha256": "0" * 64, "purpose": "model"}
@@ -245,7 +245,7 @@ def test_an_upload_whose_verifier_has_died_is_verified_by_another(quiet, verifyi
     assert again(database, verifying).status == "completed"
 
 
-def test_a_verifier_that_dies_at_its_last_step_leaves_nothing_that_another_cannot_end(quiet, verifying, monkeypatch):
+def test_verification_resumes_after_a_verifier_dies_at_its_last_step(quiet, verifying, monkeypatch):
     database, store = quiet
     monkeypatch.setattr(uploads, "_move", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -9,9 +9,10 @@ from sqlalchemy.exc import OperationalError
 
 from app.jobs import claims, lifecycle
 from app.operations.maintenance import Maintenance, MaintenanceContext, PeriodicTask, ring_again, take_back_expired_jobs
+from app.platform.broker import KEY_PREFIX
 from app.platform.database import seconds_from_now
 from app.platform.ids import new_id
-from app.platform.queue import KEY_PREFIX, open_doorbell
+from app.platform.queue import open_doorbell
 from app.schemas.job_request import parse_request
 from app.storage import LocalStore
 from app.tables import Attempt, Dataset, Job

@@ -472,7 +472,7 @@ def test_the_openapi_document_declares_the_problems_of_every_route(settings, dat
     assert document["paths"]["/jobs"]["post"]["responses"].keys() >= {"200", "201", "400", "413", "415", "422"}
     assert document["paths"]["/jobs/{job_id}/cancel"]["post"]["responses"].keys() >= {"202", "409"}
     assert document["paths"]["/checkpoints/{checkpoint_id}/download"]["get"]["responses"].keys() >= {"206", "416"}
-    assert "FineTuneSpec" in json.dumps(document["paths"]["/jobs"]["post"]["requestBody"])
+    assert "FineTuneRequest" in json.dumps(document["paths"]["/jobs"]["post"]["requestBody"])
     assert not [path for path in document["paths"] if path.startswith("/v1")]
 
 
@@ -548,7 +548,7 @@ def valid_by_document(api, body):
     )
 
 
-def test_of_many_who_write_at_once_nobody_is_turned_away(api):
+def test_concurrent_writers_are_all_served(api):
     ended, sent, given_up = [], [], []
     for _ in range(16):
         ended.append(post(api)["id"])

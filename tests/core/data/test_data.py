@@ -9,7 +9,7 @@ from core.schema.errors import BadDataset, BadInput
 
 
 def test_a_path_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="not from a path"):
+    with pytest.raises(BadInput, match="take no path"):
         data.load("digits", tmp_path)
 
 
@@ -17,5 +17,5 @@ def test_unknown_names_and_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as caught:
         data.load("digit")
     assert "did you mean 'digits'?" in caught.value.hint
-    with pytest.raises(BadDataset, match="nothing at"):
+    with pytest.raises(BadDataset, match="does not exist"):
         data.load("mine", tmp_path / "nowhere")

@@ -77,7 +77,7 @@ _BAD: dict[str, tuple[dict[str, object], type[UserError], str]] = {
         BadDataset,
         "allow_pickle=False",
     ),
-    "no labels": ({"images": _images()}, BadDataset, "no array named labels, but images"),
+    "no labels": ({"images": _images()}, BadDataset, "no array named labels, only images"),
     "floats": ({"images": _images() / 255, "labels": np.zeros(6, dtype=int)}, BadDataset, "images are float64"),
     "one label too few": ({"images": _images(), "labels": np.zeros(5, dtype=int)}, BadDataset, "6 images, but labels"),
     "labels that are no numbers": (
@@ -92,7 +92,11 @@ _BAD: dict[str, tuple[dict[str, object], type[UserError], str]] = {
         DoesNotFit,
         "1 x 5",
     ),
-    "a class too many": ({"images": _images(), "labels": np.arange(6)}, DoesNotFit, "from 0 to 5, the data set has 2"),
+    "a class too many": (
+        {"images": _images(), "labels": np.arange(6)},
+        DoesNotFit,
+        "from 0 to 5, but the data set has 2",
+    ),
     "labels below 0": ({"images": _images(), "labels": np.full(6, -1)}, DoesNotFit, "from -1"),
 }
 
@@ -109,7 +113,7 @@ def test_arrays_that_cannot_be_used_are_refused(what: str, tmp_path: Path) -> No
 def test_a_pickle_is_refused_unopened_with_the_way_to_convert_it(tmp_path: Path) -> None:
     path = tmp_path / "ti_500K_pseudo_labeled.pickle"
     path.write_bytes(pickle.dumps({"data": _images(), "extrapolated_targets": [0] * 6}))
-    with pytest.raises(BadDataset, match=r"no \.npz archive") as caught:
+    with pytest.raises(BadDataset, match=r"not a \.npz archive") as caught:
         extra_data.load(path, like=_MAIN, classes=_CLASSES)
     assert "numpy.savez" in caught.value.hint
 
@@ -121,13 +125,13 @@ def test_a_damaged_archive_and_one_that_is_not_there_are_refused(tmp_path: Path)
     path.write_bytes(content)
     with pytest.raises(BadDataset, match=r"cannot read a\.npz"):
         extra_data.load(path, like=_MAIN, classes=_CLASSES)
-    with pytest.raises(BadDataset, match="no such file"):
+    with pytest.raises(BadDataset, match="does not exist"):
         extra_data.load(tmp_path / "b.npz", like=_MAIN, classes=_CLASSES)
 
 
 def test_a_class_that_the_first_set_does_not_have_is_named(tmp_path: Path) -> None:
     path = write(two_classes() | {"train/emu/0.png": image(0)}, tmp_path, "zip")
-    with pytest.raises(DoesNotFit, match=r"'emu' of data\.zip is none of the data set's 2 classes"):
+    with pytest.raises(DoesNotFit, match=r"'emu' of data\.zip is not one of the 2 classes of the data set"):
         extra_data.load(path, like=_MAIN, classes=_CLASSES)
 
 

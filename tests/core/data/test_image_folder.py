@@ -33,7 +33,7 @@ def test_images_of_mixed_size_may_be_streamed_instead(tmp_path: Path) -> None:
     path = write(two_classes() | {"train/dog/9.png": image(3, size=(9, 9))}, tmp_path, "folder")
     with pytest.raises(BadDataset) as caught:
         data.load("mine", path)
-    assert "call a folder imagenet" in caught.value.hint
+    assert "set --dataset imagenet for a folder" in caught.value.hint
     assert data.load("imagenet", path).shape == (3, 224, 224)
 
 

@@ -269,7 +269,7 @@ def test_a_folder_that_cannot_be_used_is_refused_before_the_run(what: str, tmp_p
 
 
 def test_unusable_images_are_not_left_out_of_a_stream_and_that_is_said(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="read as they are needed") as caught:
+    with pytest.raises(BadInput, match="read during the run") as caught:
         data.load("imagenet", folder, leave_out=lambda name, reason: None)
     assert "run without --leave-out-unusable" in caught.value.hint
     # What is wrong with the second set is told first: who posts a job has no such option.
@@ -282,9 +282,9 @@ def test_an_archive_or_nothing_in_place_of_the_folder_is_told_with_a_remedy(tmp_
     with pytest.raises(BadDataset, match="not a folder") as caught:
         data.load("imagenet", write(_files(), tmp_path, "zip"))
     assert "unpack" in caught.value.hint
-    with pytest.raises(BadDataset, match="nothing at"):
+    with pytest.raises(BadDataset, match="does not exist"):
         data.load("imagenet", tmp_path / "nowhere")
-    with pytest.raises(UserError, match="cannot be fetched") as told:
+    with pytest.raises(UserError, match="cannot be downloaded") as told:
         data.load("imagenet")
     assert "--data" in told.value.hint
 
