@@ -1,4 +1,4 @@
-"""Wait for changes of jobs with one poller per API process, without a thread or a connection for each waiting client."""
+"""Wait for changes of jobs with one poller per API process, without a thread or connection for each waiting client."""
 
 import asyncio
 import logging
