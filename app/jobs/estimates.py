@@ -1,4 +1,4 @@
-"""What a job may take, foretold from jobs of its like that have finished here; and what it has taken in the end.
+"""Estimates of what a job will take, from similar jobs that have finished here; and measures of what it has taken.
 
 Jobs count that have succeeded in one attempt, in one piece and to their last step. The time that one of them took to
 start stays as it is; the rest is scaled by the passes through the network that `core.schema.cost_model` counts for
@@ -24,7 +24,7 @@ from core.schema.cost_model import Size, passes_of_run
 from core.schema.spec import AnySpec, EvaluateSpec, TrainSpec
 
 MOST_RUNS = 20
-"""So many of the latest jobs speak for all."""
+"""The number of latest jobs that an estimate uses."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class _Run:
 
 
 def predict(session: Session, project_id: str, spec: AnySpec) -> Estimate:
-    """Say what a job of this project's may take."""
+    """Estimate time and bytes of a job of this project."""
     known = _visible(project_id, spec)
     alike = _finished(session, spec, *known, *_like(spec))
     found = alike or _finished(session, spec, *known)
@@ -75,7 +75,7 @@ def predict(session: Session, project_id: str, spec: AnySpec) -> Estimate:
 
 
 def measure(session: Session, job_id: str) -> Actual:
-    """Say what a job and its shards have taken until now."""
+    """Measure what a job and its shards have taken so far."""
     ids = session.scalars(select(Job.id).where(or_(Job.id == job_id, Job.parent_id == job_id))).all()
     ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
     attempts = session.execute(select(Attempt.started_at, ended).where(Attempt.job_id.in_(ids))).all()

@@ -1,5 +1,6 @@
-"""What nobody needs any more goes out of the object store: files of deleted jobs, files of attempts that no row names,
-and states of jobs that ended badly and were not retried in time. Chores of `app.operations.maintenance`."""
+"""Garbage collection in the object store: files of deleted jobs, files of attempts that no row names, and states of
+jobs that ended badly and were not retried in time. `app.operations.maintenance` runs it periodically.
+"""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""What a Prometheus server is told: of the whole instance what the database says, of this process what it has served.
+"""Metrics for a Prometheus server: of the whole instance from the database, of this process from its requests.
 
 Whatever is counted of jobs comes from the rows, in one look that is kept for a few seconds, so that all API processes
 say the same and a restart forgets nothing. TEMPER_METRICS_PORT serves it, apart from the API and without a key.
