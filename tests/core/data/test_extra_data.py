@@ -92,7 +92,11 @@ _BAD: dict[str, tuple[dict[str, object], type[UserError], str]] = {
         DoesNotFit,
         "1 x 5",
     ),
-    "a class too many": ({"images": _images(), "labels": np.arange(6)}, DoesNotFit, "from 0 to 5, but the data set has 2"),
+    "a class too many": (
+        {"images": _images(), "labels": np.arange(6)},
+        DoesNotFit,
+        "from 0 to 5, but the data set has 2",
+    ),
     "labels below 0": ({"images": _images(), "labels": np.full(6, -1)}, DoesNotFit, "from -1"),
 }
 
