@@ -25,7 +25,7 @@ from core.cli.options import (
 )
 from core.cli.specs import read_import, read_spec
 from core.schema.errors import BadInput
-from core.schema.events import Entered, Evaluated, Event, Finished, Warned
+from core.schema.events import Entered, Evaluated, Event, Failed, Finished, Warned
 from core.schema.inspection_report import DatasetInspection, ModelInspection
 from core.schema.model_zoo import PUBLISHED
 from core.schema.report import Reports
@@ -177,6 +177,9 @@ def _inspect(options: InspectOptions) -> Iterator[str]:
     if reason := deny_network():
         warning = Warned(code="not_cut_off", message=f"this process can reach the network: {reason}")
         yield from [warning.model_dump_json()] if options.json_lines else event_lines(warning)
+    # Built before the limits hold: pydantic's core aborts the process when it lacks the memory to build a validator.
+    for record in (Failed, DatasetInspection, ModelInspection):
+        record.model_rebuild()
     found: DatasetInspection | ModelInspection
     with sandboxed(limits):
         if isinstance(options, InspectDatasetOptions):
