@@ -50,13 +50,13 @@ def limit_of(project: Project, quota: Quota, settings: Settings) -> int | None:
     return default if own is None else own
 
 
-def change(session: Session, project: Project, wishes: Mapping[Quota, int | None], settings: Settings) -> None:
+def change(session: Session, project: Project, limits: Mapping[Quota, int | None], settings: Settings) -> None:
     """Give a project limits of its own; None gives it the instance's again."""
-    merged: dict[str, int | None] = {**project.quotas, **dict(wishes.items())}
+    merged: dict[str, int | None] = {**project.quotas, **dict(limits.items())}
     project.quotas = {quota: merged[quota] for quota in QUOTAS if merged.get(quota) is not None}
     session.flush()
     audit.record(session, project.id, "project.change", project.id, quotas=dict(project.quotas))
-    if "gpu_seconds_per_month" in wishes:
+    if "gpu_seconds_per_month" in limits:
         watch_gpu_time(session, settings, project.id)
 
 

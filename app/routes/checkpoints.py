@@ -89,8 +89,9 @@ def download_checkpoint(
     `X-Checksum-Sha256` carries the hash of the whole of it. HEAD gives only the headers."""
     checkpoint = _the_checkpoint(session, project_id, checkpoint_id)
     file_name = f"{checkpoint.id}.safetensors"
-    signed = service.store.download_request(checkpoint.key, file_name=file_name)
-    if signed and request.method == "GET":
+    presigner = service.store.presigner
+    if presigner and request.method == "GET":
+        signed = presigner.download(checkpoint.key, file_name=file_name)
         there = {"Cache-Control": "no-store", "X-Checksum-Sha256": checkpoint.sha256}
         return RedirectResponse(signed.url, headers=there)
     etag = f'"{checkpoint.sha256}"'

@@ -56,7 +56,7 @@ _NOTHING_OWN: dict[str, Any] = {
 }
 
 
-class DatasetWish(BaseModel):
+class CreateDataset(BaseModel):
     """The data set to make."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -85,13 +85,13 @@ class DatasetWish(BaseModel):
     },
 )
 def create_dataset(
-    wish: DatasetWish, project_id: ProjectId, session: Writing, service: TheService, response: Response
+    body: CreateDataset, project_id: ProjectId, session: Writing, service: TheService, response: Response
 ) -> schemas.Dataset:
     """Make a data set of an upload. A worker inspects it next: then it is ready, or refused with the reason. One that
     was refused makes room for another of its name."""
-    check_name(service, "dataset", wish.name)
-    upload = the_upload(session, project_id, wish.upload, "dataset")
-    dataset = assets.add_dataset(session, project_id, wish.name, upload)
+    check_name(service, "dataset", body.name)
+    upload = the_upload(session, project_id, body.upload, "dataset")
+    dataset = assets.add_dataset(session, project_id, body.name, upload)
     quotas.check(session, project_id, service.settings, "waiting_tasks")
     service.doorbell.ring_after_commit(session)
     response.headers["Location"] = f"/datasets/{dataset.id}"

@@ -32,7 +32,7 @@ from core.schema.validation import FieldError
 router = APIRouter(tags=["keys"])
 
 
-class KeyWish(BaseModel):
+class CreateApiKey(BaseModel):
     """The key to make."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -54,20 +54,20 @@ class KeyWish(BaseModel):
     responses=problems(MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody, NotFound, QuotaExceeded),
 )
 def create_api_key(
-    wish: KeyWish, caller: TheCaller, session: Writing, service: TheService, response: Response
+    body: CreateApiKey, caller: TheCaller, session: Writing, service: TheService, response: Response
 ) -> schemas.NewApiKey:
     """Make a key. Its secret is in this answer and can never be read again. A key without the scope admin makes keys of
     its own project only, with no scope that it lacks, and with no later end."""
-    project = the_project(session, caller, wish.project_id or caller.project_id)
-    if wish.expires_at and is_past(session, wish.expires_at):
+    project = the_project(session, caller, body.project_id or caller.project_id)
+    if body.expires_at and is_past(session, body.expires_at):
         past = FieldError(pointer="/expires_at", code="in_the_past", detail="choose a time to come, or leave it out")
         raise InvalidBody([past])
-    scopes = wish.scopes or [scope for scope in schemas.SCOPES if scope in caller.scopes and scope != "admin"]
+    scopes = body.scopes or [scope for scope in schemas.SCOPES if scope in caller.scopes and scope != "admin"]
     if not scopes:
         missing = FieldError(pointer="/scopes", code="missing", detail=f"choose of {', '.join(schemas.SCOPES)}")
         raise InvalidBody([missing])
-    expires_at = wish.expires_at or caller.expires_at
-    key, secret = keys.delegate(session, caller, project, name=wish.name, scopes=scopes, expires_at=expires_at)
+    expires_at = body.expires_at or caller.expires_at
+    key, secret = keys.delegate(session, caller, project, name=body.name, scopes=scopes, expires_at=expires_at)
     quotas.check(session, project.id, service.settings, "keys")
     response.headers["Location"] = f"/api_keys/{key.id}"
     response.headers["Cache-Control"] = "no-store"

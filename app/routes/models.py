@@ -58,7 +58,7 @@ _NOTHING_OWN: dict[str, Any] = {
 }
 
 
-class ModelWish(ImportSpec, defer_build=False):
+class CreateModel(ImportSpec, defer_build=False):
     """The base model to make: of an upload, with what the file itself does not say, or of a checkpoint."""
 
     # FastAPI needs the validator of a body when it builds the route.
@@ -104,18 +104,18 @@ class ModelWish(ImportSpec, defer_build=False):
     },
 )
 def create_model(
-    wish: ModelWish, project_id: ProjectId, session: Writing, service: TheService, response: Response
+    body: CreateModel, project_id: ProjectId, session: Writing, service: TheService, response: Response
 ) -> schemas.Model:
     """Make a base model of an upload or a checkpoint. A worker inspects it next: then it is ready, or refused with the
     reason. One that was refused makes room for another of its name, of the same upload, too."""
-    check_name(service, "model", wish.name)
-    if wish.upload:
-        upload = the_upload(session, project_id, wish.upload, "model")
-        model = assets.add_model(session, project_id, wish.name, upload, wish.said())
+    check_name(service, "model", body.name)
+    if body.upload:
+        upload = the_upload(session, project_id, body.upload, "model")
+        model = assets.add_model(session, project_id, body.name, upload, body.said())
         quotas.check(session, project_id, service.settings, "waiting_tasks")
     else:
-        checkpoint = _the_checkpoint(session, project_id, wish.checkpoint or "")
-        model = assets.add_checkpoint(session, project_id, wish.name, checkpoint)
+        checkpoint = _the_checkpoint(session, project_id, body.checkpoint or "")
+        model = assets.add_checkpoint(session, project_id, body.name, checkpoint)
         quotas.check(session, project_id, service.settings, "stored_bytes", "waiting_tasks")
     service.doorbell.ring_after_commit(session)
     response.headers["Location"] = f"/models/{model.id}"

@@ -29,7 +29,7 @@ router = APIRouter(tags=["projects"], dependencies=[needs("admin")])
 _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody)
 
 
-class ProjectWish(BaseModel):
+class CreateProject(BaseModel):
     """The project to make."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -38,7 +38,7 @@ class ProjectWish(BaseModel):
     """A label for people."""
 
 
-class ProjectChange(BaseModel):
+class UpdateProject(BaseModel):
     """What to change; what is left out stays."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -50,9 +50,9 @@ class ProjectChange(BaseModel):
 
 
 @router.post("/projects", status_code=201, responses=problems(*_BODY), dependencies=[Json])
-def create_project(wish: ProjectWish, session: Writing, response: Response) -> schemas.Project:
+def create_project(body: CreateProject, session: Writing, response: Response) -> schemas.Project:
     """Make a project. It has no key yet: make one with POST /api_keys and its id."""
-    project = keys.new_project(session, wish.name)
+    project = keys.new_project(session, body.name)
     response.headers["Location"] = f"/projects/{project.id}"
     return show_project(project)
 
@@ -79,7 +79,7 @@ def get_project(project_id: AnyProjectId, caller: TheCaller, session: Reading) -
 
 @router.patch("/projects/{project_id}", responses=problems(*_BODY, NotFound), dependencies=[Json])
 def change_project(
-    project_id: AnyProjectId, change: ProjectChange, caller: TheCaller, session: Writing, service: TheService
+    project_id: AnyProjectId, change: UpdateProject, caller: TheCaller, session: Writing, service: TheService
 ) -> schemas.Project:
     """Change a project: its name, or how much it may have."""
     project = the_project(session, caller, project_id)

@@ -41,7 +41,7 @@ from app.http.problems import (
 )
 from app.platform.paging import Order
 from app.projects import quotas
-from app.storage import StorageFull, StorageUnavailable
+from app.storage import SignedRequest, StorageFull, StorageUnavailable
 from core.schema.spec import Text
 from core.schema.validation import FieldError
 
@@ -64,7 +64,7 @@ def counts_its_body(method: str, path: str) -> bool:
     return method == "PUT" and _PART.fullmatch(path) is not None
 
 
-class UploadWish(BaseModel):
+class CreateUpload(BaseModel):
     """The file to send."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -79,7 +79,7 @@ class UploadWish(BaseModel):
     """What it is to become."""
 
 
-class PartWish(BaseModel):
+class PartToSend(BaseModel):
     """A part that is to be sent."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -90,12 +90,12 @@ class PartWish(BaseModel):
     """Of the part."""
 
 
-class PartsWish(BaseModel):
+class RequestParts(BaseModel):
     """The parts that are to be sent."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    parts: list[PartWish] = Field(min_length=1, max_length=100)
+    parts: list[PartToSend] = Field(min_length=1, max_length=100)
     """The parts; ask for the next ones when these are on their way."""
 
 
@@ -128,16 +128,16 @@ class UploadFilter(BaseModel):
     },
 )
 def create_upload(
-    wish: UploadWish, project_id: ProjectId, session: Writing, service: TheService, response: Response
+    body: CreateUpload, project_id: ProjectId, session: Writing, service: TheService, response: Response
 ) -> schemas.Upload:
     """Announce a file. Its bytes are reserved for it until it has ended without success."""
     upload = uploads.create(
         session,
         project_id,
-        filename=wish.filename,
-        size=wish.bytes,
-        sha256=wish.sha256,
-        purpose=wish.purpose,
+        filename=body.filename,
+        size=body.bytes,
+        sha256=body.sha256,
+        purpose=body.purpose,
         part_size=PART_BYTES,
         seconds=UPLOAD_SECONDS,
     )
@@ -174,13 +174,13 @@ def get_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) 
     responses=problems(*_BODY, NotFound, UploadEnded, StoreUnavailable),
 )
 async def request_parts(
-    wish: PartsWish, upload_id: UploadId, project_id: ProjectId, service: TheService
+    body: RequestParts, upload_id: UploadId, project_id: ProjectId, service: TheService
 ) -> schemas.UploadRequests:
     """Ask how to send some parts. A part may be asked for again, such as when its request is no longer good."""
     upload = await in_turn(service, _open, service, project_id, upload_id)
-    _check_numbers(wish, upload)
-    gathering = await _gathering(upload, service) if uploads.part_count(upload) > 1 else None
-    requests = await run_sync(lambda: [_request(part, upload, gathering, service) for part in wish.parts])
+    _check_numbers(body, upload)
+    multipart_id = await _multipart_id(upload, service) if uploads.part_count(upload) > 1 else None
+    requests = await run_sync(lambda: [_request(part, upload, multipart_id, service) for part in body.parts])
     return schemas.UploadRequests(object="list", data=requests)
 
 
@@ -216,8 +216,8 @@ async def put_part(
         if x_checksum_sha256 not in (None, sha256):
             raise UploadDamaged(f"the body's sha256 is {sha256} and not {x_checksum_sha256}; send it again")
         try:
-            gathering = await _gathering(upload, service)
-            await run_sync(service.store.put_part, uploads.quarantine(upload), gathering, number, path)
+            multipart_id = await _multipart_id(upload, service)
+            await run_sync(service.store.multipart.upload_part, uploads.quarantine(upload), multipart_id, number, path)
         except StorageUnavailable:
             # It may have ended meanwhile.
             await in_turn(service, _open, service, project_id, upload_id)
@@ -309,47 +309,45 @@ def _open(service: Service, project_id: str, upload_id: str) -> tables.Upload:
         return uploads.keep_alive(session, _the_upload(session, project_id, upload_id).id, seconds=UPLOAD_SECONDS)
 
 
-def _check_numbers(wish: PartsWish, upload: tables.Upload) -> None:
+def _check_numbers(body: RequestParts, upload: tables.Upload) -> None:
     count = uploads.part_count(upload)
     errors = [
         FieldError(
             pointer=f"/parts/{place}/number", code="no_such_part", detail=f"the upload has the parts 1 to {count}"
         )
-        for place, part in enumerate(wish.parts)
+        for place, part in enumerate(body.parts)
         if part.number > count
     ]
     if count == 1 and not errors:
         errors = [
             FieldError(pointer=f"/parts/{place}/sha256", code="another_file", detail="the only part is the whole file")
-            for place, part in enumerate(wish.parts)
+            for place, part in enumerate(body.parts)
             if part.sha256 != upload.sha256
         ]
     if errors:
         raise InvalidBody(errors)
 
 
-async def _gathering(upload: tables.Upload, service: Service) -> str:
-    """Say where the parts are gathered. Raises UploadEnded."""
+async def _multipart_id(upload: tables.Upload, service: Service) -> str:
+    """Return the id of the multipart upload, and create it where there is none. Raises UploadEnded."""
     if upload.multipart_id:
         return upload.multipart_id
     return await carried(service, uploads.ensure_multipart, upload, service.database, service.store)
 
 
-def _request(part: PartWish, upload: tables.Upload, gathering: str | None, service: Service) -> schemas.UploadRequest:
-    size = uploads.bytes_of_part(upload, part.number)
-    place = uploads.quarantine(upload)
-    if gathering is None:
-        signed = service.store.upload_request(place, size=size, sha256=part.sha256)
+def _request(
+    part: PartToSend, upload: tables.Upload, multipart_id: str | None, service: Service
+) -> schemas.UploadRequest:
+    size, number, sha256 = uploads.bytes_of_part(upload, part.number), part.number, part.sha256
+    key, presigner = uploads.quarantine(upload), service.store.presigner
+    if presigner is None:
+        headers = {"Content-Type": "application/octet-stream", "X-Checksum-Sha256": sha256}
+        signed = SignedRequest(f"/uploads/{upload.id}/parts/{number}", headers)
+    elif multipart_id is None:
+        signed = presigner.upload(key, size=size, sha256=sha256)
     else:
-        signed = service.store.part_request(place, gathering, part.number, size=size, sha256=part.sha256)
-    here = {"Content-Type": "application/octet-stream", "X-Checksum-Sha256": part.sha256}
-    return schemas.UploadRequest(
-        number=part.number,
-        bytes=size,
-        method="PUT",
-        url=signed.url if signed else f"/uploads/{upload.id}/parts/{part.number}",
-        headers=dict(signed.headers) if signed else here,
-    )
+        signed = presigner.upload_part(key, multipart_id, number, size=size, sha256=sha256)
+    return schemas.UploadRequest(number=number, bytes=size, method="PUT", url=signed.url, headers=dict(signed.headers))
 
 
 @contextmanager

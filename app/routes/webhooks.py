@@ -35,7 +35,7 @@ After = Query(description="The cursor: the `last_id` of the part before.")
 _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody)
 
 
-class NewWebhook(BaseModel):
+class CreateWebhook(BaseModel):
     """Who wants to be told."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -48,7 +48,7 @@ class NewWebhook(BaseModel):
     """For people."""
 
 
-class WebhookChange(BaseModel):
+class UpdateWebhook(BaseModel):
     """What to change of a webhook; what is left out stays as it is."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -64,12 +64,12 @@ class WebhookChange(BaseModel):
     """true: send nothing from now on; what happens meanwhile is never sent. false: send again."""
 
 
-async def _new(body: NewWebhook, service: TheService) -> NewWebhook:
+async def _new(body: CreateWebhook, service: TheService) -> CreateWebhook:
     await _check_url(service, body.url)
     return body
 
 
-async def _changed(body: WebhookChange, service: TheService) -> WebhookChange:
+async def _changed(body: UpdateWebhook, service: TheService) -> UpdateWebhook:
     if "url" in body.model_fields_set:
         await _check_url(service, body.url)
     return body
@@ -92,7 +92,7 @@ async def _check_url(service: Service, url: str) -> None:
     },
 )
 def create_webhook(
-    body: Annotated[NewWebhook, Depends(_new)],
+    body: Annotated[CreateWebhook, Depends(_new)],
     project_id: ProjectId,
     session: Writing,
     response: Response,
@@ -134,7 +134,7 @@ def get_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Reading) 
     dependencies=[needs("jobs:write"), Json],
 )
 def change_webhook(
-    webhook_id: WebhookId, body: Annotated[WebhookChange, Depends(_changed)], project_id: ProjectId, session: Writing
+    webhook_id: WebhookId, body: Annotated[UpdateWebhook, Depends(_changed)], project_id: ProjectId, session: Writing
 ) -> schemas.Webhook:
     """Change a webhook."""
     webhook = _the_webhook(session, project_id, webhook_id)

@@ -213,10 +213,10 @@ def verifying(quiet, tmp_path):
             part_size=PART,
             seconds=60,
         )
-    gathering = uploads.ensure_multipart(upload, database, store)
+    multipart_id = uploads.ensure_multipart(upload, database, store)
     for number, part in cut(LARGE, {"part_bytes": PART, "parts": 3}).items():
         (tmp_path / "part").write_bytes(part)
-        store.put_part(uploads.quarantine(upload), gathering, number, tmp_path / "part")
+        store.multipart.upload_part(uploads.quarantine(upload), multipart_id, number, tmp_path / "part")
     with database.reading() as session:
         upload = session.get_one(Upload, upload.id)
     upload = uploads.complete(upload, database, store, seconds=60)
