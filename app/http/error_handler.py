@@ -139,7 +139,7 @@ def install(app: FastAPI) -> None:
 
 
 def answer(request: Request, problem: Problem) -> Response:
-    """Say it as RFC 9457 has it."""
+    """Format a problem as RFC 9457 defines."""
     body = {
         "type": f"/problems/{problem.code}",
         "title": problem.title(),

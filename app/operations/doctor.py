@@ -168,7 +168,7 @@ def check_gpu(settings: Settings) -> Iterator[Finding]:
         names = json.loads(found.stdout)
     except (subprocess.SubprocessError, ValueError) as error:
         words = str(getattr(error, "stderr", "") or error).strip().rpartition("\n")[2]
-        yield Finding("gpu", "fail", f"torch cannot be used: {words}", "install it anew: pip install 'temper[worker]'")
+        yield Finding("gpu", "fail", f"torch cannot be used: {words}", "install it again: pip install 'temper[worker]'")
         return
     if names:
         yield Finding("gpu", "ok", f"{len(names)}: {', '.join(names)}")
@@ -180,16 +180,16 @@ def check_gpu(settings: Settings) -> Iterator[Finding]:
 
 
 def check_inspections(_: Settings) -> Iterator[Finding]:
-    """See whether the process that opens files of strangers can be kept from the network."""
+    """Check that the process that opens untrusted files can be cut off from the network."""
     if importlib.util.find_spec("torch") is None:
         return
     done = subprocess.run([sys.executable, "-c", _CUT_OFF], capture_output=True, text=True, timeout=60)
     complaint = done.stdout.strip() if done.returncode == 0 else f"it was ended: {done.stderr.strip()[-200:]}"
     if complaint:
         remedy = "let the container's seccomp profile allow seccomp(2), or keep the worker from the network otherwise"
-        yield Finding("uploads", "warn", f"files of strangers are opened with a network: {complaint}", remedy)
+        yield Finding("uploads", "warn", f"untrusted files are opened with access to the network: {complaint}", remedy)
     else:
-        yield Finding("uploads", "ok", "files of strangers are opened without a network")
+        yield Finding("uploads", "ok", "untrusted files are opened without access to the network")
 
 
 def check_disk(settings: Settings) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
-"""What a Prometheus server is told: of the whole instance what the database says, of this process what it has served.
+"""Metrics for Prometheus: of the whole instance from the database, and of the requests to this process.
 
-Whatever is counted of jobs comes from the rows, in one look that is kept for a few seconds, so that all API processes
-say the same and a restart forgets nothing. TEMPER_METRICS_PORT serves it, apart from the API and without a key.
+All metrics of jobs are computed from the rows and cached for a few seconds, so that all API processes give the same
+values and a restart loses nothing. They are served at TEMPER_METRICS_PORT, apart from the API and without a key.
 """
 
 import logging
@@ -118,8 +118,8 @@ class OfInstance(Collector):
         return [up, *found]
 
     def _hold_up(self, family: Metric) -> None:
-        """An attempt that ends as it is looked at has lasted a moment less than was told already, and Prometheus takes
-        a counter that falls for one that began anew."""
+        """Keep counters from falling, which Prometheus takes for a restart: an attempt that ends while it is read has
+        lasted slightly less than was reported before."""
         for place, sample in enumerate(family.samples):
             key = sample.name, frozenset(sample.labels.items())
             self._highest[key] = max(self._highest[key], sample.value)

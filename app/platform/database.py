@@ -47,10 +47,10 @@ Row = TypeVar("Row", bound=DeclarativeBase)
 THREADS = 16
 """Threads of an API process that may hold a connection at once; the pool has one for each."""
 AWAY = OperationalError, InternalError, NoConnectionFree
-"""What is raised where the database cannot be reached or cannot be written, or has ended a transaction of its own
-accord: another try may succeed."""
+"""Errors of a database that cannot be reached or written, or that has aborted a transaction; another try may
+succeed."""
 _ALONE = 0x7E3BE5
-"""Any number, as long as every process takes the same one for its lock."""
+"""Key of the advisory lock; any number that every process shares."""
 _POSTGRES: dict[str, Any] = {
     "pool_pre_ping": True,
     "pool_recycle": 1800,
@@ -84,7 +84,7 @@ class Timestamp(TypeDecorator[datetime]):
 
 
 class seconds_from_now(FunctionElement[datetime]):  # noqa: N801  # reads as the SQL function it is
-    """The database's own time plus so many seconds. Leases go by it, so that no worker's clock matters."""
+    """The database's own time plus some seconds. Leases use it, so that no worker's clock matters."""
 
     type = Timestamp()
     inherit_cache = True
@@ -133,7 +133,7 @@ def moment(session: Session) -> datetime:
 
 
 def why(error: Exception) -> str:
-    """Say what the database or its driver has said. The error's own words quote the statement, with its values."""
+    """Return the message of the database or its driver. The error's own text quotes the statement with its values."""
     return str(getattr(error, "orig", error)).strip()
 
 

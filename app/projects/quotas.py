@@ -1,7 +1,8 @@
-"""How much a project may have at once, or use in a month: the instance's defaults, and each project's own limits.
+"""Quotas of projects: the instance's defaults, and each project's own limits.
 
-Whoever adds something does so first and then checks, in the same transaction: the check waits for others who add to the
-same project, counts, and by raising takes everything back. So no two of them can both have the last place.
+A request that adds something checks the quota after that, in the same transaction. The check waits for other requests
+that add to the same project, counts, and raises where the limit is exceeded, which rolls the transaction back. So two
+requests cannot both take the last place.
 """
 
 from collections.abc import Mapping
@@ -44,7 +45,7 @@ class QuotaExceeded(Exception):
 
 
 def limit_of(project: Project, quota: Quota, settings: Settings) -> int | None:
-    """Say how much of something a project may have; None for no limit."""
+    """Return the limit of a project; None for no limit."""
     own: int | None = project.quotas.get(quota)
     default: int | None = getattr(settings, f"quota_{quota}", DEFAULTS.get(quota))
     return default if own is None else own
@@ -101,8 +102,8 @@ def take_turn(session: Session, project_id: str) -> None:
 
 
 def lets_run(count: ColumnElement[int], default: int | None) -> ColumnElement[bool]:
-    """Whether a job of a project that has so many running may be claimed now: it may have more, and its GPU time is not
-    used up. `default` is the instance's limit of running jobs."""
+    """Whether a job of a project with `count` running jobs may be claimed now: the limit of running jobs is not
+    reached, and the GPU time is not used up. `default` is the instance's limit of running jobs."""
     limit = func.coalesce(Project.quotas["running_jobs"].as_integer(), default)
     has_time = func.coalesce(Project.out_of_gpu_until <= now(), True)
     return and_(func.coalesce(count < limit, True), has_time)

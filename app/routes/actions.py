@@ -1,4 +1,4 @@
-"""What can be asked of a job: pause, resume, stop, cancel, retry, clone, delete."""
+"""Actions on a job: pause, resume, stop, cancel, retry, clone, delete."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -110,13 +110,13 @@ def retry_job(
 
 
 class Clone(BaseModel):
-    """How the new job is to differ."""
+    """Changes to the spec of the copy."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     overrides: dict[str, Any] = {}
-    """Merged into the spec: objects field by field, all else replaced; null lets the default of a field be chosen anew.
-    A method of another name takes the place of the whole method."""
+    """Merged into the spec: objects field by field, all else replaced; null resets a field to its default.
+    A method of another name replaces the whole method."""
 
 
 def _varied(

@@ -1,4 +1,4 @@
-"""What the routes of data sets and models share: names that can be given, uploads that can be used, reports."""
+"""Shared parts of the routes of data sets and models: names, uploads, reports."""
 
 from typing import Annotated, Any
 
@@ -54,7 +54,7 @@ def the_file(session: Session, kind: assets.Kind, project_id: str, name_or_id: s
 
 
 def missing(kind: assets.Kind, name_or_id: str) -> NotFound:
-    """Say that there is no such thing, or nothing that this project may see."""
+    """Return the problem of a file that does not exist in this project."""
     return NotFound(f"there is no {assets.WORDS[kind]} {name_or_id!r} in this project")
 
 

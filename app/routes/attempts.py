@@ -1,4 +1,4 @@
-"""A job's attempts: who had it, what came of it, and what was logged."""
+"""A job's attempts: their workers, outcomes and logs."""
 
 import asyncio
 import math
@@ -35,7 +35,7 @@ router = APIRouter(tags=["jobs"])
 
 _TEXT = "text/plain; charset=utf-8"
 _LOOK_SECONDS = 1.0
-"""How often a log that is followed is looked at: its growth is no change of the job."""
+"""Interval at which a followed log is read: its growth does not change the job."""
 
 
 @router.get(
@@ -83,7 +83,7 @@ async def get_logs(
     attempt: Annotated[
         int | None, Query(ge=1, le=2**31 - 1, description="Of this attempt; by default of the last one that has a log.")
     ] = None,
-    tail: Annotated[int | None, Query(ge=0, le=100_000, description="Only so many lines from the end.")] = None,
+    tail: Annotated[int | None, Query(ge=0, le=100_000, description="Only this number of lines from the end.")] = None,
     after: Annotated[
         str | None,
         Query(
@@ -128,7 +128,7 @@ async def get_logs(
 
 
 class _Place(NamedTuple):
-    """So many bytes behind the beginning of an attempt's log, those of the attempts after it counted on."""
+    """An offset in bytes from the beginning of an attempt's log; it counts on through the logs of later attempts."""
 
     attempt: int
     offset: int
@@ -197,7 +197,7 @@ def _tail(store: ObjectStore, attempt: tables.Attempt, lines: int) -> Iterator[b
 
 
 def _end(store: ObjectStore, attempt: tables.Attempt, *, lines: float = math.inf, size: float = math.inf) -> bytes:
-    """Read a log part by part from its end, and no more of it than has so many lines or bytes."""
+    """Read a log part by part from its end, until this number of lines or bytes is read."""
     parts: list[bytes] = []
     for key in reversed(_keys(attempt)):
         parts.append(_fetch(store, key))

@@ -1,4 +1,4 @@
-"""What needs no key: probes, the version, and the pages that explain routes and problems."""
+"""Routes without a key: probes, the version, and the pages that explain routes and problems."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated

@@ -231,8 +231,8 @@ async def get_job(
         Query(
             ge=0,
             le=60,
-            description="Wait up to so many seconds until the job differs from If-None-Match or, without that header, "
-            "until it has ended.",
+            description="Wait up to this number of seconds until the job differs from If-None-Match or, without that "
+            "header, until it has ended.",
         ),
     ] = 0,
     if_none_match: Annotated[str | None, Header(description="The ETag of the job as you know it.")] = None,
@@ -260,7 +260,7 @@ def get_metrics(
     project_id: ProjectId,
     session: Reading,
     after_step: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only steps after this one.")] = 0,
-    max_points: Annotated[int, Query(ge=1, le=10_000, description="Thin the curve out to so many points.")] = 1000,
+    max_points: Annotated[int, Query(ge=1, le=10_000, description="Thin the curve out to this many points.")] = 1000,
 ) -> Response:
     """Get the training curve up to where the job is. Steps gone through again are those of the later attempt."""
     job = the_job(session, project_id, job_id)

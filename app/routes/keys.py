@@ -33,18 +33,18 @@ router = APIRouter(tags=["keys"])
 
 
 class CreateApiKey(BaseModel):
-    """The key to make."""
+    """The key to create."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: Text = Field(min_length=1, max_length=128, examples=["ci"])
     """A label for people."""
     scopes: list[schemas.Scope] | None = Field(default=None, min_length=1, max_length=len(schemas.SCOPES))
-    """What it may do; by default all that the key of this request may, but admin."""
+    """What the key may do; by default all scopes of the key of this request except admin."""
     expires_at: Moment | None = None
-    """From when on it is refused; by default when the key of this request is, if ever."""
+    """When the key expires; by default when the key of this request does, if ever."""
     project_id: str | None = Field(default=None, max_length=64)
-    """The project that it opens; by default the one of this request's key. Another one takes the scope admin."""
+    """The project of the key; by default that of this request's key. Another one needs the scope admin."""
 
 
 @router.post(
@@ -56,8 +56,8 @@ class CreateApiKey(BaseModel):
 def create_api_key(
     body: CreateApiKey, caller: TheCaller, session: Writing, service: TheService, response: Response
 ) -> schemas.NewApiKey:
-    """Make a key. Its secret is in this answer and can never be read again. A key without the scope admin makes keys of
-    its own project only, with no scope that it lacks, and with no later end."""
+    """Create a key. Its secret is in this response only and cannot be read later. A key without the scope admin creates
+    keys of its own project only, without scopes that it lacks, and with no later expiry."""
     project = the_project(session, caller, body.project_id or caller.project_id)
     if body.expires_at and is_past(session, body.expires_at):
         past = FieldError(pointer="/expires_at", code="in_the_past", detail="choose a time to come, or leave it out")
@@ -95,7 +95,7 @@ def list_api_keys(
 
 @router.get("/api_keys/{key_id}", responses=problems(NotFound), dependencies=[needs("jobs:read")])
 def get_api_key(key_id: KeyId, caller: TheCaller, session: Reading) -> schemas.ApiKey:
-    """Get what is known of a key."""
+    """Get a key, without its secret."""
     return show_key(_the_key(session, caller, key_id))
 
 

@@ -30,7 +30,7 @@ _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody)
 
 
 class CreateProject(BaseModel):
-    """The project to make."""
+    """The project to create."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -39,19 +39,19 @@ class CreateProject(BaseModel):
 
 
 class UpdateProject(BaseModel):
-    """What to change; what is left out stays."""
+    """The fields to change; omitted fields stay as they are."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: Text = Field(default_factory=str, min_length=1, max_length=128)
     """A label for people."""
     quotas: dict[schemas.Quota, Annotated[StrictInt, Field(ge=0, le=2**62)] | None] = {}
-    """Limits of its own; null gives it the instance's again."""
+    """The project's own limits; null resets a limit to the instance's."""
 
 
 @router.post("/projects", status_code=201, responses=problems(*_BODY), dependencies=[Json])
 def create_project(body: CreateProject, session: Writing, response: Response) -> schemas.Project:
-    """Make a project. It has no key yet: make one with POST /api_keys and its id."""
+    """Create a project. It has no key yet: create one with POST /api_keys and its id."""
     project = keys.new_project(session, body.name)
     response.headers["Location"] = f"/projects/{project.id}"
     return show_project(project)

@@ -50,7 +50,7 @@ router = APIRouter(tags=["uploads"], dependencies=[needs("files:write")])
 PART_BYTES = 16 * 1024**2
 """Bytes of one part of an upload; more where there would be more than 10,000 parts. S3 takes no less than 5 MiB."""
 UPLOAD_SECONDS = 86_400.0
-"""An upload without a request for this long is given up."""
+"""An upload without a request for this time expires."""
 _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody)
 _PART = re.compile(r"(/v1)?/uploads/[^/]+/parts/[^/]+")
 _AT_ONCE = 64 * 1024**2
@@ -60,7 +60,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def counts_its_body(method: str, path: str) -> bool:
-    """Whether a request is a part of a file, of which the route takes exactly as much as was announced."""
+    """Whether a request sends a part of a file: its route takes exactly the announced number of bytes."""
     return method == "PUT" and _PART.fullmatch(path) is not None
 
 
@@ -70,33 +70,33 @@ class CreateUpload(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     filename: Text = Field(min_length=1, max_length=255, examples=["birds.zip"])
-    """What it is called; a label, not a path."""
+    """The name of the file; a label, not a path."""
     bytes: StrictInt = Field(ge=1, le=1024**4)
-    """How large it is."""
+    """The size of the file in bytes."""
     sha256: Sha256 = Field(examples=["0" * 64])
-    """Of the whole file, in small hexadecimal letters."""
+    """SHA-256 of the whole file, in small hexadecimal letters."""
     purpose: schemas.Purpose
-    """What it is to become."""
+    """What the file is for."""
 
 
 class PartToSend(BaseModel):
-    """A part that is to be sent."""
+    """A part to send."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     number: StrictInt = Field(ge=1)
-    """Of the part."""
+    """The number of the part, from 1."""
     sha256: Sha256 = Field(examples=["0" * 64])
-    """Of the part."""
+    """SHA-256 of the part."""
 
 
 class RequestParts(BaseModel):
-    """The parts that are to be sent."""
+    """The parts to send."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     parts: list[PartToSend] = Field(min_length=1, max_length=100)
-    """The parts; ask for the next ones when these are on their way."""
+    """The parts; request the next ones once these are being sent."""
 
 
 class UploadFilter(BaseModel):
@@ -111,9 +111,9 @@ class UploadFilter(BaseModel):
     sha256: Sha256 | None = None
     """Only uploads of this file."""
     after: Annotated[str | None, AfterValidator(cursor("upl"))] = None
-    """The cursor: the `last_id` of the part before."""
+    """The cursor: the `last_id` of the previous page."""
     limit: int = Field(default=20, ge=1, le=100)
-    """Uploads in one part."""
+    """Uploads in one page."""
     order: Order = "desc"
     """desc: newest first."""
 
@@ -130,7 +130,7 @@ class UploadFilter(BaseModel):
 def create_upload(
     body: CreateUpload, project_id: ProjectId, session: Writing, service: TheService, response: Response
 ) -> schemas.Upload:
-    """Announce a file. Its bytes are reserved for it until it has ended without success."""
+    """Announce a file. Its bytes count against the quota unless the upload ends without success."""
     upload = uploads.create(
         session,
         project_id,
@@ -164,7 +164,7 @@ def list_uploads(
 
 @router.get("/uploads/{upload_id}", responses=problems(NotFound, StoreUnavailable))
 def get_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
-    """Get an upload: which parts are there, and after its completion whether the whole was right."""
+    """Get an upload: the parts that have arrived, and after its completion whether the file was verified."""
     return _show(_load(service, project_id, upload_id), service)
 
 
@@ -176,7 +176,7 @@ def get_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) 
 async def request_parts(
     body: RequestParts, upload_id: UploadId, project_id: ProjectId, service: TheService
 ) -> schemas.UploadRequests:
-    """Ask how to send some parts. A part may be asked for again, such as when its request is no longer good."""
+    """Get the requests that send some parts. A part may be requested again, such as when its request has expired."""
     upload = await in_turn(service, _open, service, project_id, upload_id)
     _check_numbers(body, upload)
     multipart_id = await _multipart_id(upload, service) if uploads.part_count(upload) > 1 else None
@@ -206,7 +206,7 @@ async def put_part(
         str | None, Header(pattern="^[0-9a-f]{64}$", description="SHA-256 of the part, in hexadecimal.")
     ] = None,
 ) -> schemas.UploadPart:
-    """Send a part: the body is its bytes. Sent again, it takes the place of the one before."""
+    """Send a part: the body is its bytes. A part that is sent again replaces the earlier one."""
     upload = await in_turn(service, _open, service, project_id, upload_id)
     if number > uploads.part_count(upload):
         raise NotFound(f"the upload has the parts 1 to {uploads.part_count(upload)}")
@@ -230,8 +230,8 @@ async def put_part(
     responses=problems(NotFound, UploadEnded, UploadIncomplete, UploadDamaged, StoreUnavailable),
 )
 async def complete_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
-    """Have the whole verified, once all parts are there. A large file is `verifying` for a while: GET shows how that
-    ends. Asking twice is no error."""
+    """Verify the file, once all parts have arrived. A large file is `verifying` for a while: GET shows the result.
+    Completing twice is not an error."""
     return await carried(service, _complete, service, project_id, upload_id)
 
 
@@ -239,7 +239,7 @@ def _complete(service: Service, project_id: str, upload_id: str) -> schemas.Uplo
     upload = _load(service, project_id, upload_id)
     upload = uploads.complete(upload, service.database, service.store, seconds=UPLOAD_SECONDS)
     if upload.size <= _AT_ONCE:
-        # Where the store is away, it is tried again later, by whoever is there.
+        # Where the store does not answer, the maintenance of some API process tries again later.
         with suppress(StorageUnavailable):
             uploads.verify(upload_id, service.database, service.store)
         upload = _load(service, project_id, upload_id)
@@ -250,7 +250,7 @@ def _complete(service: Service, project_id: str, upload_id: str) -> schemas.Uplo
 
 @router.post("/uploads/{upload_id}/abort", responses=problems(NotFound, UploadEnded))
 async def abort_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
-    """Give an upload up: its room is free at once. Asking twice is no error."""
+    """Abort an upload, which frees its room at once. Aborting twice is not an error."""
     upload = await in_turn(service, _abort, service, project_id, upload_id)
     # What is left now is removed later.
     with suppress(StorageUnavailable):
@@ -298,13 +298,13 @@ def _the_upload(session: Session, project_id: str, upload_id: str) -> tables.Upl
 
 
 def _load(service: Service, project_id: str, upload_id: str) -> tables.Upload:
-    # The object store may take its time: no transaction waits for it.
+    # The object store may be slow: no transaction waits for it.
     with service.database.reading() as session:
         return _the_upload(session, project_id, upload_id)
 
 
 def _open(service: Service, project_id: str, upload_id: str) -> tables.Upload:
-    """Find an upload that takes parts, and note the sign of life. Raises NotFound, UploadEnded."""
+    """Find a pending upload and postpone its expiry. Raises NotFound, UploadEnded."""
     with service.database.writing() as session:
         return uploads.keep_alive(session, _the_upload(session, project_id, upload_id).id, seconds=UPLOAD_SECONDS)
 
@@ -352,7 +352,7 @@ def _request(
 
 @contextmanager
 def _spool(folder: Path) -> Iterator[Path]:
-    """Give a file to write to, which goes away. Raises StorageFull, StorageUnavailable."""
+    """Create a temporary file. Raises StorageFull, StorageUnavailable."""
     try:
         with NamedTemporaryFile(dir=folder) as file:
             yield Path(file.name)
@@ -362,7 +362,7 @@ def _spool(folder: Path) -> Iterator[Path]:
 
 
 async def _receive(request: Request, path: Path, size: int) -> str:
-    """Write the body to a file, and give its sha256. Raises UploadDamaged, BodyTooLarge."""
+    """Write the body to a file; return its sha256. Raises UploadDamaged, BodyTooLarge."""
     declared = request.headers.get("content-length")
     if declared is not None and declared != str(size):
         raise _wrong_length(size, declared)

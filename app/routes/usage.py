@@ -1,4 +1,4 @@
-"""What the project of the key has used."""
+"""Usage of the project of the key."""
 
 from datetime import timedelta
 from typing import Annotated

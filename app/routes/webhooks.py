@@ -1,4 +1,4 @@
-"""Webhooks: who is told how jobs fare, what was sent to them, and how they know that it came from here."""
+"""Webhooks: receivers of job events, their deliveries, and the secrets that sign them."""
 
 from typing import Annotated, Any
 
@@ -36,20 +36,20 @@ _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody)
 
 
 class CreateWebhook(BaseModel):
-    """Who wants to be told."""
+    """The webhook to create."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     url: str = Field(max_length=url_policy.MOST_CHARACTERS, examples=["https://example.com/temper"])
     """Where to post messages: https, on the public internet unless the operator allows more."""
     events: tuple[JobEvent, ...] = Field(default=ENDINGS, max_length=20)
-    """What to tell it of every job of the project. An empty list: only what jobs that name the address ask for."""
+    """The events to send of every job of the project. An empty list: only those that jobs with this URL ask for."""
     description: Text = Field(default="", max_length=512)
     """For people."""
 
 
 class UpdateWebhook(BaseModel):
-    """What to change of a webhook; what is left out stays as it is."""
+    """The fields to change; omitted fields stay as they are."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -57,7 +57,7 @@ class UpdateWebhook(BaseModel):
     url: str = Field(default_factory=str, max_length=url_policy.MOST_CHARACTERS)
     """Where to post messages."""
     events: tuple[JobEvent, ...] = Field(default_factory=tuple, max_length=20)
-    """What to tell it of every job of the project."""
+    """The events to send of every job of the project."""
     description: Text = Field(default_factory=str, max_length=512)
     """For people."""
     disabled: bool = Field(default_factory=bool)
@@ -235,7 +235,7 @@ def _show(webhook: tables.Webhook) -> schemas.Webhook:
 
 
 def show_with_secret(webhook: tables.Webhook, response: Response) -> schemas.WebhookWithSecret:
-    """Show a webhook to who has just made it, or its secret, in an answer that nobody keeps."""
+    """Show a webhook with its secret, in a response that must not be cached."""
     response.headers["Cache-Control"] = "no-store"
     return schemas.WebhookWithSecret.model_validate({**_facts(webhook), "secret": webhook.secret})
 
