@@ -150,7 +150,7 @@ def cursor(prefix: str) -> Callable[[str | None], str | None]:
 
     def check(after: str | None) -> str | None:
         if after is not None and not is_id(prefix, after):
-            raise PydanticCustomError("not_a_cursor", "give the last_id of the part before, or leave it out")
+            raise PydanticCustomError("not_a_cursor", "give the last_id of the previous page, or leave it out")
         return after
 
     return check

@@ -11,15 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import (
     Connection,
     DateTime,
@@ -29,6 +24,7 @@ from sqlalchemy import (
     TypeDecorator,
     create_engine,
     event,
+    inspect,
     literal,
     make_url,
     select,
@@ -42,7 +38,12 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 Row = TypeVar("Row", bound=DeclarativeBase)
+
+MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 THREADS = 16
 """Threads of an API process that may hold a connection at once; the pool has one for each."""
@@ -161,12 +162,12 @@ def lock_row(session: Session, table: type[Row], row_id: str, *, lets_change: bo
 
 @dataclass(frozen=True)
 class Schema:
-    """Which version of the schema a database has, and which this code needs."""
+    """The version of a database's schema, and the version that this code needs."""
 
     found: str | None
     needed: str
     is_known: bool
-    """Whether this code has heard of the version that was found."""
+    """Whether this code knows the version that was found."""
 
     @property
     def complaint(self) -> str:
@@ -225,16 +226,22 @@ class Database:
                     connection.exec_driver_sql(f"SET LOCAL {timeout} = 0")
                 _lock_out_others(connection)
                 connection.exec_driver_sql("SET LOCAL lock_timeout = '30s'")
-            config = _alembic()
+            # Few starts migrate, and the import of alembic takes a tenth of a second or more.
+            from alembic import command
+
+            config = alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
     def schema(self) -> Schema:
-        """Look which version of the schema there is."""
-        known, needed = _versions()
+        """Read the version of the schema."""
+        # Each migration's file name begins with its revision.
+        known = {path.name[:4] for path in (MIGRATIONS / "versions").glob("*.py")}
+        found = None
         with self.engine.connect() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
-        return Schema(found, needed, found in known)
+            if inspect(connection).has_table("alembic_version"):
+                found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        return Schema(found, max(known), found in known)
 
     def try_to_write(self) -> None:
         """Write something and take it back. Raises OperationalError where that fails, as on a full disk."""
@@ -256,25 +263,20 @@ def open_database(url: str) -> Database:
         schema = database.schema()
         if schema.found and not schema.is_known:
             sys.exit(schema.complaint)
-        database.migrate()
+        if schema.complaint:
+            database.migrate()
     except DatabaseError as error:
         sys.exit(f"the database at {database.engine.url} cannot be used: {error.orig}")
     return database
 
 
-def _alembic() -> Config:
+def alembic_config() -> "Config":
+    """Return the configuration of alembic for the folder of the migrations."""
+    from alembic.config import Config
+
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
+    config.set_main_option("script_location", str(MIGRATIONS))
     return config
-
-
-@cache
-def _versions() -> tuple[frozenset[str], str]:
-    """Name the versions of the schema that this code knows, and its own."""
-    scripts = ScriptDirectory.from_config(_alembic())
-    own = scripts.get_current_head()
-    assert own
-    return frozenset(script.revision for script in scripts.walk_revisions()), own
 
 
 def _lock_out_others(connection: Connection) -> None:

@@ -48,7 +48,7 @@ def list_attempts(
     project_id: ProjectId,
     session: Reading,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only attempts after this number.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=100, description="Attempts in one part.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Attempts in one page.")] = 20,
 ) -> schemas.Page[schemas.Attempt]:
     """List a job's attempts, the first one first."""
     part = queries.list_attempts(session, the_job(session, project_id, job_id).id, after=after, limit=limit)

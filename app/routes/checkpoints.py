@@ -38,9 +38,9 @@ def list_checkpoints(
     after: Annotated[
         str | None,
         AfterValidator(cursor("ckpt")),
-        Query(description="The cursor: the `last_id` of the part before."),
+        Query(description="The cursor: the `last_id` of the previous page."),
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Checkpoints in one part.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Checkpoints in one page.")] = 20,
 ) -> schemas.Page[schemas.Checkpoint]:
     """List a job's checkpoints, oldest first."""
     part = checkpoints.list_checkpoints(session, the_job(session, project_id, job_id).id, after=after, limit=limit)

@@ -45,7 +45,7 @@ async def get_events(
     service: TheService,
     until_sent: streams.UntilSent,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only events after this seq.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000, description="Events in one part of the list.")] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Events in one page.")] = 100,
     last_event_id: Annotated[
         int, Header(ge=0, le=2**31 - 1, description="Where a stream goes on; from its beginning if this is not in it.")
     ] = 0,

@@ -133,9 +133,9 @@ class JobFilter(BaseModel):
     metadata: list[Annotated[str, AfterValidator(_pair)]] = []
     """Only jobs with this pair, written as key=value; repeat it for more pairs."""
     after: Annotated[str | None, AfterValidator(cursor("job"))] = None
-    """The cursor: the `last_id` of the part before."""
+    """The cursor: the `last_id` of the previous page."""
     limit: int = Field(default=20, ge=1, le=100)
-    """Jobs in one part."""
+    """Jobs in one page."""
     order: Order = "desc"
     """desc: newest first."""
 

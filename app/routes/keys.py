@@ -82,9 +82,9 @@ def list_api_keys(
         str | None, Query(max_length=64, description="Of another project than the key's; takes the scope admin.")
     ] = None,
     after: Annotated[
-        str | None, AfterValidator(cursor("key")), Query(description="The cursor: the `last_id` of the part before.")
+        str | None, AfterValidator(cursor("key")), Query(description="The cursor: the `last_id` of the previous page.")
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Keys in one part.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Keys in one page.")] = 20,
     order: Annotated[Order, Query(description="desc: newest first.")] = "desc",
 ) -> schemas.Page[schemas.ApiKey]:
     """List a project's keys, newest first, revoked and expired ones too."""

@@ -61,9 +61,9 @@ def create_project(body: CreateProject, session: Writing, response: Response) ->
 def list_projects(
     session: Reading,
     after: Annotated[
-        str | None, AfterValidator(cursor("prj")), Query(description="The cursor: the `last_id` of the part before.")
+        str | None, AfterValidator(cursor("prj")), Query(description="The cursor: the `last_id` of the previous page.")
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Projects in one part.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Projects in one page.")] = 20,
     order: Annotated[Order, Query(description="desc: newest first.")] = "desc",
 ) -> schemas.Page[schemas.Project]:
     """List the projects, newest first."""

@@ -30,7 +30,7 @@ router = APIRouter(tags=["webhooks"])
 
 WebhookId = Annotated[str, Path(description="The webhook's id.")]
 DeliveryId = Annotated[str, Path(description="The delivery's id: the `webhook-id` of the message.")]
-After = Query(description="The cursor: the `last_id` of the part before.")
+After = Query(description="The cursor: the `last_id` of the previous page.")
 
 _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody)
 
@@ -115,7 +115,7 @@ def list_webhooks(
     project_id: ProjectId,
     session: Reading,
     after: Annotated[str | None, AfterValidator(cursor("whk")), After] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Webhooks in one part.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Webhooks in one page.")] = 20,
 ) -> schemas.Page[schemas.Webhook]:
     """List the project's webhooks, oldest first."""
     part = subscriptions.list_webhooks(session, project_id, after=after, limit=limit)
@@ -182,7 +182,7 @@ def list_deliveries(
     session: Reading,
     status: Annotated[schemas.DeliveryStatus | None, Query(description="Only deliveries in this status.")] = None,
     after: Annotated[str | None, AfterValidator(cursor("dlv")), After] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Deliveries in one part.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Deliveries in one page.")] = 20,
 ) -> schemas.Page[schemas.Delivery]:
     """List what was sent to a webhook or is to be, newest first."""
     webhook = _the_webhook(session, project_id, webhook_id)
