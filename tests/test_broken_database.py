@@ -120,7 +120,7 @@ def the_commit_after(statement):
 
 
 @pytest.mark.parametrize(("fault", "replayed"), [("lose_the_answer_to", "true"), ("lose", None)])
-def test_a_post_whose_commit_breaks_off_is_answered_by_503_and_its_repetition_makes_one_job(
+def test_a_post_with_a_broken_commit_gets_503_and_its_repetition_makes_one_job(
     broken_api, network, database, fault, replayed
 ):
     key = {"Idempotency-Key": "k"}
@@ -173,7 +173,7 @@ def test_a_success_whose_commit_breaks_off_is_one(settings, network, behind, dat
     invariants.check(database, workplace.store)
 
 
-def test_two_who_write_to_a_job_at_once_take_turns_and_a_stream_tells_all_of_it_in_order(
+def test_concurrent_writers_take_turns_and_a_stream_shows_their_events_in_order(
     settings, database, project, postgres_of_its_own
 ):
     rounds = 5
@@ -267,7 +267,7 @@ def keep_posting(url, headers, over, number):
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_cut_off_from_the_database_gives_up_and_the_next_one_takes_over(
+def test_a_worker_without_the_database_gives_up_and_the_next_one_takes_over(
     settings, network, behind, database, project
 ):
     job_id = post(database, project, seconds="0.02", states="yes", act="hang", cut="5")
@@ -345,9 +345,7 @@ def saved_step(database, job_id):
 
 
 @pytest.mark.slow
-def test_a_database_away_for_longer_than_any_lease_ends_every_run_and_all_of_them_go_on_when_it_is_back(
-    tmp_path, postgres_of_its_own
-):
+def test_runs_end_when_the_database_is_away_beyond_the_lease_and_resume_later(tmp_path, postgres_of_its_own):
     url = postgres_of_its_own.create_database("away")
     key = f"tmp_abcdefgh_{'x' * 32}"
     clocks = {"lease_seconds": 4, "migrate_at_start": True, "first_api_key": key}
@@ -388,9 +386,7 @@ def test_a_request_that_finds_no_free_connection_is_told_to_come_back(broken_api
 
 
 @pytest.mark.slow
-def test_a_run_outlives_transactions_that_the_database_ends_because_they_were_left_open(
-    settings, database, project, monkeypatch
-):
+def test_a_run_outlives_transactions_that_the_database_ends_as_idle(settings, database, project, monkeypatch):
     job_id = post(database, project, seconds="0.1")
     workplace = place(settings, database)
     original, rounds = ingest.record, iter(range(3))

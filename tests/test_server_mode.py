@@ -89,7 +89,7 @@ def answers(server):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("server", [{"api_workers": 2, "migrate_at_start": True}], indirect=True)
-def test_several_api_processes_share_a_port_make_one_key_and_stop_at_once_with_open_streams(server):
+def test_api_processes_share_a_port_make_one_key_and_stop_with_open_streams(server):
     process = server.start_api(*API)
     database = Database(server.environment["TEMPER_DATABASE_URL"])
     with database.reading() as session:

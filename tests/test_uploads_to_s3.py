@@ -160,9 +160,7 @@ def test_an_upload_that_is_left_alone_leaves_nothing_in_the_bucket(on_s3, databa
             assert set(session.scalars(select(Upload.status))) == {"expired"}
 
 
-def test_a_store_that_fails_a_third_of_the_time_gets_everything_and_shows_nothing_half(
-    on_s3, database, project, tmp_path, monkeypatch
-):
+def test_a_store_failing_a_third_of_the_time_gets_every_file_whole(on_s3, database, project, tmp_path, monkeypatch):
     monkeypatch.setattr("app.storage.S3_TIMEOUT_SECONDS", 1)
     good = on_s3()
     with faulty(good.s3_endpoint_url) as (url, way):

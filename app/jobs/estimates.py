@@ -1,4 +1,4 @@
-"""Estimates of the time, memory and storage of a job, from similar jobs that finished here; and its actual cost.
+"""Estimates of what a job will take, from similar jobs that have finished here; and measures of what it has taken.
 
 Only jobs count that succeeded in one attempt, without shards and up to their last step. The time that such a job took
 to start is kept; the rest is scaled by the ratio of the passes through the network, as `core.schema.cost_model` counts
@@ -24,7 +24,7 @@ from core.schema.cost_model import Size, passes_of_run
 from core.schema.spec import AnySpec, EvaluateSpec, TrainSpec
 
 MOST_RUNS = 20
-"""Number of the latest jobs that an estimate reads."""
+"""The number of latest jobs that an estimate uses."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class _Run:
 
 
 def predict(session: Session, project_id: str, spec: AnySpec) -> Estimate:
-    """Estimate the cost of a job of this project."""
+    """Estimate time and bytes of a job of this project."""
     known = _visible(project_id, spec)
     alike = _finished(session, spec, *known, *_like(spec))
     found = alike or _finished(session, spec, *known)
@@ -75,7 +75,7 @@ def predict(session: Session, project_id: str, spec: AnySpec) -> Estimate:
 
 
 def measure(session: Session, job_id: str) -> Actual:
-    """Measure the cost of a job and its shards until now."""
+    """Measure what a job and its shards have taken so far."""
     ids = session.scalars(select(Job.id).where(or_(Job.id == job_id, Job.parent_id == job_id))).all()
     ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
     attempts = session.execute(select(Attempt.started_at, ended).where(Attempt.job_id.in_(ids))).all()

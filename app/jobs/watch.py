@@ -1,4 +1,4 @@
-"""Waiting for a job to change, without a thread or a connection for each who waits: one poller per API process."""
+"""Wait for changes of jobs with one poller per API process, without a thread or connection for each waiting client."""
 
 import asyncio
 import logging

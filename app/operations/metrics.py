@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: of the whole instance from the database, and of the requests to this process.
+"""Metrics for a Prometheus server: of the whole instance from the database, of this process from its requests.
 
 All metrics of jobs are computed from the rows and cached for a few seconds, so that all API processes give the same
 values and a restart loses nothing. They are served at TEMPER_METRICS_PORT, apart from the API and without a key.

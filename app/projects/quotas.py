@@ -1,4 +1,4 @@
-"""Quotas of projects: the instance's defaults, and each project's own limits.
+"""Quotas: what a project may have at once or use in a month, by default or by limits of its own.
 
 A request that adds something checks the quota after that, in the same transaction. The check waits for other requests
 that add to the same project, counts, and raises where the limit is exceeded, which rolls the transaction back. So two
@@ -34,7 +34,7 @@ FOR_A_JOB: tuple[Quota, ...] = ("queued_jobs", "gpu_seconds_per_month", "stored_
 
 
 class QuotaExceeded(Exception):
-    """There would be more than the project may have."""
+    """The project would have more than its quota."""
 
     def __init__(self, quota: Quota, limit: int, used: float) -> None:
         remedy = f"{_REMEDIES[quota]}, or ask the operator for a higher limit"
@@ -82,7 +82,7 @@ def used(session: Session, project: Project, quota: Quota) -> float | None:
 
 
 def check(session: Session, project_id: str, settings: Settings, *quotas: Quota) -> None:
-    """See that what was just added is within the project's limits. Raises QuotaExceeded."""
+    """Check that what this transaction has added is within the project's limits. Raises QuotaExceeded."""
     session.flush()
     project = session.get_one(Project, project_id)
     own = {quota: limit_of(project, quota, settings) for quota in quotas}

@@ -52,7 +52,7 @@ class Stretch:
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """Its length in seconds."""
         return (self.ended_at - self.started_at).total_seconds()
 
 
@@ -83,7 +83,7 @@ def stretches(session: Session, project_id: str, since: datetime, until: datetim
 
 
 def total(parts: Iterable[Stretch], group: str = "all") -> Total:
-    """Add up."""
+    """Add up the seconds of parts of attempts."""
     parts = list(parts)
     return Total(
         group=group,
@@ -132,7 +132,7 @@ def _within(
 
 
 def jobs_by_status(session: Session, project_id: str, since: datetime, until: datetime) -> dict[Status, int]:
-    """Count the jobs that were posted between two moments, by where they are in their life now."""
+    """Count the jobs that were posted between two moments, by their status now."""
     posted = Job.project_id == project_id, Job.parent_id.is_(None), Job.created_at >= since, Job.created_at < until
     rows = session.execute(select(Job.status, func.count()).where(*posted).group_by(Job.status))
     return {row[0]: row[1] for row in rows}

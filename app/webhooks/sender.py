@@ -32,7 +32,7 @@ UNDER_WAY = 100
 UNDER_WAY_PER_WEBHOOK = 4
 _LOOK_SECONDS = 0.25
 _MOST_BYTES = 65_536
-"""So much of an answer is read, for politeness: only its status counts."""
+"""Bytes that are read of an answer at most; only its status matters."""
 
 
 def send_all(settings: Settings, database: Database, stopping: Event) -> None:

@@ -56,8 +56,7 @@ def fewest_images(model: nn.Module, shape: tuple[int, int, int], device: torch.d
 def find_fitting_size(attempt: Callable[[int], None], size: int, *, fewest: int, device: torch.device) -> int:
     """Halve a batch that does not fit the memory until one fits; return its size, or 0 when none fits.
 
-    attempt: takes a training step on this number of images. size: images that do not fit. fewest: as `fewest_images`
-    finds.
+    attempt: takes a training step on a number of images. size: a number that does not fit. fewest: see `fewest_images`.
     """
     while (size := size // 2) >= fewest:
         try:

@@ -146,7 +146,7 @@ def test_bad_field_is_named_and_exits_with_2(temper: Command, spec: str, change:
         ('{"epochs": 1, "epochs": 7}', [], "epochs: give it once"),
         ("[]", [], "is not one JSON object"),
         ("{}", ["--set", "epochs"], "write KEY=VALUE"),
-        ('{"method": "e-at"}', ["--set", "method.steps=3"], "set method as a whole"),
+        ('{"dataset": "digits"}', ["--set", "dataset.steps=3"], "set dataset as a whole"),
     ],
 )
 def test_spec_that_cannot_be_read_is_told(
@@ -258,7 +258,7 @@ def test_a_webhook_is_added_tested_and_removed(temper: Command) -> None:
             "webhooks", "add", url, "--event", "job.failed", "--description", "CI"
         ).stdout.splitlines()
         hook = told.split()[3]
-        assert f"{hook} is told of job.failed" in told
+        assert f"{hook} receives job.failed" in told
         arrived = temper("webhooks", "test", hook)
         assert arrived.returncode == 0
         assert "is succeeded, answered 204" in arrived.stdout

@@ -104,7 +104,7 @@ def test_failure_of_the_service_names_the_request_to_look_for_in_its_log(temper:
         temper.jobs.get("job_1")
 
 
-def test_nobody_there_is_told_with_the_remedy(script: Script) -> None:
+def test_an_unreachable_service_is_reported_with_the_remedy(script: Script) -> None:
     with (
         Temper("http://127.0.0.1:1", "tmp_key", patience=0.3) as temper,
         pytest.raises(Unreachable, match="temper serve"),
@@ -232,7 +232,9 @@ def test_broken_download_goes_on_where_it_broke(temper: Temper, script: Script, 
     assert script.requests[3].headers["Range"] == f"bytes={half}-"
 
 
-def test_download_begins_anew_where_the_service_sends_all_again(temper: Temper, script: Script, tmp_path: Path) -> None:
+def test_a_download_starts_over_when_the_service_sends_the_whole_file(
+    temper: Temper, script: Script, tmp_path: Path
+) -> None:
     script.expect(
         checkpoint,
         lambda request: request.send(CONTENT[:1000], announced=len(CONTENT)),
@@ -241,7 +243,7 @@ def test_download_begins_anew_where_the_service_sends_all_again(temper: Temper, 
     assert temper.checkpoints.download("ckpt_1", tmp_path / "robust").read_bytes() == CONTENT
 
 
-def test_download_from_an_object_store_is_taken_up_again_there_and_the_key_stays_here(
+def test_a_download_from_the_store_resumes_there_without_the_api_key(
     temper: Temper, script: Script, tmp_path: Path
 ) -> None:
     half = len(CONTENT) // 2

@@ -163,7 +163,7 @@ def test_what_cannot_be_read_at_all_says_why(patient, body, reason):
     check(answer, 400, "malformed_body", remedy=reason)
 
 
-def test_a_parameter_that_no_route_knows_is_refused_everywhere_before_anything_is_done(patient, settings, database):
+def test_every_route_refuses_an_unknown_parameter_before_it_acts(patient, settings, database):
     job = patient.post("/jobs", json=DIGITS).json()["id"]
     tried = 0
     for path, operations in create_app(settings, database).openapi()["paths"].items():
@@ -180,7 +180,7 @@ def test_a_parameter_that_no_route_knows_is_refused_everywhere_before_anything_i
     assert patient.get(f"/jobs/{job}").json()["status"] == "queued"
 
 
-def test_an_address_with_a_slash_too_many_leads_nowhere_and_not_to_a_host_that_the_caller_names(patient):
+def test_a_path_with_an_extra_slash_is_404_and_redirects_to_no_other_host(patient):
     for path in ("/jobs/", "/v1/jobs/", "/livez/"):
         answer = patient.get(path, headers={"Host": "elsewhere.example"}, follow_redirects=False)
         check(answer, 404, "not_found")

@@ -76,9 +76,7 @@ def test_two_api_processes_count_together_through_the_broker(settings, database,
     assert (codes.count(200), codes.count(429)) == (10, 14)
 
 
-def test_where_the_broker_is_away_nobody_is_refused_and_nobody_waits_long(
-    settings, database, project, caplog, monkeypatch
-):
+def test_without_the_broker_no_request_is_refused_or_delayed(settings, database, project, caplog, monkeypatch):
     # Longer than a busy machine takes for anything else, so that a wait for the broker is told from it.
     monkeypatch.setattr("app.http.rate_limits._PATIENCE_SECONDS", 5)
     with valkey() as broker:
@@ -114,9 +112,7 @@ def test_the_limit_is_back_when_the_broker_is(settings, database, project, monke
             assert [api.get("/jobs").status_code for _ in range(3)] == [200, 200, 429]
 
 
-def test_an_address_with_many_wrong_keys_is_not_listened_to_but_with_a_key_that_was_right(
-    settings, database, project, monkeypatch
-):
+def test_after_many_wrong_keys_an_address_is_limited_except_with_a_known_key(settings, database, project, monkeypatch):
     monkeypatch.setattr("app.http.rate_limits.AUTH_FAILURES", 5)
     known, unused = add_key(database, project), add_key(database, project)
     wrong = f"tmp_{'0' * 8}_{'0' * 32}"

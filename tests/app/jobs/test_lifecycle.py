@@ -276,7 +276,7 @@ def test_a_trainer_killed_too_often_is_a_repeated_crash(database, project):
     assert "the training process was killed by SIGKILL" in job.failure["message"]
 
 
-def test_losses_count_anew_when_a_job_has_got_further(database, project):
+def test_crashes_in_place_are_reset_when_a_job_has_got_further(database, project):
     create(database, project)
     for saved_step in (0, 1, 2, 2):
         held = claim(database, max_crashes=9)
@@ -294,7 +294,7 @@ def test_losses_count_anew_when_a_job_has_got_further(database, project):
     assert (job.status, job.crashes, job.crashes_in_place) == ("queued", 4, 2)
 
 
-def test_what_an_evaluation_has_found_is_progress_and_of_no_use_once_the_training_goes_on(database, project):
+def test_saved_verdicts_count_as_progress_until_training_continues(database, project):
     create(database, project)
     retry_policy = {"max_crashes": 9}
 
@@ -320,7 +320,7 @@ def test_what_an_evaluation_has_found_is_progress_and_of_no_use_once_the_trainin
     assert [state.kind for state in do(database, ingest.states, held)] == ["state"]
 
 
-def test_a_retry_that_has_found_something_itself_still_begins_with_the_state_of_the_job_it_is_of(database, claimed):
+def test_a_retry_with_verdicts_of_its_own_starts_from_the_state_of_its_original(database, claimed):
     do(database, ingest.save_state, claimed, SAVED.model_copy(update={"kind": "state"}), name="state", key="k/s/f")
     failure = Failure(code="c", message="m", hint="h", field=None, retryable=True)
     do(database, claims.fail, claimed, failure)

@@ -96,7 +96,7 @@ def test_how_many_shards_there_are(
 
 
 @pytest.mark.parametrize("instance", ["sqlite"], indirect=True)
-def test_a_data_set_that_nobody_has_counted_and_a_training_are_not_split(settings, database, project):
+def test_trainings_and_data_sets_of_unknown_size_are_not_sharded(settings, database, project):
     unknown = parse_request({**LARGE, "dataset": "birds", "eps": {"linf": 0.1}})
     training = parse_request({"base_model": "cifar10-small-linf", "evaluation": {"examples": 10_000}})
     assert [do(database, shards.count, project.id, spec, settings) for spec in (unknown, training)] == [0, 0]
@@ -149,7 +149,7 @@ def test_a_worker_that_finds_nothing_asks_as_much_for_many_sharded_jobs_as_for_o
 
 
 @pytest.mark.parametrize("instance", ["sqlite"], indirect=True)  # whose plans do not depend on how many rows there are
-def test_whoever_looks_for_jobs_that_wait_for_shards_reads_none_that_has_ended(database, project):
+def test_the_search_for_jobs_waiting_for_shards_reads_no_ended_job(database, project):
     with sent(database) as statements:
         do(database, shards.update_parents)
     (looked,) = [each for each in statements if each[0].startswith("SELECT")]
@@ -347,7 +347,7 @@ def test_asking_a_shard_is_refused_below_the_routes_too(database, job_id):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("instance", ["postgres"], indirect=True)  # SQLite has one writer, so never two at once
-def test_whoever_acts_at_once_on_a_job_and_its_shards_nobody_waits_for_another_who_waits(database, project):
+def test_concurrent_actions_on_a_job_and_its_shards_never_deadlock(database, project):
     """Six workers and two people, each at random, and not one transaction that the database has to break off."""
     posted = [create(database, project) for _ in range(4)]
     until = time.monotonic() + 6

@@ -181,9 +181,7 @@ def test_rows_without_their_object_are_told(settings, database, tmp_path):
     assert gone.startswith("checkpoints: k/gone: ")
 
 
-def test_reports_logs_and_uploads_without_their_object_are_told_and_each_object_is_read_once(
-    settings, database, tmp_path, monkeypatch
-):
+def test_check_reports_missing_objects_and_reads_each_object_once(settings, database, tmp_path, monkeypatch):
     store = open_store(settings)
     project = add_project(database)
     with database.writing() as session:

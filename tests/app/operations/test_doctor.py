@@ -83,7 +83,7 @@ def test_a_bucket_is_fetched_from_as_a_client_would(settings, s3_server):
     assert "TEMPER_STORAGE_PROXY" in found["downloads"].remedy
 
 
-def test_rings_that_nobody_hears_are_noticed(settings, broker, valkey_server):
+def test_the_doctor_notices_rings_without_a_listener(settings, broker, valkey_server):
     line = Line(valkey_server.url)
     for _ in range(3):
         line.ring("gpu")

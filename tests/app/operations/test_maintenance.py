@@ -7,6 +7,7 @@ import redis
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
+from app import tasks
 from app.jobs import claims, lifecycle
 from app.operations.maintenance import Maintenance, MaintenanceContext, PeriodicTask, ring_again, take_back_expired_jobs
 from app.platform.broker import KEY_PREFIX
@@ -15,7 +16,7 @@ from app.platform.ids import new_id
 from app.platform.queue import open_doorbell
 from app.schemas.job_request import parse_request
 from app.storage import LocalStore
-from app.tables import Attempt, Dataset, Job
+from app.tables import Attempt, Job, Task
 from tests.support.processes import wait_until
 
 SPEC = parse_request({"base_model": "digits-cnn-linf"})
@@ -66,18 +67,10 @@ def test_files_that_have_waited_for_a_while_are_rung_for_again(settings, databas
         broker.flushall()
         here.doorbell.start()
         with database.writing() as session:
-            file = {
-                "project_id": project.id,
-                "name": "birds",
-                "filename": "f",
-                "key": "k",
-                "size": 1,
-                "sha256": "0" * 64,
-            }
-            session.add(Dataset(id=new_id("ds"), **file))
+            tasks.add(session, "inspect_dataset", project_id=project.id, subject_id=new_id("ds"))
         ring_again(here)
         with database.writing() as session:
-            session.execute(update(Dataset).values(created_at=seconds_from_now(-60)))
+            session.execute(update(Task).values(created_at=seconds_from_now(-60)))
         assert not broker.exists(f"{KEY_PREFIX}cpu")
         ring_again(here)
         wait_until(lambda: broker.llen(f"{KEY_PREFIX}cpu") == 1)

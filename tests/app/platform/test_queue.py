@@ -70,7 +70,7 @@ def test_it_does_not_ring_for_what_was_rolled_back(doorbell, broker, database, p
     assert rings(broker, "cpu") == 0
 
 
-def test_rings_that_nobody_hears_do_not_pile_up(doorbell, broker):
+def test_rings_without_a_listener_do_not_pile_up(doorbell, broker):
     for _ in range(150):
         doorbell.ring("gpu")
     doorbell.ring("cpu")
@@ -85,7 +85,7 @@ def test_all_keys_in_the_broker_are_told_from_those_of_others(doorbell, broker):
 
 
 @pytest.mark.parametrize("fault", ["down", "hung"])
-def test_a_broker_that_is_away_holds_nobody_up_and_is_left_alone_until_it_is_back(fault, caplog, monkeypatch):
+def test_an_unreachable_broker_delays_no_request_and_is_not_asked_again_at_once(fault, caplog, monkeypatch):
     monkeypatch.setattr("app.platform.queue._OPEN_SECONDS", 1.0)
     caplog.set_level(logging.INFO, logger="app.platform.queue")
     with valkey() as server:

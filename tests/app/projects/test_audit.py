@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from app.jobs import claims, lifecycle
 from app.projects import audit
 from app.schemas import Failure
+from app.schemas.job_request import parse_request
 from app.tables import ApiKey, Audit, Dataset, Delivery, Job, Model, Upload, Webhook
-from core.schema.spec import parse
 from tests.support.instance import DIGITS
 from tests.support.sending import announce, send_all
 from tests.support.uploading import send
@@ -31,7 +31,7 @@ class Prepared:
     def job(self, status="queued"):
         """A job without a request, in this status."""
         with self.database.writing() as session:
-            job = lifecycle.create(session, self.project.id, parse(DIGITS)).job
+            job = lifecycle.create(session, self.project.id, parse_request(DIGITS)).job
             if status != "queued":
                 held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
             if status == "failed":

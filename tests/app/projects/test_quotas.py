@@ -114,10 +114,10 @@ def test_an_upload_counts_with_what_jobs_have_stored(api, database, project):
         held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
         ingest.save(session, held, saved(1000), key="x")
     limit(database, project, stored_bytes=1500)
-    wish = {"filename": "x", "bytes": 501, "sha256": "0" * 64, "purpose": "model"}
-    assert refusal(api.post("/uploads", json=wish), "stored_bytes")["used"] == 1501
+    body = {"filename": "x", "bytes": 501, "sha256": "0" * 64, "purpose": "model"}
+    assert refusal(api.post("/uploads", json=body), "stored_bytes")["used"] == 1501
     assert api.get("/uploads").json()["data"] == []
-    assert api.post("/uploads", json=wish | {"bytes": 500}).status_code == 201
+    assert api.post("/uploads", json=body | {"bytes": 500}).status_code == 201
 
 
 def test_a_paused_job_is_resumed_only_where_it_may_wait(api, database, project):
@@ -134,7 +134,7 @@ def test_a_paused_job_is_resumed_only_where_it_may_wait(api, database, project):
     assert api.post(f"{paused['links']['self']}/resume").status_code == 202, "asking again changes nothing"
 
 
-def test_a_key_has_only_so_many_streams_and_gets_them_back(settings, database, project, monkeypatch):
+def test_streams_per_key_are_limited_and_freed(settings, database, project, monkeypatch):
     monkeypatch.setattr("app.routes.streams.MAX_STREAM_SECONDS", 1)
     limit(database, project, streams_per_key=1)
     stream = {"Accept": "text/event-stream"}
@@ -246,9 +246,7 @@ def test_a_project_without_gpu_time_left_claims_nothing_until_it_has_some(settin
     assert claim(database) is not None
 
 
-def test_a_look_at_gpu_time_is_as_much_for_many_projects_as_for_one_and_a_new_name_needs_none(
-    settings, database, project, api
-):
+def test_checking_gpu_time_takes_as_many_queries_for_many_projects_as_for_one(settings, database, project, api):
     context, counts = MaintenanceContext(settings, database, None, None), []
     for more in (1, 5):
         for _ in range(more):

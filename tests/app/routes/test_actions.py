@@ -286,7 +286,9 @@ def test_a_log_that_is_followed_says_that_the_store_is_away_before_it_begins(api
     assert (refused.status_code, refused.json()["code"]) == (503, "storage_unavailable")
 
 
-def test_what_nobody_names_is_swept_a_day_after_its_attempt(api, database, held, store, settings, log, tmp_path):
+def test_unreferenced_objects_are_collected_a_day_after_their_attempt(
+    api, database, held, store, settings, log, tmp_path
+):
     log(held, "a\n")
     (tmp_path / "file").write_text("x")
     for name in ("states/state-5/state", "states/state-6/state", "checkpoint.safetensors"):
@@ -328,9 +330,7 @@ def test_a_sweep_asks_as_little_of_a_job_with_many_files(database, held, store, 
     assert counts[0] == counts[1] > 0
 
 
-def test_states_of_a_job_that_ended_badly_are_kept_for_a_while_and_its_checkpoint_for_ever(
-    api, database, held, store, tmp_path
-):
+def test_states_of_a_failed_job_expire_and_its_checkpoint_stays(api, database, held, store, tmp_path):
     (tmp_path / "file").write_text("x")
     for kind in ("state", "best"):
         key = f"{held.prefix}/states/{kind}-5/{kind}"
@@ -346,9 +346,7 @@ def test_states_of_a_job_that_ended_badly_are_kept_for_a_while_and_its_checkpoin
     assert api.get(checkpoint["download"]).content == b"x"
 
 
-def test_states_that_a_worker_has_left_which_died_after_its_jobs_success_are_swept_at_once(
-    database, held, store, tmp_path
-):
+def test_states_left_after_a_jobs_success_are_collected_at_once(database, held, store, tmp_path):
     (tmp_path / "file").write_text("x")
     key = f"{held.prefix}/states/state-5/state"
     store.put(key, tmp_path / "file")

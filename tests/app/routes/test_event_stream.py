@@ -97,7 +97,7 @@ def test_a_stream_goes_on_after_the_last_event_that_was_seen(api, database):
     assert seqs(follow(api, job_id, **{"Last-Event-ID": "253"})) == []
 
 
-def test_a_stream_tells_everything_where_the_last_event_that_was_seen_is_not_of_its_history(api, database):
+def test_a_stream_starts_over_when_last_event_id_is_not_of_its_history(api, database):
     job_id, held = start(api, database)
     warn(database, held, 2)
     do(database, claims.succeed, held, Reports(before=None, after=None))

@@ -548,7 +548,7 @@ def valid_by_document(api, body):
     )
 
 
-def test_of_many_who_write_at_once_nobody_is_turned_away(api):
+def test_concurrent_writers_are_all_served(api):
     ended, sent, given_up = [], [], []
     for _ in range(16):
         ended.append(post(api)["id"])

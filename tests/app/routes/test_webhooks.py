@@ -109,7 +109,7 @@ def test_a_bad_webhook_is_told_field_by_field(api, body, pointer):
     assert api.get("/webhooks").json()["data"] == []
 
 
-def test_names_that_are_slow_to_look_up_hold_up_nobody_else(api, hook, monkeypatch):
+def test_slow_name_lookups_delay_no_other_request(api, hook, monkeypatch):
     job = api.post("/jobs", json=DIGITS).json()
     asked, found = threading.Semaphore(0), threading.Event()
 
@@ -161,7 +161,7 @@ def test_an_address_belongs_to_one_webhook_of_a_project(api, hook, stranger):
     assert stranger.post("/webhooks", json={"url": URL}).status_code == 201
 
 
-def test_a_project_has_only_so_many_webhooks(api, settings):
+def test_webhooks_per_project_are_limited(api, settings):
     for number in range(subscriptions.MAX_WEBHOOKS):
         assert api.post("/webhooks", json={"url": f"{URL}/{number}"}).status_code == 201
     answer = api.post("/webhooks", json={"url": URL})
@@ -275,7 +275,7 @@ def deliveries(api, hook):
     return api.get(f"/webhooks/{hook['id']}/deliveries").json()["data"]
 
 
-def test_a_job_names_whom_to_tell_of_it_and_nobody_is_told_of_others(api):
+def test_a_jobs_own_webhook_gets_the_events_of_that_job_alone(api):
     with receiver() as server:
         answer = post(api, server.url("localhost"))
         assert (answer.status_code, answer.headers["cache-control"]) == (201, "no-store")

@@ -203,7 +203,7 @@ def test_a_receiver_that_says_gone_is_told_nothing_more(lan, database, project):
     assert webhook.disabled_reason == "gone"
 
 
-def test_a_receiver_that_hangs_delays_nobody_else_and_holds_few(lan, database, project):
+def test_a_hanging_receiver_delays_no_other_and_holds_few_threads(lan, database, project):
     with receiver() as slow, receiver() as quick:
         slow.hold.set()
         hanging = subscribe(database, project, slow.url())
@@ -276,7 +276,7 @@ def test_sending_ends_at_once_when_the_process_is_to_stop(lan, database, project
         assert time.monotonic() - began < 5
 
 
-def test_a_move_that_is_rolled_back_is_told_to_nobody(database, project):
+def test_a_rolled_back_move_queues_no_delivery(database, project):
     subscribe(database, project, "https://nowhere.invalid/")
     with database.writing() as session:
         job_id = lifecycle.create(session, project.id, SPEC).job.id

@@ -13,7 +13,7 @@ def test_dlr_is_the_margin_over_the_gap_of_first_and_third() -> None:
     torch.testing.assert_close(dlr(_LOGITS, _LABELS, _LABELS), expected)
 
 
-def test_targeted_dlr_is_the_gap_to_the_target_over_the_gap_of_first_and_third_and_fourth() -> None:
+def test_targeted_dlr_is_the_gap_to_the_target_over_the_gap_to_third_and_fourth() -> None:
     targets = torch.tensor([1, 0])
     expected = torch.tensor([-(5.0 - 2.0) / (5.0 - 0.5 * (1.0 + 0.0)), -(3.0 - 1.0) / (4.0 - 0.5 * (1.0 + 0.5))])
     torch.testing.assert_close(targeted_dlr(_LOGITS, _LABELS, targets), expected)

@@ -73,7 +73,7 @@ def test_a_round_costs_one_gradient_and_a_forward_pass_per_norm(
     assert passes == {"forward": 10 * (1 + 3), "backward": 10}
 
 
-def test_what_is_found_lies_in_a_ball_and_is_about_as_bad_as_the_worst_of_three_attacks(
+def test_msd_stays_in_a_ball_and_about_matches_the_worst_of_three_attacks(
     base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = test_digits

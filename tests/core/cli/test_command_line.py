@@ -257,7 +257,7 @@ def test_help_does_not_wait_for_torch() -> None:
     assert subprocess.run([sys.executable, "-c", check], cwd=_ROOT, timeout=60).returncode == 0
 
 
-def test_a_run_ends_when_whoever_started_it_is_gone(tmp_path: Path) -> None:
+def test_a_run_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     endless = ["finetune", "--base-model", "digits-cnn-linf", "--epochs", "1000", "--evaluation.include-base", "false"]
     options = ["--json", "--until-stdin-closes", "--output", str(tmp_path)]
     with subprocess.Popen(

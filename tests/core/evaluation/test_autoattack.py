@@ -320,7 +320,7 @@ def _report(steps: Generator[Event, None, Report]) -> Iterator[Report]:
     yield (yield from steps)  # type: ignore[misc]
 
 
-def test_an_evaluation_that_is_asked_to_pause_hands_over_its_verdicts_and_another_goes_on_from_them(
+def test_a_paused_evaluation_saves_its_verdicts_and_another_continues_from_them(
     tmp_path: Path, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = (points[:20] for points in test_digits)
@@ -407,7 +407,7 @@ def test_an_evaluation_that_is_broken_off_within_an_attack_goes_on_within_it(
     assert seen < passes / 3, "only the last queries were left"
 
 
-def test_an_attack_that_no_longer_fits_the_memory_goes_on_where_it_was_with_less_at_once(
+def test_an_attack_out_of_memory_continues_in_smaller_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: nn.Module, test_digits: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = (points[:30] for points in test_digits)
@@ -470,7 +470,7 @@ def test_shards_merge_to_the_very_report_of_the_whole(tmp_path: Path) -> None:
     assert [report.after.part.first for report in reports if report.after and report.after.part] == [16, 48, 0]
 
 
-def test_shards_of_workers_with_a_gpu_and_without_merge_and_those_of_another_release_do_not(tmp_path: Path) -> None:
+def test_shards_merge_across_devices_but_not_across_releases(tmp_path: Path) -> None:
     body = {"kind": "evaluate", "base_model": "digits-cnn-linf", "eps": {"linf": 0.1}}
     spec = parse({**body, "evaluation": {"protocol": "fast", "examples": 8, "batch_size": 4}})
     assert isinstance(spec, EvaluateSpec)

@@ -123,7 +123,7 @@ def test_held_out_images_are_never_trained_on_and_no_image_is_lost(digits) -> No
     assert len(none) == 0
 
 
-def test_nobody_says_how_many_and_a_twentieth_is_held_out(digits) -> None:  # type: ignore[no-untyped-def]
+def test_a_twentieth_is_held_out_by_default(digits) -> None:  # type: ignore[no-untyped-def]
     assert _spec().held_out == 64
     assert _spec(train_examples=200).held_out == 10
     assert parse({"base_model": "x", "dataset": "cifar10"}).held_out == 256  # type: ignore[union-attr]
