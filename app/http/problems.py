@@ -149,7 +149,7 @@ class LastAdminKey(Problem):
 
 
 class UploadEnded(Problem):
-    """The upload takes no more parts: it is being verified, or has been completed, aborted or given up. Announce the
+    """The upload takes no more parts: it is being verified, or is completed, aborted or expired. Announce the
     file again with POST /uploads if it is still to be sent."""
 
     status, code = 409, "upload_ended"
@@ -242,8 +242,8 @@ class IdempotencyKeyReused(Problem):
 
 
 class QuotaExceeded(Problem):
-    """The project has as much as it may of what `quota` names: `limit` is the most there may be, `used` what
-    there would be. GET /me shows all limits of a project; an operator changes them with PATCH /projects/{id}."""
+    """The request would exceed the project's quota that `quota` names: `limit` is the maximum, `used` the value that
+    the request would lead to. GET /me shows all limits of a project; an operator changes them with PATCH /projects/{id}."""
 
     status, code = 403, "quota_exceeded"
     schema = schemas.QuotaProblem
@@ -265,7 +265,7 @@ class RateLimited(Problem):
 
 
 class InternalError(Problem):
-    """The service made a mistake. Its log has the details under the request id."""
+    """The service has an error. Its log has the details under the request id."""
 
     status, code = 500, "internal_error"
 

@@ -81,7 +81,8 @@ async def get_logs(
     service: TheService,
     until_sent: streams.UntilSent,
     attempt: Annotated[
-        int | None, Query(ge=1, le=2**31 - 1, description="Of this attempt; by default of the last one that has a log.")
+        int | None,
+        Query(ge=1, le=2**31 - 1, description="The attempt; by default the last one that has a log."),
     ] = None,
     tail: Annotated[int | None, Query(ge=0, le=100_000, description="Only this number of lines from the end.")] = None,
     after: Annotated[
@@ -95,9 +96,9 @@ async def get_logs(
     *,
     follow: Annotated[bool, Query(description="Go on with what comes, further attempts included, to the end.")] = False,
 ) -> Response:
-    """Read what the training process wrote for people, and what its supervisor did. It outlives the worker.
+    """Read the log of an attempt: the output of the training process and the actions of its supervisor.
 
-    One that is followed ends with the job, or when it is old, as streams of events do.
+    A followed log ends with the job, or after the maximum duration of a stream, as streams of events do.
     """
     if after and not follow:
         detail = "a place to go on from is for a log that is followed: add follow=true, or leave it out"

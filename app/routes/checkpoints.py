@@ -82,8 +82,8 @@ def download_checkpoint(
     project_id: ProjectId,
     session: Reading,
     service: TheService,
-    range_: Annotated[str | None, Header(alias="Range", description="One span of bytes, to go on after a cut.")] = None,
-    if_range: Annotated[str | None, Header(description="Heed Range only if this is still the ETag.")] = None,
+    range_: Annotated[str | None, Header(alias="Range", description="One range of bytes, to resume with.")] = None,
+    if_range: Annotated[str | None, Header(description="Apply Range only if this is still the ETag.")] = None,
 ) -> Response:
     """Download the file, here or, where it lies in an object store that clients reach, from there.
     `X-Checksum-Sha256` carries the hash of the whole of it. HEAD gives only the headers."""

@@ -58,7 +58,7 @@ CREATED = _ETAG | schemas.headers({"Location": "The job.", "Idempotent-Replayed"
 """The headers of an answer that is a new job."""
 IdempotencyKey = Annotated[
     str | None,
-    Header(min_length=1, max_length=255, description="A repeat with the same key makes no second job."),
+    Header(min_length=1, max_length=255, description="A repeated request with the same key creates no second job."),
 ]
 
 
@@ -179,7 +179,7 @@ def create_job(
     dry_run: Annotated[bool, Query(description="Validate and resolve the spec, and store nothing.")] = False,
     idempotency_key: IdempotencyKey = None,
 ) -> schemas.PostedJob | Response:
-    """Queue a job. The smallest spec names a base model; all that it leaves out is answered resolved."""
+    """Queue a job. The smallest spec names only a base model; the answer has the resolved spec with all defaults."""
     if dry_run:
         estimate = estimates.predict(session, project_id, spec)
         in_shards = shards.count(session, project_id, spec, service.settings)
@@ -262,7 +262,7 @@ def get_metrics(
     after_step: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only steps after this one.")] = 0,
     max_points: Annotated[int, Query(ge=1, le=10_000, description="Thin the curve out to this many points.")] = 1000,
 ) -> Response:
-    """Get the training curve up to where the job is. Steps gone through again are those of the later attempt."""
+    """Get the training curve so far. For steps that were repeated, it has the values of the later attempt."""
     job = the_job(session, project_id, job_id)
     steps = queries.training_curve(session, job, after_step=after_step, max_points=max_points)
     data = [_show_metric(step) for step in steps]
@@ -285,7 +285,7 @@ def get_report(job_id: JobId, project_id: ProjectId, session: Reading, service: 
 
 @router.get("/jobs/{job_id}/lineage", responses=problems(NotFound), dependencies=[needs("jobs:read")])
 def get_lineage(job_id: JobId, project_id: ProjectId, session: Reading) -> schemas.Lineage:
-    """Get what a job takes in of the project's own, and the jobs that this comes from."""
+    """Get the inputs of a job that belong to the project, and the jobs that they were made by."""
     job = the_job(session, project_id, job_id)
     taken = [show_input(each) for each in inputs.list_inputs(session, job.id)]
     ancestors = list(inputs.ancestors(session, project_id, job.id))

@@ -79,7 +79,7 @@ def list_api_keys(
     caller: TheCaller,
     session: Reading,
     project_id: Annotated[
-        str | None, Query(max_length=64, description="Of another project than the key's; takes the scope admin.")
+        str | None, Query(max_length=64, description="A project other than the key's; needs the scope admin.")
     ] = None,
     after: Annotated[
         str | None, AfterValidator(cursor("key")), Query(description="The cursor: the `last_id` of the previous page.")
@@ -106,7 +106,8 @@ def revoke_api_key(
     session: Writing,
     *,
     descendants: Annotated[
-        bool, Query(description="Revoke the keys that were made with it, too, and those that were made with these.")
+        bool,
+        Query(description="Also revoke the keys created with this key, and those created with them."),
     ] = False,
 ) -> schemas.ApiKey:
     """Revoke a key: from the next request on it is refused, everywhere. Twice is no error. Keys that were made with it
@@ -117,7 +118,7 @@ def revoke_api_key(
 
 @router.get("/me", responses=problems(), dependencies=[needs(None)])
 def get_me(caller: TheCaller, session: Reading, service: TheService) -> schemas.Me:
-    """Tell who the key is, and what it may do."""
+    """Get the key of this request, its project, scopes and limits."""
     project, settings = session.get_one(tables.Project, caller.project_id), service.settings
     return schemas.Me(
         project=show_project(project),

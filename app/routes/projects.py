@@ -81,7 +81,7 @@ def get_project(project_id: AnyProjectId, caller: TheCaller, session: Reading) -
 def change_project(
     project_id: AnyProjectId, change: UpdateProject, caller: TheCaller, session: Writing, service: TheService
 ) -> schemas.Project:
-    """Change a project: its name, or how much it may have."""
+    """Change the name or the quotas of a project."""
     project = the_project(session, caller, project_id)
     if "name" in change.model_fields_set:
         project.name = change.name
@@ -93,7 +93,7 @@ def change_project(
 def get_quotas(
     project_id: AnyProjectId, caller: TheCaller, session: Reading, service: TheService
 ) -> list[schemas.QuotaState]:
-    """Get what a project may have, and has."""
+    """Get the quotas of a project and their current use."""
     return show_quotas(session, the_project(session, caller, project_id), service.settings)
 
 

@@ -97,7 +97,7 @@ def create_webhook(
     session: Writing,
     response: Response,
 ) -> schemas.WebhookWithSecret:
-    """Make a webhook. The answer has the secret by which its receiver knows that a message comes from here."""
+    """Create a webhook. The answer has the secret by which its receiver verifies the signatures of messages."""
     webhook = subscriptions.create(
         session,
         project_id,
@@ -146,7 +146,7 @@ def change_webhook(
     "/webhooks/{webhook_id}", status_code=204, responses=problems(NotFound), dependencies=[needs("jobs:write")]
 )
 def delete_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writing) -> None:
-    """Delete a webhook with its log. What was not yet sent is never sent."""
+    """Delete a webhook with its deliveries. Pending messages are never sent."""
     subscriptions.remove(session, _the_webhook(session, project_id, webhook_id))
 
 
@@ -157,7 +157,7 @@ def delete_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writin
     dependencies=[needs("jobs:write")],
 )
 def test_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writing) -> schemas.Delivery:
-    """Send the webhook a message of type webhook.test. Its delivery shows what became of it."""
+    """Send the webhook a message of type webhook.test. The delivery shows the result."""
     return _show_delivery(deliveries.test(session, _the_webhook(session, project_id, webhook_id)))
 
 
@@ -165,7 +165,7 @@ def test_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writing)
 def rotate_secret(
     webhook_id: WebhookId, project_id: ProjectId, session: Writing, response: Response
 ) -> schemas.WebhookWithSecret:
-    """Get a new secret. For 24 hours messages are signed with both, so that the receiver can change over in peace."""
+    """Get a new secret. For 24 hours messages are signed with both, so that the receiver can change its secret."""
     webhook = _the_webhook(session, project_id, webhook_id)
     subscriptions.rotate_secret(session, webhook)
     return show_with_secret(webhook, response)
@@ -184,7 +184,7 @@ def list_deliveries(
     after: Annotated[str | None, AfterValidator(cursor("dlv")), After] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Deliveries in one page.")] = 20,
 ) -> schemas.Page[schemas.Delivery]:
-    """List what was sent to a webhook or is to be, newest first."""
+    """List the deliveries of a webhook, sent and pending, newest first."""
     webhook = _the_webhook(session, project_id, webhook_id)
     part = deliveries.list_deliveries(session, webhook.id, status=status, after=after, limit=limit)
     return schemas.page([_show_delivery(delivery) for delivery in part.rows], has_more=part.has_more)
