@@ -243,7 +243,8 @@ class IdempotencyKeyReused(Problem):
 
 class QuotaExceeded(Problem):
     """The request would exceed the project's quota that `quota` names: `limit` is the maximum, `used` the value that
-    the request would lead to. GET /me shows all limits of a project; an operator changes them with PATCH /projects/{id}."""
+    the request would lead to. GET /me shows all limits of a project; an operator changes them with
+    PATCH /projects/{id}."""
 
     status, code = 403, "quota_exceeded"
     schema = schemas.QuotaProblem
