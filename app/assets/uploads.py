@@ -252,7 +252,7 @@ def waiting(session: Session) -> Sequence[str]:
 
 
 def expire(session: Session) -> None:
-    """Give up the uploads for which nothing was sent for too long, unless a process verifies them."""
+    """Expire the uploads without a request for too long, unless a process verifies them."""
     under_way = exists().where(Task.subject_id == Upload.id, Task.status == "running", ~leases.has_expired(Task))
     expired = session.scalars(
         select(Upload.id).where(Upload.status.in_(_SOURCES["expired"]), Upload.expires_at < now(), ~under_way)
@@ -305,7 +305,7 @@ def _check(upload: Upload, held: TaskClaim, database: Database, store: ObjectSto
 
 
 def _renewing(chunks: Iterator[bytes], held: TaskClaim, database: Database) -> Iterator[bytes]:
-    """Go through chunks and renew the lease meanwhile. Raises LeaseLost."""
+    """Yield the chunks and renew the lease meanwhile. Raises LeaseLost."""
     renewed_at = monotonic()
     for chunk in chunks:
         yield chunk

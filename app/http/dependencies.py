@@ -92,14 +92,14 @@ async def carried(service: Service, step: Callable[..., Result], *arguments: Any
 
 
 async def check_address(service: Service, url: str) -> None:
-    """See that messages may go to an address, before a turn to write is taken. Raises url_policy.Refused."""
+    """Check that a URL may be called, before the writing transaction begins. Raises url_policy.Refused."""
     async with service.lookups:
         await url_policy.check(url, service.settings)
 
 
 async def _check_parameters(request: Request) -> None:
-    """Refuse what would be ignored: a parameter that the route does not know, or that is given twice and is no list.
-    And a NUL character, which Postgres cannot look for."""
+    """Refuse parameters that would be ignored, since the route does not know them or takes only one value; and NUL
+    characters, which Postgres cannot search for."""
     given = request.query_params.multi_items()
     if not given:
         return

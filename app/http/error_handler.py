@@ -133,7 +133,7 @@ TRANSLATIONS: Mapping[type[Exception], Callable[[Any], Problem]] = {
 
 
 def install(app: FastAPI) -> None:
-    """Let the one handler answer for every error."""
+    """Register one handler for all errors."""
     for kind in (Problem, RequestValidationError, HTTPException, *TRANSLATIONS, *AWAY, DataError, Exception):
         app.add_exception_handler(kind, _answer)
 

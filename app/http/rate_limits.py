@@ -183,7 +183,7 @@ class Failures:
                 self._trusted.popitem(last=False)
 
     def note(self, address: str, fingerprint: str) -> None:
-        """Note that a key was wrong."""
+        """Record that a key was not valid."""
         with self._lock:
             self._trusted.pop(fingerprint, None)
         self._window.hit(self._item, address)

@@ -61,7 +61,7 @@ Check: TypeAlias = Callable[[Settings], Iterator[Finding]]
 
 
 def check_database(settings: Settings) -> Iterator[Finding]:
-    """See whether it answers, has this version's schema, and can be written."""
+    """Check that the database answers, has this version's schema, and can be written."""
     database = Database(settings.database_url)
     where = make_url(settings.database_url).render_as_string()
     try:
@@ -83,7 +83,7 @@ def check_database(settings: Settings) -> Iterator[Finding]:
 
 
 def check_queue(settings: Settings) -> Iterator[Finding]:
-    """See whether a message goes through the broker, and whether anybody listens."""
+    """Check that the broker delivers a message, and that workers listen."""
     if not settings.broker_url:
         yield Finding("queue", "ok", "none: workers poll")
         return
@@ -157,7 +157,7 @@ def _forget(store: ObjectStore, key: str) -> None:
 
 
 def check_gpu(settings: Settings) -> Iterator[Finding]:
-    """See what a worker on this machine would compute with."""
+    """Find the devices that a worker on this machine would use."""
     if importlib.util.find_spec("torch") is None:
         yield Finding("gpu", "ok", "torch is not installed: this machine can serve the API, not work")
         return
@@ -193,7 +193,7 @@ def check_inspections(_: Settings) -> Iterator[Finding]:
 
 
 def check_disk(settings: Settings) -> Iterator[Finding]:
-    """See whether there is room where runs write."""
+    """Check that the disk has room where runs write."""
     free = shutil.disk_usage(settings.data_dir).free
     message = f"{free / _GIGABYTE:.1f} GB free in {settings.data_dir}"
     if free < _LITTLE:
@@ -205,7 +205,7 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
 
 
 def check_secrets(settings: Settings) -> Iterator[Finding]:
-    """See whether secrets are secret, and hard to guess."""
+    """Check that secrets are readable by their owner only, and hard to guess."""
     weak = [
         name
         for name, password in _passwords(settings)
@@ -244,7 +244,7 @@ CHECKS: Sequence[Check] = (
 
 
 def inspect(settings: Settings, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
-    """Go through all parts."""
+    """Run all checks."""
     for check in checks:
         yield from check(settings)
 

@@ -60,7 +60,7 @@ def sweep_orphans(database: Database, store: ObjectStore) -> None:
 
 
 def _named(session: Session, job_id: str) -> Iterator[str]:
-    """Go through the keys that the job's rows name."""
+    """Yield the keys that the job's rows name."""
     yield from session.scalars(select(Checkpoint.key).where(Checkpoint.job_id == job_id))
     yield from session.scalars(select(State.key).where(State.job_id == job_id))
     yield session.scalar(select(Job.report_key).where(Job.id == job_id)) or ""

@@ -29,7 +29,7 @@ queries of presigned addresses, passwords in addresses."""
 
 
 def redact(text: str, known: Sequence[str] = ()) -> str:
-    """Take out of a text these secrets, and then all that looks like one."""
+    """Remove these secrets from a text, and then all that looks like a secret."""
     for secret in known:
         text = text.replace(secret, REDACTED)
     for pattern, instead in _SECRETS:

@@ -169,7 +169,7 @@ def find(session: Session, text: str) -> tuple[ApiKey, bool]:
 
 
 def note_use(session: Session, key_id: str) -> None:
-    """Note that a key was used just now."""
+    """Record that a key was used now."""
     session.execute(update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=now()))
 
 

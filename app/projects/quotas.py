@@ -52,7 +52,7 @@ def limit_of(project: Project, quota: Quota, settings: Settings) -> int | None:
 
 
 def change(session: Session, project: Project, limits: Mapping[Quota, int | None], settings: Settings) -> None:
-    """Give a project limits of its own; None gives it the instance's again."""
+    """Set a project's own limits; None resets a limit to the instance's."""
     merged: dict[str, int | None] = {**project.quotas, **dict(limits.items())}
     project.quotas = {quota: merged[quota] for quota in QUOTAS if merged.get(quota) is not None}
     session.flush()

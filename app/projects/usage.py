@@ -195,7 +195,7 @@ def keep(session: Session, job_id: str) -> None:
 
 
 def month_of(moment: datetime) -> tuple[datetime, datetime]:
-    """Give the first moment of this month and that of the next, in UTC."""
+    """Return the first moment of this month and that of the next, in UTC."""
     first = moment.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return first, (first + timedelta(days=32)).replace(day=1)
 

@@ -43,7 +43,7 @@ class Place:
 
 
 async def check(url: str, settings: Settings) -> None:
-    """Look a URL up and judge where it leads. Raises Refused."""
+    """Resolve the host of a URL and check its address. Raises Refused."""
     parsed = parse(url, settings)
     try:
         found = await asyncio.wait_for(asyncio.wrap_future(look_up(parsed)), LOOKUP_SECONDS)
