@@ -45,7 +45,7 @@ from benchmarks.autoattack import Case, compare, show
 from benchmarks.methods import METHODS, MULTI_NORM, RESULTS, Run, Setting
 from benchmarks.pieces import Piece, Whole, cut, join
 from core import checkpoint, data
-from core.cli.console import narrate
+from core.cli.console import event_lines
 from core.data.split import Batch, Split
 from core.evaluation.autoattack import run_evaluation
 from core.inputs import Inputs
@@ -528,7 +528,7 @@ class Bench:
         """
         report, before = None, None
         for event in events:
-            for line in () if isinstance(event, Stepped) else narrate(event):
+            for line in () if isinstance(event, Stepped) else event_lines(event):
                 print(line, flush=True)
             match event:
                 case Started() if name:

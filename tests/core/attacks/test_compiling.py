@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from core.attacks import compiling
 from core.attacks.compiling import SAVED, SECONDS, Compiled, pays
-from core.training.trainer import Pace
+from core.training.auto_compile import Pace
 
 
 def test_compiling_pays_when_the_steps_left_win_back_its_time() -> None:
