@@ -63,7 +63,7 @@ class BodyLimit:
 
 
 class RequestId:
-    """Give each request an id, or keep its own; return the id in a header and add it to all log lines of the request."""
+    """Give each request an id, or keep its own; return it in a header and add it to the log lines of the request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -280,7 +280,7 @@ def alembic_config() -> "Config":
 
 
 def _lock_out_others(connection: Connection) -> None:
-    """Take a lock that one process at a time holds until its transaction ends. SQLite's writers exclude each other anyway."""
+    """Take a lock that one process at a time holds until its transaction ends. SQLite needs none."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ALONE})")
 
