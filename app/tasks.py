@@ -25,7 +25,7 @@ _UNFINISHED: frozenset[TaskStatus] = frozenset({"queued", "running"})
 
 @dataclass(frozen=True)
 class Kind:
-    """What the machine must know of a kind of task."""
+    """A kind of task."""
 
     name: TaskKind
     follow: Callable[[Session, Task], None]
@@ -73,7 +73,7 @@ def claim(
 ) -> TaskClaim | None:
     """Claim the oldest waiting task of these kinds, tasks of crashed processes included; None where none waits.
 
-    subject_id: only a task about this row. max_crashes: with so many crashes a task fails.
+    subject_id: only a task about this row. max_crashes: the number of crashes at which a task fails.
     """
     expire(session, kinds, max_crashes=max_crashes)
     waits = [Task.status == "queued", Task.kind.in_([kind.name for kind in kinds])]
@@ -154,7 +154,7 @@ def latest_attempts(session: Session, kinds: Sequence[Kind]) -> Mapping[str, int
 
 
 def forget(session: Session, *, days: float) -> None:
-    """Delete the tasks that ended so many days ago."""
+    """Delete the tasks that ended more than `days` ago."""
     session.execute(delete(Task).where(Task.finished_at < seconds_from_now(-days * 24 * 3600)))
 
 

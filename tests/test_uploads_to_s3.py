@@ -62,7 +62,7 @@ def room_taken(database, project):
         return usage.uploaded_bytes(session, project.id)
 
 
-def gatherings(settings):
+def multipart_uploads(settings):
     """Multipart uploads that the bucket knows of."""
     session = boto3.session.Session(
         aws_access_key_id=settings.s3_access_key_id.get_secret_value(),
@@ -144,7 +144,7 @@ def test_an_upload_that_is_left_alone_leaves_nothing_in_the_bucket(on_s3, databa
         upload, single = announce(api, LARGE), announce(api, SMALL)
         assert send(api, upload, 1, cut(LARGE, upload)[1]).status_code == 200
         late = ask(api, single, 1, SMALL)
-        assert len(gatherings(context.settings)) == 1
+        assert len(multipart_uploads(context.settings)) == 1
         with database.writing() as session:
             session.execute(update(Upload).values(expires_at=seconds_from_now(-1)))
         clear_uploads_away(context)
@@ -154,7 +154,7 @@ def test_an_upload_that_is_left_alone_leaves_nothing_in_the_bucket(on_s3, databa
         with database.writing() as session:
             session.execute(update(Upload).values(ended_at=seconds_from_now(-2000)))
         clear_uploads_away(context)
-        assert gatherings(context.settings) == []
+        assert multipart_uploads(context.settings) == []
         assert list(context.store.keys(f"quarantine/{project.id}")) == []
         with database.reading() as session:
             assert set(session.scalars(select(Upload.status))) == {"expired"}

@@ -78,7 +78,7 @@ class HeartbeatFile:
 
 
 def check(heartbeat: Path) -> str:
-    """Say what is wrong with the worker of this heartbeat file; an empty string when nothing is."""
+    """Return what is wrong with the worker of this heartbeat file; an empty string when nothing is."""
     try:
         age = time.time() - heartbeat.stat().st_mtime
     except FileNotFoundError:

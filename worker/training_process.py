@@ -102,7 +102,7 @@ class TrainingProcess(ChildProcess):
                 os.kill(process, signal.SIGUSR1)
 
     def find_stall(self) -> str | None:
-        """Say in words that the process is stalled, or return None: a hung collective operation, a stuck loader.
+        """Describe a stall of the process, such as a hung collective operation or loader; None when there is none.
 
         It is stalled when it has neither reported an event nor changed a file in its work folder for `stall_seconds`,
         or for 20 times its median training step where that is longer.

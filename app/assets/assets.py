@@ -17,6 +17,7 @@ from app import tasks
 from app.assets import uploads
 from app.platform.database import lock_row
 from app.platform.ids import new_id
+from app.platform.paging import Part, list_rows
 from app.projects import audit
 from app.tables import Checkpoint, Dataset, Input, Inspected, Job, Model, TaskKind, Upload
 from core.schema.catalog import DATASETS, MODELS
@@ -164,6 +165,12 @@ def find(session: Session, kind: Kind, project_id: str, name_or_id: str) -> File
     mine = select(table).where(table.project_id == project_id)
     # A name cannot look like an id.
     return session.scalars(mine.where(or_(table.id == name_or_id, table.name == name_or_id))).one_or_none()
+
+
+def list_own(session: Session, kind: Kind, project_id: str, *, after: str | None, limit: int) -> Part[File]:
+    """List the project's own data sets or models, oldest first."""
+    table: type[Any] = TABLES[kind]
+    return list_rows(session, table, table.id, [table.project_id == project_id], after=after, limit=limit, order="asc")
 
 
 def names(session: Session, kind: Kind, project_id: str) -> Sequence[str]:

@@ -148,12 +148,12 @@ def ensure_multipart(upload: Upload, database: Database, store: ObjectStore) -> 
     """Return the object store's id for the parts, and create it where there is none. Raises Ended."""
     if upload.multipart_id:
         return upload.multipart_id
-    begun = store.begin(quarantine(upload))
+    created = store.multipart.create(quarantine(upload))
     with database.writing() as session:
         is_first = Upload.id == upload.id, Upload.status == "pending", Upload.multipart_id.is_(None)
-        if _update(session, *is_first, multipart_id=begun):
-            return begun
-    store.abandon(quarantine(upload), begun)
+        if _update(session, *is_first, multipart_id=created):
+            return created
+    store.multipart.abort(quarantine(upload), created)
     with database.reading() as session:
         upload = session.get_one(Upload, upload.id)
     if upload.multipart_id is None or upload.status != "pending":
@@ -163,9 +163,9 @@ def ensure_multipart(upload: Upload, database: Database, store: ObjectStore) -> 
 
 def received(upload: Upload, store: ObjectStore) -> list[int]:
     """List the numbers of the parts that have arrived in full."""
-    there = store.parts(quarantine(upload), upload.multipart_id) if upload.multipart_id else {}
+    sizes = store.multipart.list_parts(quarantine(upload), upload.multipart_id) if upload.multipart_id else {}
     numbers = range(1, part_count(upload) + 1)
-    complete = [number for number in numbers if there.get(number) == bytes_of_part(upload, number)]
+    complete = [number for number in numbers if sizes.get(number) == bytes_of_part(upload, number)]
     if complete or len(numbers) > 1:
         return complete
     # An upload of one part may have come in one piece.
@@ -252,7 +252,7 @@ def waiting(session: Session) -> Sequence[str]:
 
 
 def expire(session: Session) -> None:
-    """Give up the uploads for which nothing was sent for too long, unless a process verifies them."""
+    """Expire the uploads without a request for too long, unless a process verifies them."""
     under_way = exists().where(Task.subject_id == Upload.id, Task.status == "running", ~leases.has_expired(Task))
     expired = session.scalars(
         select(Upload.id).where(Upload.status.in_(_SOURCES["expired"]), Upload.expires_at < now(), ~under_way)
@@ -278,7 +278,7 @@ def clear(upload: Upload, store: ObjectStore) -> None:
     store.delete(quarantine(upload))
     if upload.status != "completed":
         if upload.multipart_id:
-            store.abandon(quarantine(upload), upload.multipart_id)
+            store.multipart.abort(quarantine(upload), upload.multipart_id)
         store.delete(key(upload))
 
 
@@ -286,10 +286,10 @@ def _check(upload: Upload, held: TaskClaim, database: Database, store: ObjectSto
     """Assemble the parts and compare size and hash. Raises StorageUnavailable, LeaseLost."""
     if upload.multipart_id:
         try:
-            store.assemble(quarantine(upload), upload.multipart_id)
+            store.multipart.complete(quarantine(upload), upload.multipart_id)
         except FileExistsError:
             # It has come in one piece as well. Its hash decides.
-            store.abandon(quarantine(upload), upload.multipart_id)
+            store.multipart.abort(quarantine(upload), upload.multipart_id)
     arrived, size = hashlib.sha256(), 0
     for chunk in _renewing(store.read(quarantine(upload)), held, database):
         arrived.update(chunk)
@@ -305,7 +305,7 @@ def _check(upload: Upload, held: TaskClaim, database: Database, store: ObjectSto
 
 
 def _renewing(chunks: Iterator[bytes], held: TaskClaim, database: Database) -> Iterator[bytes]:
-    """Go through chunks and renew the lease meanwhile. Raises LeaseLost."""
+    """Yield the chunks and renew the lease meanwhile. Raises LeaseLost."""
     renewed_at = monotonic()
     for chunk in chunks:
         yield chunk

@@ -1,4 +1,4 @@
-"""Who asks: an API key leads to a project, and its scopes say what may be asked."""
+"""Authentication of requests: an API key belongs to a project, and its scopes say what it may do."""
 
 import json
 import os

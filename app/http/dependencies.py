@@ -1,4 +1,4 @@
-"""What routes are given: the service they belong to, and a transaction that ends before their answer leaves."""
+"""Dependencies of the routes: the service, and a transaction that ends before the response is sent."""
 
 from asyncio import Semaphore
 from collections import Counter
@@ -44,15 +44,15 @@ class Service:
     requests: Requests
     failures: Failures
     writers: Semaphore = field(default_factory=lambda: Semaphore(THREADS // 2))
-    """Requests in a writing transaction. A route has a thread for each of its steps anew: were all threads taken by
-    those that wait for a lock, the one that holds it would have none to go on with. So nothing that writes is run but
-    in a turn, or as one of `carriers`."""
+    """Limits the requests in a writing transaction. A route takes a thread for each of its steps: if requests that wait
+    for a lock held all threads, the request that holds the lock could not continue. So every request that writes takes
+    this semaphore, or `carriers`."""
     carriers: Semaphore = field(default_factory=lambda: Semaphore(THREADS // 4))
-    """Requests that write and speak with the object store in one step: where that is away, they hold up each other, and
-    nobody else."""
+    """Limits the requests that write and use the object store in one step: where the store does not answer, they delay
+    only each other."""
     lookups: Semaphore = field(default_factory=lambda: Semaphore(THREADS))
-    """Requests that look a name up, which takes as long as somebody else's server likes: they have neither a turn nor
-    one of the threads meanwhile."""
+    """Limits the requests that resolve a host name, which takes as long as an external name server: meanwhile they hold
+    neither of the other semaphores, nor a thread."""
 
 
 async def _service(request: Request) -> Service:
@@ -92,14 +92,14 @@ async def carried(service: Service, step: Callable[..., Result], *arguments: Any
 
 
 async def check_address(service: Service, url: str) -> None:
-    """See that messages may go to an address, before a turn to write is taken. Raises url_policy.Refused."""
+    """Check that a URL may be called, before the writing transaction begins. Raises url_policy.Refused."""
     async with service.lookups:
         await url_policy.check(url, service.settings)
 
 
 async def _check_parameters(request: Request) -> None:
-    """Refuse what would be ignored: a parameter that the route does not know, or that is given twice and is no list.
-    And a NUL character, which Postgres cannot look for."""
+    """Refuse parameters that would be ignored, since the route does not know them or takes only one value; and NUL
+    characters, which Postgres cannot search for."""
     given = request.query_params.multi_items()
     if not given:
         return
@@ -150,7 +150,7 @@ def cursor(prefix: str) -> Callable[[str | None], str | None]:
 
     def check(after: str | None) -> str | None:
         if after is not None and not is_id(prefix, after):
-            raise PydanticCustomError("not_a_cursor", "give the last_id of the part before, or leave it out")
+            raise PydanticCustomError("not_a_cursor", "give the last_id of the previous page, or leave it out")
         return after
 
     return check

@@ -133,13 +133,13 @@ TRANSLATIONS: Mapping[type[Exception], Callable[[Any], Problem]] = {
 
 
 def install(app: FastAPI) -> None:
-    """Let the one handler answer for every error."""
+    """Register one handler for all errors."""
     for kind in (Problem, RequestValidationError, HTTPException, *TRANSLATIONS, *AWAY, DataError, Exception):
         app.add_exception_handler(kind, _answer)
 
 
 def answer(request: Request, problem: Problem) -> Response:
-    """Say it as RFC 9457 has it."""
+    """Format a problem as RFC 9457 defines."""
     body = {
         "type": f"/problems/{problem.code}",
         "title": problem.title(),

@@ -63,7 +63,7 @@ class BodyLimit:
 
 
 class RequestId:
-    """Give each request an id, or keep the one it came with, send it back, and log with it all that is done for it."""
+    """Give each request an id, or keep its own; return it in a header and add it to the log lines of the request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

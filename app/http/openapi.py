@@ -89,7 +89,7 @@ def _add_scopes(document: dict[str, Any], app: FastAPI) -> None:
 
 
 def _scopes(dependant: Dependant) -> Iterator[str]:
-    """Go through the scopes that a route's dependencies check, at any depth."""
+    """Yield the scopes that a route's dependencies check, at any depth."""
     if isinstance(dependant.call, Needs) and dependant.call.scope:
         yield dependant.call.scope
     for inner in dependant.dependencies:

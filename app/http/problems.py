@@ -116,8 +116,8 @@ class UploadNotUsable(Problem):
 
 
 class FileInUse(Problem):
-    """What is to be deleted is still needed: by jobs that have not ended and take it in, start from a checkpoint of it
-    or go on from a state of it, or by a model that is yet to be made of its checkpoint. Wait for them, or cancel or
+    """The file, checkpoint or job is still needed: by unfinished jobs that use it, start from a checkpoint of it or
+    continue from a state of it, or by a model that is being created from its checkpoint. Wait for them, or cancel or
     delete them first."""
 
     status, code = 409, "file_in_use"
@@ -142,14 +142,14 @@ class ActionNotAllowed(Problem):
 
 
 class LastAdminKey(Problem):
-    """The key is the last valid one with the scope admin: without it nobody could manage projects and keys any more.
-    Make another one first."""
+    """The key is the last valid one with the scope admin: without it, projects and keys could no longer be managed.
+    Create another one first."""
 
     status, code = 409, "last_admin_key"
 
 
 class UploadEnded(Problem):
-    """The upload takes no more parts: it is being verified, or has been completed, aborted or given up. Announce the
+    """The upload takes no more parts: it is being verified, or is completed, aborted or expired. Announce the
     file again with POST /uploads if it is still to be sent."""
 
     status, code = 409, "upload_ended"
@@ -220,8 +220,8 @@ class InvalidBody(Problem):
 
 
 class UploadDamaged(Problem):
-    """What has arrived is not what was announced: its length or its sha256 differs. Send a part again; announce a file
-    again, once it does not change any more."""
+    """The length or the sha256 of the received bytes differs from the announced one. Send a part again; announce a file
+    again once it no longer changes."""
 
     status, code = 422, "upload_damaged"
 
@@ -242,8 +242,9 @@ class IdempotencyKeyReused(Problem):
 
 
 class QuotaExceeded(Problem):
-    """The project has as much as it may of what `quota` names: `limit` is the most there may be, `used` what
-    there would be. GET /me shows all limits of a project; an operator changes them with PATCH /projects/{id}."""
+    """The request would exceed the project's quota that `quota` names: `limit` is the maximum, `used` the value that
+    the request would lead to. GET /me shows all limits of a project; an operator changes them with
+    PATCH /projects/{id}."""
 
     status, code = 403, "quota_exceeded"
     schema = schemas.QuotaProblem
@@ -265,7 +266,7 @@ class RateLimited(Problem):
 
 
 class InternalError(Problem):
-    """The service made a mistake. Its log has the details under the request id."""
+    """The service has an error. Its log has the details under the request id."""
 
     status, code = 500, "internal_error"
 
@@ -327,7 +328,7 @@ def problems(*classes: type[Problem]) -> dict[int | str, dict[str, Any]]:
 
 
 def name_media_type(document: dict[str, Any]) -> dict[str, Any]:
-    """Say in an OpenAPI document that problems are problem+json: FastAPI takes all models for plain JSON."""
+    """Set the media type of problems in an OpenAPI document to problem+json: FastAPI declares all models as JSON."""
     for methods in document["paths"].values():
         for route in methods.values():
             for status, response in route["responses"].items():
@@ -338,7 +339,7 @@ def name_media_type(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(errors: Sequence[FieldError], found: int = 0) -> str:
-    """Say the first error, and how many there are: all of `errors`, which may be the first of those that were found."""
+    """Describe the first error and count the others. `errors` may be only the first of the `found` errors."""
     first = _shorten(f"{errors[0].pointer}: {errors[0].detail}".removeprefix(": "))
     if len(errors) == 1:
         return first

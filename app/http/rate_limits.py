@@ -1,9 +1,9 @@
-"""How often a key may ask, and how often an address may be wrong about one.
+"""Rate limits: on the requests of a key, and on the failed authentications from an address.
 
 A key's requests are counted in a moving window: in the broker, where there is one, so that all API processes count
-together; else in this process. Where the broker is away, nobody is refused for that: a warning is logged, and for some
-seconds it is not asked at all, so that no request waits for it twice. Failures to authenticate are counted in this
-process, always. The headers are those of draft-ietf-httpapi-ratelimit-headers of September 2025.
+together; else in this process. Where the broker does not answer, requests are not limited: a warning is logged, and for
+some seconds the broker is not asked at all, so that no request waits for it twice. Failed authentications are always
+counted in this process. The headers are those of draft-ietf-httpapi-ratelimit-headers of September 2025.
 """
 
 import logging
@@ -36,7 +36,7 @@ _MOST_TRUSTED = 4096
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a key stands after a request."""
+    """The rate limit of a key after a request."""
 
     granted: bool
     limit: int
@@ -44,11 +44,11 @@ class Standing:
     """Seconds."""
     remaining: int
     reset: int
-    """Seconds until the oldest request that counts no longer does."""
+    """Seconds until the oldest counted request leaves the window."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """Say it in headers."""
+        """Format the rate limit as headers."""
         return {
             "RateLimit-Policy": f'"{POLICY}";q={self.limit};w={self.window}',
             "RateLimit": f'"{POLICY}";r={self.remaining};t={self.reset}',
@@ -56,11 +56,11 @@ class Standing:
 
 
 class Window(Protocol):
-    """Where the requests of each key in the last so many seconds are counted."""
+    """A counter of the requests of each key in a moving window."""
 
     def count(self, key_id: str) -> tuple[bool, int, float]:
-        """Count a request: whether it is granted, how many more would be, and for how many seconds the oldest one still
-        counts. Raises StorageError where nobody knows."""
+        """Count a request. Return whether it is granted, how many more would be, and the seconds for which the oldest
+        one still counts. Raises StorageError where the count cannot be read."""
 
 
 class InProcess:
@@ -158,8 +158,8 @@ class Requests:
 
 
 class Failures:
-    """The failures to authenticate of each address in the last minute, and the keys that were right lately: whoever
-    shares an address with somebody who guesses is not shut out."""
+    """The failed authentications of each address in the last minute, and the keys that were valid lately: these are not
+    refused because another client at the same address guesses keys."""
 
     def __init__(self) -> None:
         self._item = RateLimitItemPerSecond(AUTH_FAILURES, 60)
@@ -168,14 +168,14 @@ class Failures:
         self._trusted: OrderedDict[str, None] = OrderedDict()
 
     def seconds_to_wait(self, address: str, fingerprint: str) -> int:
-        """Say how long a key from this address is not even looked up."""
+        """Return the seconds for which keys from this address are refused without being looked up."""
         if fingerprint in self._trusted or self._window.test(self._item, address):
             return 0
         reset, _ = self._window.get_window_stats(self._item, address)
         return max(1, math.ceil(reset - time.time()))
 
     def trust(self, fingerprint: str) -> None:
-        """Note that a key was right."""
+        """Record that a key was valid."""
         with self._lock:
             self._trusted[fingerprint] = None
             self._trusted.move_to_end(fingerprint)
@@ -183,7 +183,7 @@ class Failures:
                 self._trusted.popitem(last=False)
 
     def note(self, address: str, fingerprint: str) -> None:
-        """Note that a key was wrong."""
+        """Record that a key was not valid."""
         with self._lock:
             self._trusted.pop(fingerprint, None)
         self._window.hit(self._item, address)

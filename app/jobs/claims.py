@@ -1,6 +1,6 @@
-"""What workers do with jobs: claim the next one, keep it, end it, hand it back, or crash.
+"""A worker's operations on jobs: claim the next one, renew its lease, end it, hand it back, or crash.
 
-What a run reports in between is `app.jobs.ingest`. The caller opens the transaction and commits it.
+`app.jobs.ingest` stores what a run reports in between. The caller opens the transaction and commits it.
 """
 
 from collections.abc import Sequence
@@ -32,18 +32,18 @@ CANCEL_LIMIT_SECONDS = 45.0
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How many crashes a job may have, and how long it waits after each."""
+    """Limits on the crashes of a job, and the wait after each crash."""
 
     max_crashes: int = 5
-    """With so many crashes in all, the job fails."""
+    """The job fails at this number of crashes."""
     max_crashes_in_place: int = MAX_CRASHES_IN_PLACE
-    """With so many crashes in a row before anything new is saved, the job fails."""
+    """The job fails at this number of consecutive crashes without newly saved progress."""
     backoff_seconds: float = CRASH_BACKOFF_SECONDS
-    """How long a job waits after its first crash. The wait doubles with each further crash."""
+    """The wait after the first crash. It doubles with each further crash."""
     max_backoff_seconds: float = MAX_CRASH_BACKOFF_SECONDS
     """The longest wait."""
     cancel_seconds: float = CANCEL_LIMIT_SECONDS
-    """A job is cancelled so long after the request, whether its worker has reacted or not."""
+    """Time after the request at which a job is cancelled even if its worker has not reacted."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -68,8 +68,8 @@ def claim(
 ) -> Claim | None:
     """Claim the next waiting job, those of lost workers included.
 
-    gpus: only a job that asks for at most so many. running_quota: the number of running jobs of a project that has no
-    limit of its own. Returns None where no such job waits.
+    gpus: only a job that asks for at most this number. running_quota: the limit of running jobs of a project that has
+    no limit of its own. Returns None where no such job waits.
     """
     # In this order: an update of parents waits for the rows of their shards, and must not hold any rows that others
     # may wait for.

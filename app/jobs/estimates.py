@@ -1,8 +1,8 @@
 """Estimates of what a job will take, from similar jobs that have finished here; and measures of what it has taken.
 
-Jobs count that have succeeded in one attempt, in one piece and to their last step. The time that one of them took to
-start stays as it is; the rest is scaled by the passes through the network that `core.schema.cost_model` counts for
-either. What lies beyond that, such as another device, shows as the spread between them.
+Only jobs count that succeeded in one attempt, without shards and up to their last step. The time that such a job took
+to start is kept; the rest is scaled by the ratio of the passes through the network, as `core.schema.cost_model` counts
+them. Other differences, such as the device, show in the spread of the estimate.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ def predict(session: Session, project_id: str, spec: AnySpec) -> Estimate:
             basis="none",
             runs=0,
             unavailable_reason=f"no job of the network of {subject} on {spec.dataset} has finished here yet, so "
-            "nobody knows how long a pass through it takes; a job with few examples and epochs would tell",
+            "the time of a pass through it is unknown; run a job with few examples and epochs to measure it",
         )
     return Estimate(
         seconds=_spread([_scaled(run, passes, size) for run in found]),
@@ -148,7 +148,7 @@ def _same_network(spec: AnySpec) -> ColumnElement[bool]:
 
 
 def _size_by(runs: Sequence[_Run], spec: AnySpec) -> Size | None:
-    """Say how large a data set is that is not in the catalogue, by what runs on it have reported."""
+    """Return the size of a data set that is not in the catalogue, as reported by the runs on it."""
     if not runs:
         return None
     trained = [run.started["train_examples"] for run in runs]
@@ -160,7 +160,7 @@ def _size_by(runs: Sequence[_Run], spec: AnySpec) -> Size | None:
 
 
 def _scaled(run: _Run, passes: float, size: Size) -> float:
-    """Say how long a job of so many passes would have taken where this run was."""
+    """Return the seconds that a job of this number of passes would have taken on the machine of this run."""
     working = min(run.finished["seconds"], run.seconds)
     return float(run.seconds - working + working * passes / passes_of_run(run.spec, size).total)
 

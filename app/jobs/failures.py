@@ -1,4 +1,4 @@
-"""Why an attempt was lost, as a code and as a sentence; and the failure of a job that has crashed too often.
+"""Causes of a lost attempt, as a code and as a sentence; and the failure of a job that has crashed too often.
 
 Code and SQL compare the codes. The sentences are for people and may change.
 """

@@ -1,7 +1,7 @@
-"""What people do with jobs: create, ask for something, retry, delete. No HTTP in it.
+"""A user's operations on jobs, without HTTP: create, request an action, retry, delete.
 
-What workers do is in `app.jobs.claims`; every change of status goes through `app.jobs.moves`. The caller opens the
-transaction and commits it.
+The operations of workers are in `app.jobs.claims`; every change of status goes through `app.jobs.moves`. The caller
+opens the transaction and commits it.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What readers ask about jobs. Nothing here changes a row."""
+"""Read-only queries on jobs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -79,7 +79,7 @@ class Watch:
                     waiter.changed.set()
 
     def stop(self) -> None:
-        """Let everybody who waits go, now and from now on."""
+        """Release all waiting requests, now and from now on."""
         self.stopping = True
         for waiter in self._waiters:
             waiter.changed.set()

@@ -91,8 +91,7 @@ def load(settings: Settings, store: ObjectStore, stream: IO[bytes]) -> int:
 
 
 def check(database: Database, store: ObjectStore) -> list[str]:
-    """Say of which rows an object is missing, or is not what the row says where it says that. Raises
-    StorageUnavailable."""
+    """List the rows whose object is missing or has another sha256 than the row says. Raises StorageUnavailable."""
     with database.reading() as session:
         contents, presences = _contents(session), list(_presences(session))
     wrong = []

@@ -61,7 +61,7 @@ Check: TypeAlias = Callable[[Settings], Iterator[Finding]]
 
 
 def check_database(settings: Settings) -> Iterator[Finding]:
-    """See whether it answers, has this version's schema, and can be written."""
+    """Check that the database answers, has this version's schema, and can be written."""
     database = Database(settings.database_url)
     where = make_url(settings.database_url).render_as_string()
     try:
@@ -83,7 +83,7 @@ def check_database(settings: Settings) -> Iterator[Finding]:
 
 
 def check_queue(settings: Settings) -> Iterator[Finding]:
-    """See whether a message goes through the broker, and whether anybody listens."""
+    """Check that the broker delivers a message, and that workers listen."""
     if not settings.broker_url:
         yield Finding("queue", "ok", "none: workers poll")
         return
@@ -133,9 +133,9 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
 
 
 def _fetch_as_a_client(store: ObjectStore, key: str, content: bytes) -> Finding:
-    request = store.download_request(key, file_name="doctor")
-    if request is None:
+    if store.presigner is None:
         return Finding("downloads", "ok", "clients fetch files through the API")
+    request = store.presigner.download(key, file_name="doctor")
     where = "{0.scheme}://{0.netloc}".format(urlsplit(request.url))
     remedy = "clients must reach TEMPER_S3_PUBLIC_ENDPOINT_URL; or set TEMPER_STORAGE_PROXY=true"
     try:
@@ -157,7 +157,7 @@ def _forget(store: ObjectStore, key: str) -> None:
 
 
 def check_gpu(settings: Settings) -> Iterator[Finding]:
-    """See what a worker on this machine would compute with."""
+    """Find the devices that a worker on this machine would use."""
     if importlib.util.find_spec("torch") is None:
         yield Finding("gpu", "ok", "torch is not installed: this machine can serve the API, not work")
         return
@@ -168,7 +168,7 @@ def check_gpu(settings: Settings) -> Iterator[Finding]:
         names = json.loads(found.stdout)
     except (subprocess.SubprocessError, ValueError) as error:
         words = str(getattr(error, "stderr", "") or error).strip().rpartition("\n")[2]
-        yield Finding("gpu", "fail", f"torch cannot be used: {words}", "install it anew: pip install 'temper[worker]'")
+        yield Finding("gpu", "fail", f"torch cannot be used: {words}", "install it again: pip install 'temper[worker]'")
         return
     if names:
         yield Finding("gpu", "ok", f"{len(names)}: {', '.join(names)}")
@@ -180,20 +180,20 @@ def check_gpu(settings: Settings) -> Iterator[Finding]:
 
 
 def check_inspections(_: Settings) -> Iterator[Finding]:
-    """See whether the process that opens files of strangers can be kept from the network."""
+    """Check that the process that opens untrusted files can be cut off from the network."""
     if importlib.util.find_spec("torch") is None:
         return
     done = subprocess.run([sys.executable, "-c", _CUT_OFF], capture_output=True, text=True, timeout=60)
     complaint = done.stdout.strip() if done.returncode == 0 else f"it was ended: {done.stderr.strip()[-200:]}"
     if complaint:
         remedy = "let the container's seccomp profile allow seccomp(2), or keep the worker from the network otherwise"
-        yield Finding("uploads", "warn", f"files of strangers are opened with a network: {complaint}", remedy)
+        yield Finding("uploads", "warn", f"untrusted files are opened with access to the network: {complaint}", remedy)
     else:
-        yield Finding("uploads", "ok", "files of strangers are opened without a network")
+        yield Finding("uploads", "ok", "untrusted files are opened without access to the network")
 
 
 def check_disk(settings: Settings) -> Iterator[Finding]:
-    """See whether there is room where runs write."""
+    """Check that the disk has room where runs write."""
     free = shutil.disk_usage(settings.data_dir).free
     message = f"{free / _GIGABYTE:.1f} GB free in {settings.data_dir}"
     if free < _LITTLE:
@@ -205,7 +205,7 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
 
 
 def check_secrets(settings: Settings) -> Iterator[Finding]:
-    """See whether secrets are secret, and hard to guess."""
+    """Check that secrets are readable by their owner only, and hard to guess."""
     weak = [
         name
         for name, password in _passwords(settings)
@@ -244,7 +244,7 @@ CHECKS: Sequence[Check] = (
 
 
 def inspect(settings: Settings, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
-    """Go through all parts."""
+    """Run all checks."""
     for check in checks:
         yield from check(settings)
 

@@ -1,6 +1,5 @@
 """Garbage collection in the object store: files of deleted jobs, files of attempts that no row names, and states of
-jobs that ended badly and were not retried in time. `app.operations.maintenance` runs it periodically.
-"""
+failed or cancelled jobs that were not retried in time. `app.operations.maintenance` runs it."""
 
 import logging
 import time
@@ -24,8 +23,8 @@ _AT_ONCE = 100
 
 
 def sweep_states(database: Database, store: ObjectStore, *, days: float) -> None:
-    """Remove the states of jobs that failed or were cancelled so many days ago, and those that a worker which died
-    after its job's success has left; those of a shard by how its whole has ended. Raises StorageUnavailable."""
+    """Delete the states of jobs that failed or were cancelled more than `days` ago, and states that a worker left when
+    it died after the success of its job. For a shard, the status of its parent counts. Raises StorageUnavailable."""
     whole = aliased(Job)
     ended_badly = and_(whole.status.in_(("failed", "cancelled")), whole.finished_at < seconds_from_now(-days * _DAY))
     unneeded = or_(whole.status == "succeeded", ended_badly)
@@ -44,8 +43,8 @@ def sweep_states(database: Database, store: ObjectStore, *, days: float) -> None
 
 
 def sweep_orphans(database: Database, store: ObjectStore) -> None:
-    """Remove the files of jobs that are no more, and those that no row names a day after their attempt has ended.
-    Raises StorageUnavailable."""
+    """Delete the files of deleted jobs, and files that no row names a day after the end of their attempt. Raises
+    StorageUnavailable."""
     for job_id, keys in groupby(store.keys("jobs"), key=lambda key: key.split("/")[1]):
         found = list(keys)
         with database.reading() as session:
@@ -61,7 +60,7 @@ def sweep_orphans(database: Database, store: ObjectStore) -> None:
 
 
 def _named(session: Session, job_id: str) -> Iterator[str]:
-    """Go through the keys that the job's rows name."""
+    """Yield the keys that the job's rows name."""
     yield from session.scalars(select(Checkpoint.key).where(Checkpoint.job_id == job_id))
     yield from session.scalars(select(State.key).where(State.job_id == job_id))
     yield session.scalar(select(Job.report_key).where(Job.id == job_id)) or ""

@@ -59,7 +59,7 @@ def take_back_expired_jobs(context: MaintenanceContext) -> None:
 
 
 def ring_again(context: MaintenanceContext) -> None:
-    """Tell the workers again of jobs and tasks that have waited for a while: a message may have been lost."""
+    """Ring again for jobs and tasks that have waited for a while: a message may have been lost."""
     if not context.doorbell.is_there:
         return
     with context.database.reading() as session:
@@ -93,7 +93,7 @@ def verify_uploads(context: MaintenanceContext) -> None:
 
 
 def clear_uploads_away(context: MaintenanceContext) -> None:
-    """Give up uploads for which nothing was sent for long, and remove the objects that ended ones have left."""
+    """Expire abandoned uploads, and delete the objects that ended uploads have left."""
     with context.database.writing() as session:
         uploads.expire(session)
     for left in context.settings.spool_dir.iterdir():

@@ -1,7 +1,7 @@
 """Metrics for a Prometheus server: of the whole instance from the database, of this process from its requests.
 
-Whatever is counted of jobs comes from the rows, in one look that is kept for a few seconds, so that all API processes
-say the same and a restart forgets nothing. TEMPER_METRICS_PORT serves it, apart from the API and without a key.
+All metrics of jobs are computed from the rows and cached for a few seconds, so that all API processes give the same
+values and a restart loses nothing. They are served at TEMPER_METRICS_PORT, apart from the API and without a key.
 """
 
 import logging
@@ -73,7 +73,7 @@ class _OfProcess(Collector):
         self._doorbell = doorbell
 
     def collect(self) -> Iterable[Metric]:
-        """Tell how many streams this process feeds, and whether it has given the broker up for now."""
+        """Report the number of open streams of this process, and whether its broker is out of reach."""
         yield GaugeMetricFamily(
             "temper_streams_open", "Streams that are open, of events and of logs.", self._watch.streams
         )
@@ -83,7 +83,7 @@ class _OfProcess(Collector):
 
 
 class OfInstance(Collector):
-    """What the rows say. While the database is away, they say nothing, and `temper_database_up` is 0."""
+    """Metrics from the rows. While the database is out of reach there are none, and `temper_database_up` is 0."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -93,11 +93,11 @@ class OfInstance(Collector):
         self._highest: defaultdict[tuple[str, frozenset[tuple[str, str]]], float] = defaultdict(float)
 
     def describe(self) -> Iterable[Metric]:
-        """Name nothing ahead: registering must not need the database."""
+        """Describe no metrics in advance: the registration must not need the database."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """Look at the rows, unless that was done a moment ago."""
+        """Read the metrics from the rows, or return the cached ones of a moment ago."""
         with self._lock:
             if monotonic() - self._read_at >= KEPT_SECONDS:
                 self._kept = self._read()
@@ -118,8 +118,8 @@ class OfInstance(Collector):
         return [up, *found]
 
     def _hold_up(self, family: Metric) -> None:
-        """An attempt that ends as it is looked at has lasted a moment less than was told already, and Prometheus takes
-        a counter that falls for one that began anew."""
+        """Keep counters from falling, which Prometheus takes for a restart: an attempt that ends while it is read has
+        lasted slightly less than was reported before."""
         for place, sample in enumerate(family.samples):
             key = sample.name, frozenset(sample.labels.items())
             self._highest[key] = max(self._highest[key], sample.value)

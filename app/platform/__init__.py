@@ -1,1 +1,1 @@
-"""What every process of the service stands on: settings, database, queue, logs."""
+"""Foundations of every process of the service: settings, database, queue, logs."""

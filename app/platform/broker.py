@@ -27,9 +27,9 @@ ON_THE_WIRE: Mapping[str, Any] = MappingProxyType(
         "worker_send_task_events": False,
     }
 )
-"""What both ends of the queue are agreed on, with KEY_PREFIX."""
+"""Settings of Celery that both ends of the queue share, with KEY_PREFIX."""
 KEY_PREFIX = "temper:"
-"""What every key in the broker begins with: others may use it, too."""
+"""Prefix of every key in the broker, which may be shared with other programs."""
 
 AWAY = KombuError, RedisError, OSError
 """What is raised where the broker cannot be reached, or refuses."""
@@ -77,13 +77,13 @@ class Line:
             self.ring(resource)
 
     def waiting(self, resource: ResourceClass) -> int:
-        """Count the rings that nobody has heard yet."""
+        """Count the messages that no worker has received yet."""
         self._open = self._open or self._celery.connection_for_write()
         count: int = self._open.default_channel.queue_declare(resource).message_count
         return count
 
     def echo(self) -> None:
-        """Send a message to nobody but ourselves, and take it back."""
+        """Send a message to this process and receive it."""
         self._open = self._open or self._celery.connection_for_write()
         with self._open.SimpleQueue(f"echo-{new_id('msg')}", queue_opts={"auto_delete": True}) as queue:
             queue.put({})

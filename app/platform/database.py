@@ -11,15 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import (
     Connection,
     DateTime,
@@ -29,6 +24,7 @@ from sqlalchemy import (
     TypeDecorator,
     create_engine,
     event,
+    inspect,
     literal,
     make_url,
     select,
@@ -42,15 +38,20 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 Row = TypeVar("Row", bound=DeclarativeBase)
+
+MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 THREADS = 16
 """Threads of an API process that may hold a connection at once; the pool has one for each."""
 AWAY = OperationalError, InternalError, NoConnectionFree
-"""What is raised where the database cannot be reached or cannot be written, or has ended a transaction of its own
-accord: another try may succeed."""
+"""Errors of a database that cannot be reached or written, or that has aborted a transaction; another try may
+succeed."""
 _ALONE = 0x7E3BE5
-"""Any number, as long as every process takes the same one for its lock."""
+"""Key of the advisory lock; any number that every process shares."""
 _POSTGRES: dict[str, Any] = {
     "pool_pre_ping": True,
     "pool_recycle": 1800,
@@ -84,7 +85,7 @@ class Timestamp(TypeDecorator[datetime]):
 
 
 class seconds_from_now(FunctionElement[datetime]):  # noqa: N801  # reads as the SQL function it is
-    """The database's own time plus so many seconds. Leases go by it, so that no worker's clock matters."""
+    """The database's own time plus some seconds. Leases use it, so that no worker's clock matters."""
 
     type = Timestamp()
     inherit_cache = True
@@ -133,7 +134,7 @@ def moment(session: Session) -> datetime:
 
 
 def why(error: Exception) -> str:
-    """Say what the database or its driver has said. The error's own words quote the statement, with its values."""
+    """Return the message of the database or its driver. The error's own text quotes the statement with its values."""
     return str(getattr(error, "orig", error)).strip()
 
 
@@ -161,12 +162,12 @@ def lock_row(session: Session, table: type[Row], row_id: str, *, lets_change: bo
 
 @dataclass(frozen=True)
 class Schema:
-    """Which version of the schema a database has, and which this code needs."""
+    """The version of a database's schema, and the version that this code needs."""
 
     found: str | None
     needed: str
     is_known: bool
-    """Whether this code has heard of the version that was found."""
+    """Whether this code knows the version that was found."""
 
     @property
     def complaint(self) -> str:
@@ -225,16 +226,22 @@ class Database:
                     connection.exec_driver_sql(f"SET LOCAL {timeout} = 0")
                 _lock_out_others(connection)
                 connection.exec_driver_sql("SET LOCAL lock_timeout = '30s'")
-            config = _alembic()
+            # Few starts migrate, and the import of alembic takes a tenth of a second or more.
+            from alembic import command
+
+            config = alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
     def schema(self) -> Schema:
-        """Look which version of the schema there is."""
-        known, needed = _versions()
+        """Read the version of the schema."""
+        # Each migration's file name begins with its revision.
+        known = {path.name[:4] for path in (MIGRATIONS / "versions").glob("*.py")}
+        found = None
         with self.engine.connect() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
-        return Schema(found, needed, found in known)
+            if inspect(connection).has_table("alembic_version"):
+                found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        return Schema(found, max(known), found in known)
 
     def try_to_write(self) -> None:
         """Write something and take it back. Raises OperationalError where that fails, as on a full disk."""
@@ -256,29 +263,24 @@ def open_database(url: str) -> Database:
         schema = database.schema()
         if schema.found and not schema.is_known:
             sys.exit(schema.complaint)
-        database.migrate()
+        if schema.complaint:
+            database.migrate()
     except DatabaseError as error:
         sys.exit(f"the database at {database.engine.url} cannot be used: {error.orig}")
     return database
 
 
-def _alembic() -> Config:
+def alembic_config() -> "Config":
+    """Return the configuration of alembic for the folder of the migrations."""
+    from alembic.config import Config
+
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
+    config.set_main_option("script_location", str(MIGRATIONS))
     return config
 
 
-@cache
-def _versions() -> tuple[frozenset[str], str]:
-    """Name the versions of the schema that this code knows, and its own."""
-    scripts = ScriptDirectory.from_config(_alembic())
-    own = scripts.get_current_head()
-    assert own
-    return frozenset(script.revision for script in scripts.walk_revisions()), own
-
-
 def _lock_out_others(connection: Connection) -> None:
-    """Let one process at a time go on from here, until its transaction ends. SQLite's writers do that anyway."""
+    """Take a lock that one process at a time holds until its transaction ends. SQLite needs none."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ALONE})")
 

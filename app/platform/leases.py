@@ -43,7 +43,7 @@ RELEASED: dict[str, Any] = {"lease_until": None}
 
 
 class LeaseLost(Exception):
-    """Another process holds the row by now, or nobody does: the caller must stop working on it at once."""
+    """The caller no longer holds the row and must stop working on it at once."""
 
 
 def next_of(table: type[Leased], waiting: Select[str]) -> ColumnElement[bool]:

@@ -1,7 +1,7 @@
-"""What the processes of the service log: lines for people or JSON, who or what they are about, and no secrets.
+"""Logging of all processes of the service: text or JSON, with the request or job of each line, without secrets.
 
-Everything goes through `logging`: our own lines, uvicorn's, Celery's and those of libraries. What is bound by `about`
-stands in all lines of a request or an attempt, whoever writes them.
+Everything goes through `logging`: our own lines, and those of uvicorn, Celery and other libraries. The values that
+`about` binds appear in all lines of a request or an attempt.
 """
 
 import logging
@@ -33,7 +33,7 @@ def set_up(settings: Settings) -> None:
 
 
 def _tells_something(record: logging.LogRecord) -> bool:
-    """Leave out probes that went well: they come every few seconds, for ever, and nobody looks for them."""
+    """Leave out successful probes, which arrive every few seconds."""
     match record.args:
         case (_, "GET", "/livez" | "/readyz", _, HTTPStatus.OK):
             return False
@@ -41,7 +41,7 @@ def _tells_something(record: logging.LogRecord) -> bool:
 
 
 def formatter(settings: Settings) -> logging.Formatter:
-    """Make what turns a log record into a line without secrets: those that look like one, and those of the settings."""
+    """Return the formatter of log records, which removes the secrets of the settings and all that looks like one."""
     known = known_secrets(settings)
 
     def without_secrets(_: WrappedLogger, __: str, line: str | EventDict) -> str:
@@ -63,7 +63,7 @@ def formatter(settings: Settings) -> logging.Formatter:
 
 
 def about(**what: object) -> AbstractContextManager[None]:
-    """Say in all lines that the block logs what they are about: request_id, job_id, attempt."""
+    """Add values such as request_id, job_id and attempt to all lines that are logged in the block."""
     return bound_contextvars(**what)
 
 

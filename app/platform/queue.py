@@ -26,11 +26,12 @@ HEARD: Mapping[ResourceClass, tuple[ResourceClass, ...]] = MappingProxyType({"gp
 """The queues that a worker of a class listens to. One with a GPU can do what one without can."""
 _MOST_WAITING = 1000
 _OPEN_SECONDS = 10.0
-"""How long a broker that failed is left alone."""
+"""Time without calls to a broker that failed."""
 
 
 def needs(gpus: int) -> ResourceClass:
-    """Say which class of worker a job of so many GPUs needs: one process can run anywhere, several want a GPU each."""
+    """Return the class of worker that a job of this number of GPUs needs: a single process runs on any machine, several
+    processes need one GPU each."""
     return "gpu" if gpus > 1 else "cpu"
 
 

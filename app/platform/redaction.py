@@ -1,5 +1,4 @@
-"""What must not be shown is taken out of a text: the secrets of this process, and all that looks like one. For what the
-service logs, and for the logs of runs."""
+"""Redaction of logs, of the service and of runs: the secrets of this process, and all that looks like a secret."""
 
 import os
 import re
@@ -30,7 +29,7 @@ queries of presigned addresses, passwords in addresses."""
 
 
 def redact(text: str, known: Sequence[str] = ()) -> str:
-    """Take out of a text these secrets, and then all that looks like one."""
+    """Remove these secrets from a text, and then all that looks like a secret."""
     for secret in known:
         text = text.replace(secret, REDACTED)
     for pattern, instead in _SECRETS:
@@ -50,5 +49,5 @@ def known_secrets(settings: Settings) -> Sequence[str]:
 
 
 def is_named_like_a_secret(variable: str) -> bool:
-    """Say whether an environment variable of this name holds a secret."""
+    """Whether the name of an environment variable is that of a secret."""
     return _SECRET_NAME.fullmatch(variable.upper()) is not None

@@ -14,7 +14,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 SECRETS = Path("/run/secrets")
-"""Where Docker puts secrets: a file of a variable's name, in small letters, says the same as the variable."""
+"""Folder of Docker's secrets: a file with a variable's name in small letters has the effect of the variable."""
 HEARTBEATS_PER_LEASE = 6
 """How often a worker renews a lease within its length."""
 _FOLLOWS = "default_factory_not_called"
@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     api_workers: int = Field(default=1, ge=1, le=64)
     """API processes that share the port."""
     first_api_key: SecretStr | None = None
-    """The first API key, in place of a random one: tmp_, 8 letters or digits, _, and 32 more that nobody can guess."""
+    """The first API key, in place of a random one: tmp_, 8 letters or digits, _, and 32 more at random."""
     credentials_file: Path | None = None
     """Where the first start stores url and key for the local command line, readable by its owner only."""
     rate_limit: int = Field(default=6000, ge=1)
@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     concurrency: int = Field(default=1, ge=1, le=64)
     """Jobs that one worker process runs side by side."""
     shard_points: int = Field(default=2000, ge=0)
-    """An evaluation job of more points is split into shards of about so many, which workers share; 0 splits none."""
+    """An evaluation job of more points is split into shards of about this size, which workers share; 0 splits none."""
     state_retention_days: float = Field(default=30, ge=0)
     """How long the states of a failed or cancelled job are kept for a retry."""
     max_crashes: int = Field(default=5, ge=1)
@@ -183,7 +183,7 @@ class Settings(BaseSettings):
 
     @property
     def most_gpus(self) -> int | None:
-        """What jobs this worker takes: those that ask for so many GPUs at most; None for all."""
+        """The largest number of GPUs of a job that this worker takes; None for any."""
         return 1 if self.resource_class == "cpu" else self.gpus
 
     @property

@@ -40,20 +40,20 @@ _BY_LOOKUP = select(
 
 
 class BadKey(Exception):
-    """What was sent opens nothing; the message says why."""
+    """The key is not valid; the message says why."""
 
 
 class BeyondOwn(Exception):
-    """A key was to be made or revoked that can do more than the one that asks; the message says in what."""
+    """A request would create or revoke a key with more rights than its own key; the message says which."""
 
 
 class LastAdminKey(Exception):
-    """Without this key nobody could manage the instance any more."""
+    """The key is the last one that can manage the instance."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: a valid key, and what it opens."""
+    """The sender of a request: a valid key, with its project and scopes."""
 
     key_id: str
     project_id: str
@@ -105,7 +105,7 @@ def delegate(
     expires_at: datetime | None,
 ) -> tuple[ApiKey, str]:
     """Make a key on behalf of another. Raises BeyondOwn."""
-    # Whoever revokes that one with its descendants waits for this one, or is waited for.
+    # The lock serialises this with a request that revokes the key and its descendants.
     own = select(ApiKey.revoked_at).where(ApiKey.id == caller.key_id).with_for_update(read=True)
     if session.scalars(own).one():
         raise BeyondOwn("this key was revoked just now")
@@ -169,7 +169,7 @@ def find(session: Session, text: str) -> tuple[ApiKey, bool]:
 
 
 def note_use(session: Session, key_id: str) -> None:
-    """Note that a key was used just now."""
+    """Record that a key was used now."""
     session.execute(update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=now()))
 
 

@@ -1,7 +1,8 @@
 """Quotas: what a project may have at once or use in a month, by default or by limits of its own.
 
-Whoever adds something does so first and then checks, in the same transaction: the check waits for others who add to the
-same project, counts, and by raising takes everything back. So no two of them can both have the last place.
+A request that adds something checks the quota after that, in the same transaction. The check waits for other requests
+that add to the same project, counts, and raises where the limit is exceeded, which rolls the transaction back. So two
+requests cannot both take the last place.
 """
 
 from collections.abc import Mapping
@@ -44,19 +45,19 @@ class QuotaExceeded(Exception):
 
 
 def limit_of(project: Project, quota: Quota, settings: Settings) -> int | None:
-    """Say how much of something a project may have; None for no limit."""
+    """Return the limit of a project; None for no limit."""
     own: int | None = project.quotas.get(quota)
     default: int | None = getattr(settings, f"quota_{quota}", DEFAULTS.get(quota))
     return default if own is None else own
 
 
-def change(session: Session, project: Project, wishes: Mapping[Quota, int | None], settings: Settings) -> None:
-    """Give a project limits of its own; None gives it the instance's again."""
-    merged: dict[str, int | None] = {**project.quotas, **dict(wishes.items())}
+def change(session: Session, project: Project, limits: Mapping[Quota, int | None], settings: Settings) -> None:
+    """Set a project's own limits; None resets a limit to the instance's."""
+    merged: dict[str, int | None] = {**project.quotas, **dict(limits.items())}
     project.quotas = {quota: merged[quota] for quota in QUOTAS if merged.get(quota) is not None}
     session.flush()
     audit.record(session, project.id, "project.change", project.id, quotas=dict(project.quotas))
-    if "gpu_seconds_per_month" in wishes:
+    if "gpu_seconds_per_month" in limits:
         watch_gpu_time(session, settings, project.id)
 
 
@@ -101,8 +102,8 @@ def take_turn(session: Session, project_id: str) -> None:
 
 
 def lets_run(count: ColumnElement[int], default: int | None) -> ColumnElement[bool]:
-    """Whether a job of a project that has so many running may be claimed now: it may have more, and its GPU time is not
-    used up. `default` is the instance's limit of running jobs."""
+    """Whether a job of a project with `count` running jobs may be claimed now: the limit of running jobs is not
+    reached, and the GPU time is not used up. `default` is the instance's limit of running jobs."""
     limit = func.coalesce(Project.quotas["running_jobs"].as_integer(), default)
     has_time = func.coalesce(Project.out_of_gpu_until <= now(), True)
     return and_(func.coalesce(count < limit, True), has_time)

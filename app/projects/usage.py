@@ -1,9 +1,8 @@
-"""What a project has used: jobs, worker time and GPU time, bytes. Counted from the rows, each time anew: there is no
-counter that could be wrong.
+"""Usage of a project: jobs, worker time and GPU time, bytes. Each query counts the rows; no counter is stored.
 
 Worker time is the time between the begin and the end of attempts; GPU time is that of attempts on GPUs, times their
-number. What a deleted job took is kept as `PastAttempt`, so that nobody makes room in a quota by deleting, and
-no counter falls.
+number. The attempts of a deleted job are kept as `PastAttempt`, so that deleting does not free a quota, and no counter
+falls.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -196,7 +195,7 @@ def keep(session: Session, job_id: str) -> None:
 
 
 def month_of(moment: datetime) -> tuple[datetime, datetime]:
-    """Give the first moment of this month and that of the next, in UTC."""
+    """Return the first moment of this month and that of the next, in UTC."""
     first = moment.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return first, (first + timedelta(days=32)).replace(day=1)
 

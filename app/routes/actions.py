@@ -1,4 +1,4 @@
-"""What can be asked of a job: pause, resume, stop, cancel, retry, clone, delete."""
+"""Actions on a job: pause, resume, stop, cancel, retry, clone, delete."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ _asked = partial(router.post, status_code=202, responses=problems(NotFound, Acti
 
 @_asked("/jobs/{job_id}/pause")
 def pause_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schemas.Job:
-    """Put a running job aside: it saves its state and frees its worker. Asking twice is no error."""
+    """Pause a running job: it saves its state and frees its worker. Pausing twice is not an error."""
     return _ask(session, project_id, job_id, "pause")
 
 
@@ -65,7 +65,7 @@ def pause_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schemas
     dependencies=_MAY,
 )
 def resume_job(job_id: JobId, project_id: ProjectId, session: Writing, service: TheService) -> schemas.Job:
-    """Queue a paused job again, to go on from its state. Asking twice is no error."""
+    """Queue a paused job again, to continue from its state. Resuming twice is not an error."""
     was_paused = the_job(session, project_id, job_id).status == "paused"
     shown = _ask(session, project_id, job_id, "resume")
     if was_paused:
@@ -83,7 +83,7 @@ def stop_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schemas.
 
 @_asked("/jobs/{job_id}/cancel")
 def cancel_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schemas.Job:
-    """Cancel a job: a waiting one at once, a running one within seconds. Asking twice is no error."""
+    """Cancel a job: a waiting one at once, a running one within seconds. Cancelling twice is not an error."""
     return _ask(session, project_id, job_id, "cancel")
 
 
@@ -110,13 +110,13 @@ def retry_job(
 
 
 class Clone(BaseModel):
-    """How the new job is to differ."""
+    """Changes to the spec of the copy."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     overrides: dict[str, Any] = {}
-    """Merged into the spec: objects field by field, all else replaced; null lets the default of a field be chosen anew.
-    A method of another name takes the place of the whole method."""
+    """Merged into the spec: objects field by field, all else replaced; null resets a field to its default.
+    A method of another name replaces the whole method."""
 
 
 def _varied(
@@ -161,7 +161,7 @@ def clone_job(
     *,
     idempotency_key: IdempotencyKey = None,
 ) -> schemas.PostedJob:
-    """Queue a new job with the spec of this one and some changes."""
+    """Queue a new job with the spec of this one and the given changes."""
     return create_from(
         session, service, project_id, spec, response, idempotency_key=idempotency_key, cloned_from=job_id
     )

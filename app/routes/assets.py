@@ -1,8 +1,9 @@
-"""What the routes of data sets and models share: names that can be given, uploads that can be used, reports."""
+"""Shared parts of the routes of data sets and models: names, uploads, reports."""
 
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import Response
+from fastapi import Query, Response
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
@@ -10,11 +11,32 @@ from sqlalchemy.orm import Session
 from app import schemas, tables
 from app.assets import assets, inspections, uploads
 from app.http.dependencies import Service
-from app.http.problems import InvalidBody, NameTaken, NotFound, NotInspected, UploadNotUsable
+from app.http.problems import (
+    BodyTooLarge,
+    InvalidBody,
+    MalformedBody,
+    NameTaken,
+    NotFound,
+    NotInspected,
+    QuotaExceeded,
+    UnsupportedMediaType,
+    UploadNotUsable,
+)
 from app.platform.ids import is_id
 from core.schema.spec import Name
 from core.schema.validation import FieldError
 
+Shown = TypeVar("Shown", schemas.Dataset, schemas.Model)
+
+CREATION_PROBLEMS = (
+    MalformedBody,
+    BodyTooLarge,
+    UnsupportedMediaType,
+    InvalidBody,
+    NameTaken,
+    UploadNotUsable,
+    QuotaExceeded,
+)
 _IDS = ("ds", "model", "ckpt")
 
 
@@ -26,6 +48,7 @@ def _no_id(name: str) -> str:
 
 GivenName = Annotated[Name, Field(min_length=1), AfterValidator(_no_id)]
 """A name that a project can give to a file of its own."""
+Limit = Annotated[int, Query(ge=1, le=100, description="The number of the project's own in one page.")]
 
 
 def check_name(service: Service, kind: assets.Kind, name: str) -> None:
@@ -49,12 +72,46 @@ def the_file(session: Session, kind: assets.Kind, project_id: str, name_or_id: s
     """Find a data set or model of this project. Raises NotFound."""
     file = assets.find(session, kind, project_id, name_or_id)
     if file is None:
-        raise missing(kind, name_or_id)
+        raise _missing(kind, name_or_id)
     return file
 
 
-def missing(kind: assets.Kind, name_or_id: str) -> NotFound:
-    """Say that there is no such thing, or nothing that this project may see."""
+def list_all(
+    session: Session,
+    kind: assets.Kind,
+    project_id: str,
+    provided: Callable[[], Sequence[Shown]],
+    show: Callable[[assets.File], Shown],
+    *,
+    after: str | None,
+    limit: int,
+) -> schemas.Page[Shown]:
+    """List those that the instance provides, on the first page, and then the project's own, oldest first."""
+    part = assets.list_own(session, kind, project_id, after=after, limit=limit)
+    shown = [] if after else list(provided())
+    shown += [show(file) for file in part.rows]
+    return schemas.page(shown, has_more=part.has_more)
+
+
+def get_any(
+    session: Session,
+    kind: assets.Kind,
+    project_id: str,
+    provided: Callable[[], Sequence[Shown]],
+    show: Callable[[assets.File], Shown],
+    *,
+    name_or_id: str,
+) -> Shown:
+    """Show one of the project's own, or one that the instance provides. Raises NotFound."""
+    if file := assets.find(session, kind, project_id, name_or_id):
+        return show(file)
+    found = next((each for each in provided() if each.id == name_or_id), None)
+    if found is None:
+        raise _missing(kind, name_or_id)
+    return found
+
+
+def _missing(kind: assets.Kind, name_or_id: str) -> NotFound:
     return NotFound(f"there is no {assets.WORDS[kind]} {name_or_id!r} in this project")
 
 
@@ -83,8 +140,28 @@ def show_made_by(job: str | None, checkpoint: str | None) -> schemas.MadeBy | No
     return schemas.MadeBy(job=job, checkpoint=checkpoint) if job and checkpoint else None
 
 
+def show_provided(
+    kind: assets.Kind, name: str, *, source: Literal["shipped", "local"], description: str
+) -> dict[str, Any]:
+    """Show the common fields of a data set or model that the instance provides."""
+    return {
+        "id": name,
+        "object": kind,
+        "name": name,
+        "source": source,
+        "status": "ready",
+        "description": description,
+        "size": None,
+        "sha256": None,
+        "failure": None,
+        "created_at": None,
+        "finished_at": None,
+        "report": None,
+    }
+
+
 def show_common(kind: assets.Kind, file: assets.File) -> dict[str, Any]:
-    """Show what data sets and models have in common."""
+    """Show the common fields of a data set or model of the project's own."""
     ready = file.status == "ready"
     return {
         "id": file.id,

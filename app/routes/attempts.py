@@ -1,4 +1,4 @@
-"""A job's attempts: who had it, what came of it, and what was logged."""
+"""A job's attempts: their workers, outcomes and logs."""
 
 import asyncio
 import math
@@ -35,7 +35,7 @@ router = APIRouter(tags=["jobs"])
 
 _TEXT = "text/plain; charset=utf-8"
 _LOOK_SECONDS = 1.0
-"""How often a log that is followed is looked at: its growth is no change of the job."""
+"""Interval at which a followed log is read: its growth does not change the job."""
 
 
 @router.get(
@@ -48,7 +48,7 @@ def list_attempts(
     project_id: ProjectId,
     session: Reading,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only attempts after this number.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=100, description="Attempts in one part.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Attempts in one page.")] = 20,
 ) -> schemas.Page[schemas.Attempt]:
     """List a job's attempts, the first one first."""
     part = queries.list_attempts(session, the_job(session, project_id, job_id).id, after=after, limit=limit)
@@ -81,9 +81,10 @@ async def get_logs(
     service: TheService,
     until_sent: streams.UntilSent,
     attempt: Annotated[
-        int | None, Query(ge=1, le=2**31 - 1, description="Of this attempt; by default of the last one that has a log.")
+        int | None,
+        Query(ge=1, le=2**31 - 1, description="The attempt; by default the last one that has a log."),
     ] = None,
-    tail: Annotated[int | None, Query(ge=0, le=100_000, description="Only so many lines from the end.")] = None,
+    tail: Annotated[int | None, Query(ge=0, le=100_000, description="Only this number of lines from the end.")] = None,
     after: Annotated[
         str | None,
         Query(
@@ -95,9 +96,9 @@ async def get_logs(
     *,
     follow: Annotated[bool, Query(description="Go on with what comes, further attempts included, to the end.")] = False,
 ) -> Response:
-    """Read what the training process wrote for people, and what its supervisor did. It outlives the worker.
+    """Read the log of an attempt: the output of the training process and the actions of its supervisor.
 
-    One that is followed ends with the job, or when it is old, as streams of events do.
+    A followed log ends with the job, or after the maximum duration of a stream, as streams of events do.
     """
     if after and not follow:
         detail = "a place to go on from is for a log that is followed: add follow=true, or leave it out"
@@ -128,7 +129,7 @@ async def get_logs(
 
 
 class _Place(NamedTuple):
-    """So many bytes behind the beginning of an attempt's log, those of the attempts after it counted on."""
+    """An offset in bytes from the beginning of an attempt's log; it counts on through the logs of later attempts."""
 
     attempt: int
     offset: int
@@ -197,7 +198,7 @@ def _tail(store: ObjectStore, attempt: tables.Attempt, lines: int) -> Iterator[b
 
 
 def _end(store: ObjectStore, attempt: tables.Attempt, *, lines: float = math.inf, size: float = math.inf) -> bytes:
-    """Read a log part by part from its end, and no more of it than has so many lines or bytes."""
+    """Read a log part by part from its end, until this number of lines or bytes is read."""
     parts: list[bytes] = []
     for key in reversed(_keys(attempt)):
         parts.append(_fetch(store, key))

@@ -38,9 +38,9 @@ def list_checkpoints(
     after: Annotated[
         str | None,
         AfterValidator(cursor("ckpt")),
-        Query(description="The cursor: the `last_id` of the part before."),
+        Query(description="The cursor: the `last_id` of the previous page."),
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Checkpoints in one part.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Checkpoints in one page.")] = 20,
 ) -> schemas.Page[schemas.Checkpoint]:
     """List a job's checkpoints, oldest first."""
     part = checkpoints.list_checkpoints(session, the_job(session, project_id, job_id).id, after=after, limit=limit)
@@ -82,15 +82,16 @@ def download_checkpoint(
     project_id: ProjectId,
     session: Reading,
     service: TheService,
-    range_: Annotated[str | None, Header(alias="Range", description="One span of bytes, to go on after a cut.")] = None,
-    if_range: Annotated[str | None, Header(description="Heed Range only if this is still the ETag.")] = None,
+    range_: Annotated[str | None, Header(alias="Range", description="One range of bytes, to resume with.")] = None,
+    if_range: Annotated[str | None, Header(description="Apply Range only if this is still the ETag.")] = None,
 ) -> Response:
     """Download the file, here or, where it lies in an object store that clients reach, from there.
     `X-Checksum-Sha256` carries the hash of the whole of it. HEAD gives only the headers."""
     checkpoint = _the_checkpoint(session, project_id, checkpoint_id)
     file_name = f"{checkpoint.id}.safetensors"
-    signed = service.store.download_request(checkpoint.key, file_name=file_name)
-    if signed and request.method == "GET":
+    presigner = service.store.presigner
+    if presigner and request.method == "GET":
+        signed = presigner.download(checkpoint.key, file_name=file_name)
         there = {"Cache-Control": "no-store", "X-Checksum-Sha256": checkpoint.sha256}
         return RedirectResponse(signed.url, headers=there)
     etag = f'"{checkpoint.sha256}"'

@@ -1,4 +1,4 @@
-"""Data sets that a job can name: known ones, the operator's, and the project's own, made of an upload."""
+"""Data sets that a job can name: shipped ones, the operator's, and the project's own, created from uploads."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,35 +6,30 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from fastapi import Path as PathParameter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from sqlalchemy.orm import Session
 
-from app import schemas, tables
+from app import schemas
 from app.assets import assets
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
 from app.http.problems import (
-    BodyTooLarge,
     FileInUse,
-    InvalidBody,
     InvalidParameter,
-    MalformedBody,
-    NameTaken,
     NotFound,
     NotInspected,
-    QuotaExceeded,
     StoreUnavailable,
-    UnsupportedMediaType,
-    UploadNotUsable,
     problems,
 )
-from app.platform.paging import list_rows
 from app.projects import quotas
 from app.routes.assets import (
+    CREATION_PROBLEMS,
     GivenName,
+    Limit,
     check_name,
-    missing,
+    get_any,
+    list_all,
     send_report,
     show_common,
+    show_provided,
     the_file,
     the_upload,
 )
@@ -43,28 +38,19 @@ from core.schema.inspection_report import DatasetInspection
 
 router = APIRouter(tags=["data sets"])
 
-_NOTHING_OWN: dict[str, Any] = {
-    "size": None,
-    "sha256": None,
-    "refused": None,
-    "overlap": None,
-    "thumbnails": [],
-    "failure": None,
-    "created_at": None,
-    "finished_at": None,
-    "report": None,
-}
+_NOT_INSPECTED: dict[str, Any] = {"refused": None, "overlap": None, "thumbnails": []}
+"""Fields that only the inspection of a project's own fills."""
 
 
-class DatasetWish(BaseModel):
-    """The data set to make."""
+class CreateDataset(BaseModel):
+    """The data set to create."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     upload: str = Field(max_length=64)
     """The completed upload, of purpose dataset: a zip of train/<class>/* and test/<class>/*."""
     name: GivenName = Field(examples=["birds"])
-    """What jobs are to call it."""
+    """The name by which jobs use it."""
 
 
 @router.post(
@@ -73,25 +59,17 @@ class DatasetWish(BaseModel):
     dependencies=[needs("files:write"), Json],
     responses={
         201: {"headers": schemas.headers({"Location": "The data set."})},
-        **problems(
-            MalformedBody,
-            BodyTooLarge,
-            UnsupportedMediaType,
-            InvalidBody,
-            NameTaken,
-            UploadNotUsable,
-            QuotaExceeded,
-        ),
+        **problems(*CREATION_PROBLEMS),
     },
 )
 def create_dataset(
-    wish: DatasetWish, project_id: ProjectId, session: Writing, service: TheService, response: Response
+    body: CreateDataset, project_id: ProjectId, session: Writing, service: TheService, response: Response
 ) -> schemas.Dataset:
-    """Make a data set of an upload. A worker inspects it next: then it is ready, or refused with the reason. One that
-    was refused makes room for another of its name."""
-    check_name(service, "dataset", wish.name)
-    upload = the_upload(session, project_id, wish.upload, "dataset")
-    dataset = assets.add_dataset(session, project_id, wish.name, upload)
+    """Create a data set from an upload. A worker then inspects it: the data set becomes ready, or refused with the
+    reason. A data set of the same name that was refused is replaced."""
+    check_name(service, "dataset", body.name)
+    upload = the_upload(session, project_id, body.upload, "dataset")
+    dataset = assets.add_dataset(session, project_id, body.name, upload)
     quotas.check(session, project_id, service.settings, "waiting_tasks")
     service.doorbell.ring_after_commit(session)
     response.headers["Location"] = f"/datasets/{dataset.id}"
@@ -104,27 +82,18 @@ def list_datasets(
     session: Reading,
     service: TheService,
     after: Annotated[
-        str | None, AfterValidator(cursor("ds")), Query(description="The cursor: the `last_id` of the part before.")
+        str | None, AfterValidator(cursor("ds")), Query(description="The cursor: the `last_id` of the previous page.")
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Of the project's own, in one part.")] = 100,
+    limit: Limit = 100,
 ) -> schemas.Page[schemas.Dataset]:
     """List the data sets that a job can use: first those of this instance, then the project's own, oldest first."""
-    mine = [tables.Dataset.project_id == project_id]
-    part = list_rows(session, tables.Dataset, tables.Dataset.id, mine, after=after, limit=limit, order="asc")
-    known = [] if after else _known(service)
-    return schemas.page([*known, *(_own(dataset) for dataset in part.rows)], has_more=part.has_more)
+    return list_all(session, "dataset", project_id, lambda: _provided(service), _own, after=after, limit=limit)
 
 
 @router.get("/datasets/{dataset_id}", responses=problems(NotFound), dependencies=[needs("jobs:read")])
 def get_dataset(dataset_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> schemas.Dataset:
     """Get a data set by its id or name."""
-    dataset = _find(session, project_id, dataset_id)
-    if dataset:
-        return _own(dataset)
-    found = next((each for each in _known(service) if each.id == dataset_id), None)
-    if found is None:
-        raise missing("dataset", dataset_id)
-    return found
+    return get_any(session, "dataset", project_id, lambda: _provided(service), _own, name_or_id=dataset_id)
 
 
 @router.get(
@@ -134,7 +103,7 @@ def get_dataset(dataset_id: FileName, project_id: ProjectId, session: Reading, s
     dependencies=[needs("jobs:read")],
 )
 def get_dataset_report(dataset_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
-    """Get what the inspection of a data set has found: classes, counts, refused images with reasons, overlap."""
+    """Get the report of the inspection of a data set: classes, counts, refused images with reasons, overlap."""
     return send_report(service, "dataset", the_file(session, "dataset", project_id, dataset_id))
 
 
@@ -152,7 +121,7 @@ def get_dataset_report(dataset_id: FileName, project_id: ProjectId, session: Rea
 )
 def get_thumbnail(
     dataset_id: FileName,
-    number: Annotated[int, PathParameter(ge=0, description="Which one, from 0.")],
+    number: Annotated[int, PathParameter(ge=0, description="The number of the thumbnail, from 0.")],
     project_id: ProjectId,
     session: Reading,
     service: TheService,
@@ -178,12 +147,7 @@ def delete_dataset(dataset_id: FileName, project_id: ProjectId, session: Writing
     assets.remove(session, the_file(session, "dataset", project_id, dataset_id))
 
 
-def _find(session: Session, project_id: str, dataset_id: str) -> tables.Dataset | None:
-    found = assets.find(session, "dataset", project_id, dataset_id)
-    return found if isinstance(found, tables.Dataset) else None
-
-
-def _known(service: Service) -> list[schemas.Dataset]:
+def _provided(service: Service) -> list[schemas.Dataset]:
     local = service.registry.local_datasets()
     shipped = [_shipped(entry) for entry in DATASETS.values() if not entry.streamed or entry.name in local]
     return [*shipped, *(_local(name, path) for name, path in local.items() if name not in DATASETS)]
@@ -215,13 +179,8 @@ def _own(dataset: assets.File) -> schemas.Dataset:
 def _shipped(entry: DatasetEntry) -> schemas.Dataset:
     return schemas.Dataset.model_validate(
         {
-            **_NOTHING_OWN,
-            "id": entry.name,
-            "object": "dataset",
-            "name": entry.name,
-            "source": "shipped",
-            "status": "ready",
-            "description": entry.description,
+            **show_provided("dataset", entry.name, source="shipped", description=entry.description),
+            **_NOT_INSPECTED,
             "shape": entry.shape,
             "classes": entry.classes,
             "train_examples": entry.train_examples,
@@ -234,13 +193,8 @@ def _shipped(entry: DatasetEntry) -> schemas.Dataset:
 def _local(name: str, path: Path) -> schemas.Dataset:
     return schemas.Dataset.model_validate(
         {
-            **_NOTHING_OWN,
-            "id": name,
-            "object": "dataset",
-            "name": name,
-            "source": "local",
-            "status": "ready",
-            "description": f"{path.name} in the datasets folder.",
+            **show_provided("dataset", name, source="local", description=f"{path.name} in the datasets folder."),
+            **_NOT_INSPECTED,
             "shape": None,
             "classes": None,
             "train_examples": None,

@@ -45,7 +45,7 @@ async def get_events(
     service: TheService,
     until_sent: streams.UntilSent,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only events after this seq.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000, description="Events in one part of the list.")] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Events in one page.")] = 100,
     last_event_id: Annotated[
         int, Header(ge=0, le=2**31 - 1, description="Where a stream goes on; from its beginning if this is not in it.")
     ] = 0,
@@ -63,8 +63,8 @@ async def get_events(
 
 
 def _known(job: tables.Job, last_event_id: int) -> int:
-    """Say up to where the caller knows the history. An id that it does not have is of another one, such as that before
-    a restored backup: then all of it is told."""
+    """Return the last event that the caller has. An id beyond the history is of another one, such as the one before a
+    backup was restored: then all events are sent."""
     return last_event_id if last_event_id <= job.event_seq else 0
 
 

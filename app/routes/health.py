@@ -1,4 +1,4 @@
-"""What needs no key: probes, the version, and the pages that explain routes and problems."""
+"""Routes without a key: probes, the version, and the pages that explain routes and problems."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
@@ -16,19 +16,19 @@ router = APIRouter(tags=["service"])
 
 @router.get("/")
 async def get_index() -> schemas.Index:
-    """Tell where to go from here."""
+    """Get the entry points of the service."""
     return schemas.Index(service="Temper", docs="/docs", openapi="/openapi.json", ready="/readyz", version="/version")
 
 
 @router.get("/livez")
 async def live() -> schemas.Health:
-    """Tell whether the process answers."""
+    """Check that the process answers."""
     return schemas.Health(status="ok")
 
 
 @router.get("/readyz", responses=declare(NotReady, DatabaseUnavailable))
 def ready(service: TheService) -> schemas.Health:
-    """Tell whether the database has this version's schema and can be written."""
+    """Check that the database has this version's schema and can be written."""
     if complaint := service.database.schema().complaint:
         raise NotReady(complaint, headers={"Retry-After": "5"})
     service.database.try_to_write()
@@ -37,7 +37,7 @@ def ready(service: TheService) -> schemas.Health:
 
 @router.get("/version")
 def get_version() -> schemas.Version:
-    """Tell which Temper this is."""
+    """Get the version of Temper."""
     try:
         installed = version("temper")
     except PackageNotFoundError:
@@ -49,7 +49,7 @@ def get_version() -> schemas.Version:
 def explain_problem(
     code: Annotated[str, Path(description="The `code` of a problem.")],
 ) -> PlainTextResponse:
-    """Explain a problem code to people."""
+    """Get the explanation of a problem code."""
     problem = PROBLEMS.get(code)
     if problem is None:
         raise NotFound(f"there is no problem {code!r}; known: {', '.join(PROBLEMS)}")

@@ -58,7 +58,7 @@ CREATED = _ETAG | schemas.headers({"Location": "The job.", "Idempotent-Replayed"
 """The headers of an answer that is a new job."""
 IdempotencyKey = Annotated[
     str | None,
-    Header(min_length=1, max_length=255, description="A repeat with the same key makes no second job."),
+    Header(min_length=1, max_length=255, description="A repeated request with the same key creates no second job."),
 ]
 
 
@@ -133,9 +133,9 @@ class JobFilter(BaseModel):
     metadata: list[Annotated[str, AfterValidator(_pair)]] = []
     """Only jobs with this pair, written as key=value; repeat it for more pairs."""
     after: Annotated[str | None, AfterValidator(cursor("job"))] = None
-    """The cursor: the `last_id` of the part before."""
+    """The cursor: the `last_id` of the previous page."""
     limit: int = Field(default=20, ge=1, le=100)
-    """Jobs in one part."""
+    """Jobs in one page."""
     order: Order = "desc"
     """desc: newest first."""
 
@@ -179,7 +179,7 @@ def create_job(
     dry_run: Annotated[bool, Query(description="Validate and resolve the spec, and store nothing.")] = False,
     idempotency_key: IdempotencyKey = None,
 ) -> schemas.PostedJob | Response:
-    """Queue a job. The smallest spec names a base model; all that it leaves out is answered resolved."""
+    """Queue a job. The smallest spec names only a base model; the answer has the resolved spec with all defaults."""
     if dry_run:
         estimate = estimates.predict(session, project_id, spec)
         in_shards = shards.count(session, project_id, spec, service.settings)
@@ -231,8 +231,8 @@ async def get_job(
         Query(
             ge=0,
             le=60,
-            description="Wait up to so many seconds until the job differs from If-None-Match or, without that header, "
-            "until it has ended.",
+            description="Wait up to this number of seconds until the job differs from If-None-Match or, without that "
+            "header, until it has ended.",
         ),
     ] = 0,
     if_none_match: Annotated[str | None, Header(description="The ETag of the job as you know it.")] = None,
@@ -260,9 +260,9 @@ def get_metrics(
     project_id: ProjectId,
     session: Reading,
     after_step: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only steps after this one.")] = 0,
-    max_points: Annotated[int, Query(ge=1, le=10_000, description="Thin the curve out to so many points.")] = 1000,
+    max_points: Annotated[int, Query(ge=1, le=10_000, description="Thin the curve out to this many points.")] = 1000,
 ) -> Response:
-    """Get the training curve up to where the job is. Steps gone through again are those of the later attempt."""
+    """Get the training curve so far. For steps that were repeated, it has the values of the later attempt."""
     job = the_job(session, project_id, job_id)
     steps = queries.training_curve(session, job, after_step=after_step, max_points=max_points)
     data = [_show_metric(step) for step in steps]
@@ -285,7 +285,7 @@ def get_report(job_id: JobId, project_id: ProjectId, session: Reading, service: 
 
 @router.get("/jobs/{job_id}/lineage", responses=problems(NotFound), dependencies=[needs("jobs:read")])
 def get_lineage(job_id: JobId, project_id: ProjectId, session: Reading) -> schemas.Lineage:
-    """Get what a job takes in of the project's own, and the jobs that this comes from."""
+    """Get the inputs of a job that belong to the project, and the jobs that they were made by."""
     job = the_job(session, project_id, job_id)
     taken = [show_input(each) for each in inputs.list_inputs(session, job.id)]
     ancestors = list(inputs.ancestors(session, project_id, job.id))

@@ -32,19 +32,19 @@ from core.schema.validation import FieldError
 router = APIRouter(tags=["keys"])
 
 
-class KeyWish(BaseModel):
-    """The key to make."""
+class CreateApiKey(BaseModel):
+    """The key to create."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: Text = Field(min_length=1, max_length=128, examples=["ci"])
     """A label for people."""
     scopes: list[schemas.Scope] | None = Field(default=None, min_length=1, max_length=len(schemas.SCOPES))
-    """What it may do; by default all that the key of this request may, but admin."""
+    """What the key may do; by default all scopes of the key of this request except admin."""
     expires_at: Moment | None = None
-    """From when on it is refused; by default when the key of this request is, if ever."""
+    """When the key expires; by default when the key of this request does, if ever."""
     project_id: str | None = Field(default=None, max_length=64)
-    """The project that it opens; by default the one of this request's key. Another one takes the scope admin."""
+    """The project of the key; by default that of this request's key. Another one needs the scope admin."""
 
 
 @router.post(
@@ -54,20 +54,20 @@ class KeyWish(BaseModel):
     responses=problems(MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody, NotFound, QuotaExceeded),
 )
 def create_api_key(
-    wish: KeyWish, caller: TheCaller, session: Writing, service: TheService, response: Response
+    body: CreateApiKey, caller: TheCaller, session: Writing, service: TheService, response: Response
 ) -> schemas.NewApiKey:
-    """Make a key. Its secret is in this answer and can never be read again. A key without the scope admin makes keys of
-    its own project only, with no scope that it lacks, and with no later end."""
-    project = the_project(session, caller, wish.project_id or caller.project_id)
-    if wish.expires_at and is_past(session, wish.expires_at):
+    """Create a key. Its secret is in this response only and cannot be read later. A key without the scope admin creates
+    keys of its own project only, without scopes that it lacks, and with no later expiry."""
+    project = the_project(session, caller, body.project_id or caller.project_id)
+    if body.expires_at and is_past(session, body.expires_at):
         past = FieldError(pointer="/expires_at", code="in_the_past", detail="choose a time to come, or leave it out")
         raise InvalidBody([past])
-    scopes = wish.scopes or [scope for scope in schemas.SCOPES if scope in caller.scopes and scope != "admin"]
+    scopes = body.scopes or [scope for scope in schemas.SCOPES if scope in caller.scopes and scope != "admin"]
     if not scopes:
         missing = FieldError(pointer="/scopes", code="missing", detail=f"choose of {', '.join(schemas.SCOPES)}")
         raise InvalidBody([missing])
-    expires_at = wish.expires_at or caller.expires_at
-    key, secret = keys.delegate(session, caller, project, name=wish.name, scopes=scopes, expires_at=expires_at)
+    expires_at = body.expires_at or caller.expires_at
+    key, secret = keys.delegate(session, caller, project, name=body.name, scopes=scopes, expires_at=expires_at)
     quotas.check(session, project.id, service.settings, "keys")
     response.headers["Location"] = f"/api_keys/{key.id}"
     response.headers["Cache-Control"] = "no-store"
@@ -79,12 +79,12 @@ def list_api_keys(
     caller: TheCaller,
     session: Reading,
     project_id: Annotated[
-        str | None, Query(max_length=64, description="Of another project than the key's; takes the scope admin.")
+        str | None, Query(max_length=64, description="A project other than the key's; needs the scope admin.")
     ] = None,
     after: Annotated[
-        str | None, AfterValidator(cursor("key")), Query(description="The cursor: the `last_id` of the part before.")
+        str | None, AfterValidator(cursor("key")), Query(description="The cursor: the `last_id` of the previous page.")
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Keys in one part.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Keys in one page.")] = 20,
     order: Annotated[Order, Query(description="desc: newest first.")] = "desc",
 ) -> schemas.Page[schemas.ApiKey]:
     """List a project's keys, newest first, revoked and expired ones too."""
@@ -95,7 +95,7 @@ def list_api_keys(
 
 @router.get("/api_keys/{key_id}", responses=problems(NotFound), dependencies=[needs("jobs:read")])
 def get_api_key(key_id: KeyId, caller: TheCaller, session: Reading) -> schemas.ApiKey:
-    """Get what is known of a key."""
+    """Get a key, without its secret."""
     return show_key(_the_key(session, caller, key_id))
 
 
@@ -106,7 +106,8 @@ def revoke_api_key(
     session: Writing,
     *,
     descendants: Annotated[
-        bool, Query(description="Revoke the keys that were made with it, too, and those that were made with these.")
+        bool,
+        Query(description="Also revoke the keys created with this key, and those created with them."),
     ] = False,
 ) -> schemas.ApiKey:
     """Revoke a key: from the next request on it is refused, everywhere. Twice is no error. Keys that were made with it
@@ -117,7 +118,7 @@ def revoke_api_key(
 
 @router.get("/me", responses=problems(), dependencies=[needs(None)])
 def get_me(caller: TheCaller, session: Reading, service: TheService) -> schemas.Me:
-    """Tell who the key is, and what it may do."""
+    """Get the key of this request, its project, scopes and limits."""
     project, settings = session.get_one(tables.Project, caller.project_id), service.settings
     return schemas.Me(
         project=show_project(project),

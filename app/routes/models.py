@@ -1,5 +1,5 @@
-"""Base models that a job can name: shipped ones, the operator's, and the project's own, made of an upload or of a
-checkpoint."""
+"""Base models that a job can name: shipped ones, the operator's, and the project's own, created from uploads or
+checkpoints."""
 
 from typing import Annotated, Any, Self
 
@@ -13,30 +13,27 @@ from app.assets.registry import LocalModel
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
 from app.http.problems import (
-    BodyTooLarge,
     FileInUse,
     InvalidBody,
     InvalidParameter,
-    MalformedBody,
-    NameTaken,
     NotFound,
     NotInspected,
-    QuotaExceeded,
     StoreUnavailable,
-    UnsupportedMediaType,
-    UploadNotUsable,
     problems,
 )
 from app.platform.ids import is_id
-from app.platform.paging import list_rows
 from app.projects import quotas
 from app.routes.assets import (
+    CREATION_PROBLEMS,
     GivenName,
+    Limit,
     check_name,
-    missing,
+    get_any,
+    list_all,
     send_report,
     show_common,
     show_made_by,
+    show_provided,
     the_file,
     the_upload,
 )
@@ -47,25 +44,18 @@ from core.schema.validation import FieldError
 
 router = APIRouter(tags=["models"])
 
-_NOTHING_OWN: dict[str, Any] = {
-    "parameters": None,
-    "made_by": None,
-    "warnings": [],
-    "failure": None,
-    "created_at": None,
-    "finished_at": None,
-    "report": None,
-}
+_NOT_INSPECTED: dict[str, Any] = {"parameters": None, "made_by": None, "warnings": []}
+"""Fields that only the inspection of a project's own fills."""
 
 
-class ModelWish(ImportSpec, defer_build=False):
-    """The base model to make: of an upload, with what the file itself does not say, or of a checkpoint."""
+class CreateModel(ImportSpec, defer_build=False):
+    """The base model to create: from an upload, with what the file itself does not say, or from a checkpoint."""
 
     # FastAPI needs the validator of a body when it builds the route.
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, defer_build=False)
 
     name: GivenName = Field(examples=["birds-linf"])
-    """What jobs are to call it."""
+    """The name by which jobs use it."""
     upload: str | None = Field(default=None, max_length=64)
     """The completed upload, of purpose model: a checkpoint of Temper, safetensors, or a torch file of tensors."""
     checkpoint: str | None = Field(default=None, max_length=64)
@@ -75,14 +65,14 @@ class ModelWish(ImportSpec, defer_build=False):
     def _one_of_two(self) -> Self:
         if (self.upload is None) == (self.checkpoint is None):
             raise PydanticCustomError("one_of_two", "give either upload or checkpoint")
-        if self.checkpoint and self.said() != ImportSpec():
+        if self.checkpoint and self.declared() != ImportSpec():
             raise PydanticCustomError(
                 "known_already", "a checkpoint says itself what it is: give its id and a name alone"
             )
         return self
 
-    def said(self) -> ImportSpec:
-        """Give what is said of the file."""
+    def declared(self) -> ImportSpec:
+        """Return what the body declares about the file."""
         return ImportSpec.model_validate(self.model_dump(include=set(ImportSpec.model_fields)))
 
 
@@ -92,30 +82,22 @@ class ModelWish(ImportSpec, defer_build=False):
     dependencies=[needs("files:write"), Json],
     responses={
         201: {"headers": schemas.headers({"Location": "The model."})},
-        **problems(
-            MalformedBody,
-            BodyTooLarge,
-            UnsupportedMediaType,
-            InvalidBody,
-            NameTaken,
-            UploadNotUsable,
-            QuotaExceeded,
-        ),
+        **problems(*CREATION_PROBLEMS),
     },
 )
 def create_model(
-    wish: ModelWish, project_id: ProjectId, session: Writing, service: TheService, response: Response
+    body: CreateModel, project_id: ProjectId, session: Writing, service: TheService, response: Response
 ) -> schemas.Model:
-    """Make a base model of an upload or a checkpoint. A worker inspects it next: then it is ready, or refused with the
-    reason. One that was refused makes room for another of its name, of the same upload, too."""
-    check_name(service, "model", wish.name)
-    if wish.upload:
-        upload = the_upload(session, project_id, wish.upload, "model")
-        model = assets.add_model(session, project_id, wish.name, upload, wish.said())
+    """Create a base model from an upload or a checkpoint. A worker then inspects it: the model becomes ready, or
+    refused with the reason. A model of the same name that was refused is replaced, even if it has the same upload."""
+    check_name(service, "model", body.name)
+    if body.upload:
+        upload = the_upload(session, project_id, body.upload, "model")
+        model = assets.add_model(session, project_id, body.name, upload, body.declared())
         quotas.check(session, project_id, service.settings, "waiting_tasks")
     else:
-        checkpoint = _the_checkpoint(session, project_id, wish.checkpoint or "")
-        model = assets.add_checkpoint(session, project_id, wish.name, checkpoint)
+        checkpoint = _the_checkpoint(session, project_id, body.checkpoint or "")
+        model = assets.add_checkpoint(session, project_id, body.name, checkpoint)
         quotas.check(session, project_id, service.settings, "stored_bytes", "waiting_tasks")
     service.doorbell.ring_after_commit(session)
     response.headers["Location"] = f"/models/{model.id}"
@@ -137,28 +119,21 @@ def list_models(
     session: Reading,
     service: TheService,
     after: Annotated[
-        str | None, AfterValidator(cursor("model")), Query(description="The cursor: the `last_id` of the part before.")
+        str | None,
+        AfterValidator(cursor("model")),
+        Query(description="The cursor: the `last_id` of the previous page."),
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Of the project's own, in one part.")] = 100,
+    limit: Limit = 100,
 ) -> schemas.Page[schemas.Model]:
     """List the base models that a job can start from: first those of this instance, then the project's own, oldest
     first."""
-    mine = [tables.Model.project_id == project_id]
-    part = list_rows(session, tables.Model, tables.Model.id, mine, after=after, limit=limit, order="asc")
-    known = [] if after else _known(service)
-    return schemas.page([*known, *(_own(model) for model in part.rows)], has_more=part.has_more)
+    return list_all(session, "model", project_id, lambda: _provided(service), _own, after=after, limit=limit)
 
 
 @router.get("/models/{model_id}", responses=problems(NotFound), dependencies=[needs("jobs:read")])
 def get_model(model_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> schemas.Model:
     """Get a base model by its id or name."""
-    model = assets.find(session, "model", project_id, model_id)
-    if model:
-        return _own(model)
-    found = next((each for each in _known(service) if each.id == model_id), None)
-    if found is None:
-        raise missing("model", model_id)
-    return found
+    return get_any(session, "model", project_id, lambda: _provided(service), _own, name_or_id=model_id)
 
 
 @router.get(
@@ -168,7 +143,7 @@ def get_model(model_id: FileName, project_id: ProjectId, session: Reading, servi
     dependencies=[needs("jobs:read")],
 )
 def get_model_report(model_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
-    """Get what the inspection of a base model has found: network, source, what it claims, what is doubtful."""
+    """Get the report of the inspection of a base model: network, source, claims, warnings."""
     return send_report(service, "model", the_file(session, "model", project_id, model_id))
 
 
@@ -183,7 +158,7 @@ def delete_model(model_id: FileName, project_id: ProjectId, session: Writing) ->
     assets.remove(session, the_file(session, "model", project_id, model_id))
 
 
-def _known(service: Service) -> list[schemas.Model]:
+def _provided(service: Service) -> list[schemas.Model]:
     local = service.registry.local_models()
     return [*(_shipped(entry) for entry in MODELS.values()), *(_local(name, model) for name, model in local.items())]
 
@@ -212,20 +187,14 @@ def _own(model: assets.File) -> schemas.Model:
 def _shipped(entry: ModelEntry) -> schemas.Model:
     return schemas.Model.model_validate(
         {
-            **_NOTHING_OWN,
-            "id": entry.name,
-            "object": "model",
-            "name": entry.name,
-            "source": "shipped",
-            "status": "ready",
-            "description": entry.description,
+            **show_provided("model", entry.name, source="shipped", description=entry.description),
+            **_NOT_INSPECTED,
             "architecture": entry.architecture,
             "shape": DATASETS[entry.dataset].shape,
             "classes": DATASETS[entry.dataset].classes,
             "dataset": entry.dataset,
             "norm": entry.norm,
             "eps": entry.eps,
-            "size": None,
             "sha256": entry.sha256,
         }
     )
@@ -234,13 +203,10 @@ def _shipped(entry: ModelEntry) -> schemas.Model:
 def _local(name: str, model: LocalModel) -> schemas.Model:
     return schemas.Model.model_validate(
         {
-            **_NOTHING_OWN,
-            "id": name,
-            "object": "model",
-            "name": name,
-            "source": "local",
-            "status": "ready",
-            "description": f"The file {model.path.name} in the models folder.",
+            **show_provided(
+                "model", name, source="local", description=f"The file {model.path.name} in the models folder."
+            ),
+            **_NOT_INSPECTED,
             "architecture": None,
             "shape": None,
             "classes": None,
@@ -248,6 +214,5 @@ def _local(name: str, model: LocalModel) -> schemas.Model:
             "norm": None,
             "eps": None,
             "size": model.size,
-            "sha256": None,
         }
     )

@@ -29,8 +29,8 @@ router = APIRouter(tags=["projects"], dependencies=[needs("admin")])
 _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody)
 
 
-class ProjectWish(BaseModel):
-    """The project to make."""
+class CreateProject(BaseModel):
+    """The project to create."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -38,21 +38,21 @@ class ProjectWish(BaseModel):
     """A label for people."""
 
 
-class ProjectChange(BaseModel):
-    """What to change; what is left out stays."""
+class UpdateProject(BaseModel):
+    """The fields to change; omitted fields stay as they are."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: Text = Field(default_factory=str, min_length=1, max_length=128)
     """A label for people."""
     quotas: dict[schemas.Quota, Annotated[StrictInt, Field(ge=0, le=2**62)] | None] = {}
-    """Limits of its own; null gives it the instance's again."""
+    """The project's own limits; null resets a limit to the instance's."""
 
 
 @router.post("/projects", status_code=201, responses=problems(*_BODY), dependencies=[Json])
-def create_project(wish: ProjectWish, session: Writing, response: Response) -> schemas.Project:
-    """Make a project. It has no key yet: make one with POST /api_keys and its id."""
-    project = keys.new_project(session, wish.name)
+def create_project(body: CreateProject, session: Writing, response: Response) -> schemas.Project:
+    """Create a project. It has no key yet: create one with POST /api_keys and its id."""
+    project = keys.new_project(session, body.name)
     response.headers["Location"] = f"/projects/{project.id}"
     return show_project(project)
 
@@ -61,9 +61,9 @@ def create_project(wish: ProjectWish, session: Writing, response: Response) -> s
 def list_projects(
     session: Reading,
     after: Annotated[
-        str | None, AfterValidator(cursor("prj")), Query(description="The cursor: the `last_id` of the part before.")
+        str | None, AfterValidator(cursor("prj")), Query(description="The cursor: the `last_id` of the previous page.")
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Projects in one part.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Projects in one page.")] = 20,
     order: Annotated[Order, Query(description="desc: newest first.")] = "desc",
 ) -> schemas.Page[schemas.Project]:
     """List the projects, newest first."""
@@ -79,9 +79,9 @@ def get_project(project_id: AnyProjectId, caller: TheCaller, session: Reading) -
 
 @router.patch("/projects/{project_id}", responses=problems(*_BODY, NotFound), dependencies=[Json])
 def change_project(
-    project_id: AnyProjectId, change: ProjectChange, caller: TheCaller, session: Writing, service: TheService
+    project_id: AnyProjectId, change: UpdateProject, caller: TheCaller, session: Writing, service: TheService
 ) -> schemas.Project:
-    """Change a project: its name, or how much it may have."""
+    """Change the name or the quotas of a project."""
     project = the_project(session, caller, project_id)
     if "name" in change.model_fields_set:
         project.name = change.name
@@ -93,7 +93,7 @@ def change_project(
 def get_quotas(
     project_id: AnyProjectId, caller: TheCaller, session: Reading, service: TheService
 ) -> list[schemas.QuotaState]:
-    """Get what a project may have, and has."""
+    """Get the quotas of a project and their current use."""
     return show_quotas(session, the_project(session, caller, project_id), service.settings)
 
 

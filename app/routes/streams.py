@@ -1,4 +1,4 @@
-"""What answers that go on have in common: how many there may be at once, and for how long one goes on."""
+"""Limits on streams of events and logs: their number at a time and their duration."""
 
 import time
 from collections.abc import AsyncIterator
@@ -29,32 +29,31 @@ async def _until_sent() -> AsyncIterator[ExitStack]:
 
 
 UntilSent = Annotated[ExitStack, Depends(_until_sent, scope="request")]
-"""What must be closed when the answer has been sent, or there is nobody left to send it to."""
+"""Resources to close when the response has been sent or the client has disconnected."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """An answer that goes on until it has said everything, is old, or the server stops; the last two are resumed."""
+    """A response that ends when it is complete or too old, or when the server stops; clients then resume it."""
 
     watch: Watch
     closes_at: float
 
     @property
     def seconds_left(self) -> float:
-        """Until it is old."""
+        """Seconds until the stream closes because of its age."""
         return max(self.closes_at - time.monotonic(), 0.0)
 
     @property
     def may_go_on(self) -> bool:
-        """Whether it is neither old nor the server about to stop."""
+        """Whether the stream is not too old and the server is not stopping."""
         return not self.watch.stopping and self.seconds_left > 0
 
 
 async def begin(service: Service, caller: Caller, until_sent: ExitStack, *, instead: str) -> Stream:
-    """Take one of the places that there are for streams, until the answer has been sent. Raises TooManyStreams,
-    QuotaExceeded."""
+    """Count a stream until the response has been sent. Raises TooManyStreams, QuotaExceeded."""
     limit = await run_sync(_limit, service, caller)
-    # From here on nothing is waited for: nobody else takes the place that is seen to be free.
+    # No await from here on: no other request can take the free place in between.
     watch = service.watch
     if watch.streams >= MAX_STREAMS:
         detail = f"this process serves as many streams as it may; try again, or {instead}"

@@ -41,7 +41,7 @@ from app.http.problems import (
 )
 from app.platform.paging import Order
 from app.projects import quotas
-from app.storage import StorageFull, StorageUnavailable
+from app.storage import SignedRequest, StorageFull, StorageUnavailable
 from core.schema.spec import Text
 from core.schema.validation import FieldError
 
@@ -50,7 +50,7 @@ router = APIRouter(tags=["uploads"], dependencies=[needs("files:write")])
 PART_BYTES = 16 * 1024**2
 """Bytes of one part of an upload; more where there would be more than 10,000 parts. S3 takes no less than 5 MiB."""
 UPLOAD_SECONDS = 86_400.0
-"""An upload without a request for this long is given up."""
+"""An upload without a request for this time expires."""
 _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody)
 _PART = re.compile(r"(/v1)?/uploads/[^/]+/parts/[^/]+")
 _AT_ONCE = 64 * 1024**2
@@ -60,43 +60,43 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def counts_its_body(method: str, path: str) -> bool:
-    """Whether a request is a part of a file, of which the route takes exactly as much as was announced."""
+    """Whether a request sends a part of a file: its route takes exactly the announced number of bytes."""
     return method == "PUT" and _PART.fullmatch(path) is not None
 
 
-class UploadWish(BaseModel):
+class CreateUpload(BaseModel):
     """The file to send."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     filename: Text = Field(min_length=1, max_length=255, examples=["birds.zip"])
-    """What it is called; a label, not a path."""
+    """The name of the file; a label, not a path."""
     bytes: StrictInt = Field(ge=1, le=1024**4)
-    """How large it is."""
+    """The size of the file in bytes."""
     sha256: Sha256 = Field(examples=["0" * 64])
-    """Of the whole file, in small hexadecimal letters."""
+    """SHA-256 of the whole file, in small hexadecimal letters."""
     purpose: schemas.Purpose
-    """What it is to become."""
+    """What the file is for."""
 
 
-class PartWish(BaseModel):
-    """A part that is to be sent."""
+class PartToSend(BaseModel):
+    """A part to send."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     number: StrictInt = Field(ge=1)
-    """Of the part."""
+    """The number of the part, from 1."""
     sha256: Sha256 = Field(examples=["0" * 64])
-    """Of the part."""
+    """SHA-256 of the part."""
 
 
-class PartsWish(BaseModel):
-    """The parts that are to be sent."""
+class RequestParts(BaseModel):
+    """The parts to send."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    parts: list[PartWish] = Field(min_length=1, max_length=100)
-    """The parts; ask for the next ones when these are on their way."""
+    parts: list[PartToSend] = Field(min_length=1, max_length=100)
+    """The parts; request the next ones once these are being sent."""
 
 
 class UploadFilter(BaseModel):
@@ -111,9 +111,9 @@ class UploadFilter(BaseModel):
     sha256: Sha256 | None = None
     """Only uploads of this file."""
     after: Annotated[str | None, AfterValidator(cursor("upl"))] = None
-    """The cursor: the `last_id` of the part before."""
+    """The cursor: the `last_id` of the previous page."""
     limit: int = Field(default=20, ge=1, le=100)
-    """Uploads in one part."""
+    """Uploads in one page."""
     order: Order = "desc"
     """desc: newest first."""
 
@@ -128,16 +128,16 @@ class UploadFilter(BaseModel):
     },
 )
 def create_upload(
-    wish: UploadWish, project_id: ProjectId, session: Writing, service: TheService, response: Response
+    body: CreateUpload, project_id: ProjectId, session: Writing, service: TheService, response: Response
 ) -> schemas.Upload:
-    """Announce a file. Its bytes are reserved for it until it has ended without success."""
+    """Announce a file. Its bytes count against the quota unless the upload ends without success."""
     upload = uploads.create(
         session,
         project_id,
-        filename=wish.filename,
-        size=wish.bytes,
-        sha256=wish.sha256,
-        purpose=wish.purpose,
+        filename=body.filename,
+        size=body.bytes,
+        sha256=body.sha256,
+        purpose=body.purpose,
         part_size=PART_BYTES,
         seconds=UPLOAD_SECONDS,
     )
@@ -164,7 +164,7 @@ def list_uploads(
 
 @router.get("/uploads/{upload_id}", responses=problems(NotFound, StoreUnavailable))
 def get_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
-    """Get an upload: which parts are there, and after its completion whether the whole was right."""
+    """Get an upload: the parts that have arrived, and after its completion whether the file was verified."""
     return _show(_load(service, project_id, upload_id), service)
 
 
@@ -174,13 +174,13 @@ def get_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) 
     responses=problems(*_BODY, NotFound, UploadEnded, StoreUnavailable),
 )
 async def request_parts(
-    wish: PartsWish, upload_id: UploadId, project_id: ProjectId, service: TheService
+    body: RequestParts, upload_id: UploadId, project_id: ProjectId, service: TheService
 ) -> schemas.UploadRequests:
-    """Ask how to send some parts. A part may be asked for again, such as when its request is no longer good."""
+    """Get the requests that send some parts. A part may be requested again, such as when its request has expired."""
     upload = await in_turn(service, _open, service, project_id, upload_id)
-    _check_numbers(wish, upload)
-    gathering = await _gathering(upload, service) if uploads.part_count(upload) > 1 else None
-    requests = await run_sync(lambda: [_request(part, upload, gathering, service) for part in wish.parts])
+    _check_numbers(body, upload)
+    multipart_id = await _multipart_id(upload, service) if uploads.part_count(upload) > 1 else None
+    requests = await run_sync(lambda: [_request(part, upload, multipart_id, service) for part in body.parts])
     return schemas.UploadRequests(object="list", data=requests)
 
 
@@ -206,7 +206,7 @@ async def put_part(
         str | None, Header(pattern="^[0-9a-f]{64}$", description="SHA-256 of the part, in hexadecimal.")
     ] = None,
 ) -> schemas.UploadPart:
-    """Send a part: the body is its bytes. Sent again, it takes the place of the one before."""
+    """Send a part: the body is its bytes. A part that is sent again replaces the earlier one."""
     upload = await in_turn(service, _open, service, project_id, upload_id)
     if number > uploads.part_count(upload):
         raise NotFound(f"the upload has the parts 1 to {uploads.part_count(upload)}")
@@ -216,8 +216,8 @@ async def put_part(
         if x_checksum_sha256 not in (None, sha256):
             raise UploadDamaged(f"the body's sha256 is {sha256} and not {x_checksum_sha256}; send it again")
         try:
-            gathering = await _gathering(upload, service)
-            await run_sync(service.store.put_part, uploads.quarantine(upload), gathering, number, path)
+            multipart_id = await _multipart_id(upload, service)
+            await run_sync(service.store.multipart.upload_part, uploads.quarantine(upload), multipart_id, number, path)
         except StorageUnavailable:
             # It may have ended meanwhile.
             await in_turn(service, _open, service, project_id, upload_id)
@@ -230,8 +230,8 @@ async def put_part(
     responses=problems(NotFound, UploadEnded, UploadIncomplete, UploadDamaged, StoreUnavailable),
 )
 async def complete_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
-    """Have the whole verified, once all parts are there. A large file is `verifying` for a while: GET shows how that
-    ends. Asking twice is no error."""
+    """Verify the file, once all parts have arrived. A large file is `verifying` for a while: GET shows the result.
+    Completing twice is not an error."""
     return await carried(service, _complete, service, project_id, upload_id)
 
 
@@ -239,7 +239,7 @@ def _complete(service: Service, project_id: str, upload_id: str) -> schemas.Uplo
     upload = _load(service, project_id, upload_id)
     upload = uploads.complete(upload, service.database, service.store, seconds=UPLOAD_SECONDS)
     if upload.size <= _AT_ONCE:
-        # Where the store is away, it is tried again later, by whoever is there.
+        # Where the store does not answer, the maintenance of some API process tries again later.
         with suppress(StorageUnavailable):
             uploads.verify(upload_id, service.database, service.store)
         upload = _load(service, project_id, upload_id)
@@ -250,7 +250,7 @@ def _complete(service: Service, project_id: str, upload_id: str) -> schemas.Uplo
 
 @router.post("/uploads/{upload_id}/abort", responses=problems(NotFound, UploadEnded))
 async def abort_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
-    """Give an upload up: its room is free at once. Asking twice is no error."""
+    """Abort an upload, which frees its room at once. Aborting twice is not an error."""
     upload = await in_turn(service, _abort, service, project_id, upload_id)
     # What is left now is removed later.
     with suppress(StorageUnavailable):
@@ -298,63 +298,61 @@ def _the_upload(session: Session, project_id: str, upload_id: str) -> tables.Upl
 
 
 def _load(service: Service, project_id: str, upload_id: str) -> tables.Upload:
-    # The object store may take its time: no transaction waits for it.
+    # The object store may be slow: no transaction waits for it.
     with service.database.reading() as session:
         return _the_upload(session, project_id, upload_id)
 
 
 def _open(service: Service, project_id: str, upload_id: str) -> tables.Upload:
-    """Find an upload that takes parts, and note the sign of life. Raises NotFound, UploadEnded."""
+    """Find a pending upload and postpone its expiry. Raises NotFound, UploadEnded."""
     with service.database.writing() as session:
         return uploads.keep_alive(session, _the_upload(session, project_id, upload_id).id, seconds=UPLOAD_SECONDS)
 
 
-def _check_numbers(wish: PartsWish, upload: tables.Upload) -> None:
+def _check_numbers(body: RequestParts, upload: tables.Upload) -> None:
     count = uploads.part_count(upload)
     errors = [
         FieldError(
             pointer=f"/parts/{place}/number", code="no_such_part", detail=f"the upload has the parts 1 to {count}"
         )
-        for place, part in enumerate(wish.parts)
+        for place, part in enumerate(body.parts)
         if part.number > count
     ]
     if count == 1 and not errors:
         errors = [
             FieldError(pointer=f"/parts/{place}/sha256", code="another_file", detail="the only part is the whole file")
-            for place, part in enumerate(wish.parts)
+            for place, part in enumerate(body.parts)
             if part.sha256 != upload.sha256
         ]
     if errors:
         raise InvalidBody(errors)
 
 
-async def _gathering(upload: tables.Upload, service: Service) -> str:
-    """Say where the parts are gathered. Raises UploadEnded."""
+async def _multipart_id(upload: tables.Upload, service: Service) -> str:
+    """Return the id of the multipart upload, and create it where there is none. Raises UploadEnded."""
     if upload.multipart_id:
         return upload.multipart_id
     return await carried(service, uploads.ensure_multipart, upload, service.database, service.store)
 
 
-def _request(part: PartWish, upload: tables.Upload, gathering: str | None, service: Service) -> schemas.UploadRequest:
-    size = uploads.bytes_of_part(upload, part.number)
-    place = uploads.quarantine(upload)
-    if gathering is None:
-        signed = service.store.upload_request(place, size=size, sha256=part.sha256)
+def _request(
+    part: PartToSend, upload: tables.Upload, multipart_id: str | None, service: Service
+) -> schemas.UploadRequest:
+    size, number, sha256 = uploads.bytes_of_part(upload, part.number), part.number, part.sha256
+    key, presigner = uploads.quarantine(upload), service.store.presigner
+    if presigner is None:
+        headers = {"Content-Type": "application/octet-stream", "X-Checksum-Sha256": sha256}
+        signed = SignedRequest(f"/uploads/{upload.id}/parts/{number}", headers)
+    elif multipart_id is None:
+        signed = presigner.upload(key, size=size, sha256=sha256)
     else:
-        signed = service.store.part_request(place, gathering, part.number, size=size, sha256=part.sha256)
-    here = {"Content-Type": "application/octet-stream", "X-Checksum-Sha256": part.sha256}
-    return schemas.UploadRequest(
-        number=part.number,
-        bytes=size,
-        method="PUT",
-        url=signed.url if signed else f"/uploads/{upload.id}/parts/{part.number}",
-        headers=dict(signed.headers) if signed else here,
-    )
+        signed = presigner.upload_part(key, multipart_id, number, size=size, sha256=sha256)
+    return schemas.UploadRequest(number=number, bytes=size, method="PUT", url=signed.url, headers=dict(signed.headers))
 
 
 @contextmanager
 def _spool(folder: Path) -> Iterator[Path]:
-    """Give a file to write to, which goes away. Raises StorageFull, StorageUnavailable."""
+    """Create a temporary file. Raises StorageFull, StorageUnavailable."""
     try:
         with NamedTemporaryFile(dir=folder) as file:
             yield Path(file.name)
@@ -364,7 +362,7 @@ def _spool(folder: Path) -> Iterator[Path]:
 
 
 async def _receive(request: Request, path: Path, size: int) -> str:
-    """Write the body to a file, and give its sha256. Raises UploadDamaged, BodyTooLarge."""
+    """Write the body to a file; return its sha256. Raises UploadDamaged, BodyTooLarge."""
     declared = request.headers.get("content-length")
     if declared is not None and declared != str(size):
         raise _wrong_length(size, declared)

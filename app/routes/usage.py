@@ -1,4 +1,4 @@
-"""What the project of the key has used."""
+"""Usage of the project of the key."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -23,14 +23,14 @@ def get_usage(
     project_id: ProjectId,
     session: Reading,
     since: Annotated[
-        Moment | None, Query(alias="from", description="From when on; by default from the first of this month, in UTC.")
+        Moment | None, Query(alias="from", description="Begin of the time; by default the first of this month, in UTC.")
     ] = None,
-    until: Annotated[Moment | None, Query(alias="to", description="Until when; by default until now.")] = None,
+    until: Annotated[Moment | None, Query(alias="to", description="End of the time; by default now.")] = None,
     group_by: Annotated[
-        schemas.GroupBy | None, Query(description="Divide the time by this, too. Days and months are those of UTC.")
+        schemas.GroupBy | None, Query(description="Group the time by this as well. Days and months are those of UTC.")
     ] = None,
 ) -> schemas.Usage:
-    """Get what the project has used: jobs by status, worker time and GPU time, stored bytes."""
+    """Get the usage of the project: jobs by status, worker time and GPU time, stored bytes."""
     at = moment(session)
     since, until = since or usage.month_of(at)[0], until or at
     if not timedelta(0) <= until - since <= _LONGEST:

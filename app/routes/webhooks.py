@@ -1,4 +1,4 @@
-"""Webhooks: who is told how jobs fare, what was sent to them, and how they know that it came from here."""
+"""Webhooks: receivers of job events, their deliveries, and the secrets that sign them."""
 
 from typing import Annotated, Any
 
@@ -30,26 +30,26 @@ router = APIRouter(tags=["webhooks"])
 
 WebhookId = Annotated[str, Path(description="The webhook's id.")]
 DeliveryId = Annotated[str, Path(description="The delivery's id: the `webhook-id` of the message.")]
-After = Query(description="The cursor: the `last_id` of the part before.")
+After = Query(description="The cursor: the `last_id` of the previous page.")
 
 _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody)
 
 
-class NewWebhook(BaseModel):
-    """Who wants to be told."""
+class CreateWebhook(BaseModel):
+    """The webhook to create."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     url: str = Field(max_length=url_policy.MOST_CHARACTERS, examples=["https://example.com/temper"])
     """Where to post messages: https, on the public internet unless the operator allows more."""
     events: tuple[JobEvent, ...] = Field(default=ENDINGS, max_length=20)
-    """What to tell it of every job of the project. An empty list: only what jobs that name the address ask for."""
+    """The events to send of every job of the project. An empty list: only those that jobs with this URL ask for."""
     description: Text = Field(default="", max_length=512)
     """For people."""
 
 
-class WebhookChange(BaseModel):
-    """What to change of a webhook; what is left out stays as it is."""
+class UpdateWebhook(BaseModel):
+    """The fields to change; omitted fields stay as they are."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -57,19 +57,19 @@ class WebhookChange(BaseModel):
     url: str = Field(default_factory=str, max_length=url_policy.MOST_CHARACTERS)
     """Where to post messages."""
     events: tuple[JobEvent, ...] = Field(default_factory=tuple, max_length=20)
-    """What to tell it of every job of the project."""
+    """The events to send of every job of the project."""
     description: Text = Field(default_factory=str, max_length=512)
     """For people."""
     disabled: bool = Field(default_factory=bool)
     """true: send nothing from now on; what happens meanwhile is never sent. false: send again."""
 
 
-async def _new(body: NewWebhook, service: TheService) -> NewWebhook:
+async def _new(body: CreateWebhook, service: TheService) -> CreateWebhook:
     await _check_url(service, body.url)
     return body
 
 
-async def _changed(body: WebhookChange, service: TheService) -> WebhookChange:
+async def _changed(body: UpdateWebhook, service: TheService) -> UpdateWebhook:
     if "url" in body.model_fields_set:
         await _check_url(service, body.url)
     return body
@@ -92,12 +92,12 @@ async def _check_url(service: Service, url: str) -> None:
     },
 )
 def create_webhook(
-    body: Annotated[NewWebhook, Depends(_new)],
+    body: Annotated[CreateWebhook, Depends(_new)],
     project_id: ProjectId,
     session: Writing,
     response: Response,
 ) -> schemas.WebhookWithSecret:
-    """Make a webhook. The answer has the secret by which its receiver knows that a message comes from here."""
+    """Create a webhook. The answer has the secret by which its receiver verifies the signatures of messages."""
     webhook = subscriptions.create(
         session,
         project_id,
@@ -115,7 +115,7 @@ def list_webhooks(
     project_id: ProjectId,
     session: Reading,
     after: Annotated[str | None, AfterValidator(cursor("whk")), After] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Webhooks in one part.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Webhooks in one page.")] = 20,
 ) -> schemas.Page[schemas.Webhook]:
     """List the project's webhooks, oldest first."""
     part = subscriptions.list_webhooks(session, project_id, after=after, limit=limit)
@@ -134,7 +134,7 @@ def get_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Reading) 
     dependencies=[needs("jobs:write"), Json],
 )
 def change_webhook(
-    webhook_id: WebhookId, body: Annotated[WebhookChange, Depends(_changed)], project_id: ProjectId, session: Writing
+    webhook_id: WebhookId, body: Annotated[UpdateWebhook, Depends(_changed)], project_id: ProjectId, session: Writing
 ) -> schemas.Webhook:
     """Change a webhook."""
     webhook = _the_webhook(session, project_id, webhook_id)
@@ -146,7 +146,7 @@ def change_webhook(
     "/webhooks/{webhook_id}", status_code=204, responses=problems(NotFound), dependencies=[needs("jobs:write")]
 )
 def delete_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writing) -> None:
-    """Delete a webhook with its log. What was not yet sent is never sent."""
+    """Delete a webhook with its deliveries. Pending messages are never sent."""
     subscriptions.remove(session, _the_webhook(session, project_id, webhook_id))
 
 
@@ -157,7 +157,7 @@ def delete_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writin
     dependencies=[needs("jobs:write")],
 )
 def test_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writing) -> schemas.Delivery:
-    """Send the webhook a message of type webhook.test. Its delivery shows what became of it."""
+    """Send the webhook a message of type webhook.test. The delivery shows the result."""
     return _show_delivery(deliveries.test(session, _the_webhook(session, project_id, webhook_id)))
 
 
@@ -165,7 +165,7 @@ def test_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Writing)
 def rotate_secret(
     webhook_id: WebhookId, project_id: ProjectId, session: Writing, response: Response
 ) -> schemas.WebhookWithSecret:
-    """Get a new secret. For 24 hours messages are signed with both, so that the receiver can change over in peace."""
+    """Get a new secret. For 24 hours messages are signed with both, so that the receiver can change its secret."""
     webhook = _the_webhook(session, project_id, webhook_id)
     subscriptions.rotate_secret(session, webhook)
     return show_with_secret(webhook, response)
@@ -182,9 +182,9 @@ def list_deliveries(
     session: Reading,
     status: Annotated[schemas.DeliveryStatus | None, Query(description="Only deliveries in this status.")] = None,
     after: Annotated[str | None, AfterValidator(cursor("dlv")), After] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Deliveries in one part.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Deliveries in one page.")] = 20,
 ) -> schemas.Page[schemas.Delivery]:
-    """List what was sent to a webhook or is to be, newest first."""
+    """List the deliveries of a webhook, sent and pending, newest first."""
     webhook = _the_webhook(session, project_id, webhook_id)
     part = deliveries.list_deliveries(session, webhook.id, status=status, after=after, limit=limit)
     return schemas.page([_show_delivery(delivery) for delivery in part.rows], has_more=part.has_more)
@@ -235,7 +235,7 @@ def _show(webhook: tables.Webhook) -> schemas.Webhook:
 
 
 def show_with_secret(webhook: tables.Webhook, response: Response) -> schemas.WebhookWithSecret:
-    """Show a webhook to who has just made it, or its secret, in an answer that nobody keeps."""
+    """Show a webhook with its secret, in a response that must not be cached."""
     response.headers["Cache-Control"] = "no-store"
     return schemas.WebhookWithSecret.model_validate({**_facts(webhook), "secret": webhook.secret})
 

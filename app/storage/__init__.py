@@ -1,4 +1,4 @@
-"""Where checkpoints, reports and uploads lie: a folder of this machine, or a bucket of an S3 server."""
+"""Object store of checkpoints, reports and uploads: a folder of this machine, or a bucket of an S3 server."""
 
 from app.platform.settings import Settings
 from app.storage.contract import (
@@ -24,14 +24,14 @@ __all__ = [
 
 
 S3_TIMEOUT_SECONDS = 20.0
-"""Time for which an S3 server may be silent before a request is sent again."""
+"""Time without an answer of the S3 server after which a request is repeated."""
 
 
 def open_store(settings: Settings) -> ObjectStore:
-    """Open the store that the settings name. Nothing is sent yet."""
+    """Open the object store that the settings name, without a connection yet."""
     if not settings.s3_bucket:
         return LocalStore(settings.objects_dir)
-    # Only a server needs boto3, which takes longer to load than all the rest.
+    # boto3 takes longer to import than everything else, and only an S3 server needs it.
     from app.storage.s3 import S3Store
 
     access_key_id, secret_access_key = settings.s3_access_key_id, settings.s3_secret_access_key

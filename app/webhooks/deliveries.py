@@ -190,7 +190,7 @@ def record_outcome(session: Session, held: ClaimedDelivery, outcome: Outcome) ->
 
 
 def forget(session: Session, *, days: float) -> None:
-    """Delete the deliveries that ended so many days ago, or whose webhook was disabled then."""
+    """Delete the deliveries that ended, or whose webhook was disabled, more than `days` ago."""
     before = seconds_from_now(-days * 24 * 3600)
     disabled = select(Webhook.id).where(Webhook.disabled_at < before)
     session.execute(delete(Delivery).where(or_(Delivery.finished_at < before, Delivery.webhook_id.in_(disabled))))

@@ -1,8 +1,7 @@
-"""Where the service may connect to when a user names the place: to the public internet and the operator's exceptions,
-and not to what only this machine or its network can reach.
+"""Policy for URLs that users give: only the public internet and the operator's exceptions, no internal addresses.
 
-A name is looked up once, and the connection goes to the very address that was checked: a name that leads elsewhere a
-moment later (DNS rebinding) leads nowhere.
+A host name is resolved once, and the connection goes to the address that was checked: DNS rebinding, a name that
+resolves to another address a moment later, has no effect.
 """
 
 import asyncio
@@ -44,7 +43,7 @@ class Place:
 
 
 async def check(url: str, settings: Settings) -> None:
-    """Look a URL up and judge where it leads. Raises Refused."""
+    """Resolve the host of a URL and check its address. Raises Refused."""
     parsed = parse(url, settings)
     try:
         found = await asyncio.wait_for(asyncio.wrap_future(look_up(parsed)), LOOKUP_SECONDS)
@@ -108,7 +107,7 @@ def judge(url: httpx2.URL, found: Sequence[Address], settings: Settings) -> Plac
         return Place(url, found[0])
     for address in found:
         if not is_public(address):
-            # For the operator alone: whoever names a host must not learn where it is in the operator's network.
+            # Only the operator may learn which internal address a host has, not the user who names it.
             log.info("the webhook address %s is refused: it is at %s", url.host, address)
             raise Refused(
                 f"{url.host} leads to an address that is not on the public internet; the operator can allow it with "
@@ -124,7 +123,7 @@ def judge(url: httpx2.URL, found: Sequence[Address], settings: Settings) -> Plac
 
 
 def is_public(address: Address) -> bool:
-    """Whether everybody on the internet means the same by this address, and it stands for no other one."""
+    """Whether an address is globally unique, and does not embed or translate to another address."""
     if isinstance(address, IPv6Address):
         if any(address in network for network in _NAT64) or address.is_site_local:
             return False
@@ -135,7 +134,7 @@ def is_public(address: Address) -> bool:
 
 
 def port_of(url: httpx2.URL) -> int:
-    """Say which port a URL names, or means."""
+    """Return the port of a URL, which may be the default of its scheme."""
     return _DEFAULT_PORTS[url.scheme] if url.port is None else url.port
 
 

@@ -161,7 +161,7 @@ def _stop_on_signals() -> Event:
 
 
 def _check_installed(extra: str) -> None:
-    """See that what a process needs is there; whoever works needs what the API needs, too."""
+    """Check that the packages of a process are installed; a worker needs those of the API, too."""
     for module, part in (("uvicorn", "api"), ("torch", "worker")):
         if part in ("api", extra) and find_spec(module) is None:
             raise CannotServe(f"{module} is not installed, which this command needs: pip install 'temper[{extra}]'")
@@ -199,7 +199,7 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _url(host: str, port: int) -> str:
-    """Say where this machine reaches the API."""
+    """Return the URL of the API on this machine."""
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # read, not bound
     return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
 

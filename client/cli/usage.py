@@ -32,9 +32,7 @@ def usage(
 
 
 def quotas(
-    project: Annotated[
-        str | None, typer.Option(help="Of another project than the key's; takes the scope admin.")
-    ] = None,
+    project: Annotated[str | None, typer.Option(help="A project other than the key's; needs the scope admin.")] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option(

@@ -28,7 +28,7 @@ def jobs_table(jobs: Iterable[Job]) -> RenderableType:
 
 
 def posted_lines(job: PostedJob) -> Iterator[str]:
-    """Say that a job was created, and show the secret of a new webhook."""
+    """Describe a job that was created, and show the secret of a new webhook."""
     yield f"{job.id} is {job.status}; follow it with: temper watch {job.id}"
     if job.webhook:
         yield escape(f"{job.webhook.url} receives its events, as {job.webhook.id}, signed with the secret")

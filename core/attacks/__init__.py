@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from core.attacks.rng import Noise
 
 State = dict[str, Tensor]
-"""All that an attack needs to continue, besides the arguments of its call."""
+"""State from which an attack continues, in addition to the arguments of its call."""
 
 
 @dataclass(frozen=True)
 class AttackOptions:
-    """What every attack can be told, whatever it does."""
+    """Options that all attacks share."""
 
     seed: int = 0
     """Seed of the random numbers; each logical batch has a stream of its own that starts from it."""
@@ -44,7 +44,7 @@ class AttackOptions:
     """The state of an earlier call on the same points, to continue from."""
 
     def noise(self, points: int) -> Noise:
-        """Start the streams of random numbers for so many points."""
+        """Start the streams of random numbers for this number of points."""
         return Noise(self.seed, self.batch_sizes or [points])
 
 
@@ -53,7 +53,7 @@ DEFAULTS = AttackOptions()
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What an attack found, per point."""
+    """The result of an attack, per point."""
 
     adversarial: Tensor
     """(batch, channels, height, width): the point found, one that the threat allows."""

@@ -35,7 +35,8 @@ def reference(
 ) -> Steps:
     """Run one attack of AutoAttack's standard version. `loss` is the cross-entropy.
 
-    name: the attack. steps: run APGD-CE once with so many iterations, in place of AutoAttack's restarts and iterations.
+    name: the attack. steps: run APGD-CE once with this number of iterations, in place of AutoAttack's restarts and
+    iterations.
     `check_classes` tells beforehand whether the library can attack a model.
     `options.chunk_size` and `options.state` are ignored: the library computes a whole logical batch in one pass.
     """

@@ -42,8 +42,8 @@ from core.schema.spec import AnySpec, EvaluateSpec
 from core.signals import Interrupted
 
 _ATTACKS: dict[AttackName, Attack[...]] = {"apgd-ce": apgd_ce, "apgd-t": apgd_t, "fab-t": fab_t, "square": square}
-# A group of points is attacked together: as many whole logical batches as hold at most so many points and bytes, since
-# an attack holds, and saves in its state, several tensors of that size.
+# A group of points is attacked together: as many whole logical batches as stay within these numbers of points and
+# bytes, since an attack holds, and saves in its state, several tensors of that size.
 _GROUP_POINTS = 1024
 _GROUP_BYTES = 256 * 2**20
 # Points that go through the model together. More overflow the caches of a CPU; a GPU needs many.

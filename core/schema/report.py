@@ -61,7 +61,7 @@ class Flag(Record):
 
 
 class AttackRecord(Record):
-    """What one attack of a protocol left robust."""
+    """Result of one attack of a protocol."""
 
     threat: str
     """Id of the threat."""

@@ -191,7 +191,7 @@ def _default_held_out(data: Mapping[str, Any]) -> int | None:
 
 
 def count_held_out(train_examples: int) -> int:
-    """Give the default number of images held out of so many training images: a twentieth, at most 256."""
+    """Return the default number of held-out training images: a twentieth, at most 256."""
     return min(256, train_examples // 20)
 
 

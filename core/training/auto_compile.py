@@ -1,4 +1,4 @@
-"""When to compile the attacked network: at the first step, never, or once the steps that are left win back its cost."""
+"""Decision to compile the attacked network: at the first step, never, or once the remaining steps win back its cost."""
 
 from collections.abc import Iterator
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alembic.config import Config
 
 from app.platform import database
 from tests.conftest import Instance
@@ -62,20 +61,11 @@ def server(instance: Instance) -> Iterator[str]:
 
 
 @pytest.fixture
-def later_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def later_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the code a schema with one revision more, 0002, which changes nothing."""
     folder = tmp_path / "migrations"
     shutil.copytree(ROOT / "migrations", folder)
     later = "revision, down_revision = '0002', '0001'\ndef upgrade(): ...\ndef downgrade(): ...\n"
     (folder / "versions" / "0002_later.py").write_text(later)
 
-    def config() -> Config:
-        made = Config()
-        made.set_main_option("script_location", str(folder))
-        return made
-
-    database._versions.cache_clear()
-    with monkeypatch.context() as patched:
-        patched.setattr(database, "_alembic", config)
-        yield
-    database._versions.cache_clear()
+    monkeypatch.setattr(database, "MIGRATIONS", folder)

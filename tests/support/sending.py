@@ -11,8 +11,8 @@ def sha256_of(content):
 
 def announce(api, content, **changes):
     """Announce a file and give the upload."""
-    wish = {"filename": "birds.zip", "bytes": len(content), "sha256": sha256_of(content), "purpose": "dataset"}
-    answer = api.post("/uploads", json={**wish, **changes})
+    body = {"filename": "birds.zip", "bytes": len(content), "sha256": sha256_of(content), "purpose": "dataset"}
+    answer = api.post("/uploads", json={**body, **changes})
     assert answer.status_code == 201, answer.text
     assert answer.headers["location"] == f"/uploads/{answer.json()['id']}"
     return answer.json()
@@ -26,8 +26,8 @@ def cut(content, upload):
 
 def ask(api, upload, number, part):
     """Ask how to send a part."""
-    wish = {"parts": [{"number": number, "sha256": sha256_of(part)}]}
-    answer = api.post(f"/uploads/{upload['id']}/parts", json=wish)
+    body = {"parts": [{"number": number, "sha256": sha256_of(part)}]}
+    answer = api.post(f"/uploads/{upload['id']}/parts", json=body)
     assert answer.status_code == 200, answer.text
     (request,) = answer.json()["data"]
     assert (request["number"], request["bytes"], request["method"]) == (number, len(part), "PUT")

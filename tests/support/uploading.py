@@ -9,8 +9,8 @@ import zipfile
 def send(api, content, filename="file.zip", purpose="dataset"):
     """Upload a file and give the upload's id."""
     sha256 = hashlib.sha256(content).hexdigest()
-    wish = {"filename": filename, "bytes": len(content), "sha256": sha256, "purpose": purpose}
-    upload = api.post("/uploads", json=wish).json()["id"]
+    body = {"filename": filename, "bytes": len(content), "sha256": sha256, "purpose": purpose}
+    upload = api.post("/uploads", json=body).json()["id"]
     headers = {"Content-Type": "application/octet-stream"}
     assert api.put(f"/uploads/{upload}/parts/1", content=content, headers=headers).status_code == 200
     completed = api.post(f"/uploads/{upload}/complete").json()

@@ -147,12 +147,12 @@ def test_a_refused_data_set_says_why_and_gives_its_name_back(api, database):
 
 def test_a_refused_model_is_posted_again_with_more_said_of_the_same_upload(api, database):
     upload = send(api, b"weights", "w.pt", "model")
-    wish = {"upload": upload, "name": "mine"}
-    assert api.post("/models", json=wish).status_code == 201
+    body = {"upload": upload, "name": "mine"}
+    assert api.post("/models", json=body).status_code == 201
     held = claim(database)
     with database.writing() as session:
         inspections.refuse(session, held, REFUSAL)
-    assert api.post("/models", json=wish | {"architecture": "digits-cnn"}).status_code == 201
+    assert api.post("/models", json=body | {"architecture": "digits-cnn"}).status_code == 201
     assert claim(database).declared.architecture == "digits-cnn"
 
 
@@ -180,8 +180,8 @@ def test_an_upload_is_one_file_only_and_of_one_purpose(api):
     for path, name in (("/datasets", "two"), ("/models", "three")):
         answer = api.post(path, json={"upload": upload, "name": name})
         assert (answer.status_code, answer.json()["code"]) == (409, "upload_not_usable"), answer.text
-    wish = {"filename": "x.zip", "bytes": 3, "sha256": "0" * 64, "purpose": "dataset"}
-    pending = api.post("/uploads", json=wish).json()["id"]
+    body = {"filename": "x.zip", "bytes": 3, "sha256": "0" * 64, "purpose": "dataset"}
+    pending = api.post("/uploads", json=body).json()["id"]
     assert api.post("/datasets", json={"upload": pending, "name": "four"}).json()["code"] == "upload_not_usable"
 
 

@@ -123,20 +123,20 @@ def test_a_file_that_is_not_what_was_announced_is_aborted_and_its_room_is_free(a
 def test_concurrent_uploads_never_exceed_the_stored_bytes_quota(api, database, project, settings):
     with database.writing() as session:
         quotas.change(session, session.get_one(Project, project.id), {"stored_bytes": 100}, settings)
-    wish = {"filename": "x", "bytes": 40, "sha256": "0" * 64, "purpose": "model"}
+    body = {"filename": "x", "bytes": 40, "sha256": "0" * 64, "purpose": "model"}
     with ThreadPoolExecutor(8) as pool:
-        posted = list(pool.map(lambda _: api.post("/uploads", json=wish).status_code, range(8)))
+        posted = list(pool.map(lambda _: api.post("/uploads", json=body).status_code, range(8)))
     assert (posted.count(201), posted.count(403)) == (2, 6)
 
 
 def test_room_that_is_given_up_can_be_taken_again(api):
     most = 100 * 1024**3
     first = announce(api, SMALL, bytes=most)
-    wish = {"filename": "x", "bytes": 1, "sha256": "0" * 64, "purpose": "model"}
-    check(api.post("/uploads", json=wish), 403, "quota_exceeded", remedy=f"limit of stored_bytes is {most}")
+    body = {"filename": "x", "bytes": 1, "sha256": "0" * 64, "purpose": "model"}
+    check(api.post("/uploads", json=body), 403, "quota_exceeded", remedy=f"limit of stored_bytes is {most}")
     for _ in range(2):
         assert api.post(f"/uploads/{first['id']}/abort").json()["status"] == "aborted"
-    assert api.post("/uploads", json=wish).status_code == 201
+    assert api.post("/uploads", json=body).status_code == 201
 
 
 def test_what_has_ended_takes_no_parts_and_cannot_end_otherwise(api):
@@ -146,8 +146,8 @@ def test_what_has_ended_takes_no_parts_and_cannot_end_otherwise(api):
     for upload, how in ((done, "completed"), (given_up, "aborted")):
         path = f"/uploads/{upload['id']}/parts"
         check(api.put(f"{path}/1", content=SMALL), 409, "upload_ended", remedy=how)
-        wish = {"parts": [{"number": 1, "sha256": sha256_of(SMALL)}]}
-        check(api.post(path, json=wish), 409, "upload_ended", remedy=how)
+        body = {"parts": [{"number": 1, "sha256": sha256_of(SMALL)}]}
+        check(api.post(path, json=body), 409, "upload_ended", remedy=how)
     check(api.post(f"/uploads/{done['id']}/abort"), 409, "upload_ended")
     check(finish(api, given_up), 409, "upload_ended")
 
@@ -213,10 +213,10 @@ def verifying(quiet, tmp_path):
             part_size=PART,
             seconds=60,
         )
-    gathering = uploads.ensure_multipart(upload, database, store)
+    multipart_id = uploads.ensure_multipart(upload, database, store)
     for number, part in cut(LARGE, {"part_bytes": PART, "parts": 3}).items():
         (tmp_path / "part").write_bytes(part)
-        store.put_part(uploads.quarantine(upload), gathering, number, tmp_path / "part")
+        store.multipart.upload_part(uploads.quarantine(upload), multipart_id, number, tmp_path / "part")
     with database.reading() as session:
         upload = session.get_one(Upload, upload.id)
     upload = uploads.complete(upload, database, store, seconds=60)
@@ -285,7 +285,7 @@ def test_an_upload_aborted_while_it_is_verified_leaves_nothing(quiet, verifying,
 
 
 @pytest.mark.parametrize(
-    ("wish", "pointer"),
+    ("body", "pointer"),
     [
         ({"bytes": 0}, "/bytes"),
         ({"bytes": "10"}, "/bytes"),
@@ -297,19 +297,19 @@ def test_an_upload_aborted_while_it_is_verified_leaves_nothing(quiet, verifying,
         ({"size": 1}, "/size"),
     ],
 )
-def test_an_announcement_that_is_wrong_is_told_by_field(api, wish, pointer):
+def test_an_announcement_that_is_wrong_is_told_by_field(api, body, pointer):
     right = {"filename": "x", "bytes": 1, "sha256": "0" * 64, "purpose": "model"}
-    check(api.post("/uploads", json={**right, **wish}), 422, "invalid_body", pointer)
+    check(api.post("/uploads", json={**right, **body}), 422, "invalid_body", pointer)
     assert api.get("/uploads").json()["data"] == []
 
 
 def test_parts_that_there_are_not_are_told(api):
     upload = announce(api, LARGE)
-    wish = {"parts": [{"number": 1, "sha256": "0" * 64}, {"number": 4, "sha256": "0" * 64}]}
-    check(api.post(f"/uploads/{upload['id']}/parts", json=wish), 422, "invalid_body", "/parts/1/number", "1 to 3")
+    body = {"parts": [{"number": 1, "sha256": "0" * 64}, {"number": 4, "sha256": "0" * 64}]}
+    check(api.post(f"/uploads/{upload['id']}/parts", json=body), 422, "invalid_body", "/parts/1/number", "1 to 3")
     only = announce(api, SMALL)
-    wish = {"parts": [{"number": 1, "sha256": "0" * 64}]}
-    check(api.post(f"/uploads/{only['id']}/parts", json=wish), 422, "invalid_body", "/parts/0/sha256", "whole file")
+    body = {"parts": [{"number": 1, "sha256": "0" * 64}]}
+    check(api.post(f"/uploads/{only['id']}/parts", json=body), 422, "invalid_body", "/parts/0/sha256", "whole file")
 
 
 def test_uploads_are_listed_by_what_they_are(api):

@@ -198,7 +198,7 @@ def test_check_reports_missing_objects_and_reads_each_object_once(settings, data
         upload.status = "completed"
         session.flush()
         dataset = assets.add_dataset(session, project.id, "birds", upload)
-        dataset.status = "ready"
+        dataset.status, dataset.report_prefix = "ready", inspections.prefix("dataset", dataset.id, 1)
         lifecycle.create(session, project.id, parse_request(DIGITS))
         claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy.of(settings))
         sha256 = hashlib.sha256(b"{}").hexdigest()

@@ -13,11 +13,12 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, select, text
 from sqlalchemy.dialects import postgresql
 
 from app.operations import migrate
-from app.platform.database import Database, _alembic, now, open_database, seconds_from_now
+from app.platform.database import Database, alembic_config, now, open_database, seconds_from_now
 from app.tables import Project, Table
 from tests.support.instance import new_instance
 
@@ -28,7 +29,10 @@ on_sqlite = pytest.mark.parametrize("instance", ["sqlite"], indirect=True)
 
 def test_the_migrations_make_the_tables_of_the_code(database):
     with database.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, Table.metadata) == []
+        assert database.schema().found == context.get_current_revision()
+    assert database.schema().needed == ScriptDirectory.from_config(alembic_config()).get_current_head()
     assert database.schema().complaint == ""
 
 
@@ -59,7 +63,7 @@ def test_migrations_can_be_taken_back(tmp_path, backend, postgres_server):
         url = postgres_server.create_database("taken_back")
     database = open_database(url)
     with database.engine.begin() as connection:
-        config = _alembic()
+        config = alembic_config()
         config.attributes["connection"] = connection
         command.downgrade(config, "base")
     assert inspect(database.engine).get_table_names() == ["alembic_version"]

@@ -114,10 +114,10 @@ def test_an_upload_counts_with_what_jobs_have_stored(api, database, project):
         held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
         ingest.save(session, held, saved(1000), key="x")
     limit(database, project, stored_bytes=1500)
-    wish = {"filename": "x", "bytes": 501, "sha256": "0" * 64, "purpose": "model"}
-    assert refusal(api.post("/uploads", json=wish), "stored_bytes")["used"] == 1501
+    body = {"filename": "x", "bytes": 501, "sha256": "0" * 64, "purpose": "model"}
+    assert refusal(api.post("/uploads", json=body), "stored_bytes")["used"] == 1501
     assert api.get("/uploads").json()["data"] == []
-    assert api.post("/uploads", json=wish | {"bytes": 500}).status_code == 201
+    assert api.post("/uploads", json=body | {"bytes": 500}).status_code == 201
 
 
 def test_a_paused_job_is_resumed_only_where_it_may_wait(api, database, project):

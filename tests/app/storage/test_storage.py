@@ -135,8 +135,8 @@ def test_a_key_cannot_leave_the_store(store, source, key):
         lambda: list(store.keys(key or "/")),
         lambda: store.delete(key),
         lambda: store.copy("a", key),
-        lambda: store.begin(key),
-        lambda: store.download_request(key, file_name="x") or store.size(key),
+        lambda: store.multipart.create(key),
+        lambda: store.presigner.download(key, file_name="x") if store.presigner else store.size(key),
     ):
         with pytest.raises(ValueError, match="not an object key"):
             use()
@@ -171,7 +171,7 @@ def test_deleting_a_key_takes_it_and_what_is_under_it_and_no_more(store, tmp_pat
     for key in ("jobs/1/a", "jobs/1/b/c", "jobs/10/a", "alone"):
         store.put(f"{at}/{key}", small)
     assert list(store.keys(f"{at}/jobs")) == [f"{at}/jobs/1/a", f"{at}/jobs/1/b/c", f"{at}/jobs/10/a"]
-    store.begin(f"{at}/gathered")
+    store.multipart.create(f"{at}/gathered")
     everything = list(store.keys())
     assert [key for key in everything if at in key] == [f"{at}/alone", *store.keys(f"{at}/jobs")]
     for _ in range(2):
@@ -193,38 +193,38 @@ def test_a_copy_outlives_its_original(store, source, at):
 
 def test_parts_become_one_object_whatever_their_order(store, tmp_path, at):
     first, last = os.urandom(PART), b"the end"
-    gathering = store.begin(f"{at}/big")
-    assert store.parts(f"{at}/big", gathering) == {}
-    store.put_part(f"{at}/big", gathering, 2, file(tmp_path, b"an earlier try"))
+    multipart_id = store.multipart.create(f"{at}/big")
+    assert store.multipart.list_parts(f"{at}/big", multipart_id) == {}
+    store.multipart.upload_part(f"{at}/big", multipart_id, 2, file(tmp_path, b"an earlier try"))
     for number, content in ((2, last), (1, first)):
-        store.put_part(f"{at}/big", gathering, number, file(tmp_path, content))
-    assert store.parts(f"{at}/big", gathering) == {1: PART, 2: len(last)}
+        store.multipart.upload_part(f"{at}/big", multipart_id, number, file(tmp_path, content))
+    assert store.multipart.list_parts(f"{at}/big", multipart_id) == {1: PART, 2: len(last)}
     with pytest.raises(StorageUnavailable):
         store.size(f"{at}/big")
     for _ in range(2):
-        store.assemble(f"{at}/big", gathering)
+        store.multipart.complete(f"{at}/big", multipart_id)
     assert content_of(store, f"{at}/big") == first + last
 
 
 def test_parts_never_take_the_place_of_an_object(store, source, tmp_path, at):
     store.put(f"{at}/a", source)
-    gathering = store.begin(f"{at}/a")
-    store.put_part(f"{at}/a", gathering, 1, file(tmp_path, b"other"))
+    multipart_id = store.multipart.create(f"{at}/a")
+    store.multipart.upload_part(f"{at}/a", multipart_id, 1, file(tmp_path, b"other"))
     with pytest.raises(FileExistsError):
-        store.assemble(f"{at}/a", gathering)
+        store.multipart.complete(f"{at}/a", multipart_id)
     assert content_of(store, f"{at}/a") == CONTENT
 
 
 def test_parts_that_are_given_up_leave_nothing(store, tmp_path, at):
-    gathering = store.begin(f"{at}/a")
-    store.put_part(f"{at}/a", gathering, 1, file(tmp_path, b"some"))
+    multipart_id = store.multipart.create(f"{at}/a")
+    store.multipart.upload_part(f"{at}/a", multipart_id, 1, file(tmp_path, b"some"))
     for _ in range(2):
-        store.abandon(f"{at}/a", gathering)
-    assert store.parts(f"{at}/a", gathering) == {}
+        store.multipart.abort(f"{at}/a", multipart_id)
+    assert store.multipart.list_parts(f"{at}/a", multipart_id) == {}
     with pytest.raises(StorageUnavailable):
-        store.put_part(f"{at}/a", gathering, 2, file(tmp_path, b"more"))
+        store.multipart.upload_part(f"{at}/a", multipart_id, 2, file(tmp_path, b"more"))
     with pytest.raises(StorageUnavailable):
-        store.assemble(f"{at}/a", gathering)
+        store.multipart.complete(f"{at}/a", multipart_id)
 
 
 def test_a_file_larger_than_one_request_arrives_whole(signing, tmp_path, monkeypatch, at):
@@ -236,18 +236,16 @@ def test_a_file_larger_than_one_request_arrives_whole(signing, tmp_path, monkeyp
         signing.put(f"{at}/large", file(tmp_path, content))
 
 
-def test_only_a_store_that_clients_can_reach_signs(local, bucket, at):
+def test_only_a_store_that_clients_can_reach_signs(local, bucket):
     proxied = open_store(Settings(**bucket, storage_proxy=True))
     for store in (local, proxied):
-        assert store.download_request(f"{at}/a", file_name="a") is None
-        assert store.upload_request(f"{at}/a", size=1, sha256="0" * 64) is None
-        assert store.part_request(f"{at}/a", "0" * 32, 1, size=1, sha256="0" * 64) is None
+        assert store.presigner is None
         store.close()
 
 
 def test_a_signed_download_gives_the_file_in_parts_and_by_its_name(signing, source, at):
     signing.put(f"{at}/a/b", source)
-    url = signing.download_request(f"{at}/a/b", file_name="robust.safetensors").url
+    url = signing.presigner.download(f"{at}/a/b", file_name="robust.safetensors").url
     whole = httpx2.get(url)
     assert whole.content == CONTENT
     assert whole.headers["content-disposition"] == 'attachment; filename="robust.safetensors"'
@@ -258,7 +256,7 @@ def test_a_signed_download_gives_the_file_in_parts_and_by_its_name(signing, sour
 def test_a_signed_download_is_good_for_its_object_and_its_time_only(signing, source, monkeypatch, at):
     signing.put(f"{at}/a/b", source)
     signing.put(f"{at}/a/c", source)
-    url = signing.download_request(f"{at}/a/b", file_name="x").url
+    url = signing.presigner.download(f"{at}/a/b", file_name="x").url
     assert httpx2.get(url).status_code == 200
     assert int(re.search("X-Amz-Expires=([0-9]+)", url)[1]) <= 300
     assert httpx2.get(url.replace("/a/b?", "/a/c?")).status_code == 403
@@ -266,7 +264,7 @@ def test_a_signed_download_is_good_for_its_object_and_its_time_only(signing, sou
     assert httpx2.get(url.replace("X-Amz-Expires=300", "X-Amz-Expires=86400")).status_code == 403
     assert httpx2.get(url.partition("?")[0]).status_code in (400, 403)
     monkeypatch.setattr(s3, "_DOWNLOAD_SECONDS", 1)
-    brief = signing.download_request(f"{at}/a/b", file_name="x").url
+    brief = signing.presigner.download(f"{at}/a/b", file_name="x").url
     time.sleep(2.1)
     assert httpx2.get(brief).status_code == 403
 
@@ -281,14 +279,14 @@ def test_a_wrong_secret_opens_nothing(bucket, signing, source, at):
     ):
         with pytest.raises(StorageUnavailable):
             use()
-    assert httpx2.get(store.download_request(f"{at}/a", file_name="a").url).status_code == 403
+    assert httpx2.get(store.presigner.download(f"{at}/a", file_name="a").url).status_code == 403
     store.close()
 
 
 def test_a_signed_upload_takes_exactly_what_was_signed(signing, at):
     content = b"x" * 1000
     sha256 = hashlib.sha256(content).hexdigest()
-    request = signing.upload_request(f"{at}/q/1", size=1000, sha256=sha256)
+    request = signing.presigner.upload(f"{at}/q/1", size=1000, sha256=sha256)
 
     def put(content=content, url=request.url, **headers):
         return httpx2.put(url, content=content, headers={**request.headers, **headers}).status_code
@@ -308,8 +306,10 @@ def test_a_signed_upload_takes_exactly_what_was_signed(signing, at):
 
 def test_a_signed_part_takes_exactly_what_was_signed(signing, at):
     content = b"x" * 1000
-    gathering = signing.begin(f"{at}/q/1")
-    request = signing.part_request(f"{at}/q/1", gathering, 1, size=1000, sha256=hashlib.sha256(content).hexdigest())
+    multipart_id = signing.multipart.create(f"{at}/q/1")
+    request = signing.presigner.upload_part(
+        f"{at}/q/1", multipart_id, 1, size=1000, sha256=hashlib.sha256(content).hexdigest()
+    )
 
     def put(content=content, url=request.url, **headers):
         return httpx2.put(url, content=content, headers={**request.headers, **headers}).status_code
@@ -317,9 +317,9 @@ def test_a_signed_part_takes_exactly_what_was_signed(signing, at):
     assert 400 <= put(content[:-1], **{"Content-Length": "999"}) < 500
     assert 400 <= put(b"y" * 1000) < 500
     assert 400 <= put(url=request.url.replace("partNumber=1", "partNumber=2")) < 500
-    assert signing.parts(f"{at}/q/1", gathering) == {}
+    assert signing.multipart.list_parts(f"{at}/q/1", multipart_id) == {}
     assert put() == 200
-    signing.assemble(f"{at}/q/1", gathering)
+    signing.multipart.complete(f"{at}/q/1", multipart_id)
     assert content_of(signing, f"{at}/q/1") == content
 
 
@@ -327,7 +327,7 @@ def test_what_is_signed_names_the_address_that_clients_use(bucket, tmp_path, at)
     public = bucket["s3_endpoint_url"].replace("127.0.0.1", "localhost")
     store = open_store(Settings(**bucket, s3_public_endpoint_url=public))
     store.put(f"{at}/a", file(tmp_path, b"here"))
-    url = store.download_request(f"{at}/a", file_name="a").url
+    url = store.presigner.download(f"{at}/a", file_name="a").url
     assert url.startswith(public)
     assert httpx2.get(url).content == b"here"
     assert httpx2.get(url.replace("localhost", "127.0.0.1")).status_code == 403
