@@ -36,7 +36,16 @@ from core.models.precision import full_float32
 from core.schema.catalog import NORMS, Norm
 from core.schema.errors import BadInput, OutOfMemory
 from core.schema.events import Attacked, Entered, Evaluated, Event, Finished, Resumed, Saved, Subject
-from core.schema.protocols import FAST_STEPS, TARGETS, AttackName, Engine, Protocol, settings_of
+from core.schema.protocols import (
+    DEFAULT_PROTOCOL,
+    FAST_STEPS,
+    LOGICAL_BATCH,
+    TARGETS,
+    AttackName,
+    Engine,
+    Protocol,
+    settings_of,
+)
 from core.schema.report import AttackRecord, Flag, Part, Provenance, Report, Reports
 from core.schema.spec import AnySpec, EvaluateSpec
 from core.signals import Interrupted
@@ -65,10 +74,10 @@ def evaluate(
     labels: Tensor,
     eps: Mapping[Norm, float],
     *,
-    protocol: Protocol = "paper",
+    protocol: Protocol = DEFAULT_PROTOCOL,
     engine: Engine = "temper",
     seed: int = 0,
-    batch_size: int = 250,
+    batch_size: int = LOGICAL_BATCH,
 ) -> Report:
     """Measure clean, per-norm and union accuracy by AutoAttack, in float32 throughout, without TF32.
 

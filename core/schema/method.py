@@ -14,6 +14,10 @@ Loss = Literal["cross-entropy", "trades"]
 Steps = Annotated[StrictInt, Field(ge=1, le=1000)]
 
 
+TRADES_BETA = 6.0
+"""The default weight of the divergence in the TRADES loss (Zhang et al. 2019)."""
+
+
 def _default_option(name: str) -> Any:
     """Make the default of an option: that of the catalogue, or null where the method does not take it."""
 
@@ -24,7 +28,7 @@ def _default_option(name: str) -> Any:
 
 
 def _default_beta(data: Mapping[str, Any]) -> float | None:
-    return 6.0 if data["loss"] == "trades" else None
+    return TRADES_BETA if data["loss"] == "trades" else None
 
 
 def _same_for_each_norm(steps: Any, info: ValidationInfo) -> Any:
@@ -47,8 +51,8 @@ class Method(Record):
     steps: Annotated[
         dict[Norm, Steps], BeforeValidator(_same_for_each_norm, json_schema_input_type=Steps | dict[Norm, Steps])
     ] = Field(default_factory=lambda data: dict.fromkeys(data["norms"], 10))
-    """Steps of the training attack for each attacked norm, or one number for all. By default 10, on ImageNet 5, and
-    15 for l1."""
+    """Steps of the training attack for each attacked norm, or one number for all. By default those that the
+    catalogue has for the data set."""
     loss: Loss | None = Field(default_factory=_default_option("loss"))
     """The loss that the attack increases and the update decreases. cross-entropy: of the adversarial images. trades:
     beta times the divergence between the outputs for the adversarial and the clean images, to which the update adds the
@@ -60,7 +64,7 @@ class Method(Record):
     other methods."""
     bound: Annotated[StrictFloat, Field(gt=0, le=10)] | None = Field(default_factory=_default_option("bound"))
     """The LPIPS distance, in the model's own features, within which perceptual adversarial training (PAT) changes an
-    image. By default 0.5, on ImageNet 0.25. Null for the other methods."""
+    image. By default that of the catalogue for the data set. Null for the other methods."""
 
     @field_validator("name")
     @classmethod
@@ -115,5 +119,7 @@ class Method(Record):
         if beta is not None and loss != "trades":
             raise PydanticCustomError("option_not_taken", "beta belongs to the TRADES loss: set method.loss to trades")
         if beta is None and loss == "trades":
-            raise PydanticCustomError("missing", "give a value, or leave it out for 6")
+            raise PydanticCustomError(
+                "missing", "give a value, or leave it out for {default}", {"default": f"{TRADES_BETA:g}"}
+            )
         return beta

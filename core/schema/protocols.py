@@ -16,6 +16,10 @@ Engine = Literal["temper", "reference"]
 """temper: the attacks of `core.attacks`. reference: pyautoattack, the authors' code as a package."""
 AttackName = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 
+DEFAULT_PROTOCOL: Protocol = "paper"
+LOGICAL_BATCH = 250
+"""Points of a logical batch unless another number is asked for; AutoAttack's own default."""
+
 STEPS = 100
 """Iterations of one run of APGD and of one walk of FAB."""
 FAST_STEPS = 20

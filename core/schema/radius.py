@@ -1,5 +1,6 @@
 """The radius of an l_p ball: how it is written in a spec, and how large it may be."""
 
+from collections.abc import Mapping
 from math import isfinite, prod, sqrt
 from typing import Annotated, Any
 
@@ -21,6 +22,12 @@ def _read_radius(value: Any) -> Any:
 
 Radius = Annotated[float, BeforeValidator(_read_radius, json_schema_input_type=float | str), Field(gt=0)]
 """A radius in pixel units of images in [0, 1]."""
+
+
+def l2_radius_of_hull(eps: Mapping[Norm, float]) -> float:
+    """Return sqrt(eps_1 * eps_inf): about the radius of the largest l2 ball in the convex hull of the linf and the l1 ball
+    (Croce & Hein 2020, 2022)."""
+    return sqrt(eps["l1"] * eps["linf"])
 
 
 def check_radius(norm: Norm, radius: float, shape: tuple[int, ...] | None) -> None:

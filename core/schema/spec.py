@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from core.schema.catalog import ARCHITECTURES, DATASETS, MODELS, NORMS, Augmentation, Norm, find_architecture
 from core.schema.method import Method
-from core.schema.protocols import Engine, Protocol
+from core.schema.protocols import DEFAULT_PROTOCOL, LOGICAL_BATCH, Engine, Protocol
 from core.schema.radius import Radius, check_radius
 from core.schema.record import Record
 from core.schema.suggestions import check_known, did_you_mean
@@ -49,7 +49,7 @@ CONSEQUENCE = "default_factory_not_called"
 class Evaluation(Record):
     """How robustness is measured."""
 
-    protocol: Protocol = "paper"
+    protocol: Protocol = DEFAULT_PROTOCOL
     """fast: APGD on the cross-entropy, 1 x 20 iterations per norm, for curves. paper: APGD-CE and targeted APGD,
     10 x 100 iterations per norm, as in the tables of the E-AT paper. standard: all of AutoAttack."""
     engine: Engine = "temper"
@@ -59,7 +59,7 @@ class Evaluation(Record):
     """Number of test points to evaluate: the first in the data set's fixed order, or all if there are fewer."""
     include_base: StrictBool = True
     """Whether fine-tuning also evaluates the base model, for the row "before"."""
-    batch_size: StrictInt = Field(default=250, ge=1, le=100_000)
+    batch_size: StrictInt = Field(default=LOGICAL_BATCH, ge=1, le=100_000)
     """Size of a logical batch: points that share one stream of random numbers (AutoAttack's `bs`), so it is part of
     what defines a verdict. The number of points computed together is chosen apart from it and changes no verdict."""
     interpolation: Interpolation = "bilinear"

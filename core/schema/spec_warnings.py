@@ -4,9 +4,9 @@ The service answers with them, the command line prints them.
 """
 
 from collections.abc import Iterator
-from math import sqrt
 
 from core.schema.catalog import MODELS, NORMS
+from core.schema.radius import l2_radius_of_hull
 from core.schema.record import Record
 from core.schema.spec import EXTRA_SHARE, AnySpec, EvaluateSpec, TrainingSpec
 
@@ -53,11 +53,10 @@ def _of_training(spec: TrainingSpec) -> Iterator[SpecWarning]:
         )
     extremes = spec.method.name == "e-at" and "l2" not in spec.method.norms
     eps = spec.eps
-    # The convex hull of the linf and the l1 ball contains an l2 ball of about this radius (Croce & Hein 2020, 2022).
-    if extremes and eps.keys() >= set(NORMS) and sqrt(eps["l1"] * eps["linf"]) < eps["l2"]:
+    if extremes and eps.keys() >= set(NORMS) and (covered := l2_radius_of_hull(eps)) < eps["l2"]:
         yield SpecWarning(
             code="l2_not_covered",
-            message=f"sqrt(eps.l1 * eps.linf) = {sqrt(eps['l1'] * eps['linf']):.3g} is below eps.l2 = "
+            message=f"sqrt(eps.l1 * eps.linf) = {covered:.3g} is below eps.l2 = "
             f"{eps['l2']:g}: E-AT with linf and l1 need not make the model robust to l2; consider method sat, or "
             "e-at with all three norms",
         )
