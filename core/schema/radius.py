@@ -25,8 +25,8 @@ Radius = Annotated[float, BeforeValidator(_read_radius, json_schema_input_type=f
 
 
 def l2_radius_of_hull(eps: Mapping[Norm, float]) -> float:
-    """Return sqrt(eps_1 * eps_inf): about the radius of the largest l2 ball in the convex hull of the linf and the l1 ball
-    (Croce & Hein 2020, 2022)."""
+    """Return sqrt(eps_1 * eps_inf), about the radius of the largest l2 ball in the convex hull of the linf and the l1
+    ball (Croce & Hein 2020, 2022)."""
     return sqrt(eps["l1"] * eps["linf"])
 
 
