@@ -386,7 +386,7 @@ class Upload(Table):
     created_at: Mapped[datetime] = mapped_column(default=now())
     updated_at: Mapped[datetime] = mapped_column(default=now())
     expires_at: Mapped[datetime]
-    """When the upload expires. Each part that arrives extends this."""
+    """When the upload expires. Requesting part addresses, sending a part and completing the upload extend this."""
     ended_at: Mapped[datetime | None]
     swept_at: Mapped[datetime | None]
     """When the objects that it had left behind were removed."""
