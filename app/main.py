@@ -76,7 +76,7 @@ def create_app(
         description="Every route is also there under /v1.",
         docs_url=None,
         redoc_url=None,
-        # It would send callers to whatever host their request names.
+        # The redirect would use the request's Host header, which a client can forge.
         redirect_slashes=False,
         root_path_in_servers=False,
         lifespan=_lifespan,
@@ -133,8 +133,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _spare_what_stays() -> None:
-    """Keep the garbage collector off all that is here before the first request: on its way through it, which is a third
-    of a second, every request would wait."""
+    """Exclude start-up objects from garbage collection: a full pass takes a third of a second and blocks requests."""
     gc.collect()
     gc.freeze()
 

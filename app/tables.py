@@ -1,4 +1,7 @@
-"""The rows of the database. The modules that own them change them, such as `app.jobs.moves` for jobs."""
+"""The rows of the database. The modules that own them change them, such as `app.jobs.moves` for jobs.
+
+All rows are in one file: foreign keys tie them to each other, and the schema can be read in one place.
+"""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -134,7 +137,7 @@ class Job(Leased, Table):
     retry_of: Mapped[str | None]
     """The job that this one continues. Not a foreign key: lineage outlives that job."""
     cloned_from: Mapped[str | None]
-    """The job whose spec this one varies."""
+    """The job whose spec this job was cloned from."""
 
     parent_id: Mapped[str | None]
     """The job that this one is a shard of; readers see the shard only through that job. Not a foreign key: SQLite
@@ -151,7 +154,7 @@ class Job(Leased, Table):
     created_by: Mapped[str | None]
     """The key that posted it."""
     updated_by: Mapped[str | None]
-    """The key that last asked something of it, such as a pause."""
+    """API key of the last request that acted on the job, such as a pause."""
     created_at: Mapped[datetime] = mapped_column(default=now())
     updated_at: Mapped[datetime] = mapped_column(default=now())
     started_at: Mapped[datetime | None]
@@ -383,7 +386,7 @@ class Upload(Table):
     created_at: Mapped[datetime] = mapped_column(default=now())
     updated_at: Mapped[datetime] = mapped_column(default=now())
     expires_at: Mapped[datetime]
-    """When it is given up, unless it completes or something is sent before."""
+    """When the upload expires. Requesting part addresses, sending a part and completing the upload extend this."""
     ended_at: Mapped[datetime | None]
     swept_at: Mapped[datetime | None]
     """When the objects that it had left behind were removed."""

@@ -21,7 +21,7 @@ class Credentials:
 
     def __post_init__(self) -> None:
         if not _HEADER_VALUE.fullmatch(self.api_key):
-            raise ValueError("the API key contains a character that no key has")
+            raise ValueError("the API key contains an invalid character")
 
 
 def data_dir() -> Path:
@@ -81,4 +81,4 @@ def _given(url: str, api_key: str) -> Credentials:
     try:
         return Credentials(url=url, api_key=api_key)
     except ValueError as error:
-        raise NoKey("the API key contains a character that no key has: copy the key again to TEMPER_API_KEY") from error
+        raise NoKey("the API key contains an invalid character: copy the key again to TEMPER_API_KEY") from error

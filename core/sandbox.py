@@ -41,7 +41,8 @@ class _SystemCalls:
     seccomp: int
     """The call that sets a filter."""
     forbidden: tuple[int, ...]
-    """socket, ptrace, process_vm_readv, process_vm_writev, and io_uring_setup, which could do the same."""
+    """Numbers of the blocked calls: socket, ptrace, process_vm_readv, process_vm_writev and io_uring_setup.
+    io_uring_setup is blocked because it can open sockets too."""
     highest: int
     """The highest valid number; larger ones are aliases of the same calls."""
 

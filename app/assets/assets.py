@@ -108,7 +108,7 @@ def _check_upload(session: Session, upload: Upload, name: str) -> None:
         user = session.scalars(select(table).where(table.upload_id == upload.id)).first()
         # A file that was refused may be posted again, with more declared about it.
         if user and not (user.status == "refused" and user.name == name):
-            raise NotComplete(f"the upload is that of {user.id}, {user.name}")
+            raise NotComplete(f"the upload is already used by {user.name} ({user.id})")
 
 
 def _add(session: Session, file: Own) -> Own:

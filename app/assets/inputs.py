@@ -59,12 +59,14 @@ def link(session: Session, job: Job, spec: AnySpec) -> None:
 
 
 def _link_like(session: Session, job: Job, other_id: str) -> None:
-    for taken in list_inputs(session, other_id):
-        locked = (select(table.id).where(table.id == taken.source_id).with_for_update(read=True) for table in _TABLES)
+    for job_input in list_inputs(session, other_id):
+        locked = (
+            select(table.id).where(table.id == job_input.source_id).with_for_update(read=True) for table in _TABLES
+        )
         if not any(session.scalars(each).one_or_none() for each in locked):
-            raise Gone(f"the {taken.field} of {other_id} has been removed")
-        made_by = taken.made_by_job, taken.made_by_checkpoint
-        session.add(_input(job, taken.field, taken.source_id, taken.sha256, *made_by))
+            raise Gone(f"the {job_input.field} of {other_id} has been removed")
+        made_by = job_input.made_by_job, job_input.made_by_checkpoint
+        session.add(_input(job, job_input.field, job_input.source_id, job_input.sha256, *made_by))
 
 
 def _input(
@@ -83,16 +85,16 @@ def _input(
 def sources(session: Session, job_id: str, spec: AnySpec) -> Sequence[Source]:
     """List the objects of the files that a job reads. Raises Gone."""
     return [
-        _source(session, taken, getattr(spec, taken.field))
-        for taken in session.scalars(select(Input).where(Input.job_id == job_id).order_by(Input.field)).all()
+        _source(session, job_input, getattr(spec, job_input.field))
+        for job_input in session.scalars(select(Input).where(Input.job_id == job_id).order_by(Input.field)).all()
     ]
 
 
-def _source(session: Session, taken: Input, name: str) -> Source:
-    found = next((row for table in _TABLES if (row := session.get(table, taken.source_id))), None)
+def _source(session: Session, job_input: Input, name: str) -> Source:
+    found = next((row for table in _TABLES if (row := session.get(table, job_input.source_id))), None)
     if isinstance(found, Inspected | Checkpoint):
-        return Source(taken.field, name, found.key, found.sha256, found.size)
-    raise Gone(f"the {taken.field} {name} is no longer there")
+        return Source(job_input.field, name, found.key, found.sha256, found.size)
+    raise Gone(f"the {job_input.field} {name} is no longer there")
 
 
 def list_inputs(session: Session, job_id: str) -> Sequence[Input]:

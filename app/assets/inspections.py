@@ -71,7 +71,7 @@ def prefix(kind: Kind, file_id: str, attempt: int) -> str:
 
 
 def _follow(kind: Kind, session: Session, task: Task) -> None:
-    """Bring the file in line with the task of its inspection."""
+    """Copy the status of the inspection task to the file's row."""
     values: dict[str, Any] = {
         "status": _STATUS[task.status],
         "failure": task.failure,

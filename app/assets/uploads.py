@@ -257,7 +257,7 @@ def expire(session: Session) -> None:
     expired = session.scalars(
         select(Upload.id).where(Upload.status.in_(_SOURCES["expired"]), Upload.expires_at < now(), ~under_way)
     ).all()
-    # The task before its subject, as everywhere.
+    # Lock order: task row first, then its subject.
     tasks.cancel(session, expired)
     _move(session, "expired", Upload.id.in_(expired), Upload.expires_at < now())
 

@@ -53,7 +53,7 @@ async def authenticate(
     service: TheService,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
-    """Find out who asks, and count it. Raises Unauthorized, RateLimited."""
+    """Authenticate the caller and count the request. Raises Unauthorized, RateLimited."""
     if credentials is None:
         raise _unauthorized("the request has no API key")
     address = request.client.host if request.client else ""

@@ -54,7 +54,7 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.max_bytes:
-                # FastAPI lets only its own exceptions out of the reading of a body.
+                # While FastAPI reads a body it passes on only HTTPException.
                 detail = f"the body is over the limit of {self.max_bytes} bytes; a job spec is much smaller"
                 raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
             return message

@@ -46,7 +46,7 @@ class Problem(Exception):
 
     @classmethod
     def explanation(cls) -> str:
-        """Explain it to people."""
+        """Return the docstring of the class, which users read as the explanation of the code."""
         return getdoc(cls) or ""
 
 

@@ -95,7 +95,7 @@ def claim(
     job = claimed[0]
     session.add(Attempt(job_id=job.id, attempt=job.attempt, worker=worker))
     if job.stop_requested:
-        # The worker that was asked is gone, and the request still holds.
+        # The stop was requested from a worker that has since vanished; it applies to this attempt too.
         move(session, "stopping", Job.id == job.id)
     shard = Shard(job.parent_id, job.shard, job.shard_count) if job.parent_id and job.shard else None
     return Claim(job.id, job.attempt, parse_request(job.spec).spec, shard, merges=0 if shard else job.shard_count)

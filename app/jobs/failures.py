@@ -48,7 +48,7 @@ def without_progress(cause: str, *, crashes: int) -> Failure:
 
 
 def out_of_memory() -> Failure:
-    """The failure of a job that the kernel has killed for want of memory a second time."""
+    """The failure of a job that the kernel has killed twice because memory ran out."""
     return Failure(
         code="host_out_of_memory",
         message=f"The job crashed twice because {describe('host_out_of_memory')}.",

@@ -74,7 +74,7 @@ def load(settings: Settings, store: ObjectStore, stream: IO[bytes]) -> int:
         for member in tar:
             content = tar.extractfile(member)
             if content is None:
-                raise BadBackup(f"{member.name} is no file")
+                raise BadBackup(f"{member.name} is not a regular file")
             if member.name == MANIFEST:
                 manifest = json.load(content)
             elif member.name.startswith("objects/"):
@@ -86,7 +86,7 @@ def load(settings: Settings, store: ObjectStore, stream: IO[bytes]) -> int:
     expected: dict[str, str] = manifest["sha256"]
     for name, sha256 in expected.items():
         if _sha256(_content(settings, store, name)) != sha256:
-            raise BadBackup(f"{name} is not what was saved")
+            raise BadBackup(f"{name} does not match its sha256 in the manifest")
     return len(expected)
 
 
@@ -144,7 +144,7 @@ def _own_files(settings: Settings) -> Iterator[Path]:
 def _own_path(settings: Settings, name: str) -> Path:
     top, *rest = PurePosixPath(name).parts
     if top not in (settings.models_dir.name, settings.datasets_dir.name) or ".." in rest or not rest:
-        raise BadBackup(f"{name} has no place here")
+        raise BadBackup(f"{name} is outside the models and datasets folders")
     return settings.data_dir / name
 
 
@@ -167,7 +167,7 @@ class _Hashing:
         self.sha256 = hashlib.sha256()
 
     def read(self, size: int = -1, /) -> bytes:
-        """Read on."""
+        """Read up to `size` bytes, all that are left if it is negative, and add them to the hash."""
         chunk = self._file.read(size)
         self.sha256.update(chunk)
         return chunk

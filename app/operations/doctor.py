@@ -48,7 +48,7 @@ _CUT_OFF = "from core.sandbox import deny_network; print(deny_network())"
 
 @dataclass(frozen=True)
 class Finding:
-    """How one part is."""
+    """The result of a check of one part of the installation."""
 
     part: str
     level: Level

@@ -161,7 +161,7 @@ class Maintenance:
         self._threads = [Thread(target=self._repeat, args=(task,), daemon=True) for task in periodic_tasks]
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread of each periodic task."""
         for thread in self._threads:
             thread.start()
 

@@ -48,8 +48,8 @@ class Metrics:
 
     @contextmanager
     def serving(self, host: str, port: int | None) -> Iterator[None]:
-        """Serve them at a port of their own for as long as the block runs; at none where none is given. Of several
-        processes on one machine, the first one has the port."""
+        """Serve the metrics on `port` while the block runs; do nothing if `port` is None. Of several processes on a
+        machine, the first gets the port."""
         if port is None:
             yield
             return

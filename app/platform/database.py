@@ -80,7 +80,7 @@ class Timestamp(TypeDecorator[datetime]):
         return value.astimezone(UTC) if value else value
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Name the zone."""
+        """Mark a moment without a zone as UTC."""
         return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
 
 

@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(default_factory=lambda: Path.home() / ".temper")
-    """Where everything lies: database, objects, work folders, local models and data sets."""
+    """Folder for all data: database, objects, work folders, local models and data sets."""
     database_url: str = Field(default_factory=lambda data: f"sqlite:///{data['data_dir']}/temper.db")
     """SQLAlchemy URL of the database; by default an SQLite file in the data folder."""
     migrate_at_start: bool = Field(default_factory=lambda data: data.get("database_url", "").startswith("sqlite"))

@@ -150,8 +150,8 @@ def _made_with(session: Session, key: ApiKey) -> list[ApiKey]:
 
 
 def find(session: Session, text: str) -> tuple[ApiKey, bool]:
-    """Find a key that opens something, and whether its last use was noted over a minute ago: noting each would cost too
-    much. Raises BadKey."""
+    """Find the valid key with this text, and whether its last use was recorded over a minute ago: recording every use
+    would cost too much. Raises BadKey."""
     match = _KEY.fullmatch(text)
     if match is None:
         raise BadKey("what was sent is no API key")
@@ -159,7 +159,7 @@ def find(session: Session, text: str) -> tuple[ApiKey, bool]:
         raise BadKey("the API key has a typing error, for its checksum does not fit; copy it again")
     row = session.execute(_BY_LOOKUP, {"lookup": match[2]}).one_or_none()
     if row is None or not compare_digest(row[0].sha256, fingerprint(text)):
-        raise BadKey("the API key is not known here")
+        raise BadKey("this service has no such API key")
     key, is_stale, is_expired = row
     if key.revoked_at:
         raise BadKey(f"the API key {prefix(key)} was revoked")

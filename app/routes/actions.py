@@ -76,8 +76,8 @@ def resume_job(job_id: JobId, project_id: ProjectId, session: Writing, service: 
 
 @_asked("/jobs/{job_id}/stop")
 def stop_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schemas.Job:
-    """Stop a running training early: the best weights so far are evaluated and delivered, and the job succeeds. Asking
-    twice is no error."""
+    """Stop a running training early: the best weights so far are evaluated and delivered, and the job succeeds.
+    Repeating the request is not an error."""
     return _ask(session, project_id, job_id, "stop")
 
 

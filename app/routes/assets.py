@@ -123,14 +123,14 @@ def send_report(service: Service, kind: assets.Kind, file: assets.File) -> Respo
     return Response(b"".join(service.store.read(key)), media_type="application/json")
 
 
-def show_input(taken_in: tables.Input) -> schemas.JobInput:
-    """Show what a job takes in."""
+def show_input(job_input: tables.Input) -> schemas.JobInput:
+    """Show an input of a job."""
     return schemas.JobInput.model_validate(
         {
-            "field": taken_in.field,
-            "id": taken_in.source_id,
-            "sha256": taken_in.sha256,
-            "made_by": show_made_by(taken_in.made_by_job, taken_in.made_by_checkpoint),
+            "field": job_input.field,
+            "id": job_input.source_id,
+            "sha256": job_input.sha256,
+            "made_by": show_made_by(job_input.made_by_job, job_input.made_by_checkpoint),
         }
     )
 

@@ -148,7 +148,7 @@ async def _follow(
         except (*AWAY, StorageUnavailable):
             await asyncio.sleep(watch.WATCH_SECONDS)
         except NotFound:
-            # It was deleted meanwhile: who comes back for more is told.
+            # The job was deleted: end the stream; the next request gets 404.
             return
         else:
             if job.status in moves.TERMINAL:

@@ -130,7 +130,7 @@ def get_thumbnail(
     dataset = the_file(session, "dataset", project_id, dataset_id)
     thumbnails = dataset.summary["thumbnails"] if dataset.summary else []
     if number >= len(thumbnails):
-        raise NotFound(f"the data set has {len(thumbnails)} thumbnails")
+        raise NotFound(f"there is no thumbnail {number}: the data set has {len(thumbnails)}, numbered from 0")
     key = f"{dataset.report_prefix}/{thumbnails[number]['file']}"
     headers = {"Cache-Control": "private, max-age=86400", "X-Content-Type-Options": "nosniff"}
     return Response(b"".join(service.store.read(key)), media_type="image/png", headers=headers)

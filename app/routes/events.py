@@ -82,7 +82,7 @@ async def _tell(
             yield format_sse_event(comment="the database is away")
             continue
         except NotFound:
-            # It was deleted meanwhile: who comes back for more is told.
+            # The job was deleted: end the stream; the next request gets 404.
             return
         for event in _show(part):
             after = event.seq

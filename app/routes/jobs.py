@@ -76,7 +76,8 @@ else:
 def parse_spec(
     body: Unchecked, project_id: ProjectId, service: TheService, idempotency_key: IdempotencyKey = None
 ) -> AnyRequest:
-    """Validate the body, with errors that know what is in stock. What the key's job takes in may be gone by now."""
+    """Validate the body; errors also check that named models and data sets exist. A repeated idempotency key is
+    accepted even if they were deleted since."""
     if not isinstance(body, dict):
         raise InvalidSpec([FieldError(pointer="", code="not_an_object", detail="send a job spec as one JSON object")])
     with service.database.reading() as session:

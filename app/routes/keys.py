@@ -110,8 +110,9 @@ def revoke_api_key(
         Query(description="Also revoke the keys created with this key, and those created with them."),
     ] = False,
 ) -> schemas.ApiKey:
-    """Revoke a key: from the next request on it is refused, everywhere. Twice is no error. Keys that were made with it
-    (`created_by`) stay valid unless `descendants` is true, as it should be for a key that has leaked."""
+    """Revoke a key: from the next request on it is refused, everywhere. Repeating the request is not an error. Keys
+    that were made with it (`created_by`) stay valid unless `descendants` is true, as it should be for a key that has
+    leaked."""
     key = _the_key(session, caller, key_id)
     return show_key(keys.revoke(session, caller, key, descendants=descendants))
 

@@ -378,7 +378,7 @@ async def _receive(request: Request, path: Path, size: int) -> str:
         async for chunk in request.stream():
             received += len(chunk)
             if received > size:
-                raise BodyTooLarge(f"this part has {size} bytes, and more have come")
+                raise BodyTooLarge(f"the body is longer than the {size} bytes of this part")
             buffer += chunk
             if len(buffer) >= _BUFFER:
                 await run_sync(write)

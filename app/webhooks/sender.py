@@ -130,8 +130,8 @@ class _Relay:
 
 
 def _request(sending: ClaimedDelivery, place: Place) -> httpx2.Request:
-    """Write a request to the address that was checked, whatever the name means by now. The receiver and its certificate
-    are asked for by name all the same."""
+    """Build a request to the checked address, even if DNS has changed. Host header and certificate check still use the
+    name."""
     request = httpx2.Request("POST", place.url, headers=sign(sending), content=sending.payload)
     request.extensions = {"sni_hostname": place.url.raw_host.decode("ascii")}
     request.url = place.url.copy_with(host=str(place.address))

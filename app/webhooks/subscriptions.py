@@ -20,7 +20,7 @@ from app.tables import Webhook
 MAX_WEBHOOKS = 20
 """Webhooks that one project may have."""
 ROTATION_SECONDS = 24 * 3600
-"""For so long after a rotation the previous secret signs as well."""
+"""Seconds after a rotation in which the previous secret also signs."""
 
 
 class AddressTaken(Exception):

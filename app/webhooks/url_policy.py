@@ -48,7 +48,7 @@ async def check(url: str, settings: Settings) -> None:
     try:
         found = await asyncio.wait_for(asyncio.wrap_future(look_up(parsed)), LOOKUP_SECONDS)
     except TimeoutError:
-        raise Refused(f"the name {parsed.host} cannot be looked up in time; try again") from None
+        raise Refused(f"the host {parsed.host} could not be resolved in time; try again") from None
     judge(parsed, found, settings)
 
 
@@ -65,7 +65,7 @@ def parse(url: str, settings: Settings) -> httpx2.URL:
     if parsed.scheme == "http" and not settings.webhook_http:
         raise Refused("only https is called here; the operator can allow http with TEMPER_WEBHOOK_HTTP")
     if not 0 < port_of(parsed) <= MOST_PORTS:
-        raise Refused(f"there is no port {port_of(parsed)}")
+        raise Refused(f"{port_of(parsed)} is not a valid port: use 1 to {MOST_PORTS}")
     if parsed.userinfo or parsed.fragment:
         raise Refused("leave user name, password and fragment out of the URL; the signature says who calls")
     return parsed

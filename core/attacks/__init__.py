@@ -11,8 +11,9 @@ options     random numbers, memory and resuming: the same for every attack (`Att
 settings    what an attack has of its own, such as steps, restarts or queries
 
 An attack is a pure function: its random numbers come from `options` alone, and it neither reads nor changes the global
-random state. `attack.steps(...)` takes the same arguments and is a generator: after each step the attack's state can be
-had, from which a later call continues to the same result, bit for bit.
+random state. Attacks made with `@Attack` also have `attack.steps(...)`, a generator with the same arguments: after each
+step it yields a function that returns the attack's state, from which a later call continues to the same result, bit for
+bit.
 """
 
 from collections.abc import Callable, Generator, Iterator

@@ -38,7 +38,7 @@ class LpThreat:
 
     @property
     def id(self) -> str:
-        """The norm."""
+        """The norm, which is the key of the row in a report."""
         return self.norm
 
     def contains(self, images: Tensor, perturbed: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ def _name_after(word: str, option: str) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", word, flags=re.ASCII).lstrip("._-")[:128]
     if not name:
         raise BadInput(
-            f"no name can be made of {word!r}",
+            f"{word!r} has no characters that a name may have",
             hint=f"give one of letters and digits with {option}",
             field=option.removeprefix("--").replace("-", "_"),
         )

@@ -58,7 +58,7 @@ def _read(path: Path, like: LabelledImages, leave_out: LeaveOut | None) -> tuple
         found, names = image_folder.load_training_part(path, leave_out=leave_out)
     if int(found.pixels.max()) > like.white:
         raise BadDataset(
-            f"pixels in {path.name} go up to {int(found.pixels.max())}, but white is {like.white} in the data set",
+            f"pixel values in {path.name} reach {int(found.pixels.max())}, but the data set's maximum is {like.white}",
             hint="store both in the same units",
             field="extra_dataset",
         )

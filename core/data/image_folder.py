@@ -207,7 +207,7 @@ def _opened(content: bytes) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise _Unusable("it is not a JPEG, PNG or WebP image") from error
     except MemoryError as error:
-        raise _Unusable("it does not fit the memory") from error
+        raise _Unusable("it does not fit into memory") from error
     except (
         OSError,
         ValueError,

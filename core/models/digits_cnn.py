@@ -13,7 +13,7 @@ class DigitsCNN(nn.Module):
         self.classifier = nn.Linear(64 * 4, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify."""
+        """Return logits (batch, classes) for images."""
         return self.classifier(F.avg_pool2d(self.features(images), 2).flatten(1))
 
 

@@ -50,7 +50,7 @@ class PreActResNet18(nn.Module):
         self.linear = nn.Linear(512, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify."""
+        """Return logits (batch, classes) for images."""
         features = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(images)))))
         features = F.adaptive_avg_pool2d(F.relu(self.bn(features)), 1)
         return self.linear(features.flatten(1))
@@ -72,7 +72,7 @@ class PreActResNet8(nn.Module):
         self.linear = nn.Linear(128, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify."""
+        """Return logits (batch, classes) for images."""
         features = F.relu(self.bn(self.layers(self.conv1(images))))
         return self.linear(F.adaptive_avg_pool2d(features, 1).flatten(1))
 

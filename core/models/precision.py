@@ -39,7 +39,7 @@ class Bfloat16(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify."""
+        """Return logits (batch, classes) for images."""
         with torch.autocast(images.device.type, torch.bfloat16):
             logits = self.network(images)
         return logits.float()

@@ -67,7 +67,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(512 * wider, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify."""
+        """Return logits (batch, classes) for images."""
         features = F.relu(self.bn1(self.conv1(images)))
         features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
         return self.linear(F.adaptive_avg_pool2d(features, 1).flatten(1))

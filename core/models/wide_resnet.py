@@ -61,6 +61,6 @@ class WideResNet(nn.Module):
         self.fc = nn.Linear(64 * width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify."""
+        """Return logits (batch, classes) for images."""
         features = self.block3(self.block2(self.block1(self.conv1(images))))
         return self.fc(F.adaptive_avg_pool2d(F.relu(self.bn1(features)), 1).flatten(1))

@@ -42,7 +42,7 @@ class Rate(Record):
     count: int
     """Points that count for it."""
     total: int
-    """All points."""
+    """Points evaluated."""
     low: float
     """Lower end of the interval."""
     high: float

@@ -134,7 +134,7 @@ class _Measured(Record):
     @classmethod
     def _check_dataset(cls, name: str, info: ValidationInfo) -> str:
         if not name and "base_model" in cls.model_fields and "base_model" not in info.data:
-            raise PydanticCustomError(CONSEQUENCE, "the base model decides the data set")
+            raise PydanticCustomError(CONSEQUENCE, "the data set is taken from the base model, which is not valid")
         if not name:
             base = info.data.get("base_model", "")
             other = f"; no base model is shipped as {base!r}, so it does not say which: {did_you_mean(base, MODELS)}"

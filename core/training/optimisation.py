@@ -64,7 +64,7 @@ class Optimiser:
             group["lr"] = rate
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Set the gradients of all parameters to None."""
         self._sgd.zero_grad()
 
     def step(self) -> None:

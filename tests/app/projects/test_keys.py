@@ -159,7 +159,7 @@ def test_an_unknown_key_whose_checksum_fits_is_said_to_be_unknown(api):
         digits = alphabet[number % 62] + digits
         number //= 62
     answer = api.get("/jobs", headers={"Authorization": f"Bearer {body}_{digits}"})
-    assert "not known here" in refusal(answer, 401, "unauthorized")["detail"]
+    assert "this service has no such API key" in refusal(answer, 401, "unauthorized")["detail"]
 
 
 def test_a_key_cannot_make_more_of_itself_than_it_is(api, url, database, project):

@@ -137,7 +137,7 @@ def test_a_class_that_the_first_set_does_not_have_is_named(tmp_path: Path) -> No
 
 def test_pixels_brighter_than_white_are_refused(digits: data.Dataset, tmp_path: Path) -> None:
     path = _npz(tmp_path / "a.npz", images=_images(6, (8, 8, 1)), labels=np.zeros(6, dtype=int))
-    with pytest.raises(BadDataset, match="white is 16"):
+    with pytest.raises(BadDataset, match="maximum is 16"):
         extra_data.load(path, like=digits.train, classes=digits.classes)
 
 
