@@ -478,8 +478,8 @@ def test_a_run_without_a_database_ends_before_its_lease(workplace, post, monkeyp
     job_id = post(act="hang")
     with running(workplace):
         begin = time.monotonic()
-        for name in ("heartbeat", "look"):
-            monkeypatch.setattr(lifecycle, name, out_of_reach)
+        for name in ("heartbeat", "read_status"):
+            monkeypatch.setattr(claims, name, out_of_reach)
         wait_until(lambda: not processes_with(job_id))
         assert time.monotonic() - begin < 6.0
     assert get(workplace, job_id).status == "running"
@@ -593,7 +593,7 @@ def test_a_state_that_could_not_be_stored_in_time_is_stored_at_the_end(workplace
 def test_an_attempt_that_was_lost_after_it_had_delivered_everything_is_not_run_again(workplace, post, monkeypatch):
     job_id = post()
     with monkeypatch.context() as patched:
-        patched.setattr(lifecycle, "succeed", crash)
+        patched.setattr(claims, "succeed", crash)
         with pytest.raises(ZeroDivisionError):
             run_next(workplace)
     with workplace.database.writing() as session:

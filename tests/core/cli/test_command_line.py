@@ -100,7 +100,7 @@ def test_options_stand_over_the_file_they_come_with(run: Command, tmp_path: Path
         (["--base-model", "digits-cnn-linf", "--eps.linf", "8"], "8/255"),
         (["--base-model", "digits-cnn-linf", "--epochs", "0"], "at least 1"),
         (["--base-model", "digits-cnn-linf", "--dataset", "pets", "--eps.linf", "0.1", "--eps.l1", "1"], "--data"),
-        (["--base-model", "digits-cnn-linf", "--dataset", "imagenet"], "give the folder with its train/ and val/ as --data"),
+        (["--base-model", "digits-cnn-linf", "--dataset", "imagenet"], "with its train/ and val/ as --data"),
         (["--base-model", "digits-cnn-linf", "--dataset", "imagenet", "--data", "nowhere"], "nowhere does not exist"),
         (["--base-model", "digits-cnn-linf", "--extra-data", "nowhere"], "nowhere does not exist"),
         (["--base-model", "digits-cnn-linf", "--extra-dataset", "more"], "give it with --extra-data"),
