@@ -30,7 +30,7 @@ Own = TypeVar("Own", Dataset, Model)
 
 TABLES: Mapping[Kind, type[Dataset] | type[Model]] = {"dataset": Dataset, "model": Model}
 WORDS: Mapping[Kind, str] = {"dataset": "data set", "model": "model"}
-"""What each kind is called in messages."""
+"""The word for each kind in messages."""
 NAMED_BY: Mapping[str, Kind] = {"base_model": "model", "dataset": "dataset", "extra_dataset": "dataset"}
 """The fields of a spec that name such a file."""
 SHIPPED: Mapping[str, Container[str]] = {"base_model": MODELS, "dataset": DATASETS}

@@ -22,7 +22,7 @@ from limits.strategies import MovingWindowRateLimiter
 log = logging.getLogger(__name__)
 
 POLICY = "requests"
-"""What the headers call the limit."""
+"""The name of the limit in the headers."""
 RATE_LIMIT_SECONDS = 60
 """The time in which the requests of a key are counted."""
 AUTH_FAILURES = 100

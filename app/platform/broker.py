@@ -32,7 +32,7 @@ KEY_PREFIX = "temper:"
 """Prefix of every key in the broker, which may be shared with other programs."""
 
 AWAY = KombuError, RedisError, OSError
-"""What is raised where the broker cannot be reached, or refuses."""
+"""The errors of a broker that cannot be reached, or that refuses."""
 
 _IMPATIENT: Mapping[str, Any] = MappingProxyType(
     {

@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError
 SECRETS = Path("/run/secrets")
 """Folder of Docker's secrets: a file with a variable's name in small letters has the effect of the variable."""
 HEARTBEATS_PER_LEASE = 6
-"""How often a worker renews a lease within its length."""
+"""Renewals of a lease within its length."""
 _FOLLOWS = "default_factory_not_called"
 """What pydantic says of a default that is made of others, where any of all settings is wrong."""
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")

@@ -30,7 +30,7 @@ DEFAULTS: Mapping[Quota, int | None] = {"keys": 100, "streams_per_key": None}
 """The limits of a project that no setting of the instance changes; None for no limit."""
 
 FOR_A_JOB: tuple[Quota, ...] = ("queued_jobs", "gpu_seconds_per_month", "stored_bytes")
-"""What a project must have room in to post a job."""
+"""The quotas that a project needs room in to post a job."""
 
 
 class QuotaExceeded(Exception):
