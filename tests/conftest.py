@@ -11,7 +11,7 @@ from app.platform.database import Database
 from app.platform.settings import Settings
 from app.tables import Audit, Project, Table
 from tests.support.instance import add_key, add_project, calling, new_instance, serving
-from tests.support.servers import Postgres, Swift, Valkey, postgres, swift, valkey
+from tests.support.servers import Postgres, SeaweedFS, Valkey, postgres, seaweedfs, valkey
 
 Instance = tuple[Settings, Database]
 
@@ -37,9 +37,9 @@ def postgres_server() -> Iterator[Postgres]:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[Swift]:
+def s3_server() -> Iterator[SeaweedFS]:
     """One S3 server for all tests; each that breaks things makes its own."""
-    with swift() as server:
+    with seaweedfs() as server:
         yield server
 
 

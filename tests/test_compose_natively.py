@@ -17,7 +17,7 @@ import pytest
 from tests.support.instance import calling
 from tests.support.native import finish, free_port
 from tests.support.processes import wait_until
-from tests.support.servers import SWIFT_SECRET, SWIFT_USER
+from tests.support.servers import S3_SECRET, S3_USER
 from tests.test_compose import bootstrap, checkout, secrets_in, services
 
 __all__ = ["checkout"]
@@ -61,8 +61,8 @@ class Server:
         self.file = services(
             {
                 **self.secrets,
-                "TEMPER_S3_ACCESS_KEY_ID": SWIFT_USER,
-                "TEMPER_S3_SECRET_ACCESS_KEY": SWIFT_SECRET,
+                "TEMPER_S3_ACCESS_KEY_ID": S3_USER,
+                "TEMPER_S3_SECRET_ACCESS_KEY": S3_SECRET,
                 "TEMPER_S3_BUCKET": bucket,
                 "TEMPER_S3_ENDPOINT_URL": s3.url,
             }
@@ -180,8 +180,8 @@ def objects(server):
     s3 = boto3.client(
         "s3",
         endpoint_url=given["TEMPER_S3_ENDPOINT_URL"],
-        aws_access_key_id=SWIFT_USER,
-        aws_secret_access_key=SWIFT_SECRET,
+        aws_access_key_id=S3_USER,
+        aws_secret_access_key=S3_SECRET,
         region_name="us-east-1",
     )
     bucket = given["TEMPER_S3_BUCKET"]

@@ -16,7 +16,7 @@ from tests.support.faulty import faulty
 from tests.support.native import FAKE_WORKER, ROOT
 from tests.support.processes import processes_with
 from tests.support.proxy import proxy
-from tests.support.servers import free_port, postgres, swift, valkey
+from tests.support.servers import free_port, postgres, seaweedfs, valkey
 
 KEY = f"tmp_abcdefgh_{'x' * 32}"
 CLOCKS = {"lease_seconds": 8, "poll_seconds": 0.3}
@@ -109,7 +109,7 @@ class Town:
         chosen = {**CLOCKS, **BUDGETS, "data_dir": self.folder, "first_api_key": KEY, "resource_class": "cpu"}
         direct = {}
         if self._with_s3:
-            self.s3 = stack.enter_context(swift())
+            self.s3 = stack.enter_context(seaweedfs())
             direct = {**self.s3.create_bucket(), "storage_proxy": True}
             way, self.store_way = stack.enter_context(faulty(self.s3.url, share=0.0))
             chosen |= {**direct, "s3_endpoint_url": way}

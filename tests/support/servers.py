@@ -1,4 +1,4 @@
-"""Real servers for tests, out of packages from PyPI: Postgres, Valkey, and OpenStack Swift's S3.
+"""Real servers for tests, out of packages from PyPI: Postgres, Valkey, and SeaweedFS.
 
 Each listens on a free port of this machine and leaves nothing behind, even when the tests are killed. As root they run
 as an unprivileged user where they insist on one.
@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 
 import boto3
@@ -24,7 +26,8 @@ import psycopg
 
 from tests.support.guard import guard_folder, guard_process
 
-SWIFT_USER, SWIFT_SECRET, BUCKET = "test:tester", "testsecret", "temper"
+S3_USER, S3_SECRET, BUCKET = "tester", "testsecret", "temper"
+_SEAWEEDFS_SECONDS = 60
 
 
 def free_port() -> int:
@@ -173,120 +176,80 @@ def valkey() -> Iterator[Valkey]:
             server.kill()
 
 
-_SWIFT_RINGS = """
-import sys
-from swift.common.ring import RingBuilder
-folder, *ports = sys.argv[1:]
-for kind, port in zip(("account", "container", "object"), ports):
-    builder = RingBuilder(part_power=4, replicas=1, min_part_hours=0)
-    place = {"id": 0, "region": 1, "zone": 1, "ip": "127.0.0.1", "port": int(port), "device": "d1", "weight": 1}
-    builder.add_dev(place)
-    builder.rebalance()
-    builder.get_ring().save(f"{folder}/{kind}.ring.gz")
-"""
-_SWIFT_PIPELINE = (
-    "catch_errors",
-    "s3api",
-    "tempauth",
-    "copy",
-    "bulk",
-    "slo",
-    "dlo",
-    "versioned_writes",
-    "symlink",
-)
-_SWIFT_OPTIONS = {
-    "s3api": "location = us-east-1\nauth_pipeline_check = false",
-    "tempauth": f"user_{SWIFT_USER.replace(':', '_')} = {SWIFT_SECRET} .admin",
-    "slo": "rate_limit_under_size = 0",
-    "versioned_writes": "allow_object_versioning = true",
-}
-
-
-class Swift:
-    """An S3 server that checks signatures: OpenStack Swift with one disk, and its proxy server in front, that can be
-    killed, frozen and started again on the same port with the same objects."""
+class SeaweedFS:
+    """The S3 server of the compose file, in one process, that can be killed, frozen and started again on the same ports
+    with the same objects."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._ports = {kind: free_port() for kind in ("account", "container", "object", "proxy")}
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.url = f"http://127.0.0.1:{self._ports['proxy']}"
-        (folder / "disks" / "d1").mkdir(parents=True)
-        (folder / "swift.conf").write_text(
-            "[swift-hash]\nswift_hash_path_prefix = t\nswift_hash_path_suffix = t\n"
-            "[storage-policy:0]\nname = one\ndefault = yes\n"
-        )
-        back = [kind for kind in self._ports if kind != "proxy"]
-        for kind in back:
-            self._configure(kind, f"{kind}-server", "")
-        filters = "".join(
-            f"[filter:{name}]\nuse = egg:swift#{name}\n{_SWIFT_OPTIONS.get(name, '')}\n" for name in _SWIFT_PIPELINE
-        )
-        self._configure("proxy", " ".join([*_SWIFT_PIPELINE, "proxy-server"]), filters)
-        ports = [str(self._ports[kind]) for kind in back]
-        subprocess.run([sys.executable, "-W", "ignore", "-c", _SWIFT_RINGS, str(folder), *ports], check=True)
+        ports = {name: free_port() for name in ("master", "volume", "filer", "s3", "admin")}
+        # By itself it adds 10,000 to a port for its own protocol, which can lead out of the range.
+        self._ports = ports | {f"{name}.port.grpc": free_port() for name in ports}
+        self.url = f"http://127.0.0.1:{ports['s3']}"
+        self.process: subprocess.Popen[bytes] | None = None
 
     def create_bucket(self) -> dict[str, str]:
         """Make an empty bucket and give the settings that lead to it."""
         name = f"{BUCKET}-{secrets.token_hex(4)}"
-        access = {"aws_access_key_id": SWIFT_USER, "aws_secret_access_key": SWIFT_SECRET}
+        access = {"aws_access_key_id": S3_USER, "aws_secret_access_key": S3_SECRET}
         client = boto3.session.Session(**access, region_name="us-east-1").client("s3", endpoint_url=self.url)
         with contextlib.closing(client):
             client.create_bucket(Bucket=name)
         settings = {"s3_bucket": name, "s3_endpoint_url": self.url}
-        return settings | {"s3_access_key_id": SWIFT_USER, "s3_secret_access_key": SWIFT_SECRET}
+        return settings | {"s3_access_key_id": S3_USER, "s3_secret_access_key": S3_SECRET}
 
     def start(self) -> None:
-        """Start what is not running."""
-        for kind in self._ports:
-            if kind not in self._processes or self._processes[kind].poll() is not None:
-                self._processes[kind] = self._launch(kind)
-        for kind, port in self._ports.items():
-            wait_for_port(port, self._processes[kind])
+        """Start it and wait until it answers."""
+        options = [f"-{name if '.' in name else name + '.port'}={port}" for name, port in self._ports.items()]
+        command = [
+            str(Path(sys.executable).with_name("weed")),
+            "-logtostderr=true",
+            "mini",
+            f"-dir={self._folder}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-webdav=false",
+            "-admin.ui=false",
+            "-master.telemetry=false",
+            *options,
+        ]
+        environment = {**os.environ, "AWS_ACCESS_KEY_ID": S3_USER, "AWS_SECRET_ACCESS_KEY": S3_SECRET}
+        with (self._folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=self._folder)
+        guard_process(self.process.pid)
+        deadline = time.monotonic() + _SEAWEEDFS_SECONDS
+        while not self._is_healthy():
+            assert self.process.poll() is None, f"SeaweedFS has ended with {self.process.returncode}"
+            assert time.monotonic() < deadline, "SeaweedFS does not answer"
+            time.sleep(0.05)
 
     def kill(self) -> None:
-        """Kill the server that clients speak with."""
-        self._processes["proxy"].kill()
-        self._processes["proxy"].wait()
+        assert self.process
+        self.process.kill()
+        self.process.wait()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the server that clients speak with."""
-        self._processes["proxy"].send_signal(number)
+        assert self.process
+        self.process.send_signal(number)
 
-    def stop(self) -> None:
-        """End all of it."""
-        for process in self._processes.values():
-            process.kill()
-            process.wait()
-
-    def _launch(self, kind: str) -> "subprocess.Popen[bytes]":
-        program = Path(sys.executable).with_name(f"swift-{kind}-server")
-        with (self._folder / f"{kind}.log").open("ab") as log:
-            process = subprocess.Popen([program, self._folder / f"{kind}.conf"], stdout=log, stderr=log)
-        guard_process(process.pid)
-        return process
-
-    def _configure(self, kind: str, pipeline: str, filters: str) -> None:
-        (self._folder / f"{kind}.conf").write_text(
-            f"[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {self._ports[kind]}\nworkers = 0\n"
-            f"user = {pwd.getpwuid(os.getuid()).pw_name}\nswift_dir = {self._folder}\n"
-            f"devices = {self._folder / 'disks'}\nmount_check = false\ndisable_fallocate = true\nlog_level = WARNING\n"
-            f"[pipeline:main]\npipeline = {pipeline}\n"
-            f"[app:{kind}-server]\nuse = egg:swift#{kind}\naccount_autocreate = true\n{filters}"
-        )
+    def _is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/healthz", timeout=1) as answer:
+                return bool(answer.status == HTTPStatus.OK)
+        except OSError:
+            return False
 
 
 @contextlib.contextmanager
-def swift() -> Iterator[Swift]:
+def seaweedfs() -> Iterator[SeaweedFS]:
     """A running S3 server without buckets."""
-    with _folder("swift-") as folder:
-        server = Swift(folder)
+    with _folder("seaweedfs-") as folder:
+        server = SeaweedFS(folder)
+        server.start()
         try:
-            server.start()
             yield server
         finally:
-            server.stop()
+            server.kill()
 
 
 def _folder(prefix: str) -> contextlib.AbstractContextManager[Path]:
