@@ -13,7 +13,7 @@ NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || 
 	{ echo "Temper needs Python 3.11 or later: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 PART := --constraints requirements.lock --no-annotate
 
-.PHONY: help demo test chaos serve docs client backup restore upgrade check format lock clean
+.PHONY: help demo test chaos serve docs client backup restore upgrade check format lock bill clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,11 @@ lock: ## write requirements.lock anew from pyproject.toml, and the images' parts
 	$(COMPILE) --all-extras pyproject.toml -o requirements.lock
 	echo "setuptools>=82" | $(COMPILE) $(PART) --extra api --extra client pyproject.toml - -o deploy/api.lock
 	echo "setuptools>=82" | $(COMPILE) $(PART) --extra worker --extra client pyproject.toml - -o deploy/worker.lock
+
+bill: $(READY) ## write a bill of materials of each image's packages (CycloneDX, from the lock files) into dist/
+	@mkdir -p dist
+	$(RUN)cyclonedx-py requirements --output-reproducible --output-file dist/api.cdx.json deploy/api.lock
+	$(RUN)cyclonedx-py requirements --output-reproducible --output-file dist/worker.cdx.json deploy/worker.lock
 
 clean: ## remove the virtual environment and all caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .cache site *.egg-info
