@@ -16,6 +16,7 @@ from fastapi.staticfiles import StaticFiles
 
 from app.assets.registry import Registry
 from app.http import authentication, error_handler
+from app.http.connections import MOST_CONNECTIONS, Connection, allow_many_files
 from app.http.dependencies import Service
 from app.http.middleware import BodyLimit, CountRequests, RequestId, TellStanding, VersionPrefix
 from app.http.openapi import Api
@@ -62,7 +63,7 @@ PARTS = (
     health,
 )
 """The modules that have routes, in the order of the OpenAPI document."""
-MAX_BODY_BYTES = 1024**2
+MAX_BODY_BYTES = 64 * 1024
 """Largest body of a request that is no part of an upload."""
 
 
@@ -168,6 +169,7 @@ def main() -> None:
     if settings.migrate_at_start:
         database = open_database(settings.database_url)
         authentication.tell_first_key(database, settings)
+    allow_many_files()
     several = settings.api_workers > 1
     if several:
         database.close()
@@ -177,8 +179,8 @@ def main() -> None:
         workers=settings.api_workers,
         host=settings.host,
         port=settings.port,
-        # httptools, which uvicorn would take where it is installed, takes in headers without end.
-        http="h11",
+        http=Connection,
+        limit_concurrency=MOST_CONNECTIONS,
         server_header=False,
         log_config=None,
         timeout_graceful_shutdown=20,

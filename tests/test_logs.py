@@ -163,3 +163,12 @@ def test_the_logs_of_all_processes_have_no_secret_that_was_used(tmp_path, valkey
     attempt = [line for line in of_worker if line.get("job_id") == job_id]
     assert {line["attempt"] for line in attempt} == {1}
     assert any(line["event"].endswith("attempt 1 begins") for line in attempt)
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize("text", ["a\nERROR forged", "\x1b[2J", "\x9b31m", "a\rb", "a\u2028b", "\x00"])
+def test_what_a_client_sends_writes_no_line_of_its_own(settings, log_format, text):
+    line = written(settings.model_copy(update={"log_format": log_format}), "from %s", text)
+    shown = json.loads(line)["event"] if log_format == "json" else line
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029]", shown.rstrip("\n"))
+    assert line.rstrip("\n").count("\n") == 0

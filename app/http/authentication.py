@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,7 +57,10 @@ async def authenticate(
     if credentials is None:
         raise _unauthorized("the request has no API key")
     address = request.client.host if request.client else ""
-    key, is_stale, standing = await run_sync(_admit, service, credentials.credentials, address)
+    text, failures = credentials.credentials, service.failures
+    suspicious = failures.seconds_to_wait(address) and not failures.was_right(keys.fingerprint(text))
+    async with service.suspects if suspicious else nullcontext():
+        key, is_stale, standing = await run_sync(_admit, service, text, address)
     request.state.standing = standing
     if standing and not standing.granted:
         detail = f"this key has made {standing.limit} requests in {standing.window} s, which is its limit"
@@ -109,16 +112,18 @@ def _note_use(database: Database, key_id: str) -> None:
 
 
 def _find(service: Service, text: str, address: str) -> tuple[ApiKey, bool]:
-    fingerprint = keys.fingerprint(text)
-    if seconds := service.failures.seconds_to_wait(address, fingerprint):
-        raise RateLimited(f"too many wrong API keys came from {address}", seconds=seconds)
+    failures, fingerprint = service.failures, keys.fingerprint(text)
+    seconds = failures.seconds_to_wait(address)
+    too_many = RateLimited(f"too many wrong API keys came from {address}, and this one is wrong", seconds=seconds)
+    if seconds and failures.was_wrong(fingerprint):
+        raise too_many
     try:
         with service.database.reading() as session:
             found = keys.find(session, text)
     except keys.BadKey as error:
-        service.failures.note(address, fingerprint)
-        raise _unauthorized(str(error)) from None
-    service.failures.trust(fingerprint)
+        failures.note(address, fingerprint)
+        raise (too_many if seconds else _unauthorized(str(error))) from None
+    failures.trust(fingerprint)
     return found
 
 

@@ -54,6 +54,9 @@ class Service:
     """Limits the requests that resolve a host name, which takes as long as an external name server: meanwhile they hold
     neither of the other semaphores, nor a thread."""
 
+    suspects: Semaphore = field(default_factory=lambda: Semaphore(2))
+    """Limits the look-ups of unknown keys from addresses that sent many wrong ones: they delay only each other."""
+
 
 async def _service(request: Request) -> Service:
     service: Service = request.app.state.service

@@ -179,7 +179,9 @@ def _as_problem(request: Request, error: Exception) -> Problem:
         case _ if isinstance(error, AWAY):
             return _unavailable(error)
         case _:
-            return problems.InternalError("something went wrong in the service; look for the request id in its log")
+            detail = "something went wrong in the service; look for the request id in its log"
+            # Starlette raises the exception again after this answer, whereupon uvicorn closes the connection.
+            return problems.InternalError(detail, headers={"Connection": "close"})
 
 
 def _unknowable(request: Request) -> Problem:

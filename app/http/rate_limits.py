@@ -26,12 +26,12 @@ POLICY = "requests"
 RATE_LIMIT_SECONDS = 60
 """The time in which the requests of a key are counted."""
 AUTH_FAILURES = 100
-"""Wrong API keys in a minute after which only keys that were right before are accepted from an address."""
+"""Wrong API keys in a minute from one address, after which further ones are limited."""
 _PATIENCE_SECONDS = 0.25
 """How long a request waits for the broker."""
 _AWAY_SECONDS = 5.0
 """How long the broker is left alone after it has not answered."""
-_MOST_TRUSTED = 4096
+_MOST_KNOWN = 4096
 
 
 @dataclass(frozen=True)
@@ -158,32 +158,63 @@ class Requests:
 
 
 class Failures:
-    """The failed authentications of each address in the last minute, and the keys that were valid lately: these are not
-    refused because another client at the same address guesses keys."""
+    """The failed authentications of each address in the last minute, and what is known of keys lately asked with.
+
+    Other clients may share an address with one that guesses keys, so no key is refused unseen that may be right: beyond
+    the limit, a key that was wrong before is refused without being looked up, and other ones are looked up a few at a
+    time.
+    """
 
     def __init__(self) -> None:
         self._item = RateLimitItemPerSecond(AUTH_FAILURES, 60)
         self._window = MovingWindowRateLimiter(MemoryStorage())
-        self._lock = Lock()
-        self._trusted: OrderedDict[str, None] = OrderedDict()
+        self._right = _Recent()
+        self._wrong = _Recent()
 
-    def seconds_to_wait(self, address: str, fingerprint: str) -> int:
-        """Return the seconds for which keys from this address are refused without being looked up."""
-        if fingerprint in self._trusted or self._window.test(self._item, address):
+    def seconds_to_wait(self, address: str) -> int:
+        """Return the seconds for which wrong keys from this address are limited; 0 where they are not."""
+        if self._window.test(self._item, address):
             return 0
         reset, _ = self._window.get_window_stats(self._item, address)
         return max(1, math.ceil(reset - time.time()))
 
+    def was_right(self, fingerprint: str) -> bool:
+        """Check whether a key was valid when it was last looked up."""
+        return fingerprint in self._right
+
+    def was_wrong(self, fingerprint: str) -> bool:
+        """Check whether a key was not valid when it was last looked up."""
+        return fingerprint in self._wrong
+
     def trust(self, fingerprint: str) -> None:
         """Record that a key was valid."""
-        with self._lock:
-            self._trusted[fingerprint] = None
-            self._trusted.move_to_end(fingerprint)
-            if len(self._trusted) > _MOST_TRUSTED:
-                self._trusted.popitem(last=False)
+        self._wrong.remove(fingerprint)
+        self._right.add(fingerprint)
 
     def note(self, address: str, fingerprint: str) -> None:
         """Record that a key was not valid."""
-        with self._lock:
-            self._trusted.pop(fingerprint, None)
+        self._right.remove(fingerprint)
+        self._wrong.add(fingerprint)
         self._window.hit(self._item, address)
+
+
+class _Recent:
+    """The fingerprints added last, of which the oldest make room."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._known: OrderedDict[str, None] = OrderedDict()
+
+    def __contains__(self, fingerprint: str) -> bool:
+        return fingerprint in self._known
+
+    def add(self, fingerprint: str) -> None:
+        with self._lock:
+            self._known[fingerprint] = None
+            self._known.move_to_end(fingerprint)
+            if len(self._known) > _MOST_KNOWN:
+                self._known.popitem(last=False)
+
+    def remove(self, fingerprint: str) -> None:
+        with self._lock:
+            self._known.pop(fingerprint, None)

@@ -5,10 +5,11 @@ because SQLite cannot upgrade a read without risking `database is locked`; in Po
 alike.
 """
 
+import os
 import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -192,6 +193,7 @@ class Database:
         self.engine = create_engine(url, pool_size=THREADS, max_overflow=4, **options)
         self._reading_engine = self.engine
         if self.engine.dialect.name == "sqlite":
+            _close_to_others(make_url(url).database)
             _adapt_to_sqlite(self.engine)
         else:
             # Each statement sees what was committed before it, in a transaction or not: so two round trips are saved.
@@ -307,6 +309,19 @@ def _use_a_log(connection: sqlite3.Connection) -> None:
             sleep(0.01)
         else:
             return
+
+
+def _close_to_others(file: str | None) -> None:
+    """Let only this user read and write a database file. SQLite gives the files beside it the same mode."""
+    if file is None or file == ":memory:":
+        return
+    # A folder that is missing, or a file of another user, is told of when the database is opened.
+    with suppress(OSError):
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
 
 
 def _adapt_to_sqlite(engine: Engine) -> None:

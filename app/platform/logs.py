@@ -5,6 +5,7 @@ Everything goes through `logging`: our own lines, and those of uvicorn, Celery a
 """
 
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -16,6 +17,8 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from app.platform.redaction import known_secrets, redact
 from app.platform.settings import LogFormat, Settings
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def set_up(settings: Settings) -> None:
@@ -56,6 +59,7 @@ def formatter(settings: Settings) -> logging.Formatter:
         ],
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            _on_one_line,
             *_renderers(settings.log_format),
             without_secrets,
         ],
@@ -65,6 +69,15 @@ def formatter(settings: Settings) -> logging.Formatter:
 def about(**what: object) -> AbstractContextManager[None]:
     """Add values such as request_id, job_id and attempt to all lines that are logged in the block."""
     return bound_contextvars(**what)
+
+
+def _on_one_line(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
+    """Escape control characters: what clients send could otherwise write lines of their own, or steer a terminal."""
+    return {name: _escaped(value) if isinstance(value, str) else value for name, value in line.items()}
+
+
+def _escaped(text: str) -> str:
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text.rstrip("\n"))
 
 
 def _renderers(log_format: LogFormat) -> Sequence[Processor]:

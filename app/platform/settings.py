@@ -1,7 +1,9 @@
 """Every environment variable of the service, typed. Each begins with TEMPER_ and has a default that works."""
 
 import re
+import stat
 import sys
+from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -222,7 +224,13 @@ class Settings(BaseSettings):
         return self.data_dir / "datasets"
 
     def make_folders(self) -> None:
-        """Make the folders above where they are missing."""
+        """Make the folders above where they are missing, and close the data folder to other users of the machine."""
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = self.data_dir.stat().st_mode
+        # A folder such as /tmp belongs to all users; one of another user can only be changed by them.
+        if mode & 0o077 and not mode & stat.S_ISVTX:
+            with suppress(PermissionError):
+                self.data_dir.chmod(0o700)
         folders = (self.objects_dir, self.work_dir, self.spool_dir, self.cache_dir, self.models_dir, self.datasets_dir)
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import uvicorn
 
+from app.http.connections import Connection
 from app.main import create_app
 from app.operations.maintenance import PERIODIC_TASKS, PeriodicTask
 from app.platform.database import Database, open_database
@@ -69,7 +70,9 @@ def serving(
     """Serve the API in a thread, and give its address."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
-        uvicorn.Config(create_app(settings, database, periodic_tasks=periodic_tasks), http="h11", log_level="warning")
+        uvicorn.Config(
+            create_app(settings, database, periodic_tasks=periodic_tasks), http=Connection, log_level="warning"
+        )
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

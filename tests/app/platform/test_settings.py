@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 from pydantic import SecretStr
@@ -115,3 +116,25 @@ def test_the_key_itself_is_nowhere_in_the_database(database, settings):
     database.close()
     secret = key.split("_")[2].encode()
     assert not [file for file in settings.data_dir.glob("temper.db*") if secret in file.read_bytes()]
+
+
+def test_the_data_folder_and_the_database_are_closed_to_others(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o755)
+    (folder / "temper.db").touch(0o644)
+    settings = Settings(data_dir=folder)
+    settings.make_folders()
+    with closing(open_database(settings.database_url)) as database, database.writing() as session:
+        session.execute(delete(ApiKey))
+        assert folder.stat().st_mode & 0o777 == 0o700
+        files = list(folder.glob("temper.db*"))
+        assert {file.name for file in files} == {"temper.db", "temper.db-wal", "temper.db-shm"}
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
+
+def test_a_folder_of_all_users_stays_open(tmp_path):
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    Settings(data_dir=folder).make_folders()
+    assert folder.stat().st_mode & 0o7777 == 0o1777
