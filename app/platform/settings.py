@@ -33,7 +33,6 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="TEMPER_",
         frozen=True,
-        use_attribute_docstrings=True,
         secrets_dir=SECRETS if SECRETS.is_dir() else None,
     )
 

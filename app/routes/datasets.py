@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from fastapi import Path as PathParameter
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from app import schemas
 from app.assets import assets
 from app.http.authentication import ProjectId, needs
+from app.http.body import Body
 from app.http.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
 from app.http.problems import (
     FileInUse,
@@ -42,10 +43,8 @@ _NOT_INSPECTED: dict[str, Any] = {"refused": None, "overlap": None, "thumbnails"
 """Fields that only the inspection of a project's own fills."""
 
 
-class CreateDataset(BaseModel):
+class CreateDataset(Body):
     """The data set to create."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     upload: str = Field(max_length=64)
     """The completed upload, of purpose dataset: a zip of train/<class>/* and test/<class>/*."""

@@ -4,7 +4,7 @@ checkpoints."""
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Query, Response
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from app import schemas, tables
@@ -50,9 +50,6 @@ _NOT_INSPECTED: dict[str, Any] = {"parameters": None, "made_by": None, "warnings
 
 class CreateModel(ImportSpec, defer_build=False):
     """The base model to create: from an upload, with what the file itself does not say, or from a checkpoint."""
-
-    # FastAPI needs the validator of a body when it builds the route.
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, defer_build=False)
 
     name: GivenName = Field(examples=["birds-linf"])
     """The name by which jobs use it."""
