@@ -1,4 +1,4 @@
-"""The API: `python -m app.main` serves it; `create_app` puts it together."""
+"""The API: `create_app` puts it together, `serve` serves it."""
 
 import asyncio
 import gc
@@ -136,6 +136,7 @@ def _spare_what_stays() -> None:
     """Exclude start-up objects from garbage collection: a full pass takes a third of a second and blocks requests."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _stop_on_signals(watch: Watch) -> None:
@@ -160,7 +161,7 @@ def app_from_environment() -> FastAPI:
     return create_app(settings, Database(settings.database_url))
 
 
-def main() -> None:
+def serve() -> None:
     """Serve the API until a signal says stop."""
     settings = Settings.from_environment()
     logs.set_up(settings)
@@ -171,6 +172,7 @@ def main() -> None:
     several = settings.api_workers > 1
     if several:
         database.close()
+        gc.enable()
     uvicorn.run(
         "app.main:app_from_environment" if several else create_app(settings, database),
         factory=several,
@@ -185,7 +187,3 @@ def main() -> None:
         # On a busy machine a process may take some seconds to start; uvicorn would kill it and start another, for ever.
         timeout_worker_healthcheck=60,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -12,13 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 from typing import NoReturn, TextIO
-
-import httpx2
 
 from client.credentials import credentials_file, data_dir, point_credentials_at
 from client.errors import CannotServe
@@ -63,7 +61,7 @@ def _serve(*, host: str, port: int, folder: Path) -> None:
     url = _url(host, port)
     stop = _stop_on_signals()
     with _children(environment) as start:
-        api = start("app.main")
+        api = start("app")
         if _is_ready(url, api, stop):
             point_credentials_at(url, credentials)
             _say(f"Temper is ready at {url}, data in {folder}. Ctrl-C stops it.")
@@ -75,13 +73,14 @@ def _serve(*, host: str, port: int, folder: Path) -> None:
 
 def _is_ready(url: str, api: Child, stop: Event) -> bool:
     """Wait for the API to be ready; say whether it got there."""
+    # Not httpx2, whose import takes longer than that of all else here. It comes while the API starts.
+    from urllib.request import ProxyHandler, build_opener
+
+    opener = build_opener(ProxyHandler({}))
     deadline = time.monotonic() + START_SECONDS
     while api.poll() is None and not stop.wait(TICK_SECONDS):
-        try:
-            if httpx2.get(f"{url}/readyz", timeout=1, trust_env=False).is_success:
-                return True
-        except httpx2.TransportError:
-            pass
+        with suppress(OSError), opener.open(f"{url}/readyz", timeout=1):
+            return True
         if time.monotonic() > deadline:
             raise CannotServe(f"the API is not ready after {START_SECONDS:.0f} seconds: its lines above say why")
     return False
