@@ -22,24 +22,20 @@ def _pair(text: str) -> str:
 class JobFilter(BaseModel):
     """Which jobs to list. Any other parameter is refused: a filter with a typing error would list the wrong jobs."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid")
 
-    status: schemas.Status | None = None
-    """Only jobs in this status."""
-    kind: Kind | None = None
-    """Only jobs of this kind."""
-    base_model: str | None = None
-    """Only jobs that start from this model."""
-    dataset: str | None = None
-    """Only jobs on this data set."""
-    metadata: list[Annotated[str, AfterValidator(_pair)]] = []
-    """Only jobs with this pair, written as key=value; repeat it for more pairs."""
-    after: Annotated[str | None, AfterValidator(cursor("job"))] = None
-    """The cursor: the `last_id` of the previous page."""
-    limit: int = Field(default=20, ge=1, le=100)
-    """Jobs in one page."""
-    order: Order = "desc"
-    """desc: newest first."""
+    status: schemas.Status | None = Field(default=None, description="Only jobs in this status.")
+    kind: Kind | None = Field(default=None, description="Only jobs of this kind.")
+    base_model: str | None = Field(default=None, description="Only jobs that start from this model.")
+    dataset: str | None = Field(default=None, description="Only jobs on this data set.")
+    metadata: list[Annotated[str, AfterValidator(_pair)]] = Field(
+        default=[], description="Only jobs with this pair, written as key=value; repeat it for more pairs."
+    )
+    after: Annotated[str | None, AfterValidator(cursor("job"))] = Field(
+        default=None, description="The cursor: the `last_id` of the previous page."
+    )
+    limit: int = Field(default=20, ge=1, le=100, description="Jobs in one page.")
+    order: Order = Field(default="desc", description="desc: newest first.")
 
     @field_validator("metadata")
     @classmethod

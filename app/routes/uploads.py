@@ -97,20 +97,16 @@ class RequestParts(Body):
 class UploadFilter(BaseModel):
     """Which uploads to list."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid")
 
-    status: schemas.UploadStatus | None = None
-    """Only uploads in this status."""
-    purpose: schemas.Purpose | None = None
-    """Only uploads for this purpose."""
-    sha256: Sha256 | None = None
-    """Only uploads of this file."""
-    after: Annotated[str | None, AfterValidator(cursor("upl"))] = None
-    """The cursor: the `last_id` of the previous page."""
-    limit: int = Field(default=20, ge=1, le=100)
-    """Uploads in one page."""
-    order: Order = "desc"
-    """desc: newest first."""
+    status: schemas.UploadStatus | None = Field(default=None, description="Only uploads in this status.")
+    purpose: schemas.Purpose | None = Field(default=None, description="Only uploads for this purpose.")
+    sha256: Sha256 | None = Field(default=None, description="Only uploads of this file.")
+    after: Annotated[str | None, AfterValidator(cursor("upl"))] = Field(
+        default=None, description="The cursor: the `last_id` of the previous page."
+    )
+    limit: int = Field(default=20, ge=1, le=100, description="Uploads in one page.")
+    order: Order = Field(default="desc", description="desc: newest first.")
 
 
 @router.post(
