@@ -13,7 +13,7 @@ from app.platform.database import Timestamp, now
 from app.platform.ids import new_id
 from app.platform.leases import Leased
 from app.schemas import DeliveryStatus, DisabledReason, FileStatus, Purpose, Scope, Status, UploadStatus
-from core.schema.events import Phase
+from core.schema.progress import Phase
 
 Outcome = Literal["succeeded", "failed", "cancelled", "paused", "handed_back", "lost"]
 """How an attempt ended: lost by a crash, handed back to the queue, or with the status that its job got by it."""

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from app import schemas
 from app.http.dependencies import cursor
 from app.platform.paging import Order
-from core.schema.spec import Kind
+from core.schema.catalog import Kind
 
 
 def _pair(text: str) -> str:
