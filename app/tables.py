@@ -12,11 +12,20 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from app.platform.database import Timestamp, now
 from app.platform.ids import new_id
 from app.platform.leases import Leased
-from app.schemas import DeliveryStatus, DisabledReason, FileStatus, Purpose, Scope, Status, UploadStatus
+from app.schemas import (
+    DeliveryStatus,
+    DeliveryType,
+    DisabledReason,
+    FileStatus,
+    Outcome,
+    Purpose,
+    Scope,
+    Status,
+    UploadStatus,
+)
+from core.schema.catalog import Kind
 from core.schema.progress import Phase
 
-Outcome = Literal["succeeded", "failed", "cancelled", "paused", "handed_back", "lost"]
-"""How an attempt ended: lost by a crash, handed back to the queue, or with the status that its job got by it."""
 StateKind = Literal["state", "best", "verdicts"]
 TaskKind = Literal["inspect_dataset", "inspect_model", "verify_upload"]
 TaskStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -91,7 +100,7 @@ class Job(Leased, Table):
     fingerprint: Mapped[str] = mapped_column(String(64))
     """Hash of the resolved spec, which tells a repeated request from a different one."""
 
-    kind: Mapped[str]
+    kind: Mapped[Kind] = mapped_column(String)
     name: Mapped[str]
     base_model: Mapped[str | None]
     dataset: Mapped[str]
@@ -211,7 +220,7 @@ class PastAttempt(Table):
     job_id: Mapped[str] = mapped_column(primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
-    kind: Mapped[str]
+    kind: Mapped[Kind] = mapped_column(String)
     dataset: Mapped[str]
     base_model: Mapped[str | None]
     gpus: Mapped[int]
@@ -337,7 +346,7 @@ class Delivery(Leased, Table):
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("dlv"))
     """Also the webhook-id that the receiver sees, the same each time."""
     webhook_id: Mapped[str] = mapped_column(ForeignKey(Webhook.id, ondelete="CASCADE"))
-    type: Mapped[str]
+    type: Mapped[DeliveryType] = mapped_column(String)
     job_id: Mapped[str | None]
     payload: Mapped[str]
     """The text that is signed and sent."""

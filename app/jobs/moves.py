@@ -16,12 +16,13 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from app.jobs import estimates
+from app.jobs.failures import CrashCode
 from app.jobs.history import append_events, change_jobs
 from app.platform import leases
 from app.platform.database import now
 from app.platform.ids import new_id
-from app.schemas import Failure, Status
-from app.tables import Attempt, Checkpoint, Job, Outcome, State
+from app.schemas import Failure, Outcome, Status
+from app.tables import Attempt, Checkpoint, Job, State
 from app.webhooks import deliveries
 
 MOVES: Mapping[Status, frozenset[Status]] = {
@@ -74,7 +75,7 @@ def leave(
     to: Status,
     *,
     outcome: Outcome | None = None,
-    cause_code: str | None = None,
+    cause_code: CrashCode | None = None,
     cause: str | None = None,
     **values: Any,
 ) -> Job:
@@ -100,7 +101,7 @@ def fail(
     failure: Failure,
     *,
     outcome: Outcome | None = None,
-    cause_code: str | None = None,
+    cause_code: CrashCode | None = None,
     cause: str | None = None,
     **values: Any,
 ) -> Job:

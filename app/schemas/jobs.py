@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from app.schemas.answer import Answer, Listed
 from app.schemas.estimates import Actual, Estimate
+from app.schemas.status import Action, Status
 from app.schemas.webhooks import WebhookWithSecret
 from core.schema.catalog import Kind, Norm
 from core.schema.progress import NormCount, Phase, Rate, Subject
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
 
     from core.schema.report import Report, Reports
-
-Status = Literal["queued", "running", "pausing", "paused", "stopping", "cancelling", "succeeded", "failed", "cancelled"]
-Action = Literal["pause", "resume", "stop", "cancel", "retry"]
 
 
 class _DocumentedAsRequest:
