@@ -13,10 +13,10 @@ from app.platform.database import Timestamp, now
 from app.platform.ids import new_id
 from app.platform.leases import Leased
 from app.schemas import (
+    AssetStatus,
     DeliveryStatus,
     DeliveryType,
     DisabledReason,
-    FileStatus,
     Outcome,
     Purpose,
     Scope,
@@ -403,8 +403,8 @@ class Upload(Table):
     __table_args__ = (Index("ix_uploads_of_project", project_id, "id"), Index("ix_uploads_by_status", status, "id"))
 
 
-class Inspected(Table):
-    """What data sets and models share: files that a worker inspects, as a task, before jobs can name them."""
+class Asset(Table):
+    """A data set or model of a project's own. A worker inspects it, as a task, before jobs can name it."""
 
     __abstract__ = True
 
@@ -412,7 +412,7 @@ class Inspected(Table):
     project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
     name: Mapped[str] = mapped_column(String(128))
     """Its name in specs."""
-    status: Mapped[FileStatus] = mapped_column(String, default="pending")
+    status: Mapped[AssetStatus] = mapped_column(String, default="pending")
     """Follows the status of its inspection's task."""
     failure: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     summary: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
@@ -436,7 +436,7 @@ class Inspected(Table):
     """When its inspection ended."""
 
 
-class Dataset(Inspected):
+class Dataset(Asset):
     """Images of a project's own."""
 
     __tablename__ = "datasets"
@@ -444,7 +444,7 @@ class Dataset(Inspected):
     __table_args__ = (UniqueConstraint("project_id", "name"),)
 
 
-class Model(Inspected):
+class Model(Asset):
     """A base model of a project's own."""
 
     __tablename__ = "models"

@@ -75,7 +75,7 @@ def leave(
     to: Status,
     *,
     outcome: Outcome | None = None,
-    cause_code: CrashCode | None = None,
+    cause_code: str | None = None,
     cause: str | None = None,
     **values: Any,
 ) -> Job:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from app.schemas.access import SCOPES, ApiKey, Me, NewApiKey, Project, RateLimit, Scope
     from app.schemas.answer import Answer, Listed, Page, headers, page
-    from app.schemas.assets import FileFailure, FileStatus, JobInput, Lineage, MadeBy, ThumbnailLink
+    from app.schemas.assets import AssetFailure, AssetStatus, JobInput, Lineage, MadeBy, ThumbnailLink
     from app.schemas.attempts import Attempt, Outcome
     from app.schemas.catalogue import Architecture, Dataset, Method, Model
     from app.schemas.checkpoints import Checkpoint
@@ -50,6 +50,8 @@ __all__ = [
     "Answer",
     "ApiKey",
     "Architecture",
+    "AssetFailure",
+    "AssetStatus",
     "Attempt",
     "Basis",
     "Checkpoint",
@@ -63,8 +65,6 @@ __all__ = [
     "Duration",
     "Estimate",
     "Failure",
-    "FileFailure",
-    "FileStatus",
     "GroupBy",
     "Health",
     "Index",
