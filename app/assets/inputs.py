@@ -1,4 +1,4 @@
-"""Inputs: the assets and checkpoints of its project that a job reads, as they were when it was posted, and its lineage."""
+"""Inputs: what a job reads of its project, as it was when the job was posted; and the lineage that they make."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
