@@ -302,6 +302,7 @@ def _spill(connection: Connection) -> None:
 
 def _use_a_log(connection: sqlite3.Connection) -> None:
     """Switch to WAL. Where several processes do so on a new file at once, SQLite refuses without waiting."""
+    # Not tenacity, whose import delays every start.
     deadline = monotonic() + 5
     while True:
         try:
