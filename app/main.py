@@ -140,7 +140,7 @@ def _spare_what_stays() -> None:
 
 
 def _stop_on_signals(watch: Watch) -> None:
-    """End the open streams when the server is told to stop: uvicorn would wait for them for ever."""
+    """End the open streams when the server is told to stop: uvicorn would wait for them without end."""
     if threading.current_thread() is not threading.main_thread():
         return
     loop = asyncio.get_running_loop()
@@ -155,7 +155,7 @@ def _stop_on_signals(watch: Watch) -> None:
 
 
 def app_from_environment() -> FastAPI:
-    """Put the API together as the environment says, for one of several processes."""
+    """Put the API together by the settings of the environment, for one of several processes."""
     settings = Settings.from_environment()
     logs.set_up(settings)
     return create_app(settings, Database(settings.database_url))
@@ -179,11 +179,11 @@ def serve() -> None:
         workers=settings.api_workers,
         host=settings.host,
         port=settings.port,
-        # httptools, which uvicorn would take where it is installed, takes in headers without end.
+        # httptools, which uvicorn would take where it is installed, accepts headers of any length.
         http="h11",
         server_header=False,
         log_config=None,
         timeout_graceful_shutdown=20,
-        # On a busy machine a process may take some seconds to start; uvicorn would kill it and start another, for ever.
+        # On a busy machine a process may take seconds to start: uvicorn would kill it and start another, without end.
         timeout_worker_healthcheck=60,
     )

@@ -65,7 +65,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The process was killed, or the file could not be fetched: the inspection is repeated, but not for ever."""
+    """The process was killed, or the file not fetched: the inspection is repeated a limited number of times."""
 
     cause: str
 

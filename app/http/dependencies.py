@@ -164,7 +164,7 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
-"""A time with its zone, as callers write it."""
+"""A time with its zone."""
 JobId = Annotated[str, Path(description="The job's id.")]
 CheckpointId = Annotated[str, Path(description="The checkpoint's id.")]
 UploadId = Annotated[str, Path(description="The upload's id.")]

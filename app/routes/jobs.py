@@ -1,4 +1,4 @@
-"""Jobs: post one, find it, watch it, and read what it measured. What can be asked of it is in `app.routes.actions`."""
+"""Jobs: post one, find it, watch it, and read its results. The actions on it are in `app.routes.actions`."""
 
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,7 +61,7 @@ def _unchecked(body: Any, _: ValidatorFunctionWrapHandler) -> Any:
 if TYPE_CHECKING:
     Unchecked = Any
 else:
-    # Documented as a spec, but whatever was sent: `parse_spec` can say more about it than FastAPI.
+    # Documented as a spec, but not validated by FastAPI: the errors of `parse_spec` say more.
     Unchecked = Annotated[JobRequest, WrapValidator(_unchecked)]
 
 
@@ -93,7 +93,7 @@ def _was_posted(service: Service, project_id: str, spec: AnyRequest, idempotency
 
 
 async def check_webhook(spec: Annotated[AnyRequest, Depends(parse_spec)], service: TheService) -> AnyRequest:
-    """Judge the address that a spec names, if any. Raises InvalidSpec."""
+    """Check the URL of the webhook that a spec names, if any. Raises InvalidSpec."""
     if spec.webhook:
         try:
             await check_address(service, spec.webhook.url)
@@ -285,7 +285,7 @@ def create_from(
 
 
 def show_created(created: lifecycle.Created, response: Response) -> schemas.PostedJob:
-    """Show a job to who has made it, or has made it before."""
+    """Show a job that this request, or an earlier one with the same key, has created."""
     response.headers["Location"] = f"/jobs/{created.job.id}"
     response.headers["ETag"] = _etag(created.job)
     if created.replayed:
@@ -297,7 +297,7 @@ def show_created(created: lifecycle.Created, response: Response) -> schemas.Post
 
 
 def show_job(job: tables.Job) -> schemas.Job:
-    """Show a job to its owner."""
+    """Show a job."""
     return schemas.Job.model_validate(_facts(job))
 
 
