@@ -1,4 +1,4 @@
-"""The API: `python -m app.main` serves it; `create_app` puts it together."""
+"""The API: `create_app` puts it together, `serve` serves it."""
 
 import asyncio
 import gc
@@ -137,10 +137,11 @@ def _spare_what_stays() -> None:
     """Exclude start-up objects from garbage collection: a full pass takes a third of a second and blocks requests."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _stop_on_signals(watch: Watch) -> None:
-    """End the open streams when the server is told to stop: uvicorn would wait for them for ever."""
+    """End the open streams when the server is told to stop: uvicorn would wait for them without end."""
     if threading.current_thread() is not threading.main_thread():
         return
     loop = asyncio.get_running_loop()
@@ -155,13 +156,13 @@ def _stop_on_signals(watch: Watch) -> None:
 
 
 def app_from_environment() -> FastAPI:
-    """Put the API together as the environment says, for one of several processes."""
+    """Put the API together by the settings of the environment, for one of several processes."""
     settings = Settings.from_environment()
     logs.set_up(settings)
     return create_app(settings, Database(settings.database_url))
 
 
-def main() -> None:
+def serve() -> None:
     """Serve the API until a signal says stop."""
     settings = Settings.from_environment()
     logs.set_up(settings)
@@ -173,6 +174,7 @@ def main() -> None:
     several = settings.api_workers > 1
     if several:
         database.close()
+        gc.enable()
     uvicorn.run(
         "app.main:app_from_environment" if several else create_app(settings, database),
         factory=several,
@@ -184,10 +186,6 @@ def main() -> None:
         server_header=False,
         log_config=None,
         timeout_graceful_shutdown=20,
-        # On a busy machine a process may take some seconds to start; uvicorn would kill it and start another, for ever.
+        # On a busy machine a process may take seconds to start: uvicorn would kill it and start another, without end.
         timeout_worker_healthcheck=60,
     )
-
-
-if __name__ == "__main__":
-    main()

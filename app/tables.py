@@ -12,11 +12,20 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from app.platform.database import Timestamp, now
 from app.platform.ids import new_id
 from app.platform.leases import Leased
-from app.schemas import DeliveryStatus, DisabledReason, FileStatus, Purpose, Scope, Status, UploadStatus
-from core.schema.events import Phase
+from app.schemas import (
+    AssetStatus,
+    DeliveryStatus,
+    DeliveryType,
+    DisabledReason,
+    Outcome,
+    Purpose,
+    Scope,
+    Status,
+    UploadStatus,
+)
+from core.schema.catalog import Kind
+from core.schema.progress import Phase
 
-Outcome = Literal["succeeded", "failed", "cancelled", "paused", "handed_back", "lost"]
-"""How an attempt ended: lost by a crash, handed back to the queue, or with the status that its job got by it."""
 StateKind = Literal["state", "best", "verdicts"]
 TaskKind = Literal["inspect_dataset", "inspect_model", "verify_upload"]
 TaskStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -91,7 +100,7 @@ class Job(Leased, Table):
     fingerprint: Mapped[str] = mapped_column(String(64))
     """Hash of the resolved spec, which tells a repeated request from a different one."""
 
-    kind: Mapped[str]
+    kind: Mapped[Kind] = mapped_column(String)
     name: Mapped[str]
     base_model: Mapped[str | None]
     dataset: Mapped[str]
@@ -211,7 +220,7 @@ class PastAttempt(Table):
     job_id: Mapped[str] = mapped_column(primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
-    kind: Mapped[str]
+    kind: Mapped[Kind] = mapped_column(String)
     dataset: Mapped[str]
     base_model: Mapped[str | None]
     gpus: Mapped[int]
@@ -337,7 +346,7 @@ class Delivery(Leased, Table):
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("dlv"))
     """Also the webhook-id that the receiver sees, the same each time."""
     webhook_id: Mapped[str] = mapped_column(ForeignKey(Webhook.id, ondelete="CASCADE"))
-    type: Mapped[str]
+    type: Mapped[DeliveryType] = mapped_column(String)
     job_id: Mapped[str | None]
     payload: Mapped[str]
     """The text that is signed and sent."""
@@ -394,8 +403,8 @@ class Upload(Table):
     __table_args__ = (Index("ix_uploads_of_project", project_id, "id"), Index("ix_uploads_by_status", status, "id"))
 
 
-class Inspected(Table):
-    """What data sets and models share: files that a worker inspects, as a task, before jobs can name them."""
+class Asset(Table):
+    """A data set or model of a project's own. A worker inspects it, as a task, before jobs can name it."""
 
     __abstract__ = True
 
@@ -403,7 +412,7 @@ class Inspected(Table):
     project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
     name: Mapped[str] = mapped_column(String(128))
     """Its name in specs."""
-    status: Mapped[FileStatus] = mapped_column(String, default="pending")
+    status: Mapped[AssetStatus] = mapped_column(String, default="pending")
     """Follows the status of its inspection's task."""
     failure: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     summary: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
@@ -427,7 +436,7 @@ class Inspected(Table):
     """When its inspection ended."""
 
 
-class Dataset(Inspected):
+class Dataset(Asset):
     """Images of a project's own."""
 
     __tablename__ = "datasets"
@@ -435,7 +444,7 @@ class Dataset(Inspected):
     __table_args__ = (UniqueConstraint("project_id", "name"),)
 
 
-class Model(Inspected):
+class Model(Asset):
     """A base model of a project's own."""
 
     __tablename__ = "models"

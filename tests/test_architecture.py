@@ -78,14 +78,24 @@ def test_help_loads_neither_http_nor_the_models_of_answers() -> None:
     assert "Run jobs" in done.stdout
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "client.cli.jobs" in loaded
-    assert loaded & {"httpx2", "pydantic", "app.schemas", "core.schema.spec", "importlib.metadata"} == set()
+    # Each module of answers imports app.schemas.answer.
+    assert loaded & {"httpx2", "pydantic", "app.schemas.answer", "core.schema.spec", "importlib.metadata"} == set()
 
 
 def test_list_loads_only_the_answers_that_it_shows() -> None:
     loaded = loaded_by("client.__main__", "client.temper", "client.resources.jobs", "client.display.jobs")
     assert "app.schemas.jobs" in loaded
     others = {"access", "catalogue", "job_request", "problems", "uploads", "usage"}
-    assert loaded & {"core.schema.validation", "rich.live", *(f"app.schemas.{name}" for name in others)} == set()
+    runs = {f"core.schema.{name}" for name in ("spec", "method", "report", "events", "validation")}
+    assert loaded & {"rich.live", *runs, *(f"app.schemas.{name}" for name in others)} == set()
+
+
+def test_api_starts_without_what_only_some_instances_need() -> None:
+    assert loaded_by("app.main") & {"httpx2", "alembic", "boto3", "celery", "redis", "psycopg", "tenacity"} == set()
+
+
+def test_serve_starts_the_api_before_anything_slow_is_imported() -> None:
+    assert loaded_by("client.cli.serve") & {"httpx2", "pydantic", "typer", "uvicorn", "sqlalchemy"} == set()
 
 
 def test_no_file_is_a_drawer_for_odds_and_ends() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from app.schemas import Failure, FileFailure
+from app.schemas import AssetFailure, Failure
 
 
 class _Template(NamedTuple):
@@ -84,9 +84,9 @@ def job_failure(happened: str, *, field: str | None = None, **values: Any) -> Fa
     return Failure(**_texts(template, field=field, **values), field=field, retryable=template.retryable)
 
 
-def file_failure(happened: str, **values: Any) -> FileFailure:
+def asset_failure(happened: str, **values: Any) -> AssetFailure:
     """Fill in the failure of a file's inspection."""
-    return FileFailure(**_texts(FAILURES[happened], **values), field=None)
+    return AssetFailure(**_texts(FAILURES[happened], **values), field=None)
 
 
 def _texts(template: _Template, **values: Any) -> dict[str, str]:

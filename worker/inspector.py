@@ -21,14 +21,14 @@ from sqlalchemy.orm import Session
 from app.assets import inspections
 from app.assets.inspections import Inspection
 from app.jobs.leases import LeaseLost
-from app.schemas import FileFailure
+from app.schemas import AssetFailure
 from app.storage import StorageFull, StorageUnavailable
 from core.schema import events as reported
 from core.schema import inspection_report
 from core.schema.inspection_report import DatasetInspection, ModelInspection
 from worker.cache import Cache
 from worker.child_process import ChildProcess
-from worker.failures import file_failure
+from worker.failures import asset_failure
 from worker.lease import HandedBack, Lease, StopRequested
 from worker.work_folder import work_folder
 from worker.workplace import Workplace
@@ -60,12 +60,12 @@ class Accepted:
 class Refused:
     """Jobs cannot use the file."""
 
-    failure: FileFailure
+    failure: AssetFailure
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The process was killed, or the file could not be fetched: the inspection is repeated, but not for ever."""
+    """The process was killed, or the file not fetched: the inspection is repeated a limited number of times."""
 
     cause: str
 
@@ -142,7 +142,7 @@ class Inspector:
             return HandedBack()
         except StorageFull as error:
             log.warning("%s %s: %s", inspection.kind, inspection.id, error)
-            return Refused(file_failure("inspection_store_full"))
+            return Refused(asset_failure("inspection_store_full"))
         except (StorageUnavailable, OSError) as error:
             log.warning("%s %s: %s", inspection.kind, inspection.id, error)
             self.lease.ending.wait(settings.poll_seconds)
@@ -158,7 +158,7 @@ class Inspector:
             while process.wait(min(settings.poll_seconds, _WAIT_SECONDS)) is None:
                 self.lease.check()
                 if monotonic() > deadline:
-                    return Refused(file_failure("inspection_late"))
+                    return Refused(asset_failure("inspection_late"))
         self._log_warnings(output)
         if process.exit_code == 0:
             return self._read_report(folder / "out" / inspections.REPORT)
@@ -187,15 +187,15 @@ class Inspector:
                     if isinstance(event, reported.Warned):
                         log.warning("%s %s: %s", self.inspection.kind, self.inspection.id, event.message[:500])
 
-    def _failure(self, output: Path, process: ChildProcess) -> FileFailure:
+    def _failure(self, output: Path, process: ChildProcess) -> AssetFailure:
         """Read the failure that the process has reported last, or tell how it ended without one."""
         last = output.read_bytes()[-_MAX_OUTPUT_BYTES:].splitlines()[-1:]
         with suppress(ValidationError):
             failed = reported.read(last[0]) if last else None
             if isinstance(failed, reported.Failed):
-                return FileFailure.model_validate(failed.model_dump(include={"code", "message", "hint", "field"}))
+                return AssetFailure.model_validate(failed.model_dump(include={"code", "message", "hint", "field"}))
         log.warning("an inspection ended by %s: %s", process.describe_exit(), process.read_stderr_tail()[-500:])
-        return file_failure("inspection_crashed", reason=f"it was ended by {process.describe_exit()}")
+        return asset_failure("inspection_crashed", reason=f"it was ended by {process.describe_exit()}")
 
     def _deliver(self, found: DatasetInspection | ModelInspection, out: Path) -> Accepted | Refused:
         """Store the report and the files that it names. Raises StorageUnavailable, StopRequested."""
@@ -250,4 +250,4 @@ def _suffix(filename: str) -> str:
 
 
 def _crashed(reason: str) -> Refused:
-    return Refused(file_failure("inspection_crashed", reason=reason))
+    return Refused(asset_failure("inspection_crashed", reason=reason))

@@ -45,7 +45,7 @@ class HandedBack:
 
 @dataclass(frozen=True)
 class Crashed:
-    """An ending: the child process vanished. The work is repeated, but not for ever."""
+    """An ending: the child process vanished. The work is repeated a limited number of times."""
 
     code: CrashCode
     """Why, for programs."""

@@ -18,7 +18,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from tenacity.wait import wait_base, wait_exponential
 
 from app.assets import inputs
-from app.assets.inputs import Source
+from app.assets.inputs import InputFile
 from app.assets.registry import Registry
 from app.jobs import ingest
 from app.jobs.leases import Claim, attempt_prefix
@@ -78,20 +78,20 @@ def fetched_inputs(folder: Path, lease: JobLease) -> Iterator[Registry]:
     """
     claim, workplace = lease.claim, lease.workplace
     try:
-        sources = lease.write(partial(inputs.sources, job_id=claim.root_job_id, spec=claim.spec))
+        input_files = lease.write(partial(inputs.input_files, job_id=claim.root_job_id, spec=claim.spec))
     except inputs.Gone as error:
         raise InputUnavailable(job_failure("input_removed", error=error)) from error
     cache = Cache(workplace.settings.cache_dir, workplace.settings.cache_bytes)
     with ExitStack() as held:
         paths = {}
-        for source in sources:
+        for source in input_files:
             path = folder / f"{source.field}-{source.name}{_FILE_SUFFIXES[source.field]}"
             path.symlink_to(_hold(source, cache, held, lease))
             paths[source.field] = path
         yield replace(workplace.registry, fetched=paths)
 
 
-def _hold(source: Source, cache: Cache, held: ExitStack, lease: JobLease) -> Path:
+def _hold(source: InputFile, cache: Cache, held: ExitStack, lease: JobLease) -> Path:
     def hold() -> Path:
         store = lease.workplace.store
         return held.enter_context(cache.hold(source.key, source.sha256, source.size, store, check=lease.check))

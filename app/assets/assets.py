@@ -2,12 +2,13 @@
 
     pending -> inspecting -> ready | refused        inspecting -> pending (worker lost or stopped)
 
-The status follows the task that inspects the file (`app.assets.inspections`). A job that names a file keeps it from
-being removed until the job has ended (`app.assets.inputs`). The caller opens the transaction and commits it.
+These are the assets of a project. The status of an asset follows the task that inspects it
+(`app.assets.inspections`). A job that names an asset keeps it from being removed until the job has ended
+(`app.assets.inputs`). The caller opens the transaction and commits it.
 """
 
 from collections.abc import Container, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
@@ -19,12 +20,10 @@ from app.platform.database import lock_row
 from app.platform.ids import new_id
 from app.platform.paging import Part, list_rows
 from app.projects import audit
-from app.tables import Checkpoint, Dataset, Input, Inspected, Job, Model, TaskKind, Upload
+from app.tables import Asset, Checkpoint, Dataset, Input, Job, Model, TaskKind, Upload
 from core.schema.catalog import DATASETS, MODELS
 from core.schema.import_spec import ImportSpec
 
-File: TypeAlias = Inspected
-"""A data set or a model."""
 Kind = Literal["dataset", "model"]
 Own = TypeVar("Own", Dataset, Model)
 
@@ -32,10 +31,10 @@ TABLES: Mapping[Kind, type[Dataset] | type[Model]] = {"dataset": Dataset, "model
 WORDS: Mapping[Kind, str] = {"dataset": "data set", "model": "model"}
 """The word for each kind in messages."""
 NAMED_BY: Mapping[str, Kind] = {"base_model": "model", "dataset": "dataset", "extra_dataset": "dataset"}
-"""The fields of a spec that name such a file."""
+"""The fields of a spec that name an asset."""
 SHIPPED: Mapping[str, Container[str]] = {"base_model": MODELS, "dataset": DATASETS}
-"""The names in these fields that belong to the catalogue. A project cannot use them for its own files."""
-_TASKS: Mapping[type[File], TaskKind] = {Dataset: "inspect_dataset", Model: "inspect_model"}
+"""The names in these fields that belong to the catalogue. A project cannot use them for its own assets."""
+_TASKS: Mapping[type[Asset], TaskKind] = {Dataset: "inspect_dataset", Model: "inspect_model"}
 
 
 class NameTaken(Exception):
@@ -43,7 +42,7 @@ class NameTaken(Exception):
 
 
 class NotComplete(Exception):
-    """The upload is not complete, or is in use by another file; the message says which."""
+    """The upload is not complete, or is in use by another data set or model; the message says which."""
 
 
 class InUse(Exception):
@@ -106,46 +105,46 @@ def _check_upload(session: Session, upload: Upload, name: str) -> None:
         raise NotComplete(f"the upload is {upload.status}")
     for table in TABLES.values():
         user = session.scalars(select(table).where(table.upload_id == upload.id)).first()
-        # A file that was refused may be posted again, with more declared about it.
+        # An asset that was refused may be posted again, with more declared about it.
         if user and not (user.status == "refused" and user.name == name):
             raise NotComplete(f"the upload is already used by {user.name} ({user.id})")
 
 
-def _add(session: Session, file: Own) -> Own:
-    table = type(file)
-    file.created_by = audit.actor()
-    refused = table.project_id == file.project_id, table.name == file.name, table.status == "refused"
+def _add(session: Session, asset: Own) -> Own:
+    table = type(asset)
+    asset.created_by = audit.actor()
+    refused = table.project_id == asset.project_id, table.name == asset.name, table.status == "refused"
     for before in session.scalars(select(table).where(*refused).with_for_update()).all():
-        if before.upload_id and before.upload_id != file.upload_id:
+        if before.upload_id and before.upload_id != asset.upload_id:
             uploads.discard(session, before.upload_id)
         session.delete(before)
         session.flush()
     try:
         with session.begin_nested():
-            session.add(file)
+            session.add(asset)
     except IntegrityError:
-        word = WORDS["dataset" if isinstance(file, Dataset) else "model"]
-        raise NameTaken(f"the project has a {word} {file.name!r} already") from None
-    tasks.add(session, _TASKS[table], project_id=file.project_id, subject_id=file.id)
+        word = WORDS["dataset" if isinstance(asset, Dataset) else "model"]
+        raise NameTaken(f"the project has a {word} {asset.name!r} already") from None
+    tasks.add(session, _TASKS[table], project_id=asset.project_id, subject_id=asset.id)
     act: audit.Act = "dataset.create" if table is Dataset else "model.create"
-    audit.record(session, file.project_id, act, file.id, name=file.name)
-    return file
+    audit.record(session, asset.project_id, act, asset.id, name=asset.name)
+    return asset
 
 
-def remove(session: Session, file: File) -> None:
-    """Remove a file's row and free its room; garbage collection removes its objects. Raises InUse."""
+def remove(session: Session, asset: Asset) -> None:
+    """Remove an asset's row and free its room; garbage collection removes its objects. Raises InUse."""
     # The task before its subject, as everywhere.
-    tasks.cancel(session, [file.id])
-    # A job that names the file has locked its row before the job's own row is there.
-    if session.scalars(select(type(file)).where(type(file).id == file.id).with_for_update()).one_or_none() is None:
+    tasks.cancel(session, [asset.id])
+    # A job that names the asset has locked its row before the job's own row is there.
+    if session.scalars(select(type(asset)).where(type(asset).id == asset.id).with_for_update()).one_or_none() is None:
         return
-    if users := in_use(session, [file.id]):
+    if users := in_use(session, [asset.id]):
         raise InUse(users)
-    if file.upload_id:
-        uploads.discard(session, file.upload_id)
-    session.delete(file)
-    act: audit.Act = "dataset.delete" if isinstance(file, Dataset) else "model.delete"
-    audit.record(session, file.project_id, act, file.id, name=file.name)
+    if asset.upload_id:
+        uploads.discard(session, asset.upload_id)
+    session.delete(asset)
+    act: audit.Act = "dataset.delete" if isinstance(asset, Dataset) else "model.delete"
+    audit.record(session, asset.project_id, act, asset.id, name=asset.name)
 
 
 def in_use(session: Session, source_ids: Sequence[str]) -> Sequence[str]:
@@ -159,22 +158,22 @@ def in_use(session: Session, source_ids: Sequence[str]) -> Sequence[str]:
     return [user for query in found for user in session.scalars(query)][:3]
 
 
-def find(session: Session, kind: Kind, project_id: str, name_or_id: str) -> File | None:
-    """Find a file of this project by its id or name."""
-    table: type[File] = TABLES[kind]
+def find(session: Session, kind: Kind, project_id: str, name_or_id: str) -> Asset | None:
+    """Find an asset of this project by its id or name."""
+    table: type[Asset] = TABLES[kind]
     mine = select(table).where(table.project_id == project_id)
     # A name cannot look like an id.
     return session.scalars(mine.where(or_(table.id == name_or_id, table.name == name_or_id))).one_or_none()
 
 
-def list_own(session: Session, kind: Kind, project_id: str, *, after: str | None, limit: int) -> Part[File]:
+def list_own(session: Session, kind: Kind, project_id: str, *, after: str | None, limit: int) -> Part[Asset]:
     """List the project's own data sets or models, oldest first."""
     table: type[Any] = TABLES[kind]
     return list_rows(session, table, table.id, [table.project_id == project_id], after=after, limit=limit, order="asc")
 
 
 def names(session: Session, kind: Kind, project_id: str) -> Sequence[str]:
-    """List the names of this project's files that are ready."""
+    """List the names of this project's assets that are ready."""
     table = TABLES[kind]
     ready = table.project_id == project_id, table.status == "ready"
     return session.scalars(select(table.name).where(*ready).order_by(table.name)).all()

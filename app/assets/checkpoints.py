@@ -1,10 +1,28 @@
-"""Checkpoints that a project's jobs have made: find and list them."""
+"""Checkpoints that a project's jobs have made: add, find and list them."""
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.platform.ids import new_id
 from app.platform.paging import Part, list_rows
-from app.tables import Checkpoint, Job
+from app.tables import Checkpoint, Job, State
+from core.schema.events import Saved
+
+
+def add_checkpoint(session: Session, job_id: str, attempt: int, saved: Saved | State, *, key: str) -> Checkpoint:
+    """Write the row of a checkpoint whose file the object store has already."""
+    checkpoint = Checkpoint(
+        id=new_id("ckpt"),
+        job_id=job_id,
+        attempt=attempt,
+        step=saved.step,
+        epoch=saved.epoch,
+        key=key,
+        size=saved.size,
+        sha256=saved.sha256,
+    )
+    session.add(checkpoint)
+    return checkpoint
 
 
 def list_checkpoints(session: Session, job_id: str, *, after: str | None, limit: int) -> Part[Checkpoint]:

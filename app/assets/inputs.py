@@ -1,4 +1,4 @@
-"""The files of a project's own that a job reads, as they were when the job was posted; and the lineage made of them."""
+"""Inputs: what a job reads of its project, as it was when the job was posted; and the lineage that they make."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from sqlalchemy.orm import Session
 from app.assets import assets
 from app.assets.checkpoints import find_checkpoint
 from app.platform.database import lock_row
-from app.tables import Checkpoint, Dataset, Input, Inspected, Job, Model
+from app.tables import Asset, Checkpoint, Dataset, Input, Job, Model
 from core.schema.spec import AnySpec
 
 _TABLES: tuple[type[Dataset] | type[Model] | type[Checkpoint], ...] = (Dataset, Model, Checkpoint)
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file that a job reads."""
+class InputFile:
+    """The file of an input, in the object store."""
 
     field: str
     """The field of the spec that names it."""
@@ -29,13 +29,13 @@ class Source:
 
 
 class Gone(Exception):
-    """A file that the job reads was deleted."""
+    """An input of the job was deleted."""
 
 
 def link(session: Session, job: Job, spec: AnySpec) -> None:
-    """Write which of the project's files a new job reads, and keep them from being removed until its row is committed.
+    """Write the inputs of a new job, and keep them from being removed until its row is committed.
 
-    A later file of the same name is another file. A retry reads the files of the job that it continues. Raises Gone.
+    A later asset of the same name is another one. A retry has the inputs of the job that it continues. Raises Gone.
     """
     if job.retry_of:
         _link_like(session, job, job.retry_of)
@@ -44,15 +44,15 @@ def link(session: Session, job: Job, spec: AnySpec) -> None:
         name = getattr(spec, field, None)
         if not name or name in assets.SHIPPED.get(field, ()):
             continue
-        file = assets.find(session, kind, job.project_id, name)
-        if file is not None:
+        asset = assets.find(session, kind, job.project_id, name)
+        if asset is not None:
             table = assets.TABLES[kind]
-            # Waits for a transaction that removes the file at this moment.
-            locked = select(table.id).where(table.id == file.id).with_for_update(read=True)
+            # Waits for a transaction that removes the asset at this moment.
+            locked = select(table.id).where(table.id == asset.id).with_for_update(read=True)
             if session.scalars(locked).one_or_none() is None:
                 raise Gone(f"the {field} {name} has just been removed")
-            made_by = (file.job_id, file.checkpoint_id) if isinstance(file, Model) else (None, None)
-            session.add(_input(job, field, file.id, file.sha256, *made_by))
+            made_by = (asset.job_id, asset.checkpoint_id) if isinstance(asset, Model) else (None, None)
+            session.add(_input(job, field, asset.id, asset.sha256, *made_by))
         elif checkpoint := find_checkpoint(session, job.project_id, name):
             lock_row(session, Checkpoint, checkpoint.id, lets_change=True)
             session.add(_input(job, field, checkpoint.id, checkpoint.sha256, checkpoint.job_id, checkpoint.id))
@@ -82,23 +82,23 @@ def _input(
     )
 
 
-def sources(session: Session, job_id: str, spec: AnySpec) -> Sequence[Source]:
-    """List the objects of the files that a job reads. Raises Gone."""
+def input_files(session: Session, job_id: str, spec: AnySpec) -> Sequence[InputFile]:
+    """List the files of a job's inputs. Raises Gone."""
     return [
-        _source(session, job_input, getattr(spec, job_input.field))
+        _input_file(session, job_input, getattr(spec, job_input.field))
         for job_input in session.scalars(select(Input).where(Input.job_id == job_id).order_by(Input.field)).all()
     ]
 
 
-def _source(session: Session, job_input: Input, name: str) -> Source:
+def _input_file(session: Session, job_input: Input, name: str) -> InputFile:
     found = next((row for table in _TABLES if (row := session.get(table, job_input.source_id))), None)
-    if isinstance(found, Inspected | Checkpoint):
-        return Source(job_input.field, name, found.key, found.sha256, found.size)
+    if isinstance(found, Asset | Checkpoint):
+        return InputFile(job_input.field, name, found.key, found.sha256, found.size)
     raise Gone(f"the {job_input.field} {name} is no longer there")
 
 
 def list_inputs(session: Session, job_id: str) -> Sequence[Input]:
-    """List the files of the project's own that a job reads."""
+    """List the inputs of a job."""
     return session.scalars(select(Input).where(Input.job_id == job_id).order_by(Input.field)).all()
 
 

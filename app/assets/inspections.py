@@ -1,6 +1,6 @@
 """Inspections of data sets and models: two kinds of tasks, which workers do.
 
-What an inspection stores lies under the file's folder and the number of the task's attempt; no other attempt writes
+What an inspection stores lies under the asset's folder and the number of the task's attempt; no other attempt writes
 there. The caller opens the transaction and commits it.
 """
 
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app import tasks
 from app.assets.assets import TABLES, Kind
-from app.schemas import FileFailure, FileStatus
+from app.schemas import AssetFailure, AssetStatus
 from app.tables import Dataset, Model, Task, TaskStatus
 from app.tasks import TaskClaim
 from core.schema.import_spec import ImportSpec
@@ -22,7 +22,7 @@ from core.schema.inspection_report import DatasetInspection, ModelInspection
 REPORT = "report.json"
 """The name of the report in the folder of an inspection."""
 
-_CRASHED = FileFailure(
+_CRASHED = AssetFailure(
     code="inspection_lost",
     message="The inspection of the file crashed too often, or the file could not be fetched.",
     hint="Check that the worker's machine has enough memory and reaches the object store, then post the file again.",
@@ -30,7 +30,7 @@ _CRASHED = FileFailure(
 )
 
 
-_STATUS: dict[TaskStatus, FileStatus] = {
+_STATUS: dict[TaskStatus, AssetStatus] = {
     "queued": "pending",
     "running": "inspecting",
     "succeeded": "ready",
@@ -40,13 +40,13 @@ _STATUS: dict[TaskStatus, FileStatus] = {
 
 @dataclass(frozen=True)
 class Inspection:
-    """One worker's claim of a file that is to be inspected."""
+    """One worker's claim of an asset that is to be inspected."""
 
     task: TaskClaim
     kind: Kind
     id: str
     key: str
-    """The file's key in the object store."""
+    """The asset's key in the object store."""
     sha256: str
     size: int
     filename: str
@@ -65,13 +65,13 @@ class Inspection:
         return prefix(self.kind, self.id, self.attempt)
 
 
-def prefix(kind: Kind, file_id: str, attempt: int) -> str:
+def prefix(kind: Kind, asset_id: str, attempt: int) -> str:
     """Name the folder in the object store of what an attempt at an inspection makes."""
-    return f"{kind}s/{file_id}/{attempt}"
+    return f"{kind}s/{asset_id}/{attempt}"
 
 
 def _follow(kind: Kind, session: Session, task: Task) -> None:
-    """Copy the status of the inspection task to the file's row."""
+    """Copy the status of the inspection task to the asset's row."""
     values: dict[str, Any] = {
         "status": _STATUS[task.status],
         "failure": task.failure,
@@ -100,15 +100,15 @@ KINDS: Sequence[tasks.Kind] = (
 
 
 def claim(session: Session, *, worker: str, lease_seconds: float, max_crashes: int) -> Inspection | None:
-    """Claim the next file that waits for its inspection, those of lost workers included; None where none waits."""
+    """Claim the next asset that waits for its inspection, those of lost workers included; None where none waits."""
     held = tasks.claim(session, KINDS, owner=worker, lease_seconds=lease_seconds, max_crashes=max_crashes)
     if held is None:
         return None
     kind: Kind = "dataset" if held.kind.name == "inspect_dataset" else "model"
     table: type[Dataset | Model] = TABLES[kind]
-    file = session.get_one(table, held.subject_id, populate_existing=True)
-    declared = ImportSpec.model_validate(file.declared) if isinstance(file, Model) else None
-    return Inspection(held, kind, file.id, file.key, file.sha256, file.size, file.filename, declared)
+    asset = session.get_one(table, held.subject_id, populate_existing=True)
+    declared = ImportSpec.model_validate(asset.declared) if isinstance(asset, Model) else None
+    return Inspection(held, kind, asset.id, asset.key, asset.sha256, asset.size, asset.filename, declared)
 
 
 def renew(session: Session, held: Inspection, *, lease_seconds: float) -> None:
@@ -125,18 +125,18 @@ def accept(
     size: int,
     sha256: str,
 ) -> None:
-    """Make the file ready. What runs read is stored under `key`, and the report under the prefix. Raises LeaseLost."""
+    """Make the asset ready. What runs read is stored under `key`, and the report under the prefix. Raises LeaseLost."""
     result = {"summary": _summarise(findings), "key": key, "size": size, "sha256": sha256}
     tasks.succeed(session, held.task, result)
 
 
-def refuse(session: Session, held: Inspection, failure: FileFailure) -> None:
-    """Refuse the file for good: jobs cannot name it. Raises LeaseLost."""
+def refuse(session: Session, held: Inspection, failure: AssetFailure) -> None:
+    """Refuse the asset for good: jobs cannot name it. Raises LeaseLost."""
     tasks.fail(session, held.task, failure.model_dump())
 
 
 def hand_back(session: Session, held: Inspection) -> None:
-    """Let another worker inspect the file; this is not a crash. Raises LeaseLost."""
+    """Let another worker inspect the asset; this is not a crash. Raises LeaseLost."""
     tasks.hand_back(session, held.task)
 
 
@@ -146,7 +146,7 @@ def record_crash(session: Session, held: Inspection, *, max_crashes: int) -> Non
 
 
 def leftovers(session: Session, keys: Sequence[str]) -> Sequence[str]:
-    """List those of these keys, each of an inspection's objects, that no file needs."""
+    """List those of these keys, each of an inspection's objects, that no asset needs."""
     attempts = tasks.latest_attempts(session, KINDS)
     ready: dict[str, str] = {}
     for table in TABLES.values():
@@ -154,11 +154,11 @@ def leftovers(session: Session, keys: Sequence[str]) -> Sequence[str]:
             ready[row.id] = row.report_prefix
     gone = []
     for key in keys:
-        _, file_id, number, *_ = [*key.split("/"), "", ""]
-        if file_id in ready:
-            is_needed = key.startswith(f"{ready[file_id]}/")
+        _, asset_id, number, *_ = [*key.split("/"), "", ""]
+        if asset_id in ready:
+            is_needed = key.startswith(f"{ready[asset_id]}/")
         else:
-            is_needed = file_id in attempts and number.isdecimal() and int(number) >= attempts[file_id]
+            is_needed = asset_id in attempts and number.isdecimal() and int(number) >= attempts[asset_id]
         if not is_needed:
             gone.append(key)
     return gone

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
 from app.assets import assets, checkpoints
-from app.schemas import FileStatus
+from app.schemas import AssetStatus
 from core.schema.catalog import DATASETS, MODELS, ArchitectureEntry, DatasetEntry, find_architecture
 from core.schema.spec import AnySpec, EvaluateSpec, Name, TrainSpec
 from core.schema.suggestions import did_you_mean
@@ -42,7 +42,7 @@ class _Size(NamedTuple):
 class OwnFile(NamedTuple):
     """A project's own data set or model that a spec names."""
 
-    status: FileStatus
+    status: AssetStatus
     size: _Size | None
 
 
@@ -177,7 +177,7 @@ def _size_in(summary: Mapping[str, Any] | None) -> _Size | None:
     return _Size(tuple(summary["shape"]), summary["classes"]) if summary else None
 
 
-def _not_ready(name: str, what: str, wanted: str, status: FileStatus) -> list[FieldError]:
+def _not_ready(name: str, what: str, wanted: str, status: AssetStatus) -> list[FieldError]:
     if status == "ready":
         return []
     if status == "refused":

@@ -167,13 +167,13 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
-"""A time with its zone, as callers write it."""
+"""A time with its zone."""
 JobId = Annotated[str, Path(description="The job's id.")]
 CheckpointId = Annotated[str, Path(description="The checkpoint's id.")]
 UploadId = Annotated[str, Path(description="The upload's id.")]
 KeyId = Annotated[str, Path(description="The key's id, such as key_...; not the key itself.")]
 AnyProjectId = Annotated[str, Path(description="The project's id.")]
-FileName = Annotated[str, Path(description="The id or the name.")]
+AssetName = Annotated[str, Path(description="The id or the name.")]
 Parameters = Depends(_check_parameters)
 """The check of query parameters, which `app.http.authentication.needs` brings to every route with a key."""
 Json = Depends(_require_json)

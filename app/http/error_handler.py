@@ -22,6 +22,7 @@ from app.http import problems
 from app.http.problems import MEDIA_TYPE, InvalidBody, InvalidParameter, InvalidSpec, MalformedBody, NotFound, Problem
 from app.jobs import lifecycle
 from app.platform.database import AWAY, Deleted, why
+from app.platform.turns import NoTurn
 from app.projects import keys, quotas
 from app.storage import StorageFull, StorageUnavailable
 from app.webhooks import subscriptions
@@ -196,7 +197,8 @@ def _unavailable(error: Exception) -> Problem:
     remedy = _REMEDIES.get(getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF)
     if remedy:
         return problems.DatabaseUnavailable(f"the database cannot be written: {remedy}", headers={"Retry-After": "30"})
-    detail = "the database cannot be reached or written just now; try again in a moment"
+    reason = error if isinstance(error, NoTurn) else "the database cannot be reached or written just now"
+    detail = f"{reason}; try again in a moment"
     return problems.DatabaseUnavailable(detail, headers={"Retry-After": "2"})
 
 

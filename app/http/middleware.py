@@ -91,7 +91,7 @@ def _job_in(path: str) -> dict[str, str]:
 
 
 class TellStanding:
-    """Put where the key stands into the headers of each answer, refusals included."""
+    """Add the key's rate limit to the headers of every answer, errors included."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -108,7 +108,7 @@ class TellStanding:
 
 
 class CountRequests:
-    """Count what is answered, by route and status: never by address, which anybody may make up."""
+    """Count answers by route and status, not by address: callers can invent any number of addresses."""
 
     def __init__(self, app: ASGIApp, *, requests: Counter, durations: Histogram) -> None:
         self.app = app

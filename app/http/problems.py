@@ -272,8 +272,9 @@ class InternalError(Problem):
 
 
 class DatabaseUnavailable(Problem):
-    """The database cannot be reached or written: it is locked, or the disk of the data folder is full or cannot be
-    written. `detail` says which, and what to do. Try again after the seconds in Retry-After."""
+    """The database cannot be reached or written: other transactions have been writing to it for too long, or the disk
+    of the data folder is full or cannot be written. `detail` says which, and what to do. Try again after the seconds in
+    Retry-After."""
 
     status, code = 503, "database_unavailable"
 

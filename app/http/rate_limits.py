@@ -30,7 +30,7 @@ AUTH_FAILURES = 100
 _PATIENCE_SECONDS = 0.25
 """How long a request waits for the broker."""
 _AWAY_SECONDS = 5.0
-"""How long the broker is left alone after it has not answered."""
+"""Seconds without a request to the broker after it has not answered."""
 _MOST_KNOWN = 4096
 
 

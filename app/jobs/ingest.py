@@ -10,11 +10,11 @@ from typing import Any
 from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
+from app.assets.checkpoints import add_checkpoint
 from app.jobs.history import append_events, change_jobs
 from app.jobs.leases import Claim, fence, require
-from app.platform.ids import new_id
 from app.schemas import Progress, Result
-from app.tables import Attempt, Checkpoint, Job, Metric, State
+from app.tables import Attempt, Job, Metric, State
 from core.schema import events as reported
 
 STATES_KEPT = 2
@@ -80,17 +80,7 @@ def save(session: Session, claim: Claim, saved: reported.Saved, *, key: str) -> 
     if saved.kind == "report":
         values = {"report_key": key, "report_sha256": saved.sha256}
     else:
-        checkpoint = Checkpoint(
-            id=new_id("ckpt"),
-            job_id=claim.job_id,
-            attempt=claim.attempt,
-            step=saved.step,
-            epoch=saved.epoch,
-            key=key,
-            size=saved.size,
-            sha256=saved.sha256,
-        )
-        session.add(checkpoint)
+        checkpoint = add_checkpoint(session, claim.job_id, claim.attempt, saved, key=key)
         details["checkpoint"] = checkpoint.id
         values = {"checkpoint_id": checkpoint.id}
     changed = change_jobs(session, *fence(claim), events=1, **values)

@@ -109,26 +109,15 @@ def create(
     Raises KeyReused where the key belongs to a job with another spec, inputs.Gone where a file that the spec names was
     deleted, and subscriptions.TooMany.
     """
-    job = Job(
-        id=new_id("job"),
+    job = _row_of(
+        request,
         project_id=project_id,
         idempotency_key=idempotency_key,
-        fingerprint=_fingerprint(request),
-        kind=request.kind,
-        name=request.name,
-        base_model=getattr(request, "base_model", None),
-        dataset=request.dataset,
-        priority=request.priority,
-        spec=request.model_dump(mode="json"),
-        warnings=[caution.model_dump() for caution in spec_warnings(request)],
         estimate=estimates.predict(session, project_id, request).model_dump(),
-        labels=dict(request.metadata),
         retry_of=retry_of,
         cloned_from=cloned_from,
         shard_count=in_shards,
         shards_left=in_shards,
-        event_seq=1,
-        created_by=audit.actor(),
     )
     made = shards.make(job, shards.of_job(session, retry_of) if retry_of else [])
     job.shards = shards.show(made) or None
@@ -148,6 +137,24 @@ def create(
         webhook = subscriptions.ensure(session, project_id, request.webhook.url, limit=most_webhooks)
     deliveries.queue(session, job)
     return Created(job, replayed=False, webhook=webhook)
+
+
+def _row_of(request: AnyRequest, **values: Any) -> Job:
+    return Job(
+        id=new_id("job"),
+        fingerprint=_fingerprint(request),
+        kind=request.kind,
+        name=request.name,
+        base_model=getattr(request, "base_model", None),
+        dataset=request.dataset,
+        priority=request.priority,
+        spec=request.model_dump(mode="json"),
+        warnings=[caution.model_dump() for caution in spec_warnings(request)],
+        labels=dict(request.metadata),
+        event_seq=1,
+        created_by=audit.actor(),
+        **values,
+    )
 
 
 def was_posted(session: Session, project_id: str, request: AnyRequest, idempotency_key: str) -> bool:

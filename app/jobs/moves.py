@@ -15,13 +15,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
+from app.assets.checkpoints import add_checkpoint
 from app.jobs import estimates
+from app.jobs.failures import CrashCode
 from app.jobs.history import append_events, change_jobs
 from app.platform import leases
 from app.platform.database import now
-from app.platform.ids import new_id
-from app.schemas import Failure, Status
-from app.tables import Attempt, Checkpoint, Job, Outcome, State
+from app.schemas import Failure, Outcome, Status
+from app.tables import Attempt, Job, State
 from app.webhooks import deliveries
 
 MOVES: Mapping[Status, frozenset[Status]] = {
@@ -100,7 +101,7 @@ def fail(
     failure: Failure,
     *,
     outcome: Outcome | None = None,
-    cause_code: str | None = None,
+    cause_code: CrashCode | None = None,
     cause: str | None = None,
     **values: Any,
 ) -> Job:
@@ -125,17 +126,7 @@ def _keep_best(session: Session, job: Job) -> None:
     best = session.scalars(select(State).where(*of_job).order_by(State.attempt.desc(), State.step.desc())).first()
     if best is None or job.checkpoint_id is not None:
         return
-    checkpoint = Checkpoint(
-        id=new_id("ckpt"),
-        job_id=job.id,
-        attempt=best.attempt,
-        step=best.step,
-        epoch=best.epoch,
-        key=best.key,
-        size=best.size,
-        sha256=best.sha256,
-    )
-    session.add(checkpoint)
+    checkpoint = add_checkpoint(session, job.id, best.attempt, best, key=best.key)
     (job,) = change_jobs(session, Job.id == job.id, events=1, checkpoint_id=checkpoint.id)
     saved = {"kind": "best", "sha256": best.sha256, "size": best.size, "step": best.step, "epoch": best.epoch}
     append_events(session, job, [("saved", {**saved, "checkpoint": checkpoint.id})])

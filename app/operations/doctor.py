@@ -1,4 +1,4 @@
-"""`python -m app.operations.doctor`: look at all that an instance stands on; say how each part is, and what to do.
+"""`python -m app.operations.doctor`: check everything that an instance depends on, and say what to do about each fault.
 
 It exits with 1 where something fails. With --json it says the same to programs.
 """
@@ -36,7 +36,7 @@ _LITTLE, _TOO_LITTLE = 20 * _GIGABYTE, 2 * _GIGABYTE
 _GUESSED_FIRST = frozenset(
     {"", "admin", "changeme", "changeit", "example", "password", "postgres", "secret", "temper", "test"}
 )
-"""Passwords that everybody tries."""
+"""Passwords that attackers try first."""
 _LOOK_FOR_GPUS = """
 import json, torch
 print(json.dumps([torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]))
@@ -54,7 +54,7 @@ class Finding:
     level: Level
     message: str
     remedy: str = ""
-    """What to do; empty where nothing is."""
+    """What to do; empty if nothing is wrong."""
 
 
 Check: TypeAlias = Callable[[Settings], Iterator[Finding]]
@@ -161,7 +161,7 @@ def check_gpu(settings: Settings) -> Iterator[Finding]:
     if importlib.util.find_spec("torch") is None:
         yield Finding("gpu", "ok", "torch is not installed: this machine can serve the API, not work")
         return
-    # Another process: torch has no place in this one, and a driver that is broken may take it along.
+    # In another process, because this one must not load torch, and a broken driver may crash it.
     command = [sys.executable, "-c", _LOOK_FOR_GPUS]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -180,7 +180,7 @@ def check_gpu(settings: Settings) -> Iterator[Finding]:
 
 
 def check_inspections(_: Settings) -> Iterator[Finding]:
-    """Check that the process that opens untrusted files can be cut off from the network."""
+    """Check that the process that opens untrusted files can be run without network access."""
     if importlib.util.find_spec("torch") is None:
         return
     done = subprocess.run([sys.executable, "-c", _CUT_OFF], capture_output=True, text=True, timeout=60)
@@ -250,7 +250,7 @@ def inspect(settings: Settings, checks: Sequence[Check] = CHECKS) -> Iterator[Fi
 
 
 def main() -> None:
-    """Inspect the instance that the environment speaks of."""
+    """Check the instance that the environment describes."""
     as_json = "--json" in sys.argv[1:]
     findings = []
     for finding in inspect(Settings.from_environment()):

@@ -2,7 +2,8 @@
 
 SQLite (WAL) is the default, Postgres the database of a server. A transaction that will write says so when it opens,
 because SQLite cannot upgrade a read without risking `database is locked`; in Postgres the two kinds of session are
-alike.
+alike. SQLite has one writer at a time. Those of one process take turns, because SQLite itself lets a writer that waits
+try again now and then, so that under load others may be faster every time.
 """
 
 import os
@@ -39,6 +40,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from app.platform.turns import NoTurn, Turns
+
 if TYPE_CHECKING:
     from alembic.config import Config
 
@@ -48,7 +51,9 @@ MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 THREADS = 16
 """Threads of an API process that may hold a connection at once; the pool has one for each."""
-AWAY = OperationalError, InternalError, NoConnectionFree
+WAIT_SECONDS = 10.0
+"""Time that a transaction on SQLite waits for others that write: for those of its process, then for other processes."""
+AWAY = OperationalError, InternalError, NoConnectionFree, NoTurn
 """Errors of a database that cannot be reached or written, or that has aborted a transaction; another try may
 succeed."""
 _ALONE = 0x7E3BE5
@@ -299,6 +304,7 @@ def _spill(connection: Connection) -> None:
 
 def _use_a_log(connection: sqlite3.Connection) -> None:
     """Switch to WAL. Where several processes do so on a new file at once, SQLite refuses without waiting."""
+    # Not tenacity, whose import delays every start.
     deadline = monotonic() + 5
     while True:
         try:
@@ -325,17 +331,34 @@ def _close_to_others(file: str | None) -> None:
 
 
 def _adapt_to_sqlite(engine: Engine) -> None:
+    turns = Turns()
+
     @event.listens_for(engine, "connect")
     def configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         # SQLAlchemy begins transactions below; the driver's own begin comes too late to be IMMEDIATE.
         assert isinstance(connection, sqlite3.Connection)
         connection.isolation_level = None
-        connection.execute("PRAGMA busy_timeout = 5000")
+        connection.execute(f"PRAGMA busy_timeout = {WAIT_SECONDS * 1000:.0f}")
         _use_a_log(connection)
         for pragma in ("synchronous = NORMAL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("temper_writes")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        if not connection.get_execution_options().get("temper_writes"):
+            connection.exec_driver_sql("BEGIN")
+            return
+        if not connection.info.get("has_turn"):
+            turns.take(seconds=WAIT_SECONDS)
+            connection.info["has_turn"] = True
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        except OperationalError as error:
+            if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            raise NoTurn(f"another process has been writing to the database for {WAIT_SECONDS:g} s") from error
+
+    @event.listens_for(engine, "checkin")
+    def checkin(_: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+        if record.info.pop("has_turn", False):
+            turns.end()

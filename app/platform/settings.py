@@ -1,4 +1,4 @@
-"""Every environment variable of the service, typed. Each begins with TEMPER_ and has a default that works."""
+"""Every environment variable of the service, typed. Each begins with TEMPER_ and has a usable default."""
 
 import re
 import stat
@@ -16,11 +16,11 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 SECRETS = Path("/run/secrets")
-"""Folder of Docker's secrets: a file with a variable's name in small letters has the effect of the variable."""
+"""Folder of Docker's secrets: a file whose name is a variable's name in lower case sets the variable."""
 HEARTBEATS_PER_LEASE = 6
-"""Renewals of a lease within its length."""
+"""Number of times that a lease is renewed before it would expire."""
 _FOLLOWS = "default_factory_not_called"
-"""What pydantic says of a default that is made of others, where any of all settings is wrong."""
+"""The code of pydantic's error for a default that depends on a setting that is wrong."""
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
 
 ResourceClass = Literal["gpu", "cpu"]
@@ -35,7 +35,6 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="TEMPER_",
         frozen=True,
-        use_attribute_docstrings=True,
         secrets_dir=SECRETS if SECRETS.is_dir() else None,
     )
 
@@ -44,9 +43,9 @@ class Settings(BaseSettings):
     database_url: str = Field(default_factory=lambda data: f"sqlite:///{data['data_dir']}/temper.db")
     """SQLAlchemy URL of the database; by default an SQLite file in the data folder."""
     migrate_at_start: bool = Field(default_factory=lambda data: data.get("database_url", "").startswith("sqlite"))
-    """Whether API and workers bring the schema up to date as they start, or leave that to `temper migrate`."""
+    """Whether API and workers migrate the database when they start; if not, `temper migrate` does."""
     broker_url: str = ""
-    """Redis or Valkey that tells the workers of new jobs; empty for none: then they poll."""
+    """URL of the Redis or Valkey that notifies workers of new jobs; empty for none: then workers poll."""
     log_format: LogFormat = "console"
     """How API and workers log: console, lines for people, or json, an object a line."""
     host: str = "127.0.0.1"
@@ -56,55 +55,56 @@ class Settings(BaseSettings):
     api_workers: int = Field(default=1, ge=1, le=64)
     """API processes that share the port."""
     first_api_key: SecretStr | None = None
-    """The first API key, in place of a random one: tmp_, 8 letters or digits, _, and 32 more at random."""
+    """The first API key; by default a random one. Its form: tmp_, 8 letters or digits, _, 32 letters or digits."""
     credentials_file: Path | None = None
     """Where the first start stores url and key for the local command line, readable by its owner only."""
     rate_limit: int = Field(default=6000, ge=1)
-    """Requests that one API key may make in a minute, counted in the broker where there is one."""
+    """Requests that one API key may make in a minute; counted in the broker if there is one."""
     quota_queued_jobs: int | None = Field(default=1000, ge=0)
-    """Waiting jobs that a project may have, unless it has a limit of its own; so with all quotas."""
+    """Waiting jobs that a project may have. Like every quota, the default of projects without a limit of their own."""
     quota_running_jobs: int | None = Field(default=None, ge=0)
-    """Running jobs that a project may have; those above it wait. By default any number."""
+    """Running jobs that a project may have; further jobs wait. No limit by default."""
     quota_waiting_tasks: int | None = Field(default=100, ge=0)
     """Tasks of a project that may wait, such as inspections of its data sets and models."""
     quota_gpu_seconds_per_month: int | None = Field(default=None, ge=0)
-    """GPU seconds that a project may use in a calendar month (UTC); what runs then goes on. By default any number."""
+    """GPU seconds that a project may use in a calendar month (UTC); running jobs continue. No limit by default."""
     quota_stored_bytes: int | None = Field(default=100 * 1024**3, ge=0)
     """Bytes that may be stored for a project: its uploads, from their announcement on, and what its jobs have saved."""
     resource_class: ResourceClass = "gpu"
     """What this worker has: gpu, or cpu for one that takes no job of several GPUs."""
     gpus: int | None = Field(default=None, ge=1)
-    """Most GPUs that a job of this worker may ask for; by default any number, and it fails where there are fewer."""
+    """Largest number of GPUs of a job that this worker claims. A job that needs more GPUs than the
+    worker has fails."""
     heartbeat_file: Path = Field(default_factory=lambda data: data["data_dir"] / "worker.heartbeat")
-    """File that a worker touches as long as it looks for work or runs a job, for a health check."""
+    """File that a worker touches while it polls or runs a job, for a health check."""
     poll_seconds: float = Field(default=1, gt=0)
-    """How often an idle worker looks for work, and a busy one for a cancel."""
+    """Seconds between two polls: of an idle worker for work, and of a busy one for a cancellation."""
     lease_seconds: float = Field(default=60, gt=0)
-    """How long a job stays with a worker that is not heard of."""
+    """Seconds without a heartbeat after which a worker loses its job."""
     concurrency: int = Field(default=1, ge=1, le=64)
-    """Jobs that one worker process runs side by side."""
+    """Jobs that one worker process runs at the same time."""
     shard_points: int = Field(default=2000, ge=0)
-    """An evaluation job of more points is split into shards of about this size, which workers share; 0 splits none."""
+    """Points of a shard: a larger evaluation is divided into shards, which several workers share. 0: never divided."""
     state_retention_days: float = Field(default=30, ge=0)
-    """How long the states of a failed or cancelled job are kept for a retry."""
+    """Days for which the states of a failed or cancelled job are kept for a retry."""
     max_crashes: int = Field(default=5, ge=1)
     """A job whose worker or training process has vanished this many times fails."""
     s3_bucket: str | None = Field(default=None, min_length=3, max_length=63)
-    """Bucket that keeps checkpoints, reports and uploads; without one, the data folder does."""
+    """S3 bucket for checkpoints, reports and uploads; by default they are in the data folder."""
     s3_endpoint_url: str | None = None
-    """Where API and workers reach the S3 server; by default Amazon's."""
+    """URL at which API and workers reach the S3 server; by default Amazon's."""
     s3_public_endpoint_url: str | None = None
-    """Where clients reach the S3 server, if not at the same address: it is part of what is signed."""
+    """URL at which clients reach the S3 server, if it is another one; requests are signed for it."""
     s3_region: str = "us-east-1"
     """Region that requests to the S3 server are signed for."""
     s3_access_key_id: SecretStr | None = None
-    """Access key to the bucket; without one, boto3 looks where it always does."""
+    """Access key to the bucket; by default boto3 looks for credentials in its usual places."""
     s3_secret_access_key: SecretStr | None = None
     """The access key's secret."""
     storage_proxy: bool = False
-    """Whether clients reach the S3 server through the API only, which then passes on all bytes."""
+    """Whether clients reach the S3 server only through the API, which then transfers all bytes."""
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
-    """Port that serves numbers for Prometheus, without a key; none by default."""
+    """Port that serves metrics for Prometheus, without a key; none by default."""
     metrics_host: str = "127.0.0.1"
     """Address that port binds to; the default is reachable from this machine only."""
     webhook_http: bool = False
@@ -112,7 +112,7 @@ class Settings(BaseSettings):
     webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
     """Host names and ranges (`ci.lan,10.1.0.0/16`) outside the public internet that webhooks may have, at any port."""
     inspection_seconds: int = Field(default=900, ge=1)
-    """Time that the inspection of an uploaded file may take."""
+    """Seconds that the inspection of an uploaded file may take."""
     inspection_bytes: int = Field(default=16 * 1024**3, ge=1024)
     """Bytes that an uploaded file may unpack or decode to."""
     cache_bytes: int = Field(default=50 * 1024**3, ge=0)
@@ -200,12 +200,12 @@ class Settings(BaseSettings):
 
     @property
     def spool_dir(self) -> Path:
-        """Parts of uploads on their way through the API."""
+        """Parts of uploads that the API is receiving."""
         return self.data_dir / "spool"
 
     @property
     def kept_dir(self) -> Path:
-        """What runs have made and the object store did not take."""
+        """Files of runs that could not be stored in the object store."""
         return self.data_dir / "kept"
 
     @property
@@ -242,7 +242,7 @@ class Settings(BaseSettings):
             settings = cls()
             settings.make_folders()
         except ValidationError as error:
-            # What is only put together of others is not the cause.
+            # An error in a default that depends on another setting is not the cause.
             sys.exit("\n".join(_sentence(each) for each in error.errors() if each["type"] != _FOLLOWS))
         except OSError as error:
             sys.exit(f"TEMPER_DATA_DIR: cannot make {error.filename}: {error.strerror}")

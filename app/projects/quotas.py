@@ -34,7 +34,7 @@ FOR_A_JOB: tuple[Quota, ...] = ("queued_jobs", "gpu_seconds_per_month", "stored_
 
 
 class QuotaExceeded(Exception):
-    """The project would have more than its quota."""
+    """The project would exceed its quota."""
 
     def __init__(self, quota: Quota, limit: int, used: float) -> None:
         remedy = f"{_REMEDIES[quota]}, or ask the operator for a higher limit"
@@ -62,7 +62,7 @@ def change(session: Session, project: Project, limits: Mapping[Quota, int | None
 
 
 def used(session: Session, project: Project, quota: Quota) -> float | None:
-    """Count what a project has of something; None for what is counted per key."""
+    """Return what a project uses of a quota; None for a quota that is counted per key."""
     match quota:
         case "queued_jobs":
             return usage.count_jobs(session, project.id, Job.status == "queued", Job.parent_id.is_(None))

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 from sqlalchemy.orm import Session
 
 from app import schemas
 from app.http.authentication import ProjectId, needs
+from app.http.body import Body
 from app.http.dependencies import JobId, Json, Service, TheService, Writing, in_turn
 from app.http.problems import (
     ActionNotAllowed,
@@ -109,12 +110,10 @@ def retry_job(
     return show_created(created, response)
 
 
-class Clone(BaseModel):
+class Clone(Body):
     """Changes to the spec of the copy."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default={})
     """Merged into the spec: objects field by field, all else replaced; null resets a field to its default.
     A method of another name replaces the whole method."""
 

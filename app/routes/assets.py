@@ -68,12 +68,12 @@ def the_upload(session: Session, project_id: str, upload_id: str, kind: assets.K
     return upload
 
 
-def the_file(session: Session, kind: assets.Kind, project_id: str, name_or_id: str) -> assets.File:
+def the_asset(session: Session, kind: assets.Kind, project_id: str, name_or_id: str) -> tables.Asset:
     """Find a data set or model of this project. Raises NotFound."""
-    file = assets.find(session, kind, project_id, name_or_id)
-    if file is None:
+    asset = assets.find(session, kind, project_id, name_or_id)
+    if asset is None:
         raise _missing(kind, name_or_id)
-    return file
+    return asset
 
 
 def list_all(
@@ -81,7 +81,7 @@ def list_all(
     kind: assets.Kind,
     project_id: str,
     provided: Callable[[], Sequence[Shown]],
-    show: Callable[[assets.File], Shown],
+    show: Callable[[tables.Asset], Shown],
     *,
     after: str | None,
     limit: int,
@@ -89,7 +89,7 @@ def list_all(
     """List those that the instance provides, on the first page, and then the project's own, oldest first."""
     part = assets.list_own(session, kind, project_id, after=after, limit=limit)
     shown = [] if after else list(provided())
-    shown += [show(file) for file in part.rows]
+    shown += [show(asset) for asset in part.rows]
     return schemas.page(shown, has_more=part.has_more)
 
 
@@ -98,13 +98,13 @@ def get_any(
     kind: assets.Kind,
     project_id: str,
     provided: Callable[[], Sequence[Shown]],
-    show: Callable[[assets.File], Shown],
+    show: Callable[[tables.Asset], Shown],
     *,
     name_or_id: str,
 ) -> Shown:
     """Show one of the project's own, or one that the instance provides. Raises NotFound."""
-    if file := assets.find(session, kind, project_id, name_or_id):
-        return show(file)
+    if asset := assets.find(session, kind, project_id, name_or_id):
+        return show(asset)
     found = next((each for each in provided() if each.id == name_or_id), None)
     if found is None:
         raise _missing(kind, name_or_id)
@@ -115,11 +115,11 @@ def _missing(kind: assets.Kind, name_or_id: str) -> NotFound:
     return NotFound(f"there is no {assets.WORDS[kind]} {name_or_id!r} in this project")
 
 
-def send_report(service: Service, kind: assets.Kind, file: assets.File) -> Response:
+def send_report(service: Service, kind: assets.Kind, asset: tables.Asset) -> Response:
     """Answer with the report of an inspection. Raises NotInspected."""
-    if file.status != "ready":
-        raise NotInspected(f"the {assets.WORDS[kind]} is {file.status} and has no report")
-    key = f"{file.report_prefix}/{inspections.REPORT}"
+    if asset.status != "ready":
+        raise NotInspected(f"the {assets.WORDS[kind]} is {asset.status} and has no report")
+    key = f"{asset.report_prefix}/{inspections.REPORT}"
     return Response(b"".join(service.store.read(key)), media_type="application/json")
 
 
@@ -160,19 +160,19 @@ def show_provided(
     }
 
 
-def show_common(kind: assets.Kind, file: assets.File) -> dict[str, Any]:
+def show_common(kind: assets.Kind, asset: tables.Asset) -> dict[str, Any]:
     """Show the common fields of a data set or model of the project's own."""
-    ready = file.status == "ready"
+    ready = asset.status == "ready"
     return {
-        "id": file.id,
+        "id": asset.id,
         "object": kind,
-        "name": file.name,
+        "name": asset.name,
         "source": "own",
-        "status": file.status,
-        "size": file.size,
-        "sha256": file.sha256,
-        "failure": file.failure,
-        "created_at": file.created_at,
-        "finished_at": file.finished_at,
-        "report": f"/{kind}s/{file.id}/report" if ready else None,
+        "status": asset.status,
+        "size": asset.size,
+        "sha256": asset.sha256,
+        "failure": asset.failure,
+        "created_at": asset.created_at,
+        "finished_at": asset.finished_at,
+        "report": f"/{kind}s/{asset.id}/report" if ready else None,
     }

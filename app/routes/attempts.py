@@ -50,7 +50,7 @@ def list_attempts(
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only attempts after this number.")] = 0,
     limit: Annotated[int, Query(ge=1, le=100, description="Attempts in one page.")] = 20,
 ) -> schemas.Page[schemas.Attempt]:
-    """List a job's attempts, the first one first."""
+    """List a job's attempts, oldest first."""
     part = queries.list_attempts(session, the_job(session, project_id, job_id).id, after=after, limit=limit)
     shown = [_show(attempt) for attempt in part.rows]
     first, last = (str(shown[0].number), str(shown[-1].number)) if shown else (None, None)
@@ -118,7 +118,7 @@ async def get_logs(
         place = await run_sync(_place, service.store, logged[-1], tail)
     else:
         place = _Place(attempt or 1, 0)
-    # Where the object store is away, that is said before the answer has begun.
+    # An unreachable object store must be reported before the answer has begun.
     with closing(_behind(service.store, attempts, place, attempt)) as pieces:
         await run_sync(next, pieces, None)
     return StreamingResponse(
@@ -138,7 +138,7 @@ class _Place(NamedTuple):
 async def _follow(
     stream: streams.Stream, service: Service, project_id: str, job_id: str, place: _Place, *, only: int | None
 ) -> AsyncIterator[bytes]:
-    """Send what there is and what comes, until the job has ended, or the stream may not go on."""
+    """Send the log so far and what is added to it, until the job has ended or the stream is stopped."""
     while True:
         try:
             job, attempts = await run_sync(_read, service, project_id, job_id)
@@ -167,7 +167,7 @@ def _read(service: Service, project_id: str, job_id: str) -> tuple[tables.Job, S
 def _behind(
     store: ObjectStore, attempts: Sequence[tables.Attempt], place: _Place, only: int | None
 ) -> Generator[bytes]:
-    """Read what is behind a place: of this attempt and those after it, or only of one."""
+    """Read what follows a place: of this attempt and later ones, or only of one."""
     skipped = place.offset
     for attempt in attempts:
         if attempt.attempt < place.attempt or only not in (None, attempt.attempt):

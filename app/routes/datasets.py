@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from fastapi import Path as PathParameter
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
-from app import schemas
+from app import schemas, tables
 from app.assets import assets
 from app.http.authentication import ProjectId, needs
-from app.http.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
+from app.http.body import Body
+from app.http.dependencies import AssetName, Json, Reading, Service, TheService, Writing, cursor
 from app.http.problems import (
     FileInUse,
     InvalidParameter,
@@ -30,7 +31,7 @@ from app.routes.assets import (
     send_report,
     show_common,
     show_provided,
-    the_file,
+    the_asset,
     the_upload,
 )
 from core.schema.catalog import DATASETS, DatasetEntry
@@ -42,10 +43,8 @@ _NOT_INSPECTED: dict[str, Any] = {"refused": None, "overlap": None, "thumbnails"
 """Fields that only the inspection of a project's own fills."""
 
 
-class CreateDataset(BaseModel):
+class CreateDataset(Body):
     """The data set to create."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     upload: str = Field(max_length=64)
     """The completed upload, of purpose dataset: a zip of train/<class>/* and test/<class>/*."""
@@ -91,7 +90,7 @@ def list_datasets(
 
 
 @router.get("/datasets/{dataset_id}", responses=problems(NotFound), dependencies=[needs("jobs:read")])
-def get_dataset(dataset_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> schemas.Dataset:
+def get_dataset(dataset_id: AssetName, project_id: ProjectId, session: Reading, service: TheService) -> schemas.Dataset:
     """Get a data set by its id or name."""
     return get_any(session, "dataset", project_id, lambda: _provided(service), _own, name_or_id=dataset_id)
 
@@ -102,9 +101,9 @@ def get_dataset(dataset_id: FileName, project_id: ProjectId, session: Reading, s
     responses=problems(NotFound, NotInspected, StoreUnavailable),
     dependencies=[needs("jobs:read")],
 )
-def get_dataset_report(dataset_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
+def get_dataset_report(dataset_id: AssetName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
     """Get the report of the inspection of a data set: classes, counts, refused images with reasons, overlap."""
-    return send_report(service, "dataset", the_file(session, "dataset", project_id, dataset_id))
+    return send_report(service, "dataset", the_asset(session, "dataset", project_id, dataset_id))
 
 
 @router.get(
@@ -120,14 +119,14 @@ def get_dataset_report(dataset_id: FileName, project_id: ProjectId, session: Rea
     dependencies=[needs("jobs:read")],
 )
 def get_thumbnail(
-    dataset_id: FileName,
+    dataset_id: AssetName,
     number: Annotated[int, PathParameter(ge=0, description="The number of the thumbnail, from 0.")],
     project_id: ProjectId,
     session: Reading,
     service: TheService,
 ) -> Response:
     """Get one of a data set's thumbnails."""
-    dataset = the_file(session, "dataset", project_id, dataset_id)
+    dataset = the_asset(session, "dataset", project_id, dataset_id)
     thumbnails = dataset.summary["thumbnails"] if dataset.summary else []
     if number >= len(thumbnails):
         raise NotFound(f"there is no thumbnail {number}: the data set has {len(thumbnails)}, numbered from 0")
@@ -142,9 +141,9 @@ def get_thumbnail(
     responses=problems(NotFound, FileInUse),
     dependencies=[needs("files:write")],
 )
-def delete_dataset(dataset_id: FileName, project_id: ProjectId, session: Writing) -> None:
+def delete_dataset(dataset_id: AssetName, project_id: ProjectId, session: Writing) -> None:
     """Delete a data set of the project's own, and its files. Jobs that have not ended keep it."""
-    assets.remove(session, the_file(session, "dataset", project_id, dataset_id))
+    assets.remove(session, the_asset(session, "dataset", project_id, dataset_id))
 
 
 def _provided(service: Service) -> list[schemas.Dataset]:
@@ -153,7 +152,7 @@ def _provided(service: Service) -> list[schemas.Dataset]:
     return [*shipped, *(_local(name, path) for name, path in local.items() if name not in DATASETS)]
 
 
-def _own(dataset: assets.File) -> schemas.Dataset:
+def _own(dataset: tables.Asset) -> schemas.Dataset:
     summary = dataset.summary or {}
     known = {name: summary.get(name) for name in ("shape", "classes", "train_examples", "test_examples")}
     found = {name: summary.get(name) for name in ("refused", "overlap")}

@@ -71,7 +71,7 @@ def _known(job: tables.Job, last_event_id: int) -> int:
 async def _tell(
     stream: streams.Stream, service: Service, project_id: str, job_id: str, after: int
 ) -> AsyncIterator[bytes]:
-    """Send events until the job has ended, or the stream may not go on."""
+    """Send events until the job has ended or the stream is stopped."""
     yield format_sse_event(retry=3000)
     while stream.may_go_on:
         try:
@@ -87,7 +87,7 @@ async def _tell(
         for event in _show(part):
             after = event.seq
             yield format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(after))
-        # What came between the look at the job and that at its history makes the former old.
+        # Events that were added between the two queries make the first result outdated.
         if part.has_more or (part.rows and part.rows[-1].seq > job.event_seq):
             continue
         if job.status in moves.TERMINAL:

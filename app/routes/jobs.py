@@ -1,28 +1,21 @@
-"""Jobs: post one, find it, watch it, and read what it measured. What can be asked of it is in `app.routes.actions`."""
+"""Jobs: post one, find it, watch it, and read its results. The actions on it are in `app.routes.actions`."""
 
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
-    field_validator,
 )
-from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
 from app import schemas, tables
 from app.assets import inputs
 from app.http.authentication import ProjectId, needs
-from app.http.dependencies import JobId, Json, Reading, Service, TheService, Writing, check_address, cursor
+from app.http.dependencies import JobId, Json, Reading, Service, TheService, Writing, check_address
 from app.http.problems import (
     BodyTooLarge,
     IdempotencyKeyReused,
@@ -39,15 +32,14 @@ from app.http.problems import (
     problems,
 )
 from app.jobs import estimates, lifecycle, moves, queries, shards
-from app.platform.paging import Order
 from app.projects import quotas
 from app.routes import answer
 from app.routes.assets import show_input
+from app.routes.job_filter import JobFilter
 from app.routes.webhooks import show_with_secret
 from app.schemas.job_request import REQUESTS, AnyRequest, JobRequest, parse_request
 from app.webhooks import subscriptions, url_policy
 from core.schema.report import Reports
-from core.schema.spec import Kind
 from core.schema.spec_warnings import spec_warnings
 from core.schema.validation import FieldError, field_errors
 
@@ -69,7 +61,7 @@ def _unchecked(body: Any, _: ValidatorFunctionWrapHandler) -> Any:
 if TYPE_CHECKING:
     Unchecked = Any
 else:
-    # Documented as a spec, but whatever was sent: `parse_spec` can say more about it than FastAPI.
+    # Documented as a spec, but not validated by FastAPI: the errors of `parse_spec` say more.
     Unchecked = Annotated[JobRequest, WrapValidator(_unchecked)]
 
 
@@ -101,7 +93,7 @@ def _was_posted(service: Service, project_id: str, spec: AnyRequest, idempotency
 
 
 async def check_webhook(spec: Annotated[AnyRequest, Depends(parse_spec)], service: TheService) -> AnyRequest:
-    """Judge the address that a spec names, if any. Raises InvalidSpec."""
+    """Check the URL of the webhook that a spec names, if any. Raises InvalidSpec."""
     if spec.webhook:
         try:
             await check_address(service, spec.webhook.url)
@@ -109,44 +101,6 @@ async def check_webhook(spec: Annotated[AnyRequest, Depends(parse_spec)], servic
             error = FieldError(pointer="/webhook/url", code="address_refused", detail=str(refusal))
             raise InvalidSpec([error]) from None
     return spec
-
-
-def _pair(text: str) -> str:
-    key, equals, _ = text.partition("=")
-    if not equals or '"' in key:
-        raise PydanticCustomError("not_a_pair", "write it as metadata=key=value, with no quotes in the key")
-    return text
-
-
-class JobFilter(BaseModel):
-    """Which jobs to list. Any other parameter is refused: a filter with a typing error would list the wrong jobs."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    status: schemas.Status | None = None
-    """Only jobs in this status."""
-    kind: Kind | None = None
-    """Only jobs of this kind."""
-    base_model: str | None = None
-    """Only jobs that start from this model."""
-    dataset: str | None = None
-    """Only jobs on this data set."""
-    metadata: list[Annotated[str, AfterValidator(_pair)]] = []
-    """Only jobs with this pair, written as key=value; repeat it for more pairs."""
-    after: Annotated[str | None, AfterValidator(cursor("job"))] = None
-    """The cursor: the `last_id` of the previous page."""
-    limit: int = Field(default=20, ge=1, le=100)
-    """Jobs in one page."""
-    order: Order = "desc"
-    """desc: newest first."""
-
-    @field_validator("metadata")
-    @classmethod
-    def _each_key_once(cls, pairs: list[str]) -> list[str]:
-        for key, count in Counter(pair.partition("=")[0] for pair in pairs).items():
-            if count > 1:
-                raise PydanticCustomError("repeated", "no job has two values of {key}: give it once", {"key": key})
-        return pairs
 
 
 @router.post(
@@ -331,7 +285,7 @@ def create_from(
 
 
 def show_created(created: lifecycle.Created, response: Response) -> schemas.PostedJob:
-    """Show a job to who has made it, or has made it before."""
+    """Show a job that this request, or an earlier one with the same key, has created."""
     response.headers["Location"] = f"/jobs/{created.job.id}"
     response.headers["ETag"] = _etag(created.job)
     if created.replayed:
@@ -343,7 +297,7 @@ def show_created(created: lifecycle.Created, response: Response) -> schemas.Post
 
 
 def show_job(job: tables.Job) -> schemas.Job:
-    """Show a job to its owner."""
+    """Show a job."""
     return schemas.Job.model_validate(_facts(job))
 
 

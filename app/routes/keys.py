@@ -3,12 +3,13 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from sqlalchemy.orm import Session
 
 from app import schemas, tables
 from app.http import rate_limits
 from app.http.authentication import TheCaller, needs
+from app.http.body import Body
 from app.http.dependencies import Json, KeyId, Moment, Reading, TheService, Writing, cursor
 from app.http.problems import (
     BodyTooLarge,
@@ -32,10 +33,8 @@ from core.schema.validation import FieldError
 router = APIRouter(tags=["keys"])
 
 
-class CreateApiKey(BaseModel):
+class CreateApiKey(Body):
     """The key to create."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: Text = Field(min_length=1, max_length=128, examples=["ci"])
     """A label for people."""

@@ -4,14 +4,14 @@ checkpoints."""
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Query, Response
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from app import schemas, tables
 from app.assets import assets, checkpoints
 from app.assets.registry import LocalModel
 from app.http.authentication import ProjectId, needs
-from app.http.dependencies import FileName, Json, Reading, Service, TheService, Writing, cursor
+from app.http.dependencies import AssetName, Json, Reading, Service, TheService, Writing, cursor
 from app.http.problems import (
     FileInUse,
     InvalidBody,
@@ -34,7 +34,7 @@ from app.routes.assets import (
     show_common,
     show_made_by,
     show_provided,
-    the_file,
+    the_asset,
     the_upload,
 )
 from core.schema.catalog import DATASETS, MODELS, ModelEntry
@@ -50,9 +50,6 @@ _NOT_INSPECTED: dict[str, Any] = {"parameters": None, "made_by": None, "warnings
 
 class CreateModel(ImportSpec, defer_build=False):
     """The base model to create: from an upload, with what the file itself does not say, or from a checkpoint."""
-
-    # FastAPI needs the validator of a body when it builds the route.
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, defer_build=False)
 
     name: GivenName = Field(examples=["birds-linf"])
     """The name by which jobs use it."""
@@ -131,7 +128,7 @@ def list_models(
 
 
 @router.get("/models/{model_id}", responses=problems(NotFound), dependencies=[needs("jobs:read")])
-def get_model(model_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> schemas.Model:
+def get_model(model_id: AssetName, project_id: ProjectId, session: Reading, service: TheService) -> schemas.Model:
     """Get a base model by its id or name."""
     return get_any(session, "model", project_id, lambda: _provided(service), _own, name_or_id=model_id)
 
@@ -142,9 +139,9 @@ def get_model(model_id: FileName, project_id: ProjectId, session: Reading, servi
     responses=problems(NotFound, NotInspected, StoreUnavailable),
     dependencies=[needs("jobs:read")],
 )
-def get_model_report(model_id: FileName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
+def get_model_report(model_id: AssetName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
     """Get the report of the inspection of a base model: network, source, claims, warnings."""
-    return send_report(service, "model", the_file(session, "model", project_id, model_id))
+    return send_report(service, "model", the_asset(session, "model", project_id, model_id))
 
 
 @router.delete(
@@ -153,9 +150,9 @@ def get_model_report(model_id: FileName, project_id: ProjectId, session: Reading
     responses=problems(NotFound, FileInUse),
     dependencies=[needs("files:write")],
 )
-def delete_model(model_id: FileName, project_id: ProjectId, session: Writing) -> None:
+def delete_model(model_id: AssetName, project_id: ProjectId, session: Writing) -> None:
     """Delete a base model of the project's own, and its files. Jobs that have not ended keep it."""
-    assets.remove(session, the_file(session, "model", project_id, model_id))
+    assets.remove(session, the_asset(session, "model", project_id, model_id))
 
 
 def _provided(service: Service) -> list[schemas.Model]:
@@ -163,7 +160,7 @@ def _provided(service: Service) -> list[schemas.Model]:
     return [*(_shipped(entry) for entry in MODELS.values()), *(_local(name, model) for name, model in local.items())]
 
 
-def _own(model: assets.File) -> schemas.Model:
+def _own(model: tables.Asset) -> schemas.Model:
     assert isinstance(model, tables.Model)
     summary = model.summary or {}
     claims = summary.get("claims", {})

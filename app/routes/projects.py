@@ -3,11 +3,12 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
+from pydantic import AfterValidator, Field, StrictInt
 from sqlalchemy.orm import Session
 
 from app import schemas, tables
 from app.http.authentication import TheCaller, needs
+from app.http.body import Body
 from app.http.dependencies import AnyProjectId, Json, Reading, TheService, Writing, cursor
 from app.http.problems import (
     BodyTooLarge,
@@ -29,23 +30,19 @@ router = APIRouter(tags=["projects"], dependencies=[needs("admin")])
 _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody)
 
 
-class CreateProject(BaseModel):
+class CreateProject(Body):
     """The project to create."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: Text = Field(min_length=1, max_length=128, examples=["vision"])
     """A label for people."""
 
 
-class UpdateProject(BaseModel):
+class UpdateProject(Body):
     """The fields to change; omitted fields stay as they are."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: Text = Field(default_factory=str, min_length=1, max_length=128)
     """A label for people."""
-    quotas: dict[schemas.Quota, Annotated[StrictInt, Field(ge=0, le=2**62)] | None] = {}
+    quotas: dict[schemas.Quota, Annotated[StrictInt, Field(ge=0, le=2**62)] | None] = Field(default={})
     """The project's own limits; null resets a limit to the instance's."""
 
 

@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect
 from app import schemas, tables
 from app.assets import uploads
 from app.http.authentication import ProjectId, needs
+from app.http.body import Body
 from app.http.dependencies import Json, Reading, Service, TheService, UploadId, Writing, carried, cursor, in_turn
 from app.http.problems import (
     BodyTooLarge,
@@ -64,10 +65,8 @@ def counts_its_body(method: str, path: str) -> bool:
     return method == "PUT" and _PART.fullmatch(path) is not None
 
 
-class CreateUpload(BaseModel):
+class CreateUpload(Body):
     """The file to send."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     filename: Text = Field(min_length=1, max_length=255, examples=["birds.zip"])
     """The name of the file; a label, not a path."""
@@ -79,10 +78,8 @@ class CreateUpload(BaseModel):
     """What the file is for."""
 
 
-class PartToSend(BaseModel):
+class PartToSend(Body):
     """A part to send."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     number: StrictInt = Field(ge=1)
     """The number of the part, from 1."""
@@ -90,10 +87,8 @@ class PartToSend(BaseModel):
     """SHA-256 of the part."""
 
 
-class RequestParts(BaseModel):
+class RequestParts(Body):
     """The parts to send."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     parts: list[PartToSend] = Field(min_length=1, max_length=100)
     """The parts; request the next ones once these are being sent."""
@@ -102,20 +97,16 @@ class RequestParts(BaseModel):
 class UploadFilter(BaseModel):
     """Which uploads to list."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid")
 
-    status: schemas.UploadStatus | None = None
-    """Only uploads in this status."""
-    purpose: schemas.Purpose | None = None
-    """Only uploads for this purpose."""
-    sha256: Sha256 | None = None
-    """Only uploads of this file."""
-    after: Annotated[str | None, AfterValidator(cursor("upl"))] = None
-    """The cursor: the `last_id` of the previous page."""
-    limit: int = Field(default=20, ge=1, le=100)
-    """Uploads in one page."""
-    order: Order = "desc"
-    """desc: newest first."""
+    status: schemas.UploadStatus | None = Field(default=None, description="Only uploads in this status.")
+    purpose: schemas.Purpose | None = Field(default=None, description="Only uploads for this purpose.")
+    sha256: Sha256 | None = Field(default=None, description="Only uploads of this file.")
+    after: Annotated[str | None, AfterValidator(cursor("upl"))] = Field(
+        default=None, description="The cursor: the `last_id` of the previous page."
+    )
+    limit: int = Field(default=20, ge=1, le=100, description="Uploads in one page.")
+    order: Order = Field(default="desc", description="desc: newest first.")
 
 
 @router.post(

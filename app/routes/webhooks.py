@@ -3,11 +3,12 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from sqlalchemy.orm import Session
 
 from app import schemas, tables
 from app.http.authentication import ProjectId, needs
+from app.http.body import Body
 from app.http.dependencies import Json, Reading, Service, TheService, Writing, check_address, cursor
 from app.http.problems import (
     BodyTooLarge,
@@ -35,10 +36,8 @@ After = Query(description="The cursor: the `last_id` of the previous page.")
 _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidBody)
 
 
-class CreateWebhook(BaseModel):
+class CreateWebhook(Body):
     """The webhook to create."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     url: str = Field(max_length=url_policy.MOST_CHARACTERS, examples=["https://example.com/temper"])
     """Where to post messages: https, on the public internet unless the operator allows more."""
@@ -48,10 +47,8 @@ class CreateWebhook(BaseModel):
     """For people."""
 
 
-class UpdateWebhook(BaseModel):
+class UpdateWebhook(Body):
     """The fields to change; omitted fields stay as they are."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     # None of these defaults is ever used, or shown.
     url: str = Field(default_factory=str, max_length=url_policy.MOST_CHARACTERS)

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from app.schemas.access import SCOPES, ApiKey, Me, NewApiKey, Project, RateLimit, Scope
     from app.schemas.answer import Answer, Listed, Page, headers, page
-    from app.schemas.assets import FileFailure, FileStatus, JobInput, Lineage, MadeBy, ThumbnailLink
-    from app.schemas.attempts import Attempt
+    from app.schemas.assets import AssetFailure, AssetStatus, JobInput, Lineage, MadeBy, ThumbnailLink
+    from app.schemas.attempts import Attempt, Outcome
     from app.schemas.catalogue import Architecture, Dataset, Method, Model
     from app.schemas.checkpoints import Checkpoint
     from app.schemas.estimates import Actual, Basis, Duration, Estimate
     from app.schemas.jobs import (
-        Action,
         DryRun,
         Failure,
         Job,
@@ -27,10 +26,10 @@ if TYPE_CHECKING:
         Result,
         Results,
         ShardState,
-        Status,
     )
     from app.schemas.problems import ConflictProblem, Problem, QuotaProblem, RateLimitProblem
     from app.schemas.service import Health, Index, Version
+    from app.schemas.status import Action, Status
     from app.schemas.uploads import (
         Purpose,
         Upload,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
         UploadStatus,
     )
     from app.schemas.usage import QUOTAS, GroupBy, Quota, QuotaState, Usage, UsageGroup
-    from app.schemas.webhooks import Delivery, DeliveryStatus, DisabledReason, Webhook, WebhookWithSecret
+    from app.schemas.webhooks import Delivery, DeliveryStatus, DeliveryType, DisabledReason, Webhook, WebhookWithSecret
 
 __all__ = [
     "QUOTAS",
@@ -51,6 +50,8 @@ __all__ = [
     "Answer",
     "ApiKey",
     "Architecture",
+    "AssetFailure",
+    "AssetStatus",
     "Attempt",
     "Basis",
     "Checkpoint",
@@ -58,13 +59,12 @@ __all__ = [
     "Dataset",
     "Delivery",
     "DeliveryStatus",
+    "DeliveryType",
     "DisabledReason",
     "DryRun",
     "Duration",
     "Estimate",
     "Failure",
-    "FileFailure",
-    "FileStatus",
     "GroupBy",
     "Health",
     "Index",
@@ -80,6 +80,7 @@ __all__ = [
     "Metrics",
     "Model",
     "NewApiKey",
+    "Outcome",
     "Page",
     "PostedJob",
     "Problem",
@@ -123,6 +124,7 @@ _MODULES = (
     "jobs",
     "problems",
     "service",
+    "status",
     "uploads",
     "usage",
     "webhooks",

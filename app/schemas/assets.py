@@ -4,10 +4,10 @@ from typing import Literal
 
 from app.schemas.answer import Answer
 
-FileStatus = Literal["pending", "inspecting", "ready", "refused"]
+AssetStatus = Literal["pending", "inspecting", "ready", "refused"]
 
 
-class FileFailure(Answer):
+class AssetFailure(Answer):
     """Why a data set or model was refused."""
 
     code: str

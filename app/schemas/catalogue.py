@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Literal
 
 from app.schemas.answer import Listed
-from app.schemas.assets import FileFailure, FileStatus, MadeBy, ThumbnailLink
+from app.schemas.assets import AssetFailure, AssetStatus, MadeBy, ThumbnailLink
 from core.schema.catalog import Norm
 
 
@@ -17,7 +17,7 @@ class Model(Listed):
     """The name that specs use; they can use the id as well."""
     source: Literal["shipped", "local", "own"]
     """shipped: comes with Temper. local: a file in this instance's models folder. own: belongs to the project."""
-    status: FileStatus
+    status: AssetStatus
     """ready if jobs can name it. A worker inspects a model of the project before it is ready."""
     description: str
     """Description in one sentence."""
@@ -43,7 +43,7 @@ class Model(Listed):
     """The job that made it, if it was made of a checkpoint."""
     warnings: list[str]
     """Codes of the inspection's warnings; the report explains them."""
-    failure: FileFailure | None
+    failure: AssetFailure | None
     """Why it was refused; null if it was not."""
     created_at: datetime | None
     """When it was posted, for a model of the project."""
@@ -63,7 +63,7 @@ class Dataset(Listed):
     source: Literal["shipped", "local", "own"]
     """shipped: Temper loads it by name. local: a folder or archive in this instance's datasets folder. own: belongs to
     the project."""
-    status: FileStatus
+    status: AssetStatus
     """ready if jobs can name it. A worker inspects a data set of the project before it is ready."""
     description: str
     """Description in one sentence."""
@@ -88,7 +88,7 @@ class Dataset(Listed):
     """Number of test images that are also in the training part, for a data set of the project."""
     thumbnails: list[ThumbnailLink]
     """Small versions of some of its images, for a data set of the project."""
-    failure: FileFailure | None
+    failure: AssetFailure | None
     """Why it was refused; null if it was not."""
     created_at: datetime | None
     """When it was posted, for a data set of the project."""

@@ -10,8 +10,9 @@ from pydantic import ConfigDict, Field, StrictInt, Tag, TypeAdapter, field_valid
 from pydantic_core import PydanticCustomError
 
 from app.schemas.webhooks import ENDINGS, JobEvent
+from core.schema.catalog import Kind
 from core.schema.record import Record
-from core.schema.spec import KIND, AnySpec, EvaluateSpec, FineTuneSpec, Kind, Text, TrainSpec, parse
+from core.schema.spec import KIND, AnySpec, EvaluateSpec, FineTuneSpec, Text, TrainSpec, parse
 
 
 class JobWebhook(Record):

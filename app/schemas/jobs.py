@@ -5,19 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from app.schemas.answer import Answer, Listed
 from app.schemas.estimates import Actual, Estimate
+from app.schemas.status import Action, Status
 from app.schemas.webhooks import WebhookWithSecret
-from core.schema.catalog import Norm
-from core.schema.events import NormCount, Phase, Subject
-from core.schema.report import Rate, Report, Reports
-from core.schema.spec import Kind
+from core.schema.catalog import Kind, Norm
+from core.schema.progress import NormCount, Phase, Rate, Subject
 from core.schema.spec_warnings import SpecWarning
 
 if TYPE_CHECKING:
     from pydantic import GetJsonSchemaHandler
     from pydantic.json_schema import JsonSchemaValue
 
-Status = Literal["queued", "running", "pausing", "paused", "stopping", "cancelling", "succeeded", "failed", "cancelled"]
-Action = Literal["pause", "resume", "stop", "cancel", "retry"]
+    from core.schema.report import Report, Reports
 
 
 class _DocumentedAsRequest:
@@ -96,7 +94,7 @@ class Result(Answer):
     """Share of points that are robust under every norm."""
 
     @classmethod
-    def of(cls, report: Report) -> Self:
+    def of(cls, report: "Report") -> Self:
         """Take the accuracies of a report."""
         return cls(clean=report.clean, robust=report.robust, union=report.union)
 
@@ -110,7 +108,7 @@ class Results(Answer):
     """The model that the job delivers, or the model of an evaluation job."""
 
     @classmethod
-    def of(cls, reports: Reports) -> Self:
+    def of(cls, reports: "Reports") -> Self:
         """Take the accuracies of a run's reports."""
         before, after = (report and Result.of(report) for report in (reports.before, reports.after))
         return cls(before=before, after=after)

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from app.schemas.answer import Answer
-from app.schemas.jobs import Action, Status
+from app.schemas.status import Action, Status
 from app.schemas.usage import Quota
 from core.schema.validation import FieldError
 

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Literal, get_args
 
 from app.schemas.answer import Answer
-from app.schemas.jobs import Status
+from app.schemas.status import Status
 
 GroupBy = Literal["day", "month", "kind", "dataset", "base_model"]
 Quota = Literal[

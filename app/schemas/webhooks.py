@@ -21,6 +21,8 @@ JobEvent = Literal[
     "job.cancelled",
 ]
 """A job has changed to this status."""
+DeliveryType = JobEvent | Literal["webhook.test"]
+"""What a message to a webhook is about."""
 ENDINGS: tuple[JobEvent, ...] = ("job.succeeded", "job.failed", "job.cancelled")
 
 
@@ -63,7 +65,7 @@ class Delivery(Listed):
     """Type of the object."""
     webhook_id: str
     """The webhook that receives it."""
-    type: str
+    type: DeliveryType
     """The event: job.<status> or webhook.test."""
     job_id: str | None
     """The job that the event is about."""

@@ -89,6 +89,7 @@ class S3Store:
         return size
 
     def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        # Not tenacity: it calls a function again, and this goes on with the bytes that are still to come.
         failures = 0
         while stop is None or start < stop:
             try:

@@ -37,9 +37,6 @@ _MOST_BYTES = 65_536
 
 def send_all(settings: Settings, database: Database, stopping: Event) -> None:
     """Send what is due, and what becomes due meanwhile, until nothing is left or it is time to stop."""
-    with database.reading() as session:
-        if not deliveries.is_any_due(session):
-            return
     asyncio.run(_Relay(settings, database, stopping).run())
 
 

@@ -12,10 +12,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from threading import Thread
-
-import httpx2
+from typing import TYPE_CHECKING
 
 from app.platform.settings import Settings
+
+if TYPE_CHECKING:
+    import httpx2
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class Refused(Exception):
 class Place:
     """Where a URL leads: the host as it is written in the URL, and the address to connect to."""
 
-    url: httpx2.URL
+    url: "httpx2.URL"
     address: Address
 
 
@@ -52,8 +54,10 @@ async def check(url: str, settings: Settings) -> None:
     judge(parsed, found, settings)
 
 
-def parse(url: str, settings: Settings) -> httpx2.URL:
+def parse(url: str, settings: Settings) -> "httpx2.URL":
     """Read a URL that the service may call. Raises Refused for its form alone."""
+    import httpx2  # at first use: most instances have no webhook, and it delays their start
+
     if len(url) > MOST_CHARACTERS:
         raise Refused(f"a URL has at most {MOST_CHARACTERS} characters")
     try:
@@ -71,7 +75,7 @@ def parse(url: str, settings: Settings) -> httpx2.URL:
     return parsed
 
 
-def look_up(url: httpx2.URL) -> "Future[Sequence[Address]]":
+def look_up(url: "httpx2.URL") -> "Future[Sequence[Address]]":
     """Look a host up. It takes as long as the resolver likes, in a thread that no end of the program waits for.
 
     The answer may raise Refused."""
@@ -97,7 +101,7 @@ def resolve(host: str, port: int) -> Sequence[Address]:
     return [ip_address(str(sockaddr[0]).partition("%")[0]) for *_, sockaddr in found]
 
 
-def judge(url: httpx2.URL, found: Sequence[Address], settings: Settings) -> Place:
+def judge(url: "httpx2.URL", found: Sequence[Address], settings: Settings) -> Place:
     """Choose the address to connect to, or refuse the host if only one of its addresses is out of bounds."""
     if not found:
         raise Refused(f"the name {url.host} has no address")
@@ -133,7 +137,7 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
-def port_of(url: httpx2.URL) -> int:
+def port_of(url: "httpx2.URL") -> int:
     """Return the port of a URL, which may be the default of its scheme."""
     return _DEFAULT_PORTS[url.scheme] if url.port is None else url.port
 

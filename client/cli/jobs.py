@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from app.schemas.status import Status
 from client.cli.output import Output, connect, console, show
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from app.schemas.jobs import DryRun, Job, PostedJob
     from client.temper import Temper
 
-_STATUSES = "queued, running, pausing, paused, stopping, cancelling, succeeded, failed or cancelled"
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job, as submit and list show it.")]
 
 
@@ -62,7 +62,9 @@ def wait(
 
 
 def list_jobs(
-    status: Annotated[str | None, typer.Option(help=f"Only jobs in this status: {_STATUSES}.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help=f"Only jobs in this status: {', '.join(get_args(Status))}.")
+    ] = None,
     kind: Annotated[str | None, typer.Option(help="Only jobs of this kind.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only jobs on this data set.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Only jobs that start from this model.")] = None,

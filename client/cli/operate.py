@@ -31,7 +31,7 @@ def api(host: Host = "127.0.0.1", port: Port = 8765) -> None:
     """Run the API alone, as on a server. All other settings come from the environment."""
     from client.cli.serve import become
 
-    become("app.main", host=host, port=port)
+    become("app", host=host, port=port)
 
 
 def worker() -> None:

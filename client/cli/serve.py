@@ -1,6 +1,7 @@
-"""The service's own processes, none of which this file imports.
+"""The service's own processes, which this file starts but does not import.
 
-`temper serve` runs the API and one worker, which live and end together; `temper api` and its like become one.
+`temper serve` runs the API and one worker, which start and end together. `temper api`, `worker`, `migrate` and `doctor`
+replace the process of the command.
 """
 
 import ctypes
@@ -12,13 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 from typing import NoReturn, TextIO
-
-import httpx2
 
 from client.credentials import credentials_file, data_dir, point_credentials_at
 from client.errors import CannotServe
@@ -29,17 +28,17 @@ Child = subprocess.Popen[bytes]
 START_SECONDS = 60.0
 STOP_SECONDS = 25.0
 TICK_SECONDS = 0.1
-# A worker that dies is replaced after a pause, which grows as long as each new one dies young.
+# A worker that has crashed is replaced after a pause, which grows while each new one crashes soon after its start.
 SHORTEST_PAUSE, LONGEST_PAUSE, YOUNG_SECONDS = 1.0, 10.0, 60.0
 
 _PR_SET_PDEATHSIG = 1
 
 
 def become(module: str, *arguments: str, extra: str = "api", **settings: object) -> NoReturn:
-    """Go on as a module of the service, with these settings of the environment. Raises CannotServe."""
+    """Replace this process by a module of the service, with these settings in the environment. Raises CannotServe."""
     _check_installed(extra)
     os.environ.update({f"TEMPER_{name.upper()}": str(value) for name, value in settings.items()})
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606  # no shell is what we want
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606  # no shell is needed
 
 
 def serve_until_stopped(*, host: str, port: int, folder: Path | None) -> None:
@@ -63,7 +62,7 @@ def _serve(*, host: str, port: int, folder: Path) -> None:
     url = _url(host, port)
     stop = _stop_on_signals()
     with _children(environment) as start:
-        api = start("app.main")
+        api = start("app")
         if _is_ready(url, api, stop):
             point_credentials_at(url, credentials)
             _say(f"Temper is ready at {url}, data in {folder}. Ctrl-C stops it.")
@@ -74,21 +73,22 @@ def _serve(*, host: str, port: int, folder: Path) -> None:
 
 
 def _is_ready(url: str, api: Child, stop: Event) -> bool:
-    """Wait for the API to be ready; say whether it got there."""
+    """Wait for the API to be ready; return whether it is."""
+    # Not httpx2, whose import takes longer than that of all else here. It comes while the API starts.
+    from urllib.request import ProxyHandler, build_opener
+
+    opener = build_opener(ProxyHandler({}))
     deadline = time.monotonic() + START_SECONDS
     while api.poll() is None and not stop.wait(TICK_SECONDS):
-        try:
-            if httpx2.get(f"{url}/readyz", timeout=1, trust_env=False).is_success:
-                return True
-        except httpx2.TransportError:
-            pass
+        with suppress(OSError), opener.open(f"{url}/readyz", timeout=1):
+            return True
         if time.monotonic() > deadline:
             raise CannotServe(f"the API is not ready after {START_SECONDS:.0f} seconds: its lines above say why")
     return False
 
 
 def _keep_working(start: Callable[[str], Child], api: Child, stop: Event) -> None:
-    """Run a worker for as long as the API runs, and a new one where one dies."""
+    """Run a worker while the API runs, and replace one that has crashed."""
     pause = SHORTEST_PAUSE
     while True:
         began = time.monotonic()
@@ -105,11 +105,11 @@ def _keep_working(start: Callable[[str], Child], api: Child, stop: Event) -> Non
 
 @contextmanager
 def _children(environment: Mapping[str, str]) -> Iterator[Callable[[str], Child]]:
-    """Give a function that starts a module as a process; at the end, end all that it has started."""
+    """Yield a function that starts a module as a process; stop these processes at the end."""
     children: list[Child] = []
 
     def start(module: str) -> Child:
-        # A group of its own, so that Ctrl-C reaches this process alone, which then tells its children once.
+        # A process group of its own: Ctrl-C reaches only this process, which then stops its children.
         child = subprocess.Popen(
             [sys.executable, "-m", module],
             env=environment,
@@ -127,7 +127,7 @@ def _children(environment: Mapping[str, str]) -> Iterator[Callable[[str], Child]
 
 
 def _die_with_parent() -> None:
-    """On Linux, be told to stop when `temper serve` dies, even by SIGKILL."""
+    """On Linux, receive SIGTERM when `temper serve` ends, even by SIGKILL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -148,7 +148,7 @@ def _end(children: Sequence[Child]) -> None:
 
 
 def _stop_on_signals() -> Event:
-    """Let the first signal ask for an orderly end; a second Ctrl-C ends all at once."""
+    """Let the first signal request an orderly stop; a second Ctrl-C stops everything at once."""
     stop = Event()
 
     def ask(*_: object) -> None:
@@ -168,8 +168,8 @@ def _check_installed(extra: str) -> None:
 
 
 def _lock(folder: Path) -> TextIO:
-    """Make the folder ours until the file that is returned is closed, or this process ends in whatever way."""
-    import fcntl  # not on Windows, where the other commands run all the same
+    """Lock the data folder until the returned file is closed or this process ends."""
+    import fcntl  # not available on Windows, where the other commands work
 
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ def _check_port(host: str, port: int) -> None:
 
 def _url(host: str, port: int) -> str:
     """Return the URL of the API on this machine."""
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # read, not bound
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
     return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
 
 

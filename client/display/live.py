@@ -11,7 +11,8 @@ from rich.text import Text
 from app.schemas.jobs import Job, Progress
 from client.display.events import event_line, sentence
 from client.temper import Temper
-from core.schema.events import NormCount, Stamped
+from core.schema.events import Stamped
+from core.schema.progress import NormCount
 
 
 def watch(temper: Temper, job_id: str, console: Console) -> Job:

@@ -1,6 +1,7 @@
 """Accuracies before and after a job, with their intervals."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -8,10 +9,13 @@ from rich.markup import escape
 from app.schemas.jobs import Result
 from client.display.screen import table_of
 from core.schema.catalog import NORMS, Norm
-from core.schema.report import Rate, Report, Reports
+from core.schema.progress import Rate
+
+if TYPE_CHECKING:
+    from core.schema.report import Report, Reports
 
 
-def report_card(reports: Reports) -> RenderableType:
+def report_card(reports: "Reports") -> RenderableType:
     """Show the evaluations of a job and their flags."""
     shown = {"before": reports.before, "after": reports.after}
     flags = [
@@ -24,7 +28,7 @@ def report_card(reports: Reports) -> RenderableType:
 
 
 def accuracy_table(
-    before: Result | Report | None, after: Result | Report | None, eps: Mapping[Norm, float], protocol: str
+    before: "Result | Report | None", after: "Result | Report | None", eps: Mapping[Norm, float], protocol: str
 ) -> RenderableType:
     """Show accuracies in percent with their 95 % intervals: before, after, and the change in points."""
     shown = {name: result for name, result in {"before": before, "after": after}.items() if result}
@@ -47,7 +51,7 @@ def percent(rate: Rate) -> str:
     return f"{100 * rate.value:.1f}"
 
 
-def _rows(results: Iterable[Result | Report], eps: Mapping[Norm, float]) -> Iterator[tuple[str, list[Rate]]]:
+def _rows(results: "Iterable[Result | Report]", eps: Mapping[Norm, float]) -> Iterator[tuple[str, list[Rate]]]:
     results = list(results)
     yield "clean", [result.clean for result in results]
     for norm in NORMS:

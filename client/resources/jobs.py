@@ -13,13 +13,11 @@ from app.schemas.attempts import Attempt
 from app.schemas.jobs import DryRun, Job, Metrics, PostedJob, Progress
 from client.errors import StillRunning
 from client.reading import read
-from client.resources.event_stream import follow_events
-from client.resources.log import follow_log, read_log
 from client.resources.resource import Resource, path_of
-from core.schema.events import Stamped
-from core.schema.report import Reports
 
 if TYPE_CHECKING:
+    from core.schema.events import Stamped
+    from core.schema.report import Reports
     from core.schema.spec import AnySpec
 
     JobSpec = Mapping[str, Any] | AnySpec
@@ -28,7 +26,10 @@ LONG_POLL = 30.0
 
 
 class Jobs(Resource):
-    """The jobs of the project: `temper.jobs`."""
+    """The jobs of the project: `temper.jobs`.
+
+    Events, reports and logs are imported when they are used: they hold whole specs, which `list` and `get` do not need.
+    """
 
     @overload
     def submit(
@@ -81,20 +82,24 @@ class Jobs(Resource):
             if not left:
                 raise StillRunning(f"{job_id} has not ended after {timeout:g} seconds; it goes on")
 
-    def watch(self, job_id: str, *, after: int = 0) -> Iterator[Stamped | Progress]:
+    def watch(self, job_id: str, *, after: int = 0) -> "Iterator[Stamped | Progress]":
         """Iterate over the events of a job after number `after`, and over its progress in between, live, until the job
         has ended.
 
         A broken stream is resumed where it broke, so that each event comes once.
         """
+        from client.resources.event_stream import follow_events
+
         return follow_events(self._connection, path_of("jobs", job_id), after=after)
 
-    def stream(self, job_id: str, *, after: int = 0) -> Iterator[Stamped]:
+    def stream(self, job_id: str, *, after: int = 0) -> "Iterator[Stamped]":
         """Iterate over the events of a job after number `after`, live, until the job has ended."""
-        return (item for item in self.watch(job_id, after=after) if isinstance(item, Stamped))
+        return (item for item in self.watch(job_id, after=after) if not isinstance(item, Progress))
 
-    def events(self, job_id: str) -> Iterator[Stamped]:
+    def events(self, job_id: str) -> "Iterator[Stamped]":
         """Iterate over the events of a job so far."""
+        from core.schema.events import Stamped
+
         return self._items(Page[Stamped], f"{path_of('jobs', job_id)}/events")
 
     def cancel(self, job_id: str) -> Job:
@@ -145,6 +150,8 @@ class Jobs(Resource):
         tail: only this number of lines from the end. follow: continue until the job has ended; a broken connection is
         resumed where it broke.
         """
+        from client.resources.log import follow_log, read_log
+
         given = {"attempt": attempt, "tail": tail, "follow": "true" if follow else None}
         params = {name: value for name, value in given.items() if value is not None}
         read_or_follow = follow_log if follow else read_log
@@ -154,8 +161,10 @@ class Jobs(Resource):
         """Fetch the training curve of a job."""
         return self._get(Metrics, f"{path_of('jobs', job_id)}/metrics")
 
-    def report(self, job_id: str) -> Reports:
+    def report(self, job_id: str) -> "Reports":
         """Fetch the evaluations of a job, with every attack and every point."""
+        from core.schema.report import Reports
+
         return self._get(Reports, f"{path_of('jobs', job_id)}/report")
 
     def _act(self, job_id: str, action: str) -> Job:

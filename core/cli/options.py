@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from core.schema.catalog import Kind
 from core.schema.import_spec import ImportSpec
 from core.schema.record import Record
-from core.schema.spec import SPECS, Kind
+from core.schema.spec import SPECS
 
 
 def _read_path(text: Any) -> Any:

@@ -35,7 +35,8 @@ from core.models.memory import ChunkSizer, is_out_of_memory, peak_memory
 from core.models.precision import full_float32
 from core.schema.catalog import NORMS, Norm
 from core.schema.errors import BadInput, OutOfMemory
-from core.schema.events import Attacked, Entered, Evaluated, Event, Finished, Resumed, Saved, Subject
+from core.schema.events import Attacked, Entered, Evaluated, Event, Finished, Resumed, Saved
+from core.schema.progress import Subject
 from core.schema.protocols import (
     DEFAULT_PROTOCOL,
     FAST_STEPS,

@@ -12,8 +12,9 @@ from core.checkpoint import verdict_versions
 from core.evaluation.checks import flags_of_attacks
 from core.schema.catalog import Norm
 from core.schema.errors import BadInput
+from core.schema.progress import Rate
 from core.schema.protocols import Engine, Protocol
-from core.schema.report import AttackRecord, Flag, Part, Points, Rate, Report, Reports
+from core.schema.report import AttackRecord, Flag, Part, Points, Report, Reports
 
 
 def rate(count: int, total: int) -> Rate:

@@ -13,10 +13,16 @@ from typing import Any, Literal, TypeVar
 
 from core.schema.fraction import read_fraction
 
+Kind = Literal["finetune", "train", "evaluate"]
+"""What a run does."""
+
 Norm = Literal["linf", "l2", "l1"]
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 
 Augmentation = Literal["none", "crop-flip", "resized-crop-flip"]
+
+EXTRA_SHARE = 0.5
+"""The share of a second data set in each batch, by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

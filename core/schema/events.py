@@ -12,11 +12,9 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from core.schema.catalog import Norm
+from core.schema.progress import NormCount, Phase, Rate, Subject
 from core.schema.record import Record
-from core.schema.report import Provenance, Rate, Report, Reports
-
-Phase = Literal["preparing", "training", "evaluating", "publishing"]
-Subject = Literal["base", "result"]
+from core.schema.report import Provenance, Report, Reports
 
 
 class Started(Provenance):
@@ -43,15 +41,6 @@ class Entered(Record):
     """The phase."""
     subject: Subject | None = None
     """The model under evaluation; null outside evaluations."""
-
-
-class NormCount(Record):
-    """The results of one norm's attack on the training images so far."""
-
-    seen: int
-    """Images attacked."""
-    robust: int
-    """Images that were classified correctly at the clean point and at every step of the attack."""
 
 
 class Stepped(Record):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from core.schema.catalog import Norm
+from core.schema.progress import Rate
 from core.schema.protocols import Engine, Protocol
 from core.schema.record import Record
 from core.schema.spec import Spec
@@ -32,21 +33,6 @@ Words = Annotated[tuple[str, ...], *_AS_TEXT, WithJsonSchema({"type": "string", 
 """A column of words; in JSON one string, separated by spaces."""
 Classes = Annotated[tuple[int, ...], *_AS_TEXT, WithJsonSchema({"type": "string", "pattern": r"^\d*( \d+)*$"})]
 """A column of class indices; in JSON one string, separated by spaces."""
-
-
-class Rate(Record):
-    """A share of test points, with its 95 % Wilson interval."""
-
-    value: float
-    """The share, in [0, 1]."""
-    count: int
-    """Points that count for it."""
-    total: int
-    """Points evaluated."""
-    low: float
-    """Lower end of the interval."""
-    high: float
-    """Upper end of the interval."""
 
 
 class Flag(Record):

@@ -23,14 +23,23 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from core.schema.catalog import ARCHITECTURES, DATASETS, MODELS, NORMS, Augmentation, Norm, find_architecture
+from core.schema.catalog import (
+    ARCHITECTURES,
+    DATASETS,
+    EXTRA_SHARE,
+    MODELS,
+    NORMS,
+    Augmentation,
+    Kind,
+    Norm,
+    find_architecture,
+)
 from core.schema.method import Method
 from core.schema.protocols import DEFAULT_PROTOCOL, LOGICAL_BATCH, Engine, Protocol
 from core.schema.radius import Radius, check_radius
 from core.schema.record import Record
 from core.schema.suggestions import check_known, did_you_mean
 
-Kind = Literal["finetune", "train", "evaluate"]
 Interpolation = Literal["bilinear", "bicubic"]
 Schedule = Literal["piecewise", "one-cycle", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -40,8 +49,6 @@ Compile = Literal["auto", "always", "never"]
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Name = Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")]
 
-EXTRA_SHARE = 0.5
-"""The default of `extra_share`."""
 CONSEQUENCE = "default_factory_not_called"
 """The type that pydantic gives to errors that only follow from an error in another field."""
 

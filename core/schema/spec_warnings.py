@@ -4,11 +4,14 @@ The service answers with them, the command line prints them.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from core.schema.catalog import MODELS, NORMS
+from core.schema.catalog import EXTRA_SHARE, MODELS, NORMS
 from core.schema.radius import l2_radius_of_hull
 from core.schema.record import Record
-from core.schema.spec import EXTRA_SHARE, AnySpec, EvaluateSpec, TrainingSpec
+
+if TYPE_CHECKING:
+    from core.schema.spec import AnySpec, TrainingSpec
 
 
 class SpecWarning(Record, extra="ignore"):
@@ -20,15 +23,15 @@ class SpecWarning(Record, extra="ignore"):
     """For people."""
 
 
-def spec_warnings(spec: AnySpec) -> tuple[SpecWarning, ...]:
+def spec_warnings(spec: "AnySpec") -> tuple[SpecWarning, ...]:
     """List what is valid and yet likely to disappoint."""
     found = list(_of_radii(spec))
-    if not isinstance(spec, EvaluateSpec):
+    if spec.kind != "evaluate":
         found += _of_training(spec)
     return tuple(found)
 
 
-def _of_radii(spec: AnySpec) -> Iterator[SpecWarning]:
+def _of_radii(spec: "AnySpec") -> Iterator[SpecWarning]:
     base = MODELS.get(getattr(spec, "base_model", ""))
     if base and base.norm in spec.eps and abs(spec.eps[base.norm] - base.eps) > 1e-6:
         yield SpecWarning(
@@ -37,7 +40,7 @@ def _of_radii(spec: AnySpec) -> Iterator[SpecWarning]:
         )
 
 
-def _of_training(spec: TrainingSpec) -> Iterator[SpecWarning]:
+def _of_training(spec: "TrainingSpec") -> Iterator[SpecWarning]:
     if "extra_share" in spec.model_fields_set and spec.extra_share != EXTRA_SHARE and not spec.extra_dataset:
         yield SpecWarning(
             code="extra_share_unused",

@@ -8,9 +8,10 @@ from typing import Any, cast, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from core.schema.catalog import Kind
 from core.schema.errors import shorten
 from core.schema.record import Record
-from core.schema.spec import CONSEQUENCE, SPECS, Kind
+from core.schema.spec import CONSEQUENCE, SPECS
 from core.schema.suggestions import did_you_mean
 
 

@@ -19,8 +19,8 @@ from core.models.memory import is_out_of_memory, release
 from core.models.precision import in_precision
 from core.schema.catalog import Norm
 from core.schema.errors import OutOfMemory
-from core.schema.events import NormCount, Stepped, Warned
-from core.schema.report import Rate
+from core.schema.events import Stepped, Warned
+from core.schema.progress import NormCount, Rate
 from core.schema.spec import TrainingSpec
 from core.signals import StopRequests
 from core.training.accumulation import GradientAccumulator

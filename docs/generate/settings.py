@@ -5,6 +5,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from app.platform.settings import Settings
+from core.schema.record import field_docstrings
 from docs.generate import markdown
 from docs.generate.markdown import code
 
@@ -21,8 +22,8 @@ def page() -> str:
     ):
         values = Settings()
     rows = [
-        (code(f"TEMPER_{name.upper()}"), _default(getattr(values, name)), field.description or "")
-        for name, field in Settings.model_fields.items()
+        (code(f"TEMPER_{name.upper()}"), _default(getattr(values, name)), meaning)
+        for name, meaning in field_docstrings(Settings).items()
     ]
     return markdown.page(
         "Settings",

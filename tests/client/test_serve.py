@@ -21,7 +21,7 @@ def test_worker_that_died_is_replaced_and_sigterm_leaves_nothing(tmp_path: Path)
     first = service.children()
     os.kill(first["worker.polling"], signal.SIGKILL)
     eventually(lambda: service.children().get("worker.polling", first["worker.polling"]) != first["worker.polling"])
-    assert service.children()["app.main"] == first["app.main"]
+    assert service.children()["app"] == first["app"]
     second = service.children()
     service.process.terminate()
     assert service.process.wait(30) == 0
@@ -41,7 +41,7 @@ def test_nothing_is_left_behind(tmp_path: Path, sent: int, status: int) -> None:
 def test_api_that_ends_takes_the_rest_with_it(tmp_path: Path) -> None:
     service = start_service(tmp_path)
     children = service.children()
-    os.kill(children["app.main"], signal.SIGKILL)
+    os.kill(children["app"], signal.SIGKILL)
     assert service.process.wait(30) == 1
     assert not is_running(children["worker.polling"])
     assert "the API has ended with status -9" in (tmp_path / "serve.log").read_text()

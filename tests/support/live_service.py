@@ -50,7 +50,7 @@ class Service:
 
     def children(self) -> dict[str, int]:
         """The processes it runs now, by module."""
-        return {module: pid for module in ("app.main", "worker.polling") for pid in _find(module, self.process.pid)}
+        return {module: pid for module in ("app", "worker.polling") for pid in _find(module, self.process.pid)}
 
 
 def run_temper(*arguments: str, environment: Mapping[str, str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -99,5 +99,5 @@ def _find(module: str, parent: int) -> Iterator[int]:
             stat, command = (folder / "stat").read_text(), (folder / "cmdline").read_text()
         except OSError:  # it has ended meanwhile
             continue
-        if int(stat.rpartition(")")[2].split()[1]) == parent and module in command:
+        if int(stat.rpartition(")")[2].split()[1]) == parent and f"\0-m\0{module}\0" in command:
             yield int(folder.name)

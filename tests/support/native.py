@@ -57,7 +57,7 @@ class Instance:
         return process
 
     def start_api(self, *command):
-        process = self.start(*(command or ("-m", "app.main")))
+        process = self.start(*(command or ("-m", "app")))
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx2.TransportError):

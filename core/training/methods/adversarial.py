@@ -22,8 +22,8 @@ from core.attacks.losses import Loss, cross_entropy, kl_divergence
 from core.attacks.threat import LpThreat
 from core.data.split import Batch
 from core.schema.catalog import Norm
-from core.schema.events import NormCount
 from core.schema.method import Method
+from core.schema.progress import NormCount
 from core.training.methods.attacked_model import AttackedModel
 from core.training.methods.contract import Shard
 

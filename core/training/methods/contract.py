@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from core.data.split import Batch
 from core.schema.catalog import Norm
-from core.schema.events import NormCount
+from core.schema.progress import NormCount
 
 Counts = Mapping[Norm, NormCount]
 """Per attacked norm: the training images attacked in it, and how many of them stayed robust."""

@@ -9,7 +9,7 @@ from app.jobs import claims, ingest, lifecycle
 from app.operations.maintenance import MaintenanceContext, clear_files_away
 from app.platform.leases import LeaseLost
 from app.projects import usage
-from app.schemas import FileFailure
+from app.schemas import AssetFailure
 from app.schemas.job_request import parse_request
 from app.tables import Dataset, Job, Model, Upload
 from core.schema.events import Saved
@@ -17,7 +17,7 @@ from core.schema.inspection_report import DatasetInspection, ModelInspection, Ov
 from tests.support.instance import DIGITS, add_key, add_project, calling
 from tests.support.uploading import send
 
-REFUSAL = FileFailure(code="bad_dataset", message="It holds a link.", hint="Put the files in.", field="dataset")
+REFUSAL = AssetFailure(code="bad_dataset", message="It holds a link.", hint="Put the files in.", field="dataset")
 EPS = {"linf": 0.1, "l1": 1.0}
 
 
@@ -224,7 +224,7 @@ def test_a_file_stays_until_the_jobs_that_take_it_in_have_ended(field, api, data
     assert (refused.status_code, refused.json()["code"]) == (409, "file_in_use"), refused.text
     assert job["id"] in refused.json()["detail"]
     with database.reading() as session:
-        (source,) = inputs.sources(session, job["id"], parse_request(body))
+        (source,) = inputs.input_files(session, job["id"], parse_request(body))
     assert (source.field, source.sha256) == (field, "2" * 64)
     api.post(f"/jobs/{job['id']}/cancel")
     assert api.delete(where).status_code == 204

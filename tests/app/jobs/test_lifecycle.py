@@ -276,19 +276,18 @@ def test_a_trainer_killed_too_often_is_a_repeated_crash(database, project):
     assert "the training process was killed by SIGKILL" in job.failure["message"]
 
 
+def crash(database, held):
+    retry_policy = RetryPolicy(max_crashes=9, backoff_seconds=0)
+    do(database, claims.record_crash, held, code="killed", retry_policy=retry_policy)
+
+
 def test_crashes_in_place_are_reset_when_a_job_has_got_further(database, project):
     create(database, project)
     for saved_step in (0, 1, 2, 2):
         held = claim(database, max_crashes=9)
         state = SAVED.model_copy(update={"kind": "state", "step": saved_step})
         do(database, ingest.save_state, held, state, name="state", key=f"{held.prefix}/states/{saved_step}/state")
-        do(
-            database,
-            claims.record_crash,
-            held,
-            code="killed",
-            retry_policy=RetryPolicy(max_crashes=9, backoff_seconds=0),
-        )
+        crash(database, held)
     job = get(database, held.job_id)
     # The last attempt has saved nothing that was not there before.
     assert (job.status, job.crashes, job.crashes_in_place) == ("queued", 4, 2)
@@ -306,13 +305,7 @@ def test_saved_verdicts_count_as_progress_until_training_continues(database, pro
     for step in (1, 2, 2):
         held = claim(database, **retry_policy)
         save("verdicts", step)
-        do(
-            database,
-            claims.record_crash,
-            held,
-            code="killed",
-            retry_policy=RetryPolicy(max_crashes=9, backoff_seconds=0),
-        )
+        crash(database, held)
     job = get(database, held.job_id)
     assert (job.crashes_in_place, job.saved_step) == (2, -1)
     held = claim(database, **retry_policy)

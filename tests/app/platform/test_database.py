@@ -17,8 +17,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, select, text
 from sqlalchemy.dialects import postgresql
 
+import app.platform.database
 from app.operations import migrate
 from app.platform.database import Database, alembic_config, now, open_database, seconds_from_now
+from app.platform.turns import NoTurn
 from app.tables import Project, Table
 from tests.support.instance import new_instance
 
@@ -121,6 +123,44 @@ def test_many_threads_write_without_a_locked_database(database):
     with database.reading() as session:
         names = session.scalars(select(Project.name)).all()
     assert sorted(int(name.split()[-1]) for name in names) == list(range(120))
+
+
+def add_project(database):
+    with database.writing() as session:
+        session.add(Project(name="x"))
+
+
+@on_sqlite
+def test_a_writer_waits_for_another_process_that_writes(database, settings):
+    with closing(sqlite3.connect(settings.data_dir / "temper.db", check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        timer = threading.Timer(0.2, other.rollback)
+        timer.start()
+        add_project(database)
+        timer.join()
+
+
+@on_sqlite
+def test_a_writer_that_waits_too_long_for_another_process_is_told(database, settings, monkeypatch):
+    monkeypatch.setattr(app.platform.database, "WAIT_SECONDS", 0.1)
+    with closing(Database(settings.database_url)) as impatient:
+        with closing(sqlite3.connect(settings.data_dir / "temper.db")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(NoTurn, match=r"another process has been writing to the database for 0\.1 s"):
+                add_project(impatient)
+        add_project(impatient)
+
+
+@on_sqlite
+def test_a_writer_that_waits_too_long_for_its_own_process_is_told(database, settings, monkeypatch):
+    monkeypatch.setattr(app.platform.database, "WAIT_SECONDS", 0.1)
+    with closing(Database(settings.database_url)) as impatient, ThreadPoolExecutor(1) as pool:
+        with impatient.writing() as session:
+            session.add(Project(name="first"))
+            session.flush()
+            with pytest.raises(NoTurn, match=r"other transactions have been writing to the database for 0\.1 s"):
+                pool.submit(add_project, impatient).result()
+        add_project(impatient)
 
 
 def test_a_failed_transaction_leaves_nothing(database):

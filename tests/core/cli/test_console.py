@@ -3,7 +3,8 @@
 import pytest
 
 from core.cli.console import event_lines
-from core.schema.events import NormCount, Stepped
+from core.schema.events import Stepped
+from core.schema.progress import NormCount
 
 
 @pytest.mark.parametrize(

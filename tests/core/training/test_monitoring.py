@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from core.data.split import Split
 from core.schema.errors import BadInput
 from core.schema.events import Monitored
-from core.schema.report import Rate
+from core.schema.progress import Rate
 from core.schema.spec import FineTuneSpec, parse
 from core.training import run
 from core.training.monitoring import alarm, monitor

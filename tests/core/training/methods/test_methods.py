@@ -16,8 +16,8 @@ from core.attacks.threat import LpThreat, PerceptualThreat
 from core.data.split import Batch
 from core.geometry import project
 from core.schema.catalog import METHODS, MethodEntry, Norm
-from core.schema.events import NormCount
 from core.schema.method import Method
+from core.schema.progress import NormCount
 from core.training.methods import build
 from core.training.methods.contract import BatchLoss, Counts, TrainingMethod, add_counts, whole
 from core.training.methods.ramp import pair

@@ -1,0 +1,35 @@
+"""What a run says of its progress, in its events and in the answers of the service.
+
+Apart from the events, which hold specs and reports: a command that lists jobs imports this and not those.
+"""
+
+from typing import Literal
+
+from core.schema.record import Record
+
+Phase = Literal["preparing", "training", "evaluating", "publishing"]
+Subject = Literal["base", "result"]
+
+
+class NormCount(Record):
+    """The results of one norm's attack on the training images so far."""
+
+    seen: int
+    """Images attacked."""
+    robust: int
+    """Images that were classified correctly at the clean point and at every step of the attack."""
+
+
+class Rate(Record):
+    """A share of test points, with its 95 % Wilson interval."""
+
+    value: float
+    """The share, in [0, 1]."""
+    count: int
+    """Points that count for it."""
+    total: int
+    """Points evaluated."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end of the interval."""
