@@ -10,6 +10,7 @@ from hypothesis import settings as hypothesis
 from app.platform.database import Database
 from app.platform.settings import Settings
 from app.tables import Audit, Project, Table
+from tests.support.forked import stop_server
 from tests.support.instance import add_key, add_project, calling, new_instance, serving
 from tests.support.servers import Postgres, Swift, Valkey, postgres, swift, valkey
 
@@ -20,6 +21,11 @@ Instance = tuple[Settings, Database]
 hypothesis.register_profile("gate", deadline=None, derandomize=True)
 hypothesis.register_profile("explore", deadline=None, max_examples=500)
 hypothesis.load_profile("gate")
+
+
+def pytest_sessionfinish() -> None:
+    """End what has outlived the tests."""
+    stop_server()
 
 
 @pytest.fixture(scope="session")
