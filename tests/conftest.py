@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Iterator
+from functools import cache
 
+import httpcore2
 import httpx2
 import pytest
 from hypothesis import settings as hypothesis
@@ -21,6 +23,9 @@ Instance = tuple[Settings, Database]
 hypothesis.register_profile("gate", deadline=None, derandomize=True)
 hypothesis.register_profile("explore", deadline=None, max_examples=500)
 hypothesis.load_profile("gate")
+
+# Each client would read the machine's certificates anew, which takes longer than most tests of the API.
+httpcore2.default_ssl_context = cache(httpcore2.default_ssl_context)
 
 
 def pytest_sessionfinish() -> None:

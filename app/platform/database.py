@@ -219,7 +219,7 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema to this code's version. Safe when two processes start at once: the second one waits."""
-        # Few starts migrate, and the import takes a tenth of a second or more, for which no process should hold the lock.
+        # Few starts migrate, and the import takes a tenth of a second or more: no process holds the lock meanwhile.
         from alembic import command
 
         with self._writing_engine.begin() as connection:

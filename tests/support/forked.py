@@ -91,9 +91,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def run(
-    command: Sequence[str], folder: Path, *, cwd: Path, env: Mapping[str, str]
-) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[str], folder: Path, *, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Run a module to its end; its output goes through files in `folder`."""
     texts = [folder / f"{name}.txt" for name in ("stdout", "stderr")]
     with texts[0].open("wb") as output, texts[1].open("wb") as errors:
