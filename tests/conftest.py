@@ -1,6 +1,8 @@
 """What many tests need: an instance of the service, as empty as on its first day, and a client of its API."""
 
+import os
 import shutil
+import ssl
 from collections.abc import Iterator
 from functools import cache
 
@@ -24,8 +26,20 @@ hypothesis.register_profile("gate", deadline=None, derandomize=True)
 hypothesis.register_profile("explore", deadline=None, max_examples=500)
 hypothesis.load_profile("gate")
 
-# Each client would read the machine's certificates anew, which takes longer than most tests of the API.
-httpcore2.default_ssl_context = cache(httpcore2.default_ssl_context)
+_read_certificates = httpcore2.default_ssl_context
+
+
+@cache
+def _certificates(_file: str | None, **options: bool) -> ssl.SSLContext:
+    return _read_certificates(**options)
+
+
+def _shared_certificates(**options: bool) -> ssl.SSLContext:
+    """Each client would read the machine's certificates again, which takes longer than most tests of the API."""
+    return _certificates(os.environ.get("SSL_CERT_FILE"), **options)
+
+
+httpcore2.default_ssl_context = _shared_certificates
 
 
 def pytest_sessionfinish() -> None:
