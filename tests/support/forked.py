@@ -129,7 +129,8 @@ class _Run:
         flag, *rest = self._command
         sys.argv = self._command if flag != "-m" else rest
         if flag == "-m":
-            sys.modules.pop(rest[0], None)
+            of_package = f"{rest[0]}.__main__"
+            sys.modules.pop(of_package if of_package in sys.modules else rest[0], None)
             runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(flag, run_name="__main__")
