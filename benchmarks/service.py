@@ -273,7 +273,7 @@ def under_traffic(part: int) -> dict[str, Any]:
         options = {"database_url": server.create_database("service"), "migrate_at_start": True}
         several = {"api_workers": len(CORES), "rate_limit": 1_000_000}
         constants = {"app.routes.streams.MAX_STREAMS": 400}
-        with instance(Path(folder), constants=constants, **several, **options) as temper:
+        with instance(Path(folder), constants=constants, forked=False, **several, **options) as temper:
             process = temper.start_api()
             database = Database(options["database_url"])
             projects = add_projects(database, 100)
@@ -358,7 +358,7 @@ def overhead(part: int) -> dict[str, Any]:
                 clocks = {"poll_seconds": 1, "migrate_at_start": True}
                 constants = {"app.jobs.watch.WATCH_SECONDS": 0.5}
                 temper = stack.enter_context(
-                    instance(folder, "-m", "worker.main", constants=constants, **options, **clocks)
+                    instance(folder, "-m", "worker.main", constants=constants, forked=False, **options, **clocks)
                 )
                 temper.start_api()
                 temper.start_worker()

@@ -1,8 +1,12 @@
 """What many tests need: an instance of the service, as empty as on its first day, and a client of its API."""
 
+import os
 import shutil
+import ssl
 from collections.abc import Iterator
+from functools import cache
 
+import httpcore2
 import httpx2
 import pytest
 from hypothesis import settings as hypothesis
@@ -10,6 +14,7 @@ from hypothesis import settings as hypothesis
 from app.platform.database import Database
 from app.platform.settings import Settings
 from app.tables import Audit, Project, Table
+from tests.support.forked import stop_server
 from tests.support.instance import add_key, add_project, calling, new_instance, serving
 from tests.support.servers import Postgres, SeaweedFS, Valkey, postgres, seaweedfs, valkey
 
@@ -20,6 +25,26 @@ Instance = tuple[Settings, Database]
 hypothesis.register_profile("gate", deadline=None, derandomize=True)
 hypothesis.register_profile("explore", deadline=None, max_examples=500)
 hypothesis.load_profile("gate")
+
+_read_certificates = httpcore2.default_ssl_context
+
+
+@cache
+def _certificates(_file: str | None, **options: bool) -> ssl.SSLContext:
+    return _read_certificates(**options)
+
+
+def _shared_certificates(**options: bool) -> ssl.SSLContext:
+    """Each client would read the machine's certificates again, which takes longer than most tests of the API."""
+    return _certificates(os.environ.get("SSL_CERT_FILE"), **options)
+
+
+httpcore2.default_ssl_context = _shared_certificates
+
+
+def pytest_sessionfinish() -> None:
+    """End what has outlived the tests."""
+    stop_server()
 
 
 @pytest.fixture(scope="session")

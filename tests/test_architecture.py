@@ -4,13 +4,18 @@ import re
 import subprocess
 import sys
 import sysconfig
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("app", "worker", "core", "client")
-RESOURCES = sorted((ROOT / "client" / "resources").glob("[a-z]*.py"))
+RESOURCES = sorted(
+    f"client.{folder}.{file.stem}"
+    for folder in ("cli", "resources")
+    for file in (ROOT / "client" / folder).glob("[a-z]*.py")
+)
 SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 # All else passes norms along.
 KNOW_NORMS = (
@@ -50,6 +55,7 @@ def test_schemas_of_the_api_import_pydantic_and_the_core_schema_alone() -> None:
     assert imported - allowed == set()
 
 
+@cache
 def loaded_by(*modules: str) -> set[str]:
     """All modules that a fresh interpreter has loaded after importing some."""
     script = f"import sys, {', '.join(modules)}; print(*sys.modules)"
@@ -57,12 +63,18 @@ def loaded_by(*modules: str) -> set[str]:
     return set(done.stdout.split())
 
 
-CLIENT = ("client.__main__", "client.temper", *(f"client.resources.{file.stem}" for file in RESOURCES))
+API = ("app.main",)
+WORKER = ("worker.polling", "worker.main")
+CLIENT = ("client.__main__", "client.temper", *RESOURCES)
 
 
-@pytest.mark.parametrize("module", ["app.main", "worker.polling", "worker.main", *CLIENT])
-def test_light_parts_load_no_tensor_library(module: str) -> None:
-    assert loaded_by(module) & {"torch", "torchvision", "numpy", "safetensors", "sklearn"} == set()
+@pytest.mark.parametrize("part", [API, WORKER, CLIENT], ids=lambda part: part[0])
+def test_light_parts_load_no_tensor_library(part: tuple[str, ...]) -> None:
+    assert loaded_by(*part) & {"torch", "torchvision", "numpy", "safetensors", "sklearn"} == set()
+
+
+def test_worker_does_not_load_the_web_framework() -> None:
+    assert loaded_by(*WORKER) & {"fastapi", "starlette", "uvicorn"} == set()
 
 
 def test_client_loads_neither_service_nor_web_framework() -> None:

@@ -17,7 +17,7 @@ import pytest
 from tests.support.instance import calling
 from tests.support.native import finish, free_port
 from tests.support.processes import wait_until
-from tests.support.servers import S3_SECRET, S3_USER
+from tests.support.servers import S3_SECRET, S3_USER, wait_for_port
 from tests.test_compose import bootstrap, checkout, secrets_in, services
 
 __all__ = ["checkout"]
@@ -111,6 +111,11 @@ class Server:
         migrate = self.start("migrate")
         assert migrate.wait() == 0, self.log("migrate")
 
+    def start_api(self):
+        # Each look is an interpreter: none before there is something to see.
+        wait_for_port(self.port, self.start("api"), seconds=60)
+        wait_until(lambda: self.is_well("api"), 60)
+
     def is_well(self, service):
         """Ask what compose asks, of this machine's port."""
         _cmd, program, *rest = self.file[service]["healthcheck"]["test"]
@@ -200,8 +205,7 @@ def evaluated(server):
 def start_all(server):
     server.start_queue()
     server.migrate()
-    server.start("api")
-    wait_until(lambda: server.is_well("api"), 60)
+    server.start_api()
     return server.start("worker-cpu")
 
 
@@ -258,8 +262,7 @@ def test_a_backup_fills_another_server_with_the_same(make_server, checkout):
     assert "every object that the database names is there" in restored.stderr
     assert objects(other) == kept
     assert (other.folder / "data" / "models" / "mine.safetensors").read_bytes() == b"weights"
-    other.start("api")
-    wait_until(lambda: other.is_well("api"), 60)
+    other.start_api()
     with calling(f"http://127.0.0.1:{other.port}", server.secrets["TEMPER_FIRST_API_KEY"]) as api:
         assert api.get(f"/jobs/{job_id}/report").json() == report
     with calling(f"http://127.0.0.1:{other.port}", other.secrets["TEMPER_FIRST_API_KEY"]) as api:

@@ -226,6 +226,9 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema to this code's version. Safe when two processes start at once: the second one waits."""
+        # Few starts migrate, and the import takes a tenth of a second or more: no process holds the lock meanwhile.
+        from alembic import command
+
         with self._writing_engine.begin() as connection:
             if connection.dialect.name == "postgresql":
                 # The second one waits as long as it takes; a change of a large table takes longer than any request.
@@ -233,9 +236,6 @@ class Database:
                     connection.exec_driver_sql(f"SET LOCAL {timeout} = 0")
                 _lock_out_others(connection)
                 connection.exec_driver_sql("SET LOCAL lock_timeout = '30s'")
-            # Few starts migrate, and the import of alembic takes a tenth of a second or more.
-            from alembic import command
-
             config = alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")

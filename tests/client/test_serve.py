@@ -29,7 +29,9 @@ def test_worker_that_died_is_replaced_and_sigterm_leaves_nothing(tmp_path: Path)
     assert "the worker has ended with status -9" in (tmp_path / "serve.log").read_text()
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 0), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("sent", "status"), [pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow), (signal.SIGKILL, -signal.SIGKILL)]
+)
 def test_nothing_is_left_behind(tmp_path: Path, sent: int, status: int) -> None:
     service = start_service(tmp_path)
     children = service.children()

@@ -41,6 +41,12 @@ def install() -> None:
         sys.meta_path.insert(0, _Changing(json.loads(os.environ[VARIABLE])))
 
 
+def apply() -> None:
+    """Change the constants that the environment names in this process, whose modules are imported already."""
+    for name, value in json.loads(os.environ.get(VARIABLE, "{}")).items():
+        mock.patch(name, value).start()
+
+
 class _Changing(importlib.abc.MetaPathFinder):
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values: dict[str, dict[str, Any]] = {}

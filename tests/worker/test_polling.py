@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.support.instance import DIGITS
-from tests.support.native import FAKE_WORKER, ROOT, finish, instance
+from tests.support.native import FAKE_WORKER, finish, instance
 from tests.support.processes import processes_with, wait_until
 
 
@@ -118,17 +116,3 @@ def test_the_api_stops_at_once_with_an_open_stream_and_makes_its_key_only_once(t
         temper.start_api()
         assert json.loads(temper.credentials.read_text()) == stored
         assert "API key" not in temper.log(1)
-
-
-def test_no_process_of_the_service_loads_torch():
-    assert loaded_by("app.main, worker.polling, worker.main", "torch", "numpy", "safetensors") == "[]"
-
-
-def test_the_worker_does_not_load_the_web_framework():
-    assert loaded_by("worker.polling, worker.main", "fastapi", "starlette", "uvicorn") == "[]"
-
-
-def loaded_by(modules, *names):
-    code = f"import sys, {modules}; print([name for name in {names} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    return done.stdout.strip()

@@ -5,8 +5,6 @@ import io
 import json
 import os
 import secrets
-import subprocess
-import sys
 import tarfile
 
 import pytest
@@ -20,6 +18,7 @@ from app.schemas.job_request import parse_request
 from app.storage import LocalStore, StorageUnavailable, open_store
 from app.tables import Checkpoint
 from core.schema import events as reported
+from tests.support import forked
 from tests.support.instance import DIGITS, add_project
 
 KEY = "jobs/job_1/attempts/1/checkpoint.safetensors"
@@ -229,8 +228,7 @@ def test_check_reports_missing_objects_and_reads_each_object_once(settings, data
 def test_check_tells_a_loss_from_a_database_that_it_cannot_read(settings, database, tmp_path):
     def asked():
         environment = {**os.environ, "TEMPER_DATA_DIR": str(settings.data_dir), "TEMPER_DATABASE_URL": url}
-        command = [sys.executable, "-m", "app.operations.backup", "check"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return forked.run(["-m", "app.operations.backup", "check"], tmp_path, cwd=tmp_path, env=environment)
 
     url = settings.database_url
     assert asked().returncode == 0

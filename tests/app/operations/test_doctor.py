@@ -1,7 +1,6 @@
 """The doctor tells what is well from what is not, and never without a remedy."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +10,7 @@ from pydantic import SecretStr
 from app.operations import doctor
 from app.operations.doctor import check_database, check_disk, check_queue, check_secrets, check_storage, inspect
 from app.platform.broker import Line
+from tests.support import forked
 from tests.support.native import ROOT
 from tests.support.servers import free_port
 
@@ -120,7 +120,6 @@ def test_a_key_that_others_can_read_is_noticed(settings, tmp_path):
 
 def test_it_exits_by_what_it_finds(tmp_path):
     environment = {"PATH": "", "TEMPER_DATA_DIR": str(tmp_path), "TEMPER_RESOURCE_CLASS": "cpu"}
-    command = [sys.executable, "-m", "app.operations.doctor", "--json"]
-    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    told = forked.run(["-m", "app.operations.doctor", "--json"], tmp_path, cwd=ROOT, env=environment)
     found = {finding["part"]: finding["level"] for finding in json.loads(told.stdout)}
     assert (told.returncode, found["schema"], found["storage"], found["gpu"]) == (1, "fail", "ok", "ok")

@@ -28,6 +28,7 @@ from core.schema.events import Failed
 from core.schema.events import read as read_event
 from core.schema.import_spec import ImportSpec
 from core.schema.inspection_report import DatasetInspection, ModelInspection
+from tests.support import forked
 from tests.support.images import image, two_classes, write
 
 SHIPPED = Path(checkpoint.__file__).parent / "models" / "weights"
@@ -269,18 +270,19 @@ def test_a_pickle_is_refused_and_never_run(name: str, how: str, tmp_path: Path) 
     assert canary.exists()
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "core", *arguments, "--json"]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def run(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return forked.run(["-m", "core", *arguments, "--json"], tmp_path, cwd=tmp_path, env=os.environ)
 
 
 def test_the_command_prints_the_report_or_why_there_is_none(tmp_path: Path) -> None:
     path = write(two_classes() | {"../x.png": b""}, tmp_path, "zip")
-    refused = run("inspect-dataset", str(path), "--output", str(tmp_path / "out"))
+    refused = run(tmp_path, "inspect-dataset", str(path), "--output", str(tmp_path / "out"))
     failed = read_event(refused.stdout)
     assert isinstance(failed, Failed)
     assert (refused.returncode, failed.code) == (2, "bad_dataset")
-    found = run("inspect-dataset", str(write(two_classes(), tmp_path, "zip")), "--output", str(tmp_path / "out"))
+    found = run(
+        tmp_path, "inspect-dataset", str(write(two_classes(), tmp_path, "zip")), "--output", str(tmp_path / "out")
+    )
     assert found.returncode == 0
     assert inspection_report.read(found.stdout.encode()).kind == "dataset"
 
@@ -303,7 +305,8 @@ def test_the_command_ends_itself_at_its_limits(
     option: str, value: str, members: int, said: str, tmp_path: Path
 ) -> None:
     file = many_members(tmp_path / "a.zip", members)
-    done = run("inspect-dataset", str(file), "--output", str(tmp_path / "out"), option, value)
+    command = [sys.executable, "-m", "core", "inspect-dataset", str(file), "--json", option, value]
+    done = subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, check=False)
     failed = read_event(done.stdout)
     assert isinstance(failed, Failed)
     assert (done.returncode, failed.code) == (2, "over_limit")

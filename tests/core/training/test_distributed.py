@@ -4,6 +4,8 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from core.schema.events import Stepped, read
 from core.schema.spec import FineTuneSpec, parse
 from core.training.distributed import process_group, share_batch_norm
 from core.training.run import fine_tune
+from tests.support.forked import Forked
+from tests.support.servers import free_port
 
 _ROOT = Path(__file__).parents[3]
 _CPU = torch.device("cpu")
@@ -79,15 +83,39 @@ def test_several_processes_are_started_by_torchrun_only(monkeypatch: pytest.Monk
         pass
 
 
-def _train_in_two_processes(spec: FineTuneSpec, tmp_path: Path) -> list[str]:
-    """Train with torchrun into the folder `two`, and return the lines of JSON."""
+_RUN = ["-m", "core", "finetune", "spec.json", "--device", "cpu", "--output", "two", "--json"]
+_ENVIRONMENT = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def _train_with_torchrun(spec: FineTuneSpec, tmp_path: Path) -> list[str]:
+    """Train in two processes into the folder `two`, and return the lines of JSON."""
     (tmp_path / "spec.json").write_text(spec.model_dump_json(exclude={"gpus"}))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run = ["-m", "core", "finetune", "spec.json", "--device", "cpu", "--output", "two", "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *run], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *_RUN]
+    done = subprocess.run(torchrun, cwd=tmp_path, env=_ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+def _train_in_two_processes(spec: FineTuneSpec, tmp_path: Path) -> list[str]:
+    """Do what torchrun does, without three interpreters that import torch."""
+    (tmp_path / "spec.json").write_text(spec.model_dump_json(exclude={"gpus"}))
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    files = [tmp_path / f"{rank}.{name}" for rank in range(2) for name in ("stdout", "stderr")]
+    with ExitStack() as opened:
+        outputs = [opened.enter_context(file.open("wb")) for file in files]
+        processes = [
+            Forked(
+                _RUN,
+                cwd=tmp_path,
+                env={**_ENVIRONMENT, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                output=outputs[2 * rank],
+                errors=outputs[2 * rank + 1],
+            )
+            for rank in range(2)
+        ]
+        statuses = [process.wait() for process in processes]
+    assert statuses == [0, 0], [file.read_text() for file in files]
+    return [line for rank in range(2) for line in files[2 * rank].read_text().splitlines()]
 
 
 def _short_run(**change: object) -> FineTuneSpec:
@@ -104,12 +132,19 @@ def _short_run(**change: object) -> FineTuneSpec:
 
 
 @pytest.mark.parametrize(
-    "method", [{"name": "e-at"}, pytest.param({"name": "ramp", "loss": "trades"}, marks=pytest.mark.slow)]
+    ("method", "train"),
+    [
+        ({"name": "e-at"}, _train_in_two_processes),
+        pytest.param({"name": "e-at"}, _train_with_torchrun, marks=pytest.mark.slow),
+        pytest.param({"name": "ramp", "loss": "trades"}, _train_with_torchrun, marks=pytest.mark.slow),
+    ],
 )
-def test_two_processes_end_with_the_weights_of_one(method: dict[str, object], tmp_path: Path) -> None:
+def test_two_processes_end_with_the_weights_of_one(
+    method: dict[str, object], train: Callable[[FineTuneSpec, Path], list[str]], tmp_path: Path
+) -> None:
     spec = _short_run(method={**method, "steps": 3})
     # Of the last batch one process computes 17 images and the other 16.
-    lines = _train_in_two_processes(spec, tmp_path)
+    lines = train(spec, tmp_path)
     assert [line.count('"stepped"') for line in lines].count(1) == 3
     list(fine_tune(spec, tmp_path / "one"))
     one, two = (
@@ -124,7 +159,7 @@ def test_two_processes_end_with_the_weights_of_one(method: dict[str, object], tm
 @pytest.mark.slow
 def test_two_processes_train_in_micro_batches(tmp_path: Path) -> None:
     method = {"name": "ramp", "loss": "trades", "steps": 3}
-    events = [read(line) for line in _train_in_two_processes(_short_run(method=method, accumulate=3), tmp_path)]
+    events = [read(line) for line in _train_with_torchrun(_short_run(method=method, accumulate=3), tmp_path)]
     steps = [event for event in events if isinstance(event, Stepped)]
     assert [step.counts["l1"].seen for step in steps] == [32, 64, 97]
     assert all(isfinite(step.loss) for step in steps)

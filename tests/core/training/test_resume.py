@@ -1,8 +1,7 @@
 """A run that was cut off and goes on ends with the same bits as one that was not."""
 
+import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,8 +17,8 @@ from core.schema.events import PAUSED, Entered, Event, Finished, Paused, Resumed
 from core.schema.spec import FineTuneSpec, parse
 from core.signals import StopRequests
 from core.training.run import fine_tune
+from tests.support.forked import Forked
 
-_ROOT = Path(__file__).parents[3]
 _SPEC = {
     "base_model": "digits-cnn-linf",
     "epochs": 2,
@@ -241,46 +240,41 @@ def test_a_stop_that_was_cut_off_is_still_a_stop(tmp_path: Path) -> None:
     assert checkpoint.read_header(tmp_path / "checkpoint.safetensors").stopped_at == 1
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> list[str]:
-    (tmp_path / "spec.json").write_text(_spec().model_dump_json())
-    return [sys.executable, "-m", "core", "finetune", "spec.json", "--json", "--output", "out", "--device", "cpu"]
+def _run_until(step: int, number: signal.Signals, folder: Path, *options: str) -> tuple[int, list[Event]]:
+    """Start `python -m core finetune` in a folder, and send it a signal when it has told a step: status and events."""
+    (folder / "spec.json").write_text(_spec().model_dump_json())
+    command = ["-m", "core", "finetune", "spec.json", "--json", "--output", "out", "--device", "cpu", *options]
+    environment = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as lines, (folder / "errors").open("wb") as errors:
+        process = Forked(command, cwd=folder, env=environment, output=writing, errors=errors)
+        os.close(writing)
+        events = []
+        for line in lines:
+            events.append(read(line))
+            if isinstance(events[-1], Stepped) and events[-1].step == step:
+                process.send_signal(number)
+        return process.wait(), events
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_process_that_was_killed_goes_on_with_the_same_command(
-    number: signal.Signals, command: list[str], uninterrupted: Whole, tmp_path: Path
+    number: signal.Signals, uninterrupted: Whole, tmp_path: Path
 ) -> None:
-    environment = {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
-    with process:
-        assert process.stdout is not None
-        events = []
-        for line in process.stdout:
-            events.append(read(line))
-            if isinstance(events[-1], Stepped) and events[-1].step == 2:
-                process.send_signal(number)
+    status, events = _run_until(2, number, tmp_path)
     if number == signal.SIGTERM:
-        assert process.returncode == PAUSED == 75
+        assert status == PAUSED == 75
         assert isinstance(events[-1], Paused)
     else:
-        assert process.returncode == -signal.SIGKILL
+        assert status == -signal.SIGKILL
     then = list(fine_tune(_spec(), tmp_path / "out"))
     assert any(isinstance(event, Resumed) for event in then)
     assert _same(_weights(tmp_path / "out"), uninterrupted[0])
 
 
-def test_a_process_that_gets_sigusr1_delivers_what_it_has(command: list[str], tmp_path: Path) -> None:
-    environment = {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen([*command, "--epochs", "1000"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
-    with process:
-        assert process.stdout is not None
-        events = []
-        for line in process.stdout:
-            events.append(read(line))
-            if isinstance(events[-1], Stepped) and events[-1].step == 2:
-                process.send_signal(signal.SIGUSR1)
-    assert process.returncode == 0
+def test_a_process_that_gets_sigusr1_delivers_what_it_has(tmp_path: Path) -> None:
+    status, events = _run_until(2, signal.SIGUSR1, tmp_path, "--epochs", "1000")
+    assert status == 0
     assert isinstance(events[-1], Finished)
     stopped = checkpoint.read_header(tmp_path / "out" / "checkpoint.safetensors").stopped_at
     assert stopped is not None
