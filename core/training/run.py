@@ -13,13 +13,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import nn
 
 from core import checkpoint
-from core.data import Dataset
-from core.data.labelled_images import LabelledImages
-from core.data.split import Split
 from core.data.training_set import TrainingSet
 from core.evaluation.autoattack import evaluate_for_spec, save_reports
 from core.evaluation.preflight import preflight
@@ -27,16 +23,16 @@ from core.evaluation.resume import STATE_FILE, EvaluationState
 from core.inputs import Inputs, load
 from core.models.memory import peak_memory
 from core.models.precision import full_float32
-from core.schema.errors import BadInput, BadWeights, Diverged
+from core.schema.errors import BadWeights, Diverged
 from core.schema.events import Entered, Event, Finished, Paused, Resumed, Saved, Stepped, Warned
 from core.schema.report import Report, Reports
-from core.schema.spec import FineTuneSpec, TrainingSpec, count_held_out
+from core.schema.spec import FineTuneSpec, TrainingSpec
 from core.signals import StopRequests
 from core.training import resume
 from core.training.distributed import ProcessGroup, process_group
+from core.training.division import divide
 from core.training.monitoring import alarm, monitor
-from core.training.random_streams import stream
-from core.training.resume import RunState, StateHeader
+from core.training.resume import BestEpoch, RunState, StateHeader
 from core.training.trainer import Trainer
 
 _BEST = "best.safetensors"
@@ -78,13 +74,17 @@ class _Run:
         checkpoint.make_folder(output)
         self.spec, self.output, self.group, self.requests = spec, output, group, requests
         self.loaded = load(spec, inputs)
-        part, held_out = _hold_out(spec, _training_part(spec, self.loaded.dataset))
+        images, held_out = divide(spec, self.loaded.dataset)
         self.held_out = held_out.to(group.device)
-        train = TrainingSet(part, self.loaded.dataset.extra, spec.extra_share).to(group.device)
+        train = TrainingSet(images, self.loaded.dataset.extra, spec.extra_share).to(group.device)
         self.trainer = Trainer(spec, self.loaded.model, train, group)
         self.started = self.loaded.started(train_examples=len(train), total_steps=self.trainer.total_steps)
         self.before: Report | None = None
+        """The evaluation of the base model, where the spec asks for one."""
+        self.best: BestEpoch | None = None
+        """The best epoch so far, where epochs are monitored."""
         self.stopped_at: int | None = None
+        """The step at which the run was stopped early."""
         self.saved: Saved | None = None
         """The last state file that this call has written."""
         self.saved_at = time.monotonic()
@@ -127,6 +127,13 @@ class _Run:
             model, test = self.loaded.model, self.loaded.test
             self.before = yield from evaluate_for_spec(model, test, self.spec, "base", state=self.evaluation)
             yield self._save_state()
+
+    def _restore(self, found: RunState) -> None:
+        """Continue from a state file."""
+        self.trainer.load_state_dict(found.trainer)
+        self.before, self.stopped_at = found.header.before, found.header.stopped_at
+        # Without the best weights, those of the next epoch are the best so far.
+        self.best = found.header.best if self._best_weights() else None
 
     def _train(self) -> Generator[Event, None, None]:
         """Take the remaining steps; after each, monitor and save the state where they are due."""
@@ -174,7 +181,8 @@ class _Run:
         yield monitored
         if warning := alarm(monitored):
             yield warning
-        if trainer.record_epoch(monitored.union):
+        if self.best is None or monitored.union.count >= self.best.union.count:
+            self.best = BestEpoch(step=trainer.step, union=monitored.union)
             yield self._save_weights("best", self.output / _BEST, step=trainer.step, reports=None)
 
     def _diverged(self, what: str) -> Diverged:
@@ -188,18 +196,13 @@ class _Run:
             base_sha256=self.started.base_sha256,
             data_sha256=self.started.data_sha256,
             trainer=trainer.counters,
+            best=self.best,
             stopped_at=self.stopped_at,
             before=self.before,
         )
         self.saved = resume.save(self.output, RunState(header, trainer))
         self.saved_at = time.monotonic()
         return self.saved
-
-    def _restore(self, found: RunState) -> None:
-        self.trainer.load_state_dict(found.trainer)
-        self.before, self.stopped_at = found.header.before, found.header.stopped_at
-        if not self._best_weights():
-            self.trainer.best = None
 
     def _best_weights(self) -> tuple[nn.Module, checkpoint.Header] | None:
         """Load the best weights; None where there are none, or they belong to another run."""
@@ -213,7 +216,7 @@ class _Run:
     def _deliver(self) -> Generator[Event, None, None]:
         """Evaluate the last weights, or the best ones of a run that was stopped early, and write all files."""
         model, step = self.loaded.model, self.trainer.step
-        if self.stopped_at is not None and self.trainer.best and (kept := self._best_weights()):
+        if self.stopped_at is not None and self.best and (kept := self._best_weights()):
             model.load_state_dict(kept[0].state_dict())
             step = kept[1].step
         after = yield from evaluate_for_spec(model, self.loaded.test, self.spec, "result", state=self.evaluation)
@@ -250,24 +253,3 @@ class _Run:
             step=step,
             epoch=step / self.trainer.steps_per_epoch,
         )
-
-
-def _training_part(spec: TrainingSpec, dataset: Dataset) -> LabelledImages:
-    if spec.train_examples is None or spec.train_examples >= len(dataset.train):
-        return dataset.train
-    order = torch.randperm(len(dataset.train), generator=stream(spec.seed, "subset"))
-    return dataset.train.pick(order[: spec.train_examples])
-
-
-def _hold_out(spec: TrainingSpec, part: LabelledImages) -> tuple[LabelledImages, Split]:
-    """Divide the training images into those that train and those that are held out. Raises BadInput."""
-    held_out = count_held_out(len(part)) if spec.held_out is None else spec.held_out
-    if held_out >= len(part):
-        raise BadInput(
-            f"{held_out} of {len(part)} training images held out leave none to train on",
-            hint=f"set held_out to {count_held_out(len(part))}, or to 0 for none",
-            field="held_out",
-        )
-    order = torch.randperm(len(part), generator=stream(spec.seed, "held-out"))
-    kept = part.pick(order[held_out:].sort().values) if held_out else part
-    return kept, part.read(order[:held_out].sort().values)

@@ -79,13 +79,25 @@ def test_several_processes_are_started_by_torchrun_only(monkeypatch: pytest.Monk
         pass
 
 
-def _train_in_two_processes(spec: FineTuneSpec, tmp_path: Path) -> list[str]:
-    """Train with torchrun into the folder `two`, and return the lines of JSON."""
+_IN_FLOAT64 = (
+    "import os, torch; torch.set_default_dtype(torch.float64); from core.__main__ import main; os._exit(main())"
+)
+
+
+def _train_in_two_processes(spec: FineTuneSpec, tmp_path: Path, *program: str) -> list[str]:
+    """Train with torchrun into the folder `two`, and return the lines of JSON. program: by default `-m core`."""
     (tmp_path / "spec.json").write_text(spec.model_dump_json(exclude={"gpus"}))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run = ["-m", "core", "finetune", "spec.json", "--device", "cpu", "--output", "two", "--json"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command = [sys.executable, *(program or ("-m", "core")), "finetune", "spec.json", "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *run], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*torchrun, *command, "--output", "two", "--json"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -103,13 +115,12 @@ def _short_run(**change: object) -> FineTuneSpec:
     )
 
 
-@pytest.mark.parametrize(
-    "method", [{"name": "e-at"}, pytest.param({"name": "ramp", "loss": "trades"}, marks=pytest.mark.slow)]
-)
-def test_two_processes_end_with_the_weights_of_one(method: dict[str, object], tmp_path: Path) -> None:
+def _assert_two_processes_end_with_the_weights_of_one(
+    method: dict[str, object], tmp_path: Path, *program: str, atol: float
+) -> None:
     spec = _short_run(method={**method, "steps": 3})
     # Of the last batch one process computes 17 images and the other 16.
-    lines = _train_in_two_processes(spec, tmp_path)
+    lines = _train_in_two_processes(spec, tmp_path, *program)
     assert [line.count('"stepped"') for line in lines].count(1) == 3
     list(fine_tune(spec, tmp_path / "one"))
     one, two = (
@@ -117,8 +128,21 @@ def test_two_processes_end_with_the_weights_of_one(method: dict[str, object], tm
     )
     start = checkpoint.load(checkpoint.base_model_file("digits-cnn-linf", None))[0].state_dict()
     for name, weight in one.items():
-        assert torch.allclose(weight, two[name], atol=1e-5), name
+        assert torch.allclose(weight, two[name], rtol=atol, atol=atol), name
     assert not torch.allclose(one["classifier.weight"], start["classifier.weight"], atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["e-at", pytest.param("ramp", marks=pytest.mark.slow)])
+def test_two_processes_end_with_the_weights_of_one(method: str, tmp_path: Path) -> None:
+    _assert_two_processes_end_with_the_weights_of_one({"name": method}, tmp_path, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("double_precision")
+def test_two_processes_end_with_the_weights_of_one_under_the_trades_loss(tmp_path: Path) -> None:
+    # In float32 the attack on the divergence turns rounding into other steps; see the docstring of the module.
+    method: dict[str, object] = {"name": "ramp", "loss": "trades"}
+    _assert_two_processes_end_with_the_weights_of_one(method, tmp_path, "-c", _IN_FLOAT64, atol=1e-9)
 
 
 @pytest.mark.slow
