@@ -30,7 +30,7 @@ class MicroBatching:
         self.count = 1 if spec.accumulate == "auto" else spec.accumulate
         """Micro-batches per batch."""
         self._reported = self.count
-        self._check(train.smallest_batch(spec.batch_size))
+        self._check(train)
 
     def fit(self, compute: Callable[[int], _Result], batch_size: int) -> _Result:
         """Call `compute` with the number of micro-batches of a batch, twice as many each time that memory runs out.
@@ -101,8 +101,9 @@ class MicroBatching:
         """The number of images that the network needs at once; batch norm over several processes has enough."""
         return 1 if self._group.world_size > 1 else fewest_images(self._model, self._shape, self._group.device)
 
-    def _check(self, smallest: int) -> None:
-        """Refuse a run whose smallest batch, of this many images, is too small."""
+    def _check(self, train: TrainingSet) -> None:
+        """Refuse a run whose smallest batch is too small."""
+        smallest = train.smallest_batch(self._batch_size)
         if smallest < self._group.world_size:
             raise BadInput(
                 f"the smallest batch of an epoch has {smallest} images, too few for {self._group.world_size} processes",

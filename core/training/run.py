@@ -174,7 +174,7 @@ class _Run:
         """Attack the held-out images, and save the weights if they are the best so far."""
         trainer = self.trainer
         # As many images as this process passes through the model in a training step.
-        chunk_size = -(-self.spec.batch_size // (self.group.world_size * trainer.micro_batches))
+        chunk_size = -(-self.spec.batch_size // (self.group.world_size * trainer.micro_batching.count))
         monitored = monitor(
             self.loaded.model, self.held_out, self.spec, step=trainer.step, epoch=trainer.epoch, chunk_size=chunk_size
         )

@@ -80,7 +80,7 @@ class Trainer:
         self._batches = Batches(spec, train, group)
         self.steps_per_epoch = self._batches.per_epoch
         self.total_steps = spec.epochs * self.steps_per_epoch
-        self._micro_batching = MicroBatching(spec, model, train, group)
+        self.micro_batching = MicroBatching(spec, model, train, group)
 
         self.step = 0
         """Training steps done."""
@@ -115,11 +115,6 @@ class Trainer:
         """Seconds of training so far, those before an interruption included."""
         return self._seconds_before + time.monotonic() - self._since
 
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches per batch."""
-        return self._micro_batching.count
-
     def start_clock(self) -> None:
         """Count the seconds of training from now on."""
         self._since = time.monotonic()
@@ -138,7 +133,7 @@ class Trainer:
         self.counts = add_counts(self.counts, result.counts)
         self.step += 1
         self._auto_compile.after_step(time.monotonic())
-        yield from self._micro_batching.report(batch_size)
+        yield from self.micro_batching.report(batch_size)
         yield Stepped(
             step=self.step,
             total_steps=self.total_steps,
@@ -154,17 +149,16 @@ class Trainer:
         """Compute the gradients of this process's share of the batch, and update the weights."""
         compute = partial(self._compute_gradients, batch, batch_size, self._draws.get_state())
         try:
-            result = self._micro_batching.fit(compute, batch_size)
+            result = self.micro_batching.fit(compute, batch_size)
             # Not tried again: an update that failed halfway cannot be undone.
             attempt(self._optimiser.step, self.group.device)
         except MemoryRanOut:
             take_step = partial(self._try_step, batch)
-            raise self._micro_batching.out_of_memory(take_step, batch_size) from None
+            raise self.micro_batching.out_of_memory(take_step, batch_size) from None
         return result
 
     def _compute_gradients(self, batch: Batch, batch_size: int, draws: Tensor, micro_batches: int) -> _StepResult:
         """Add up the gradients of the micro-batches. draws: the state of the method's random numbers."""
-        self._optimiser.zero_grad()
         gradients = GradientAccumulator(self.model, self.group, batch_size=batch_size, micro_batches=micro_batches)
         norm, counts = None, {norm: NormCount(seen=0, robust=0) for norm in self.counts}
         indices = torch.arange(batch_size).tensor_split(self.group.world_size)[self.group.rank]
@@ -198,7 +192,7 @@ class Trainer:
         The run is over, so it does not matter that the step changes running statistics and momenta.
         """
         self._optimiser.set_learning_rate(0)
-        self._optimiser.zero_grad()
+        self.model.zero_grad()
         smaller = Batch(batch.images[:images], batch.labels[:images])
         self._method(self._forward, smaller, whole(smaller), self.counts).total().backward()
         self._optimiser.step()
@@ -214,7 +208,7 @@ class Trainer:
             epoch=self.epoch,
             seconds=self.seconds,
             counts=dict(self.counts),
-            micro_batches=self.micro_batches,
+            micro_batches=self.micro_batching.count,
         )
         draws = {"norms": self._draws.get_state()}
         parts = {
@@ -229,7 +223,7 @@ class Trainer:
         """Continue from the state of a trainer with the same spec, model and data."""
         counters = state.counters
         self.step, self.counts, self._seconds_before = counters.step, counters.counts, counters.seconds
-        self._micro_batching.restore(counters.micro_batches)
+        self.micro_batching.restore(counters.micro_batches)
         self.model.load_state_dict(_part("model", state.tensors))
         self._optimiser.load_state_dict(_part("momentum", state.tensors))
         random = _part("random", state.tensors)

@@ -168,7 +168,7 @@ def test_auto_doubles_the_micro_batches_until_they_fit(
     memory_for(images_at_once, torch.OutOfMemoryError("CUDA out of memory"))
     run = _trainer(_spec(accumulate="auto"), _linear(), few)
     told = _steps(run, 5)
-    assert run.micro_batches == run.state_dict().counters.micro_batches == micro_batches
+    assert run.micro_batching.count == run.state_dict().counters.micro_batches == micro_batches
     warnings = [event.message for event in told if isinstance(event, Warned)]
     assert len(warnings) == (micro_batches > 1)
     assert all(f"computed in {micro_batches} micro-batches" in message for message in warnings)
