@@ -21,6 +21,23 @@ class Batch(NamedTuple):
     """(batch,) int64 class indices."""
 
 
+class ProcessShare(NamedTuple):
+    """The part of every batch that one of several processes computes."""
+
+    rank: int = 0
+    """The number of the process, from 0."""
+    world_size: int = 1
+    """The number of processes."""
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Return the rows of this process; `rows` has one for each image of the batch."""
+        return rows.tensor_split(self.world_size)[self.rank]
+
+
+WHOLE = ProcessShare()
+"""The share of a process that trains alone."""
+
+
 @dataclass(frozen=True)
 class Split:
     """Images and labels in memory; implements `core.data.labelled_images.LabelledImages`."""
@@ -81,12 +98,10 @@ class Split:
         order: Iterable[Tensor],
         augmentation: Augmentation,
         generator: torch.Generator,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
+        share: ProcessShare = WHOLE,
     ) -> Iterator[Batch]:
         """Yield one augmented batch for each index (n,) in `order`; see `BatchSource.batches`."""
         for index in order:
             batch = self.pick(index.to(self.labels.device))
             images = augment(batch.images(), augmentation, generator)
-            yield Batch(images.tensor_split(world_size)[rank], batch.labels.tensor_split(world_size)[rank])
+            yield Batch(share.of(images), share.of(batch.labels))

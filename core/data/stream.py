@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from core.data.image_decoding import FORMATS, in_bytes
-from core.data.split import Batch, Split
+from core.data.split import WHOLE, Batch, ProcessShare, Split
 from core.schema.catalog import Augmentation
 from core.schema.errors import BadDataset, UserError
 from core.schema.spec import Interpolation
@@ -112,9 +112,7 @@ class Stream:
         order: Iterable[Tensor],
         augmentation: Augmentation,
         generator: torch.Generator,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
+        share: ProcessShare = WHOLE,
     ) -> Iterator[Batch]:
         """Yield one augmented batch for each index (n,) in `order`; see `BatchSource.batches`.
 
@@ -122,9 +120,9 @@ class Stream:
         """
         # The workers read ahead: the seeds of batches that are not yet yielded come from a copy of the generator.
         ahead = generator.clone_state()
-        shares = (index.tensor_split(world_size)[rank] for index in order)
+        shares = (share.of(index) for index in order)
         jobs = [_Job(_draw_seed(ahead), tuple(share.tolist()), augmentation) for share in shares]
-        for pixels, labels in self._load(jobs, self._number_of_workers(world_size)):
+        for pixels, labels in self._load(jobs, self._number_of_workers(share.world_size)):
             _draw_seed(generator)
             images = _channels_first(pixels.to(self.device, non_blocking=True)).to(torch.get_default_dtype())
             yield Batch(images / 255, labels.to(self.device, non_blocking=True))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from core.data.labelled_images import LabelledImages
-from core.data.split import Batch
+from core.data.split import WHOLE, Batch, ProcessShare
 from core.schema.catalog import Augmentation
 
 
@@ -74,12 +74,10 @@ class TrainingSet:
         order: Iterable[Tensor],
         augmentation: Augmentation,
         generator: torch.Generator,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
+        share: ProcessShare = WHOLE,
     ) -> Iterator[Batch]:
         """Yield one augmented batch for each index in `order`; see `BatchSource.batches`."""
-        return self._part.batches(order, augmentation, generator, rank=rank, world_size=world_size)
+        return self._part.batches(order, augmentation, generator, share)
 
     def _counts(self, batch_size: int) -> list[tuple[int, int]]:
         """Return the numbers of main and extra images of each batch of an epoch."""

@@ -15,7 +15,7 @@ class Batches:
     """The share of one process of every batch. Every process draws the same order and the same augmentation."""
 
     def __init__(self, spec: TrainingSpec, train: TrainingSet, group: ProcessGroup) -> None:
-        self._spec, self._train, self._group = spec, train, group
+        self._spec, self._train, self._share = spec, train, group.share
         self.per_epoch = train.steps(spec.batch_size)
         """Batches of an epoch."""
         self._streams = {name: stream(spec.seed, name) for name in ("order", "augmentation")}
@@ -41,8 +41,7 @@ class Batches:
             self._order[position:],
             self._spec.augmentation,
             self._streams["augmentation"],
-            rank=self._group.rank,
-            world_size=self._group.world_size,
+            self._share,
         )
 
     def state_dict(self, step: int) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from core.data.split import ProcessShare
 from core.schema.errors import BadInput
 
 # The first process evaluates alone, possibly for hours, while the others wait. torchrun notices a process that died.
@@ -42,6 +43,11 @@ class ProcessGroup:
     def is_first(self) -> bool:
         """Whether this is the process that reports and writes."""
         return self.rank == 0
+
+    @property
+    def share(self) -> ProcessShare:
+        """The part of every batch that this process computes."""
+        return ProcessShare(self.rank, self.world_size)
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all processes, in place."""

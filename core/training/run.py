@@ -13,9 +13,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
 from core import checkpoint
+from core.data import Dataset
+from core.data.labelled_images import LabelledImages
+from core.data.split import Split
 from core.data.training_set import TrainingSet
 from core.evaluation.autoattack import evaluate_for_spec, save_reports
 from core.evaluation.preflight import preflight
@@ -23,15 +27,15 @@ from core.evaluation.resume import STATE_FILE, EvaluationState
 from core.inputs import Inputs, load
 from core.models.memory import peak_memory
 from core.models.precision import full_float32
-from core.schema.errors import BadWeights, Diverged
+from core.schema.errors import BadInput, BadWeights, Diverged
 from core.schema.events import Entered, Event, Finished, Paused, Resumed, Saved, Stepped, Warned
 from core.schema.report import Report, Reports
-from core.schema.spec import FineTuneSpec, TrainingSpec
+from core.schema.spec import FineTuneSpec, TrainingSpec, count_held_out
 from core.signals import StopRequests
 from core.training import resume
 from core.training.distributed import ProcessGroup, process_group
-from core.training.division import divide
 from core.training.monitoring import alarm, monitor
+from core.training.random_streams import stream
 from core.training.resume import BestEpoch, RunState, StateHeader
 from core.training.trainer import Trainer
 
@@ -74,9 +78,9 @@ class _Run:
         checkpoint.make_folder(output)
         self.spec, self.output, self.group, self.requests = spec, output, group, requests
         self.loaded = load(spec, inputs)
-        images, held_out = divide(spec, self.loaded.dataset)
+        part, held_out = _hold_out(spec, _training_part(spec, self.loaded.dataset))
         self.held_out = held_out.to(group.device)
-        train = TrainingSet(images, self.loaded.dataset.extra, spec.extra_share).to(group.device)
+        train = TrainingSet(part, self.loaded.dataset.extra, spec.extra_share).to(group.device)
         self.trainer = Trainer(spec, self.loaded.model, train, group)
         self.started = self.loaded.started(train_examples=len(train), total_steps=self.trainer.total_steps)
         self.before: Report | None = None
@@ -253,3 +257,24 @@ class _Run:
             step=step,
             epoch=step / self.trainer.steps_per_epoch,
         )
+
+
+def _training_part(spec: TrainingSpec, dataset: Dataset) -> LabelledImages:
+    if spec.train_examples is None or spec.train_examples >= len(dataset.train):
+        return dataset.train
+    order = torch.randperm(len(dataset.train), generator=stream(spec.seed, "subset"))
+    return dataset.train.pick(order[: spec.train_examples])
+
+
+def _hold_out(spec: TrainingSpec, part: LabelledImages) -> tuple[LabelledImages, Split]:
+    """Divide the training images into those that train and those that are held out. Raises BadInput."""
+    held_out = count_held_out(len(part)) if spec.held_out is None else spec.held_out
+    if held_out >= len(part):
+        raise BadInput(
+            f"{held_out} of {len(part)} training images held out leave none to train on",
+            hint=f"set held_out to {count_held_out(len(part))}, or to 0 for none",
+            field="held_out",
+        )
+    order = torch.randperm(len(part), generator=stream(spec.seed, "held-out"))
+    kept = part.pick(order[held_out:].sort().values) if held_out else part
+    return kept, part.read(order[:held_out].sort().values)

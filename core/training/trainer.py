@@ -161,7 +161,7 @@ class Trainer:
         """Add up the gradients of the micro-batches. draws: the state of the method's random numbers."""
         gradients = GradientAccumulator(self.model, self.group, batch_size=batch_size, micro_batches=micro_batches)
         norm, counts = None, {norm: NormCount(seen=0, robust=0) for norm in self.counts}
-        indices = torch.arange(batch_size).tensor_split(self.group.world_size)[self.group.rank]
+        indices = self.group.share.of(torch.arange(batch_size))
         pieces = (rows.tensor_split(micro_batches) for rows in (indices, *batch))
         for index, images, labels in zip(*pieces, strict=True):
             # Every micro-batch begins with the same draws, so that all attack the same norm.

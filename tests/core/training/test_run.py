@@ -16,7 +16,6 @@ from core.schema.events import Attacked, Entered, Event, Finished, Saved, Starte
 from core.schema.report import Provenance, Reports
 from core.schema.spec import FineTuneSpec, TrainSpec, parse
 from core.training import run as training
-from core.training.division import divide
 from core.training.run import fine_tune
 
 _GOLDEN = Path(__file__).parents[1] / "golden" / "e_at_digits.json"
@@ -146,7 +145,7 @@ def test_the_checkpoint_explains_itself(tmp_path: Path) -> None:
 
 
 def test_a_subset_is_drawn_once_with_the_seed(digits) -> None:  # type: ignore[no-untyped-def]
-    first, again, other = (divide(_spec(seed=seed, held_out=0), digits)[0] for seed in (0, 0, 1))
+    first, again, other = (training._training_part(_spec(seed=seed), digits) for seed in (0, 0, 1))
     assert len(first) == 128
     assert torch.equal(first.pixels, again.pixels)
     assert not torch.equal(first.pixels, other.pixels)
