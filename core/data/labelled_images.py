@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from core.data.split import WHOLE, Batch, ProcessShare, Split
 from core.schema.catalog import Augmentation
@@ -29,11 +29,7 @@ class BatchSource(Protocol):
         """Return the same images; their batches lie on the device."""
 
     def batches(
-        self,
-        order: Iterable[Tensor],
-        augmentation: Augmentation,
-        generator: torch.Generator,
-        share: ProcessShare = WHOLE,
+        self, order: Iterable[Tensor], augmentation: Augmentation, generator: Generator, share: ProcessShare = WHOLE
     ) -> Iterator[Batch]:
         """Yield one augmented batch for each index (n,) in `order`.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from core.data.augmentation import augment
 from core.schema.catalog import Augmentation
@@ -94,11 +94,7 @@ class Split:
         return self.pixels.to(torch.get_default_dtype()) / self.white
 
     def batches(
-        self,
-        order: Iterable[Tensor],
-        augmentation: Augmentation,
-        generator: torch.Generator,
-        share: ProcessShare = WHOLE,
+        self, order: Iterable[Tensor], augmentation: Augmentation, generator: Generator, share: ProcessShare = WHOLE
     ) -> Iterator[Batch]:
         """Yield one augmented batch for each index (n,) in `order`; see `BatchSource.batches`."""
         for index in order:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from core.data.image_decoding import FORMATS, in_bytes
@@ -108,11 +108,7 @@ class Stream:
             digest.update(content)
 
     def batches(
-        self,
-        order: Iterable[Tensor],
-        augmentation: Augmentation,
-        generator: torch.Generator,
-        share: ProcessShare = WHOLE,
+        self, order: Iterable[Tensor], augmentation: Augmentation, generator: Generator, share: ProcessShare = WHOLE
     ) -> Iterator[Batch]:
         """Yield one augmented batch for each index (n,) in `order`; see `BatchSource.batches`.
 
@@ -143,7 +139,7 @@ class Stream:
             num_workers=min(workers, len(jobs)),
             pin_memory=self.device.type == "cuda",
             # DataLoader seeds its workers; without this it would draw the seed from the global random state.
-            generator=torch.Generator(),
+            generator=Generator(),
         )
         try:
             for found in loader:
@@ -168,7 +164,7 @@ def _channels_first(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).contiguous()
 
 
-def _draw_seed(generator: torch.Generator) -> int:
+def _draw_seed(generator: Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator))
 
 
