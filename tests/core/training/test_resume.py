@@ -247,38 +247,40 @@ def command(tmp_path: Path) -> list[str]:
     return [sys.executable, "-m", "core", "finetune", "spec.json", "--json", "--output", "out", "--device", "cpu"]
 
 
-def _run_and_signal(command: list[str], number: signal.Signals, folder: Path) -> tuple[int, list[Event]]:
-    """Run a command, send it a signal after its second step, and return its exit status and its events."""
-    environment = {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE)
-    with process:
-        assert process.stdout is not None
-        events: list[Event] = []
-        for line in process.stdout:
-            events.append(read(line))
-            if isinstance(events[-1], Stepped) and events[-1].step == 2:
-                process.send_signal(number)
-    return process.returncode, events
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_process_that_was_killed_goes_on_with_the_same_command(
     number: signal.Signals, command: list[str], uninterrupted: Whole, tmp_path: Path
 ) -> None:
-    status, events = _run_and_signal(command, number, tmp_path)
+    environment = {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
+    with process:
+        assert process.stdout is not None
+        events = []
+        for line in process.stdout:
+            events.append(read(line))
+            if isinstance(events[-1], Stepped) and events[-1].step == 2:
+                process.send_signal(number)
     if number == signal.SIGTERM:
-        assert status == PAUSED == 75
+        assert process.returncode == PAUSED == 75
         assert isinstance(events[-1], Paused)
     else:
-        assert status == -signal.SIGKILL
+        assert process.returncode == -signal.SIGKILL
     then = list(fine_tune(_spec(), tmp_path / "out"))
     assert any(isinstance(event, Resumed) for event in then)
     assert _same(_weights(tmp_path / "out"), uninterrupted[0])
 
 
 def test_a_process_that_gets_sigusr1_delivers_what_it_has(command: list[str], tmp_path: Path) -> None:
-    status, events = _run_and_signal([*command, "--epochs", "1000"], signal.SIGUSR1, tmp_path)
-    assert status == 0
+    environment = {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([*command, "--epochs", "1000"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
+    with process:
+        assert process.stdout is not None
+        events = []
+        for line in process.stdout:
+            events.append(read(line))
+            if isinstance(events[-1], Stepped) and events[-1].step == 2:
+                process.send_signal(signal.SIGUSR1)
+    assert process.returncode == 0
     assert isinstance(events[-1], Finished)
     stopped = checkpoint.read_header(tmp_path / "out" / "checkpoint.safetensors").stopped_at
     assert stopped is not None
