@@ -43,7 +43,7 @@ class MicroBatching:
             try:
                 return attempt(partial(compute, count), self._group.device)
             except MemoryRanOut:
-                # Of several processes, the others would wait in the middle of their own micro-batch.
+                # The other processes would not know of it, and still compute the old number of micro-batches.
                 may_increase = self._auto and self._group.world_size == 1
                 if not may_increase or count == self._most(batch_size):
                     raise

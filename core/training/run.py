@@ -189,34 +189,6 @@ class _Run:
             self.best = BestEpoch(step=trainer.step, union=monitored.union)
             yield self._save_weights("best", self.output / _BEST, step=trainer.step, reports=None)
 
-    def _diverged(self, what: str) -> Diverged:
-        kept = f"; the last good state, of step {self.saved.step}, is {self.saved.path}" if self.saved else ""
-        return Diverged(what + kept, hint="lower the learning rate", field="learning_rate")
-
-    def _save_state(self) -> Saved:
-        trainer = self.trainer.state_dict()
-        header = StateHeader(
-            spec=self.spec,
-            base_sha256=self.started.base_sha256,
-            data_sha256=self.started.data_sha256,
-            trainer=trainer.counters,
-            best=self.best,
-            stopped_at=self.stopped_at,
-            before=self.before,
-        )
-        self.saved = resume.save(self.output, RunState(header, trainer))
-        self.saved_at = time.monotonic()
-        return self.saved
-
-    def _best_weights(self) -> tuple[nn.Module, checkpoint.Header] | None:
-        """Load the best weights; None where there are none, or they belong to another run."""
-        with suppress(BadWeights):
-            model, header = checkpoint.load(self.output / _BEST)
-            same = (header.spec, header.base_sha256, header.data_sha256)
-            if same == (self.spec, self.started.base_sha256, self.started.data_sha256):
-                return model, header
-        return None
-
     def _deliver(self) -> Generator[Event, None, None]:
         """Evaluate the last weights, or the best ones of a run that was stopped early, and write all files."""
         model, step = self.loaded.model, self.trainer.step
@@ -232,6 +204,21 @@ class _Run:
         resume.clear(self.output)
         memory = peak_memory(self.loaded.device)
         yield Finished(reports=reports, seconds=time.monotonic() - self.begun, peak_memory_bytes=memory)
+
+    def _save_state(self) -> Saved:
+        trainer = self.trainer.state_dict()
+        header = StateHeader(
+            spec=self.spec,
+            base_sha256=self.started.base_sha256,
+            data_sha256=self.started.data_sha256,
+            trainer=trainer.counters,
+            best=self.best,
+            stopped_at=self.stopped_at,
+            before=self.before,
+        )
+        self.saved = resume.save(self.output, RunState(header, trainer))
+        self.saved_at = time.monotonic()
+        return self.saved
 
     def _save_weights(
         self, kind: Literal["checkpoint", "best"], path: Path, *, step: int, reports: Reports | None
@@ -257,6 +244,19 @@ class _Run:
             step=step,
             epoch=step / self.trainer.steps_per_epoch,
         )
+
+    def _best_weights(self) -> tuple[nn.Module, checkpoint.Header] | None:
+        """Load the best weights; None where there are none, or they belong to another run."""
+        with suppress(BadWeights):
+            model, header = checkpoint.load(self.output / _BEST)
+            same = (header.spec, header.base_sha256, header.data_sha256)
+            if same == (self.spec, self.started.base_sha256, self.started.data_sha256):
+                return model, header
+        return None
+
+    def _diverged(self, what: str) -> Diverged:
+        kept = f"; the last good state, of step {self.saved.step}, is {self.saved.path}" if self.saved else ""
+        return Diverged(what + kept, hint="lower the learning rate", field="learning_rate")
 
 
 def _training_part(spec: TrainingSpec, dataset: Dataset) -> LabelledImages:
