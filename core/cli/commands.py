@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from pydantic import ValidationError
 
-from core.cli.console import event_lines, inspection_lines
+from core.cli.console import inspection_lines
 from core.cli.options import (
     AnyOptions,
     EvaluationOptions,
@@ -165,7 +165,7 @@ def _import(options: ImportOptions) -> Iterator[str]:
     yield f"  use it with --weights {done.path}, or put it into a service's models folder"
 
 
-def _inspect(options: InspectOptions) -> Iterator[str]:
+def _inspect(options: InspectOptions) -> Iterator[Event | str]:
     from core.data.safe_zip import Caps
     from core.intake.inspect import inspect_dataset, inspect_model
     from core.sandbox import Limits, deny_network, sandboxed
@@ -173,8 +173,7 @@ def _inspect(options: InspectOptions) -> Iterator[str]:
     limits = _replace_given(Limits(), seconds=options.most_seconds, memory_bytes=options.most_memory)
     caps = _replace_given(Caps(), total_bytes=options.most_bytes)
     if reason := deny_network():
-        warning = Warned(code="not_cut_off", message=f"this process can reach the network: {reason}")
-        yield from [warning.model_dump_json()] if options.json_lines else event_lines(warning)
+        yield Warned(code="not_cut_off", message=f"this process can reach the network: {reason}")
     # Built before the limits hold: pydantic's core aborts the process when it lacks the memory to build a validator.
     for record in (Failed, DatasetInspection, ModelInspection):
         record.model_rebuild()
