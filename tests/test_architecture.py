@@ -1,5 +1,6 @@
 """The shape of the code: which way imports point, what stays light, where a norm may be told from another."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from core.schema.catalog import NORMS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("app", "worker", "core", "client")
@@ -116,14 +119,50 @@ def test_no_file_is_a_drawer_for_odds_and_ends() -> None:
     assert [str(file) for file in (*SOURCES, *tests) if drawers.fullmatch(file.name)] == []
 
 
+def is_norm(node: ast.AST | None) -> bool:
+    return isinstance(node, ast.Constant) and node.value in NORMS
+
+
+def tells_norms_apart(node: ast.AST) -> bool:
+    """Whether an expression compares something with a norm, or picks the value that belongs to one norm."""
+    match node:
+        case ast.Compare(left, _, others):
+            sides = [part for side in (left, *others) for part in (side, *getattr(side, "elts", ()))]
+            return any(is_norm(part) for part in sides)
+        case ast.MatchValue(value):
+            return is_norm(value)
+        case ast.Subscript(value, key):
+            return is_norm(key) or (isinstance(value, ast.Dict) and any(is_norm(known) for known in value.keys))
+        case ast.Call(ast.Attribute(attr="get" | "pop"), [key, *_]):
+            return is_norm(key)
+    return False
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'norm == "l1"',
+        '"l2" != norm',
+        'norm in ("linf", "l1")',
+        'norm not in {"l1"}',
+        '"l2" not in eps',
+        'eps["l1"]',
+        'eps.get("l2", 0)',
+        '{"l2": 2, "l1": 1}[norm]',
+        'match norm:\n case "linf" | "l1": pass',
+    ],
+)
+def test_each_way_to_tell_norms_apart_is_seen(code: str) -> None:
+    assert any(tells_norms_apart(node) for node in ast.walk(ast.parse(code)))
+
+
 def test_norms_are_compared_only_where_they_are_known() -> None:
-    comparison = re.compile(r"""([!=]=|case|in) *\(?["'](linf|l2|l1)["']|["'](linf|l2|l1)["'] *([!=]=|in )""")
     found = [
-        f"{file.relative_to(ROOT)}:{number}"
+        f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', '?')}"
         for file in SOURCES
         if not str(file.relative_to(ROOT)).startswith(KNOW_NORMS)
-        for number, line in enumerate(file.read_text().splitlines(), 1)
-        if comparison.search(line)
+        for node in ast.walk(ast.parse(file.read_text()))
+        if tells_norms_apart(node)
     ]
     assert found == []
 

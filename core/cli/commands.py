@@ -8,18 +8,18 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 from pydantic import ValidationError
 
-from core.cli.console import event_lines, inspection_lines
+from core.cli.console import inspection_lines
 from core.cli.options import (
+    AnyOptions,
     EvaluationOptions,
     ImportOptions,
     InspectDatasetOptions,
     InspectOptions,
     MergeOptions,
-    Options,
     RunOptions,
     TrainingOptions,
 )
@@ -29,7 +29,7 @@ from core.schema.events import Entered, Evaluated, Event, Failed, Finished, Warn
 from core.schema.inspection_report import DatasetInspection, ModelInspection
 from core.schema.model_zoo import PUBLISHED
 from core.schema.report import Reports
-from core.schema.spec import AnySpec, EvaluateSpec
+from core.schema.spec import EvaluateSpec
 from core.schema.spec_warnings import spec_warnings
 from core.signals import StopRequests
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def run_command(options: Options, requests: StopRequests) -> Iterator[Event | str]:
+def run_command(options: AnyOptions, requests: StopRequests) -> Iterator[Event | str]:
     """Carry out one command. Raises UserError."""
     match options:
         case RunOptions():
@@ -48,17 +48,14 @@ def run_command(options: Options, requests: StopRequests) -> Iterator[Event | st
             return _list_published() if options.list_published else _import(options)
         case InspectOptions():
             return _inspect(options)
-    raise NotImplementedError(options.command)
+        case _:
+            assert_never(options)
 
 
 def _run(options: RunOptions, requests: StopRequests) -> Iterator[Event]:
     spec = read_spec(options)
     for warning in () if options.json_lines else spec_warnings(spec):
         yield Warned(code=warning.code, message=warning.message)
-    yield from _start(spec, options, requests)
-
-
-def _start(spec: AnySpec, options: RunOptions, requests: StopRequests) -> Iterator[Event]:
     # Threads of GNU OpenMP spin while they wait, by default so long that on a machine with other work to do half the
     # time is lost (measured on 2 cores, digits: 45 s against 22 s); spinning briefly costs a tenth on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -76,9 +73,10 @@ def _start(spec: AnySpec, options: RunOptions, requests: StopRequests) -> Iterat
     )
     if isinstance(spec, EvaluateSpec):
         assert isinstance(options, EvaluationOptions)
-        return run_evaluation(spec, options.output, inputs, shard=options.shard)
-    assert isinstance(options, TrainingOptions)
-    return fine_tune(spec, options.output, inputs, requests=requests, restart=options.restart)
+        yield from run_evaluation(spec, options.output, inputs, shard=options.shard)
+    else:
+        assert isinstance(options, TrainingOptions)
+        yield from fine_tune(spec, options.output, inputs, requests=requests, restart=options.restart)
 
 
 def _find_device(name: str) -> "torch.device":
@@ -167,7 +165,7 @@ def _import(options: ImportOptions) -> Iterator[str]:
     yield f"  use it with --weights {done.path}, or put it into a service's models folder"
 
 
-def _inspect(options: InspectOptions) -> Iterator[str]:
+def _inspect(options: InspectOptions) -> Iterator[Event | str]:
     from core.data.safe_zip import Caps
     from core.intake.inspect import inspect_dataset, inspect_model
     from core.sandbox import Limits, deny_network, sandboxed
@@ -175,8 +173,7 @@ def _inspect(options: InspectOptions) -> Iterator[str]:
     limits = _replace_given(Limits(), seconds=options.most_seconds, memory_bytes=options.most_memory)
     caps = _replace_given(Caps(), total_bytes=options.most_bytes)
     if reason := deny_network():
-        warning = Warned(code="not_cut_off", message=f"this process can reach the network: {reason}")
-        yield from [warning.model_dump_json()] if options.json_lines else event_lines(warning)
+        yield Warned(code="not_cut_off", message=f"this process can reach the network: {reason}")
     # Built before the limits hold: pydantic's core aborts the process when it lacks the memory to build a validator.
     for record in (Failed, DatasetInspection, ModelInspection):
         record.model_rebuild()

@@ -59,7 +59,14 @@ class Options(Record):
     """end when stdin does: for a command that a program starts"""
 
 
-class RunOptions(Options):
+class FolderOptions(Options):
+    """The options of a command that writes into a folder."""
+
+    output: AnyPath = Field(default_factory=lambda data: Path("runs") / data["command"])
+    """folder for what the command writes; by default the command's name in the folder runs"""
+
+
+class RunOptions(FolderOptions):
     """The options of every run."""
 
     positional: ClassVar[str] = "spec"
@@ -68,8 +75,6 @@ class RunOptions(Options):
     """What the run does."""
     spec: AnyPath | None = None
     """a JSON file with the spec"""
-    output: AnyPath = Field(default_factory=lambda data: Path("runs") / data["command"])
-    """folder for what the run writes; by default the command's name in the folder runs"""
     weights: AnyPath | None = None
     """the base model's file, unless it is shipped; not for train"""
     data: AnyPath | None = None
@@ -98,15 +103,13 @@ class EvaluationOptions(RunOptions):
     """evaluate only shard I of N, written I/N, of the logical batches; merge combines the reports"""
 
 
-class MergeOptions(Options):
+class MergeOptions(FolderOptions):
     """Merge the reports of an evaluation's shards into the report of the whole evaluation."""
 
     positional: ClassVar[str] = "folders"
 
     folders: tuple[AnyPath, ...]
     """the output folders of the shards, or their report files"""
-    output: AnyPath = Path("runs") / "merge"
-    """folder for the merged report"""
 
 
 class ImportOptions(Options):
@@ -120,13 +123,11 @@ class ImportOptions(Options):
     """list the published weights that are known by name"""
 
 
-class InspectOptions(Options):
+class InspectOptions(FolderOptions):
     """The options of the inspection of an untrusted file."""
 
     file: AnyPath
     """the file to inspect"""
-    output: AnyPath = Field(default_factory=lambda data: Path("runs") / data["command"])
-    """folder for the report and the files that belong to it"""
     most_bytes: Count | None = None
     """limit on the bytes of the file, unpacked and decoded"""
     most_seconds: Count | None = None
@@ -143,7 +144,11 @@ class InspectModelOptions(InspectOptions):
     """Convert untrusted weights, a safetensors or torch file of tensors, into a checkpoint, within limits."""
 
 
-COMMANDS: dict[str, tuple[type[Options], type[Record] | None]] = {
+AnyOptions = (
+    TrainingOptions | EvaluationOptions | MergeOptions | ImportOptions | InspectDatasetOptions | InspectModelOptions
+)
+
+COMMANDS: dict[str, tuple[type[AnyOptions], type[Record] | None]] = {
     "finetune": (TrainingOptions, SPECS["finetune"]),
     "train": (TrainingOptions, SPECS["train"]),
     "evaluate": (EvaluationOptions, SPECS["evaluate"]),

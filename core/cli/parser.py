@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from core.cli.options import COMMANDS, Options, RunOptions
+from core.cli.options import COMMANDS, AnyOptions, Options, RunOptions
 from core.schema.overrides import read_value
 from core.schema.record import Record
 
@@ -15,7 +15,7 @@ _SPEC = "spec."
 _ALIASES = {"architecture": "--arch", "published": "--robustbench"}
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> Options:
+def parse_arguments(arguments: Sequence[str] | None = None) -> AnyOptions:
     """Read a command line, by default that of this process. Exits with status 2 where it is not one."""
     parser = make_parser()
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}

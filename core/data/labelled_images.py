@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from core.data.split import Batch, Split
+from core.data.split import WHOLE, Batch, ProcessShare, Split
 from core.schema.catalog import Augmentation
 
 
@@ -29,19 +29,13 @@ class BatchSource(Protocol):
         """Return the same images; their batches lie on the device."""
 
     def batches(
-        self,
-        order: Iterable[Tensor],
-        augmentation: Augmentation,
-        generator: torch.Generator,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
+        self, order: Iterable[Tensor], augmentation: Augmentation, generator: Generator, share: ProcessShare = WHOLE
     ) -> Iterator[Batch]:
         """Yield one augmented batch for each index (n,) in `order`.
 
         generator: on the CPU; the source of the augmentation's random numbers. Between two batches it is in the state
-        from which a run that continues there has to start. rank, world_size: each of `world_size` processes gets its
-        share of every batch, and draws for the whole batch, so that all together see what one process alone would.
+        from which a run that continues there has to start. share: the part of every batch to yield; the draws are those
+        for the whole batch, so that all processes together see what one alone would.
 
         Raises BadDataset when an image cannot be read.
         """

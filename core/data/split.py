@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from core.data.augmentation import augment
 from core.schema.catalog import Augmentation
@@ -19,6 +19,23 @@ class Batch(NamedTuple):
     """(batch, channels, height, width) in [0, 1], in torch's default dtype."""
     labels: Tensor
     """(batch,) int64 class indices."""
+
+
+class ProcessShare(NamedTuple):
+    """The part of every batch that one of several processes computes."""
+
+    rank: int = 0
+    """The number of the process, from 0."""
+    world_size: int = 1
+    """The number of processes."""
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Return the rows of this process; `rows` has one for each image of the batch."""
+        return rows.tensor_split(self.world_size)[self.rank]
+
+
+WHOLE = ProcessShare()
+"""The share of a process that trains alone."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +94,10 @@ class Split:
         return self.pixels.to(torch.get_default_dtype()) / self.white
 
     def batches(
-        self,
-        order: Iterable[Tensor],
-        augmentation: Augmentation,
-        generator: torch.Generator,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
+        self, order: Iterable[Tensor], augmentation: Augmentation, generator: Generator, share: ProcessShare = WHOLE
     ) -> Iterator[Batch]:
         """Yield one augmented batch for each index (n,) in `order`; see `BatchSource.batches`."""
         for index in order:
             batch = self.pick(index.to(self.labels.device))
             images = augment(batch.images(), augmentation, generator)
-            yield Batch(images.tensor_split(world_size)[rank], batch.labels.tensor_split(world_size)[rank])
+            yield Batch(share.of(images), share.of(batch.labels))

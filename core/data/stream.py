@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from core.data.image_decoding import FORMATS, in_bytes
-from core.data.split import Batch, Split
+from core.data.split import WHOLE, Batch, ProcessShare, Split
 from core.schema.catalog import Augmentation
 from core.schema.errors import BadDataset, UserError
 from core.schema.spec import Interpolation
@@ -108,13 +108,7 @@ class Stream:
             digest.update(content)
 
     def batches(
-        self,
-        order: Iterable[Tensor],
-        augmentation: Augmentation,
-        generator: torch.Generator,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
+        self, order: Iterable[Tensor], augmentation: Augmentation, generator: Generator, share: ProcessShare = WHOLE
     ) -> Iterator[Batch]:
         """Yield one augmented batch for each index (n,) in `order`; see `BatchSource.batches`.
 
@@ -122,9 +116,9 @@ class Stream:
         """
         # The workers read ahead: the seeds of batches that are not yet yielded come from a copy of the generator.
         ahead = generator.clone_state()
-        shares = (index.tensor_split(world_size)[rank] for index in order)
+        shares = (share.of(index) for index in order)
         jobs = [_Job(_draw_seed(ahead), tuple(share.tolist()), augmentation) for share in shares]
-        for pixels, labels in self._load(jobs, self._number_of_workers(world_size)):
+        for pixels, labels in self._load(jobs, self._number_of_workers(share.world_size)):
             _draw_seed(generator)
             images = _channels_first(pixels.to(self.device, non_blocking=True)).to(torch.get_default_dtype())
             yield Batch(images / 255, labels.to(self.device, non_blocking=True))
@@ -145,7 +139,7 @@ class Stream:
             num_workers=min(workers, len(jobs)),
             pin_memory=self.device.type == "cuda",
             # DataLoader seeds its workers; without this it would draw the seed from the global random state.
-            generator=torch.Generator(),
+            generator=Generator(),
         )
         try:
             for found in loader:
@@ -170,7 +164,7 @@ def _channels_first(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).contiguous()
 
 
-def _draw_seed(generator: torch.Generator) -> int:
+def _draw_seed(generator: Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator))
 
 

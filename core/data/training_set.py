@@ -13,10 +13,10 @@ from copy import copy
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from core.data.labelled_images import LabelledImages
-from core.data.split import Batch
+from core.data.split import WHOLE, Batch, ProcessShare
 from core.schema.catalog import Augmentation
 
 
@@ -53,7 +53,7 @@ class TrainingSet:
         """Return the number of images in the smallest batch of an epoch."""
         return min(main + extra for main, extra in self._counts(batch_size))
 
-    def draw_order(self, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    def draw_order(self, batch_size: int, generator: Generator) -> list[Tensor]:
         """Draw the order of an epoch: the indices (n,) of each batch, those of extra images after all main ones.
 
         Extra images are drawn without replacement until all have been drawn. The last batch may be smaller, but a
@@ -70,16 +70,10 @@ class TrainingSet:
         return [_shuffled(torch.cat(parts), generator) for parts in zip(main, extra, strict=True)]
 
     def batches(
-        self,
-        order: Iterable[Tensor],
-        augmentation: Augmentation,
-        generator: torch.Generator,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
+        self, order: Iterable[Tensor], augmentation: Augmentation, generator: Generator, share: ProcessShare = WHOLE
     ) -> Iterator[Batch]:
         """Yield one augmented batch for each index in `order`; see `BatchSource.batches`."""
-        return self._part.batches(order, augmentation, generator, rank=rank, world_size=world_size)
+        return self._part.batches(order, augmentation, generator, share)
 
     def _counts(self, batch_size: int) -> list[tuple[int, int]]:
         """Return the numbers of main and extra images of each batch of an epoch."""
@@ -101,5 +95,5 @@ class TrainingSet:
         return batch_size - min(max(round(batch_size * self._share), 1), batch_size - 1)
 
 
-def _shuffled(index: Tensor, generator: torch.Generator) -> Tensor:
+def _shuffled(index: Tensor, generator: Generator) -> Tensor:
     return index[torch.randperm(len(index), generator=generator)]

@@ -34,6 +34,22 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in _MESSAGES)
 
 
+class MemoryRanOut(Exception):
+    """The memory of a device does not suffice for a computation."""
+
+
+def attempt(compute: Callable[[], _Result], device: torch.device) -> _Result:
+    """Call `compute`. Raises MemoryRanOut when memory runs out, once the memory of the failed call is free again."""
+    try:
+        return compute()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside the except block, which holds the tensors of the failed call.
+    release(device)
+    raise MemoryRanOut
+
+
 class ChunkSizer:
     """The number of images that go through a model together, halved whenever memory runs out."""
 

@@ -5,7 +5,7 @@ the mean over its norms. The passes of an evaluation are an upper bound: an atta
 fooled. Checks on a few points, such as those of a base model, are left out.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from core.schema.catalog import DATASETS, Norm
@@ -65,23 +65,60 @@ def passes_of_run(spec: AnySpec, size: Size) -> Passes:
 
 def passes_of_training(method: Method) -> Passes:
     """Count the passes per image of a training batch: the method's attacks and its update."""
-    with_clean = 1 if method.loss == "trades" else 0
-    attacks = [_attack(method.steps[norm], looks_first=with_clean) for norm in method.norms]
-    match method.name:
-        case "nat":
-            return _update(1)
-        case "pat":
-            return Passes(2 * PERCEPTUAL_STEPS + 2, PERCEPTUAL_STEPS) + _update(1)
-        case "msd":
-            rounds = max(method.steps.values())
-            tries = sum(method.steps.values())
-            return Passes(rounds + tries + with_clean, rounds) + _update(1 + with_clean)
-        case "avg" | "ramp":
-            return _sum(attacks) + _update(len(attacks) + with_clean)
-        case "max":
-            return _sum(attacks) + _update(1 + with_clean)
-        case _:
-            return _sum(attacks) * (1 / len(attacks)) + _update(1 + with_clean)
+    return _COSTS_OF_METHODS[method.name](method)
+
+
+def _drawn_norm(method: Method) -> Passes:
+    attacks = _training_attacks(method)
+    return _sum(attacks) * (1 / len(attacks)) + _update(1 + _clean(method))
+
+
+def _every_norm(method: Method) -> Passes:
+    attacks = _training_attacks(method)
+    return _sum(attacks) + _update(len(attacks) + _clean(method))
+
+
+def _worst_norm(method: Method) -> Passes:
+    return _sum(_training_attacks(method)) + _update(1 + _clean(method))
+
+
+def _steepest_norm(method: Method) -> Passes:
+    rounds, tries = max(method.steps.values()), sum(method.steps.values())
+    return Passes(rounds + tries + _clean(method), rounds) + _update(1 + _clean(method))
+
+
+def _perceptual(method: Method) -> Passes:
+    del method
+    return Passes(2 * PERCEPTUAL_STEPS + 2, PERCEPTUAL_STEPS) + _update(1)
+
+
+def _natural(method: Method) -> Passes:
+    del method
+    return _update(1)
+
+
+_COSTS_OF_METHODS: Mapping[str, Callable[[Method], Passes]] = {
+    "nat": _natural,
+    "single": _drawn_norm,
+    "sat": _drawn_norm,
+    "avg": _every_norm,
+    "max": _worst_norm,
+    "msd": _steepest_norm,
+    "e-at": _drawn_norm,
+    "ramp": _every_norm,
+    "pat": _perceptual,
+}
+"""The passes per image of a training batch, by the name of the method."""
+
+
+def _training_attacks(method: Method) -> list[Passes]:
+    """Count the passes of the attack in each norm; TRADES looks at the clean images first."""
+    return [_attack(method.steps[norm], looks_first=_clean(method)) for norm in method.norms]
+
+
+def _clean(method: Method) -> int:
+    """Return how often a step passes the clean images through the network beside the adversarial ones."""
+    return 1 if method.loss == "trades" else 0
 
 
 def passes_of_monitoring(spec: TrainingSpec) -> Passes:
@@ -104,29 +141,39 @@ def passes_of_evaluation(spec: AnySpec, points: int, *, classes: int | None) -> 
 def attacks_on_a_point(protocol: Protocol, norm: Norm, *, classes: int | None) -> dict[AttackName, Passes]:
     """Bound the passes of each attack of a protocol on one point, with AutoAttack's settings for the norm."""
     attacks = settings_of(protocol, norm)
-    return {name: _attack_on_a_point(name, norm, classes, **settings) for name, settings in attacks.items()}
+    return {name: _COSTS_OF_ATTACKS[name](norm, classes, **settings) for name, settings in attacks.items()}
 
 
-def _attack_on_a_point(
-    name: AttackName,
-    norm: Norm,
-    classes: int | None,
-    *,
-    steps: int = 0,
-    restarts: int = 0,
-    targets: int = 0,
-    queries: int = 0,
-) -> Passes:
-    wrong_classes = min(targets, classes - 1) if classes else targets
-    match name:
-        case "apgd-ce":
-            return Passes(1) + _run(steps, norm) * restarts
-        case "apgd-t":
-            return Passes(1) + _run(steps, norm) * wrong_classes
-        case "fab-t":
-            return Passes(1) + Passes(2, 1) * (steps * wrong_classes)
-        case "square":
-            return Passes(queries + 2)
+def _apgd_ce(norm: Norm, classes: int | None, *, restarts: int, steps: int) -> Passes:
+    del classes
+    return Passes(1) + _run(steps, norm) * restarts
+
+
+def _apgd_t(norm: Norm, classes: int | None, *, targets: int, steps: int) -> Passes:
+    return Passes(1) + _run(steps, norm) * _wrong_classes(targets, classes)
+
+
+def _fab_t(norm: Norm, classes: int | None, *, targets: int, steps: int) -> Passes:
+    del norm
+    return Passes(1) + Passes(2, 1) * (steps * _wrong_classes(targets, classes))
+
+
+def _square(norm: Norm, classes: int | None, *, queries: int) -> Passes:
+    del norm, classes
+    return Passes(queries + 2)
+
+
+_COSTS_OF_ATTACKS: Mapping[AttackName, Callable[..., Passes]] = {
+    "apgd-ce": _apgd_ce,
+    "apgd-t": _apgd_t,
+    "fab-t": _fab_t,
+    "square": _square,
+}
+"""The passes on one point, by the name of the attack; each takes its settings in `core.schema.protocols`."""
+
+
+def _wrong_classes(targets: int, classes: int | None) -> int:
+    return min(targets, classes - 1) if classes else targets
 
 
 def _attack(steps: int, *, looks_first: int = 0) -> Passes:

@@ -1,13 +1,13 @@
 """The radius of an l_p ball: how it is written in a spec, and how large it may be."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import isfinite, prod, sqrt
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from core.schema.catalog import Norm
+from core.schema.catalog import NORMS, Norm
 from core.schema.fraction import read_fraction
 
 
@@ -24,10 +24,24 @@ Radius = Annotated[float, BeforeValidator(_read_radius, json_schema_input_type=f
 """A radius in pixel units of images in [0, 1]."""
 
 
-def l2_radius_of_hull(eps: Mapping[Norm, float]) -> float:
-    """Return sqrt(eps_1 * eps_inf), about the radius of the largest l2 ball in the convex hull of the linf and the l1
-    ball (Croce & Hein 2020, 2022)."""
-    return sqrt(eps["l1"] * eps["linf"])
+class UncoveredL2(NamedTuple):
+    """An l2 ball that sticks out of the convex hull of the linf and the l1 ball."""
+
+    covered: float
+    """sqrt(eps_1 * eps_inf), about the radius of the largest l2 ball in the hull (Croce & Hein 2020, 2022)."""
+    radius: float
+    """eps_2."""
+
+
+def find_uncovered_l2(attacked: Collection[Norm], eps: Mapping[Norm, float]) -> UncoveredL2 | None:
+    """Return the l2 ball where training does not attack it and the other two balls need not cover it; else None.
+
+    attacked: the norms that training attacks. eps: the radius per norm; None is returned where a norm is missing.
+    """
+    if "l2" in attacked or not eps.keys() >= set(NORMS):
+        return None
+    found = UncoveredL2(sqrt(eps["l1"] * eps["linf"]), eps["l2"])
+    return found if found.covered < found.radius else None
 
 
 def check_radius(norm: Norm, radius: float, shape: tuple[int, ...] | None) -> None:

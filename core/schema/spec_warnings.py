@@ -6,8 +6,8 @@ The service answers with them, the command line prints them.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from core.schema.catalog import EXTRA_SHARE, MODELS, NORMS
-from core.schema.radius import l2_radius_of_hull
+from core.schema.catalog import EXTRA_SHARE, MODELS
+from core.schema.radius import find_uncovered_l2
 from core.schema.record import Record
 
 if TYPE_CHECKING:
@@ -54,12 +54,9 @@ def _of_training(spec: "TrainingSpec") -> Iterator[SpecWarning]:
             message="perceptual training attacks no l_p ball: expect less robustness at eps than from the other "
             "methods, and more against changes outside these balls",
         )
-    extremes = spec.method.name == "e-at" and "l2" not in spec.method.norms
-    eps = spec.eps
-    if extremes and eps.keys() >= set(NORMS) and (covered := l2_radius_of_hull(eps)) < eps["l2"]:
+    if spec.method.name == "e-at" and (l2 := find_uncovered_l2(spec.method.norms, spec.eps)):
         yield SpecWarning(
             code="l2_not_covered",
-            message=f"sqrt(eps.l1 * eps.linf) = {covered:.3g} is below eps.l2 = "
-            f"{eps['l2']:g}: E-AT with linf and l1 need not make the model robust to l2; consider method sat, or "
-            "e-at with all three norms",
+            message=f"sqrt(eps.l1 * eps.linf) = {l2.covered:.3g} is below eps.l2 = {l2.radius:g}: E-AT with linf and "
+            "l1 need not make the model robust to l2; consider method sat, or e-at with all three norms",
         )

@@ -11,7 +11,11 @@ class GradientAccumulator:
     """Adds up the gradients of one process's micro-batches, then those of all processes."""
 
     def __init__(self, model: nn.Module, group: ProcessGroup, *, batch_size: int, micro_batches: int) -> None:
-        """batch_size: images of the whole batch. micro_batches: how many of them this process computes."""
+        """Start without gradients.
+
+        batch_size: images of the whole batch. micro_batches: the number of calls of `add`, the same in every process.
+        """
+        model.zero_grad()
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._group = group
         self._batch_size = batch_size

@@ -1,4 +1,4 @@
-"""Decision to compile the attacked network: at the first step, never, or once the remaining steps win back its cost."""
+"""Decision when to compile the attacked network: at once, never, or when that saves more time than it takes."""
 
 from collections.abc import Iterator
 

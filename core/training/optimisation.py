@@ -63,10 +63,6 @@ class Optimiser:
         for group in self._sgd.param_groups:
             group["lr"] = rate
 
-    def zero_grad(self) -> None:
-        """Set the gradients of all parameters to None."""
-        self._sgd.zero_grad()
-
     def step(self) -> None:
         """Update the parameters by their gradients."""
         self._sgd.step()

@@ -25,7 +25,7 @@ class LayerStream:
 
     def __init__(self, seed: int, group: ProcessGroup) -> None:
         self._gpus = [group.device] if group.device.type == "cuda" else []
-        self._is_first = group.is_first
+        self._is_first = group.rank == 0
         name = f"layers/{group.rank}"
         self._states = [stream(seed, name).get_state()]
         self._states += [stream(seed, name, gpu).get_state() for gpu in self._gpus]

@@ -17,6 +17,7 @@ from safetensors.torch import save as serialize
 from core import checkpoint
 from core.schema.errors import BadInput
 from core.schema.events import Saved, Started
+from core.schema.progress import Rate
 from core.schema.report import Report
 from core.schema.spec import Spec
 from core.training.trainer import TrainerCounters, TrainerState
@@ -25,6 +26,17 @@ _KEY = "temper-state"
 _KEPT = 2
 # Fields of the spec that may change between two parts of a run: they change its weights by rounding at most.
 _FREE = frozenset({"name", "metadata", "gpus", "save_minutes"})
+
+
+class BestEpoch(BaseModel):
+    """The epoch after which the weights were most robust on the held-out images."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    """Training steps of these weights."""
+    union: Rate
+    """Held-out images that are robust in every norm at once."""
 
 
 class StateHeader(BaseModel):
@@ -42,6 +54,8 @@ class StateHeader(BaseModel):
     """Hash of the images and labels."""
     trainer: TrainerCounters
     """The trainer's counters."""
+    best: BestEpoch | None
+    """The best epoch so far; null where no epoch was monitored."""
     stopped_at: int | None
     """The step at which the run was stopped early; null where it was not."""
     before: Report | None

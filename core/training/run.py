@@ -36,7 +36,7 @@ from core.training import resume
 from core.training.distributed import ProcessGroup, process_group
 from core.training.monitoring import alarm, monitor
 from core.training.random_streams import stream
-from core.training.resume import RunState, StateHeader
+from core.training.resume import BestEpoch, RunState, StateHeader
 from core.training.trainer import Trainer
 
 _BEST = "best.safetensors"
@@ -84,7 +84,11 @@ class _Run:
         self.trainer = Trainer(spec, self.loaded.model, train, group)
         self.started = self.loaded.started(train_examples=len(train), total_steps=self.trainer.total_steps)
         self.before: Report | None = None
+        """The evaluation of the base model, where the spec asks for one."""
+        self.best: BestEpoch | None = None
+        """The best epoch so far, where epochs are monitored."""
         self.stopped_at: int | None = None
+        """The step at which the run was stopped early."""
         self.saved: Saved | None = None
         """The last state file that this call has written."""
         self.saved_at = time.monotonic()
@@ -128,6 +132,13 @@ class _Run:
             self.before = yield from evaluate_for_spec(model, test, self.spec, "base", state=self.evaluation)
             yield self._save_state()
 
+    def _restore(self, found: RunState) -> None:
+        """Continue from a state file."""
+        self.trainer.load_state_dict(found.trainer)
+        self.before, self.stopped_at = found.header.before, found.header.stopped_at
+        # Without the best weights, those of the next epoch are the best so far.
+        self.best = found.header.best if self._best_weights() else None
+
     def _train(self) -> Generator[Event, None, None]:
         """Take the remaining steps; after each, monitor and save the state where they are due."""
         trainer = self.trainer
@@ -167,53 +178,21 @@ class _Run:
         """Attack the held-out images, and save the weights if they are the best so far."""
         trainer = self.trainer
         # As many images as this process passes through the model in a training step.
-        chunk_size = -(-self.spec.batch_size // (self.group.world_size * trainer.micro_batches))
+        chunk_size = -(-self.spec.batch_size // (self.group.world_size * trainer.micro_batching.count))
         monitored = monitor(
             self.loaded.model, self.held_out, self.spec, step=trainer.step, epoch=trainer.epoch, chunk_size=chunk_size
         )
         yield monitored
         if warning := alarm(monitored):
             yield warning
-        if trainer.record_epoch(monitored.union):
+        if self.best is None or monitored.union.count >= self.best.union.count:
+            self.best = BestEpoch(step=trainer.step, union=monitored.union)
             yield self._save_weights("best", self.output / _BEST, step=trainer.step, reports=None)
-
-    def _diverged(self, what: str) -> Diverged:
-        kept = f"; the last good state, of step {self.saved.step}, is {self.saved.path}" if self.saved else ""
-        return Diverged(what + kept, hint="lower the learning rate", field="learning_rate")
-
-    def _save_state(self) -> Saved:
-        trainer = self.trainer.state_dict()
-        header = StateHeader(
-            spec=self.spec,
-            base_sha256=self.started.base_sha256,
-            data_sha256=self.started.data_sha256,
-            trainer=trainer.counters,
-            stopped_at=self.stopped_at,
-            before=self.before,
-        )
-        self.saved = resume.save(self.output, RunState(header, trainer))
-        self.saved_at = time.monotonic()
-        return self.saved
-
-    def _restore(self, found: RunState) -> None:
-        self.trainer.load_state_dict(found.trainer)
-        self.before, self.stopped_at = found.header.before, found.header.stopped_at
-        if not self._best_weights():
-            self.trainer.best = None
-
-    def _best_weights(self) -> tuple[nn.Module, checkpoint.Header] | None:
-        """Load the best weights; None where there are none, or they belong to another run."""
-        with suppress(BadWeights):
-            model, header = checkpoint.load(self.output / _BEST)
-            same = (header.spec, header.base_sha256, header.data_sha256)
-            if same == (self.spec, self.started.base_sha256, self.started.data_sha256):
-                return model, header
-        return None
 
     def _deliver(self) -> Generator[Event, None, None]:
         """Evaluate the last weights, or the best ones of a run that was stopped early, and write all files."""
         model, step = self.loaded.model, self.trainer.step
-        if self.stopped_at is not None and self.trainer.best and (kept := self._best_weights()):
+        if self.stopped_at is not None and self.best and (kept := self._best_weights()):
             model.load_state_dict(kept[0].state_dict())
             step = kept[1].step
         after = yield from evaluate_for_spec(model, self.loaded.test, self.spec, "result", state=self.evaluation)
@@ -225,6 +204,21 @@ class _Run:
         resume.clear(self.output)
         memory = peak_memory(self.loaded.device)
         yield Finished(reports=reports, seconds=time.monotonic() - self.begun, peak_memory_bytes=memory)
+
+    def _save_state(self) -> Saved:
+        trainer = self.trainer.state_dict()
+        header = StateHeader(
+            spec=self.spec,
+            base_sha256=self.started.base_sha256,
+            data_sha256=self.started.data_sha256,
+            trainer=trainer.counters,
+            best=self.best,
+            stopped_at=self.stopped_at,
+            before=self.before,
+        )
+        self.saved = resume.save(self.output, RunState(header, trainer))
+        self.saved_at = time.monotonic()
+        return self.saved
 
     def _save_weights(
         self, kind: Literal["checkpoint", "best"], path: Path, *, step: int, reports: Reports | None
@@ -250,6 +244,19 @@ class _Run:
             step=step,
             epoch=step / self.trainer.steps_per_epoch,
         )
+
+    def _best_weights(self) -> tuple[nn.Module, checkpoint.Header] | None:
+        """Load the best weights; None where there are none, or they belong to another run."""
+        with suppress(BadWeights):
+            model, header = checkpoint.load(self.output / _BEST)
+            same = (header.spec, header.base_sha256, header.data_sha256)
+            if same == (self.spec, self.started.base_sha256, self.started.data_sha256):
+                return model, header
+        return None
+
+    def _diverged(self, what: str) -> Diverged:
+        kept = f"; the last good state, of step {self.saved.step}, is {self.saved.path}" if self.saved else ""
+        return Diverged(what + kept, hint="lower the learning rate", field="learning_rate")
 
 
 def _training_part(spec: TrainingSpec, dataset: Dataset) -> LabelledImages:

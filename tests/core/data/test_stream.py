@@ -18,7 +18,7 @@ from torch import Tensor
 
 from core import checkpoint, data
 from core.data import stream
-from core.data.split import Batch
+from core.data.split import WHOLE, Batch, ProcessShare
 from core.data.stream import Stream, centre, draw_box
 from core.inputs import Inputs
 from core.schema.catalog import Augmentation
@@ -72,9 +72,9 @@ def _order(train: Stream, batch_size: int = 4) -> list[Tensor]:
 
 
 def _batches(
-    train: Stream, order: list[Tensor], augmentation: Augmentation = "resized-crop-flip", **share: int
+    train: Stream, order: list[Tensor], augmentation: Augmentation = "resized-crop-flip", share: ProcessShare = WHOLE
 ) -> list[Batch]:
-    return list(train.batches(order, augmentation, torch.Generator().manual_seed(3), **share))
+    return list(train.batches(order, augmentation, torch.Generator().manual_seed(3), share))
 
 
 def _same(one: list[Batch], other: list[Batch]) -> bool:
@@ -192,7 +192,7 @@ def test_a_stream_resumed_within_an_epoch_yields_the_same_batches(train: Stream)
 def test_ranks_together_see_what_one_alone_would(train: Stream) -> None:
     order = _order(train, 5)
     alone = _batches(train, order)
-    shares = [_batches(train, order, rank=rank, world_size=2) for rank in range(2)]
+    shares = [_batches(train, order, share=ProcessShare(rank, 2)) for rank in range(2)]
     together = [
         Batch(*(torch.cat(halves) for halves in zip(*parts, strict=True))) for parts in zip(*shares, strict=True)
     ]

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from core.data.split import Split
+from core.data.split import ProcessShare, Split
 from core.data.training_set import TrainingSet
 
 
@@ -105,7 +105,7 @@ def test_ranks_together_see_what_one_alone_would(augmentation: str) -> None:
     train = TrainingSet(Split(pixels, torch.arange(20)))
     order = train.draw_order(8, _generator())
     alone = list(train.batches(order, augmentation, _generator()))  # type: ignore[arg-type]
-    shares = [list(train.batches(order, augmentation, _generator(), rank=rank, world_size=3)) for rank in range(3)]  # type: ignore[arg-type]
+    shares = [list(train.batches(order, augmentation, _generator(), ProcessShare(rank, 3))) for rank in range(3)]  # type: ignore[arg-type]
     for batch, *parts in zip(alone, *shares, strict=True):
         assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
         assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)

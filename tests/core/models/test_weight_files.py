@@ -32,15 +32,6 @@ def _statistics(mean: str, std: str) -> Weights:
     return {mean: torch.tensor(_MEAN).view(1, -1, 1, 1), std: torch.tensor(_STD).view(1, -1, 1, 1)}
 
 
-@pytest.fixture
-def network() -> nn.Module:
-    """A digits network with weights of its own, running statistics included."""
-    torch.manual_seed(3)
-    network = build(_DIGITS)
-    network(torch.rand(32, 1, 8, 8))
-    return network.eval()
-
-
 def _madry(weights: Weights) -> dict[str, Any]:
     """As the robustness library saves its AttackerModel inside DataParallel, after dill has gone from the file."""
     inner = {

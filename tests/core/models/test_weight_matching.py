@@ -19,15 +19,6 @@ from core.schema.model_zoo import PUBLISHED, find_published
 _DIGITS = Blueprint("digits-cnn", (1, 8, 8), 10)
 
 
-@pytest.fixture
-def network() -> nn.Module:
-    """A digits network with weights of its own, running statistics included."""
-    torch.manual_seed(3)
-    network = build(_DIGITS)
-    network(torch.rand(32, 1, 8, 8))
-    return network.eval()
-
-
 def test_a_robust_xcit_is_read_by_the_names_that_timm_had_when_it_was_published() -> None:
     with torch.device("meta"):
         network = build(Blueprint("xcit-s12", (3, 224, 224), 10))

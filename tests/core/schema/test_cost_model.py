@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from core.attacks.threat import LpThreat
 from core.data.split import Batch, Split
 from core.evaluation.autoattack import attacks_of, evaluate
 from core.models.digits_cnn import DigitsCNN
-from core.schema.catalog import DATASETS, NORMS
+from core.schema import cost_model
+from core.schema.catalog import DATASETS, METHODS, NORMS
 from core.schema.cost_model import (
     Passes,
     Size,
@@ -21,6 +23,7 @@ from core.schema.cost_model import (
     passes_of_run,
     passes_of_training,
 )
+from core.schema.protocols import AttackName
 from core.schema.spec import parse
 from core.training.methods import build
 from core.training.methods.contract import whole
@@ -100,6 +103,11 @@ def test_a_training_step_costs_the_passes_that_are_counted(method: dict) -> None
         training(model, batch, whole(batch), {}).loss.backward()
     expected = passes_of_training(spec.method) * 4
     assert (passes["forward"], passes["backward"]) == (expected.forward, expected.backward)
+
+
+def test_every_method_and_every_attack_has_a_cost() -> None:
+    assert cost_model._COSTS_OF_METHODS.keys() == METHODS.keys()
+    assert cost_model._COSTS_OF_ATTACKS.keys() == set(get_args(AttackName))
 
 
 def test_a_method_that_draws_a_norm_costs_the_mean_of_its_norms() -> None:

@@ -152,6 +152,23 @@ def test_a_batch_in_micro_batches_takes_the_step_of_the_whole_one(
         assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_an_update_that_runs_out_of_memory_is_not_tried_again(few: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _trainer(_spec(accumulate="auto"), _linear(), few)
+    errors = [torch.OutOfMemoryError("CUDA out of memory")]
+    step = torch.optim.SGD.step
+
+    def fail_once(optimiser: torch.optim.SGD) -> None:
+        if errors:
+            raise errors.pop()
+        step(optimiser)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", fail_once)
+    with pytest.raises(OutOfMemory) as caught:
+        _steps(run, 1)
+    assert caught.value.hint == "set batch_size to 4, which was found to fit"
+    assert (run.step, run.micro_batching.count) == (0, 1)
+
+
 def test_a_fixed_number_of_micro_batches_is_not_increased(
     few: Split, memory_for: Callable[[int, Exception], None]
 ) -> None:
@@ -168,7 +185,7 @@ def test_auto_doubles_the_micro_batches_until_they_fit(
     memory_for(images_at_once, torch.OutOfMemoryError("CUDA out of memory"))
     run = _trainer(_spec(accumulate="auto"), _linear(), few)
     told = _steps(run, 5)
-    assert run.micro_batches == run.state_dict().counters.micro_batches == micro_batches
+    assert run.micro_batching.count == run.state_dict().counters.micro_batches == micro_batches
     warnings = [event.message for event in told if isinstance(event, Warned)]
     assert len(warnings) == (micro_batches > 1)
     assert all(f"computed in {micro_batches} micro-batches" in message for message in warnings)
