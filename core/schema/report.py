@@ -18,6 +18,9 @@ from core.schema.spec import Spec
 FORMAT = 1
 """The format of the reports that this version writes."""
 
+NO_CLASS = -1
+"""Stands for a predicted class where the logits were NaN or infinite."""
+
 
 def _split(column: object) -> object:
     return column.split() if isinstance(column, str) else column
@@ -30,8 +33,8 @@ def _join(column: tuple[object, ...]) -> str:
 _AS_TEXT = PlainSerializer(_join), BeforeValidator(_split)
 Words = Annotated[tuple[str, ...], *_AS_TEXT, WithJsonSchema({"type": "string", "pattern": r"^\S*( \S+)*$"})]
 """A column of words; in JSON one string, separated by spaces."""
-Classes = Annotated[tuple[int, ...], *_AS_TEXT, WithJsonSchema({"type": "string", "pattern": r"^\d*( \d+)*$"})]
-"""A column of class indices; in JSON one string, separated by spaces."""
+Classes = Annotated[tuple[int, ...], *_AS_TEXT, WithJsonSchema({"type": "string", "pattern": r"^(-?\d+( -?\d+)*)?$"})]
+"""A column of class indices, or -1 for none; in JSON one string, separated by spaces."""
 
 
 class Rate(Record):
@@ -47,6 +50,8 @@ class Rate(Record):
     """Lower end of the interval."""
     high: float
     """Upper end of the interval."""
+    reliable: bool = True
+    """Whether it can be relied on; where not, a flag of the report says why."""
 
 
 class Flag(Record):
@@ -71,6 +76,14 @@ class AttackRecord(Record):
     """Points that were robust before it."""
     robust: int
     """Points that are robust after it."""
+    not_finite: int = 0
+    """Of these, points at which this attack, or one before it in this threat, met an image or logits that are NaN or
+    infinite. They are robust for lack of an answer."""
+    nan_gradients: int = 0
+    """Points at which this attack, or one before it in this threat, met a gradient with NaN, which it took as zero."""
+    outside_ball: int = 0
+    """Points that this attack, or one before it in this threat, fooled at an image that lies outside the threat by
+    rounding, and whose exact projection fools the model no longer. They count as fooled, as in AutoAttack."""
     seconds: float
     """How long it took."""
 
@@ -99,7 +112,7 @@ class Points(Record):
     predicted: dict[str, Classes]
     """Predicted classes: under `clean` of the images, and per threat id of the perturbed images that fooled the model.
     For a robust point the class is its label, for a point that is misclassified without attack the class of the clean
-    image."""
+    image, which is -1 where the logits are NaN or infinite."""
 
 
 class Report(Record):
