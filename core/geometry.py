@@ -18,8 +18,8 @@ Rounding = Literal["exact", "autoattack"]
 sorting, with the bits of AutoAttack, which may lie outside the box by rounding."""
 
 _TINY = 1e-12
-# These halvings bring the threshold of the l1 projection below the resolution of float32 or float64, whatever the number
-# of pixels.
+# These halvings bring the threshold of the l1 projection below the resolution of float32 or of float64, whatever the
+# number of pixels.
 _HALVINGS, _DOUBLE_HALVINGS = 26, 55
 # Newton's method on a concave function of straight pieces gains a factor of four a step at the least and ends on the
 # root itself: 8 steps were enough for 3,072 random pixels, 9 for slopes and distances spread over six powers of ten.

@@ -10,8 +10,8 @@ threat      what the attacker may do, such as `LpThreat("linf", 8 / 255)` (`core
 options     random numbers, memory and resuming: the same for every attack (`AttackOptions`)
 settings    what an attack has of its own, such as steps, restarts or queries
 
-A wrong argument raises BadInput before anything is computed. A point where the logits are NaN or infinite is not fooled,
-and a slope that is NaN is taken as zero; the result says at which points that happened.
+A wrong argument raises BadInput before anything is computed. A point where the logits are NaN or infinite is not
+fooled, and a slope that is NaN is taken as zero; the result says at which points that happened.
 
 An attack is a pure function: its random numbers come from `options` alone, and it neither reads nor changes the global
 random state. Attacks made with `@Attack` also have `attack.steps(...)`, a generator with the same arguments: after each

@@ -7,12 +7,14 @@ checks out with `AttackOptions(checked=True)`.
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from core.attacks.forward import predict
 from core.attacks.losses import Loss
 from core.attacks.threat import LpThreat
+from core.models.memory import ChunkSizer, is_out_of_memory
 from core.schema.catalog import NORMS, Norm
-from core.schema.errors import BadInput
+from core.schema.errors import BadInput, UserError
 from core.schema.radius import largest_radius
 
 _FLOATS = (torch.float32, torch.float64)
@@ -68,15 +70,36 @@ def check_points(images: Tensor, labels: Tensor) -> None:
 def _outside_box(low: float, high: float) -> BadInput:
     if not low <= high:
         return BadInput("the images contain NaN", hint="leave out or repair these images", field="images")
-    if 0 <= low and 2 < high <= 255:
+    if low >= 0 and 2 < high <= 255:
         hint = "divide them by 255"
     elif -1 <= low < 0 and high <= 1:
         hint = "undo their scaling with (images + 1) / 2, and let the first layer of the model scale instead"
-    elif -1e-3 <= low and high <= 1 + 1e-3:
+    elif low >= -1e-3 and high <= 1 + 1e-3:
         hint = "remove the rounding errors with images.clamp(0, 1)"
     else:
         hint = "undo their normalisation, and let the first layer of the model normalise instead"
     return BadInput(f"the images have values from {low:.8g} to {high:.8g}, not in [0, 1]", hint=hint, field="images")
+
+
+def count_classes(model: nn.Module, image: Tensor) -> int:
+    """Count the classes of a model in eval mode by its answer to an image (1, channels, height, width).
+
+    Raises BadInput where the model does not take such an image, or answers with anything but logits, and OutOfMemory.
+    """
+    try:
+        return predict(model, image).shape[1]
+    except UserError:
+        raise
+    except Exception as error:
+        # A network says in many ways that it does not take an image.
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            ChunkSizer(1, image.device).check(error)
+        reason = str(error).strip().partition("\n")[0][:300]
+        raise BadInput(
+            f"the model does not take images of {' x '.join(map(str, image.shape[1:]))}: {reason}",
+            hint="give images with the channels and the size that the model was made for, on its device",
+            field="images",
+        ) from error
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

@@ -1,8 +1,7 @@
 """Bring points that an attack found inside the threat, where they lie outside by rounding.
 
-AutoAttack's projection in l1 adds up thousands of rounded pixels, and may leave the ball by some thousandths of the
-radius of one pixel (7.7e-3 at 3 x 224 x 224). A verdict of AutoAttack counts such a point; what is handed out or kept as
-a proof should lie inside.
+AutoAttack's projection in l1 adds up many rounded pixels, and its result may be longer than the radius, by up to 7.7e-3
+at 3 x 224 x 224. AutoAttack counts such a point as fooled; what is handed out or kept as a proof should lie inside.
 """
 
 import torch

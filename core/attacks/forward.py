@@ -2,9 +2,8 @@
 
 Attacks call a model only through these functions. chunk_size: how many points go through it together, None for all.
 
-A network may answer a point with NaN or infinity, and so may its gradient. Such an answer is no answer: `classify` gives
-no class, `fools` no error, and the loss is the lowest there is, so that no attack prefers the point. A slope that is NaN
-is taken as zero.
+The logits of a point may be NaN or infinite. Then they are no answer: `classify` gives no class, `fools` no error, and
+the loss is the lowest there is, so that no attack prefers the point. A slope that is NaN is taken as zero.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from core.schema.errors import BadInput
+from core.models.outputs import logits_of
 from core.schema.report import NO_CLASS
 
 PointLoss = Callable[..., Tensor]
@@ -34,38 +33,6 @@ class Pass(NamedTuple):
     """(batch, channels, height, width): of each loss with respect to its point; all its entries are finite."""
     nan_gradients: Tensor
     """(batch,) bool: whether an entry of the gradient was NaN, and is taken as zero."""
-
-
-def logits_of(output: object, points: int) -> Tensor:
-    """Take the logits (batch, classes) of a number of points out of what a network returned.
-
-    They may also come as (batch, classes, 1, 1), in a tuple of one element, or as the attribute `logits` of an object.
-    Raises BadInput for anything else.
-    """
-    found = output[0] if isinstance(output, (tuple, list)) and len(output) == 1 else output
-    found = found if isinstance(found, Tensor) else getattr(found, "logits", found)
-    if isinstance(found, Tensor) and found.dim() == 4 and found.shape[2:] == (1, 1):
-        found = found.flatten(1)
-    fits = isinstance(found, Tensor) and found.dim() == 2 and len(found) == points and found.shape[1] > 1
-    if isinstance(found, Tensor) and fits and found.is_floating_point():
-        return found
-    raise BadInput(
-        f"the model answers {points} images with {_describe(output)}; logits ({points}, classes) of floating point, for "
-        "two classes or more, are needed",
-        hint="wrap the model in a module whose forward returns the logits alone",
-        field="model",
-    )
-
-
-def _describe(output: object) -> str:
-    """Describe what a network returned, in a few words."""
-    if isinstance(output, Tensor):
-        return f"a tensor {tuple(output.shape)} of {str(output.dtype).removeprefix('torch.')}"
-    if isinstance(output, (tuple, list)):
-        return f"a {type(output).__name__} of {len(output)} elements"
-    if isinstance(output, dict):
-        return f"a {type(output).__name__} with the keys {', '.join(map(str, list(output)[:5]))}"
-    return f"an object of the type {type(output).__name__}"
 
 
 def is_answered(logits: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, Attack, AttackOptions, AttackResult, Steps, frozen
-from core.attacks.forward import fools, is_answered, logits_of, loss_of
+from core.attacks.forward import fools, is_answered, loss_of
 from core.attacks.losses import cross_entropy
 from core.attacks.threat import LpThreat
+from core.models.outputs import logits_of
 from core.schema.catalog import Norm
 from core.schema.errors import BadInput
 from core.schema.protocols import AttackName

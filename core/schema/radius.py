@@ -47,7 +47,8 @@ def largest_radius(norm: Norm, shape: Sequence[int] | None) -> float | None:
 def check_radius(norm: Norm, radius: float, shape: tuple[int, ...] | None) -> None:
     """Refuse a radius so large that no classifier can be robust at it, as one in units of 0 to 255 is.
 
-    shape: of the images; only linf is checked without one. Raises PydanticCustomError with the JSON pointer of the radius in `ctx`.
+    shape: of the images; only linf is checked without one. Raises PydanticCustomError with the JSON pointer of the
+    radius in `ctx`.
     """
     limit = largest_radius(norm, shape)
     if limit is None or radius < limit:
