@@ -13,6 +13,7 @@ from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, Attack, AttackOptions, AttackResult, Steps, frozen
+from core.attacks.arguments import check_labels
 from core.attacks.forward import fools, is_answered, loss_of
 from core.attacks.losses import cross_entropy
 from core.attacks.threat import LpThreat
@@ -48,6 +49,8 @@ def reference(
     with frozen(model), torch.no_grad():
         model = _Logits(model).eval()
         logits = model(images[:1])
+        if not options.checked:
+            check_labels(labels, logits.shape[1])
         attack = AutoAttack(model, norm=norm, eps=eps, seed=options.seed, version="standard", device=images.device)
         attack.attacks_to_run = [name]
         if steps is not None:
