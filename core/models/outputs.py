@@ -19,8 +19,8 @@ def logits_of(output: object, points: int) -> Tensor:
     if isinstance(found, Tensor) and fits and found.is_floating_point():
         return found
     raise BadInput(
-        f"the model answers {points} images with {_describe(output)}; needed are logits ({points}, classes) of floating "
-        "point, for two classes or more",
+        f"the model answers {points} images with {_describe(output)}; needed are logits ({points}, classes) of "
+        "floating point, for two classes or more",
         hint="wrap the model in a module whose forward returns the logits alone",
         field="model",
     )

@@ -20,6 +20,7 @@ from core.geometry import (
     length,
     per_image,
     project,
+    project_inside,
     random_start,
     rescale,
     step_onto_plane,
@@ -118,7 +119,7 @@ def _into_l1_ball(delta: np.ndarray, eps: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@given(case=points())
+@given(points())
 def test_no_projection_inside_is_outside_by_rounding(norm: Norm, case: tuple[Tensor, Tensor, float]) -> None:
     images, perturbed, eps = case
     found = project_inside(images, perturbed, norm, eps)

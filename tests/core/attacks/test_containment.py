@@ -72,9 +72,7 @@ def test_an_attack_hands_out_points_inside() -> None:
 def test_fooled_only_outside_keeps_the_verdict_and_is_flagged(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoattack, "attacks_of", lambda *_: {"apgd-ce": _overshooting})
     eps = {norm: _EPS[norm]}
-    sharp, blunt = (
-        evaluate(_Brightness(limit), _IMAGES, _LABELS, eps, protocol="fast") for limit in (0.320005, 0.1)
-    )
+    sharp, blunt = (evaluate(_Brightness(limit), _IMAGES, _LABELS, eps, protocol="fast") for limit in (0.320005, 0.1))
     assert sharp.verdicts[norm] == "100"
     assert [(flag.code, flag.threat) for flag in sharp.flags] == [("outside_ball", norm)]
     assert sharp.flags[0].message.startswith("2 of 3 points")
@@ -85,5 +83,5 @@ def test_fooled_only_outside_keeps_the_verdict_and_is_flagged(norm: Norm, monkey
 
 def test_leaving_the_threat_by_more_than_rounding_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoattack, "attacks_of", lambda *_: {"apgd-ce": _overshooting})
-    with pytest.raises(RuntimeError, match="apgd-ce left .* at 2 points"):
+    with pytest.raises(RuntimeError, match=r"apgd-ce left .* at 2 points"):
         evaluate(_Brightness(0.3), _IMAGES, _LABELS, {"linf": 0.0199}, protocol="fast")
