@@ -81,8 +81,8 @@ def table(reports: dict[str, Report | None]) -> Iterator[str]:
         cells = "".join(f"{100 * rate.value:8.1f}" for rate in rates)
         yield f"{name:8}{cells}   {100 * report.union.low:.1f} to {100 * report.union.high:.1f}"
     for name, report in rows.items():
-        rates = {"clean": report.clean, **report.robust, "union": report.union}
-        if doubted := [row for row, rate in rates.items() if not rate.reliable]:
+        numbers = {"clean": report.clean, **report.robust, "union": report.union}
+        if doubted := [row for row, rate in numbers.items() if not rate.reliable]:
             yield f"{name}: {', '.join(doubted)} not reliable; the flags say why"
     if rows:
         report = next(reversed(rows.values()))
