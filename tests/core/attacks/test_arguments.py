@@ -1,10 +1,12 @@
 """Wrong arguments are refused by name in every public function, before the model is asked anything but its classes."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from core.attacks.apgd import apgd, apgd_ce, apgd_t
@@ -15,6 +17,8 @@ from core.attacks.square import square
 from core.attacks.threat import LpThreat, UnionThreat
 from core.evaluation import evaluate
 from core.schema.errors import BadInput
+from core.schema.spec import parse
+from core.training.run import fine_tune
 
 _Call = Callable[[nn.Module, Tensor, Tensor, Mapping[Any, Any]], object]
 
@@ -138,3 +142,13 @@ def test_images_that_the_model_does_not_take_are_named_with_its_reason() -> None
     assert error.message.startswith("the model does not take images of 3 x 4 x 4: ")
     assert "expected input" in error.message
     assert "channels" in error.hint
+
+
+def test_fine_tuning_takes_a_spec_alone_and_refuses_the_same_radii(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="type dict") as caught:
+        next(iter(fine_tune({"base_model": "digits-cnn-linf"}, tmp_path)))  # type: ignore[arg-type]
+    assert "core.schema.spec.parse" in caught.value.hint
+    for eps in ({"Linf": 0.1}, {"linf": 0.1, "L2": 0.4}, {"linf": 8}, {"l1": -1}, {}):
+        with pytest.raises(ValidationError):
+            parse({"base_model": "digits-cnn-linf", "eps": eps})
+    assert list(tmp_path.iterdir()) == []
