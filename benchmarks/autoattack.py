@@ -28,7 +28,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from core import checkpoint, data
-from core.attacks import Attack, AttackOptions
+from core.attacks import Attack, AttackOptions, Returning
 from core.attacks.apgd import apgd, depends_on_last_bit
 from core.attacks.forward import predict
 from core.attacks.reference import NAMES
@@ -182,7 +182,8 @@ def measure_ours(case: Case, norm: Norm) -> tuple[Tensor, Cost]:
             started = time.perf_counter()
             if robust.any():
                 searched = model if depends_on_last_bit(name, threat) else quick
-                found = attack(searched, images[robust], labels[robust], threat, AttackOptions(chunk_size=256))
+                options = AttackOptions(chunk_size=256, checked=True)
+                found = Returning(attack.steps(searched, images[robust], labels[robust], threat, options)).finish()
                 robust[robust.clone()] = predict(model, found.adversarial).argmax(1) == labels[robust]
             by_attack[name] = round(time.perf_counter() - started, 2)
         seconds = time.perf_counter() - begun

@@ -163,9 +163,13 @@ def write_file(path: Path, content: bytes) -> str:
 
 
 def load(path: Path) -> tuple[nn.Module, Header]:
-    """Build the network of a checkpoint, in eval mode on the CPU. Raises BadWeights for any other file."""
+    """Build the network of a checkpoint, in eval mode on the CPU. Raises BadWeights for any other file.
+
+    The global random state stays as it is, although a new network draws its weights.
+    """
     header = read_header(path)
-    model = build(header.blueprint)
+    with torch.random.fork_rng(devices=[]):
+        model = build(header.blueprint)
     try:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping

@@ -18,8 +18,9 @@ Rounding = Literal["exact", "autoattack"]
 sorting, with the bits of AutoAttack, which may lie outside the box by rounding."""
 
 _TINY = 1e-12
-# 26 halvings bring the threshold of the l1 projection below float32 resolution, whatever the number of pixels.
-_HALVINGS = 26
+# These halvings bring the threshold of the l1 projection below the resolution of float32 or of float64, whatever the
+# number of pixels.
+_HALVINGS, _DOUBLE_HALVINGS = 26, 55
 # Newton's method on a concave function of straight pieces gains a factor of four a step at the least and ends on the
 # root itself: 8 steps were enough for 3,072 random pixels, 9 for slopes and distances spread over six powers of ten.
 _NEWTON_STEPS = 10
@@ -42,6 +43,11 @@ def length(delta: Tensor, norm: Norm) -> Tensor:
             return flat.square().sum(1).sqrt()
         case "l1":
             return flat.abs().sum(1)
+
+
+def is_sparse(norm: Norm) -> bool:
+    """Tell whether the longest steps uphill in a norm change few pixels, so that an attack chooses how many."""
+    return norm == "l1"
 
 
 def count_changed(delta: Tensor) -> Tensor:
@@ -125,6 +131,27 @@ def project(images: Tensor, perturbed: Tensor, norm: Norm, eps: float, *, roundi
             return _project_l1(images, perturbed, eps)
 
 
+def project_inside(images: Tensor, perturbed: Tensor, norm: Norm, eps: float) -> Tensor:
+    """Project as `project` does, in float64, and round each pixel towards its image: no result is outside by rounding.
+
+    Such a result has at most the length eps, to within rounding of float64, when it is measured in float64.
+    """
+    exact = images.double()
+    aim = project(exact, perturbed.double(), norm, eps)
+    found = aim.to(images.dtype)
+    too_far = (found.double() - exact).abs() > (aim - exact).abs()
+    return torch.where(too_far, found.nextafter(images), found)
+
+
+def into_ball(images: Tensor, start: Tensor, norm: Norm, eps: float) -> Tensor:
+    """Bring starting points into ball and box, in l1 with the rounding of AutoAttack."""
+    match norm:
+        case "linf" | "l2":
+            return project(images, start, norm, eps)
+        case "l1":
+            return start + l1_correction(images, start - images, eps)
+
+
 def _project_l1(images: Tensor, perturbed: Tensor, eps: float) -> Tensor:
     """Find the closest point of the l1 ball intersected with the box.
 
@@ -136,7 +163,7 @@ def _project_l1(images: Tensor, perturbed: Tensor, eps: float) -> Tensor:
     size = delta.abs().flatten(1)
     room = torch.where(delta > 0, 1 - images, images).flatten(1)
     low, high = torch.zeros_like(size[:, :1]), size.amax(1, keepdim=True)
-    for _ in range(_HALVINGS):
+    for _ in range(_DOUBLE_HALVINGS if delta.dtype == torch.float64 else _HALVINGS):
         middle = (low + high) / 2
         too_long = (size - middle).clamp_(min=0).minimum(room).sum(1, keepdim=True) > eps
         low, high = torch.where(too_long, middle, low), torch.where(too_long, high, middle)
@@ -256,6 +283,5 @@ def random_start(images: Tensor, norm: Norm, eps: float, draws: Draws, indices: 
             noise = draws.normal(indices, shape)
     noise = noise.to(images)
     if norm == "l1":
-        start = images + noise
-        return start + l1_correction(images, start - images, eps)
+        return into_ball(images, images + noise, norm, eps)
     return (images + eps * rescale(noise, norm)).clamp(0, 1)

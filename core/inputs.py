@@ -98,7 +98,8 @@ def load(spec: AnySpec, inputs: Inputs) -> Loaded:
     if isinstance(spec, TrainSpec):
         blueprint = models.Blueprint(spec.architecture, dataset.shape, len(dataset.classes))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec.seed)
+            # Not torch.manual_seed, which would seed the generators of all GPUs, too.
+            torch.default_generator.manual_seed(spec.seed)
             model = models.build(blueprint)
     else:
         path = checkpoint.base_model_file(spec.base_model, inputs.weights)

@@ -8,7 +8,7 @@ from app.schemas.estimates import Actual, Estimate
 from app.schemas.status import Action, Status
 from app.schemas.webhooks import WebhookWithSecret
 from core.schema.catalog import Kind, Norm
-from core.schema.progress import NormCount, Phase, Rate, Subject
+from core.schema.progress import Flag, NormCount, Phase, Rate, Subject
 from core.schema.spec_warnings import SpecWarning
 
 if TYPE_CHECKING:
@@ -92,11 +92,13 @@ class Result(Answer):
     """Robust accuracy per threat id, of which a norm is one."""
     union: Rate
     """Share of points that are robust under every norm."""
+    flags: tuple[Flag, ...] = ()
+    """Reasons to doubt these numbers; empty is good."""
 
     @classmethod
     def of(cls, report: "Report") -> Self:
-        """Take the accuracies of a report."""
-        return cls(clean=report.clean, robust=report.robust, union=report.union)
+        """Take the accuracies and the flags of a report."""
+        return cls(clean=report.clean, robust=report.robust, union=report.union, flags=report.flags)
 
 
 class Results(Answer):

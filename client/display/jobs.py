@@ -13,7 +13,7 @@ from rich.text import Text
 from app.schemas.attempts import Attempt
 from app.schemas.estimates import Actual, Estimate
 from app.schemas.jobs import DryRun, Job, PostedJob, ShardState
-from client.display.reports import accuracy_table, percent
+from client.display.reports import accuracies, percent
 from client.display.screen import STYLES, duration, table_of
 
 
@@ -59,7 +59,7 @@ def job_card(job: Job) -> RenderableType:
     if job.results is None:
         return facts
     results, protocol = job.results, job.spec["evaluation"]["protocol"]
-    return Group(facts, "", accuracy_table(results.before, results.after, job.spec["eps"], protocol))
+    return Group(facts, "", accuracies(results.before, results.after, job.spec["eps"], protocol))
 
 
 def dry_run_card(answer: DryRun) -> RenderableType:

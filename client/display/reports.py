@@ -17,14 +17,23 @@ if TYPE_CHECKING:
 
 def report_card(reports: "Reports") -> RenderableType:
     """Show the evaluations of a job and their flags."""
-    shown = {"before": reports.before, "after": reports.after}
-    flags = [
-        f"[yellow]{label}: {escape(flag.message)}" for label, report in shown.items() if report for flag in report.flags
-    ]
     described = reports.after or reports.before
     if described is None:
         return "nothing was evaluated"
-    return Group(accuracy_table(reports.before, reports.after, described.eps, described.protocol), *flags)
+    return accuracies(reports.before, reports.after, described.eps, described.protocol)
+
+
+def accuracies(
+    before: "Result | Report | None", after: "Result | Report | None", eps: Mapping[Norm, float], protocol: str
+) -> RenderableType:
+    """Show the accuracies of a job, and the flags of its evaluations."""
+    flags = [
+        f"[yellow]{label}: {escape(f'{flag.threat}: ' if flag.threat else '')}{escape(flag.message)}"
+        for label, result in (("before", before), ("after", after))
+        if result
+        for flag in result.flags
+    ]
+    return Group(accuracy_table(before, after, eps, protocol), *flags)
 
 
 def accuracy_table(
@@ -43,12 +52,12 @@ def accuracy_table(
 def accuracies_line(result: Result) -> str:
     """Write the accuracies of an evaluation in a line."""
     rates = [("clean", result.clean), *result.robust.items(), ("union", result.union)]
-    return ", ".join(f"{label} {percent(rate)} %" for label, rate in rates)
+    return ", ".join(f"{label} {percent(rate, unit=' %')}" for label, rate in rates)
 
 
-def percent(rate: Rate) -> str:
-    """Write a share in percent."""
-    return f"{100 * rate.value:.1f}"
+def percent(rate: Rate, *, unit: str = "") -> str:
+    """Write a share in percent, and whether it is not reliable."""
+    return f"{100 * rate.value:.1f}{unit}{'' if rate.reliable else ' (not reliable)'}"
 
 
 def _rows(results: "Iterable[Result | Report]", eps: Mapping[Norm, float]) -> Iterator[tuple[str, list[Rate]]]:

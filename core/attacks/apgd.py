@@ -7,7 +7,7 @@ the targeted DLR loss against the likeliest wrong classes; for l1 both shrink th
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any, Literal
@@ -15,11 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from core.attacks import DEFAULTS, Attack, AttackOptions, AttackResult, RunningResult, State, Steps, frozen
-from core.attacks.forward import loss_and_gradient, predict
+from core.attacks import DEFAULTS, Attack, AttackOptions, AttackResult, RunningResult, State, Steps, begin, frozen
+from core.attacks.arguments import check_balls, check_points, with_check
+from core.attacks.forward import classify, fools, is_answered, loss_and_gradient, loss_of, predict
 from core.attacks.losses import Loss, cross_entropy, targeted_dlr
 from core.attacks.threat import LpThreat
-from core.geometry import Rounding, ascend, count_changed, l1_correction, per_image, project, random_start
+from core.geometry import Rounding, ascend, count_changed, into_ball, per_image, project, random_start
 from core.schema.protocols import STEPS, TARGETS, AttackName, apgd_stages
 
 Goal = Literal["loss", "error"]
@@ -184,13 +185,20 @@ def apgd(
     start included, was right; `loss` is the highest so far. topk_fraction is the share of pixels that the first l1 step
     changes; given a `start`, the start's own sparsity decides. Nothing is drawn at random.
     """
+    if not options.checked:
+        check_points(images, labels)
+        check_balls([threat], images.shape[1:])
     targets = labels if targets is None else targets
     chunk_size = options.chunk_size
     with frozen(model), torch.no_grad():
         current = (images if start is None else start).clamp(0, 1)
-        logits, first_loss, gradient = loss_and_gradient(model, current, loss, labels, targets, chunk_size=chunk_size)
-        right = logits.argmax(1) == labels
+        logits, first_loss, gradient, nan_gradients = loss_and_gradient(
+            model, current, loss if options.checked else with_check(loss), labels, targets, chunk_size=chunk_size
+        )
+        right = classify(logits) == labels if start is None else ~fools(logits, labels)
         result = RunningResult(adversarial=current.clone(), robust=right.clone(), loss=first_loss.clone())
+        result.not_finite |= ~is_answered(logits)
+        result.nan_gradients |= nan_gradients
         points = _Points(
             indices=torch.arange(len(images), device=images.device),
             images=images,
@@ -205,7 +213,7 @@ def apgd(
             best_loss=first_loss,
         )
         rule: _StepRule
-        if threat.norm == "l1":
+        if threat.is_sparse:
             rule = _Sparsifying(steps, threat.eps, current - images, topk_fraction if start is None else None)
         else:
             rule = _Halving(steps, threat.eps, first_loss)
@@ -219,15 +227,17 @@ def apgd(
             points.move(rule, threat, inertia=rule.inertia if step else 0.0, rounding=rounding)
             aims = points.labels, points.targets
             if step < steps - 1:
-                logits, values, points.gradient = loss_and_gradient(
+                logits, values, points.gradient, nan_gradients = loss_and_gradient(
                     model, points.current, loss, *aims, chunk_size=chunk_size
                 )
+                result.nan_gradients[points.indices] |= nan_gradients
             else:
                 logits = predict(model, points.current, chunk_size=chunk_size)
-                values = loss(logits, *aims)
-            right = logits.argmax(1) == points.labels
+                values = loss_of(loss, logits, *aims)
+            right = ~fools(logits, points.labels)
             points.update(values)
             result.robust[points.indices] &= right
+            result.not_finite[points.indices] |= ~is_answered(logits)
             result.loss[points.indices] = points.best_loss
             result.adversarial[points.indices] = points.best if goal == "loss" else points.current
             back = rule.observe(points)
@@ -278,7 +288,7 @@ def depends_on_last_bit(name: AttackName, threat: LpThreat) -> bool:
 
     It is APGD in l1, where the last bit decides which pixels count as changed: 4 of 200 verdicts would differ.
     """
-    return name.startswith("apgd") and threat.norm == "l1"
+    return name.startswith("apgd") and threat.is_sparse
 
 
 class _Runs:
@@ -296,11 +306,8 @@ class _Runs:
     ) -> None:
         with frozen(model):
             self.logits = predict(model, images, chunk_size=options.chunk_size)
-        self.result = RunningResult(
-            adversarial=images.clone(),
-            robust=self.logits.argmax(1) == labels,
-            loss=cross_entropy(self.logits, labels, labels),
-        )
+        self.result = begin(images, labels, self.logits, cross_entropy, options)
+        options = replace(options, checked=True)
         self._model, self._images, self._labels, self._threat, self._options = model, images, labels, threat, options
         self._noise, self._steps = options.noise(len(images)), steps
 
@@ -325,6 +332,8 @@ class _Runs:
         if len(indices) == 0:
             return
         found = self._search(indices, loss, targets[indices])
+        self.result.not_finite[indices] |= found.not_finite
+        self.result.nan_gradients[indices] |= found.nan_gradients
         fooled = indices[~found.robust]
         self.result.robust[fooled] = False
         # AutoAttack's projection in l1 may leave the box by rounding.
@@ -337,14 +346,17 @@ class _Runs:
         norm, eps = self._threat.norm, self._threat.eps
         stages = apgd_stages(norm, self._steps)
         best = random_start(images, norm, stages[0].scale * eps, self._noise, indices)
+        nan_gradients = torch.zeros_like(indices, dtype=torch.bool)
         for scale, steps in stages:
             ball = LpThreat(norm, scale * eps)
-            if norm == "l1":
+            if len(stages) > 1:
                 # AutoAttack draws a start in every stage and does not use it; so are these drawn, for the same stream.
                 self._noise.normal(indices, images.shape[1:])
-                best = best + l1_correction(images, best - images, ball.eps)
+                best = into_ball(images, best, norm, ball.eps)
             goal: Goal = "error" if scale == 1 else "loss"
             settings: dict[str, Any] = {"steps": steps, "start": best, "targets": targets, "loss": loss, "goal": goal}
             result = apgd(self._model, images, labels, ball, self._options, rounding="autoattack", **settings)
             best = result.adversarial
-        return result
+            nan_gradients |= result.nan_gradients
+        # Of points where the model has no answer, those in larger balls do not count.
+        return replace(result, nan_gradients=nan_gradients)

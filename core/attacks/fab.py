@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from core.attacks import DEFAULTS, Attack, AttackOptions, RunningResult, State, Steps, frozen
-from core.attacks.forward import loss_and_gradient, predict
+from core.attacks import DEFAULTS, Attack, AttackOptions, RunningResult, State, Steps, begin, frozen
+from core.attacks.forward import classify, fools, is_answered, loss_and_gradient, predict
 from core.attacks.losses import cross_entropy
 from core.attacks.threat import LpThreat
 from core.geometry import length, per_image, step_onto_plane
@@ -83,11 +83,7 @@ def fab_t(
     chunk_size = options.chunk_size
     with frozen(model):
         logits = predict(model, images, chunk_size=chunk_size)
-        result = RunningResult(
-            adversarial=images.clone(),
-            robust=logits.argmax(1) == labels,
-            loss=cross_entropy(logits, labels, labels),
-        )
+        result = begin(images, labels, logits, cross_entropy, options)
         wrong_classes = logits.argsort(1, descending=True)[:, 1 : targets + 1]
         # Side by side, a point that is fooled by its first walk costs the steps of several: on 100 digits in l1, where
         # two in three are fooled, a tenth more passes. Fuller batches make up for it: a tenth less time there, and less
@@ -121,13 +117,18 @@ def _walk(
         # Unlike APGD, the pass that judges a step does not compute the gradient for the next one: on the digits base in
         # half (l1) to five in six (l2) of these passes the walk has crossed the boundary, turns back, and needs the
         # gradient of another point. The wasted backward passes would cost more than the forward passes saved.
-        _, height, slope = loss_and_gradient(
+        _, height, slope, nan_gradients = loss_and_gradient(
             model, walks.current, _target_margin, walks.labels, walks.targets, chunk_size=chunk_size
         )
         walks.step(height, slope, threat.norm)
         logits = predict(model, walks.current, chunk_size=chunk_size)
-        wrong = logits.argmax(1) != walks.labels
-        fooled = wrong & (length(walks.current - walks.images, threat.norm) <= threat.eps)
+        near = length(walks.current - walks.images, threat.norm) <= threat.eps
+        fooled = fools(logits, walks.labels) & near
+        # A walk that has left the points where the model has an answer turns back, too.
+        wrong = classify(logits) != walks.labels
+        # Several walks may be of one point.
+        result.nan_gradients[walks.indices[nan_gradients]] = True
+        result.not_finite[walks.indices[near & ~is_answered(logits)]] = True
         if bool(fooled.any()):
             _enter(walks, fooled, logits, result)
             robust = result.robust[walks.indices]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, AttackOptions, AttackResult, frozen
-from core.attacks.forward import loss_and_gradient, predict
+from core.attacks.arguments import check_balls, check_points, with_check
+from core.attacks.forward import classify, fools, is_answered, loss_and_gradient, loss_of, predict
 from core.attacks.losses import Loss, cross_entropy
 from core.attacks.threat import UnionThreat
 from core.geometry import ascend, per_image, project
@@ -22,7 +23,7 @@ from core.schema.catalog import Norm
 _REACH = 2.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MsdResult(AttackResult):
     """What the attack found, per point; `adversarial` lies in one of the balls."""
 
@@ -50,17 +51,26 @@ def msd(
     the 3,072 of CIFAR-10. `adversarial` is the iterate of highest loss, the start included. A round costs a forward and
     a backward pass for the gradient, and a forward pass for each candidate.
     """
+    if not options.checked:
+        check_points(images, labels)
+        check_balls(threat, images.shape[1:])
     targets = labels if targets is None else targets
     chunk_size = options.chunk_size
     each = torch.ones(len(images), dtype=images.dtype, device=images.device)
     current = images if start is None else start
     with frozen(model):
-        logits, best_loss, gradient = loss_and_gradient(model, current, loss, labels, targets, chunk_size=chunk_size)
-        best, right = current.clone(), logits.argmax(1) == labels
+        logits, best_loss, gradient, nan_gradients = loss_and_gradient(
+            model, current, loss if options.checked else with_check(loss), labels, targets, chunk_size=chunk_size
+        )
+        best, right = current.clone(), classify(logits) == labels if start is None else ~fools(logits, labels)
+        not_finite = ~is_answered(logits)
         robust_under = dict.fromkeys(steps, right)
         for done in range(max(steps.values())):
             if done:
-                _, _, gradient = loss_and_gradient(model, current, loss, labels, targets, chunk_size=chunk_size)
+                _, _, gradient, without = loss_and_gradient(
+                    model, current, loss, labels, targets, chunk_size=chunk_size
+                )
+                nan_gradients = nan_gradients | without
             # A pixel at the edge of the box cannot move further: an l1 step on it would be lost.
             blocked = ((gradient > 0) & (current >= 1)) | ((gradient < 0) & (current <= 0))
             gradient = gradient.masked_fill(blocked, 0)
@@ -71,8 +81,9 @@ def msd(
                 step = ascend(gradient, norm, size * each, topk_fraction=topk_fraction * each)
                 candidate = project(images, origin + step, norm, eps)
                 logits = predict(model, candidate, chunk_size=chunk_size)
-                values = loss(logits, labels, targets)
-                robust_under[norm] = robust_under[norm] & (logits.argmax(1) == labels)
+                values = loss_of(loss, logits, labels, targets)
+                robust_under[norm] = robust_under[norm] & ~fools(logits, labels)
+                not_finite = not_finite | ~is_answered(logits)
                 higher = values > highest
                 highest = torch.where(higher, values, highest)
                 current = torch.where(per_image(higher, images), candidate, current)
@@ -80,4 +91,4 @@ def msd(
             best_loss = torch.where(better, highest, best_loss)
             best = torch.where(per_image(better, images), current, best)
     robust = torch.stack(list(robust_under.values())).all(0)
-    return MsdResult(adversarial=best, robust=robust, loss=best_loss, robust_under=robust_under)
+    return MsdResult(best, robust, best_loss, not_finite, nan_gradients, robust_under=robust_under)

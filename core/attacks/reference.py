@@ -13,8 +13,11 @@ from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, Attack, AttackOptions, AttackResult, Steps, frozen
+from core.attacks.arguments import check_labels
+from core.attacks.forward import fools, is_answered, loss_of
 from core.attacks.losses import cross_entropy
 from core.attacks.threat import LpThreat
+from core.models.outputs import logits_of
 from core.schema.catalog import Norm
 from core.schema.errors import BadInput
 from core.schema.protocols import AttackName
@@ -44,7 +47,10 @@ def reference(
     norm, eps, sizes = NAMES[threat.norm], threat.eps, options.batch_sizes or (len(images),)
     devices = [images.device] if images.device.type == "cuda" else []
     with frozen(model), torch.no_grad():
+        model = _Logits(model).eval()
         logits = model(images[:1])
+        if not options.checked:
+            check_labels(labels, logits.shape[1])
         attack = AutoAttack(model, norm=norm, eps=eps, seed=options.seed, version="standard", device=images.device)
         attack.attacks_to_run = [name]
         if steps is not None:
@@ -69,7 +75,24 @@ def reference(
             found.append(adversarial.detach())
         adversarial = torch.cat(found)
         logits = model(adversarial)
-    return AttackResult(adversarial, logits.argmax(1) == labels, cross_entropy(logits, labels, labels))
+    return AttackResult(
+        adversarial,
+        robust=~fools(logits, labels),
+        loss=loss_of(cross_entropy, logits, labels, labels),
+        not_finite=~is_answered(logits),
+    )
+
+
+class _Logits(nn.Module):
+    """A model whose logits the library can take as they come."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (batch, classes)."""
+        return logits_of(self.model(images), len(images))
 
 
 def check_classes(classes: int, *, targeted: bool) -> None:

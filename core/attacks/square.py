@@ -17,8 +17,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from core.attacks import DEFAULTS, Attack, AttackOptions, RunningResult, State, Steps, frozen
-from core.attacks.forward import predict
+from core.attacks import DEFAULTS, Attack, AttackOptions, RunningResult, State, Steps, begin, frozen
+from core.attacks.forward import is_answered, loss_of, predict
 from core.attacks.losses import margin
 from core.attacks.rng import Noise
 from core.attacks.square_moves import Moves, Windows, moves_of
@@ -50,7 +50,7 @@ def square(
     chunk_size, noise = options.chunk_size, options.noise(len(images))
     with frozen(model):
         logits = predict(model, images, chunk_size=chunk_size)
-        result = RunningResult(images.clone(), logits.argmax(1) == labels, margin(logits, labels, labels))
+        result = begin(images, labels, logits, margin, options)
         moves = moves_of(threat)
         if state := options.state:
             result.restore(state)
@@ -163,7 +163,8 @@ def _begin(
     images, labels, counts = images[indices], labels[indices], noise.counts(indices)
     start = moves.start(images, noise, counts)
     logits = predict(model, start, chunk_size=chunk_size)
-    points = _Points(indices, images, labels, start, margin(logits, labels, labels), counts, tried=None)
+    result.not_finite[indices] |= ~is_answered(logits)
+    points = _Points(indices, images, labels, start, loss_of(margin, logits, labels, labels), counts, tried=None)
     points.keep(points.margin < 0, logits.argmax(1), result, noise)
     return points
 
@@ -191,7 +192,8 @@ def _query(
         candidates = candidates[asked]
     logits = predict(model, candidates, chunk_size=chunk_size)
     labels = points.labels[asked]
-    margins = margin(logits, labels, labels)
+    margins = loss_of(margin, logits, labels, labels)
+    result.not_finite[points.indices[asked]] |= ~is_answered(logits)
     better = (margins > points.margin[asked]).nonzero().squeeze(1)
     if len(better) == 0:
         return

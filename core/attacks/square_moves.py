@@ -5,7 +5,8 @@ l2 with lengths in l1 (Croce & Hein 2021, arXiv 2103.01208). Rounding, and the o
 are AutoAttack's.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -19,7 +20,7 @@ from core.schema.catalog import Norm
 
 def moves_of(threat: LpThreat) -> "Moves":
     """Give the moves for a threat."""
-    return BlockMoves(threat.eps) if threat.norm == "linf" else BumpMoves(threat.norm, threat.eps)
+    return _MOVES[threat.norm](threat.eps)
 
 
 class Windows:
@@ -100,15 +101,29 @@ class BlockMoves:
         return candidates, positions * 3**channels + _number(signs)
 
 
-class BumpMoves:
+class BumpMoves(ABC):
     """l2 and l1: one window gets a bump beside a dent, and another loses its perturbation to make up for the length."""
 
     smallest = 3
+    norm: Norm
+    steepness: int
+    """The power of its number by which a terrace of a bump is lower than the one inside it."""
 
-    def __init__(self, norm: Norm, eps: float) -> None:
-        self._norm: Norm = norm
+    def __init__(self, eps: float) -> None:
         self._eps = eps
         self._bumps: dict[int, Tensor] = {}
+
+    @abstractmethod
+    def fill(self, content: Tensor, whole: Tensor, windows: Tensor) -> Tensor:
+        """Rescale each channel of a window to the length of both windows together and a share of the rest of the ball.
+
+        content (points, channels, pixels); whole: the length of the perturbation (points, 1, 1); windows: of its part
+        in the windows (points, channels, 1).
+        """
+
+    @abstractmethod
+    def into_ball(self, images: Tensor, delta: Tensor) -> Tensor:
+        """Bring perturbations into ball and box."""
 
     def start(self, images: Tensor, noise: Noise, counts: Sequence[int]) -> Tensor:
         """Tile the image with bumps."""
@@ -124,7 +139,7 @@ class BumpMoves:
                 part = delta[:, :, top : top + side, left : left + side]
                 # The last tiles may reach over the edge.
                 part += bumps.unflatten(2, (side, side))[:, :, : part.shape[2], : part.shape[3]]
-        return self._into_ball(images, delta)
+        return self.into_ball(images, delta)
 
     def kinds(self, windows: Windows, channels: int) -> int:
         """Count pairs of windows, orientations of the bump, and signs."""
@@ -145,62 +160,79 @@ class BumpMoves:
         held = delta.gather(2, pixels)
         rest = delta.scatter(2, pixels, 0)
         rest = rest.scatter_(2, other_pixels, 0)
-        content = self._draw(windows.side, shared[:, 4], signs) + self._rescale(held)
-        content = self._fill(content, length(delta, self._norm)[:, None, None], self._size(delta - rest))
+        content = self._draw(windows.side, shared[:, 4], signs) + self.rescale(held)
+        content = self.fill(content, length(delta, self.norm)[:, None, None], self._size(delta - rest))
         delta = rest.scatter_(2, pixels, content).view_as(images)
 
         kinds = ((positions * windows.positions + other_positions) * 2 + (shared[:, 4] > 0.5)) * 3**channels
-        return self._into_ball(images, delta), kinds + _number(signs)
+        return self.into_ball(images, delta), kinds + _number(signs)
 
     def _draw(self, side: int, turned: Tensor, signs: Tensor) -> Tensor:
         """Build the bumps that were drawn; turned (points,), signs (points, channels): (points, channels, pixels)."""
         if side not in self._bumps:
-            bump = _bump(side, self._norm).to(signs)
+            bump = _bump(side, self.norm, self.steepness).to(signs)
             self._bumps[side] = torch.stack([bump.flatten(), bump.T.flatten()])
         return self._bumps[side][(turned > 0.5).long()][:, None] * signs[:, :, None]
 
     def _size(self, content: Tensor) -> Tensor:
         """Measure each channel: (points, channels, pixels) -> (points, channels, 1)."""
-        return length(content.flatten(0, 1), self._norm).view(*content.shape[:2], 1)
+        return length(content.flatten(0, 1), self.norm).view(*content.shape[:2], 1)
 
-    def _rescale(self, content: Tensor) -> Tensor:
+    def rescale(self, content: Tensor) -> Tensor:
         """Give each channel length one."""
-        return rescale(content.flatten(0, 1), self._norm).view_as(content)
+        return rescale(content.flatten(0, 1), self.norm).view_as(content)
 
-    def _fill(self, content: Tensor, whole: Tensor, windows: Tensor) -> Tensor:
-        """Rescale each channel of a window to the length of both windows together and a share of the rest of the ball.
 
-        whole: the length of the perturbation (points, 1, 1); windows: of its part in the windows (points, channels, 1).
-        """
+class L2Moves(BumpMoves):
+    """Bumps measured in l2; a move rescales the perturbation to the radius and clips it to the box."""
+
+    norm: Norm = "l2"
+    steepness = 2
+
+    def fill(self, content: Tensor, whole: Tensor, windows: Tensor) -> Tensor:
+        """Add the squares of the lengths."""
+        left = (torch.full_like(whole, self._eps).square() - whole.square()).clamp(min=0)
+        return self.rescale(content) * (left / content.shape[1] + windows.square()).sqrt()
+
+    def into_ball(self, images: Tensor, delta: Tensor) -> Tensor:
+        """Rescale to the radius, then clip."""
+        return (images + rescale(delta, self.norm) * self._eps).clamp(0, 1)
+
+
+class L1Moves(BumpMoves):
+    """Bumps measured in l1; a move projects the perturbation onto ball and box."""
+
+    norm: Norm = "l1"
+    steepness = 4
+
+    def fill(self, content: Tensor, whole: Tensor, windows: Tensor) -> Tensor:
+        """Add the lengths. With several channels the result leaves the ball: the projection shortens it."""
         channels = content.shape[1]
-        radius = torch.full_like(whole, self._eps)
-        if self._norm == "l1":
-            # With several channels it leaves the ball: the projection shortens it.
-            return self._rescale(content) * ((radius - whole).clamp(min=0) / channels + windows) * channels
-        left = (radius.square() - whole.square()).clamp(min=0)
-        return self._rescale(content) * (left / channels + windows.square()).sqrt()
+        left = (torch.full_like(whole, self._eps) - whole).clamp(min=0)
+        return self.rescale(content) * (left / channels + windows) * channels
 
-    def _into_ball(self, images: Tensor, delta: Tensor) -> Tensor:
-        """Project perturbations onto ball and box; for l2, after rescaling them to the radius."""
-        if self._norm == "l1":
-            return images + delta + l1_correction(images, delta, self._eps * (1 - 1e-6))
-        return (images + rescale(delta, "l2") * self._eps).clamp(0, 1)
+    def into_ball(self, images: Tensor, delta: Tensor) -> Tensor:
+        """Project onto a slightly smaller ball, as AutoAttack does."""
+        return images + delta + l1_correction(images, delta, self._eps * (1 - 1e-6))
 
 
-def _bump(side: int, norm: Norm) -> Tensor:
+_MOVES: Mapping[Norm, Callable[[float], Moves]] = {"linf": BlockMoves, "l2": L2Moves, "l1": L1Moves}
+
+
+def _bump(side: int, norm: Norm, steepness: int) -> Tensor:
     """Build a bump over a dent, (side, side), of length one."""
     upper = side // 2
-    return rescale(torch.cat([_hill(upper, side, norm), -_hill(side - upper, side, norm)])[None], norm)[0]
+    halves = _hill(upper, side, norm, steepness), -_hill(side - upper, side, norm, steepness)
+    return rescale(torch.cat(halves)[None], norm)[0]
 
 
-def _hill(height: int, width: int, norm: Norm) -> Tensor:
+def _hill(height: int, width: int, norm: Norm, steepness: int) -> Tensor:
     """Build a hill of terraces (height, width) of length one, steeper towards its middle."""
     rows, columns = (torch.arange(height) - height // 2).abs(), (torch.arange(width) - width // 2).abs()
     from_middle = torch.maximum(rows[:, None], columns)
-    power = 4 if norm == "l1" else 2
     hill = torch.zeros(height, width)
     for terrace in range(max(height, width) // 2 + 1):
-        hill += (from_middle <= terrace) / (terrace + 1) ** power
+        hill += (from_middle <= terrace) / (terrace + 1) ** steepness
     return rescale(hill[None], norm)[0]
 
 

@@ -5,13 +5,17 @@ A new kind of threat (k pixels, a patch, a corruption of some severity) is a new
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from core.geometry import length
-from core.schema.catalog import Norm
+from core.geometry import is_sparse, length, project_inside
+from core.schema.catalog import NORMS, Norm
+from core.schema.errors import BadInput
+from core.schema.suggestions import did_you_mean
 
 
 class Threat(Protocol):
@@ -41,6 +45,24 @@ class LpThreat:
         """The norm, which is the key of the row in a report."""
         return self.norm
 
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise BadInput(
+                f"there is no norm {self.norm!r}", hint=did_you_mean(str(self.norm), NORMS), field=f"eps.{self.norm}"
+            )
+        number = isinstance(self.eps, Real) and not isinstance(self.eps, bool)
+        if not (number and isfinite(self.eps) and self.eps > 0):
+            raise BadInput(
+                f"the radius of {self.norm} is {self.eps!r}, not a finite number above 0",
+                hint="give it in pixel units of images in [0, 1], such as 8 / 255",
+                field=f"eps.{self.norm}",
+            )
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the strongest perturbations change few pixels only."""
+        return is_sparse(self.norm)
+
     def contains(self, images: Tensor, perturbed: Tensor) -> Tensor:
         """Check ball and box: (batch,) bool."""
         # A pixel is rounded to its own last bit, which is not small beside a small radius.
@@ -48,6 +70,16 @@ class LpThreat:
         outside_ball = length(perturbed - images, self.norm) - self.eps > 1e-4 * self.eps + rounding
         outside_box = ((perturbed < 0) | (perturbed > 1)).flatten(1).any(1)
         return ~(outside_ball | outside_box)
+
+    def contains_exactly(self, images: Tensor, perturbed: Tensor) -> Tensor:
+        """Check ball and box without tolerance but a millionth of the radius, in float64: (batch,) bool."""
+        outside_ball = length(perturbed.double() - images.double(), self.norm) > (1 + 1e-6) * self.eps
+        outside_box = ((perturbed < 0) | (perturbed > 1)).flatten(1).any(1)
+        return ~(outside_ball | outside_box)
+
+    def project(self, images: Tensor, perturbed: Tensor) -> Tensor:
+        """Bring perturbed images into ball and box, which they do not leave even by rounding."""
+        return project_inside(images, perturbed, self.norm, self.eps)
 
 
 @dataclass(frozen=True)

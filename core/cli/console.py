@@ -47,7 +47,9 @@ def event_lines(event: Event) -> Iterator[str]:
             share = event.robust / event.examples
             yield f"  {event.norm:4} {event.attack:8} {share:6.1%} robust  ({event.done}/{event.total})"
         case Evaluated():
-            yield from (f"  flag: {flag.message}" for flag in event.report.flags)
+            yield from (
+                f"  flag: {f'{flag.threat}: ' if flag.threat else ''}{flag.message}" for flag in event.report.flags
+            )
         case Saved() if event.kind in ("checkpoint", "report"):
             yield f"  {event.kind}: {event.path} ({event.size:,} bytes, sha256 {event.sha256})"
         case Warned():
@@ -78,6 +80,10 @@ def table(reports: dict[str, Report | None]) -> Iterator[str]:
         rates = [report.clean, *(report.robust[norm] for norm in norms), report.union]
         cells = "".join(f"{100 * rate.value:8.1f}" for rate in rates)
         yield f"{name:8}{cells}   {100 * report.union.low:.1f} to {100 * report.union.high:.1f}"
+    for name, report in rows.items():
+        numbers = {"clean": report.clean, **report.robust, "union": report.union}
+        if doubted := [row for row, rate in numbers.items() if not rate.reliable]:
+            yield f"{name}: {', '.join(doubted)} not reliable; the flags say why"
     if rows:
         report = next(reversed(rows.values()))
         yield f"{report.protocol} protocol, {report.examples} test points, per cent"

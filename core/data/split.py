@@ -80,7 +80,8 @@ class Split:
 
     def concat(self, other: "Split") -> "Split":
         """Return these examples followed by those of another split, of the same shape and white."""
-        assert self.white == other.white, "the pixels of both must be in the same units"
+        if self.white != other.white:
+            raise ValueError("the pixels of both must be in the same units")
         return Split(torch.cat([self.pixels, other.pixels]), torch.cat([self.labels, other.labels]), self.white)
 
     def update_hash(self, digest: "hashlib._Hash") -> None:

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from core import checkpoint
 from core.attacks import Attack, AttackOptions, AttackResult, Returning, Steps, frozen
 from core.attacks.apgd import apgd_ce, apgd_t, depends_on_last_bit
+from core.attacks.arguments import balls_of, check_labels, check_points, count_classes
+from core.attacks.containment import bring_inside
 from core.attacks.fab import fab_t
-from core.attacks.forward import predict
+from core.attacks.forward import classify, predict
 from core.attacks.reference import check_classes, reference
 from core.attacks.square import square
 from core.attacks.threat import LpThreat
@@ -29,14 +32,15 @@ from core.evaluation.checks import flags_of_model
 from core.evaluation.preflight import preflight
 from core.evaluation.report import make_report, record_points
 from core.evaluation.resume import STATE_FILE, EvaluationState
+from core.evaluation.row import Row, find_fooled
 from core.inputs import Inputs, load
 from core.models.folding import folded
 from core.models.memory import ChunkSizer, is_out_of_memory, peak_memory
 from core.models.precision import full_float32
-from core.schema.catalog import NORMS, Norm
+from core.schema.catalog import Norm
 from core.schema.errors import BadInput, OutOfMemory
 from core.schema.events import Attacked, Entered, Evaluated, Event, Finished, Resumed, Saved
-from core.schema.progress import Subject
+from core.schema.progress import Flag, Subject
 from core.schema.protocols import (
     DEFAULT_PROTOCOL,
     FAST_STEPS,
@@ -47,8 +51,9 @@ from core.schema.protocols import (
     Protocol,
     settings_of,
 )
-from core.schema.report import AttackRecord, Flag, Part, Provenance, Report, Reports
+from core.schema.report import AttackRecord, Part, Provenance, Report, Reports
 from core.schema.spec import AnySpec, EvaluateSpec
+from core.schema.suggestions import did_you_mean
 from core.signals import Interrupted
 
 _ATTACKS: dict[AttackName, Attack[...]] = {"apgd-ce": apgd_ce, "apgd-t": apgd_t, "fab-t": fab_t, "square": square}
@@ -84,9 +89,19 @@ def evaluate(
 
     model maps images to logits (batch, classes). images (examples, channels, height, width) in [0, 1] and labels
     (examples,) lie on the model's device; eps gives a radius per norm in pixel units. batch_size: points per logical
-    batch, which share one stream of random numbers: a change of it changes verdicts as a change of the seed does.
+    batch, which share one stream of random numbers: a change of it changes verdicts as a change of the seed does. The
+    verdicts of a logical batch are those of pyautoattack on that batch alone. One call of pyautoattack on several
+    batches forms new ones of the robust points before each attack, and differs in a few verdicts (1 of 240 at batches
+    of 50).
+
+    Raises BadInput for wrong arguments, before anything is attacked.
     """
     options = Options(protocol=protocol, engine=engine, seed=seed, batch_size=batch_size)
+    options.check()
+    check_points(images, labels)
+    balls_of(eps, images.shape[1:])
+    with frozen(model):
+        check_labels(labels, count_classes(model, images[:1]))
     steps = iter_evaluate(model, images, labels, eps, options=options, subject="result")
     return Returning(steps).finish()
 
@@ -104,6 +119,22 @@ class Options:
     state: EvaluationState = field(default_factory=EvaluationState)
     """Where results are saved on the way, so that an interrupted evaluation can continue."""
 
+    def check(self) -> None:
+        """Raise BadInput for a setting that is not known or makes no sense."""
+        known: dict[str, tuple[str, ...]] = {"protocol": get_args(Protocol), "engine": get_args(Engine)}
+        for name, choices in known.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise BadInput(
+                    f"there is no {name} {value!r}", hint=did_you_mean(str(value), choices), field=f"evaluation.{name}"
+                )
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise BadInput(
+                f"the logical batch has {self.batch_size!r} points",
+                hint="give a whole number from 1 on",
+                field="evaluation.batch_size",
+            )
+
 
 def iter_evaluate(
     model: nn.Module,
@@ -116,10 +147,10 @@ def iter_evaluate(
 ) -> Generator[Attacked | Resumed | Saved, None, Report]:
     """Do what `evaluate` does, with an event after each attack. Raises OutOfMemory where not even one point fits."""
     begun = time.monotonic()
-    threats = [LpThreat(norm, eps[norm]) for norm in NORMS if norm in eps]
+    threats = balls_of(eps, images.shape[1:])
     with frozen(model), full_float32():
         if options.engine == "reference":
-            check_classes(model(images[:1]).shape[1], targeted=options.protocol != "fast")
+            check_classes(predict(model, images[:1]).shape[1], targeted=options.protocol != "fast")
         search = _Search(model, images, labels, eps, options)
         # The state of a training run is resumed from a step of its training.
         if search.resumes and options.state.kind == "state":
@@ -129,12 +160,12 @@ def iter_evaluate(
             flags = search.check_model()
         clean = search.predict_clean()
         records: list[AttackRecord] = []
-        predicted = {"clean": clean}
+        rows: dict[str, Row] = {}
         total = sum(len(settings_of(options.protocol, threat.norm)) for threat in threats)
         for threat in threats:
-            predicted[threat.id] = clean.clone()
+            rows[threat.id] = Row.of(clean)
             for name, attack in attacks_of(options.protocol, threat.norm, options.engine).items():
-                records.append((yield from search.run(name, attack, threat, predicted[threat.id])))
+                records.append((yield from search.run(name, attack, threat, rows[threat.id])))
                 yield Attacked(
                     subject=subject,
                     norm=threat.norm,
@@ -151,7 +182,7 @@ def iter_evaluate(
         seed=options.seed,
         batch_size=options.batch_size,
         eps=dict(eps),
-        points=record_points(images, labels, predicted),
+        points=record_points(images, labels, {"clean": clean, **{key: row.predicted for key, row in rows.items()}}),
         records=records,
         flags=flags,
         seconds=time.monotonic() - begun,
@@ -188,42 +219,38 @@ class _Search:
         if saved is not None:
             return saved.to(self._labels.device)
         predicted = self._predict(self._images)
-        self._state.put("clean", predicted)
+        self._state.put({"clean": predicted})
         return predicted
 
     def run(
-        self, name: AttackName, attack: Attack[...], threat: LpThreat, predicted: Tensor
+        self, name: AttackName, attack: Attack[...], threat: LpThreat, row: Row
     ) -> Generator[Saved, None, AttackRecord]:
-        """Run one attack on the points that are still robust, and enter into `predicted` (examples,) the classes of
-        those that it fools."""
+        """Run one attack on the points that are still robust, and enter into the row what it finds."""
         begun = time.monotonic()
-        attacked = int((predicted == self._labels).sum())
+        attacked = int((row.predicted == self._labels).sum())
         batch_size = self._options.batch_size
         fitting = min(_GROUP_POINTS, _GROUP_BYTES // self._images[0].nbytes)
         size = max(fitting // batch_size, 1) * batch_size
-        for first in range(0, len(predicted), size):
+        for first in range(0, len(self._labels), size):
             key = f"{threat.id}/{name}/{first}"
-            group = predicted[first : first + size]
-            saved = self._state.get(key)
-            if saved is not None:
-                group.copy_(saved)
+            group = row.part(slice(first, first + size))
+            if group.restore(self._state, key):
                 continue
             try:
                 yield from self._attack_group(key, name, attack, threat, first, group)
             except Interrupted:
                 yield from self._state.snapshot(now=True)
                 raise
-            self._state.put(key, group)
+            self._state.put(group.columns(key))
             yield from self._state.snapshot()
-        robust = int((predicted == self._labels).sum())
         seconds = time.monotonic() - begun
-        return AttackRecord(threat=threat.id, attack=name, attacked=attacked, robust=robust, seconds=seconds)
+        return row.record(self._labels, threat=threat.id, attack=name, attacked=attacked, seconds=seconds)
 
     def _attack_group(
-        self, key: str, name: AttackName, attack: Attack[...], threat: LpThreat, first: int, predicted: Tensor
+        self, key: str, name: AttackName, attack: Attack[...], threat: LpThreat, first: int, group: Row
     ) -> Generator[Saved, None, None]:
-        """Attack the logical batches that begin at point `first`; `predicted` (group,) holds their classes so far."""
-        robust = predicted == self._labels[first : first + len(predicted)]
+        """Attack the logical batches that begin at point `first`; `group`: their part of the row."""
+        robust = group.predicted == self._labels[first : first + len(group.predicted)]
         indices = robust.nonzero().squeeze(1)
         if len(indices) == 0:
             return
@@ -233,7 +260,8 @@ class _Search:
         # Attacks search on a copy that is faster to compute; what they find is judged by the model itself.
         searched = self._model if depends_on_last_bit(name, threat) else self._folded
         while True:
-            options = AttackOptions(self._options.seed, sizes, self._chunks.chunk_size, self._state.get_attack(key))
+            state = self._state.get_attack(key)
+            options = AttackOptions(self._options.seed, sizes, self._chunks.chunk_size, state, checked=True)
             try:
                 with closing(attack.steps(searched, images, labels, threat, options)) as steps:
                     result = yield from self._take(steps, key)
@@ -243,10 +271,13 @@ class _Search:
             # After the except block, which held on to the memory of the failed attempt.
             self._chunks.halve()
         found = self._predict(result.adversarial)
-        fooled = found != labels
-        allowed = threat.contains(images[fooled], result.adversarial[fooled])
-        assert bool(allowed.all()), f"{name} left {threat} at {int((~allowed).sum())} points"
-        predicted[indices] = found
+        fooled = find_fooled(name, threat, images, labels, result, found)
+        _, outside = self._chunks.fit(
+            lambda chunk_size: bring_inside(
+                self._model, images, labels, result.adversarial, fooled, threat, chunk_size=chunk_size
+            )
+        )
+        group.enter(indices, result, found, fooled, outside)
 
     def _take(self, steps: Steps, key: str) -> Generator[Saved, None, AttackResult]:
         """Take an attack's steps, and save its state when that is due."""
@@ -258,8 +289,8 @@ class _Search:
         return attack.value
 
     def _predict(self, images: Tensor) -> Tensor:
-        """Classify images with the model itself: (examples,)."""
-        return self._chunks.fit(lambda chunk_size: predict(self._model, images, chunk_size=chunk_size)).argmax(1)
+        """Classify images with the model itself: (examples,); NO_CLASS where a logit is not finite."""
+        return classify(self._chunks.fit(lambda chunk_size: predict(self._model, images, chunk_size=chunk_size)))
 
     def _check(self, error: RuntimeError, size: int) -> None:
         """Raise an error of an attack, unless it can be tried again with a smaller chunk size.

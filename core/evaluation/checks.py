@@ -1,13 +1,24 @@
-"""AutoAttack's sanity checks (Croce & Hein 2020, arXiv 2003.01690), whose results are the `flags` of a report."""
+"""Sanity checks, whose results are the `flags` of a report: those of AutoAttack (Croce & Hein 2020, arXiv 2003.01690),
+and of answers that are NaN or infinite.
 
-from collections.abc import Iterable, Iterator
+What concerns the model is checked on the first logical batch, what concerns the results on all points.
+"""
 
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 
-from core.attacks.forward import loss_and_gradient, predict
+from core.attacks.forward import classify, loss_and_gradient, predict
 from core.attacks.losses import Loss, cross_entropy, dlr
+from core.schema.progress import Flag
 from core.schema.protocols import Protocol
-from core.schema.report import AttackRecord, Flag
+from core.schema.report import NO_CLASS, AttackRecord, Points
+
+_NOTICEABLE = 0.002
+"""The share of points from which on AutoAttack warns of Square's gain; a number in which more points have no answer is
+not reliable."""
 
 
 def flags_of_model(
@@ -24,6 +35,12 @@ def flags_of_model(
         yield Flag(
             code="randomized",
             message="the model's output changes from call to call; attacks that expect one output overrate it",
+        )
+    elif depends_on_batch(model, images, chunk_size):
+        yield Flag(
+            code="batch_dependent",
+            message="the model's answer to an image depends on the images beside it, as with batch norm without "
+            "running statistics: no robust accuracy is its own, and verdicts change with what is computed together",
         )
     if are_probabilities(logits):
         yield Flag(
@@ -51,6 +68,14 @@ def flags_of_model(
         )
 
 
+def depends_on_batch(model: nn.Module, images: Tensor, chunk_size: int | None = None) -> bool:
+    """Check whether a model in eval mode answers images (batch, channels, height, width) otherwise beside others."""
+    few = images[: max(min(4, (chunk_size or 8) // 2), 1)]
+    beside = torch.cat([few, 1 - few])
+    alone, together = (predict(model, points, chunk_size=chunk_size)[: len(few)] for points in (few, beside))
+    return bool((together - alone).abs().max() > 1e-3 * alone.abs().max().clamp(min=1e-6))
+
+
 def are_probabilities(logits: Tensor) -> bool:
     """Check whether outputs (batch, classes) are those of a softmax, in half precision or more."""
     outputs = logits.float()
@@ -60,19 +85,74 @@ def are_probabilities(logits: Tensor) -> bool:
 def _points_without_gradient(
     model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, chunk_size: int | None
 ) -> int:
-    logits, _, gradient = loss_and_gradient(model, images, loss, labels, labels, chunk_size=chunk_size)
+    found = loss_and_gradient(model, images, loss, labels, labels, chunk_size=chunk_size)
     # Where the model is wrong without an attack, the loss of a sound model may be flat.
-    right = logits.argmax(1) == labels
-    return int((right & (gradient.flatten(1).abs().sum(1) == 0)).sum())
+    right = classify(found.logits) == labels
+    return int((right & (found.gradient.flatten(1).abs().sum(1) == 0)).sum())
 
 
-def flags_of_attacks(records: Iterable[AttackRecord], examples: int) -> Iterator[Flag]:
-    """Check whether Square fools points that attacks with gradients do not; examples: points evaluated."""
+class Finding(NamedTuple):
+    """A flag that results give reason for, and whether it makes the number of its row unreliable."""
+
+    flag: Flag
+    unreliable: bool = False
+
+
+def flags_of_results(points: Points, records: Sequence[AttackRecord]) -> Iterator[Finding]:
+    """Check what is known per point, and after each attack. The flags of shards follow from their results together."""
+    examples = len(points.labels)
+    if lost := points.predicted["clean"].count(NO_CLASS):
+        unreliable = lost / examples > _NOTICEABLE
+        yield Finding(
+            Flag(
+                code="not_finite",
+                message=f"at {lost} of {examples} points the logits are NaN or infinite without an attack; these count "
+                f"as wrong{_NOT_RELIABLE if unreliable else ''}",
+            ),
+            unreliable,
+        )
+    for record in {record.threat: record for record in records}.values():
+        yield from _flags_of_threat(record, examples)
     for record in records:
-        if record.attack == "square" and (record.attacked - record.robust) / examples > 0.002:
-            yield Flag(
-                code="square_improves",
-                message=f"Square, without gradients, fooled {record.attacked - record.robust} points that the "
-                "gradient-based attacks did not: their gradients may be masked",
-                threat=record.threat,
+        gain = record.attacked - record.robust
+        if record.attack == "square" and gain / examples > _NOTICEABLE:
+            yield Finding(
+                Flag(
+                    code="square_improves",
+                    message=f"Square, without gradients, fooled {gain} points that the gradient-based attacks did not: "
+                    "their gradients may be masked",
+                    threat=record.threat,
+                )
             )
+
+
+_NOT_RELIABLE = ", and the number is not reliable"
+
+
+def _flags_of_threat(last: AttackRecord, examples: int) -> Iterator[Finding]:
+    """Check what the attacks of a threat met, given the record of the last of them."""
+    if last.not_finite:
+        unreliable = last.not_finite / examples > _NOTICEABLE
+        message = (
+            f"at {last.not_finite} of {examples} points attacks met an image or logits that are NaN or infinite, and "
+            f"no error: these count as robust for lack of an answer{_NOT_RELIABLE if unreliable else ''}; find the "
+            "operation that overflows or divides by zero, and evaluate again"
+        )
+        yield Finding(Flag(code="not_finite", message=message, threat=last.threat), unreliable)
+    if last.nan_gradients:
+        message = (
+            f"at {last.nan_gradients} of {examples} points a gradient contains NaN, as that of sqrt(x) or x / x.norm() "
+            "does at 0: attacks take it as zero, and may overrate the model; add a small constant inside such an "
+            "operation, and evaluate again"
+        )
+        yield Finding(Flag(code="nan_gradients", message=message, threat=last.threat))
+    if last.outside_ball:
+        message = (
+            f"{last.outside_ball} of {examples} points are fooled at images that AutoAttack's rounding leaves outside "
+            "the ball, and are not fooled at their exact projections: they count as fooled, as in AutoAttack"
+        )
+        yield Finding(Flag(code="outside_ball", message=message, threat=last.threat))
+
+
+OF_RESULTS = frozenset({"not_finite", "nan_gradients", "outside_ball", "square_improves"})
+"""The codes of flags that `flags_of_results` gives."""

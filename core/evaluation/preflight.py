@@ -13,14 +13,14 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from core.attacks import frozen
+from core.attacks import CHECKED, frozen
 from core.attacks.apgd import apgd
 from core.attacks.forward import loss_and_gradient, predict
-from core.attacks.losses import cross_entropy
+from core.attacks.losses import cross_entropy, margin
 from core.attacks.threat import LpThreat
 from core.checkpoint import RobustnessClaim
 from core.data.split import Split
-from core.evaluation.checks import are_probabilities
+from core.evaluation.checks import are_probabilities, depends_on_batch
 from core.inputs import Loaded
 from core.models import Blueprint
 from core.schema.catalog import Norm, find_architecture
@@ -33,6 +33,10 @@ _ATTACKED = 64
 # Points per pass: fewer than in any training step, so that the checks fit into memory wherever the run does.
 _CHUNK_SIZE = 32
 _STEPS = 10
+# The look at attacked images: enough to meet an answer that is missing at many of them.
+_FEW, _FEW_STEPS = 16, 5
+# The ball for it where no run names one: the usual one of CIFAR-10.
+_SOME_BALL: Mapping[Norm, float] = {"linf": 8 / 255}
 # A difference of accuracies, or a shortfall, counts from three standard deviations: in a thousand sound models, one.
 _DEVIATIONS = 3
 # With fewer points no conclusion is drawn.
@@ -53,7 +57,7 @@ def preflight(loaded: Loaded, started: Started) -> Iterator[Warned]:
     claims = {
         norm: RobustnessClaim(claim.eps, claim.robust if at_home else None) for norm, claim in header.claims().items()
     }
-    yield from inspect(loaded.model, loaded.test, loaded.blueprint, claims)
+    yield from inspect(loaded.model, loaded.test, loaded.blueprint, claims, spec.eps)
     entry = find_architecture(loaded.blueprint.architecture)
     if isinstance(spec, FineTuneSpec) and entry and spec.learning_rate > 10 * entry.learning_rate:
         yield Warned(
@@ -64,9 +68,16 @@ def preflight(loaded: Loaded, started: Started) -> Iterator[Warned]:
 
 
 def inspect(
-    model: nn.Module, test: Split, blueprint: Blueprint, claims: Mapping[Norm, RobustnessClaim]
+    model: nn.Module,
+    test: Split,
+    blueprint: Blueprint,
+    claims: Mapping[Norm, RobustnessClaim],
+    eps: Mapping[Norm, float] = _SOME_BALL,
 ) -> Iterator[Warned]:
-    """Check a model on the first test points, and yield warnings. claims: its claimed robustness per norm.
+    """Check a model on the first test points, and yield warnings.
+
+    claims: its claimed robustness per norm; eps: the balls at whose images its answers are looked at. Raises BadInput
+    where the model answers with anything but logits.
 
     Raises BadWeights and DoesNotFit for a model that is refused.
     """
@@ -78,6 +89,7 @@ def inspect(
         yield from _check_repeatability(model, images[:_CHUNK_SIZE], logits[:_CHUNK_SIZE])
         right = logits.argmax(1) == labels
         yield from _check_gradients(model, images[:_ATTACKED], labels[:_ATTACKED])
+        yield from _check_attacked(model, images[:_FEW], labels[:_FEW], eps)
         yield from _check_scaling(model, images, labels, right, blueprint)
         for norm, claim in claims.items():
             yield from _check_claim(model, images[:_ATTACKED], labels[:_ATTACKED], norm, claim)
@@ -95,6 +107,7 @@ def inspect_on_noise(model: nn.Module, blueprint: Blueprint) -> Iterator[Warned]
         _refuse(model, images, logits, blueprint.classes)
         yield from _check_repeatability(model, images, logits)
         yield from _check_gradients(model, images, logits.argmax(1))
+        yield from _check_attacked(model, images[:_FEW], logits[:_FEW].argmax(1), _SOME_BALL)
 
 
 def _refuse(model: nn.Module, images: Tensor, logits: Tensor, classes: int) -> None:
@@ -139,8 +152,7 @@ def _check_repeatability(model: nn.Module, images: Tensor, logits: Tensor) -> It
             "it, and a run cannot be repeated; use a network that draws nothing when it is evaluated",
         )
         return
-    half = max(len(images) // 2, 1)
-    if (predict(model, images[:half]) - logits[:half]).abs().max() > limit:
+    if depends_on_batch(model, images):
         yield Warned(
             code="preflight_batch_dependent",
             message="the model's answer to an image depends on the images beside it: its batch norm has no running "
@@ -169,9 +181,9 @@ def _check_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Iterat
 
 def _check_saturation(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Warned]:
     """Check the cross-entropy, which training and fast attacks use, and which is flat where logits are too large."""
-    logits, _, gradient = loss_and_gradient(model, images, cross_entropy, labels, labels, chunk_size=_CHUNK_SIZE)
-    right = logits.argmax(1) == labels
-    flat = int((right & (gradient.flatten(1).abs().amax(1) == 0)).sum())
+    found = loss_and_gradient(model, images, cross_entropy, labels, labels, chunk_size=_CHUNK_SIZE)
+    right = found.logits.argmax(1) == labels
+    flat = int((right & (found.gradient.flatten(1).abs().amax(1) == 0)).sum())
     if flat > len(images) / 10:
         yield Warned(
             code="preflight_saturated",
@@ -183,17 +195,32 @@ def _check_saturation(model: nn.Module, images: Tensor, labels: Tensor) -> Itera
 
 def _count_without_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> int:
     """Count the images at which the margin of the right class has no gradient."""
-    points = images.clone().requires_grad_()
-    with torch.enable_grad():
-        logits = model(points)
-        # Not the cross-entropy, whose gradient is rounded to zero where a sound model is very sure.
-        best, order = logits.topk(2)
-        other = torch.where(order[:, 0] == labels, best[:, 1], best[:, 0])
-        margin = (logits.gather(1, labels[:, None]).squeeze(1) - other).sum()
-    if not margin.requires_grad:
-        return len(points)
-    (gradient,) = torch.autograd.grad(margin, points, allow_unused=True)
-    return len(points) if gradient is None else int((gradient.flatten(1).abs().amax(1) == 0).sum())
+    # Not the cross-entropy, whose gradient is rounded to zero where a sound model is very sure.
+    gradient = loss_and_gradient(model, images, margin, labels, labels).gradient
+    return int((gradient.flatten(1).abs().amax(1) == 0).sum())
+
+
+def _check_attacked(model: nn.Module, images: Tensor, labels: Tensor, eps: Mapping[Norm, float]) -> Iterator[Warned]:
+    """Check the answers to images that are attacked for a few steps, and the gradients on the way."""
+    for norm, radius in eps.items():
+        found = apgd(model, images, labels, LpThreat(norm, radius), CHECKED, steps=_FEW_STEPS)
+        lost, blind = int(found.not_finite.sum()), int(found.nan_gradients.sum())
+        if lost:
+            yield Warned(
+                code="preflight_not_finite",
+                message=f"{_FEW_STEPS} steps of APGD in {norm} at {radius:.4g} turn {lost} of {len(images)} images "
+                "into ones whose logits are NaN or infinite: their robustness cannot be measured, and training on them "
+                "diverges; use a network without the operation that overflows or divides by zero there",
+            )
+        if blind:
+            yield Warned(
+                code="preflight_nan_gradients",
+                message=f"the gradient at {blind} of {len(images)} images attacked in {norm} contains NaN, as that of "
+                "sqrt(x) does at 0: attacks take it as zero and overrate the model; use a network with a small "
+                "constant inside such an operation",
+            )
+        if lost or blind:
+            return
 
 
 @dataclass(frozen=True)
@@ -279,7 +306,7 @@ def _check_claim(
 ) -> Iterator[Warned]:
     """Check whether a fast attack, which is weaker than AutoAttack, already refutes the claimed robustness."""
     parts = list(zip(images.split(_CHUNK_SIZE), labels.split(_CHUNK_SIZE), strict=True))
-    attacks = (apgd(model, *part, LpThreat(norm, claim.eps), steps=_STEPS, goal="error") for part in parts)
+    attacks = (apgd(model, *part, LpThreat(norm, claim.eps), CHECKED, steps=_STEPS, goal="error") for part in parts)
     robust, total = sum(int(attack.robust.sum()) for attack in attacks), len(labels)
     if claim.robust is None:
         clean = int((predict(model, images, chunk_size=_CHUNK_SIZE).argmax(1) == labels).sum())

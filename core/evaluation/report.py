@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from core.checkpoint import verdict_versions
-from core.evaluation.checks import flags_of_attacks
+from core.evaluation.checks import OF_RESULTS, Finding, flags_of_results
 from core.schema.catalog import Norm
 from core.schema.errors import BadInput
-from core.schema.progress import Rate
+from core.schema.progress import Flag, Rate
 from core.schema.protocols import Engine, Protocol
-from core.schema.report import AttackRecord, Flag, Part, Points, Report, Reports
+from core.schema.report import AttackRecord, Part, Points, Report, Reports
 
 
 def rate(count: int, total: int) -> Rate:
@@ -67,7 +67,12 @@ def make_report(
     }
     right["union"] = [all(rows) for rows in zip(*right.values(), strict=True)]
     total = len(points.labels)
-    rates = {row: rate(sum(verdicts), total) for row, verdicts in right.items()}
+    findings = list(flags_of_results(points, records))
+    doubted = _rows_in_doubt(findings, tuple(right))
+    rates = {
+        row: rate(sum(verdicts), total).model_copy(update={"reliable": row not in doubted})
+        for row, verdicts in right.items()
+    }
     robust = {row: rates[row] for row in rates if row not in ("clean", "union")}
     return Report(
         protocol=protocol,
@@ -81,12 +86,22 @@ def make_report(
         union=rates["union"],
         average=sum(row.count for row in robust.values()) / (len(robust) * total),
         attacks=tuple(records),
-        flags=(*flags, *flags_of_attacks(records, total)),
+        flags=(*flags, *(finding.flag for finding in findings)),
         verdicts={row: "".join("01"[verdict] for verdict in verdicts) for row, verdicts in right.items()},
         points=points,
         seconds=seconds,
         part=part,
     )
+
+
+def _rows_in_doubt(findings: Iterable[Finding], rows: tuple[str, ...]) -> set[str]:
+    """Name the rows whose numbers are not reliable: every row for a flag without a threat, else its own and the
+    union."""
+    doubted: set[str] = set()
+    for finding in findings:
+        if finding.unreliable:
+            doubted |= set(rows) if finding.flag.threat is None else {finding.flag.threat, "union"}
+    return doubted
 
 
 def merge(shards: Sequence[Reports]) -> Reports:
@@ -114,6 +129,12 @@ def merge(shards: Sequence[Reports]) -> Reports:
                 "devices may differ",
                 field="merge",
             )
+    if any(part.first + report.examples != after.first for (part, report, _), (after, _, _) in pairwise(found)):
+        raise BadInput(
+            "the points of these shards do not follow one another",
+            hint="run all shards with the same number of test points and the same evaluation.batch_size",
+            field="merge",
+        )
     merged = _merge_reports([report for _, report, _ in found])
     return Reports(before=None, after=merged, run=first.run)
 
@@ -132,16 +153,14 @@ def _check_parts(parts: Sequence[Part]) -> None:
 
 def _identity(reports: Reports) -> tuple[object, ...]:
     """What all shards of one evaluation have in common."""
-    assert reports.after
-    run = reports.run
+    run, after = reports.run, reports.after
+    assert after is not None
     known = (run.spec, run.base_sha256, run.data_sha256, verdict_versions(run.versions)) if run else ()
-    after = reports.after
     return (*known, after.format, after.protocol, after.engine, after.seed, after.batch_size, after.eps)
 
 
 def _merge_reports(shards: Sequence[Report]) -> Report:
     first = shards[0]
-    assert all(a.part and b.part and a.part.first + a.examples == b.part.first for a, b in pairwise(shards))
     return make_report(
         protocol=first.protocol,
         engine=first.engine,
@@ -150,8 +169,8 @@ def _merge_reports(shards: Sequence[Report]) -> Report:
         eps=first.eps,
         points=_join([shard.points for shard in shards if shard.points]),
         records=[_sum(records) for records in zip(*(shard.attacks for shard in shards), strict=True)],
-        # What the attacks give reason for is decided again for the whole; the rest is checked on the first shard alone.
-        flags=[flag for shard in shards for flag in shard.flags if flag.code != "square_improves"],
+        # What the results give reason for is decided again for the whole; the rest is checked on the first shard alone.
+        flags=[flag for shard in shards for flag in shard.flags if flag.code not in OF_RESULTS],
         seconds=sum(shard.seconds for shard in shards),
     )
 
@@ -174,5 +193,8 @@ def _sum(records: Sequence[AttackRecord]) -> AttackRecord:
         attack=records[0].attack,
         attacked=sum(record.attacked for record in records),
         robust=sum(record.robust for record in records),
+        not_finite=sum(record.not_finite for record in records),
+        nan_gradients=sum(record.nan_gradients for record in records),
+        outside_ball=sum(record.outside_ball for record in records),
         seconds=sum(record.seconds for record in records),
     )

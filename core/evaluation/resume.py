@@ -1,14 +1,14 @@
 """The resumable state of an evaluation: what it has found so far, in one safetensors file; nothing is ever pickled.
 
-The file holds the predictions after each attack on each group of points, and the state of the attack under way. It lies
-in the output folder of the run, and is removed when the evaluation is over.
+The file holds what is known per point after each attack on each group of points, and the state of the attack under way.
+It lies in the output folder of the run, and is removed when the evaluation is over.
 """
 
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,8 +55,8 @@ class _Content:
 
     saves: int = 0
     """How often the file was written, in the evaluations of this run so far."""
-    predicted: dict[str, str] = field(default_factory=dict)
-    """Predicted classes by the key of attack and group, separated by spaces."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Whole numbers per point, separated by spaces, by the key of attack, group and column."""
     under_way: str = ""
     """The key of the attack and group that `attack` is the state of."""
     attack: State = field(default_factory=dict)
@@ -101,13 +101,14 @@ class EvaluationState:
         return self._content.saves
 
     def get(self, key: str) -> Tensor | None:
-        """Give the predicted classes (points,) that were put under the key."""
-        predicted = self._content.predicted.get(key)
-        return None if predicted is None else torch.tensor([int(label) for label in predicted.split()])
+        """Give the column (points,) that was put under the key, as int64."""
+        column = self._content.columns.get(key)
+        return None if column is None else torch.tensor([int(number) for number in column.split()])
 
-    def put(self, key: str, predicted: Tensor) -> None:
-        """Save predicted classes (points,) under a key: an attack is over."""
-        self._content.predicted[key] = " ".join(map(str, predicted.tolist()))
+    def put(self, columns: Mapping[str, Tensor]) -> None:
+        """Save columns (points,) of whole numbers or bool under their keys: an attack is over."""
+        for key, column in columns.items():
+            self._content.columns[key] = " ".join(map(str, column.long().tolist()))
         self._save("", {})
 
     def get_attack(self, key: str) -> State | None:

@@ -103,9 +103,8 @@ def _network(blueprint: Blueprint) -> nn.Module:
             return timm_classifier("deit_small_patch16_224", blueprint.shape, classes)
         case ["xcit", "s12"]:
             return timm_classifier("xcit_small_12_p16_224", blueprint.shape, classes)
-    assert blueprint.architecture.startswith(TIMM), (
-        f"{blueprint.architecture} is in the catalogue but is not built here"
-    )
+    if not blueprint.architecture.startswith(TIMM):
+        raise NotImplementedError(f"{blueprint.architecture} is in the catalogue but is not built here")
     return timm_classifier(blueprint.architecture.removeprefix(TIMM), blueprint.shape, classes)
 
 

@@ -4,11 +4,14 @@ A batch norm in eval mode only scales and shifts each channel, which the weights
 well. Attacks call a model so often that the time saved is worth a second set of convolutions.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from core.models.outputs import logits_of
 from core.models.precision import Bfloat16
 
 # Tolerance for rounding of a logit, in units of the largest.
@@ -61,11 +64,9 @@ class Twin:
         return self._double
 
     def _fold(self) -> bool:
-        """Trace the model and remove batch norms; return False where it cannot be traced or has none to remove."""
-        try:
-            graph = fx.symbolic_trace(self._network)
-        except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError):
-            # The control flow of the model depends on its values.
+        """Trace the network and remove batch norms; return False where it cannot be traced or has none to remove."""
+        graph = _trace(self._network)
+        if graph is None:
             return False
         modules = dict(graph.named_modules())
         for node in list(graph.graph.nodes):
@@ -75,7 +76,7 @@ class Twin:
                 continue
             name = str(before.target)
             convolution = modules.get(name) if before.op == "call_module" else None
-            if type(convolution) is not nn.Conv2d or len(before.users) > 1:
+            if type(convolution) is not nn.Conv2d or len(before.users) > 1 or _has_hooks(convolution, norm):
                 continue
             pair = _Pair.of(convolution, norm)
             self._pairs.append(pair)
@@ -91,9 +92,53 @@ class Twin:
     def _agrees(self, images: Tensor) -> bool:
         assert self._graph is not None
         # In float32 for both: bfloat16 rounds more than folding may change.
-        expected, found = self._network(images), self._graph(images)
+        expected = logits_of(self._network(images), len(images))
+        try:
+            found = logits_of(self._graph(images), len(images))
+        except Exception:
+            # A graph can hold what was true for one number of images, or of the copy that was traced.
+            return False
         scale = expected.abs().amax().clamp(min=1e-6)
         return bool(((found - expected).abs() <= _TOLERANCE * scale).all())
+
+
+def _trace(network: nn.Module) -> fx.GraphModule | None:
+    """Trace a network into a graph that shares its modules and parameters; None where that is not possible.
+
+    Tracing runs the network's own code on stand-ins for tensors, which the code may keep in attributes. So a copy is
+    traced, which shares nothing with the network but its parameters.
+    """
+    if any(_has_hooks(module) for name, module in network.named_modules() if name and not _is_leaf(module)):
+        # Their hooks would run on the stand-ins, and keep them wherever they like.
+        return None
+    try:
+        copy = deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
+        return fx.GraphModule(_Root(network, copy), fx.Tracer().trace(copy))
+    except Exception:
+        # Tracing fails in many ways, and folding only saves time.
+        return None
+
+
+class _Root(nn.Module):
+    """The attributes of a network, and those that tracing has added to its copy for constants."""
+
+    def __init__(self, network: nn.Module, copy: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["sources"] = (network, copy)
+        self.training = network.training
+
+    def __getattr__(self, name: str) -> Any:
+        network, copy = self.__dict__["sources"]
+        return getattr(network if hasattr(network, name) else copy, name)
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Return whether tracing calls a module as a whole."""
+    return fx.Tracer().is_leaf_module(module, "")
+
+
+def _has_hooks(*modules: nn.Module) -> bool:
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 @dataclass(frozen=True)

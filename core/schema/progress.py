@@ -33,3 +33,16 @@ class Rate(Record):
     """Lower end of the interval."""
     high: float
     """Upper end of the interval."""
+    reliable: bool = True
+    """Whether it can be relied on; where not, a flag of the report says why."""
+
+
+class Flag(Record):
+    """A reason to doubt an evaluation, or a fact to know when reading its numbers."""
+
+    code: str
+    """Stable, for programs."""
+    message: str
+    """For people."""
+    threat: str | None = None
+    """Id of the threat that it is about; null where it is about all."""

@@ -1,6 +1,6 @@
 """The radius of an l_p ball: how it is written in a spec, and how large it may be."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from math import isfinite, prod, sqrt
 from typing import Annotated, Any, NamedTuple
 
@@ -44,14 +44,27 @@ def find_uncovered_l2(attacked: Collection[Norm], eps: Mapping[Norm, float]) -> 
     return found if found.covered < found.radius else None
 
 
+def largest_radius(norm: Norm, shape: Sequence[int] | None) -> float | None:
+    """Give the radius from which on every image can be turned into the same grey one, so that no classifier is robust.
+
+    A ball of radius d^(1/p) / 2 around any image of d pixels reaches the uniform grey image. shape: of the images; only
+    linf has a limit without one.
+    """
+    if norm == "linf":
+        return 0.5
+    if not shape:
+        return None
+    pixels = prod(shape)
+    return 0.5 * {"l2": sqrt(pixels), "l1": pixels}[norm]
+
+
 def check_radius(norm: Norm, radius: float, shape: tuple[int, ...] | None) -> None:
     """Refuse a radius so large that no classifier can be robust at it, as one in units of 0 to 255 is.
 
-    A ball of radius d^(1/p) / 2 around any image of d pixels reaches the uniform grey image. shape: of the images; only
-    linf is checked without one. Raises PydanticCustomError with the JSON pointer of the radius in `ctx`.
+    shape: of the images; only linf is checked without one. Raises PydanticCustomError with the JSON pointer of the
+    radius in `ctx`.
     """
-    pixels = prod(shape) if shape else None
-    limit = 0.5 if norm == "linf" else None if pixels is None else 0.5 * {"l2": sqrt(pixels), "l1": pixels}[norm]
+    limit = largest_radius(norm, shape)
     if limit is None or radius < limit:
         return
     hint = ""

@@ -11,13 +11,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from core.schema.catalog import Norm
-from core.schema.progress import Rate
+from core.schema.progress import Flag, Rate
 from core.schema.protocols import Engine, Protocol
 from core.schema.record import Record
 from core.schema.spec import Spec
 
 FORMAT = 1
 """The format of the reports that this version writes."""
+
+NO_CLASS = -1
+"""Stands for a predicted class where the logits were NaN or infinite."""
 
 
 def _split(column: object) -> object:
@@ -31,19 +34,8 @@ def _join(column: tuple[object, ...]) -> str:
 _AS_TEXT = PlainSerializer(_join), BeforeValidator(_split)
 Words = Annotated[tuple[str, ...], *_AS_TEXT, WithJsonSchema({"type": "string", "pattern": r"^\S*( \S+)*$"})]
 """A column of words; in JSON one string, separated by spaces."""
-Classes = Annotated[tuple[int, ...], *_AS_TEXT, WithJsonSchema({"type": "string", "pattern": r"^\d*( \d+)*$"})]
-"""A column of class indices; in JSON one string, separated by spaces."""
-
-
-class Flag(Record):
-    """A reason to doubt an evaluation, or a fact to know when reading its numbers."""
-
-    code: str
-    """Stable, for programs."""
-    message: str
-    """For people."""
-    threat: str | None = None
-    """Id of the threat that it is about; null where it is about all."""
+Classes = Annotated[tuple[int, ...], *_AS_TEXT, WithJsonSchema({"type": "string", "pattern": r"^(-?\d+( -?\d+)*)?$"})]
+"""A column of class indices, or -1 for none; in JSON one string, separated by spaces."""
 
 
 class AttackRecord(Record):
@@ -57,6 +49,14 @@ class AttackRecord(Record):
     """Points that were robust before it."""
     robust: int
     """Points that are robust after it."""
+    not_finite: int = 0
+    """Of these, points at which this attack, or one before it in this threat, met an image or logits that are NaN or
+    infinite. They are robust for lack of an answer."""
+    nan_gradients: int = 0
+    """Points at which this attack, or one before it in this threat, met a gradient with NaN, which it took as zero."""
+    outside_ball: int = 0
+    """Points that this attack, or one before it in this threat, fooled at an image that lies outside the threat by
+    rounding, and whose exact projection fools the model no longer. They count as fooled, as in AutoAttack."""
     seconds: float
     """How long it took."""
 
@@ -85,7 +85,7 @@ class Points(Record):
     predicted: dict[str, Classes]
     """Predicted classes: under `clean` of the images, and per threat id of the perturbed images that fooled the model.
     For a robust point the class is its label, for a point that is misclassified without attack the class of the clean
-    image."""
+    image, which is -1 where the logits are NaN or infinite."""
 
 
 class Report(Record):

@@ -68,7 +68,10 @@ class Evaluation(Record):
     """Whether fine-tuning also evaluates the base model, for the row "before"."""
     batch_size: StrictInt = Field(default=LOGICAL_BATCH, ge=1, le=100_000)
     """Size of a logical batch: points that share one stream of random numbers (AutoAttack's `bs`), so it is part of
-    what defines a verdict. The number of points computed together is chosen apart from it and changes no verdict."""
+    what defines a verdict. The verdicts of a logical batch are those of pyautoattack on it alone; one call of
+    pyautoattack on several batches forms new ones of the robust points before each attack, and differs in a few
+    verdicts (1 of 240 at batches of 50). The number of points computed together is chosen apart from it and changes no
+    verdict."""
     interpolation: Interpolation = "bilinear"
     """How ImageNet's images are resized, to 256 at the shorter side, before the centre crop: choose what the base model
     was trained with. Data sets whose images all have one size are not resized."""

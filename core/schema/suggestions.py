@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Name the known name closest to `name`, or list all of them where none is close."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(name.lower(), names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 

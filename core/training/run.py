@@ -30,7 +30,7 @@ from core.models.precision import full_float32
 from core.schema.errors import BadInput, BadWeights, Diverged
 from core.schema.events import Entered, Event, Finished, Paused, Resumed, Saved, Stepped, Warned
 from core.schema.report import Report, Reports
-from core.schema.spec import FineTuneSpec, TrainingSpec, count_held_out
+from core.schema.spec import FineTuneSpec, TrainingSpec, TrainSpec, count_held_out
 from core.signals import StopRequests
 from core.training import resume
 from core.training.distributed import ProcessGroup, process_group
@@ -60,6 +60,12 @@ def fine_tune(
     requests: read after each step. restart: start from the beginning even where there is a state. Of several processes,
     started by torchrun, only the first one yields events and writes files. Raises the errors of `core.schema.errors`.
     """
+    if not isinstance(spec, FineTuneSpec | TrainSpec):
+        raise BadInput(
+            f"the spec is of the type {type(spec).__name__}",
+            hint="make one with FineTuneSpec(...) or TrainSpec(...), or of JSON with core.schema.spec.parse",
+            field="spec",
+        )
     inputs = inputs or Inputs()
     with full_float32(), process_group(spec.gpus, inputs.device) as group:
         run = _Run(spec, output, replace(inputs, device=group.device), group, requests or StopRequests())

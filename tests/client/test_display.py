@@ -64,6 +64,21 @@ def test_what_a_job_may_take_and_what_it_took_are_a_line_each() -> None:
     assert "none: no job of it" in shown(job_card(job(job_json(spec=spec, estimate=estimate))))
 
 
+def test_numbers_that_are_not_reliable_are_shown_as_such_with_the_reason() -> None:
+    rate = {"value": 0.5, "count": 2, "total": 4, "low": 0.1, "high": 0.9}
+    flag = {"code": "not_finite", "message": "at 2 of 4 points [x]", "threat": "linf"}
+    doubted = {"clean": rate, "robust": {"linf": rate | {"reliable": False}}, "union": rate | {"reliable": False}}
+    results = {"before": None, "after": doubted | {"flags": [flag]}}
+    spec = {"kind": "evaluate", "base_model": "x", "dataset": "y", "eps": {"linf": 0.1}}
+    found = job(job_json(spec=spec | {"evaluation": {"protocol": "fast"}}, results=results))
+    lines = shown(job_card(found)).splitlines()
+    assert [line.split()[0] for line in lines if "(not reliable)" in line] == ["linf", "union"]
+    assert "after: linf: at 2 of 4 points [x]" in lines
+    assert "50.0 (not reliable)" in shown(jobs_table([found]))
+    evaluated = event("evaluated", {"subject": "result", "report": doubted})
+    assert "clean 50.0 %, linf 50.0 % (not reliable), union 50.0 % (not reliable)" in shown(event_line(evaluated))
+
+
 def test_shards_are_a_line_and_each_news_of_them_too() -> None:
     spec = {"kind": "evaluate", "base_model": "x", "dataset": "y"}
     shards = [

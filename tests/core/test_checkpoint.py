@@ -46,6 +46,12 @@ def test_a_saved_model_comes_back_with_its_normalisation(tmp_path: Path, header:
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_loading_leaves_the_global_random_state_alone() -> None:
+    state = torch.get_rng_state()
+    checkpoint.load(checkpoint.base_model_file("digits-cnn-linf", None))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(
     saved: Path, header: Header, monkeypatch: pytest.MonkeyPatch
 ) -> None:

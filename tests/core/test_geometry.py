@@ -20,6 +20,7 @@ from core.geometry import (
     length,
     per_image,
     project,
+    project_inside,
     random_start,
     rescale,
     step_onto_plane,
@@ -115,6 +116,28 @@ def _into_l1_ball(delta: np.ndarray, eps: float) -> np.ndarray:
     thresholds = (np.cumsum(sizes) - eps) / np.arange(1, len(sizes) + 1)
     threshold = thresholds[np.nonzero(sizes > thresholds)[0][-1]]
     return np.sign(delta) * np.maximum(np.abs(delta) - threshold, 0)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@given(points())
+def test_no_projection_inside_is_outside_by_rounding(norm: Norm, case: tuple[Tensor, Tensor, float]) -> None:
+    images, perturbed, eps = case
+    found = project_inside(images, perturbed, norm, eps)
+    assert found.dtype == images.dtype
+    assert ((found >= 0) & (found <= 1)).all()
+    assert (length(found.double() - images.double(), norm) <= eps * (1 + 1e-12)).all()
+    torch.testing.assert_close(found, project(images, perturbed, norm, eps), rtol=0, atol=2e-5)
+
+
+def test_projections_of_large_images_are_inside_where_those_of_autoattack_are_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 224, 224, generator=generator)
+    delta = 0.2 * torch.randn(images.shape, generator=generator)
+    theirs = images + delta + l1_correction(images, delta, 255.0)
+    assert (length(theirs.double() - images.double(), "l1") > 255 * (1 + 1e-6)).any()
+    inside = project_inside(images, theirs, "l1", 255.0)
+    distance = length(inside.double() - images.double(), "l1")
+    assert ((distance > 254.99) & (distance <= 255)).all()
 
 
 def test_l2_projection_is_the_closest_point_where_the_box_does_not_bind() -> None:

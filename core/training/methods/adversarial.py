@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.attacks import AttackResult, frozen
+from core.attacks import CHECKED, AttackResult, frozen
 from core.attacks.apgd import apgd
 from core.attacks.forward import predict
 from core.attacks.losses import Loss, cross_entropy, kl_divergence
@@ -68,6 +68,7 @@ class AdversarialMethod:
             images,
             labels,
             LpThreat(norm, self._eps[norm]),
+            CHECKED,
             steps=self._steps[norm],
             start=objective.start,
             targets=objective.targets,

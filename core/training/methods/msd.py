@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from core.attacks import CHECKED
 from core.attacks.msd import msd
 from core.attacks.threat import UnionThreat
 from core.data.split import Batch
@@ -22,6 +23,7 @@ class MSD(AdversarialMethod):
             images,
             labels,
             UnionThreat.of(self._eps),
+            CHECKED,
             steps=self._steps,
             start=objective.start,
             targets=objective.targets,

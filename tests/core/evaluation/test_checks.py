@@ -46,6 +46,25 @@ def test_what_makes_an_evaluation_unreliable_is_flagged(
     assert code in {flag.code for flag in reports[1].flags}
 
 
+class _Standardising(nn.Module):
+    """A linear classifier of images that are standardised over the batch, as batch norm without statistics does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm2d(1, track_running_stats=False), nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(self.norm(images).flatten(1))
+
+
+@pytest.mark.parametrize("points", [1, 10])
+def test_answers_that_depend_on_batch_mates_are_flagged(points: int, test_digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = (part[:points] for part in test_digits)
+    torch.manual_seed(0)
+    report = evaluate(_Standardising(), images, labels, {"linf": 0.01}, protocol="fast")
+    assert "batch_dependent" in {flag.code for flag in report.flags}
+
+
 def test_few_classes_are_flagged_with_what_is_done_instead(test_digits: tuple[Tensor, Tensor]) -> None:
     images = test_digits[0][:6]
     model = _Doubtful(3, lambda logits: logits)

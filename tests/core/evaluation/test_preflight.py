@@ -147,6 +147,28 @@ def test_batch_norm_without_running_statistics_is_a_warning(base: nn.Module, dig
     assert "use weights that hold them" in _findings(base, digits)["preflight_batch_dependent"]
 
 
+def test_logits_that_are_lost_under_attack_are_a_warning(base: nn.Module, digits: Dataset) -> None:
+    known = digits.test.first(128).images()
+
+    def lost(images: Tensor) -> Tensor:
+        moved = ~(images[:, None] == known).flatten(2).all(2).any(1)
+        return images.masked_fill((moved & (images.mean((1, 2, 3)) > 0)).view(-1, 1, 1, 1), torch.nan)
+
+    found = list(inspect(_Around(base, before=lost), digits.test.first(8), _DIGITS, {}, {"l2": 0.5}))
+    said = {warned.code: warned.message for warned in found}
+    assert "APGD in l2 at 0.5 turn 8 of 8 images" in said["preflight_not_finite"]
+    assert "use a network without" in said["preflight_not_finite"]
+
+
+def test_gradients_with_nan_are_a_warning(base: nn.Module, digits: Dataset) -> None:
+    rooted = _Around(base, before=lambda images: images + (0 * images[:, :, :1, :1]).sqrt())
+    said = _findings(rooted, digits)
+    assert set(said) == {"preflight_nan_gradients"}
+    assert "16 of 16 images" in said["preflight_nan_gradients"]
+    noise = [warned.code for warned in inspect_on_noise(rooted, _DIGITS)]
+    assert noise == ["preflight_nan_gradients"]
+
+
 @pytest.mark.parametrize(
     ("expects", "words", "remedy"),
     [

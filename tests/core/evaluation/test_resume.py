@@ -18,7 +18,7 @@ _PREDICTED = torch.tensor([3, 12])
 def test_what_was_found_is_there_for_the_same_evaluation_and_for_no_other(tmp_path: Path) -> None:
     kept = EvaluationState(tmp_path / STATE_FILE)
     assert not kept.begin(lambda: "one")
-    kept.put("linf/apgd-ce/0", _PREDICTED)
+    kept.put({"linf/apgd-ce/0": _PREDICTED})
     kept.put_attack("linf/square/0", {"best": torch.ones(3)})
     again, other = EvaluationState(tmp_path / STATE_FILE), EvaluationState(tmp_path / STATE_FILE)
     assert again.begin(lambda: "one")
@@ -39,7 +39,7 @@ def test_one_evaluation_after_the_other_begins_with_nothing_but_a_higher_number(
 ) -> None:
     kept = EvaluationState(tmp_path / path if path else None)
     kept.begin(lambda: "one")
-    kept.put("linf/apgd-ce/0", _PREDICTED)
+    kept.put({"linf/apgd-ce/0": _PREDICTED})
     kept.close()
     assert not kept.begin(lambda: "another")
     assert kept.get("linf/apgd-ce/0") is None
@@ -56,7 +56,7 @@ def test_a_copy_stays_as_it_is_while_more_is_found_and_the_last_two_stay(
     kept.begin(lambda: "one")
     saved = []
     for number in range(4):
-        kept.put(f"linf/apgd-ce/{number}", _PREDICTED)
+        kept.put({f"linf/apgd-ce/{number}": _PREDICTED})
         saved += kept.snapshot()
         assert not list(kept.snapshot()), "nothing is new"
     assert [each.step for each in saved] == [1, 2, 3, 4]
@@ -103,7 +103,7 @@ def test_a_state_that_does_not_fit_the_disk_is_left_out(tmp_path: Path, monkeypa
     monkeypatch.setattr(resume, "write_file", nearly_full(write_file))
     kept = EvaluationState(tmp_path / STATE_FILE)
     kept.begin(lambda: "one")
-    kept.put("linf/apgd-ce/0", _PREDICTED)
+    kept.put({"linf/apgd-ce/0": _PREDICTED})
     kept.put_attack("linf/square/0", {"best": torch.zeros(100_000)})
     again = EvaluationState(tmp_path / STATE_FILE)
     assert again.begin(lambda: "one")
