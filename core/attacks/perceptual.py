@@ -37,11 +37,13 @@ def perceptual(
 
     noise (batch, channels, height, width): standard normal numbers, drawn with `options.seed` by default; the attack
     starts at the image plus a hundredth of them. margin_limit: the margin in logits from which on a misclassified point
-    only reduces its distance; None for no limit, as in the authors' training. Minimises weight * max(0, LPIPS - bound) - margin by normalised
-    gradient steps. Over the run the weight grows from 1 to 10 and a step's length, in units of LPIPS, falls from the
-    bound to a tenth of it. Nothing brings a point back that ends outside the bound, so the attack is for training, not
-    for evaluation. Misclassified images are returned unchanged. `loss` is the margin at `adversarial`. All points go
-    through the model together. Costs 2 steps + 2 forward and `steps` backward passes.
+    only reduces its distance; None for no limit, as in the authors' training.
+
+    Minimises weight * max(0, LPIPS - bound) - margin by normalised gradient steps. Over the run the weight grows from
+    1 to 10 and a step's length, in units of LPIPS, falls from the bound to a tenth of it. Nothing brings a point back
+    that ends outside the bound, so the attack is for training, not for evaluation. Misclassified images are returned
+    unchanged. `loss` is the margin at `adversarial`. All points go through the model together. Costs 2 steps + 2
+    forward and `steps` backward passes.
 
     Raises BadInput for a model without feature maps.
     """
