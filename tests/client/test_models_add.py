@@ -14,8 +14,15 @@ from core.schema.import_spec import ImportSpec
 
 _MADE: dict[str, Any] = {
     **dict.fromkeys(Model.model_fields),
-    "id": "model_1", "object": "model", "name": "mine", "source": "own", "status": "ready", "description": "w.pt.",
-    "key": "ema", "other_keys": ["state_dict"], "warnings": [],
+    "id": "model_1",
+    "object": "model",
+    "name": "mine",
+    "source": "own",
+    "status": "ready",
+    "description": "w.pt.",
+    "key": "ema",
+    "other_keys": ["state_dict"],
+    "warnings": [],
 }
 
 
