@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import nn
 
 from core.models import Blueprint, build
+from core.models.file_kinds import find_kind
 from core.models.weight_matching import compare
 from core.schema.catalog import MODELS, Norm
 from core.schema.errors import BadInput, BadWeights, DiskFull, UserError
@@ -43,6 +44,8 @@ class Origin(BaseModel):
     """Name of the file that they were read from."""
     sha256: str
     """Hash of that file."""
+    key: str = ""
+    """Path of the weights inside that file, such as state_dict; empty where the file is nothing else."""
     published: str | None = None
     """Their name in `core.schema.model_zoo`; null for weights that are not published there."""
     licence: str | None = None
@@ -212,6 +215,8 @@ def read_header(path: Path) -> Header:
             f"there is no file {path}", hint="check the path of the weights", field="base_model"
         ) from error
     except (SafetensorError, OSError) as error:
+        # A file that is neither safetensors nor of torch has an error of its own.
+        find_kind(path, field="base_model")
         raise BadWeights(
             f"{path.name} is not a safetensors file: {error}",
             hint="give a checkpoint made by Temper; python -m core import-weights makes one of other files",

@@ -169,7 +169,10 @@ def _summarise(findings: DatasetInspection | ModelInspection) -> dict[str, Any]:
     if isinstance(findings, ModelInspection):
         shown = findings.model_dump(
             mode="json",
-            include={"architecture", "parameters", "shape", "classes", "claims", "source", "source_sha256", "warnings"},
+            include={
+                *("architecture", "parameters", "shape", "classes", "claims", "source", "source_sha256", "warnings"),
+                *("key", "other_keys"),
+            },
         )
         return {**shown, "warnings": [warning.code for warning in findings.warnings]}
     return {

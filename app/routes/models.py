@@ -44,7 +44,13 @@ from core.schema.validation import FieldError
 
 router = APIRouter(tags=["models"])
 
-_NOT_INSPECTED: dict[str, Any] = {"parameters": None, "made_by": None, "warnings": []}
+_NOT_INSPECTED: dict[str, Any] = {
+    "parameters": None,
+    "key": None,
+    "other_keys": [],
+    "made_by": None,
+    "warnings": [],
+}
 """Fields that only the inspection of a project's own fills."""
 
 
@@ -175,6 +181,8 @@ def _own(model: tables.Asset) -> schemas.Model:
             "norm": norm,
             "eps": claims[norm] if norm else None,
             "made_by": show_made_by(model.job_id, model.checkpoint_id),
+            "key": summary.get("key"),
+            "other_keys": summary.get("other_keys", []),
             "warnings": summary.get("warnings", []),
             **known,
         }

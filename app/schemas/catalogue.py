@@ -39,6 +39,10 @@ class Model(Listed):
     """Bytes of its file; null for a shipped model."""
     sha256: str | None
     """SHA-256 of its file; null for a local file, which only a run opens."""
+    key: str | None
+    """Where in the uploaded file its weights were; empty where the file is nothing else, null if it is not known."""
+    other_keys: list[str]
+    """Where in that file other weights are, which were not taken. A model posted with one of these as key has them."""
     made_by: MadeBy | None
     """The job that made it, if it was made of a checkpoint."""
     warnings: list[str]

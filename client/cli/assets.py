@@ -48,16 +48,40 @@ def add_model(
     dataset: Annotated[
         str | None, typer.Option(help="The data set it was trained on, which determines shape and classes.")
     ] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(help="Its name in RobustBench, which gives network, data set, normalisation and robustness."),
+    ] = None,
     shape: Annotated[str | None, typer.Option(help="Its images instead, such as 3,32,32.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Its number of classes, if the data set does not say it.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Per channel, the mean subtracted from images in [0, 1], such as 0.49,0.48,0.45.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Per channel, the standard deviation they are divided by.")] = None,
     norm: Annotated[str | None, typer.Option(help="The norm it is declared to be robust to.")] = None,
     eps: Annotated[str | None, typer.Option(help="The radius it is declared to be robust at, such as 8/255.")] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="Where in the file its weights are, such as state_dict; averaged ones by default."),
+    ] = None,
     output: Output = "text",
 ) -> None:
     """Upload a base model, or take a checkpoint of a job, and have it inspected. Exit with 0 only if jobs can use
     it."""
     from client.display.screen import byte_bar
 
-    given = {"architecture": architecture, "dataset": dataset, "shape": shape, "norm": norm, "eps": eps}
+    given = {
+        "architecture": architecture,
+        "dataset": dataset,
+        "published": published,
+        "shape": shape,
+        "classes": classes,
+        "mean": mean,
+        "std": std,
+        "norm": norm,
+        "eps": eps,
+        "key": key,
+    }
     declared: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
     with connect() as temper, byte_bar() as on_progress:
         made = temper.models.add(file, name=name, on_progress=on_progress, **declared)

@@ -56,6 +56,9 @@ def model_lines(model: Model) -> Iterator[str]:
     if model.architecture and model.shape:
         images = f"images {' x '.join(map(str, model.shape))}, {model.classes} classes"
         yield f"  {model.architecture}, {images}"
+    if model.other_keys:
+        others = escape(" or --key ".join(model.other_keys))
+        yield f"  has the weights under {escape(model.key or 'no key')}; the file has others: add --key {others}"
     if model.norm and model.eps:
         yield f"  declared robust to {model.norm} at {model.eps:.4g}"
     if model.sha256:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from pydantic import ValidationError
 
-from core.cli.console import inspection_lines
+from core.cli.console import inspection_lines, other_weights_lines
 from core.cli.options import (
     AnyOptions,
     EvaluationOptions,
@@ -148,8 +148,10 @@ def _import(options: ImportOptions) -> Iterator[str]:
 
     done = import_weights(options.file, spec, options.output or Path(f"{options.file.stem}.safetensors"))
     if options.json_lines:
-        yield json.dumps({"path": str(done.path), "sha256": done.sha256, "header": done.header.model_dump(mode="json")})
+        shown = {"path": str(done.path), "sha256": done.sha256, "header": done.header.model_dump(mode="json")}
+        yield json.dumps({**shown, "key": done.key, "other_keys": done.others})
         return
+    yield from other_weights_lines(done.key, done.others)
     blueprint = done.header.blueprint
     source = f"{options.file}, {done.key}" if done.key else options.file
     yield f"read {source}: {blueprint.architecture}, {done.parameters:,} parameters"

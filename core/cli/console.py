@@ -1,6 +1,6 @@
 """Events and inspections as lines of text for a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from core.schema.catalog import NORMS
 from core.schema.events import (
@@ -89,12 +89,19 @@ def table(reports: dict[str, Report | None]) -> Iterator[str]:
         yield f"{report.protocol} protocol, {report.examples} test points, per cent"
 
 
+def other_weights_lines(key: str, others: Sequence[str]) -> Iterator[str]:
+    """Say which weights of a file with several were taken, and how to take the others."""
+    if others:
+        yield f"  took the weights under {key or 'no key'}; the file has others: add --key {' or --key '.join(others)}"
+
+
 def inspection_lines(found: DatasetInspection | ModelInspection) -> Iterator[str]:
     """Describe the report of an inspection."""
     sizes = f"images {' x '.join(map(str, found.shape))}"
     if isinstance(found, ModelInspection):
         recognised = ", recognised by the weights" if found.recognised else ""
         yield f"{found.architecture}{recognised}: {found.parameters:,} parameters, {sizes}, {found.classes} classes"
+        yield from other_weights_lines(found.key, found.other_keys)
         yield from (f"  warning ({warning.code}): {warning.message}" for warning in found.warnings)
         return
     yield f"{len(found.classes)} classes, {sizes}"

@@ -31,7 +31,9 @@ class Imported:
     parameters: int
     """Number of parameters of the network."""
     key: str
-    """The key of the weights in the third-party file; empty for a bare state dict."""
+    """The path of the weights in the third-party file; empty for a bare state dict."""
+    others: tuple[str, ...]
+    """The paths of the weights in that file that were not taken."""
 
 
 def import_weights(file: Path, spec: ImportSpec, output: Path) -> Imported:
@@ -60,6 +62,7 @@ def import_weights(file: Path, spec: ImportSpec, output: Path) -> Imported:
     origin = Origin(
         file=file.name,
         sha256=checkpoint.hash_file(file),
+        key=foreign.key,
         published=published.name if published else None,
         licence=published.licence if published else None,
         dataset=spec.dataset or (published.dataset if published else None),
@@ -82,7 +85,7 @@ def import_weights(file: Path, spec: ImportSpec, output: Path) -> Imported:
     checkpoint.make_folder(output.parent)
     sha256 = checkpoint.save_checkpoint(output, model, header)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Imported(output, sha256, header, parameters, foreign.key)
+    return Imported(output, sha256, header, parameters, foreign.key, foreign.others)
 
 
 def recognise(file: Path, spec: ImportSpec) -> ImportSpec:

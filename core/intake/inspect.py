@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 
 from core import checkpoint, data
 from core.checkpoint import Header, RobustnessClaim
@@ -26,6 +25,7 @@ from core.data.image_folder import Found, look_through
 from core.data.safe_zip import Caps, show
 from core.evaluation.preflight import inspect, inspect_on_noise
 from core.intake.import_weights import import_weights, recognise
+from core.models.file_kinds import find_kind
 from core.schema.catalog import DATASETS
 from core.schema.errors import BadDataset, BadWeights, OverLimit
 from core.schema.events import Warned
@@ -47,7 +47,6 @@ _MAX_REFUSED_SHOWN = 100
 _MAX_TWINS_SHOWN = 20
 _MAX_THUMBNAILS = 12
 _THUMBNAIL_SIDE = 64
-_MAX_HEADER_BYTES = 100 * 2**20
 
 
 def inspect_dataset(file: Path, output: Path, *, caps: Caps) -> DatasetInspection:
@@ -193,12 +192,13 @@ def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
     kind = _kind(file, max_bytes)
     target = output / MODEL
     recognised = False
+    others: tuple[str, ...] = ()
     if kind == "checkpoint":
         model, header = checkpoint.load(file)
         shutil.copyfile(file, target)
     else:
         recognised = not (spec.architecture or spec.published)
-        import_weights(file, recognise(file, spec) if recognised else spec, target)
+        others = import_weights(file, recognise(file, spec) if recognised else spec, target).others
         model, header = checkpoint.load(target)
     warnings, looked_at = _warnings(model, header)
     blueprint = header.blueprint
@@ -214,6 +214,8 @@ def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
         classes=blueprint.classes,
         mean=blueprint.mean,
         std=blueprint.std,
+        key=header.origin.key if header.origin and kind != "checkpoint" else "",
+        other_keys=others,
         left_out=len(header.origin.left_out) if header.origin else 0,
         claims={norm: claim.eps for norm, claim in header.claims().items()},
         base_sha256=header.base_sha256,
@@ -226,11 +228,9 @@ def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
 
 
 def _kind(file: Path, max_bytes: int) -> Literal["checkpoint", "safetensors", "torch"]:
-    """Tell the format of a file by its first bytes. Raises BadWeights for a safetensors header of a false length."""
+    """Tell the format of a file by its content. Raises BadWeights for any other format, and OverLimit."""
     try:
         size = file.stat().st_size
-        with file.open("rb") as content:
-            start = content.read(9)
     except OSError as error:
         raise BadWeights(f"cannot read {file}: {error.strerror}", hint="check the path", field="file") from error
     if size > max_bytes:
@@ -239,22 +239,9 @@ def _kind(file: Path, max_bytes: int) -> Literal["checkpoint", "safetensors", "t
             hint="upload only the weights, without the state of the optimiser",
             field="file",
         )
-    if file.suffix != ".safetensors":
+    if find_kind(file) != "safetensors":
         return "torch"
-    length = int.from_bytes(start[:8], "little")
-    if len(start) < 9 or length > min(size - 8, _MAX_HEADER_BYTES) or start[8:] != b"{":
-        raise BadWeights(
-            f"{file.name} is not a safetensors file: it does not start with a header and its length",
-            hint="download it again, or save it again",
-            field="file",
-        )
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return "checkpoint" if checkpoint.KEY in (opened.metadata() or {}) else "safetensors"
-    except SafetensorError as error:
-        raise BadWeights(
-            f"{file.name} is not a safetensors file: {error}", hint="download it again, or save it again", field="file"
-        ) from error
+    return "checkpoint" if checkpoint.has_header(file) else "safetensors"
 
 
 def _warnings(model: torch.nn.Module, header: Header) -> tuple[list[Warned], Literal["digits", "noise"]]:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from core.models import Blueprint, build, describe
 from core.models.normalisation import Normalized
-from core.models.weight_files import ThirdPartyWeights, strip_wrappers
+from core.models.weight_files import ThirdPartyWeights
+from core.models.weight_search import common_prefix, strip_wrappers
 from core.schema.catalog import ARCHITECTURES
 from core.schema.errors import BadWeights, UserError
 
@@ -82,8 +83,9 @@ def compare(weights: Mapping[str, Tensor], network: nn.Module) -> Fit:
 def with_names_of(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename weights from `core.models.weight_files.read` to the names that a network uses.
 
-    The code of a family may have renamed a module since its checkpoints were published (`renamed` of the network). And
-    a prefix that wrappers use may be part of a network's own names, as "network." is for VOLO.
+    The code of a family may have renamed a module since its checkpoints were published (`renamed` of the network). A
+    prefix that wrappers use may be part of a network's own names, as "network." is for VOLO. And what all names of the
+    weights begin with, such as "backbone.", is cut where more of them are then names of the network.
     """
     renamed: Mapping[str, str] = getattr(network, "renamed", {})
     own = network.state_dict().keys()
@@ -93,7 +95,16 @@ def with_names_of(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str
         new = next((new + name.removeprefix(old) for old, new in renamed.items() if name.startswith(old)), name)
         return cut.get(new, new)
 
-    return {rename(name): tensor for name, tensor in weights.items()}
+    levels = common_prefix(weights).split(".")[:-1]
+    prefixes = ["".join(f"{level}." for level in levels[:count]) for count in range(len(levels) + 1)]
+    tries = [
+        {
+            rename(strip_wrappers(name.removeprefix(prefix)) if prefix else name): tensor
+            for name, tensor in weights.items()
+        }
+        for prefix in prefixes
+    ]
+    return max((found for found in tries if len(found) == len(weights)), key=lambda found: len(found.keys() & own))
 
 
 def _counts_batches(name: str) -> bool:

@@ -127,6 +127,10 @@ class ModelInspection(Record):
     """Per channel, the mean subtracted from images; empty without normalisation."""
     std: tuple[float, ...]
     """Per channel, the standard deviation that images are divided by."""
+    key: str = ""
+    """Where in the file the weights were; empty where the file is nothing else."""
+    other_keys: tuple[str, ...] = ()
+    """Where in the file other weights are, which were not taken: an import with one of these as key takes them."""
     left_out: int
     """Number of tensors of the file that the network does not use."""
     claims: dict[Norm, float]

@@ -65,6 +65,9 @@ class Method(Record):
     bound: Annotated[StrictFloat, Field(gt=0, le=10)] | None = Field(default_factory=_default_option("bound"))
     """The LPIPS distance, in the model's own features, within which perceptual adversarial training (PAT) changes an
     image. By default that of the catalogue for the data set. Null for the other methods."""
+    margin_limit: Annotated[StrictFloat, Field(gt=0, le=1000)] | None = None
+    """The margin, in logits, from which on the attack of PAT makes a misclassified image only more like the original.
+    By default there is none, as in its authors' training."""
 
     @field_validator("name")
     @classmethod
@@ -111,6 +114,17 @@ class Method(Record):
             default = entry.options[info.field_name]
             raise PydanticCustomError("missing", "give a value, or leave it out for {default}", {"default": default})
         return value
+
+    @field_validator("margin_limit")
+    @classmethod
+    def _check_margin_limit(cls, limit: float | None, info: ValidationInfo) -> float | None:
+        if limit is not None and info.data.get("name", "pat") != "pat":
+            raise PydanticCustomError(
+                "option_not_taken",
+                "method {method} has no margin_limit: leave it out, or choose pat",
+                {"method": info.data["name"]},
+            )
+        return limit
 
     @field_validator("beta")
     @classmethod

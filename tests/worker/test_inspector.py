@@ -19,6 +19,7 @@ from core.schema.events import Failed, Warned
 from tests.support.images import image, two_classes
 from tests.support.processes import processes_with, wait_until
 from tests.support.uploading import pack, send
+from tests.support.weight_files import NOT_WEIGHTS
 from worker import inspector
 from worker.attempt import run
 from worker.inspector import inspect_next
@@ -108,6 +109,38 @@ def test_third_party_weights_become_a_base_model_as_declared(api, workplace):
     report = api.get(shown["report"]).json()
     assert (report["source"], report["recognised"], report["sha256"]) == ("torch", True, shown["sha256"])
     assert workplace.store.size(f"models/{posted}/1/model.safetensors") == shown["size"]
+
+
+def check_refusal(api, workplace, what, filename):
+    make, said, remedy = NOT_WEIGHTS[what]
+    upload = send(api, make(), filename, "model")
+    assert api.post("/models", json={"upload": upload, "name": "mine"}).status_code == 201
+    inspect_next(workplace)
+    failure = api.get("/models/mine").json()["failure"]
+    assert (failure["code"], failure["field"]) == ("bad_weights", "file"), failure
+    assert said in failure["message"]
+    assert remedy in failure["hint"]
+
+
+def test_a_file_that_is_not_weights_is_refused_as_what_it_is(api, workplace):
+    check_refusal(api, workplace, "a pointer of Git LFS", "theirs.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", [what for what in NOT_WEIGHTS if what != "nothing"])
+def test_each_file_that_is_not_weights_is_refused_as_what_it_is(what, api, workplace):
+    check_refusal(api, workplace, what, "theirs.pt")
+
+
+def test_the_weights_that_were_not_taken_are_shown(api, workplace):
+    weights = shipped_weights()
+    raw = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    post_model(api, as_torch({"model": raw, "averaged": weights}), filename="theirs.safetensors")
+    inspect_next(workplace)
+    shown = api.get("/models/mine").json()
+    assert (shown["status"], shown["key"], shown["other_keys"]) == ("ready", "averaged", ["model"]), shown
+    report = api.get(shown["report"]).json()
+    assert (report["source"], report["key"], report["other_keys"]) == ("torch", "averaged", ["model"])
 
 
 @pytest.fixture

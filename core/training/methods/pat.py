@@ -27,6 +27,7 @@ class PAT:
         del eps, attacked
         assert method.bound is not None
         self._threat = PerceptualThreat(method.bound)
+        self._margin_limit = method.margin_limit
         self._generator = generator
 
     def __call__(self, model: nn.Module, batch: Batch, shard: Shard, counts: Counts) -> BatchLoss:
@@ -37,5 +38,5 @@ class PAT:
         noise = shard.draw(
             len(images), lambda count: torch.randn(count, *shape, generator=source, device=source.device)
         )
-        found = perceptual(model, images, labels, self._threat, noise=noise)
+        found = perceptual(model, images, labels, self._threat, noise=noise, margin_limit=self._margin_limit)
         return BatchLoss(F.cross_entropy(model(found.adversarial), labels), norm=None)

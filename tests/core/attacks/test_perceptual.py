@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -80,13 +81,16 @@ def test_a_model_without_feature_maps_is_refused() -> None:
     assert caught.value.field == "method"
 
 
-def test_points_fall_and_stay_near_the_bound(base: nn.Module, test_digits: tuple[Tensor, Tensor]) -> None:
+def test_with_a_margin_limit_points_fall_and_stay_near_the_bound(
+    base: nn.Module, test_digits: tuple[Tensor, Tensor]
+) -> None:
     images, labels = (part[:64] for part in test_digits)
     with torch.no_grad():
         right = base(images).argmax(1) == labels
     fallen, reached = [], []
     for bound in (0.1, 0.5):
-        result = perceptual(base, images, labels, PerceptualThreat(bound), noise=_noise(images))
+        threat, noise = PerceptualThreat(bound), _noise(images)
+        result = perceptual(base, images, labels, threat, noise=noise, margin_limit=1)
         with torch.no_grad():
             answers = base(result.adversarial).argmax(1)
             reached.append(float(_distances(base, images, result.adversarial)[right].mean()))
@@ -97,6 +101,86 @@ def test_points_fall_and_stay_near_the_bound(base: nn.Module, test_digits: tuple
     assert fallen[0] < 32 < fallen[1]
     assert reached[0] < reached[1]
     assert 0.5 < reached[1] < 0.65, "the fine holds the points near the bound"
+
+
+def test_without_a_margin_limit_the_loss_is_far_higher(base: nn.Module, test_digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = (part[:32] for part in test_digits)
+    losses = {}
+    for limit in (1.0, None):
+        found = perceptual(base, images, labels, PerceptualThreat(0.5), noise=_noise(images), margin_limit=limit)
+        with torch.no_grad():
+            losses[limit] = float(nn.functional.cross_entropy(base(found.adversarial), labels))
+    assert losses[1.0] < 4
+    assert losses[None] > 2 * losses[1.0]
+    default = perceptual(base, images, labels, PerceptualThreat(0.5), noise=_noise(images))
+    assert torch.equal(default.adversarial, found.adversarial)
+
+
+class _Layer(nn.Module):
+    """A block of a transformer, whose parts put out keys, attention weights and tokens of a wider layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.keys = nn.LayerNorm(width), nn.Linear(width, width)
+        self.split, self.drop = nn.Identity(), nn.Identity()
+        self.wide, self.back = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        keys = self.split(self.keys(self.norm(tokens)).unflatten(-1, (2, -1)).transpose(1, 2))
+        weights = self.drop((keys @ keys.transpose(-2, -1)).softmax(-1))
+        tokens = tokens + (weights @ keys).transpose(1, 2).flatten(2)
+        return tokens + self.back(self.wide(tokens).relu())
+
+
+class _Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.zeros(1, 1, 8))
+        self.layers, self.head = nn.ModuleList(_Layer(8) for _ in range(3)), nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = torch.cat([self.token.expand(len(images), -1, -1), self.patches(images).flatten(2).mT], 1)
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.head(tokens[:, 0])
+
+
+def test_features_of_a_transformer_are_the_tokens_after_its_last_block() -> None:
+    model = _Transformer()
+    images = torch.rand(2, 3, 16, 16)
+    seen: list[Tensor] = []
+    model.layers[-1].register_forward_hook(lambda *given: seen.append(given[2]))
+    _, features = logits_and_features(model, images)
+    (tokens,) = seen
+    expected = (tokens / tokens.norm(dim=2, keepdim=True) / 17**0.5).transpose(1, 2).flatten(1)
+    torch.testing.assert_close(features, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "count"),
+    [
+        ("test_vit", 160, 101 * 64),
+        ("test_convnext", 160, 24 * 40**2 + 32 * 20**2 + 48 * 10**2 + 64 * 5**2),
+        ("xcit_nano_12_p16_224", 64, 128 * (16 + 17)),
+    ],
+)
+def test_features_of_published_transformers_are_maps_of_their_blocks(name: str, side: int, count: int) -> None:
+    model = timm.create_model(name, num_classes=5).eval()
+    with torch.no_grad():
+        _, features = logits_and_features(model, torch.rand(1, 3, side, side))
+    assert features.shape == (1, count)
+
+
+def test_a_map_with_its_channels_last_is_compared_over_its_channels() -> None:
+    small = {"img_size": 64, "window_size": 4, "embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
+    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **small).eval()
+    seen: list[Tensor] = []
+    model.layers[-1].register_forward_hook(lambda *given: seen.append(given[2]))
+    with torch.no_grad():
+        _, features = logits_and_features(model, torch.rand(1, 3, 64, 64))
+    assert features.shape == (1, 8 * 16**2 + 16 * 8**2 + 32 * 4**2 + 64 * 2**2)
+    last = features[:, -64 * 4 :].view(64, 4)
+    torch.testing.assert_close(last, nn.functional.normalize(seen[0].flatten(0, 2), dim=1).mT / 2)
 
 
 def test_images_that_the_model_has_wrong_are_left_alone(base: nn.Module, test_digits: tuple[Tensor, Tensor]) -> None:

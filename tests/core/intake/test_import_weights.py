@@ -75,6 +75,22 @@ def test_a_normalisation_can_be_given_as_numbers(weights: Path, base: nn.Module,
     torch.testing.assert_close(model(images), base((images - 0.5) / 0.25))
 
 
+def test_an_import_says_which_of_two_networks_it_took(base: nn.Module, tmp_path: Path, capsys: Say) -> None:
+    raw = {name: torch.zeros_like(tensor) for name, tensor in base.state_dict().items()}
+    torch.save({"state_dict": raw, "model_ema": base.state_dict()}, tmp_path / "w.pt")
+    digits = [tmp_path / "w.pt", "--arch", "digits-cnn", "--dataset", "digits", "--output", tmp_path / "w.safetensors"]
+    assert _import(*digits) == 0
+    said = capsys.readouterr().out
+    assert "took the weights under model_ema; the file has others: add --key state_dict" in said
+    assert _import(*digits, "--key", "state_dict", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["key"], found["other_keys"], found["header"]["origin"]["key"]) == (
+        "state_dict",
+        ["model_ema"],
+        "state_dict",
+    )
+
+
 def test_a_published_name_brings_what_is_known_of_it(tmp_path: Path, capsys: Say) -> None:
     entry = PUBLISHED["cifar10/L1/pretr_L1"]
     dataset = DATASETS[entry.dataset]

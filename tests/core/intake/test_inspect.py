@@ -4,6 +4,7 @@ import ast
 import io
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from core import checkpoint, data
+from core.cli.console import inspection_lines
 from core.data.image_folder import load
 from core.data.safe_zip import Caps
 from core.intake.inspect import inspect_dataset, inspect_model
@@ -30,6 +32,7 @@ from core.schema.import_spec import ImportSpec
 from core.schema.inspection_report import DatasetInspection, ModelInspection
 from tests.support import forked
 from tests.support.images import image, two_classes, write
+from tests.support.weight_files import NOT_WEIGHTS
 
 SHIPPED = Path(checkpoint.__file__).parent / "models" / "weights"
 
@@ -170,20 +173,53 @@ def test_a_checkpoint_of_ours_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_weights_of_others_are_recognised_and_become_a_checkpoint(suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [".pt", ".safetensors"])
+def test_weights_of_others_are_recognised_and_become_a_checkpoint(kind: str, suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"theirs{suffix}"
-    if suffix == ".pt":
+    if kind == ".pt":
         torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in digits_weights().items()}}, file)
     else:
         save_file(digits_weights(), file)
     found = check_model(file, tmp_path)
     assert (found.architecture, found.recognised, found.shape, found.classes) == ("digits-cnn", True, (1, 8, 8), 10)
-    assert found.source == ("torch" if suffix == ".pt" else "safetensors")
+    assert found.source == ("torch" if kind == ".pt" else "safetensors")
     assert found.source_sha256 == checkpoint.hash_file(file)
     model, header = checkpoint.load(tmp_path / "out" / "model.safetensors")
     assert header.origin
     assert header.origin.sha256 == found.source_sha256
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in digits_weights().items())
+
+
+def test_a_checkpoint_of_ours_is_known_under_any_name(tmp_path: Path) -> None:
+    shutil.copyfile(SHIPPED / "digits-cnn-linf.safetensors", tmp_path / "base.pt")
+    assert check_model(tmp_path / "base.pt", tmp_path).source == "checkpoint"
+
+
+@pytest.mark.parametrize("what", list(NOT_WEIGHTS))
+def test_a_file_that_is_not_weights_is_refused_with_its_reason(what: str, tmp_path: Path) -> None:
+    make, said, remedy = NOT_WEIGHTS[what]
+    (tmp_path / "theirs.pt").write_bytes(make())
+    with pytest.raises(BadWeights) as caught:
+        check_model(tmp_path / "theirs.pt", tmp_path)
+    assert said in caught.value.message
+    assert remedy in caught.value.hint
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_the_report_says_which_of_two_networks_was_taken(tmp_path: Path) -> None:
+    raw = digits_weights()
+    last = [name for name in raw if name.endswith("weight")][-1]
+    raw[last] = raw[last].flip(0)
+    torch.save({"state_dict": raw, "ema": digits_weights()}, tmp_path / "theirs.pt")
+    found = check_model(tmp_path / "theirs.pt", tmp_path)
+    assert (found.key, found.other_keys, found.warnings) == ("ema", ("state_dict",), ())
+    assert "took the weights under ema; the file has others: add --key state_dict" in "\n".join(inspection_lines(found))
+    _, header = checkpoint.load(tmp_path / "out" / "model.safetensors")
+    assert header.origin
+    assert header.origin.key == "ema"
+    other = check_model(tmp_path / "theirs.pt", tmp_path, key="state_dict")
+    assert (other.key, other.other_keys) == ("state_dict", ("ema",))
+    assert [warning.code for warning in other.warnings] == ["preflight_chance"]
 
 
 def test_weights_that_fit_several_networks_are_asked_about(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Third-party weight files: every layout of the field gives the very network, and nothing else gets in."""
 
 import argparse
+import collections
+import datetime
 import os
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +46,23 @@ def _madry(weights: Weights) -> dict[str, Any]:
     return {"epoch": 110, "model": _prefixed("module.", inner), "optimizer": {"state": {}}}
 
 
+def _zeros(weights: Mapping[str, Tensor]) -> Weights:
+    return {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+
+
+def _averaged_model(weights: Weights) -> Weights:
+    model = build(_DIGITS)
+    model.load_state_dict(weights)
+    return dict(torch.optim.swa_utils.AveragedModel(model).state_dict())
+
+
+def _whole(weights: Weights) -> nn.Module:
+    """The network itself, as torch.save(model) writes it."""
+    model = build(_DIGITS)
+    model.load_state_dict(weights)
+    return model
+
+
 _LAYOUTS: dict[str, Any] = {
     "bare": lambda weights: weights,
     "state_dict": lambda weights: {"state_dict": weights, "epoch": 3},
@@ -62,6 +82,38 @@ _LAYOUTS: dict[str, Any] = {
         "state_dict": {name: torch.zeros_like(tensor) for name, tensor in weights.items()},
         "state_dict_ema": weights,
     },
+    **{
+        f"averaged under {key}": lambda weights, key=key: {"model": _zeros(weights), key: weights, "optimizer": {}}
+        for key in ("ema", "ema_model", "model_ema", "modelEMA", "averaged", "swa_state_dict", "EMA.weights")
+    },
+    "AveragedModel": lambda weights: _averaged_model(weights),
+    "AveragedModel under any key": lambda weights: {"state_dict": _zeros(weights), "teacher": _averaged_model(weights)},
+    "averaged in a wrapper": lambda weights: {"model": _zeros(weights), "ema": {"decay": 0.9, "shadow": weights}},
+    "averaged below raw": lambda weights: {"model": {"net": _zeros(weights), "net_ema": weights}},
+    "averaged among the names": lambda weights: {
+        "state_dict": {**_prefixed("model.", _zeros(weights)), **_prefixed("model_ema.module.", weights)}
+    },
+    "averaged among the names, with counters": lambda weights: {
+        **_prefixed("online_model.", _zeros(weights)),
+        **_prefixed("ema_model.", weights),
+        "initted": torch.tensor(True),
+        "step": torch.tensor(3),
+    },
+    "the optimiser averaged": lambda weights: {"model": weights, "ema_optimizer": {"fc.weight": torch.ones(2, 2)}},
+    "profiled": lambda weights: {
+        **weights,
+        "total_ops": torch.zeros(1, dtype=torch.float64),
+        **{f"{name.rpartition('.')[0]}.total_params": torch.zeros(1) for name in weights},
+    },
+    "any prefix": lambda weights: _prefixed("backbone.", weights),
+    "any prefix in wrappers": lambda weights: {"state_dict": _prefixed("module.my_net.encoder.module.", weights)},
+    "any prefix, normalised before": lambda weights: _prefixed(
+        "classifier.", {**_statistics("normalize.mean", "normalize.std"), **_prefixed("body.", weights)}
+    ),
+    "any prefix, normalised inside": lambda weights: _prefixed("wrapped.", {**weights, **_statistics("mu", "sigma")}),
+    "any key": lambda weights: {"my_weights": weights, "epoch": 3, "optimizer": {"fc.weight": torch.ones(2, 2)}},
+    "a network whole": lambda weights: _whole(weights),
+    "a network whole, averaged": lambda weights: {"model": _whole(_zeros(weights)), "ema": _whole(weights)},
     "normalised inside": lambda weights: {**weights, **_statistics("mu", "sigma")},
     "normalised before": lambda weights: {
         **_statistics("normalize.mean", "normalize.std"),
@@ -151,6 +203,74 @@ def test_the_key_of_the_weights_can_be_given(tmp_path: Path) -> None:
         read(tmp_path / "w.pt", key="worst")
 
 
+def _pair() -> tuple[Weights, Weights]:
+    return {"fc.weight": torch.ones(2, 2)}, {"fc.weight": torch.zeros(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("layout", "taken", "others"),
+    [
+        (lambda one, two: {"state_dict": two, "ema": one}, "ema", ("state_dict",)),
+        (lambda one, two: {"model": one, "net": two}, "model", ("net",)),
+        (lambda one, two: {"model": one, "discriminator": two}, "model", ("discriminator",)),
+        (lambda one, two: {"runs": {"best": two}, "model": {"state_dict": one}}, "model.state_dict", ("runs.best",)),
+        (
+            lambda one, two: {"state_dict": _prefixed("net.", two) | _prefixed("net_ema.", one)},
+            "state_dict.net_ema",
+            ("state_dict.net",),
+        ),
+        (lambda one, two: _prefixed("module.swa.", one) | _prefixed("module.raw.", two), "module.swa", ("module.raw",)),
+        (lambda one, two: {"model": one, "state_dict": two, "optimizer": {"m": two}}, "state_dict", ("model",)),
+    ],
+)
+def test_where_a_file_has_two_networks_both_can_be_taken(
+    layout: Any, taken: str, others: tuple[str, ...], tmp_path: Path
+) -> None:
+    one, two = _pair()
+    if taken == "state_dict":
+        one, two = two, one
+    path = tmp_path / "w.pt"
+    torch.save(layout(one, two), path)
+    found = read(path)
+    assert (found.key, found.others) == (taken, others)
+    expected = {"state_dict": two}.get(taken, one)
+    assert torch.equal(found.weights["fc.weight"], expected["fc.weight"])
+    again = read(path, key=taken)
+    assert (again.key, again.others) == (taken, others)
+    other = read(path, key=others[0])
+    assert other.key == others[0]
+    assert not torch.equal(other.weights["fc.weight"], expected["fc.weight"])
+    assert taken in other.others
+
+
+def test_weights_that_are_named_twice_are_one_network(tmp_path: Path) -> None:
+    one, _ = _pair()
+    torch.save({"state_dict": one, "model": one, "net": dict(one)}, tmp_path / "w.pt")
+    assert read(tmp_path / "w.pt").others == ()
+
+
+def test_a_key_may_have_dots(tmp_path: Path) -> None:
+    one, two = _pair()
+    torch.save({"model.v1": {"weights.best": one, "weights.last": two}}, tmp_path / "w.pt")
+    found = read(tmp_path / "w.pt", key="model.v1.weights.last")
+    assert torch.equal(found.weights["fc.weight"], two["fc.weight"])
+
+
+def test_names_in_a_message_are_short_and_printable(tmp_path: Path) -> None:
+    torch.save({"\x1b[31mred\n" + "x" * 500: [1]}, tmp_path / "w.pt")
+    with pytest.raises(BadWeights) as caught:
+        read(tmp_path / "w.pt")
+    assert caught.value.hint.startswith("it has: ?[31mred?xxx")
+    assert len(caught.value.hint) < 200
+
+
+def test_arrays_of_numpy_are_told_how_to_become_weights(tmp_path: Path) -> None:
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"model": {"fc.weight": np.ones((2, 2))}}))
+    with pytest.raises(BadWeights, match="no weights") as caught:
+        read(tmp_path / "w.pkl")
+    assert "torch.from_numpy" in caught.value.hint
+
+
 def test_a_mapping_that_holds_itself_is_no_endless_search(tmp_path: Path) -> None:
     endless: dict[str, Any] = {}
     endless["state_dict"] = endless
@@ -193,21 +313,38 @@ class _Canary:
         return os.system, (f"touch {self.path}",)
 
 
-@pytest.mark.parametrize("extra", ["canary", "namespace", "numpy", "network"])
-def test_a_torch_file_with_more_than_tensors_is_refused_and_not_executed(extra: str, tmp_path: Path) -> None:
-    canary = tmp_path / "canary"
-    objects = {
-        "canary": _Canary(canary),
-        "namespace": argparse.Namespace(lr=0.1),
-        "numpy": np.float64(87.3),
-        "network": nn.Linear(2, 2),
-    }
-    path = tmp_path / "weights.pt"
-    torch.save({"state_dict": {"w": torch.ones(1)}, "extra": objects[extra]}, path)
-    with pytest.raises(BadWeights, match="tensors alone") as caught:
+def test_a_torch_file_that_runs_a_command_is_refused_and_not_executed(tmp_path: Path) -> None:
+    canary, path = tmp_path / "canary", tmp_path / "weights.pt"
+    torch.save({"state_dict": {"w": torch.ones(1)}, "extra": _Canary(canary)}, path)
+    with pytest.raises(BadWeights, match=r"tensors alone: it calls posix\.system") as caught:
         read(path)
     assert "torch.save(model.state_dict()" in caught.value.hint
     assert not canary.exists()
+
+
+_BESIDE: dict[str, Any] = {
+    "namespace": argparse.Namespace(lr=0.1, path=Path("/data")),
+    "numpy": [np.float64(87.3), np.arange(5), np.dtype("f4"), np.random.default_rng(0)],
+    "network": nn.Linear(2, 2),
+    "torch": [torch.Size([2]), torch.float32, torch.device("cuda:0"), torch.Generator, torch.strided],
+    "code of ours": Blueprint("digits-cnn", (1, 8, 8), 10),
+    "collections": [collections.Counter("ab"), collections.defaultdict(list, a=[1]), collections.deque([1])],
+    "dates": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+    "optimiser": torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1).state_dict(),
+    "sets": [{1, 2}, frozenset({3}), 1j, slice(2)],
+    "a class and a function": [Blueprint, build],
+}
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("beside", list(_BESIDE))
+def test_other_values_beside_the_tensors_do_not_stop_an_import(beside: str, old: bool, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    content = {"extra": _BESIDE[beside], "state_dict": {"w": torch.ones(2, 2), "extra": _BESIDE[beside]}}
+    torch.save(content, path, _use_new_zipfile_serialization=not old)
+    found = read(path)
+    assert (found.key, found.weights.keys()) == ("state_dict", {"w"})
+    assert torch.equal(found.weights["w"], torch.ones(2, 2))
 
 
 @pytest.mark.parametrize(

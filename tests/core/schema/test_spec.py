@@ -142,6 +142,7 @@ def test_a_method_comes_with_its_own_options_and_no_others() -> None:
     assert options({"name": "msd", "loss": "trades"}) == {"loss": "trades", "beta": 6}
     assert options("ramp") == {"loss": "cross-entropy", "pairing": 0.5}
     assert options({"name": "pat", "bound": 1}) == {"bound": 1}
+    assert options({"name": "pat", "margin_limit": 1}) == {"bound": 0.5, "margin_limit": 1}
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,8 @@ def test_a_method_comes_with_its_own_options_and_no_others() -> None:
         ({"method": {"name": "sat", "pairing": 1}}, "/method/pairing", "choose from ramp"),
         ({"method": {"name": "pat", "loss": "trades"}}, "/method/loss", "method pat has no loss"),
         ({"method": {"name": "nat", "loss": "trades"}}, "/method/loss", "choose from single"),
+        ({"method": {"name": "sat", "margin_limit": 1}}, "/method/margin_limit", "method sat has no margin_limit"),
+        ({"method": {"name": "pat", "margin_limit": 0}}, "/method/margin_limit", "greater than 0"),
         ({"method": {"name": "pat", "bound": None}}, "/method/bound", "leave it out for 0.5"),
         ({"method": {"name": "e-at", "beta": 3}}, "/method/beta", "set method.loss to trades"),
         ({"method": {"name": "e-at", "loss": "trades", "beta": 0}}, "/method/beta", "greater than 0"),
