@@ -18,9 +18,9 @@ Rounding = Literal["exact", "autoattack"]
 sorting, with the bits of AutoAttack, which may lie outside the box by rounding."""
 
 _TINY = 1e-12
-# These halvings bring the threshold of the l1 projection below the resolution of float32 or of float64, whatever the
-# number of pixels.
-_HALVINGS, _DOUBLE_HALVINGS = 26, 55
+# 26 halvings bring the threshold of the l1 projection below float32 resolution, whatever the number of pixels, and 55
+# below that of float64, which only the exact projection needs.
+_HALVINGS, _EXACT_HALVINGS = 26, 55
 # Newton's method on a concave function of straight pieces gains a factor of four a step at the least and ends on the
 # root itself: 8 steps were enough for 3,072 random pixels, 9 for slopes and distances spread over six powers of ten.
 _NEWTON_STEPS = 10
@@ -137,7 +137,10 @@ def project_inside(images: Tensor, perturbed: Tensor, norm: Norm, eps: float) ->
     Such a result has at most the length eps, to within rounding of float64, when it is measured in float64.
     """
     exact = images.double()
-    aim = project(exact, perturbed.double(), norm, eps)
+    if norm == "l1":
+        aim = _project_l1(exact, perturbed.double(), eps, _EXACT_HALVINGS)
+    else:
+        aim = project(exact, perturbed.double(), norm, eps)
     found = aim.to(images.dtype)
     too_far = (found.double() - exact).abs() > (aim - exact).abs()
     return torch.where(too_far, found.nextafter(images), found)
@@ -152,7 +155,7 @@ def into_ball(images: Tensor, start: Tensor, norm: Norm, eps: float) -> Tensor:
             return start + l1_correction(images, start - images, eps)
 
 
-def _project_l1(images: Tensor, perturbed: Tensor, eps: float) -> Tensor:
+def _project_l1(images: Tensor, perturbed: Tensor, eps: float, halvings: int = _HALVINGS) -> Tensor:
     """Find the closest point of the l1 ball intersected with the box.
 
     By the optimality conditions that point shortens every pixel's change by one common threshold, down to zero and no
@@ -163,7 +166,7 @@ def _project_l1(images: Tensor, perturbed: Tensor, eps: float) -> Tensor:
     size = delta.abs().flatten(1)
     room = torch.where(delta > 0, 1 - images, images).flatten(1)
     low, high = torch.zeros_like(size[:, :1]), size.amax(1, keepdim=True)
-    for _ in range(_DOUBLE_HALVINGS if delta.dtype == torch.float64 else _HALVINGS):
+    for _ in range(halvings):
         middle = (low + high) / 2
         too_long = (size - middle).clamp_(min=0).minimum(room).sum(1, keepdim=True) > eps
         low, high = torch.where(too_long, middle, low), torch.where(too_long, high, middle)
