@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 from app import tasks
 from app.assets import uploads
 from app.platform.database import lock_row
-from app.platform.ids import new_id
-from app.platform.paging import Part, list_rows
-from app.projects import audit
+from app.platform.paging import Part, Place, list_rows
+from app.projects import audit, totals
+from app.projects.ids import next_id
 from app.tables import Checkpoint, Dataset, Input, Inspected, Job, Model, TaskKind, Upload
 from core.schema.catalog import DATASETS, MODELS
 from core.schema.import_spec import ImportSpec
@@ -56,24 +56,27 @@ class InUse(Exception):
 
 def add_dataset(session: Session, project_id: str, name: str, upload: Upload) -> Dataset:
     """Create a data set from a completed upload, and queue its inspection. Raises NameTaken, NotComplete."""
+    dataset_id = next_id(session, project_id, "ds")
     _check_upload(session, upload, name)
-    return _add(session, Dataset(id=new_id("ds"), **_from_upload(project_id, name, upload)))
+    return _add(session, Dataset(id=dataset_id, **_from_upload(project_id, name, upload)))
 
 
 def add_model(session: Session, project_id: str, name: str, upload: Upload, declared: ImportSpec) -> Model:
     """Create a base model from a completed upload, and queue its inspection. Raises NameTaken, NotComplete."""
+    model_id = next_id(session, project_id, "model")
     _check_upload(session, upload, name)
     content = declared.model_dump(mode="json")
-    model = Model(id=new_id("model"), declared=content, **_from_upload(project_id, name, upload))
+    model = Model(id=model_id, declared=content, **_from_upload(project_id, name, upload))
     return _add(session, model)
 
 
 def add_checkpoint(session: Session, project_id: str, name: str, checkpoint: Checkpoint) -> Model:
     """Create a base model from a checkpoint, and queue its inspection, which makes a copy of the file. The copy counts
     against the project's quota from now on. Raises NameTaken, Deleted."""
+    model_id = next_id(session, project_id, "model")
     lock_row(session, Checkpoint, checkpoint.id, lets_change=True)
     model = Model(
-        id=new_id("model"),
+        id=model_id,
         project_id=project_id,
         name=name,
         filename=f"{checkpoint.id}.safetensors",
@@ -118,6 +121,7 @@ def _add(session: Session, file: Own) -> Own:
     for before in session.scalars(select(table).where(*refused).with_for_update()).all():
         if before.upload_id and before.upload_id != file.upload_id:
             uploads.discard(session, before.upload_id)
+        _count_copy(session, before, -before.size)
         session.delete(before)
         session.flush()
     try:
@@ -126,10 +130,17 @@ def _add(session: Session, file: Own) -> Own:
     except IntegrityError:
         word = WORDS["dataset" if isinstance(file, Dataset) else "model"]
         raise NameTaken(f"the project has a {word} {file.name!r} already") from None
+    _count_copy(session, file, file.size)
     tasks.add(session, _TASKS[table], project_id=file.project_id, subject_id=file.id)
     act: audit.Act = "dataset.create" if table is Dataset else "model.create"
     audit.record(session, file.project_id, act, file.id, name=file.name)
     return file
+
+
+def _count_copy(session: Session, file: File, size: int) -> None:
+    """Count the bytes of a model that is a copy of a checkpoint. Those of other files are counted with their upload."""
+    if isinstance(file, Model) and file.upload_id is None:
+        totals.count_bytes(session, file.project_id, size, uploaded=True)
 
 
 def remove(session: Session, file: File) -> None:
@@ -137,12 +148,14 @@ def remove(session: Session, file: File) -> None:
     # The task before its subject, as everywhere.
     tasks.cancel(session, [file.id])
     # A job that names the file has locked its row before the job's own row is there.
-    if session.scalars(select(type(file)).where(type(file).id == file.id).with_for_update()).one_or_none() is None:
+    locked = select(type(file)).where(type(file).id == file.id).with_for_update()
+    if session.scalars(locked, execution_options={"populate_existing": True}).one_or_none() is None:
         return
     if users := in_use(session, [file.id]):
         raise InUse(users)
     if file.upload_id:
         uploads.discard(session, file.upload_id)
+    _count_copy(session, file, -file.size)
     session.delete(file)
     act: audit.Act = "dataset.delete" if isinstance(file, Dataset) else "model.delete"
     audit.record(session, file.project_id, act, file.id, name=file.name)
@@ -170,7 +183,8 @@ def find(session: Session, kind: Kind, project_id: str, name_or_id: str) -> File
 def list_own(session: Session, kind: Kind, project_id: str, *, after: str | None, limit: int) -> Part[File]:
     """List the project's own data sets or models, oldest first."""
     table: type[Any] = TABLES[kind]
-    return list_rows(session, table, table.id, [table.project_id == project_id], after=after, limit=limit, order="asc")
+    place = Place([table.project_id], [project_id])
+    return list_rows(session, table, table.id, place, after=after, limit=limit, order="asc")
 
 
 def names(session: Session, kind: Kind, project_id: str) -> Sequence[str]:

@@ -24,10 +24,10 @@ from sqlalchemy.orm import Session
 from app import tasks
 from app.platform import leases
 from app.platform.database import Database, now, seconds_from_now
-from app.platform.ids import new_id
 from app.platform.leases import LeaseLost
-from app.platform.paging import Order, Part, list_rows
-from app.projects import audit
+from app.platform.paging import Order, Part, Place, list_fitting, list_rows
+from app.projects import audit, totals
+from app.projects.ids import next_id
 from app.schemas import Purpose, UploadFailure, UploadStatus
 from app.storage import MOST_PARTS, NotStored, ObjectStore, StorageUnavailable
 from app.tables import Task, Upload
@@ -41,6 +41,7 @@ _SOURCES: dict[UploadStatus, frozenset[UploadStatus]] = {
     "aborted": frozenset({"pending", "verifying"}),
     "expired": frozenset({"pending", "verifying"}),
 }
+_LEADING = ("sha256", "status", "purpose")
 _LEASE_SECONDS = 300
 """The lease of a verification. The copy of a very large object, during which nothing renews it, takes minutes."""
 _LATEST_SECONDS = 1200
@@ -78,7 +79,7 @@ def create(
     """Announce a file of `size` bytes, which count against the project's quota from now on. The upload expires after
     `seconds` in which nothing is sent. The caller checks the quota in the same transaction."""
     upload = Upload(
-        id=new_id("upl"),
+        id=next_id(session, project_id, "upl"),
         project_id=project_id,
         filename=filename,
         purpose=purpose,
@@ -91,6 +92,7 @@ def create(
     )
     session.add(upload)
     session.flush()
+    totals.count_bytes(session, project_id, size, uploaded=True)
     audit.record(session, project_id, "upload.create", upload.id, filename=filename, bytes=size)
     return upload
 
@@ -110,9 +112,16 @@ def list_uploads(
     order: Order,
 ) -> Part[Upload]:
     """List a project's uploads by age; `matching` compares columns."""
-    where: list[ColumnElement[bool]] = [Upload.project_id == project_id]
-    where += [getattr(Upload, column) == value for column, value in matching.items() if value is not None]
-    return list_rows(session, Upload, Upload.id, where, after=after, limit=limit, order=order)
+    wanted = {column: value for column, value in matching.items() if value is not None}
+    # The filter that leaves the fewest uploads leads.
+    leading = sorted(wanted, key=_LEADING.index)[:1]
+    columns = [Upload.project_id, *(getattr(Upload, column) for column in leading)]
+    place = Place(columns, [project_id, *(wanted[column] for column in leading)])
+    fits = [getattr(Upload, column) == value for column, value in wanted.items() if column not in leading]
+    page: dict[str, Any] = {"after": after, "limit": limit, "order": order}
+    if fits:
+        return list_fitting(session, Upload, Upload.id, Upload.id, place, fits, **page)
+    return list_rows(session, Upload, Upload.id, place, **page)
 
 
 def key(upload: Upload) -> str:
@@ -208,7 +217,9 @@ def abort(session: Session, upload_id: str) -> Upload:
 
 def discard(session: Session, upload_id: str) -> None:
     """Free the room of a completed upload that no file needs; a later `sweep` removes its object."""
-    _update(session, Upload.id == upload_id, Upload.status == "completed", status="aborted", swept_at=None)
+    completed = Upload.id == upload_id, Upload.status == "completed"
+    for discarded in _update(session, *completed, status="aborted", ended_at=now(), swept_at=None):
+        totals.count_bytes(session, discarded.project_id, -discarded.size, uploaded=True)
 
 
 def verify(upload_id: str, database: Database, store: ObjectStore) -> None:
@@ -330,7 +341,11 @@ def _move(session: Session, to: UploadStatus, *where: ColumnElement[bool], **val
     """Change the status of the uploads that may make this move."""
     if to != "verifying":
         values["ended_at"] = now()
-    return _update(session, *where, Upload.status.in_(_SOURCES[to]), status=to, **values)
+    moved = _update(session, *where, Upload.status.in_(_SOURCES[to]), status=to, **values)
+    for upload in moved:
+        if to not in totals.STORED:
+            totals.count_bytes(session, upload.project_id, -upload.size, uploaded=True)
+    return moved
 
 
 def _update(session: Session, *where: ColumnElement[bool], **values: Any) -> Sequence[Upload]:

@@ -18,7 +18,7 @@ from app.jobs.moves import leave, move
 from app.platform import leases
 from app.platform.database import now, seconds_from_now
 from app.platform.settings import Settings
-from app.projects import quotas, usage
+from app.projects import quotas, totals
 from app.schemas import Failure, Results, Status
 from app.schemas.job_request import parse_request
 from app.tables import AT_WORK, CLAIMED, Attempt, Job, Project
@@ -77,7 +77,7 @@ def claim(
     expire(session, retry_policy)
     claimable = [Job.status == "queued", Job.shards_left == 0, or_(Job.not_before.is_(None), Job.not_before <= now())]
     if gpus is not None:
-        claimable.append(gpus >= usage.GPUS_WANTED)
+        claimable.append(gpus >= totals.GPUS_WANTED)
     claimed: Sequence[Job] = []
     for project_id in _projects_in_turn(session, and_(*claimable), running_quota):
         waiting = select(Job.id).where(Job.project_id == project_id, *claimable)
@@ -135,7 +135,7 @@ def _projects_in_turn(session: Session, claimable: ColumnElement[bool], running_
 def gpus_wanted(session: Session, *, seconds: float) -> Sequence[int]:
     """List the numbers of GPUs that jobs ask for which have waited for longer than `seconds`."""
     waiting = Job.status == "queued", Job.shards_left == 0, Job.updated_at < seconds_from_now(-seconds)
-    return session.scalars(select(usage.GPUS_WANTED).where(*waiting).distinct()).all()
+    return session.scalars(select(totals.GPUS_WANTED).where(*waiting).distinct()).all()
 
 
 def heartbeat(session: Session, claim: Claim, *, lease_seconds: float) -> Status:

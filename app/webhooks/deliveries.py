@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from app.platform import leases
 from app.platform.database import lock_row, moment, now, seconds_from_now
-from app.platform.paging import Part, list_rows
+from app.platform.paging import Part, Place, list_rows
 from app.projects import audit
 from app.tables import Delivery, Job, Webhook
 from app.webhooks.subscriptions import check_enabled
@@ -232,10 +232,10 @@ def list_deliveries(
     session: Session, webhook_id: str, *, status: str | None, after: str | None, limit: int
 ) -> Part[Delivery]:
     """List a webhook's deliveries, newest first."""
-    where = [Delivery.webhook_id == webhook_id]
+    place = Place([Delivery.webhook_id], [webhook_id])
     if status:
-        where.append(Delivery.status == status)
-    return list_rows(session, Delivery, Delivery.id, where, after=after, limit=limit, order="desc")
+        place = Place([Delivery.webhook_id, Delivery.status], [webhook_id, status])
+    return list_rows(session, Delivery, Delivery.id, place, after=after, limit=limit, order="desc")
 
 
 def find_delivery(session: Session, webhook_id: str, delivery_id: str) -> Delivery | None:
