@@ -15,10 +15,11 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from threading import Event
 from time import monotonic
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, select, update
+from sqlalchemy import ColumnElement, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from app import tasks
@@ -30,7 +31,7 @@ from app.projects import audit, totals
 from app.projects.ids import next_id
 from app.schemas import Purpose, UploadFailure, UploadStatus
 from app.storage import MOST_PARTS, NotStored, ObjectStore, StorageUnavailable
-from app.tables import Task, Upload
+from app.tables import Project, Task, Upload
 from app.tasks import TaskClaim
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,10 @@ _SOURCES: dict[UploadStatus, frozenset[UploadStatus]] = {
 _LEADING = ("sha256", "status", "purpose")
 _LEASE_SECONDS = 300
 """The lease of a verification. The copy of a very large object, during which nothing renews it, takes minutes."""
+SWEEP_SECONDS = 45.0
+"""The longest round in which objects of ended uploads are removed."""
+_SWEPT_AT_ONCE = 20
+"""Uploads of one project before the next project has its turn."""
 _LATEST_SECONDS = 1200
 """So long after the end of an upload, no request that was signed for it is valid."""
 
@@ -273,15 +278,31 @@ def expire(session: Session) -> None:
     _move(session, "expired", Upload.id.in_(expired), Upload.expires_at < now())
 
 
-def sweep(database: Database, store: ObjectStore) -> None:
-    """Remove the objects that ended uploads have left, once no more can arrive. Raises StorageUnavailable."""
+def sweep(database: Database, store: ObjectStore, stopping: Event | None = None) -> None:
+    """Remove the objects that ended uploads have left, once no more can arrive. Each project has its turn, so the
+    backlog of one delays no other. Raises StorageUnavailable after it has tried all projects."""
+    until, failed = monotonic() + SWEEP_SECONDS, None
+    over = Upload.ended_at < seconds_from_now(-_LATEST_SECONDS), Upload.swept_at.is_(None)
     with database.reading() as session:
-        over = Upload.ended_at < seconds_from_now(-_LATEST_SECONDS), Upload.swept_at.is_(None)
-        left = session.scalars(select(Upload).where(*over).order_by(Upload.id).limit(100)).all()
-    for upload in left:
-        clear(upload, store)
-        with database.writing() as session:
-            session.execute(update(Upload).where(Upload.id == upload.id).values(swept_at=now()))
+        has_left = exists().where(Upload.project_id == Project.id, *over)
+        waiting = list(session.scalars(select(Project.id).where(has_left).order_by(func.random())))
+    while waiting and monotonic() < until and not (stopping and stopping.is_set()):
+        project_id = waiting.pop(0)
+        with database.reading() as session:
+            mine = select(Upload).where(Upload.project_id == project_id, *over)
+            left = session.scalars(mine.order_by(Upload.ended_at).limit(_SWEPT_AT_ONCE)).all()
+        try:
+            for upload in left:
+                clear(upload, store)
+                with database.writing() as session:
+                    session.execute(update(Upload).where(Upload.id == upload.id).values(swept_at=now()))
+        except StorageUnavailable as error:
+            failed = error
+            continue
+        if len(left) == _SWEPT_AT_ONCE:
+            waiting.append(project_id)
+    if failed:
+        raise failed
 
 
 def clear(upload: Upload, store: ObjectStore) -> None:

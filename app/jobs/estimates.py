@@ -36,9 +36,8 @@ class _Run:
 
 def predict(session: Session, project_id: str, spec: AnySpec) -> Estimate:
     """Estimate time and bytes of a job of this project."""
-    network, kind = _network(project_id, spec), _kind(project_id, spec)
-    alike = _finished(session, PastRun.alike == kind)
-    found = alike or _finished(session, PastRun.network == network)
+    alike = _finished(session, PastRun.alike == same_kind(project_id, spec))
+    found = alike or _finished(session, PastRun.network == same_pace(project_id, spec))
     size = Size.of(spec.dataset) or _size_by(found, spec)
     passes = passes_of_run(spec, size).total if size else None
     if not found or not size or not passes:
@@ -88,8 +87,8 @@ def keep_run(session: Session, job: Job) -> None:
     spec = parse_request(job.spec)
     run = PastRun(
         job_id=job.id,
-        network=_network(job.project_id, spec),
-        alike=_kind(job.project_id, spec),
+        network=same_pace(job.project_id, spec),
+        alike=same_kind(job.project_id, spec),
         spec=job.spec,
         seconds=(attempt.ended_at - attempt.started_at).total_seconds(),
         working_seconds=attempt.working_seconds,
@@ -101,7 +100,7 @@ def keep_run(session: Session, job: Job) -> None:
     session.add(run)
 
 
-def _network(project_id: str, spec: AnySpec) -> str:
+def same_pace(project_id: str, spec: AnySpec) -> str:
     """Name what jobs have in common whose pace is the same: network, data set and number of GPUs; and the project where
     a name may stand for something else in another one."""
     model = None if isinstance(spec, TrainSpec) else spec.base_model
@@ -116,11 +115,11 @@ def _network(project_id: str, spec: AnySpec) -> str:
     return json.dumps([owner, network, spec.dataset, getattr(spec, "gpus", 1)])
 
 
-def _kind(project_id: str, spec: AnySpec) -> str:
+def same_kind(project_id: str, spec: AnySpec) -> str:
     """Name what jobs have in common that are of the same kind, model and method as well."""
     start = spec.architecture if isinstance(spec, TrainSpec) else spec.base_model
     method = None if isinstance(spec, EvaluateSpec) else spec.method.name
-    return json.dumps([_network(project_id, spec), spec.kind, start, method])
+    return json.dumps([same_pace(project_id, spec), spec.kind, start, method])
 
 
 def _finished(session: Session, which: ColumnElement[bool]) -> list[_Run]:

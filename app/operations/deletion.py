@@ -1,7 +1,7 @@
 """Deletion in batches: the rows of deleted jobs and projects, and what has been kept for long enough.
 
-Each transaction is small, so nobody waits for it, and a round ends after ROUND_SECONDS: what is left is left to the next
-one. `app.operations.maintenance` runs it.
+Each transaction is small, so others hardly wait for it, and a round ends after ROUND_SECONDS: the next one does what is
+left. `app.operations.maintenance` runs it.
 """
 
 import logging
@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from threading import Event
 from time import monotonic
 
-from sqlalchemy import Integer, cast, delete, exists, func, or_, select
+from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session, aliased
 
 from app.assets import assets, uploads
 from app.jobs import leftovers, lifecycle
 from app.jobs.leases import job_prefix
-from app.platform.database import Database, Deleted, now, seconds_from_now
+from app.platform.database import Database, Deleted, seconds_from_now
 from app.projects import totals
 from app.storage import ObjectStore
 from app.tables import (
@@ -171,10 +171,10 @@ def _delete_jobs_of(turn: Round, store: ObjectStore, project_id: str) -> None:
             jobs = session.execute(found).all()
         for job_id, status in jobs:
             after = job_id
-            if status in UNFINISHED:
-                turn.repeat(lambda session, job_id=job_id: bool(_try(lifecycle.ask, session, job_id, "cancel")) and False)
-                continue
             with turn.database.writing() as session:
+                if status in UNFINISHED:
+                    _try(lifecycle.ask, session, job_id, "cancel")
+                    continue
                 removed: Sequence[str] = _try(lifecycle.remove, session, job_id) or ()
             for each in removed:
                 store.delete(job_prefix(each))

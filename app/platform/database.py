@@ -219,11 +219,13 @@ class Database:
 
     @contextmanager
     def writing_on_one_state(self) -> Iterator[Session]:
-        """Open a writing transaction whose statements all see the database as it was at the first one."""
+        """Open a writing transaction whose statements all see the database as it was at the first one, and may take as
+        long as they need."""
         # SQLite has one writer.
         one_state = {} if self.engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
         engine = self._writing_engine.execution_options(**one_state)
         with Session(engine, expire_on_commit=False) as session, session.begin():
+            _let_take_time(session.connection())
             yield session
 
     def migrate(self) -> None:
@@ -231,8 +233,7 @@ class Database:
         with self._writing_engine.begin() as connection:
             if connection.dialect.name == "postgresql":
                 # The second one waits as long as it takes; a change of a large table takes longer than any request.
-                for timeout in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
-                    connection.exec_driver_sql(f"SET LOCAL {timeout} = 0")
+                _let_take_time(connection)
                 _lock_out_others(connection)
                 connection.exec_driver_sql("SET LOCAL lock_timeout = '30s'")
             # Few starts migrate, and the import of alembic takes a tenth of a second or more.
@@ -286,6 +287,13 @@ def alembic_config() -> "Config":
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     return config
+
+
+def _let_take_time(connection: Connection) -> None:
+    """Let the statements of this transaction take longer than those of any request."""
+    if connection.dialect.name == "postgresql":
+        for timeout in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+            connection.exec_driver_sql(f"SET LOCAL {timeout} = 0")
 
 
 def lock_out_others(session: Session) -> None:

@@ -9,20 +9,24 @@ given under that lock. The lock is that of the owner's row: the project, or the 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from app.platform.database import Deleted
 from app.platform.ids import later_id
 from app.tables import Checkpoint, Project
 
 
 def next_id(session: Session, project_id: str, prefix: str) -> str:
     """Make the id of a new row of a project. From here to the end of the transaction, others that add to the project
-    wait.
+    wait. Raises Deleted.
 
     Take it before the locks of other rows, except that of a job or a key, which go before it everywhere.
     """
     of_project = Project.id == project_id
     # Not a lock against references to the row: they are made all the time.
-    lock = select(Project.latest_id).where(of_project).with_for_update(key_share=True)
-    made = later_id(prefix, session.scalars(lock).one())
+    lock = select(Project.latest_id, Project.deleted_at).where(of_project).with_for_update(key_share=True)
+    row = session.execute(lock).one_or_none()
+    if row is None or row.deleted_at:
+        raise Deleted(f"there is no project {project_id!r} any more")
+    made = later_id(prefix, row.latest_id)
     latest = update(Project).where(of_project).values(latest_id=made.partition("_")[2])
     session.execute(latest, execution_options={"synchronize_session": False})
     return made

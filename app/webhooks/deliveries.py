@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.orm import Session
 
 from app.platform import leases
@@ -24,8 +24,6 @@ from app.webhooks.subscriptions import check_enabled
 TEST_EVENT = "webhook.test"
 PAUSES = (0, 5, 5 * 60, 30 * 60, *(hours * 3600 for hours in (2, 5, 10, 14, 20, 24)))
 """Seconds before each try, as Standard Webhooks proposes. After the last try a delivery has failed."""
-KEEP_DAYS = 30
-"""Days after which an ended delivery is deleted."""
 _JITTER = 0.2
 """Pauses are longer by a random part of up to this, so that deliveries which failed together are spread out."""
 
@@ -187,13 +185,6 @@ def record_outcome(session: Session, held: ClaimedDelivery, outcome: Outcome) ->
     if written and gone:
         webhook = update(Webhook).where(Webhook.id == held.webhook_id, Webhook.disabled_at.is_(None))
         session.execute(webhook.values(disabled_at=now(), disabled_reason="gone", updated_at=now()))
-
-
-def forget(session: Session, *, days: float) -> None:
-    """Delete the deliveries that ended, or whose webhook was disabled, more than `days` ago."""
-    before = seconds_from_now(-days * 24 * 3600)
-    disabled = select(Webhook.id).where(Webhook.disabled_at < before)
-    session.execute(delete(Delivery).where(or_(Delivery.finished_at < before, Delivery.webhook_id.in_(disabled))))
 
 
 def _due() -> tuple[ColumnElement[bool], ...]:

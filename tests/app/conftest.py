@@ -25,6 +25,7 @@ QUICK_ON_POSTGRES = {
     "routes/test_actions",
     "routes/test_event_stream",
     "routes/test_hostile_values",
+    "test_history",
     "webhooks/test_webhooks",
 }
 

@@ -273,9 +273,7 @@ def test_gpu_time_of_many_projects_is_what_that_of_each_adds_up_to(database, wor
         session.execute(delete(Job).where(Job.id == deleted.id))
         projects = session.scalars(select(Project.id)).all()
         spent = usage.gpu_seconds(session, projects, july)
-        added = {
-            each: usage.total(usage.spent(session, each, july), july.since).gpu_seconds for each in projects
-        }
+        added = {each: usage.total(usage.spent(session, each, july), july.since).gpu_seconds for each in projects}
     assert spent == pytest.approx(added, abs=0.01)
     assert sorted(spent.values()) == pytest.approx([14400, 360_000], abs=0.01)
 

@@ -1,0 +1,235 @@
+"""The work of a request does not grow with what has happened before: not the statements, nor the rows that they read.
+
+Every list of the API and each of its filters is asked here, those to come as well: they are found in the document.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+
+from app.jobs import claims
+from app.jobs.watch import Watch
+from app.main import create_app
+from app.operations.metrics import Metrics
+from app.platform.database import Database
+from app.platform.queue import Doorbell
+from tests.support.history import Long, Scale, analyse, fill
+from tests.support.instance import DIGITS, add_key, add_project, calling, new_instance, serving
+from tests.support.sql_statements import sent
+from tests.support.work import cost
+
+SMALL = Scale(jobs=120, events=2_000, others=60, days=2)
+LARGE = Scale(jobs=1200, events=20_000, others=600, days=2)
+VALUES = {
+    "base_model": ["model-1", "nothing"],
+    "dataset": ["birds", "nothing"],
+    "metadata": ["team=team-1", "run=7", "team=nothing"],
+    "sha256": ["1" * 64, "2" * 64],
+}
+"""What to ask a filter for that is not an enumeration: something that many rows have, and something that none has."""
+NO_FILTERS = {"after", "limit", "project_id"}
+SPARE = 1.25
+"""By this factor the larger history may cost more: an index is a level deeper, a timestamp a row further."""
+
+
+@dataclass
+class Grown:
+    """An instance with a history."""
+
+    database: Database
+    api: Any
+    long: Long
+    project_id: str
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def histories(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Grown]]:
+    """Two instances: one has ten times the history of the other."""
+    with ExitStack() as stack:
+        made = []
+        for name, scale in (("small", SMALL), ("large", LARGE)):
+            chosen = {}
+            if request.param == "postgres":
+                server = request.getfixturevalue("postgres_server")
+                chosen["database_url"] = server.create_database(f"history_{name}")
+            folder = tmp_path_factory.mktemp(name)
+            settings, database = stack.enter_context(new_instance(folder, **chosen))
+            project = add_project(database)
+            long = fill(database, project.id, scale)
+            analyse(database)
+            url = stack.enter_context(serving(settings, database, periodic_tasks=()))
+            api = stack.enter_context(calling(url, add_key(database, project)))
+            api.get("/me")  # the first use of a key is recorded
+            made.append(Grown(database, api, long, project.id))
+        yield made
+
+
+def schema_of(document, route):
+    found = route["responses"].get("200", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    return found.get("$ref", "").rpartition("/")[2]
+
+
+def lists(document):
+    """Each list: its path and its filters, with what to ask them for."""
+    for path, methods in document["paths"].items():
+        route = methods.get("get")
+        if route and schema_of(document, route).startswith("Page"):
+            asked = {}
+            for parameter in route["parameters"]:
+                if parameter["in"] == "query" and parameter["name"] not in NO_FILTERS:
+                    asked[parameter["name"]] = values_of(document, parameter)
+            yield path, asked
+
+
+def values_of(document, parameter):
+    options = [parameter["schema"], *parameter["schema"].get("anyOf", ())]
+    options += [
+        document["components"]["schemas"][each["$ref"].rpartition("/")[2]] for each in options if "$ref" in each
+    ]
+    known = [
+        value for option in options for value in option.get("enum", [option["const"]] if "const" in option else [])
+    ]
+    assert known or parameter["name"] in VALUES, f"say in VALUES what to ask the filter {parameter['name']} for"
+    return known or VALUES[parameter["name"]]
+
+
+def costs(histories, ask):
+    """What a request costs each of the instances: statements, and rows or steps."""
+    found = []
+    for grown in histories:
+        with sent(grown.database) as statements:
+            ask(grown)
+        found.append((len(statements), cost(grown.database, statements)))
+    return found
+
+
+def holds(histories, ask, what=""):
+    (statements, small), (more, large) = costs(histories, ask)
+    assert more == statements, what
+    assert large <= small * SPARE + 40, (what, small, large)
+
+
+@pytest.fixture(scope="module")
+def document(histories, tmp_path_factory):
+    with new_instance(tmp_path_factory.mktemp("document")) as made:
+        return create_app(*made).openapi()
+
+
+@pytest.fixture(autouse=True)
+def _short_looks(monkeypatch):
+    monkeypatch.setattr("app.platform.paging.LOOKED_AT", 60)
+
+
+def test_every_list_with_every_filter_costs_the_same_whatever_the_history(histories, document):
+    asked = 0
+    for path, filters in lists(document):
+        choices = [{}] + [{name: value} for name, values in filters.items() for value in values]
+        first = {name: values[0] for name, values in filters.items()}
+        choices += [first, {**first, **{name: values[-1] for name, values in filters.items()}}]
+        for chosen in choices:
+            holds(histories, lambda grown, path=path, chosen=chosen: read(grown, path, chosen), (path, chosen))
+            asked += 1
+    assert asked > 40
+
+
+def read(grown, path, chosen):
+    """Two pages of a list."""
+    address = path.format(job_id=grown.long.job_id, webhook_id=grown.long.webhook_id)
+    first = grown.api.get(address, params={**chosen, "limit": 5})
+    assert first.status_code == 200, first.text
+    if after := first.json()["last_id"]:
+        assert grown.api.get(address, params={**chosen, "limit": 5, "after": after}).status_code == 200
+
+
+def test_a_follower_of_a_filter_finds_all_jobs_that_match_it_and_no_other(histories):
+    small, _ = histories
+    for chosen in ({"status": "failed", "dataset": "digits", "kind": "evaluate"}, {"metadata": "team=team-1"}):
+        for order in ("asc", "desc"):
+            found, after = [], {}
+            while True:
+                page = small.api.get("/jobs", params={**chosen, **after, "limit": 7, "order": order}).json()
+                found += page["data"]
+                if not page["has_more"]:
+                    break
+                after = {"after": page["last_id"]}
+            every = [job for job in all_jobs(small) if fits(job, chosen)]
+            expected = sorted((job["id"] for job in every), reverse=order == "desc")
+            assert [job["id"] for job in found] == expected
+            assert expected
+
+
+def all_jobs(grown):
+    jobs, after = [], {}
+    while True:
+        page = grown.api.get("/jobs", params={"limit": 100, **after}).json()
+        jobs += page["data"]
+        if not page["has_more"]:
+            return jobs
+        after = {"after": page["last_id"]}
+
+
+def fits(job, chosen):
+    shown = {"status": job["status"], "kind": job["kind"], "dataset": "digits"}
+    if "metadata" in chosen:
+        key, _, value = chosen["metadata"].partition("=")
+        return job["metadata"].get(key) == value
+    return all(shown[name] == value for name, value in chosen.items() if name != "dataset")
+
+
+REQUESTS = {
+    "post": lambda grown: grown.api.post("/jobs", json=DIGITS),
+    "post with a key": lambda grown: grown.api.post("/jobs", json=DIGITS, headers={"Idempotency-Key": "a"}),
+    "dry run": lambda grown: grown.api.post("/jobs", json=DIGITS, params={"dry_run": True}),
+    "usage": lambda grown: grown.api.get("/usage"),
+    **{
+        f"usage by {by}": lambda grown, by=by: grown.api.get("/usage", params={"group_by": by, "from": some_days_ago()})
+        for by in ("day", "month", "kind", "dataset", "base_model")
+    },
+    "me": lambda grown: grown.api.get("/me"),
+    "metrics": lambda grown: grown.api.get(f"/jobs/{grown.long.job_id}/metrics", params={"max_points": 50}),
+    "metrics from the middle": lambda grown: grown.api.get(
+        f"/jobs/{grown.long.job_id}/metrics", params={"max_points": 50, "after_step": 500}
+    ),
+    "job": lambda grown: grown.api.get(f"/jobs/{grown.long.job_id}"),
+    "lineage": lambda grown: grown.api.get(f"/jobs/{grown.long.job_id}/lineage"),
+    "quotas": lambda grown: grown.api.get(f"/projects/{grown.project_id}/quotas"),
+    "upload": lambda grown: grown.api.post(
+        "/uploads", json={"filename": "x", "bytes": 5, "sha256": "0" * 64, "purpose": "model"}
+    ),
+}
+
+
+def some_days_ago():
+    return f"{datetime.now(UTC) - timedelta(days=4):%Y-%m-%d}T00:00:00Z"
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_request_costs_the_same_whatever_the_history(histories, name):
+    def ask(grown):
+        answer = REQUESTS[name](grown)
+        assert answer.is_success, answer.text
+
+    holds(histories, ask, name)
+
+
+def test_a_claim_costs_the_same_whatever_the_history(histories):
+    def claim(grown):
+        with grown.database.writing() as session:
+            assert claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(), gpus=1)
+
+    for grown in histories:
+        grown.api.post("/jobs", json=DIGITS)
+    holds(histories, claim)
+
+
+def test_a_scrape_costs_the_same_whatever_the_history(histories):
+    def scrape(grown):
+        metrics = Metrics(grown.database, Watch(grown.database), Doorbell(""))
+        assert b"temper_attempts_total" in generate_latest(metrics.registry)
+
+    holds(histories, scrape)
