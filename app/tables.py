@@ -230,7 +230,8 @@ class Job(Leased, Table):
             **where("parent_id IS NULL AND deleted_at IS NULL"),
         ),
         Index("ix_jobs_to_claim", "project_id", "status", priority.desc(), "id"),
-        Index("uq_jobs_shard", "parent_id", "shard", unique=True),
+        # Without the other jobs: it would be read in search of all those that are no shards.
+        Index("uq_jobs_shard", "parent_id", "shard", unique=True, **where("parent_id IS NOT NULL")),
         Index("ix_jobs_in_shards", "finished_at", "shards_left", "id"),
         Index("ix_jobs_deleted", "deleted_at", **where("deleted_at IS NOT NULL")),
         Index("ix_jobs_with_history", "history_ends_at", **where("history_ends_at IS NOT NULL")),

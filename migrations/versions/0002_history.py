@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.orm import Session
 
+from app.platform.database import Timestamp
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -68,26 +70,39 @@ _COLUMNS = (
     ("attempts", sa.Column("working_seconds", sa.Float())),
     ("attempts", sa.Column("peak_memory_bytes", sa.BigInteger())),
 )
+_PAST = sa.table(
+    "past_attempts",
+    *(sa.column(name) for name in ("project_id", "job_id", "kind", "dataset", "base_model", "gpus")),
+    *(sa.column(name, Timestamp()) for name in ("started_at", "ended_at")),
+    *(sa.column(name) for name in ("outcome", "waited")),
+)
 _KEY = ("project_id", "what", "day", "name", "kind", "dataset", "base_model")
 
 
 def upgrade() -> None:
     for name, table, _ in _REPLACED:
         op.drop_index(name, table)
+    op.drop_index("uq_jobs_shard", "jobs")
+    shards = sa.text("parent_id IS NOT NULL")
+    op.create_index(
+        "uq_jobs_shard", "jobs", ["parent_id", "shard"], unique=True, sqlite_where=shards, postgresql_where=shards
+    )
     for table, column in _COLUMNS:
         op.add_column(table, column)
     _create_tables()
     for name, table, columns, condition in _INDEXES:
         where = sa.text(condition) if condition else None
         op.create_index(name, table, columns, sqlite_where=where, postgresql_where=where)
-    op.drop_table("past_attempts")
     if op.get_bind().execute(sa.text("SELECT 1 FROM projects LIMIT 1")).first():
         _add_up()
+    op.drop_table("past_attempts")
 
 
 def downgrade() -> None:
     for name, table, _, _ in reversed(_INDEXES):
         op.drop_index(name, table)
+    op.drop_index("uq_jobs_shard", "jobs")
+    op.create_index("uq_jobs_shard", "jobs", ["parent_id", "shard"], unique=True)
     for table in ("total_changes", "totals", "past_runs", "job_labels"):
         op.drop_table(table)
     for table, column in reversed(_COLUMNS):
@@ -172,4 +187,5 @@ def _add_up() -> None:
     with Session(op.get_bind()) as session:
         labels.write_all(session)
         totals.recount(session)
-        session.flush()
+        past = session.execute(sa.select(_PAST)).all()
+        totals.add(session, totals.account(totals.Work(*row) for row in past), of_deleted=True)

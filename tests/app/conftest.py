@@ -25,6 +25,8 @@ QUICK_ON_POSTGRES = {
     "routes/test_actions",
     "routes/test_event_stream",
     "routes/test_hostile_values",
+    "operations/test_deletion",
+    "test_followers",
     "test_history",
     "webhooks/test_webhooks",
 }

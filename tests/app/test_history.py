@@ -21,7 +21,7 @@ from app.platform.queue import Doorbell
 from tests.support.history import Long, Scale, analyse, fill
 from tests.support.instance import DIGITS, add_key, add_project, calling, new_instance, serving
 from tests.support.sql_statements import sent
-from tests.support.work import cost
+from tests.support.work import costs
 
 SMALL = Scale(jobs=120, events=2_000, others=60, days=2)
 LARGE = Scale(jobs=1200, events=20_000, others=600, days=2)
@@ -98,20 +98,22 @@ def values_of(document, parameter):
     return known or VALUES[parameter["name"]]
 
 
-def costs(histories, ask):
-    """What a request costs each of the instances: statements, and rows or steps."""
+def holds(histories, ask, what=""):
+    """Ask both instances, and compare what each statement costs: rows, or steps."""
     found = []
     for grown in histories:
         with sent(grown.database) as statements:
             ask(grown)
-        found.append((len(statements), cost(grown.database, statements)))
-    return found
-
-
-def holds(histories, ask, what=""):
-    (statements, small), (more, large) = costs(histories, ask)
-    assert more == statements, what
-    assert large <= small * SPARE + 40, (what, small, large)
+        texts = [text for text, _ in statements]
+        found.append((texts, costs(grown.database, statements)))
+    (texts, small), (others, large) = found
+    assert others == texts, what
+    wrong = [
+        f"{before} -> {after}: {text}"
+        for text, before, after in zip(texts, small, large, strict=True)
+        if after > before * SPARE + 40
+    ]
+    assert not wrong, "\n".join([str(what), *wrong])
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,10 @@ _STEPS = 10
 """Steps of SQLite's machine that count as one."""
 
 
-def cost(database: Database, statements: Sequence[Statement]) -> int:
-    """Add up what statements cost that are executed again and taken back. Inserts are left out: their rows are there."""
-    again = [
-        (text, values)
-        for text, values in statements
-        if text.lstrip().startswith(("SELECT", "WITH", "UPDATE", "DELETE"))
-    ]
+def costs(database: Database, statements: Sequence[Statement]) -> list[int]:
+    """Find what each statement costs that is executed again and taken back; of an insert, whose rows are there, 0."""
+    kinds = ("SELECT", "WITH", "UPDATE", "DELETE")
+    again = [(text, values) if text.lstrip().startswith(kinds) else None for text, values in statements]
     connection = database.engine.raw_connection()
     try:
         measure = _rows if database.engine.dialect.name == "postgresql" else _steps
@@ -27,18 +24,23 @@ def cost(database: Database, statements: Sequence[Statement]) -> int:
         connection.invalidate()
 
 
-def _rows(connection: Any, statements: Sequence[Statement]) -> int:
-    total = 0
+def _rows(connection: Any, statements: Sequence[Statement | None]) -> list[int]:
+    found = []
     with connection.cursor() as cursor:
-        # A table that is small here would be read whole, and not where it is large.
+        # A table that is small here would be read or sorted whole, and not where it is large.
         cursor.execute("SET LOCAL enable_seqscan = off")
         cursor.execute("SET LOCAL enable_sort = off")
-        for text, values in statements:
+        cursor.execute("SET LOCAL enable_bitmapscan = off")
+        for statement in statements:
+            if statement is None:
+                found.append(0)
+                continue
+            text, values = statement
             cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", values)
-            (found,) = cursor.fetchone()
-            plan = (json.loads(found) if isinstance(found, str) else found)[0]["Plan"]
-            total += sum(_read_by(node) for node in _nodes(plan))
-    return total
+            (told,) = cursor.fetchone()
+            plan = (json.loads(told) if isinstance(told, str) else told)[0]["Plan"]
+            found.append(sum(_read_by(node) for node in _nodes(plan)))
+    return found
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -54,7 +56,7 @@ def _read_by(node: dict[str, Any]) -> int:
     return round((node["Actual Rows"] + removed) * node["Actual Loops"])
 
 
-def _steps(connection: Any, statements: Sequence[Statement]) -> int:
+def _steps(connection: Any, statements: Sequence[Statement | None]) -> list[int]:
     count = 0
 
     def note() -> int:
@@ -62,11 +64,15 @@ def _steps(connection: Any, statements: Sequence[Statement]) -> int:
         count += 1
         return 0
 
+    found = []
     connection.execute("BEGIN IMMEDIATE")
     connection.set_progress_handler(note, _STEPS)
     try:
-        for text, values in statements:
-            connection.execute(text, values).fetchall()
+        for statement in statements:
+            count = 0
+            if statement:
+                connection.execute(*statement).fetchall()
+            found.append(count)
     finally:
         connection.set_progress_handler(None, 0)
-    return count
+    return found
