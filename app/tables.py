@@ -15,7 +15,6 @@ from sqlalchemy import (
     Integer,
     MetaData,
     String,
-    TextClause,
     UniqueConstraint,
     text,
 )
@@ -34,7 +33,7 @@ TaskKind = Literal["inspect_dataset", "inspect_model", "verify_upload"]
 TaskStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
-def where(condition: str) -> dict[str, TextClause]:
+def where(condition: str) -> dict[str, Any]:
     """The options of an index that has only the rows under a condition."""
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
@@ -229,10 +228,11 @@ class Job(Leased, Table):
             "id",
             **where("parent_id IS NULL AND deleted_at IS NULL"),
         ),
-        Index("ix_jobs_to_claim", "project_id", "status", priority.desc(), "id"),
+        Index("ix_jobs_to_claim", "status", "project_id", priority.desc(), "id"),
+        Index("ix_jobs_held", "id", **where("lease_until IS NOT NULL")),
         # Without the other jobs: it would be read in search of all those that are no shards.
         Index("uq_jobs_shard", "parent_id", "shard", unique=True, **where("parent_id IS NOT NULL")),
-        Index("ix_jobs_in_shards", "finished_at", "shards_left", "id"),
+        Index("ix_jobs_in_shards", "id", **where("shards_left > 0 AND finished_at IS NULL")),
         Index("ix_jobs_deleted", "deleted_at", **where("deleted_at IS NOT NULL")),
         Index("ix_jobs_with_history", "history_ends_at", **where("history_ends_at IS NOT NULL")),
     )

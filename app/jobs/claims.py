@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import CTE, ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from app.jobs import failures, shards
@@ -125,11 +125,22 @@ def _projects_in_turn(session: Session, claimable: ColumnElement[bool], running_
     # table in search of a row, however outdated its statistics are.
     one = select(Job.id).where(Job.project_id == Project.id, claimable)
     one = one.order_by(Job.priority.desc(), Job.id).limit(1)
+    waiting = _with_queued_jobs()
     running = select(Job.project_id, func.count().label("count")).where(*AT_WORK).group_by(Job.project_id).subquery()
     count = func.coalesce(running.c.count, 0)
-    projects = select(Project.id).outerjoin(running, running.c.project_id == Project.id)
+    projects = select(Project.id).join(waiting, waiting.c.project_id == Project.id)
+    projects = projects.outerjoin(running, running.c.project_id == Project.id)
     projects = projects.where(one.scalar_subquery().is_not(None), quotas.lets_run(count, running_quota))
     return session.scalars(projects.order_by(count, func.random())).all()
+
+
+def _with_queued_jobs() -> CTE:
+    """The projects that have queued jobs: one look into the index for each, however many jobs or projects there are."""
+    first = select(func.min(Job.project_id).label("project_id")).where(Job.status == "queued")
+    found = first.cte(recursive=True)
+    following = select(func.min(Job.project_id)).where(Job.status == "queued", Job.project_id > found.c.project_id)
+    further = select(following.correlate(found).scalar_subquery()).where(found.c.project_id.is_not(None))
+    return found.union_all(further)
 
 
 def gpus_wanted(session: Session, *, seconds: float) -> Sequence[int]:
@@ -195,7 +206,9 @@ def expire(session: Session, retry_policy: RetryPolicy) -> None:
     expired = and_(Job.status.in_(CLAIMED), leases.has_expired(Job))
     long_ago = Job.asked_at < seconds_from_now(-retry_policy.cancel_seconds)
     ignored = and_(Job.status == "cancelling", Job.shards_left == 0, long_ago)
-    for job in leases.lock_all(session, select(Job).where(or_(expired, ignored)), Job):
+    # Whatever a worker holds has a lease, and an index of these alone.
+    held = select(Job).where(Job.lease_until.is_not(None), or_(expired, ignored))
+    for job in leases.lock_all(session, held, Job):
         _after_crash(session, job, retry_policy, "worker_lost")
 
 

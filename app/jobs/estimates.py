@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from app.platform.database import Timestamp, now
+from app.projects import totals
 from app.schemas import Actual, Duration, Estimate
 from app.schemas.job_request import parse_request
 from app.tables import Attempt, Checkpoint, Job, PastRun
@@ -65,7 +66,7 @@ def predict(session: Session, project_id: str, spec: AnySpec) -> Estimate:
 
 def measure(session: Session, job_id: str) -> Actual:
     """Measure what a job and its shards have taken so far."""
-    ids = session.scalars(select(Job.id).where(or_(Job.id == job_id, Job.parent_id == job_id))).all()
+    ids = totals.with_shards(session, [job_id])
     ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
     told = select(Attempt.started_at, ended, Attempt.peak_memory_bytes).where(Attempt.job_id.in_(ids))
     attempts = session.execute(told).all()
@@ -107,7 +108,7 @@ def same_pace(project_id: str, spec: AnySpec) -> str:
     same_for_all = spec.dataset in DATASETS and (model is None or model in MODELS)
     if isinstance(spec, TrainSpec):
         network = f"architecture {spec.architecture}"
-    elif model in MODELS:
+    elif model and model in MODELS:
         network = f"architecture {MODELS[model].architecture}"
     else:
         network = f"model {model}"

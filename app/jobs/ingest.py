@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import delete, insert, literal, or_, select, update
+from sqlalchemy import delete, insert, literal, select, update
 from sqlalchemy.orm import Session
 
 from app.jobs.history import append_events, change_jobs
@@ -169,7 +169,7 @@ def forget_states(session: Session, claim: Claim) -> Sequence[str]:
     """
     if claim.shard or session.scalar(select(Job.status).where(Job.id == claim.job_id)) != "succeeded":
         return []
-    its_own = State.job_id.in_(select(Job.id).where(or_(Job.id == claim.job_id, Job.parent_id == claim.job_id)))
+    its_own = State.job_id.in_(totals.with_shards(session, [claim.job_id]))
     stored = session.execute(select(State.key, State.size).where(its_own)).all()
     session.execute(delete(State).where(its_own))
     project_id = session.scalars(select(Job.project_id).where(Job.id == claim.job_id)).one()

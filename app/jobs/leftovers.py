@@ -6,8 +6,9 @@ transaction for each call and commits it.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, delete, func, select, tuple_, update
+from sqlalchemy import ColumnElement, CursorResult, delete, func, inspect, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.platform.database import now
@@ -61,17 +62,21 @@ def forget_some_history(session: Session, job_id: str) -> bool:
     return False
 
 
-def delete_batch(session: Session, table: type[Table], *where: ColumnElement[bool], size: int = BATCH) -> bool:
-    """Delete up to `size` rows under a condition that an index finds; return whether there may be more."""
-    key = table.__table__.primary_key.columns.values()
-    some = select(*key).where(*where).limit(size)
+def delete_batch(session: Session, table: type[Table], *where: ColumnElement[bool]) -> bool:
+    """Delete up to BATCH rows under a condition that an index finds; return whether there may be more."""
+    key = _key_of(table)
+    some = select(*key).where(*where).limit(BATCH)
     result = session.execute(
         delete(table).where(tuple_(*key).in_(some)), execution_options={"synchronize_session": False}
     )
     assert isinstance(result, CursorResult)
-    return result.rowcount == size
+    return result.rowcount == BATCH
 
 
 def _are_few(session: Session, table: type[Table], condition: ColumnElement[bool]) -> bool:
-    some = select(*table.__table__.primary_key.columns).where(condition).limit(BATCH + 1).subquery()
+    some = select(*_key_of(table)).where(condition).limit(BATCH + 1).subquery()
     return session.scalars(select(func.count()).select_from(some)).one() <= BATCH
+
+
+def _key_of(table: type[Table]) -> Sequence[ColumnElement[Any]]:
+    return list(inspect(table).primary_key)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import and_, exists, func, literal, select
+from sqlalchemy import exists, func, literal, select
 from sqlalchemy.orm import Session, aliased
 
 from app.jobs.labels import digest
@@ -103,10 +103,11 @@ def training_curve(session: Session, job: Job, *, after_step: int, max_points: i
         Metric.job_id == job.id, Metric.step > after_step, Metric.step <= kept.c.step - stride
     )
     kept = kept.union_all(select(before.correlate(kept).scalar_subquery()).where(kept.c.step.is_not(None)))
-    latest = select(func.max(newest.attempt)).where(newest.job_id == job.id, newest.step == kept.c.step)
-    points = select(kept.c.step, latest.correlate(kept).scalar_subquery().label("attempt")).subquery()
-    same = and_(Metric.job_id == job.id, Metric.attempt == points.c.attempt, Metric.step == points.c.step)
-    return session.scalars(select(Metric).join(points, same).order_by(Metric.step)).all()
+    steps = session.scalars(select(kept.c.step).where(kept.c.step.is_not(None))).all()
+    # Joined in one statement, a planner may read the whole curve.
+    points = select(Metric).where(Metric.job_id == job.id, Metric.step.in_(steps))
+    rows = session.scalars(points.order_by(Metric.step, Metric.attempt)).all()
+    return list({row.step: row for row in rows}.values())
 
 
 def versions(session: Session, job_ids: Iterable[str]) -> dict[str, int]:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from threading import Event
 from time import monotonic
+from typing import Any
 
 from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session, aliased
@@ -66,11 +67,11 @@ class Round:
         """Whether there is time left."""
         return monotonic() < self._ends_at and not self._stopping.is_set()
 
-    def repeat(self, step: Callable[[Session], bool]) -> None:
+    def repeat(self, step: Callable[..., bool], *arguments: Any) -> None:
         """Repeat a step, in a transaction of its own each time, until it returns that nothing is left."""
         while self.goes_on:
             with self.database.writing() as session:
-                if not step(session):
+                if not step(session, *arguments):
                     return
             self._stopping.wait(PAUSE_SECONDS)
 
@@ -83,7 +84,7 @@ def delete_jobs(turn: Round) -> None:
         if not job_ids:
             return
         for job_id in job_ids:
-            turn.repeat(lambda session, job_id=job_id: leftovers.delete_some(session, job_id))
+            turn.repeat(leftovers.delete_some, job_id)
 
 
 def forget_history(turn: Round) -> None:
@@ -94,7 +95,7 @@ def forget_history(turn: Round) -> None:
         if not job_ids:
             return
         for job_id in job_ids:
-            turn.repeat(lambda session, job_id=job_id: leftovers.forget_some_history(session, job_id))
+            turn.repeat(leftovers.forget_some_history, job_id)
 
 
 def forget_keys(turn: Round) -> None:
@@ -103,7 +104,7 @@ def forget_keys(turn: Round) -> None:
     before, made = seconds_from_now(-KEY_DAYS * _DAY), aliased(ApiKey)
     has_made = exists().where(made.created_by == ApiKey.id)
     for long_ago in (ApiKey.revoked_at < before, ApiKey.expires_at < before):
-        turn.repeat(lambda session, old=long_ago: leftovers.delete_batch(session, ApiKey, old, ~has_made))
+        turn.repeat(leftovers.delete_batch, ApiKey, long_ago, ~has_made)
 
 
 def forget_uploads(turn: Round) -> None:
@@ -112,28 +113,28 @@ def forget_uploads(turn: Round) -> None:
     old = Upload.status.in_(("aborted", "expired")), Upload.swept_at < before
     used = (exists().where(table.upload_id == Upload.id) for table in (Dataset, Model))
     unused = [~each for each in used]
-    turn.repeat(lambda session: leftovers.delete_batch(session, Upload, *old, *unused))
+    turn.repeat(leftovers.delete_batch, Upload, *old, *unused)
 
 
 def forget_tasks(turn: Round) -> None:
     """Delete tasks that ended long ago."""
     old = Task.finished_at < seconds_from_now(-TASK_DAYS * _DAY)
-    turn.repeat(lambda session: leftovers.delete_batch(session, Task, old))
+    turn.repeat(leftovers.delete_batch, Task, old)
 
 
 def forget_deliveries(turn: Round) -> None:
     """Delete deliveries that ended, or whose webhook was disabled, long ago, and the oldest of a webhook that has too
     many."""
     before = seconds_from_now(-DELIVERY_DAYS * _DAY)
-    turn.repeat(lambda session: leftovers.delete_batch(session, Delivery, Delivery.finished_at < before))
+    turn.repeat(leftovers.delete_batch, Delivery, Delivery.finished_at < before)
     with turn.database.reading() as session:
         rows = session.execute(select(Webhook.id, Webhook.disabled_at < before)).all()
     for webhook_id, is_disabled in rows:
         if is_disabled:
             mine = Delivery.webhook_id == webhook_id
-            turn.repeat(lambda session, mine=mine: leftovers.delete_batch(session, Delivery, mine))
+            turn.repeat(leftovers.delete_batch, Delivery, mine)
         else:
-            turn.repeat(lambda session, webhook_id=webhook_id: _forget_oldest(session, webhook_id))
+            turn.repeat(_forget_oldest, webhook_id)
 
 
 def delete_projects(turn: Round, store: ObjectStore) -> None:
@@ -205,7 +206,7 @@ def _delete_files_of(turn: Round, project_id: str) -> None:
 def _delete_rest_of(turn: Round, project_id: str) -> None:
     """Delete the rows that are left, once jobs and objects are gone."""
     swept = Upload.project_id == project_id, Upload.swept_at.is_not(None), Upload.status.in_(("aborted", "expired"))
-    turn.repeat(lambda session: leftovers.delete_batch(session, Upload, *swept))
+    turn.repeat(leftovers.delete_batch, Upload, *swept)
     with turn.database.reading() as session:
         holding = Job, Dataset, Model, Upload
         left = (select(table.id).where(table.project_id == project_id).limit(1) for table in holding)
@@ -214,10 +215,10 @@ def _delete_rest_of(turn: Round, project_id: str) -> None:
         webhooks = session.scalars(select(Webhook.id).where(Webhook.project_id == project_id)).all()
     for webhook_id in webhooks:
         mine = Delivery.webhook_id == webhook_id
-        turn.repeat(lambda session, mine=mine: leftovers.delete_batch(session, Delivery, mine))
+        turn.repeat(leftovers.delete_batch, Delivery, mine)
     for table in (Webhook, Task, ApiKey, Total, TotalChange):
         of_project = table.project_id == project_id
-        turn.repeat(lambda session, table=table, mine=of_project: leftovers.delete_batch(session, table, mine))
+        turn.repeat(leftovers.delete_batch, table, of_project)
     if not turn.goes_on:
         return
     with turn.database.writing() as session:
@@ -225,7 +226,7 @@ def _delete_rest_of(turn: Round, project_id: str) -> None:
         log.info("project %s is deleted", project_id)
 
 
-def _try(act: Callable[..., object], session: Session, *arguments: object) -> object:
+def _try(act: Callable[..., Any], session: Session, *arguments: Any) -> Any:
     """Do something that may not be possible yet: another job or file may need the row."""
     with session.begin_nested() as savepoint:
         try:

@@ -73,9 +73,11 @@ def list_fitting(
 
     key: the primary key of `table`, whose value the cursor has; the cursor may be that of another table, then.
     """
-    looked = select(cursor, and_(*fits)).select_from(table)
-    if cursor.class_ is not table:  # type: ignore[attr-defined]
-        looked = looked.join(cursor.class_, cursor == key)  # type: ignore[attr-defined]
+    does_it: ColumnElement[bool] = and_(*fits)
+    if cursor is not key:
+        # Not a join: a planner may begin with the other table.
+        does_it = select(does_it).where(key == cursor).correlate_except(table).scalar_subquery()
+    looked = select(cursor, does_it)
     looked = _within(looked, cursor, place, after=after, order=order).limit(LOOKED_AT)
     seen = session.execute(looked).all()
     fitting = [name for name, does_fit in seen if does_fit]

@@ -7,7 +7,7 @@ the number of rows read does not depend on the number of jobs. What has not ende
 `recount` compares the totals with the rows that they count, and corrects them.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -73,6 +73,18 @@ class Key(NamedTuple):
     base_model: str = ""
 
 
+class Amounts(defaultdict[Key, float]):
+    """Amounts by the totals that they belong to; 0 for any other."""
+
+    def __init__(self) -> None:
+        super().__init__(float)
+
+    def add(self, other: Mapping[Key, float], *, times: int = 1) -> None:
+        """Add other amounts to these."""
+        for key, amount in other.items():
+            self[key] += times * amount
+
+
 @dataclass(frozen=True)
 class Work:
     """An attempt, as the totals count it."""
@@ -99,17 +111,17 @@ def add(session: Session, amounts: Mapping[Key, float], *, of_deleted: bool = Fa
         session.execute(insert(TotalChange), rows)
 
 
-def read(session: Session, *what: str, project_ids: Sequence[str], days: tuple[str, str] | None = None) -> Counter[Key]:
+def read(session: Session, *what: str, project_ids: Sequence[str], days: tuple[str, str] | None = None) -> Amounts:
     """Read totals. days: from the first to before the second."""
     # One statement, so that a change that is being folded counts once.
-    where = [lambda table: table.what.in_(what), lambda table: table.project_id.in_(project_ids)]
-    if days:
-        where.append(lambda table: and_(table.day >= days[0], table.day < days[1]))
+    first, last = days or ("", "~")
     parts = [
-        select(*(getattr(table, name) for name in Key._fields), table.amount).where(*(each(table) for each in where))
+        select(*(getattr(table, name) for name in Key._fields), table.amount).where(
+            table.what.in_(what), table.project_id.in_(project_ids), table.day >= first, table.day < last
+        )
         for table in (Total, TotalChange)
     ]
-    found: Counter[Key] = Counter()
+    found: Amounts = Amounts()
     for *key, amount in session.execute(union_all(*parts)):
         found[Key(*key)] += amount
     return found
@@ -146,42 +158,49 @@ def count_attempt(session: Session, job: Job) -> None:
     root = job.parent_id or job.id
     if job.shard_count:
         _wait_for_turn(session, root)
-    works = list(_works(session, or_(Job.id == root, Job.parent_id == root)))
+    works = list(_works(session, Job.id.in_(with_shards(session, [root]))))
     this = (job.id, job.attempt)
     after = account(work for _, work in works)
-    after.subtract(account(work for place, work in works if place != this))
+    after.add(account(work for place, work in works if place != this), times=-1)
     add(session, after)
 
 
 def forget_job(session: Session, job: Job) -> None:
     """Count the time of a job and of its shards as that of a deleted job, and its files as deleted."""
-    spent = account(work for _, work in _works(session, or_(Job.id == job.id, Job.parent_id == job.id)))
+    own = Job.id.in_(with_shards(session, [job.id]))
+    spent = account(work for _, work in _works(session, own))
     add(session, {key: -amount for key, amount in spent.items()})
     add(session, spent, of_deleted=True)
-    own = or_(Job.id == job.id, Job.parent_id == job.id)
     count_bytes(session, job.project_id, -sum(amount for _, amount in _bytes_of_jobs(session, own)))
     count_job(session, job, times=-1)
 
 
-def under_way(session: Session, project_ids: Sequence[str] | None, at: datetime) -> Counter[Key]:
+def under_way(session: Session, project_ids: Sequence[str] | None, at: datetime) -> Amounts:
     """Count the attempts that have not ended: what the totals would gain if all of them ended at this moment.
 
     project_ids: None for all.
     """
+    # These first: a planner may otherwise look at each job of the project.
+    live = session.scalars(select(Attempt.job_id).where(Attempt.ended_at.is_(None))).all()
     mine = [] if project_ids is None else [Job.project_id.in_(project_ids)]
-    live = select(_ROOT).distinct().join(Attempt, Attempt.job_id == Job.id).where(Attempt.ended_at.is_(None), *mine)
-    roots = session.scalars(live).all()
+    roots = session.scalars(select(_ROOT).distinct().where(Job.id.in_(live), *mine)).all() if live else []
     if not roots:
-        return Counter()
-    works = list(_works(session, or_(Job.id.in_(roots), Job.parent_id.in_(roots)), at=at))
+        return Amounts()
+    works = list(_works(session, Job.id.in_(with_shards(session, roots)), at=at))
     gained = account(work for _, work in works)
-    gained.subtract(account(work for place, work in works if place is not None))
+    gained.add(account(work for place, work in works if place is not None), times=-1)
     return gained
 
 
-def account(works: Iterable[Work]) -> Counter[Key]:
+def with_shards(session: Session, job_ids: Sequence[str]) -> Sequence[str]:
+    """Add the ids of the shards of jobs to theirs."""
+    # Asked for both in one condition, with OR, a planner may read all jobs.
+    return [*job_ids, *session.scalars(select(Job.id).where(Job.parent_id.in_(job_ids)))]
+
+
+def account(works: Iterable[Work]) -> Amounts:
     """Add up what attempts count."""
-    amounts: Counter[Key] = Counter()
+    amounts: Amounts = Amounts()
     for _, of_job in groupby(sorted(works, key=lambda work: work.job_id), key=lambda work: work.job_id):
         days: set[str] = set()
         for work in of_job:
@@ -191,7 +210,7 @@ def account(works: Iterable[Work]) -> Counter[Key]:
                 amounts[Key(work.project_id, "worker_seconds", **group)] += seconds
                 if work.gpus:
                     amounts[Key(work.project_id, "gpu_seconds", **group)] += seconds * work.gpus
-            amounts.update(_of_instance(work))
+            amounts.add(_of_instance(work))
         before = ""
         for day in sorted(days):
             group = {"day": day, "kind": work.kind, "dataset": work.dataset, "base_model": work.base_model or ""}
@@ -240,7 +259,7 @@ def day_of(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d}"
 
 
-def _count_all(session: Session) -> Counter[Key]:
+def _count_all(session: Session) -> Amounts:
     amounts = account(work for _, work in _works(session, Job.deleted_at.is_(None)))
     day = func.substr(cast(Job.created_at, String), 1, 10)
     ended = select(Job.project_id, day, Job.status, func.count()).where(*POSTED, Job.finished_at.is_not(None))
@@ -271,18 +290,23 @@ def _works(
 ) -> Iterator[tuple[tuple[str, int] | None, Work]]:
     """Read the attempts at jobs, each with its job and number where it has ended. at: also those that have not, as if
     they ended then; they have no job and number here."""
-    told = Job.id, Attempt.attempt, Attempt.device, Job.project_id, _ROOT, Job.kind, Job.dataset, Job.base_model
-    told += _GPUS_TAKEN, Attempt.started_at, Attempt.ended_at, Attempt.outcome, _WAITED
+    told: list[Any] = [Job.id, Attempt.attempt, Attempt.device, Attempt.started_at, Attempt.ended_at, Attempt.outcome]
+    told += [_WAITED, Job.project_id, _ROOT, Job.kind, Job.dataset, Job.base_model, _GPUS_TAKEN]
     query = select(*told).join(Attempt, Attempt.job_id == Job.id).where(*jobs)
     if at is None:
         query = query.where(Attempt.ended_at.is_not(None))
-    for job_id, number, device, *facts, started_at, ended_at, outcome, waited in session.execute(query):
+    for job_id, number, device, started_at, ended_at, outcome, waited, *facts in session.execute(query).all():
         if ended_at is not None:
-            yield (job_id, number), Work(*facts, started_at, ended_at, outcome or "unknown", waited)
+            yield (job_id, number), _work(facts, started_at, ended_at, outcome or "unknown", waited)
         elif at is not None:
             # One that has not said where it computes would count as on a CPU, and then no longer.
             until = max(at, started_at) if device else started_at
-            yield None, Work(*facts, started_at, until, "under_way", waited)
+            yield None, _work(facts, started_at, until, "under_way", waited)
+
+
+def _work(facts: Sequence[Any], started_at: datetime, ended_at: datetime, outcome: str, waited: float | None) -> Work:
+    project_id, job_id, kind, dataset, base_model, gpus = facts
+    return Work(project_id, job_id, kind, dataset, base_model, gpus, started_at, ended_at, outcome, waited)
 
 
 def _of_instance(work: Work) -> Mapping[Key, float]:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
@@ -52,7 +53,7 @@ class Total:
 def spent(session: Session, project_id: str, days: Days) -> Mapping[Key, float]:
     """Read a project's time on some days, up to now."""
     found = totals.read(session, *_TIMES, project_ids=[project_id], days=days.pair)
-    found.update(totals.under_way(session, [project_id], moment(session)))
+    found.add(totals.under_way(session, [project_id], moment(session)))
     return {key: amount for key, amount in found.items() if key.what in _TIMES and days.has(key)}
 
 
@@ -79,7 +80,7 @@ def grouped(amounts: Mapping[Key, float], since: str, by: GroupBy) -> list[Total
 def gpu_seconds(session: Session, project_ids: Sequence[str], days: Days) -> Mapping[str, float]:
     """Add up each project's GPU time on some days, up to now."""
     found = totals.read(session, "gpu_seconds", project_ids=project_ids, days=days.pair)
-    found.update(totals.under_way(session, project_ids, moment(session)))
+    found.add(totals.under_way(session, project_ids, moment(session)))
     sums = dict.fromkeys(project_ids, 0.0)
     for key, amount in found.items():
         if key.what == "gpu_seconds" and days.has(key):
@@ -95,7 +96,8 @@ def jobs_by_status(session: Session, project_id: str, days: Days) -> dict[Status
     live = select(Job.status, func.count()).where(Job.project_id == project_id, Job.status.in_(UNFINISHED), *posted)
     counts: dict[Status, int] = {row[0]: row[1] for row in session.execute(live.group_by(Job.status))}
     for key, count in ended.items():
-        counts[key.name] = counts.get(key.name, 0) + round(count)  # type: ignore[index, arg-type]
+        status = cast("Status", key.name)
+        counts[status] = counts.get(status, 0) + round(count)
     return {status: count for status, count in counts.items() if count}
 
 

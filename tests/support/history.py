@@ -31,6 +31,7 @@ from app.tables import (
     Upload,
     Webhook,
 )
+from app.webhooks.subscriptions import MAX_WEBHOOKS
 from tests.support.instance import DIGITS
 
 _AT_ONCE = 5_000
@@ -148,7 +149,7 @@ def fill(database: Database, project_id: str, scale: Scale) -> Long:
     run |= {"network": estimates.same_pace(project_id, spec), "alike": estimates.same_kind(project_id, spec)}
     _write(database, PastRun, ({"job_id": job_id, "peak_memory_bytes": 1, "stored_bytes": 1} | run for job_id in ids))
     hook = {"events": [], "description": "", "secret": "x", "updated_at": begun}
-    hooks = [webhook_id, *(_id("whk", begun, place, scale.others) for place in range(1, scale.others))]
+    hooks = [webhook_id, *(_id("whk", begun, place, MAX_WEBHOOKS) for place in range(1, MAX_WEBHOOKS))]
     _write(database, Webhook, (common | hook | {"id": each, "url": f"https://{each}/"} for each in hooks))
     _write(
         database,
