@@ -70,7 +70,7 @@ _COLUMNS = (
     ("jobs", sa.Column("history_ends_at", sa.DateTime(timezone=True))),
     ("attempts", sa.Column("train_examples", sa.Integer())),
     ("attempts", sa.Column("test_examples", sa.Integer())),
-    ("attempts", sa.Column("working_seconds", sa.Float())),
+    ("attempts", sa.Column("working_seconds", sa.Double())),
     ("attempts", sa.Column("peak_memory_bytes", sa.BigInteger())),
 )
 _PAST = sa.table(
@@ -124,7 +124,7 @@ def downgrade() -> None:
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("outcome", sa.String(), nullable=False),
-        sa.Column("waited", sa.Float(), nullable=True),
+        sa.Column("waited", sa.Double(), nullable=True),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_past_attempts_project_id_projects")),
         sa.PrimaryKeyConstraint("job_id", "attempt", name=op.f("pk_past_attempts")),
     )
@@ -147,8 +147,8 @@ def _create_tables() -> None:
         sa.Column("network", sa.String(), nullable=False),
         sa.Column("alike", sa.String(), nullable=False),
         sa.Column("spec", sa.JSON(), nullable=False),
-        sa.Column("seconds", sa.Float(), nullable=False),
-        sa.Column("working_seconds", sa.Float(), nullable=False),
+        sa.Column("seconds", sa.Double(), nullable=False),
+        sa.Column("working_seconds", sa.Double(), nullable=False),
         sa.Column("train_examples", sa.Integer(), nullable=False),
         sa.Column("test_examples", sa.Integer(), nullable=False),
         sa.Column("peak_memory_bytes", sa.BigInteger(), nullable=True),
@@ -162,7 +162,7 @@ def _create_tables() -> None:
         "totals",
         *_key(),
         sa.Column("of_deleted", sa.Boolean(), nullable=False),
-        sa.Column("amount", sa.Float(), nullable=False),
+        sa.Column("amount", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint(*_KEY, "of_deleted", name=op.f("pk_totals")),
     )
     op.create_index("ix_totals_of_project", "totals", ["what", "project_id", "day"])
@@ -171,7 +171,7 @@ def _create_tables() -> None:
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), nullable=False),
         *_key(),
         sa.Column("of_deleted", sa.Boolean(), nullable=False),
-        sa.Column("amount", sa.Float(), nullable=False),
+        sa.Column("amount", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_total_changes")),
     )
     op.create_index("ix_total_changes_of_project", "total_changes", ["what", "project_id", "day"])

@@ -64,8 +64,8 @@ def server(instance: Instance) -> Iterator[str]:
 
 
 @pytest.fixture
-def later_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the code a schema with one revision more, which changes nothing."""
+def later_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Give the code a schema with one revision more, which changes nothing; return the revision before it and it."""
     folder = tmp_path / "migrations"
     shutil.copytree(ROOT / "migrations", folder)
     latest = max(path.name[:4] for path in (folder / "versions").glob("*.py"))
@@ -74,3 +74,4 @@ def later_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "versions" / f"{later}_later.py").write_text(text)
 
     monkeypatch.setattr(database, "MIGRATIONS", folder)
+    return latest, later

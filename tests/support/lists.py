@@ -17,7 +17,9 @@ def lists(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, list[str
     """Yield the path of each list, and what to ask each of its filters for."""
     for path, methods in document["paths"].items():
         route = methods.get("get")
-        if route and _schema_of(route).startswith("Page"):
+        parameters = {each["name"] for each in (route or {}).get("parameters", ())}
+        # A list without a limit is that of a catalogue, which does not grow.
+        if route and "limit" in parameters and _schema_of(route).startswith("Page"):
             yield (
                 path,
                 {
