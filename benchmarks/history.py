@@ -44,7 +44,7 @@ class Filled:
 
     def __init__(self, stack: ExitStack, folder: Path, url: str | None, scale: Scale | None) -> None:
         chosen = {"database_url": url} if url else {}
-        self.settings, self.database = stack.enter_context(new_instance(folder, rate_limit=None, **chosen))
+        self.settings, self.database = stack.enter_context(new_instance(folder, rate_limit=1_000_000, quota_queued_jobs=None, **chosen))
         project = add_project(self.database)
         self.project_id = project.id
         begun = time.perf_counter()

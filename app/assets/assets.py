@@ -9,17 +9,18 @@ being removed until the job has ended (`app.assets.inputs`). The caller opens th
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from sqlalchemy import or_, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import tasks
 from app.assets import uploads
 from app.platform.database import lock_row
+from app.platform.ids import is_id
 from app.platform.paging import Part, Place, list_rows
 from app.projects import audit, totals
 from app.projects.ids import next_id
-from app.tables import Checkpoint, Dataset, Input, Inspected, Job, Model, TaskKind, Upload
+from app.tables import UNFINISHED, Checkpoint, Dataset, Input, Inspected, Job, Model, TaskKind, Upload
 from core.schema.catalog import DATASETS, MODELS
 from core.schema.import_spec import ImportSpec
 
@@ -29,6 +30,7 @@ Kind = Literal["dataset", "model"]
 Own = TypeVar("Own", Dataset, Model)
 
 TABLES: Mapping[Kind, type[Dataset] | type[Model]] = {"dataset": Dataset, "model": Model}
+_PREFIXES: Mapping[Kind, str] = {"dataset": "ds", "model": "model"}
 WORDS: Mapping[Kind, str] = {"dataset": "data set", "model": "model"}
 """The word for each kind in messages."""
 NAMED_BY: Mapping[str, Kind] = {"base_model": "model", "dataset": "dataset", "extra_dataset": "dataset"}
@@ -164,7 +166,7 @@ def remove(session: Session, file: File) -> None:
 def in_use(session: Session, source_ids: Sequence[str]) -> Sequence[str]:
     """Name the first few unfinished jobs that read one of these, and models that are still to be made of one."""
     users = select(Job.id).join(Input, Input.job_id == Job.id)
-    users = users.where(Input.source_id.in_(source_ids), Job.finished_at.is_(None))
+    users = users.where(Input.source_id.in_(source_ids), Job.status.in_(UNFINISHED), Job.finished_at.is_(None))
     to_be_made = select(Model.id).where(
         Model.checkpoint_id.in_(source_ids), Model.status.in_(("pending", "inspecting"))
     )
@@ -176,8 +178,9 @@ def find(session: Session, kind: Kind, project_id: str, name_or_id: str) -> File
     """Find a file of this project by its id or name."""
     table: type[File] = TABLES[kind]
     mine = select(table).where(table.project_id == project_id)
-    # A name cannot look like an id.
-    return session.scalars(mine.where(or_(table.id == name_or_id, table.name == name_or_id))).one_or_none()
+    # A name cannot look like an id. Asked for both in one condition, a planner may read all files of the project.
+    which = table.id if is_id(_PREFIXES[kind], name_or_id) else table.name
+    return session.scalars(mine.where(which == name_or_id)).one_or_none()
 
 
 def list_own(session: Session, kind: Kind, project_id: str, *, after: str | None, limit: int) -> Part[File]:

@@ -47,6 +47,7 @@ _LEASE_SECONDS = 300
 """The lease of a verification. The copy of a very large object, during which nothing renews it, takes minutes."""
 SWEEP_SECONDS = 45.0
 """The longest round in which objects of ended uploads are removed."""
+_EXPIRED_AT_ONCE = 500
 _SWEPT_AT_ONCE = 20
 """Uploads of one project before the next project has its turn."""
 _LATEST_SECONDS = 1200
@@ -271,7 +272,9 @@ def expire(session: Session) -> None:
     """Expire the uploads without a request for too long, unless a process verifies them."""
     under_way = exists().where(Task.subject_id == Upload.id, Task.status == "running", ~leases.has_expired(Task))
     expired = session.scalars(
-        select(Upload.id).where(Upload.status.in_(_SOURCES["expired"]), Upload.expires_at < now(), ~under_way)
+        select(Upload.id)
+        .where(Upload.status.in_(_SOURCES["expired"]), Upload.expires_at < now(), ~under_way)
+        .limit(_EXPIRED_AT_ONCE)
     ).all()
     # Lock order: task row first, then its subject.
     tasks.cancel(session, expired)
