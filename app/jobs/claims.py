@@ -57,6 +57,19 @@ class RetryPolicy:
         )
 
 
+def _with_queued_jobs() -> CTE:
+    """The projects that have queued jobs: one look into the index for each, however many jobs or projects there are."""
+    first = select(func.min(Job.project_id).label("project_id")).where(Job.status == "queued")
+    found = first.cte(recursive=True)
+    following = select(func.min(Job.project_id)).where(Job.status == "queued", Job.project_id > found.c.project_id)
+    further = select(following.correlate(found).scalar_subquery()).where(found.c.project_id.is_not(None))
+    return found.union_all(further)
+
+
+# Built once: every claim asks it.
+_WITH_QUEUED_JOBS = _with_queued_jobs()
+
+
 def claim(
     session: Session,
     *,
@@ -125,22 +138,12 @@ def _projects_in_turn(session: Session, claimable: ColumnElement[bool], running_
     # table in search of a row, however outdated its statistics are.
     one = select(Job.id).where(Job.project_id == Project.id, claimable)
     one = one.order_by(Job.priority.desc(), Job.id).limit(1)
-    waiting = _with_queued_jobs()
     running = select(Job.project_id, func.count().label("count")).where(*AT_WORK).group_by(Job.project_id).subquery()
     count = func.coalesce(running.c.count, 0)
-    projects = select(Project.id).join(waiting, waiting.c.project_id == Project.id)
+    projects = select(Project.id).join(_WITH_QUEUED_JOBS, _WITH_QUEUED_JOBS.c.project_id == Project.id)
     projects = projects.outerjoin(running, running.c.project_id == Project.id)
     projects = projects.where(one.scalar_subquery().is_not(None), quotas.lets_run(count, running_quota))
     return session.scalars(projects.order_by(count, func.random())).all()
-
-
-def _with_queued_jobs() -> CTE:
-    """The projects that have queued jobs: one look into the index for each, however many jobs or projects there are."""
-    first = select(func.min(Job.project_id).label("project_id")).where(Job.status == "queued")
-    found = first.cte(recursive=True)
-    following = select(func.min(Job.project_id)).where(Job.status == "queued", Job.project_id > found.c.project_id)
-    further = select(following.correlate(found).scalar_subquery()).where(found.c.project_id.is_not(None))
-    return found.union_all(further)
 
 
 def gpus_wanted(session: Session, *, seconds: float) -> Sequence[int]:

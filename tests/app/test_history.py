@@ -11,21 +11,23 @@ from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
+from sqlalchemy import update
 
 from app.jobs import claims
 from app.jobs.watch import Watch
 from app.main import create_app
 from app.operations.metrics import Metrics
-from app.platform.database import Database
+from app.platform.database import Database, seconds_from_now
 from app.platform.queue import Doorbell
+from app.tables import ApiKey
 from tests.support.history import Long, Scale, analyse, fill
 from tests.support.instance import DIGITS, add_key, add_project, calling, new_instance, serving
 from tests.support.lists import lists
 from tests.support.sql_statements import sent
 from tests.support.work import costs
 
-SMALL = Scale(jobs=120, events=2_000, others=60, days=2)
-LARGE = Scale(jobs=1200, events=20_000, others=600, days=2)
+SMALL = Scale(jobs=72, events=1_200, others=40, days=2)
+LARGE = Scale(jobs=720, events=12_000, others=400, days=2)
 SPARE = 1.25
 """By this factor the larger history may cost more: an index is a level deeper, a timestamp a row further."""
 
@@ -57,6 +59,8 @@ def histories(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             analyse(database)
             url = stack.enter_context(serving(settings, database, periodic_tasks=()))
             api = stack.enter_context(calling(url, add_key(database, project)))
+            with database.writing() as session:  # its use would be recorded once a minute
+                session.execute(update(ApiKey).values(last_used_at=seconds_from_now(3600)))
             made.append(Grown(database, api, long, project.id))
         yield made
 
@@ -65,7 +69,6 @@ def holds(histories, ask, what=""):
     """Ask both instances, and compare what each statement costs: rows, or steps."""
     found = []
     for grown in histories:
-        grown.api.get("/me")  # the use of a key is recorded once a minute
         with sent(grown.database) as statements:
             ask(grown)
         texts = [text for text, _ in statements]
@@ -106,11 +109,11 @@ def test_every_list_with_every_filter_costs_the_same_whatever_the_history(histor
 
 
 def read(grown, path, chosen):
-    """Two pages of a list."""
+    """A page of a list, and where it is not filtered or by all filters the next one."""
     address = path.format(job_id=grown.long.job_id, webhook_id=grown.long.webhook_id)
     first = grown.api.get(address, params={**chosen, "limit": 5})
     assert first.status_code == 200, first.text
-    if after := first.json()["last_id"]:
+    if len(chosen) != 1 and (after := first.json()["last_id"]):
         assert grown.api.get(address, params={**chosen, "limit": 5, "after": after}).status_code == 200
 
 
@@ -161,7 +164,7 @@ REQUESTS = {
     "me": lambda grown: grown.api.get("/me"),
     "metrics": lambda grown: grown.api.get(f"/jobs/{grown.long.job_id}/metrics", params={"max_points": 50}),
     "metrics from the middle": lambda grown: grown.api.get(
-        f"/jobs/{grown.long.job_id}/metrics", params={"max_points": 50, "after_step": 500}
+        f"/jobs/{grown.long.job_id}/metrics", params={"max_points": 50, "after_step": 300}
     ),
     "job": lambda grown: grown.api.get(f"/jobs/{grown.long.job_id}"),
     "lineage": lambda grown: grown.api.get(f"/jobs/{grown.long.job_id}/lineage"),
