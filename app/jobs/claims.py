@@ -211,7 +211,8 @@ def expire(session: Session, retry_policy: RetryPolicy) -> None:
     ignored = and_(Job.status == "cancelling", Job.shards_left == 0, long_ago)
     # Whatever a worker holds has a lease, and an index of these alone.
     held = select(Job).where(Job.lease_until.is_not(None), or_(expired, ignored))
-    for job in leases.lock_all(session, held, Job):
+    # Shards of one job together: what ends an attempt at one waits for others that do (`totals.count_attempt`).
+    for job in sorted(leases.lock_all(session, held, Job), key=lambda job: (job.parent_id or job.id, job.id)):
         _after_crash(session, job, retry_policy, "worker_lost")
 
 

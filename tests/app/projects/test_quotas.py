@@ -351,3 +351,5 @@ def test_what_is_counted_is_what_a_recount_of_all_rows_gives(api, database, proj
     assert told["running_jobs"] == sum(job["status"] in CLAIMED for job in every) > 0
     assert told["keys"] == sum(key["revoked_at"] is None for key in keys)
     assert told["stored_bytes"] == sum(files) > 0
+    with database.writing() as session:
+        assert totals.recount(session) == {}
