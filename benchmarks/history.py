@@ -43,8 +43,9 @@ class Filled:
     """One instance, and what can be asked of it."""
 
     def __init__(self, stack: ExitStack, folder: Path, url: str | None, scale: Scale | None) -> None:
-        chosen = {"database_url": url} if url else {}
-        self.settings, self.database = stack.enter_context(new_instance(folder, rate_limit=1_000_000, quota_queued_jobs=None, **chosen))
+        chosen: dict[str, Any] = {"database_url": url} if url else {}
+        without_limits: dict[str, Any] = {"rate_limit": 1_000_000, "quota_queued_jobs": None}
+        self.settings, self.database = stack.enter_context(new_instance(folder, **without_limits, **chosen))
         project = add_project(self.database)
         self.project_id = project.id
         begun = time.perf_counter()
