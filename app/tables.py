@@ -6,7 +6,18 @@ All rows are in one file: foreign keys tie them to each other, and the schema ca
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, MetaData, String, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.platform.database import Timestamp, now
@@ -29,6 +40,11 @@ from core.schema.progress import Phase
 StateKind = Literal["state", "best", "verdicts"]
 TaskKind = Literal["inspect_dataset", "inspect_model", "verify_upload"]
 TaskStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+def where(condition: str) -> dict[str, Any]:
+    """The options of an index that has only the rows under a condition."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
 class Table(DeclarativeBase):
@@ -59,6 +75,10 @@ class Project(Table):
     """Set when its GPU time of this month is used up: none of its jobs is claimed before then."""
     created_by: Mapped[str | None]
     """The key that created it."""
+    latest_id: Mapped[str] = mapped_column(String(26), default="", server_default="")
+    """The latest number that `app.projects.ids` has given to a row of the project."""
+    deleted_at: Mapped[datetime | None]
+    """When its deletion was requested. Nothing finds it from then on; maintenance deletes its rows, and it last."""
 
 
 class ApiKey(Table):
@@ -67,7 +87,7 @@ class ApiKey(Table):
     __tablename__ = "api_keys"
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("key"))
-    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id), index=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
     lookup: Mapped[str] = mapped_column(String(8), unique=True)
     """The part of the key that finds this row."""
     sha256: Mapped[str] = mapped_column(String(64))
@@ -83,9 +103,19 @@ class ApiKey(Table):
     revoked_at: Mapped[datetime | None]
     revoked_by: Mapped[str | None]
 
+    __table_args__ = (
+        Index("ix_api_keys_of_project", "project_id", "id"),
+        Index("ix_api_keys_valid", "project_id", "expires_at", **where("revoked_at IS NULL")),
+        Index("ix_api_keys_made_by", "created_by", "id"),
+        Index("ix_api_keys_revoked", "revoked_at"),
+        Index("ix_api_keys_expired", "expires_at"),
+    )
+
 
 CLAIMED: frozenset[Status] = frozenset({"running", "pausing", "stopping", "cancelling"})
 """The statuses of a job that a worker holds under a lease, or whose shards workers hold."""
+UNFINISHED: frozenset[Status] = CLAIMED | {"queued", "paused"}
+"""The statuses of a job that has not ended."""
 
 
 class Job(Leased, Table):
@@ -168,19 +198,57 @@ class Job(Leased, Table):
     updated_at: Mapped[datetime] = mapped_column(default=now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+    """When it was deleted. Nothing finds it from then on; maintenance deletes its rows in batches, and it last."""
+    history_ends_at: Mapped[datetime | None]
+    """When its events and its curve are deleted; None before its end, and once they are."""
 
     __table_args__ = (
         UniqueConstraint(project_id, idempotency_key),
-        Index("ix_jobs_waiting", status, priority.desc(), "id"),
+        Index("ix_jobs_waiting", "status", priority.desc(), "id"),
         Index("uq_jobs_retry_of", "retry_of", unique=True),
-        Index("ix_jobs_of_project", project_id, "id"),
-        Index("ix_jobs_of_project_by_status", project_id, status, priority.desc(), "id"),
-        Index("ix_jobs_on_dataset", "dataset", status, "id"),
-        Index("uq_jobs_shard", "parent_id", "shard", unique=True),
-        Index("ix_jobs_in_shards", "finished_at", shards_left, "id"),
+        # One for the list of a project's jobs, and for each of its filters.
+        Index("ix_jobs_of_project", "project_id", "id", **where("parent_id IS NULL AND deleted_at IS NULL")),
+        Index(
+            "ix_jobs_of_project_by_status",
+            "project_id",
+            "status",
+            "id",
+            **where("parent_id IS NULL AND deleted_at IS NULL"),
+        ),
+        Index(
+            "ix_jobs_of_project_by_kind",
+            "project_id",
+            "kind",
+            "id",
+            **where("parent_id IS NULL AND deleted_at IS NULL"),
+        ),
+        Index(
+            "ix_jobs_of_project_by_base_model",
+            "project_id",
+            "base_model",
+            "id",
+            **where("parent_id IS NULL AND deleted_at IS NULL"),
+        ),
+        Index(
+            "ix_jobs_of_project_by_dataset",
+            "project_id",
+            "dataset",
+            "id",
+            **where("parent_id IS NULL AND deleted_at IS NULL"),
+        ),
+        Index("ix_jobs_to_claim", "status", "project_id", priority.desc(), "id"),
+        Index("ix_jobs_held", "id", **where("lease_until IS NOT NULL")),
+        # Without the other jobs: it would be read in search of all those that are no shards.
+        Index("uq_jobs_shard", "parent_id", "shard", unique=True, **where("parent_id IS NOT NULL")),
+        Index("ix_jobs_in_shards", "id", **where("shards_left > 0 AND finished_at IS NULL")),
+        Index("ix_jobs_deleted", "deleted_at", **where("deleted_at IS NOT NULL")),
+        Index("ix_jobs_with_history", "history_ends_at", **where("history_ends_at IS NOT NULL")),
     )
 
 
+POSTED = Job.parent_id.is_(None), Job.deleted_at.is_(None)
+"""The condition under which a list shows a job: it is no shard, and was not deleted."""
 AT_WORK = Job.status.in_(CLAIMED), Job.shards_left == 0
 """The condition under which a worker holds the job itself. A job that waits for its shards has no worker."""
 
@@ -210,29 +278,103 @@ class Attempt(Table):
     """Bytes of these parts."""
     writes: Mapped[int] = mapped_column(default=0)
     """The number of changes that its worker has committed."""
+    train_examples: Mapped[int | None]
+    """The number of training images that it has reported, as the three that follow."""
+    test_examples: Mapped[int | None]
+    working_seconds: Mapped[float | None]
+    """The duration of its training process; None before that has finished."""
+    peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+
+    __table_args__ = (
+        Index("ix_attempts_under_way", "job_id", "attempt", **where("ended_at IS NULL")),
+        Index("ix_attempts_by_cause", "job_id", "cause_code"),
+    )
 
 
-class PastAttempt(Table):
-    """What usage and metrics still count of an attempt whose job was deleted."""
+class JobLabel(Table):
+    """One pair of a job's metadata, for the filter of the list of jobs."""
 
-    __tablename__ = "past_attempts"
+    __tablename__ = "job_labels"
 
-    job_id: Mapped[str] = mapped_column(primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
-    kind: Mapped[Kind] = mapped_column(String)
-    dataset: Mapped[str]
-    base_model: Mapped[str | None]
-    gpus: Mapped[int]
-    """0 on a CPU."""
-    started_at: Mapped[datetime]
-    ended_at: Mapped[datetime]
-    outcome: Mapped[Outcome | Literal["unknown"]] = mapped_column(String)
-    """The outcome of the attempt; unknown where it had not ended."""
-    waited: Mapped[float | None]
-    """Seconds that its job had waited before its first attempt; None for later attempts."""
+    project_id: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Hash of the pair: a value may be longer than an index takes."""
+    job_id: Mapped[str] = mapped_column(ForeignKey(Job.id, ondelete="CASCADE"), primary_key=True, index=True)
 
-    __table_args__ = (Index("ix_past_attempts_of_project", project_id, "ended_at"),)
+
+class PastRun(Table):
+    """A job that succeeded in one attempt, without shards and up to its last step, for the estimates of others."""
+
+    __tablename__ = "past_runs"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey(Job.id, ondelete="CASCADE"), primary_key=True)
+    network: Mapped[str]
+    """What jobs have in common whose pace is the same: `app.jobs.estimates` writes and reads it."""
+    alike: Mapped[str]
+    """What jobs have in common that are of the same kind, model and method as well."""
+    spec: Mapped[dict[str, Any]]
+    seconds: Mapped[float]
+    """The duration of its attempt."""
+    working_seconds: Mapped[float]
+    """The duration of its training process."""
+    train_examples: Mapped[int]
+    test_examples: Mapped[int]
+    peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    stored_bytes: Mapped[int] = mapped_column(BigInteger)
+    """The size of its checkpoints and its log."""
+
+    __table_args__ = (
+        Index("ix_past_runs_of_network", "network", "job_id"),
+        Index("ix_past_runs_alike", "alike", "job_id"),
+    )
+
+
+class _Totalled:
+    """The columns that name a total. A column that does not apply is empty: a key has no nulls."""
+
+    project_id: Mapped[str] = mapped_column(primary_key=True)
+    """Not a foreign key: totals outlive the project. Empty for a total of the instance."""
+    what: Mapped[str] = mapped_column(primary_key=True)
+    """What is added up: `app.projects.totals` has the list."""
+    day: Mapped[str] = mapped_column(String(10), primary_key=True)
+    """The day in UTC, as 2026-11-30."""
+    name: Mapped[str] = mapped_column(primary_key=True)
+    """What else tells it from others, such as the status of jobs."""
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    dataset: Mapped[str] = mapped_column(primary_key=True)
+    base_model: Mapped[str] = mapped_column(primary_key=True)
+    of_deleted: Mapped[bool] = mapped_column(primary_key=True)
+    """Whether the rows that it was added up from were deleted, so that it cannot be added up again."""
+    amount: Mapped[float]
+
+
+class Total(_Totalled, Table):
+    """A total, but for the changes that `TotalChange` still has."""
+
+    __tablename__ = "totals"
+
+    __table_args__ = (Index("ix_totals_of_project", "what", "project_id", "day"),)
+
+
+class TotalChange(_Totalled, Table):
+    """An amount to add to a total, written in the transaction that causes it; maintenance adds it to the `Total`.
+
+    Rows are only inserted, so transactions that change the same total do not wait for each other.
+    """
+
+    __tablename__ = "total_changes"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    project_id: Mapped[str] = mapped_column()
+    what: Mapped[str] = mapped_column()
+    day: Mapped[str] = mapped_column(String(10))
+    name: Mapped[str] = mapped_column()
+    kind: Mapped[str] = mapped_column()
+    dataset: Mapped[str] = mapped_column()
+    base_model: Mapped[str] = mapped_column()
+    of_deleted: Mapped[bool] = mapped_column()
+
+    __table_args__ = (Index("ix_total_changes_of_project", "what", "project_id", "day"),)
 
 
 class Event(Table):
@@ -262,7 +404,10 @@ class Metric(Table):
     norm: Mapped[str | None]
     counts: Mapped[dict[str, Any]]
 
-    __table_args__ = (ForeignKeyConstraint([job_id, attempt], [Attempt.job_id, Attempt.attempt], ondelete="CASCADE"),)
+    __table_args__ = (
+        ForeignKeyConstraint([job_id, attempt], [Attempt.job_id, Attempt.attempt], ondelete="CASCADE"),
+        Index("ix_metrics_by_step", "job_id", "step", "attempt"),
+    )
 
 
 class Checkpoint(Table):
@@ -271,7 +416,7 @@ class Checkpoint(Table):
     __tablename__ = "checkpoints"
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("ckpt"))
-    job_id: Mapped[str] = mapped_column(index=True)
+    job_id: Mapped[str] = mapped_column()
     attempt: Mapped[int] = mapped_column()
     step: Mapped[int]
     epoch: Mapped[float]
@@ -282,7 +427,10 @@ class Checkpoint(Table):
     sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(default=now())
 
-    __table_args__ = (ForeignKeyConstraint([job_id, attempt], [Attempt.job_id, Attempt.attempt], ondelete="CASCADE"),)
+    __table_args__ = (
+        ForeignKeyConstraint([job_id, attempt], [Attempt.job_id, Attempt.attempt], ondelete="CASCADE"),
+        Index("ix_checkpoints_of_job", "job_id", "id"),
+    )
 
 
 class State(Table):
@@ -333,7 +481,7 @@ class Webhook(Table):
     created_at: Mapped[datetime] = mapped_column(default=now())
     updated_at: Mapped[datetime] = mapped_column(default=now())
 
-    __table_args__ = (UniqueConstraint(project_id, url),)
+    __table_args__ = (UniqueConstraint(project_id, url), Index("ix_webhooks_of_project", "project_id", "id"))
 
 
 class Delivery(Leased, Table):
@@ -363,8 +511,11 @@ class Delivery(Leased, Table):
     finished_at: Mapped[datetime | None]
 
     __table_args__ = (
-        Index("ix_deliveries_due", status, next_attempt_at),
-        Index("ix_deliveries_of_webhook", webhook_id, "id"),
+        Index("ix_deliveries_due", "status", "next_attempt_at"),
+        Index("ix_deliveries_of_webhook", "webhook_id", "id"),
+        Index("ix_deliveries_of_webhook_by_status", "webhook_id", "status", "id"),
+        Index("ix_deliveries_finished", "finished_at", **where("finished_at IS NOT NULL")),
+        Index("ix_deliveries_under_way", "lease_until", **where("lease_until IS NOT NULL")),
     )
 
 
@@ -400,7 +551,15 @@ class Upload(Table):
     swept_at: Mapped[datetime | None]
     """When the objects that it had left behind were removed."""
 
-    __table_args__ = (Index("ix_uploads_of_project", project_id, "id"), Index("ix_uploads_by_status", status, "id"))
+    __table_args__ = (
+        Index("ix_uploads_of_project", "project_id", "id"),
+        Index("ix_uploads_of_project_by_status", "project_id", "status", "id"),
+        Index("ix_uploads_of_project_by_purpose", "project_id", "purpose", "id"),
+        Index("ix_uploads_of_project_by_sha256", "project_id", "sha256", "id"),
+        Index("ix_uploads_by_expiry", "status", "expires_at"),
+        Index("ix_uploads_to_sweep", "project_id", "ended_at", **where("ended_at IS NOT NULL AND swept_at IS NULL")),
+        Index("ix_uploads_swept", "status", "swept_at"),
+    )
 
 
 class Asset(Table):
@@ -441,7 +600,11 @@ class Dataset(Asset):
 
     __tablename__ = "datasets"
 
-    __table_args__ = (UniqueConstraint("project_id", "name"),)
+    __table_args__ = (
+        UniqueConstraint("project_id", "name"),
+        Index("ix_datasets_of_project", "project_id", "id"),
+        Index("ix_datasets_of_upload", "upload_id"),
+    )
 
 
 class Model(Asset):
@@ -456,7 +619,12 @@ class Model(Asset):
     checkpoint_id: Mapped[str | None]
     """The checkpoint of that job."""
 
-    __table_args__ = (UniqueConstraint("project_id", "name"),)
+    __table_args__ = (
+        UniqueConstraint("project_id", "name"),
+        Index("ix_models_of_project", "project_id", "id"),
+        Index("ix_models_of_upload", "upload_id"),
+        Index("ix_models_of_checkpoint", "checkpoint_id"),
+    )
 
 
 class Task(Leased, Table):
@@ -480,9 +648,10 @@ class Task(Leased, Table):
     finished_at: Mapped[datetime | None]
 
     __table_args__ = (
-        Index("ix_tasks_waiting", status, kind, "id"),
-        Index("ix_tasks_of_project", project_id, status),
+        Index("ix_tasks_waiting", "status", "kind", "id"),
+        Index("ix_tasks_of_project", "project_id", "status"),
         Index("ix_tasks_of_subject", "subject_id", "id"),
+        Index("ix_tasks_finished", "finished_at"),
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from app.platform import leases
@@ -151,11 +151,6 @@ def latest_attempts(session: Session, kinds: Sequence[Kind]) -> Mapping[str, int
     unfinished = Task.status.in_(_UNFINISHED), Task.kind.in_([kind.name for kind in kinds])
     rows = session.execute(select(Task.subject_id, func.max(Task.attempt)).where(*unfinished).group_by(Task.subject_id))
     return {row[0]: row[1] for row in rows}
-
-
-def forget(session: Session, *, days: float) -> None:
-    """Delete the tasks that ended more than `days` ago."""
-    session.execute(delete(Task).where(Task.finished_at < seconds_from_now(-days * 24 * 3600)))
 
 
 def _release(session: Session, held: TaskClaim, **values: Any) -> None:

@@ -124,7 +124,8 @@ class Temper(Resource):
     def usage(
         self, *, since: datetime | None = None, until: datetime | None = None, group_by: str | None = None
     ) -> "Usage":
-        """Fetch the usage of the project between two moments, by default in this month.
+        """Fetch the usage of the project from one day to before another, by default in this month. Both are begins of
+        days in UTC.
 
         group_by: day, month, kind, dataset or base_model.
         """

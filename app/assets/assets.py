@@ -10,17 +10,18 @@ These are the assets of a project. The status of an asset follows the task that 
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import or_, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import tasks
 from app.assets import uploads
 from app.platform.database import lock_row
-from app.platform.ids import new_id
-from app.platform.paging import Part, list_rows
-from app.projects import audit
-from app.tables import Asset, Checkpoint, Dataset, Input, Job, Model, TaskKind, Upload
+from app.platform.ids import is_id
+from app.platform.paging import Part, Place, list_rows
+from app.projects import audit, totals
+from app.projects.ids import next_id
+from app.tables import UNFINISHED, Asset, Checkpoint, Dataset, Input, Job, Model, TaskKind, Upload
 from core.schema.catalog import DATASETS, MODELS
 from core.schema.import_spec import ImportSpec
 
@@ -28,6 +29,7 @@ Kind = Literal["dataset", "model"]
 Own = TypeVar("Own", Dataset, Model)
 
 TABLES: Mapping[Kind, type[Dataset] | type[Model]] = {"dataset": Dataset, "model": Model}
+_PREFIXES: Mapping[Kind, str] = {"dataset": "ds", "model": "model"}
 WORDS: Mapping[Kind, str] = {"dataset": "data set", "model": "model"}
 """The word for each kind in messages."""
 NAMED_BY: Mapping[str, Kind] = {"base_model": "model", "dataset": "dataset", "extra_dataset": "dataset"}
@@ -55,24 +57,27 @@ class InUse(Exception):
 
 def add_dataset(session: Session, project_id: str, name: str, upload: Upload) -> Dataset:
     """Create a data set from a completed upload, and queue its inspection. Raises NameTaken, NotComplete."""
+    dataset_id = next_id(session, project_id, "ds")
     _check_upload(session, upload, name)
-    return _add(session, Dataset(id=new_id("ds"), **_from_upload(project_id, name, upload)))
+    return _add(session, Dataset(id=dataset_id, **_from_upload(project_id, name, upload)))
 
 
 def add_model(session: Session, project_id: str, name: str, upload: Upload, declared: ImportSpec) -> Model:
     """Create a base model from a completed upload, and queue its inspection. Raises NameTaken, NotComplete."""
+    model_id = next_id(session, project_id, "model")
     _check_upload(session, upload, name)
     content = declared.model_dump(mode="json")
-    model = Model(id=new_id("model"), declared=content, **_from_upload(project_id, name, upload))
+    model = Model(id=model_id, declared=content, **_from_upload(project_id, name, upload))
     return _add(session, model)
 
 
 def add_checkpoint(session: Session, project_id: str, name: str, checkpoint: Checkpoint) -> Model:
     """Create a base model from a checkpoint, and queue its inspection, which makes a copy of the file. The copy counts
     against the project's quota from now on. Raises NameTaken, Deleted."""
+    model_id = next_id(session, project_id, "model")
     lock_row(session, Checkpoint, checkpoint.id, lets_change=True)
     model = Model(
-        id=new_id("model"),
+        id=model_id,
         project_id=project_id,
         name=name,
         filename=f"{checkpoint.id}.safetensors",
@@ -117,6 +122,7 @@ def _add(session: Session, asset: Own) -> Own:
     for before in session.scalars(select(table).where(*refused).with_for_update()).all():
         if before.upload_id and before.upload_id != asset.upload_id:
             uploads.discard(session, before.upload_id)
+        _count_copy(session, before, -before.size)
         session.delete(before)
         session.flush()
     try:
@@ -125,10 +131,17 @@ def _add(session: Session, asset: Own) -> Own:
     except IntegrityError:
         word = WORDS["dataset" if isinstance(asset, Dataset) else "model"]
         raise NameTaken(f"the project has a {word} {asset.name!r} already") from None
+    _count_copy(session, asset, asset.size)
     tasks.add(session, _TASKS[table], project_id=asset.project_id, subject_id=asset.id)
     act: audit.Act = "dataset.create" if table is Dataset else "model.create"
     audit.record(session, asset.project_id, act, asset.id, name=asset.name)
     return asset
+
+
+def _count_copy(session: Session, asset: Asset, size: int) -> None:
+    """Count the bytes of a model that is a copy of a checkpoint. Those of others are counted with their upload."""
+    if isinstance(asset, Model) and asset.upload_id is None:
+        totals.count_bytes(session, asset.project_id, size, uploaded=True)
 
 
 def remove(session: Session, asset: Asset) -> None:
@@ -136,12 +149,14 @@ def remove(session: Session, asset: Asset) -> None:
     # The task before its subject, as everywhere.
     tasks.cancel(session, [asset.id])
     # A job that names the asset has locked its row before the job's own row is there.
-    if session.scalars(select(type(asset)).where(type(asset).id == asset.id).with_for_update()).one_or_none() is None:
+    locked = select(type(asset)).where(type(asset).id == asset.id).with_for_update()
+    if session.scalars(locked, execution_options={"populate_existing": True}).one_or_none() is None:
         return
     if users := in_use(session, [asset.id]):
         raise InUse(users)
     if asset.upload_id:
         uploads.discard(session, asset.upload_id)
+    _count_copy(session, asset, -asset.size)
     session.delete(asset)
     act: audit.Act = "dataset.delete" if isinstance(asset, Dataset) else "model.delete"
     audit.record(session, asset.project_id, act, asset.id, name=asset.name)
@@ -150,7 +165,7 @@ def remove(session: Session, asset: Asset) -> None:
 def in_use(session: Session, source_ids: Sequence[str]) -> Sequence[str]:
     """Name the first few unfinished jobs that read one of these, and models that are still to be made of one."""
     users = select(Job.id).join(Input, Input.job_id == Job.id)
-    users = users.where(Input.source_id.in_(source_ids), Job.finished_at.is_(None))
+    users = users.where(Input.source_id.in_(source_ids), Job.status.in_(UNFINISHED), Job.finished_at.is_(None))
     to_be_made = select(Model.id).where(
         Model.checkpoint_id.in_(source_ids), Model.status.in_(("pending", "inspecting"))
     )
@@ -162,14 +177,16 @@ def find(session: Session, kind: Kind, project_id: str, name_or_id: str) -> Asse
     """Find an asset of this project by its id or name."""
     table: type[Asset] = TABLES[kind]
     mine = select(table).where(table.project_id == project_id)
-    # A name cannot look like an id.
-    return session.scalars(mine.where(or_(table.id == name_or_id, table.name == name_or_id))).one_or_none()
+    # A name cannot look like an id. Asked for both in one condition, a planner may read all files of the project.
+    which = table.id if is_id(_PREFIXES[kind], name_or_id) else table.name
+    return session.scalars(mine.where(which == name_or_id)).one_or_none()
 
 
 def list_own(session: Session, kind: Kind, project_id: str, *, after: str | None, limit: int) -> Part[Asset]:
     """List the project's own data sets or models, oldest first."""
     table: type[Any] = TABLES[kind]
-    return list_rows(session, table, table.id, [table.project_id == project_id], after=after, limit=limit, order="asc")
+    place = Place([table.project_id], [project_id])
+    return list_rows(session, table, table.id, place, after=after, limit=limit, order="asc")
 
 
 def names(session: Session, kind: Kind, project_id: str) -> Sequence[str]:

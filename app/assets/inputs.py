@@ -107,7 +107,11 @@ def ancestors(session: Session, project_id: str, job_id: str, *, most: int = 100
     found: list[str] = []
     near = [job_id]
     while near and len(found) < most:
-        made = select(Input.made_by_job).join(Job, Job.id == Input.job_id).where(Job.project_id == project_id)
+        made = (
+            select(Input.made_by_job)
+            .join(Job, Job.id == Input.job_id)
+            .where(Job.project_id == project_id, Job.deleted_at.is_(None))
+        )
         made = made.where(Input.job_id.in_(near), Input.made_by_job.is_not(None))
         before = [each for each in session.scalars(made.order_by(Input.made_by_job.desc())).unique() if each]
         near = [each for each in before if each not in found and each != job_id]

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from app import tasks
 from app.assets.assets import TABLES, Kind
+from app.projects import totals
 from app.schemas import AssetFailure, AssetStatus
 from app.tables import Dataset, Model, Task, TaskStatus
 from app.tasks import TaskClaim
@@ -81,6 +82,10 @@ def _follow(kind: Kind, session: Session, task: Task) -> None:
     if task.status == "succeeded":
         values["report_prefix"] = prefix(kind, task.subject_id, task.attempt)
     table = TABLES[kind]
+    if table is Model and task.result:
+        copy = session.get(Model, task.subject_id, populate_existing=True, with_for_update=True)
+        if copy and copy.upload_id is None:
+            totals.count_bytes(session, copy.project_id, int(task.result["size"]) - copy.size, uploaded=True)
     statement = update(table).where(table.id == task.subject_id).values(values)
     session.execute(statement, execution_options={"synchronize_session": False})
 

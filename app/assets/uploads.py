@@ -15,22 +15,23 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from threading import Event
 from time import monotonic
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, select, update
+from sqlalchemy import ColumnElement, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from app import tasks
 from app.platform import leases
 from app.platform.database import Database, now, seconds_from_now
-from app.platform.ids import new_id
 from app.platform.leases import LeaseLost
-from app.platform.paging import Order, Part, list_rows
-from app.projects import audit
+from app.platform.paging import Order, Part, Place, list_fitting, list_rows
+from app.projects import audit, totals
+from app.projects.ids import next_id
 from app.schemas import Purpose, UploadFailure, UploadStatus
 from app.storage import MOST_PARTS, NotStored, ObjectStore, StorageUnavailable
-from app.tables import Task, Upload
+from app.tables import Project, Task, Upload
 from app.tasks import TaskClaim
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,14 @@ _SOURCES: dict[UploadStatus, frozenset[UploadStatus]] = {
     "aborted": frozenset({"pending", "verifying"}),
     "expired": frozenset({"pending", "verifying"}),
 }
+_LEADING = ("sha256", "status", "purpose")
 _LEASE_SECONDS = 300
 """The lease of a verification. The copy of a very large object, during which nothing renews it, takes minutes."""
+SWEEP_SECONDS = 45.0
+"""The longest round in which objects of ended uploads are removed."""
+_EXPIRED_AT_ONCE = 500
+_SWEPT_AT_ONCE = 20
+"""Uploads of one project before the next project has its turn."""
 _LATEST_SECONDS = 1200
 """So long after the end of an upload, no request that was signed for it is valid."""
 
@@ -78,7 +85,7 @@ def create(
     """Announce a file of `size` bytes, which count against the project's quota from now on. The upload expires after
     `seconds` in which nothing is sent. The caller checks the quota in the same transaction."""
     upload = Upload(
-        id=new_id("upl"),
+        id=next_id(session, project_id, "upl"),
         project_id=project_id,
         filename=filename,
         purpose=purpose,
@@ -91,6 +98,7 @@ def create(
     )
     session.add(upload)
     session.flush()
+    totals.count_bytes(session, project_id, size, uploaded=True)
     audit.record(session, project_id, "upload.create", upload.id, filename=filename, bytes=size)
     return upload
 
@@ -110,9 +118,16 @@ def list_uploads(
     order: Order,
 ) -> Part[Upload]:
     """List a project's uploads by age; `matching` compares columns."""
-    where: list[ColumnElement[bool]] = [Upload.project_id == project_id]
-    where += [getattr(Upload, column) == value for column, value in matching.items() if value is not None]
-    return list_rows(session, Upload, Upload.id, where, after=after, limit=limit, order=order)
+    wanted = {column: value for column, value in matching.items() if value is not None}
+    # The filter that leaves the fewest uploads leads.
+    leading = sorted(wanted, key=_LEADING.index)[:1]
+    columns = [Upload.project_id, *(getattr(Upload, column) for column in leading)]
+    place = Place(columns, [project_id, *(wanted[column] for column in leading)])
+    fits = [getattr(Upload, column) == value for column, value in wanted.items() if column not in leading]
+    page: dict[str, Any] = {"after": after, "limit": limit, "order": order}
+    if fits:
+        return list_fitting(session, Upload, Upload.id, Upload.id, place, fits, **page)
+    return list_rows(session, Upload, Upload.id, place, **page)
 
 
 def key(upload: Upload) -> str:
@@ -208,7 +223,9 @@ def abort(session: Session, upload_id: str) -> Upload:
 
 def discard(session: Session, upload_id: str) -> None:
     """Free the room of a completed upload that no file needs; a later `sweep` removes its object."""
-    _update(session, Upload.id == upload_id, Upload.status == "completed", status="aborted", swept_at=None)
+    completed = Upload.id == upload_id, Upload.status == "completed"
+    for discarded in _update(session, *completed, status="aborted", ended_at=now(), swept_at=None):
+        totals.count_bytes(session, discarded.project_id, -discarded.size, uploaded=True)
 
 
 def verify(upload_id: str, database: Database, store: ObjectStore) -> None:
@@ -255,22 +272,40 @@ def expire(session: Session) -> None:
     """Expire the uploads without a request for too long, unless a process verifies them."""
     under_way = exists().where(Task.subject_id == Upload.id, Task.status == "running", ~leases.has_expired(Task))
     expired = session.scalars(
-        select(Upload.id).where(Upload.status.in_(_SOURCES["expired"]), Upload.expires_at < now(), ~under_way)
+        select(Upload.id)
+        .where(Upload.status.in_(_SOURCES["expired"]), Upload.expires_at < now(), ~under_way)
+        .limit(_EXPIRED_AT_ONCE)
     ).all()
     # Lock order: task row first, then its subject.
     tasks.cancel(session, expired)
     _move(session, "expired", Upload.id.in_(expired), Upload.expires_at < now())
 
 
-def sweep(database: Database, store: ObjectStore) -> None:
-    """Remove the objects that ended uploads have left, once no more can arrive. Raises StorageUnavailable."""
+def sweep(database: Database, store: ObjectStore, stopping: Event | None = None) -> None:
+    """Remove the objects that ended uploads have left, once no more can arrive. Each project has its turn, so the
+    backlog of one delays no other. Raises StorageUnavailable after it has tried all projects."""
+    until, failed = monotonic() + SWEEP_SECONDS, None
+    over = Upload.ended_at < seconds_from_now(-_LATEST_SECONDS), Upload.swept_at.is_(None)
     with database.reading() as session:
-        over = Upload.ended_at < seconds_from_now(-_LATEST_SECONDS), Upload.swept_at.is_(None)
-        left = session.scalars(select(Upload).where(*over).order_by(Upload.id).limit(100)).all()
-    for upload in left:
-        clear(upload, store)
-        with database.writing() as session:
-            session.execute(update(Upload).where(Upload.id == upload.id).values(swept_at=now()))
+        has_left = exists().where(Upload.project_id == Project.id, *over)
+        waiting = list(session.scalars(select(Project.id).where(has_left).order_by(func.random())))
+    while waiting and monotonic() < until and not (stopping and stopping.is_set()):
+        project_id = waiting.pop(0)
+        with database.reading() as session:
+            mine = select(Upload).where(Upload.project_id == project_id, *over)
+            left = session.scalars(mine.order_by(Upload.ended_at).limit(_SWEPT_AT_ONCE)).all()
+        try:
+            for upload in left:
+                clear(upload, store)
+                with database.writing() as session:
+                    session.execute(update(Upload).where(Upload.id == upload.id).values(swept_at=now()))
+        except StorageUnavailable as error:
+            failed = error
+            continue
+        if len(left) == _SWEPT_AT_ONCE:
+            waiting.append(project_id)
+    if failed:
+        raise failed
 
 
 def clear(upload: Upload, store: ObjectStore) -> None:
@@ -330,7 +365,11 @@ def _move(session: Session, to: UploadStatus, *where: ColumnElement[bool], **val
     """Change the status of the uploads that may make this move."""
     if to != "verifying":
         values["ended_at"] = now()
-    return _update(session, *where, Upload.status.in_(_SOURCES[to]), status=to, **values)
+    moved = _update(session, *where, Upload.status.in_(_SOURCES[to]), status=to, **values)
+    for upload in moved:
+        if to not in totals.STORED:
+            totals.count_bytes(session, upload.project_id, -upload.size, uploaded=True)
+    return moved
 
 
 def _update(session: Session, *where: ColumnElement[bool], **values: Any) -> Sequence[Upload]:

@@ -23,7 +23,7 @@ from app.http.problems import MEDIA_TYPE, InvalidBody, InvalidParameter, Invalid
 from app.jobs import lifecycle
 from app.platform.database import AWAY, Deleted, why
 from app.platform.turns import NoTurn
-from app.projects import keys, quotas
+from app.projects import keys, quotas, removal
 from app.storage import StorageFull, StorageUnavailable
 from app.webhooks import subscriptions
 from core.schema.validation import FieldError
@@ -80,6 +80,16 @@ def _last_admin_key(_: keys.LastAdminKey) -> Problem:
     return problems.LastAdminKey(detail)
 
 
+def _project_not_empty(error: removal.NotEmpty) -> Problem:
+    detail = f"the project has {error.listed}; send confirm=true to delete it with all of that"
+    return problems.ProjectNotEmpty(detail)
+
+
+def _own_project(_: removal.OwnProject) -> Problem:
+    detail = "this key belongs to the project that it would delete; use an admin key of another project"
+    return problems.OwnProject(detail)
+
+
 def _quota_exceeded(error: quotas.QuotaExceeded) -> Problem:
     return problems.QuotaExceeded(str(error), quota=error.quota, limit=error.limit, used=error.used)
 
@@ -121,6 +131,8 @@ TRANSLATIONS: Mapping[type[Exception], Callable[[Any], Problem]] = {
     uploads.Incomplete: _upload_incomplete,
     keys.BeyondOwn: lambda error: problems.Forbidden(detail=str(error)),
     keys.LastAdminKey: _last_admin_key,
+    removal.NotEmpty: _project_not_empty,
+    removal.OwnProject: _own_project,
     quotas.QuotaExceeded: _quota_exceeded,
     subscriptions.AddressTaken: _address_taken,
     subscriptions.TooMany: _too_many_webhooks,

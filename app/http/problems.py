@@ -148,6 +148,20 @@ class LastAdminKey(Problem):
     status, code = 409, "last_admin_key"
 
 
+class ProjectNotEmpty(Problem):
+    """The project has jobs, files, webhooks or keys, which would be deleted with it: `detail` counts them. Send the
+    request again with confirm=true to delete it with all of them."""
+
+    status, code = 409, "project_not_empty"
+
+
+class OwnProject(Problem):
+    """The project is that of the key of this request, which would be revoked with it. Delete it with a key of another
+    project that has the scope admin."""
+
+    status, code = 409, "own_project"
+
+
 class UploadEnded(Problem):
     """The upload takes no more parts: it is being verified, or is completed, aborted or expired. Announce the
     file again with POST /uploads if it is still to be sent."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import CTE, ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from app.jobs import failures, shards
@@ -18,7 +18,7 @@ from app.jobs.moves import leave, move
 from app.platform import leases
 from app.platform.database import now, seconds_from_now
 from app.platform.settings import Settings
-from app.projects import quotas, usage
+from app.projects import quotas, totals
 from app.schemas import Failure, Results, Status
 from app.schemas.job_request import parse_request
 from app.tables import AT_WORK, CLAIMED, Attempt, Job, Project
@@ -57,6 +57,19 @@ class RetryPolicy:
         )
 
 
+def _with_queued_jobs() -> CTE:
+    """The projects that have queued jobs: one look into the index for each, however many jobs or projects there are."""
+    first = select(func.min(Job.project_id).label("project_id")).where(Job.status == "queued")
+    found = first.cte(recursive=True)
+    following = select(func.min(Job.project_id)).where(Job.status == "queued", Job.project_id > found.c.project_id)
+    further = select(following.correlate(found).scalar_subquery()).where(found.c.project_id.is_not(None))
+    return found.union_all(further)
+
+
+# Built once: every claim asks it.
+_WITH_QUEUED_JOBS = _with_queued_jobs()
+
+
 def claim(
     session: Session,
     *,
@@ -77,7 +90,7 @@ def claim(
     expire(session, retry_policy)
     claimable = [Job.status == "queued", Job.shards_left == 0, or_(Job.not_before.is_(None), Job.not_before <= now())]
     if gpus is not None:
-        claimable.append(gpus >= usage.GPUS_WANTED)
+        claimable.append(gpus >= totals.GPUS_WANTED)
     claimed: Sequence[Job] = []
     for project_id in _projects_in_turn(session, and_(*claimable), running_quota):
         waiting = select(Job.id).where(Job.project_id == project_id, *claimable)
@@ -127,7 +140,8 @@ def _projects_in_turn(session: Session, claimable: ColumnElement[bool], running_
     one = one.order_by(Job.priority.desc(), Job.id).limit(1)
     running = select(Job.project_id, func.count().label("count")).where(*AT_WORK).group_by(Job.project_id).subquery()
     count = func.coalesce(running.c.count, 0)
-    projects = select(Project.id).outerjoin(running, running.c.project_id == Project.id)
+    projects = select(Project.id).join(_WITH_QUEUED_JOBS, _WITH_QUEUED_JOBS.c.project_id == Project.id)
+    projects = projects.outerjoin(running, running.c.project_id == Project.id)
     projects = projects.where(one.scalar_subquery().is_not(None), quotas.lets_run(count, running_quota))
     return session.scalars(projects.order_by(count, func.random())).all()
 
@@ -135,7 +149,7 @@ def _projects_in_turn(session: Session, claimable: ColumnElement[bool], running_
 def gpus_wanted(session: Session, *, seconds: float) -> Sequence[int]:
     """List the numbers of GPUs that jobs ask for which have waited for longer than `seconds`."""
     waiting = Job.status == "queued", Job.shards_left == 0, Job.updated_at < seconds_from_now(-seconds)
-    return session.scalars(select(usage.GPUS_WANTED).where(*waiting).distinct()).all()
+    return session.scalars(select(totals.GPUS_WANTED).where(*waiting).distinct()).all()
 
 
 def heartbeat(session: Session, claim: Claim, *, lease_seconds: float) -> Status:
@@ -195,7 +209,10 @@ def expire(session: Session, retry_policy: RetryPolicy) -> None:
     expired = and_(Job.status.in_(CLAIMED), leases.has_expired(Job))
     long_ago = Job.asked_at < seconds_from_now(-retry_policy.cancel_seconds)
     ignored = and_(Job.status == "cancelling", Job.shards_left == 0, long_ago)
-    for job in leases.lock_all(session, select(Job).where(or_(expired, ignored)), Job):
+    # Whatever a worker holds has a lease, and an index of these alone.
+    held = select(Job).where(Job.lease_until.is_not(None), or_(expired, ignored))
+    # Shards of one job together: what ends an attempt at one waits for others that do (`totals.count_attempt`).
+    for job in sorted(leases.lock_all(session, held, Job), key=lambda job: (job.parent_id or job.id, job.id)):
         _after_crash(session, job, retry_policy, "worker_lost")
 
 

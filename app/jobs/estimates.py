@@ -5,20 +5,20 @@ to start is kept; the rest is scaled by the ratio of the passes through the netw
 them. Other differences, such as the device, show in the spread of the estimate.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from statistics import median, quantiles
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from app.platform.database import Timestamp, now
-from app.projects import usage
+from app.projects import totals
 from app.schemas import Actual, Duration, Estimate
 from app.schemas.job_request import parse_request
-from app.tables import Attempt, Checkpoint, Event, Job
+from app.tables import Attempt, Checkpoint, Job, PastRun
 from core.schema.catalog import DATASETS, MODELS
 from core.schema.cost_model import Size, passes_of_run
 from core.schema.spec import AnySpec, EvaluateSpec, TrainSpec
@@ -32,21 +32,13 @@ class _Run:
     """A job that has finished."""
 
     spec: AnySpec
-    seconds: float
-    """Time at work of its attempt."""
-    started: dict[str, Any]
-    """What it reported at its beginning."""
-    finished: dict[str, Any]
-    """What it reported at its end."""
-    stored: int
-    """Bytes that its checkpoints and its log take."""
+    kept: PastRun
 
 
 def predict(session: Session, project_id: str, spec: AnySpec) -> Estimate:
     """Estimate time and bytes of a job of this project."""
-    known = _visible(project_id, spec)
-    alike = _finished(session, spec, *known, *_like(spec))
-    found = alike or _finished(session, spec, *known)
+    alike = _finished(session, PastRun.alike == same_kind(project_id, spec))
+    found = alike or _finished(session, PastRun.network == same_pace(project_id, spec))
     size = Size.of(spec.dataset) or _size_by(found, spec)
     passes = passes_of_run(spec, size).total if size else None
     if not found or not size or not passes:
@@ -63,10 +55,8 @@ def predict(session: Session, project_id: str, spec: AnySpec) -> Estimate:
         )
     return Estimate(
         seconds=_spread([_scaled(run, passes, size) for run in found]),
-        peak_memory_bytes=_most(
-            run.finished["peak_memory_bytes"] for run in alike if _batches(run.spec) == _batches(spec)
-        ),
-        storage_bytes=_most(run.stored for run in found if _delivers(run.spec) == _delivers(spec)),
+        peak_memory_bytes=_most(run.kept.peak_memory_bytes for run in alike if _batches(run.spec) == _batches(spec)),
+        storage_bytes=_most(run.kept.stored_bytes for run in found if _delivers(run.spec) == _delivers(spec)),
         passes=round(passes),
         basis="history" if alike else "passes",
         runs=len(found),
@@ -76,93 +66,85 @@ def predict(session: Session, project_id: str, spec: AnySpec) -> Estimate:
 
 def measure(session: Session, job_id: str) -> Actual:
     """Measure what a job and its shards have taken so far."""
-    ids = session.scalars(select(Job.id).where(or_(Job.id == job_id, Job.parent_id == job_id))).all()
+    ids = totals.with_shards(session, [job_id])
     ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
-    attempts = session.execute(select(Attempt.started_at, ended).where(Attempt.job_id.in_(ids))).all()
-    finished = select(Event.data).where(Event.job_id.in_(ids), Event.type == "finished")
+    told = select(Attempt.started_at, ended, Attempt.peak_memory_bytes).where(Attempt.job_id.in_(ids))
+    attempts = session.execute(told).all()
     return Actual(
-        seconds=sum(_seconds(*attempt) for attempt in attempts),
-        peak_memory_bytes=_most(data["peak_memory_bytes"] for data in session.scalars(finished)),
+        seconds=sum((until - since).total_seconds() for since, until, _ in attempts),
+        peak_memory_bytes=_most(peak for _, _, peak in attempts),
         storage_bytes=sum(_stored(session, ids).values()),
     )
 
 
-def _visible(project_id: str, spec: AnySpec) -> list[ColumnElement[bool]]:
-    """Whose jobs may speak: a name that is not the catalogue's may stand for something else in another project."""
-    same_for_all = spec.dataset in DATASETS and (isinstance(spec, TrainSpec) or spec.base_model in MODELS)
-    return [] if same_for_all else [Job.project_id == project_id]
+def keep_run(session: Session, job: Job) -> None:
+    """Keep what a job that has succeeded tells about others, if it does."""
+    if job.attempt != 1 or job.stopped_early or job.shard_count:
+        return
+    attempt = session.get_one(Attempt, (job.id, 1), populate_existing=True)
+    reported = attempt.working_seconds, attempt.train_examples, attempt.test_examples
+    if attempt.ended_at is None or None in reported:
+        return
+    spec = parse_request(job.spec)
+    run = PastRun(
+        job_id=job.id,
+        network=same_pace(job.project_id, spec),
+        alike=same_kind(job.project_id, spec),
+        spec=job.spec,
+        seconds=(attempt.ended_at - attempt.started_at).total_seconds(),
+        working_seconds=attempt.working_seconds,
+        train_examples=attempt.train_examples,
+        test_examples=attempt.test_examples,
+        peak_memory_bytes=attempt.peak_memory_bytes,
+        stored_bytes=_stored(session, [job.id]).get(job.id, 0),
+    )
+    session.add(run)
 
 
-def _like(spec: AnySpec) -> list[ColumnElement[bool]]:
-    """The conditions under which a job is of the same kind, model and method."""
-    same = [Job.kind == spec.kind]
+def same_pace(project_id: str, spec: AnySpec) -> str:
+    """Name what jobs have in common whose pace is the same: network, data set and number of GPUs; and the project where
+    a name may stand for something else in another one."""
+    model = None if isinstance(spec, TrainSpec) else spec.base_model
+    same_for_all = spec.dataset in DATASETS and (model is None or model in MODELS)
     if isinstance(spec, TrainSpec):
-        same.append(Job.spec["architecture"].as_string() == spec.architecture)
+        network = f"architecture {spec.architecture}"
+    elif model and model in MODELS:
+        network = f"architecture {MODELS[model].architecture}"
     else:
-        same.append(Job.base_model == spec.base_model)
-    if not isinstance(spec, EvaluateSpec):
-        same.append(Job.spec["method"]["name"].as_string() == spec.method.name)
-    return same
+        network = f"model {model}"
+    owner = "" if same_for_all else project_id
+    return json.dumps([owner, network, spec.dataset, getattr(spec, "gpus", 1)])
 
 
-def _finished(session: Session, spec: AnySpec, *where: ColumnElement[bool]) -> list[_Run]:
-    """Find the latest jobs that have finished with the same network, data set and number of GPUs."""
-    gpus = usage.GPUS_WANTED == getattr(spec, "gpus", 1)  # noqa: SIM300  # a column, no constant
-    whole = Job.status == "succeeded", Job.attempt == 1, Job.stopped_early.is_(False), Job.shard_count == 0
-    of_job = Attempt.job_id == Job.id
-    query = select(Job.id, Job.spec, Attempt.started_at, Attempt.ended_at).join(Attempt, of_job)
-    query = query.where(Job.dataset == spec.dataset, *whole, _same_network(spec), gpus, *where)
-    rows = session.execute(query.order_by(Job.id.desc()).limit(MOST_RUNS)).all()
-    if not rows:
-        return []
-    ids = [row.id for row in rows]
-    told = select(Event.job_id, Event.type, Event.data).where(Event.job_id.in_(ids))
-    events = {
-        (row.job_id, row.type): row.data
-        for row in session.execute(told.where(Event.type.in_(("started", "finished")))).all()
-    }
-    stored = _stored(session, ids)
-    return [
-        _Run(
-            spec=parse_request(row.spec),
-            seconds=_seconds(row.started_at, row.ended_at),
-            started=events[row.id, "started"],
-            finished=events[row.id, "finished"],
-            stored=stored.get(row.id, 0),
-        )
-        for row in rows
-        if {(row.id, "started"), (row.id, "finished")} <= events.keys()
-    ]
+def same_kind(project_id: str, spec: AnySpec) -> str:
+    """Name what jobs have in common that are of the same kind, model and method as well."""
+    start = spec.architecture if isinstance(spec, TrainSpec) else spec.base_model
+    method = None if isinstance(spec, EvaluateSpec) else spec.method.name
+    return json.dumps([same_pace(project_id, spec), spec.kind, start, method])
 
 
-def _same_network(spec: AnySpec) -> ColumnElement[bool]:
-    """Whether a job's network is that of the spec, as far as the catalogue knows."""
-    if isinstance(spec, TrainSpec):
-        architecture = spec.architecture
-    elif spec.base_model in MODELS:
-        architecture = MODELS[spec.base_model].architecture
-    else:
-        return Job.base_model == spec.base_model
-    models = [model.name for model in MODELS.values() if model.architecture == architecture]
-    return or_(Job.base_model.in_(models), Job.spec["architecture"].as_string() == architecture)
+def _finished(session: Session, which: ColumnElement[bool]) -> list[_Run]:
+    """Find the latest of these jobs."""
+    kept = session.scalars(select(PastRun).where(which).order_by(PastRun.job_id.desc()).limit(MOST_RUNS))
+    return [_Run(parse_request(run.spec), run) for run in kept]
 
 
 def _size_by(runs: Sequence[_Run], spec: AnySpec) -> Size | None:
     """Return the size of a data set that is not in the catalogue, as reported by the runs on it."""
     if not runs:
         return None
-    trained = [run.started["train_examples"] for run in runs]
+    trained = [run.kept.train_examples for run in runs]
     # A run that took as many points as it asked for may have left some.
-    asked = [run.started["test_examples"] >= run.spec.evaluation.examples for run in runs]
-    tested = [run.started["test_examples"] for run in runs]
+    asked = [run.kept.test_examples >= run.spec.evaluation.examples for run in runs]
+    tested = [run.kept.test_examples for run in runs]
     known = getattr(spec, "train_examples", None) or max(trained)
     return Size(known, spec.evaluation.examples if all(asked) else max(tested))
 
 
 def _scaled(run: _Run, passes: float, size: Size) -> float:
     """Return the seconds that a job of this number of passes would have taken on the machine of this run."""
-    working = min(run.finished["seconds"], run.seconds)
-    return float(run.seconds - working + working * passes / passes_of_run(run.spec, size).total)
+    working = min(run.kept.working_seconds, run.kept.seconds)
+    return float(run.kept.seconds - working + working * passes / passes_of_run(run.spec, size).total)
 
 
 def _spread(seconds: Sequence[float]) -> Duration:
@@ -191,7 +173,3 @@ def _stored(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
 
 def _most(values: Any) -> int | None:
     return max((int(value) for value in values if value is not None), default=None)
-
-
-def _seconds(started: datetime, ended: datetime) -> float:
-    return (ended - started).total_seconds()

@@ -5,18 +5,22 @@ committed: an object without a row is garbage of a lost attempt.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
-from sqlalchemy import delete, insert, or_, select, update
+from sqlalchemy import delete, insert, literal, select, update
 from sqlalchemy.orm import Session
 
 from app.assets.checkpoints import add_checkpoint
 from app.jobs.history import append_events, change_jobs
-from app.jobs.leases import Claim, fence, require
+from app.jobs.leases import Claim, fence, lock_job, require
+from app.projects import totals
 from app.schemas import Progress, Result
 from app.tables import Attempt, Job, Metric, State
 from core.schema import events as reported
 
+_MOST_RETRIES_BACK = 10_000
+"""How far back a retry looks for states in the chain of jobs that it continues."""
 STATES_KEPT = 2
 """Of each kind, as the training process keeps them: where the newest one is damaged, the one before it is there."""
 NO_PROGRESS = Progress(
@@ -49,7 +53,8 @@ def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> 
         progress = _advance(progress, event)
         match event:
             case reported.Started():
-                _note(session, claim, device=event.device)
+                sizes = {"train_examples": event.train_examples, "test_examples": event.test_examples}
+                _note(session, claim, device=event.device, **sizes)
             case reported.Resumed():
                 _note(session, claim, resumed_step=event.step)
             case reported.Entered():
@@ -57,6 +62,8 @@ def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> 
             case reported.Evaluated():
                 result = Result.of(event.report).model_dump(mode="json")
                 results["before" if event.subject == "base" else "after"] = result
+            case reported.Finished():
+                _note(session, claim, working_seconds=event.seconds, peak_memory_bytes=event.peak_memory_bytes)
             case reported.Warned(code="stopped_early"):
                 stopped_early = True
     if steps:
@@ -77,10 +84,12 @@ def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> 
 def save(session: Session, claim: Claim, saved: reported.Saved, *, key: str) -> None:
     """Write the row of a checkpoint or report that the object store has already."""
     details = saved.model_dump(mode="json", exclude={"type", "path"})
+    job = lock_job(session, claim)
     if saved.kind == "report":
         values = {"report_key": key, "report_sha256": saved.sha256}
     else:
         checkpoint = add_checkpoint(session, claim.job_id, claim.attempt, saved, key=key)
+        totals.count_bytes(session, job.project_id, saved.size)
         details["checkpoint"] = checkpoint.id
         values = {"checkpoint_id": checkpoint.id}
     changed = change_jobs(session, *fence(claim), events=1, **values)
@@ -114,24 +123,32 @@ def save_state(session: Session, claim: Claim, saved: reported.Saved, *, name: s
         )
     )
     session.flush()
+    # A run that goes on has no checkpoint that is a state, too.
+    totals.count_bytes(session, job.project_id, saved.size)
     outdated = [state for state in _states(session, claim.job_id) if state.kind == saved.kind][STATES_KEPT:]
     if saved.kind == "state":
         # They belong to an evaluation before this step of the training.
         outdated += [state for state in before if state.kind == "verdicts"]
     for state in outdated:
         session.delete(state)
+    totals.count_bytes(session, job.project_id, -sum(state.size for state in outdated))
     return [state.key for state in outdated]
 
 
 def states(session: Session, claim: Claim) -> Sequence[State]:
     """List the files that this attempt can resume from, of each kind the newest first: the job's own, else those of the
     job that it is a retry of."""
+    chain = select(Job.id, Job.retry_of, literal(0).label("back")).where(Job.id == claim.job_id).cte(recursive=True)
+    before = select(Job.id, Job.retry_of, chain.c.back + 1).join(chain, Job.id == chain.c.retry_of)
+    chain = chain.union_all(before.where(chain.c.back < _MOST_RETRIES_BACK))
+    newest_first = chain.c.back, State.attempt.desc(), State.step.desc()
+    stored = select(State, chain.c.back).join(chain, State.job_id == chain.c.id).order_by(*newest_first)
     found: list[State] = []
-    job_id: str | None = claim.job_id
     # A retry may have verdicts of its own before it has a state of the training.
-    while job_id and all(state.kind == "verdicts" for state in found):
-        found += _states(session, job_id)
-        job_id = session.scalar(select(Job.retry_of).where(Job.id == job_id))
+    for _, of_job in groupby(session.execute(stored).all(), key=lambda row: row.back):
+        found += [row.State for row in of_job]
+        if any(state.kind != "verdicts" for state in found):
+            break
     return found
 
 
@@ -142,10 +159,12 @@ def forget_states(session: Session, claim: Claim) -> Sequence[str]:
     """
     if claim.shard or session.scalar(select(Job.status).where(Job.id == claim.job_id)) != "succeeded":
         return []
-    its_own = State.job_id.in_(select(Job.id).where(or_(Job.id == claim.job_id, Job.parent_id == claim.job_id)))
-    keys = session.scalars(select(State.key).where(its_own)).all()
+    its_own = State.job_id.in_(totals.with_shards(session, [claim.job_id]))
+    stored = session.execute(select(State.key, State.size).where(its_own)).all()
     session.execute(delete(State).where(its_own))
-    return keys
+    project_id = session.scalars(select(Job.project_id).where(Job.id == claim.job_id)).one()
+    totals.count_bytes(session, project_id, -sum(state.size for state in stored))
+    return [state.key for state in stored]
 
 
 def published(session: Session, claim: Claim) -> tuple[str, str] | None:
@@ -165,7 +184,8 @@ def reports_of_shards(session: Session, claim: Claim) -> Sequence[tuple[str, str
 
 def add_log(session: Session, claim: Claim, *, size: int) -> None:
     """Count one more part of the attempt's log, of `size` bytes, that the object store has already."""
-    require(session.scalars(select(Job.id).where(*fence(claim)).with_for_update()).all(), claim.job_id)
+    job = lock_job(session, claim)
+    totals.count_bytes(session, job.project_id, size)
     _note(session, claim, log_parts=Attempt.log_parts + 1, log_size=Attempt.log_size + size)
 
 

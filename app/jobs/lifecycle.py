@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import delete, select
+from sqlalchemy import literal, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.assets import assets, inputs
-from app.jobs import estimates, shards
+from app.jobs import estimates, labels, leftovers, shards
 from app.jobs.history import append_events
 from app.jobs.moves import TERMINAL, leave, move
 from app.platform.database import lock_row, now
-from app.platform.ids import new_id
-from app.projects import audit, usage
+from app.projects import audit, totals
+from app.projects.ids import next_id
 from app.schemas import Action, Status
 from app.schemas.job_request import AnyRequest, parse_request
 from app.tables import CLAIMED, Checkpoint, Job, Webhook
@@ -109,21 +109,25 @@ def create(
     Raises KeyReused where the key belongs to a job with another spec, inputs.Gone where a file that the spec names was
     deleted, and subscriptions.TooMany.
     """
+    estimate = estimates.predict(session, project_id, request).model_dump()
+    retried = shards.of_job(session, retry_of) if retry_of else []
     job = _row_of(
         request,
+        id=next_id(session, project_id, "job"),
         project_id=project_id,
         idempotency_key=idempotency_key,
-        estimate=estimates.predict(session, project_id, request).model_dump(),
+        estimate=estimate,
         retry_of=retry_of,
         cloned_from=cloned_from,
         shard_count=in_shards,
         shards_left=in_shards,
     )
-    made = shards.make(job, shards.of_job(session, retry_of) if retry_of else [])
+    made = shards.make(job, retried)
     job.shards = shards.show(made) or None
     if (first := _insert(session, job)) is not None:
         return Created(first, replayed=True)
     inputs.link(session, job, request)
+    labels.write(session, job)
     lineage = {name: value for name, value in (("retry_of", retry_of), ("cloned_from", cloned_from)) if value}
     append_events(session, job, [("job.created", lineage)])
     audit.record(session, project_id, "job.create", job.id, **lineage)
@@ -141,7 +145,6 @@ def create(
 
 def _row_of(request: AnyRequest, **values: Any) -> Job:
     return Job(
-        id=new_id("job"),
         fingerprint=_fingerprint(request),
         kind=request.kind,
         name=request.name,
@@ -247,8 +250,8 @@ def retry(session: Session, job_id: str, *, most_webhooks: int = 0) -> Created:
 
 
 def remove(session: Session, job_id: str) -> Sequence[str]:
-    """Delete the rows of an ended job and of its shards, and return their ids. The caller deletes their files after the
-    commit.
+    """Delete an ended job and its shards, and return their ids. The caller deletes their files after the commit. Where
+    they have many rows, these are only no longer found, and `app.jobs.leftovers` deletes them later.
 
     Raises NotAllowed, Deleted, and assets.InUse where something unfinished needs the job: a retry that resumes from one
     of its states, or a job or model that starts from one of its checkpoints.
@@ -261,19 +264,30 @@ def remove(session: Session, job_id: str) -> Sequence[str]:
     checkpoints = select(Checkpoint.id).where(Checkpoint.job_id == job_id).with_for_update()
     if users := assets.in_use(session, session.scalars(checkpoints).all()):
         raise assets.InUse(users)
-    usage.keep(session, job_id)
     session.flush()
     removed = [job_id, *(shard.id for shard in shards.of_job(session, job_id, lock=True))]
+    totals.forget_job(session, job)
     audit.record(session, job.project_id, "job.delete", job_id, name=job.name, status=job.status)
-    session.execute(delete(Job).where(Job.id.in_(removed)))
+    leftovers.mark(session, removed)
     return removed
 
 
 def _unfinished_retry(session: Session, job_id: str) -> str | None:
     """Name the unfinished job that is a retry of this one, or a retry of such a retry."""
-    # Locked one after the other, so that none of them is retried meanwhile.
-    retry_of = select(Job).where(Job.retry_of == job_id).with_for_update()
-    retry = session.scalars(retry_of).one_or_none()
-    if retry is None:
-        return None
-    return _unfinished_retry(session, retry.id) if retry.status in TERMINAL else retry.id
+    # Only the last one of the chain can be unfinished. It is locked, so that it is not retried meanwhile.
+    while latest := _latest_retry(session, job_id):
+        job = session.get(Job, latest, with_for_update=True, populate_existing=True)
+        if job is None:
+            return None
+        if job.status not in TERMINAL:
+            return job.id
+        job_id = job.id
+    return None
+
+
+def _latest_retry(session: Session, job_id: str) -> str | None:
+    """Find the last job in the chain of retries that begins with a job; None where it was not retried."""
+    chain = select(Job.id, literal(0).label("place")).where(Job.id == job_id).cte(recursive=True)
+    chain = chain.union_all(select(Job.id, chain.c.place + 1).join(chain, Job.retry_of == chain.c.id))
+    latest = select(chain.c.id).where(chain.c.place > 0).order_by(chain.c.place.desc()).limit(1)
+    return session.scalar(latest)

@@ -20,7 +20,8 @@ from app.jobs import estimates
 from app.jobs.failures import CrashCode
 from app.jobs.history import append_events, change_jobs
 from app.platform import leases
-from app.platform.database import now
+from app.platform.database import now, seconds_from_now
+from app.projects import totals
 from app.schemas import Failure, Outcome, Status
 from app.tables import Attempt, Job, State
 from app.webhooks import deliveries
@@ -45,6 +46,8 @@ MOVES: Mapping[Status, frozenset[Status]] = {
     #: As requested.
     "cancelled": frozenset(),
 }
+HISTORY_DAYS = 365
+"""Days after the end of a job for which its events and its curve are kept. The job, its report and its files stay."""
 TERMINAL: frozenset[Status] = frozenset(status for status, targets in MOVES.items() if not targets)
 
 
@@ -85,13 +88,20 @@ def leave(
     """
     if to in TERMINAL:
         values["finished_at"] = now()
+        values["history_ends_at"] = seconds_from_now(HISTORY_DAYS * 24 * 3600)
         values["actual"] = estimates.measure(session, job.id).model_dump()
     if to in ("failed", "cancelled"):
         _keep_best(session, job)
     (job,) = move(session, to, Job.id == job.id, phase=None, **leases.RELEASED, **values)
+    if to in TERMINAL:
+        totals.count_job(session, job)
     latest = Attempt.job_id == job.id, Attempt.attempt == job.attempt
     attempt = update(Attempt).where(*latest, Attempt.ended_at.is_(None))
-    session.execute(attempt.values(ended_at=now(), outcome=outcome or to, cause_code=cause_code, cause=cause))
+    ended = attempt.values(ended_at=now(), outcome=outcome or to, cause_code=cause_code, cause=cause)
+    if session.scalars(ended.returning(Attempt.attempt)).all():
+        totals.count_attempt(session, job)
+        if to == "succeeded":
+            estimates.keep_run(session, job)
     return job
 
 

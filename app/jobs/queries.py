@@ -1,17 +1,23 @@
 """Read-only queries on jobs."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import exists, func, literal, select
+from sqlalchemy.orm import Session, aliased
 
-from app.platform.paging import Order, Part, list_rows
-from app.tables import Attempt, Event, Job, Metric
+from app.jobs.labels import digest
+from app.platform.paging import Order, Part, Place, list_fitting, list_rows
+from app.tables import POSTED, Attempt, Event, Job, JobLabel, Metric
+
+_LEADING = ("base_model", "dataset", "status", "kind")
 
 
 def find_job(session: Session, project_id: str, job_id: str) -> Job | None:
     """Find a job of this project; None for the job of another project."""
-    return session.scalars(select(Job).where(Job.id == job_id, Job.project_id == project_id)).one_or_none()
+    return session.scalars(
+        select(Job).where(Job.id == job_id, Job.project_id == project_id, Job.deleted_at.is_(None))
+    ).one_or_none()
 
 
 def list_jobs(
@@ -25,21 +31,37 @@ def list_jobs(
     order: Order,
 ) -> Part[Job]:
     """List a project's jobs by age, without shards. `matching` compares columns, `labels` the user's metadata."""
-    where: list[ColumnElement[bool]] = [Job.project_id == project_id, Job.parent_id.is_(None)]
-    where += [getattr(Job, column) == value for column, value in matching.items() if value is not None]
-    where += [Job.labels[key].as_string() == value for key, value in labels.items()]
-    return list_rows(session, Job, Job.id, where, after=after, limit=limit, order=order)
+    wanted = {column: value for column, value in matching.items() if value is not None}
+    page: dict[str, Any] = {"after": after, "limit": limit, "order": order}
+    if labels:
+        digests = [digest(*pair) for pair in labels.items()]
+        place = Place((JobLabel.project_id, JobLabel.digest), (project_id, digests[0]))
+        others = [
+            exists().where(JobLabel.project_id == project_id, JobLabel.digest == each, JobLabel.job_id == Job.id)
+            for each in digests[1:]
+        ]
+        fits = [*POSTED, *others, *(getattr(Job, column) == value for column, value in wanted.items())]
+        return list_fitting(session, Job, Job.id, JobLabel.job_id, place, fits, **page)
+    # The filter that leaves the fewest jobs leads, as far as that can be foretold.
+    leading = sorted(wanted, key=_LEADING.index)[:1]
+    columns = [Job.project_id, *(getattr(Job, column) for column in leading)]
+    place = Place(columns, [project_id, *(wanted[column] for column in leading)], POSTED)
+    fits = [getattr(Job, column) == value for column, value in wanted.items() if column not in leading]
+    if fits:
+        return list_fitting(session, Job, Job.id, Job.id, place, fits, **page)
+    return list_rows(session, Job, Job.id, place, **page)
 
 
 def list_events(session: Session, job_id: str, *, after: int, limit: int) -> Part[Event]:
     """List the events of a job after number `after`."""
-    return list_rows(session, Event, Event.seq, [Event.job_id == job_id], after=after, limit=limit, order="asc")
+    place = Place([Event.job_id], [job_id])
+    return list_rows(session, Event, Event.seq, place, after=after, limit=limit, order="asc")
 
 
 def list_attempts(session: Session, job_id: str, *, after: int, limit: int) -> Part[Attempt]:
     """List a job's attempts by number."""
-    of_job = [Attempt.job_id == job_id]
-    return list_rows(session, Attempt, Attempt.attempt, of_job, after=after, limit=limit, order="asc")
+    place = Place([Attempt.job_id], [job_id])
+    return list_rows(session, Attempt, Attempt.attempt, place, after=after, limit=limit, order="asc")
 
 
 def all_attempts(session: Session, job_id: str) -> Sequence[Attempt]:
@@ -64,17 +86,28 @@ def training_curve(session: Session, job: Job, *, after_step: int, max_points: i
     end = session.scalar(select(reached).where(*of_those_that_say).order_by(Attempt.attempt.desc()).limit(1))
     if end is None:
         return []
-    newest = func.row_number().over(partition_by=Metric.step, order_by=Metric.attempt.desc())
-    of_job = Metric.job_id == job.id, Metric.step > after_step, Metric.step <= end
-    numbered = select(Metric.attempt, Metric.step, newest.label("place")).where(*of_job).subquery()
-    steps = select(func.count(), func.max(numbered.c.step)).where(numbered.c.place == 1)
-    count, last = session.execute(steps).one()
-    stride = -(-count // max_points) or 1
-    same = and_(Metric.attempt == numbered.c.attempt, Metric.step == numbered.c.step)
-    # Counted from the end, so that the last step stays and at most max_points are left.
-    kept = numbered.c.place == 1, (last - Metric.step) % stride == 0
-    curve = select(Metric).join(numbered, same).where(Metric.job_id == job.id, *kept)
-    return session.scalars(curve.order_by(Metric.step)).all()
+    within = Metric.job_id == job.id, Metric.step > after_step, Metric.step <= end
+    newest = aliased(Metric)
+    later = exists().where(newest.job_id == Metric.job_id, newest.step == Metric.step, newest.attempt > Metric.attempt)
+    curve = select(Metric).where(*within, ~later).order_by(Metric.step)
+    whole = session.scalars(curve.limit(max_points + 1)).all()
+    if len(whole) <= max_points:
+        return whole
+    # From the last step back, each time to the next one that is far enough away: one look into the index for each
+    # point, however many steps lie between. The range after after_step holds at most max_points of them.
+    first = session.scalars(select(func.min(Metric.step)).where(*within)).one()
+    last = session.scalars(select(func.max(Metric.step)).where(*within)).one()
+    stride = -(-(last - first + 1) // max_points)
+    kept = select(literal(last).label("step")).cte(recursive=True)
+    before = select(func.max(Metric.step)).where(
+        Metric.job_id == job.id, Metric.step > after_step, Metric.step <= kept.c.step - stride
+    )
+    kept = kept.union_all(select(before.correlate(kept).scalar_subquery()).where(kept.c.step.is_not(None)))
+    steps = session.scalars(select(kept.c.step).where(kept.c.step.is_not(None))).all()
+    # Joined in one statement, a planner may read the whole curve.
+    points = select(Metric).where(Metric.job_id == job.id, Metric.step.in_(steps))
+    rows = session.scalars(points.order_by(Metric.step, Metric.attempt)).all()
+    return list({row.step: row for row in rows}.values())
 
 
 def versions(session: Session, job_ids: Iterable[str]) -> dict[str, int]:

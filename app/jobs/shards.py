@@ -9,7 +9,7 @@ an evaluation in one piece.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import literal_column, select
 from sqlalchemy.orm import Session
 
 from app.assets import assets
@@ -105,7 +105,8 @@ def update_parents(session: Session, job_id: str | None = None) -> None:
 
     job_id: only this one.
     """
-    waiting = select(Job).where(Job.shards_left > 0, Job.finished_at.is_(None))
+    # As the index has it: SQLite does not compare a parameter with that.
+    waiting = select(Job).where(Job.shards_left > literal_column("0"), Job.finished_at.is_(None))
     if job_id:
         waiting = waiting.where(Job.id == job_id)
     parents = leases.lock_all(session, waiting, Job)

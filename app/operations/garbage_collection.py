@@ -2,9 +2,11 @@
 failed or cancelled jobs that were not retried in time. `app.operations.maintenance` runs it."""
 
 import logging
+import math
 import time
-from collections.abc import Iterator
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
 
 from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session, aliased
@@ -13,6 +15,7 @@ from ulid import ULID
 from app.jobs.leases import attempt_prefix, job_prefix, log_key
 from app.platform.database import Database, seconds_from_now
 from app.platform.ids import is_id
+from app.projects import totals
 from app.storage import ObjectStore
 from app.tables import Attempt, Checkpoint, Job, State
 
@@ -20,6 +23,10 @@ log = logging.getLogger(__name__)
 
 _DAY = 24 * 60 * 60
 _AT_ONCE = 100
+_SWEEP_SECONDS = 20.0
+"""The longest part of a sweep of orphans."""
+PAUSE_SECONDS = 3600.0
+"""Between the begins of two sweeps of orphans."""
 
 
 def sweep_states(database: Database, store: ObjectStore, *, days: float) -> None:
@@ -35,43 +42,82 @@ def sweep_states(database: Database, store: ObjectStore, *, days: float) -> None
         job_ids = session.scalars(kept).all()
     for job_id in job_ids:
         with database.writing() as session:
-            keys = session.scalars(select(State.key).where(State.job_id == job_id)).all()
+            states = session.execute(select(State.key, State.size).where(State.job_id == job_id)).all()
             named = set(session.scalars(select(Checkpoint.key).where(Checkpoint.job_id == job_id)))
-            session.execute(delete(State).where(State.job_id == job_id))
-        for key in set(keys) - named:
+            removed = session.scalars(delete(State).where(State.job_id == job_id).returning(State.key)).all()
+            sizes = [state.size for state in states if state.key in removed and state.key not in named]
+            project_id = session.scalars(select(Job.project_id).where(Job.id == job_id)).one_or_none()
+            if project_id:
+                totals.count_bytes(session, project_id, -sum(sizes))
+        for key in {state.key for state in states} - named:
             store.delete(key)
 
 
-def sweep_orphans(database: Database, store: ObjectStore) -> None:
+@dataclass
+class Place:
+    """Where a sweep goes on."""
+
+    after: str = ""
+    """The last key that was looked at; empty at the begin."""
+    begun_at: float = -math.inf
+    """When it last was at the begin."""
+
+
+def sweep_orphans(database: Database, store: ObjectStore, place: Place | None = None) -> None:
     """Delete the files of deleted jobs, and files that no row names a day after the end of their attempt. Raises
-    StorageUnavailable."""
-    for job_id, keys in groupby(store.keys("jobs"), key=lambda key: key.split("/")[1]):
-        found = list(keys)
-        with database.reading() as session:
-            exists = session.get(Job, job_id) is not None
-            named = set(_named(session, job_id))
-            ended = _prefixes_of_ended_attempts(session, job_id)
-        if not exists and _is_old(job_id):
+    StorageUnavailable.
+
+    place: look at the files of some jobs only, from there on, and change it to where the next call goes on. A sweep
+    through all begins once in PAUSE_SECONDS. None: look at all files.
+    """
+    ends = place is not None
+    place = place or Place()
+    if not place.after:
+        if time.monotonic() - place.begun_at < PAUSE_SECONDS:
+            return
+        place.begun_at = time.monotonic()
+    until = time.monotonic() + _SWEEP_SECONDS
+    by_job = groupby(store.keys("jobs", after=place.after), key=lambda key: key.split("/")[1])
+    while some := {job_id: list(keys) for job_id, keys in islice(by_job, _AT_ONCE)}:
+        _sweep(database, store, some)
+        place.after = max(some[max(some)])
+        if ends and time.monotonic() > until:
+            return
+    place.after = ""
+
+
+def _sweep(database: Database, store: ObjectStore, found: Mapping[str, Sequence[str]]) -> None:
+    """Delete those of the keys of some jobs that no row needs, with a few statements for all of them."""
+    with database.reading() as session:
+        there = set(session.scalars(select(Job.id).where(Job.id.in_(found), Job.deleted_at.is_(None))))
+        named = set(_named(session, list(found)))
+        ended = _prefixes_of_ended_attempts(session, list(found))
+    for job_id, keys in found.items():
+        if job_id not in there and _is_old(job_id):
             log.info("the files of job %s, which is no more, are removed", job_id)
             store.delete(job_prefix(job_id))
-        for key in found:
-            if key not in named and key.startswith(ended):
+            continue
+        for key in keys:
+            if key not in named and key.startswith(ended.get(job_id, ())):
                 store.delete(key)
 
 
-def _named(session: Session, job_id: str) -> Iterator[str]:
-    """Yield the keys that the job's rows name."""
-    yield from session.scalars(select(Checkpoint.key).where(Checkpoint.job_id == job_id))
-    yield from session.scalars(select(State.key).where(State.job_id == job_id))
-    yield session.scalar(select(Job.report_key).where(Job.id == job_id)) or ""
-    for attempt in session.scalars(select(Attempt).where(Attempt.job_id == job_id)):
-        yield from (log_key(job_id, attempt.attempt, part) for part in range(1, attempt.log_parts + 1))
+def _named(session: Session, job_ids: Sequence[str]) -> Iterator[str]:
+    """Yield the keys that the jobs' rows name."""
+    yield from session.scalars(select(Checkpoint.key).where(Checkpoint.job_id.in_(job_ids)))
+    yield from session.scalars(select(State.key).where(State.job_id.in_(job_ids)))
+    yield from (key for key in session.scalars(select(Job.report_key).where(Job.id.in_(job_ids))) if key)
+    logs = select(Attempt.job_id, Attempt.attempt, Attempt.log_parts).where(Attempt.job_id.in_(job_ids))
+    for job_id, attempt, parts in session.execute(logs):
+        yield from (log_key(job_id, attempt, part) for part in range(1, parts + 1))
 
 
-def _prefixes_of_ended_attempts(session: Session, job_id: str) -> tuple[str, ...]:
-    for_long = Attempt.job_id == job_id, Attempt.ended_at < seconds_from_now(-_DAY)
-    attempts = session.scalars(select(Attempt.attempt).where(*for_long))
-    return tuple(f"{attempt_prefix(job_id, attempt)}/" for attempt in attempts)
+def _prefixes_of_ended_attempts(session: Session, job_ids: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    for_long = Attempt.job_id.in_(job_ids), Attempt.ended_at < seconds_from_now(-_DAY)
+    found: dict[str, tuple[str, ...]] = {}
+    for job_id, attempt in session.execute(select(Attempt.job_id, Attempt.attempt).where(*for_long)):
+        found[job_id] = (*found.get(job_id, ()), f"{attempt_prefix(job_id, attempt)}/")
+    return found
 
 
 def _is_old(job_id: str) -> bool:

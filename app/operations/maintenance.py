@@ -14,18 +14,17 @@ from threading import Event, Thread
 from app import tasks
 from app.assets import assets, inspections, uploads
 from app.jobs import claims, shards
-from app.operations import garbage_collection
+from app.operations import deletion, garbage_collection
 from app.platform.database import AWAY, Database, why
 from app.platform.queue import Doorbell, needs
 from app.platform.settings import Settings
 from app.projects import quotas
 from app.storage import ObjectStore, StorageUnavailable
-from app.webhooks import deliveries
+from app.webhooks import deliveries, sender
 
 log = logging.getLogger(__name__)
 
 _LONGEST_PART_SECONDS = 6 * 3600
-_TASK_DAYS = 30
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,8 @@ class MaintenanceContext:
     database: Database
     store: ObjectStore
     doorbell: Doorbell
+    place: garbage_collection.Place = field(default_factory=garbage_collection.Place)
+    """Where the sweep of orphans goes on."""
     stopping: Event = field(default_factory=Event)
     """Set when a task that waits for something must return."""
 
@@ -76,15 +77,27 @@ def send_webhooks(context: MaintenanceContext) -> None:
         if not deliveries.is_any_due(session):
             return
     # At first use: most instances have no webhook, and the HTTP client in it delays their start.
-    from app.webhooks import sender
 
     sender.send_all(context.settings, context.database, context.stopping)
 
 
-def forget_old_deliveries(context: MaintenanceContext) -> None:
-    """Delete old deliveries."""
-    with context.database.writing() as session:
-        deliveries.forget(session, days=deliveries.KEEP_DAYS)
+def delete_in_batches(context: MaintenanceContext) -> None:
+    """Delete the rows of deleted jobs and projects, and what has been kept for long enough."""
+    for step in (
+        deletion.delete_jobs,
+        deletion.forget_history,
+        deletion.forget_keys,
+        deletion.forget_uploads,
+        deletion.forget_tasks,
+        deletion.forget_deliveries,
+    ):
+        step(deletion.Round(context.database, context.stopping))
+    deletion.delete_projects(deletion.Round(context.database, context.stopping), context.store)
+
+
+def fold_totals(context: MaintenanceContext) -> None:
+    """Add what transactions have counted to the totals."""
+    deletion.fold_totals(deletion.Round(context.database, context.stopping))
 
 
 def verify_uploads(context: MaintenanceContext) -> None:
@@ -107,7 +120,7 @@ def clear_uploads_away(context: MaintenanceContext) -> None:
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > _LONGEST_PART_SECONDS:
                 left.unlink()
-    uploads.sweep(context.database, context.store)
+    uploads.sweep(context.database, context.store, context.stopping)
 
 
 def watch_gpu_time(context: MaintenanceContext) -> None:
@@ -122,8 +135,8 @@ def sweep_states(context: MaintenanceContext) -> None:
 
 
 def sweep_orphans(context: MaintenanceContext) -> None:
-    """Remove the objects that no row names."""
-    garbage_collection.sweep_orphans(context.database, context.store)
+    """Remove the objects that no row names, of some jobs in each round."""
+    garbage_collection.sweep_orphans(context.database, context.store, context.place)
 
 
 def clear_files_away(context: MaintenanceContext) -> None:
@@ -138,24 +151,18 @@ def clear_files_away(context: MaintenanceContext) -> None:
         context.store.delete(key)
 
 
-def forget_old_tasks(context: MaintenanceContext) -> None:
-    """Delete tasks that ended long ago."""
-    with context.database.writing() as session:
-        tasks.forget(session, days=_TASK_DAYS)
-
-
 PERIODIC_TASKS: Sequence[PeriodicTask] = (
     PeriodicTask("take back expired jobs", 15, take_back_expired_jobs),
     PeriodicTask("sweep states", 600, sweep_states),
-    PeriodicTask("sweep orphans", 3600, sweep_orphans),
+    PeriodicTask("sweep orphans", 60, sweep_orphans),
     PeriodicTask("ring for waiting jobs again", 10, ring_again),
     PeriodicTask("send webhooks", 1, send_webhooks),
-    PeriodicTask("forget old deliveries", 3600, forget_old_deliveries),
     PeriodicTask("verify uploads", 2, verify_uploads),
     PeriodicTask("clear uploads away", 60, clear_uploads_away),
     PeriodicTask("look at the GPU time of projects", 60, watch_gpu_time),
     PeriodicTask("clear files away", 60, clear_files_away),
-    PeriodicTask("forget old tasks", 3600, forget_old_tasks),
+    PeriodicTask("delete in batches", 15, delete_in_batches),
+    PeriodicTask("fold totals", 10, fold_totals),
 )
 
 

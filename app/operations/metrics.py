@@ -1,7 +1,8 @@
 """Metrics for a Prometheus server: of the whole instance from the database, of this process from its requests.
 
-All metrics of jobs are computed from the rows and cached for a few seconds, so that all API processes give the same
-values and a restart loses nothing. They are served at TEMPER_METRICS_PORT, apart from the API and without a key.
+All metrics of jobs come from the totals and the rows of what is under way, and are cached for a few seconds: so all API
+processes give the same values and a restart loses nothing. They are served at TEMPER_METRICS_PORT, apart from the API
+and without a key.
 """
 
 import logging
@@ -14,22 +15,23 @@ from time import monotonic
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import ColumnElement, Subquery, and_, case, func, select, union_all
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from app.jobs.moves import MOVES
 from app.jobs.watch import Watch
-from app.platform.database import AWAY, Database, now, seconds_between
+from app.platform.database import AWAY, Database, moment, now, seconds_between
 from app.platform.queue import Doorbell
-from app.projects import usage
-from app.tables import Attempt, Delivery, Job, PastAttempt, Webhook
+from app.projects import totals
+from app.tables import POSTED, UNFINISHED, Delivery, Job, Webhook
 
 log = logging.getLogger(__name__)
 
 KEPT_SECONDS = 5.0
 """Anybody may make others up, and every one would be kept as a series for good."""
-_WAITS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 6 * 3600, 24 * 3600)
-"""Upper bounds in seconds for the time from the posting of a job to its first claim."""
+MOST_DELIVERIES = 10_000
+"""Deliveries that are counted."""
+_OF_ATTEMPTS = ("attempts", "held_seconds", "held_gpu_seconds", "claims", "claim_seconds", "claims_within")
 
 
 class Metrics:
@@ -127,8 +129,10 @@ class OfInstance(Collector):
 
 
 def _jobs(session: Session) -> Iterator[Metric]:
-    rows = session.execute(select(Job.status, func.count()).where(Job.parent_id.is_(None)).group_by(Job.status))
-    counts: dict[str, int] = {status: count for status, count in rows}  # noqa: C416  # rows are no pairs to mypy
+    live = select(Job.status, func.count()).where(Job.status.in_(UNFINISHED), *POSTED).group_by(Job.status)
+    counts: dict[str, int] = {status: count for status, count in session.execute(live)}  # noqa: C416  # rows are no pairs to mypy
+    ended = totals.read(session, "jobs", project_ids=[totals.INSTANCE])
+    counts |= {key.name: round(count) for key, count in ended.items()}
     jobs = GaugeMetricFamily("temper_jobs", "Jobs by status.", labels=["status"])
     for status in MOVES:
         jobs.add_metric([status], counts.get(status, 0))
@@ -143,59 +147,37 @@ def _jobs(session: Session) -> Iterator[Metric]:
 
 
 def _attempts(session: Session) -> Iterator[Metric]:
-    each = _all_attempts().c
-    on = case((each.gpus > 0, "gpu"), else_="cpu").label("device")
-    held = func.sum(each.seconds), func.sum(each.seconds * each.gpus)
-    waits = func.count(each.waited), func.sum(each.waited)
-    within = [func.count(case((each.waited <= bound, 1))) for bound in _WAITS]
-    groups = session.execute(select(each.outcome, on, func.count(), *held, *waits, *within).group_by(each.outcome, on))
-    outcomes: defaultdict[str, int] = defaultdict(int)
-    seconds = {"cpu": 0.0, "gpu": 0.0}
-    gpu_seconds = waited = 0.0
-    claims = [0] * (1 + len(_WAITS))
-    for outcome, device, count, of_workers, of_gpus, first, wait, *quick in groups:
-        outcomes[outcome or "under_way"] += count
-        seconds[device] += of_workers
-        gpu_seconds += of_gpus
-        waited += wait or 0
-        claims = [before + more for before, more in zip(claims, (*quick, first), strict=True)]
+    found = totals.read(session, *_OF_ATTEMPTS, project_ids=[totals.INSTANCE])
+    found.add(totals.under_way(session, None, moment(session)))
+    amounts = {(key.what, key.name): amount for key, amount in found.items() if key.project_id == totals.INSTANCE}
+    outcomes = {name: round(count) for (what, name), count in amounts.items() if what == "attempts" and count}
     under_way = outcomes.pop("under_way", 0)
     ended = CounterMetricFamily("temper_attempts", "Attempts by how they ended.", labels=["outcome"])
     for outcome in sorted({"lost", "handed_back", "succeeded", "failed", "cancelled", *outcomes}):
-        ended.add_metric([outcome], outcomes[outcome])
+        ended.add_metric([outcome], outcomes.get(outcome, 0))
     yield ended
     yield GaugeMetricFamily("temper_attempts_under_way", "Attempts under way.", under_way)
-    yield CounterMetricFamily("temper_attempts_lost", "Attempts whose worker vanished.", outcomes["lost"])
+    lost = outcomes.get("lost", 0)
+    yield CounterMetricFamily("temper_attempts_lost", "Attempts whose worker vanished.", lost)
     worked = CounterMetricFamily("temper_worker_seconds", "Seconds that workers held jobs.", labels=["device"])
-    for device, total in seconds.items():
-        worked.add_metric([device], total)
+    for device in ("cpu", "gpu"):
+        worked.add_metric([device], amounts.get(("held_seconds", device), 0.0))
     yield worked
+    gpu_seconds = amounts.get(("held_gpu_seconds", ""), 0.0)
     yield CounterMetricFamily("temper_gpu_seconds", "Seconds that GPUs were taken, times their number.", gpu_seconds)
-    bounds = [*(str(float(bound)) for bound in _WAITS), "+Inf"]
     latency = HistogramMetricFamily("temper_claim_latency_seconds", "Seconds from a job's posting to its first claim.")
-    latency.add_metric([], list(zip(bounds, map(float, claims), strict=True)), waited)
+    within = [(str(float(bound)), amounts.get(("claims_within", str(float(bound))), 0.0)) for bound in totals.WAITS]
+    claimed = [*within, ("+Inf", amounts.get(("claims", ""), 0.0))]
+    latency.add_metric([], claimed, amounts.get(("claim_seconds", ""), 0.0))
     yield latency
 
 
-def _all_attempts() -> Subquery:
-    """Those of deleted jobs, too: a counter never falls."""
-    # One that has not said where it computes would count as on a CPU, and then no longer.
-    is_unknown = and_(Attempt.device.is_(None), Attempt.ended_at.is_(None))
-    held = seconds_between(func.coalesce(Attempt.ended_at, now()), Attempt.started_at)
-    seconds = case((is_unknown, 0.0), else_=held).label("seconds")
-    told = Attempt.outcome, seconds, usage.GPUS_TAKEN.label("gpus"), usage.WAITED.label("waited")
-    present = select(*told).join(Job, Job.id == Attempt.job_id)
-    kept = PastAttempt
-    past = select(kept.outcome, seconds_between(kept.ended_at, kept.started_at), kept.gpus, kept.waited)
-    return union_all(present, past).subquery()
-
-
 def _webhooks(session: Session) -> Iterator[Metric]:
-    rows = session.execute(select(Delivery.status, func.count()).group_by(Delivery.status))
-    counts: dict[str, int] = {status: count for status, count in rows}  # noqa: C416
-    deliveries = GaugeMetricFamily("temper_webhook_deliveries", "Deliveries in the log, by status.", labels=["status"])
+    told = f"Deliveries in the log, by status; at most {MOST_DELIVERIES} of each are counted."
+    deliveries = GaugeMetricFamily("temper_webhook_deliveries", told, labels=["status"])
     for status in ("pending", "succeeded", "failed"):
-        deliveries.add_metric([status], counts.get(status, 0))
+        some = select(Delivery.id).where(Delivery.status == status).limit(MOST_DELIVERIES).subquery()
+        deliveries.add_metric([status], session.scalars(select(func.count()).select_from(some)).one())
     yield deliveries
     enabled: tuple[ColumnElement[bool], ...] = (Delivery.status == "pending", Webhook.disabled_at.is_(None))
     late = select(func.max(seconds_between(now(), Delivery.next_attempt_at))).join(Webhook).where(*enabled)

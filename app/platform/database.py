@@ -161,7 +161,7 @@ def lock_row(session: Session, table: type[Row], row_id: str, *, lets_change: bo
     """
     lock: Any = {"read": True, "key_share": True} if lets_change else True
     row = session.get(table, row_id, with_for_update=lock, populate_existing=True)
-    if row is None:
+    if row is None or getattr(row, "deleted_at", None):
         raise Deleted(f"there is no {table.__tablename__.removesuffix('s')} {row_id!r} any more")
     return row
 
@@ -215,13 +215,24 @@ class Database:
     def writing_alone(self) -> Iterator[Session]:
         """Open a writing transaction that waits for all others of this kind: one at a time."""
         with self.writing() as session:
-            _lock_out_others(session.connection())
+            lock_out_others(session)
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """Open a transaction that is committed at the end of the block, and rolled back by an exception."""
         with Session(self._writing_engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def writing_on_one_state(self) -> Iterator[Session]:
+        """Open a writing transaction whose statements all see the database as it was at the first one, and may take as
+        long as they need."""
+        # SQLite has one writer.
+        one_state = {} if self.engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+        engine = self._writing_engine.execution_options(**one_state)
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            _let_take_time(session.connection())
             yield session
 
     def migrate(self) -> None:
@@ -232,8 +243,7 @@ class Database:
         with self._writing_engine.begin() as connection:
             if connection.dialect.name == "postgresql":
                 # The second one waits as long as it takes; a change of a large table takes longer than any request.
-                for timeout in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
-                    connection.exec_driver_sql(f"SET LOCAL {timeout} = 0")
+                _let_take_time(connection)
                 _lock_out_others(connection)
                 connection.exec_driver_sql("SET LOCAL lock_timeout = '30s'")
             config = alembic_config()
@@ -284,6 +294,18 @@ def alembic_config() -> "Config":
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     return config
+
+
+def _let_take_time(connection: Connection) -> None:
+    """Let the statements of this transaction take longer than those of any request."""
+    if connection.dialect.name == "postgresql":
+        for timeout in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+            connection.exec_driver_sql(f"SET LOCAL {timeout} = 0")
+
+
+def lock_out_others(session: Session) -> None:
+    """Let a transaction wait for all others of this kind: one at a time. SQLite has one writer."""
+    _lock_out_others(session.connection())
 
 
 def _lock_out_others(connection: Connection) -> None:

@@ -14,6 +14,7 @@ from app.tables import Audit
 Act = Literal[
     "project.create",
     "project.change",
+    "project.delete",
     "key.create",
     "key.revoke",
     "job.create",

@@ -23,9 +23,10 @@ from hmac import compare_digest
 from sqlalchemy import bindparam, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from app.platform.database import lock_row, now, seconds_from_now
-from app.platform.paging import Order, Part, list_rows
+from app.platform.database import lock_out_others, lock_row, now, seconds_from_now
+from app.platform.paging import Order, Part, Place, list_rows
 from app.projects import audit
+from app.projects.ids import next_id, next_project_id
 from app.schemas import SCOPES, Scope
 from app.tables import ApiKey, Project
 
@@ -81,6 +82,7 @@ def new_key(
         text = f"tmp_{_random(8)}_{_random(32)}"
         text = f"{text}_{_checksum(text)}"
     key = ApiKey(
+        id=next_id(session, project.id, "key"),
         project_id=project.id,
         lookup=text[4:12],
         sha256=fingerprint(text),
@@ -181,18 +183,27 @@ def find_key(session: Session, caller: Caller, key_id: str) -> ApiKey | None:
 
 def list_keys(session: Session, project_id: str, *, after: str | None, limit: int, order: Order) -> Part[ApiKey]:
     """List a project's keys by age, revoked ones too."""
-    where = [ApiKey.project_id == project_id]
-    return list_rows(session, ApiKey, ApiKey.id, where, after=after, limit=limit, order=order)
+    place = Place([ApiKey.project_id], [project_id])
+    return list_rows(session, ApiKey, ApiKey.id, place, after=after, limit=limit, order=order)
 
 
 def list_projects(session: Session, *, after: str | None, limit: int, order: Order) -> Part[Project]:
     """List all projects by age."""
-    return list_rows(session, Project, Project.id, [], after=after, limit=limit, order=order)
+    return list_rows(
+        session,
+        Project,
+        Project.id,
+        Place([], [], [Project.deleted_at.is_(None)]),
+        after=after,
+        limit=limit,
+        order=order,
+    )
 
 
 def new_project(session: Session, name: str) -> Project:
     """Make a project, which has no key yet."""
-    project = Project(name=name, created_by=audit.actor())
+    lock_out_others(session)
+    project = Project(id=next_project_id(session), name=name, created_by=audit.actor())
     session.add(project)
     session.flush()
     audit.record(session, project.id, "project.create", project.id, name=name)
@@ -201,7 +212,9 @@ def new_project(session: Session, name: str) -> Project:
 
 def find_project(session: Session, caller: Caller, project_id: str) -> Project | None:
     """Find a project that the caller manages keys of: their own; to an admin, any."""
-    return session.get(Project, project_id) if caller.is_admin or project_id == caller.project_id else None
+    if not caller.is_admin and project_id != caller.project_id:
+        return None
+    return session.scalars(select(Project).where(Project.id == project_id, Project.deleted_at.is_(None))).one_or_none()
 
 
 def prefix(key: ApiKey) -> str:

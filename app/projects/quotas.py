@@ -14,7 +14,7 @@ from app.platform.database import moment, now
 from app.platform.settings import Settings
 from app.projects import audit, usage
 from app.schemas import QUOTAS, Quota
-from app.tables import AT_WORK, Job, Project
+from app.tables import AT_WORK, POSTED, Job, Project
 
 _REMEDIES: Mapping[Quota, str] = {
     "queued_jobs": "wait until some of them have started, or cancel some",
@@ -65,14 +65,14 @@ def used(session: Session, project: Project, quota: Quota) -> float | None:
     """Return what a project uses of a quota; None for a quota that is counted per key."""
     match quota:
         case "queued_jobs":
-            return usage.count_jobs(session, project.id, Job.status == "queued", Job.parent_id.is_(None))
+            return usage.count_jobs(session, project.id, Job.status == "queued", *POSTED)
         case "waiting_tasks":
             return usage.count_waiting_tasks(session, project.id)
         case "running_jobs":
             return usage.count_jobs(session, project.id, *AT_WORK)
         case "gpu_seconds_per_month":
-            month = usage.month_of(moment(session))
-            return usage.gpu_seconds(session, [project.id], *month)[project.id]
+            month = usage.days_of(*usage.month_of(moment(session)))
+            return usage.gpu_seconds(session, [project.id], month)[project.id]
         case "stored_bytes":
             return usage.stored_bytes(session, project.id)
         case "keys":
@@ -106,7 +106,7 @@ def lets_run(count: ColumnElement[int], default: int | None) -> ColumnElement[bo
     reached, and the GPU time is not used up. `default` is the instance's limit of running jobs."""
     limit = func.coalesce(Project.quotas["running_jobs"].as_integer(), default)
     has_time = func.coalesce(Project.out_of_gpu_until <= now(), True)
-    return and_(func.coalesce(count < limit, True), has_time)
+    return and_(func.coalesce(count < limit, True), has_time, Project.deleted_at.is_(None))
 
 
 def is_over(session: Session, project_id: str, default: int | None) -> bool:
@@ -127,7 +127,8 @@ def watch_gpu_time(session: Session, settings: Settings, project_id: str | None 
     watched = select(Project) if project_id is None else select(Project).where(Project.id == project_id)
     projects = session.scalars(watched).all()
     limits = {project.id: limit_of(project, "gpu_seconds_per_month", settings) for project in projects}
-    spent = usage.gpu_seconds(session, [each for each, limit in limits.items() if limit is not None], *month)
+    limited = [each for each, limit in limits.items() if limit is not None]
+    spent = usage.gpu_seconds(session, limited, usage.days_of(*month))
     for project in projects:
         limit = limits[project.id]
         until = month[1] if limit is not None and spent[project.id] >= limit else None

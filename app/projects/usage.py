@@ -1,59 +1,43 @@
-"""Usage of a project: jobs, worker time and GPU time, bytes. Each query counts the rows; no counter is stored.
+"""Usage of a project: jobs, worker time and GPU time, bytes.
 
 Worker time is the time between the begin and the end of attempts; GPU time is that of attempts on GPUs, times their
-number. The attempts of a deleted job are kept as `PastAttempt`, so that deleting does not free a quota, and no counter
-falls.
+number. What has ended is in the totals (`app.projects.totals`), which deleting a job does not change; the rest is
+counted from the rows of what is under way.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, and_, case, exists, func, literal, or_, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
-from app.platform.database import Timestamp, now, seconds_between
-from app.schemas import GroupBy, Status, UploadStatus
-from app.tables import ApiKey, Attempt, Checkpoint, Job, Model, PastAttempt, State, Task, Upload
+from app.platform.database import moment, now
+from app.projects import totals
+from app.projects.totals import Key
+from app.schemas import GroupBy, Status
+from app.tables import POSTED, UNFINISHED, ApiKey, Job, Task
 
-GPUS_WANTED = func.coalesce(Job.spec["gpus"].as_integer(), 1)
-"""How many GPUs a job asks for. An evaluation names no number: it takes one."""
-# A run that has not said where it computes has not computed yet.
-ON_GPU = func.coalesce(Attempt.device, "cpu").not_like("cpu%")
-"""Whether an attempt computes on GPUs."""
-GPUS_TAKEN = case((ON_GPU, GPUS_WANTED), else_=0)
-"""How many GPUs an attempt has taken; 0 on a CPU."""
-WAITED = case(
-    # Of a job in shards it is the first of them that tells.
-    (
-        and_(Attempt.attempt == 1, or_(Job.shard_count == 0, Job.shard == 1)),
-        seconds_between(Attempt.started_at, Job.created_at),
-    ),
-)
-"""For how many seconds a job had waited, of its first attempt; of others, nothing."""
-_STORED: frozenset[UploadStatus] = frozenset({"pending", "verifying", "completed"})
-"""The uploads that count against the quota."""
-# A shard is part of the job that was posted.
-_POSTED = func.coalesce(Job.parent_id, Job.id)
+_TIMES = ("worker_seconds", "gpu_seconds", "jobs_at_work")
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """The time of one attempt, or a part of it."""
+class Days:
+    """Some days in UTC, from the first to before the last."""
 
-    job_id: str
-    kind: str
-    dataset: str
-    base_model: str | None
-    gpus: int
-    """0 on a CPU."""
-    started_at: datetime
-    ended_at: datetime
+    since: str
+    until: str
 
     @property
-    def seconds(self) -> float:
-        """Its length in seconds."""
-        return (self.ended_at - self.started_at).total_seconds()
+    def pair(self) -> tuple[str, str]:
+        """Both days."""
+        return self.since, self.until
+
+    def has(self, key: Key) -> bool:
+        """Whether the day of a total is one of them."""
+        return self.since <= key.day < self.until
 
 
 @dataclass(frozen=True)
@@ -66,80 +50,59 @@ class Total:
     gpu_seconds: float
 
 
-def stretches(session: Session, project_id: str, since: datetime, until: datetime) -> list[Stretch]:
-    """List the parts of a project's attempts that lie between two moments, and before now."""
-    ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
-    told = _POSTED, Job.kind, Job.dataset, Job.base_model, GPUS_TAKEN, Attempt.started_at, ended.label("ended")
-    present = select(*told).join(Job, Job.id == Attempt.job_id)
-    present = present.where(Job.project_id == project_id, Attempt.started_at < until, ended > since)
-    kept = PastAttempt
-    past = select(kept.job_id, kept.kind, kept.dataset, kept.base_model, kept.gpus, kept.started_at, kept.ended_at)
-    past = past.where(kept.project_id == project_id, kept.started_at < until, kept.ended_at > since)
-    found = [
-        *(Stretch(*row) for row in session.execute(present)),
-        *(Stretch(*row) for row in session.execute(past)),
-    ]
-    return [replace(each, started_at=max(each.started_at, since), ended_at=min(each.ended_at, until)) for each in found]
+def spent(session: Session, project_id: str, days: Days) -> Mapping[Key, float]:
+    """Read a project's time on some days, up to now."""
+    found = totals.read(session, *_TIMES, project_ids=[project_id], days=days.pair)
+    found.add(totals.under_way(session, [project_id], moment(session)))
+    return {key: amount for key, amount in found.items() if key.what in _TIMES and days.has(key)}
 
 
-def total(parts: Iterable[Stretch], group: str = "all") -> Total:
-    """Add up the seconds of parts of attempts."""
-    parts = list(parts)
-    return Total(
-        group=group,
-        jobs=len({part.job_id for part in parts}),
-        worker_seconds=sum(part.seconds for part in parts),
-        gpu_seconds=sum(part.seconds * part.gpus for part in parts),
-    )
+def total(amounts: Mapping[Key, float], since: str, group: str = "all") -> Total:
+    """Add up times. since: the first day; a job counts once, on the first day from then on that it was at work."""
+    jobs, sums = 0.0, dict.fromkeys(_TIMES, 0.0)
+    for key, amount in amounts.items():
+        if key.what != "jobs_at_work":
+            sums[key.what] += amount
+        elif key.name < since:
+            jobs += amount
+    return Total(group, round(jobs), max(sums["worker_seconds"], 0.0), max(sums["gpu_seconds"], 0.0))
 
 
-def totals(parts: Iterable[Stretch], by: GroupBy) -> list[Total]:
-    """Add up by day, month, kind, data set or base model. A job counts in each group that it was at work in."""
-    groups: dict[str, list[Stretch]] = {}
-    for whole in parts:
-        for name, part in _divided(whole, by):
-            groups.setdefault(name, []).append(part)
-    return [total(found, name) for name, found in sorted(groups.items())]
+def grouped(amounts: Mapping[Key, float], since: str, by: GroupBy) -> list[Total]:
+    """Add up times by day, month, kind, data set or base model. A job counts in each group that it was at work in."""
+    groups: defaultdict[str, dict[Key, float]] = defaultdict(dict)
+    for key, amount in amounts.items():
+        groups[_group(key, by)][key] = amount
+    found = [total(part, _first_day(name, by, since), name) for name, part in sorted(groups.items())]
+    return [each for each in found if each.jobs or each.worker_seconds]
 
 
-def gpu_seconds(session: Session, project_ids: Sequence[str], since: datetime, until: datetime) -> Mapping[str, float]:
-    """Add up each project's GPU time between two moments and before now: what `total` gives of its `stretches`, of many
-    at once and without a look at each attempt."""
-    ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
-    present = select(Job.project_id, _within(Attempt.started_at, ended, since, until, GPUS_TAKEN))
-    present = present.join(Attempt, Attempt.job_id == Job.id)
-    present = present.where(Job.project_id.in_(project_ids), Attempt.started_at < until, ended > since)
-    kept = PastAttempt
-    past = select(kept.project_id, _within(kept.started_at, kept.ended_at, since, until, kept.gpus))
-    past = past.where(kept.project_id.in_(project_ids), kept.started_at < until, kept.ended_at > since)
-    spent = dict.fromkeys(project_ids, 0.0)
-    for query in (present.group_by(Job.project_id), past.group_by(kept.project_id)):
-        for project_id, seconds in session.execute(query).all():
-            spent[project_id] += seconds
-    return spent
+def gpu_seconds(session: Session, project_ids: Sequence[str], days: Days) -> Mapping[str, float]:
+    """Add up each project's GPU time on some days, up to now."""
+    found = totals.read(session, "gpu_seconds", project_ids=project_ids, days=days.pair)
+    found.add(totals.under_way(session, project_ids, moment(session)))
+    sums = dict.fromkeys(project_ids, 0.0)
+    for key, amount in found.items():
+        if key.what == "gpu_seconds" and days.has(key):
+            sums[key.project_id] += amount
+    return sums
 
 
-def _within(
-    started: SQLColumnExpression[datetime],
-    ended: SQLColumnExpression[datetime],
-    since: datetime,
-    until: datetime,
-    times: SQLColumnExpression[int],
-) -> ColumnElement[float]:
-    first = case((started < since, literal(since, Timestamp())), else_=started)
-    last = case((ended > until, literal(until, Timestamp())), else_=ended)
-    return func.sum(seconds_between(last, first) * times)
-
-
-def jobs_by_status(session: Session, project_id: str, since: datetime, until: datetime) -> dict[Status, int]:
-    """Count the jobs that were posted between two moments, by their status now."""
-    posted = Job.project_id == project_id, Job.parent_id.is_(None), Job.created_at >= since, Job.created_at < until
-    rows = session.execute(select(Job.status, func.count()).where(*posted).group_by(Job.status))
-    return {row[0]: row[1] for row in rows}
+def jobs_by_status(session: Session, project_id: str, days: Days) -> dict[Status, int]:
+    """Count the jobs that were posted on some days, by their status now."""
+    ended = totals.read(session, "jobs", project_ids=[project_id], days=days.pair)
+    first, last = (datetime.fromisoformat(day).replace(tzinfo=UTC) for day in days.pair)
+    posted = *POSTED, Job.finished_at.is_(None), Job.created_at >= first, Job.created_at < last
+    live = select(Job.status, func.count()).where(Job.project_id == project_id, Job.status.in_(UNFINISHED), *posted)
+    counts: dict[Status, int] = {row[0]: row[1] for row in session.execute(live.group_by(Job.status))}
+    for key, count in ended.items():
+        status = cast("Status", key.name)
+        counts[status] = counts.get(status, 0) + round(count)
+    return {status: count for status, count in counts.items() if count}
 
 
 def count_jobs(session: Session, project_id: str, *where: ColumnElement[bool]) -> int:
-    """Count a project's jobs under these conditions."""
+    """Count a project's jobs under these conditions, which few jobs must fulfil: it reads a row for each."""
     found = select(func.count()).select_from(Job).where(Job.project_id == project_id, *where)
     return session.scalars(found).one()
 
@@ -159,62 +122,44 @@ def count_waiting_tasks(session: Session, project_id: str) -> int:
 
 
 def uploaded_bytes(session: Session, project_id: str) -> int:
-    """Add up the declared bytes of a project's uploads, and those of its models that are copies of checkpoints."""
-    uploaded = Upload.project_id == project_id, Upload.status.in_(_STORED)
-    copied = Model.project_id == project_id, Model.upload_id.is_(None)
-    sums = select(func.sum(Upload.size)).where(*uploaded), select(func.sum(Model.size)).where(*copied)
-    return sum(int(size or 0) for size in session.execute(select(*(each.scalar_subquery() for each in sums))).one())
+    """Read the declared bytes of a project's uploads, and those of its models that are copies of checkpoints."""
+    return round(totals.read_one(session, project_id, "uploaded_bytes"))
 
 
 def stored_bytes(session: Session, project_id: str) -> int:
-    """Add up what the object store keeps for a project: what its jobs have saved, their logs, and its uploads."""
-    # The best weights of a run that has failed are a state and a checkpoint, and one file.
-    also_checkpoint = exists().where(Checkpoint.job_id == State.job_id, Checkpoint.key == State.key)
-    state_size = case((also_checkpoint, 0), else_=State.size)
-    tables = (Checkpoint.size, Checkpoint.job_id), (state_size, State.job_id), (Attempt.log_size, Attempt.job_id)
-    sizes = [
-        select(func.coalesce(func.sum(size), 0))
-        .join(Job, Job.id == job_id)
-        .where(Job.project_id == project_id)
-        .scalar_subquery()
-        for size, job_id in tables
-    ]
-    return sum(map(int, session.execute(select(*sizes)).one())) + uploaded_bytes(session, project_id)
+    """Read what the object store keeps for a project: what its jobs have saved, their logs, and its uploads."""
+    return round(totals.read_one(session, project_id, "stored_bytes", "uploaded_bytes"))
 
 
-def keep(session: Session, job_id: str) -> None:
-    """Keep what a job and its shards have used, before their rows are deleted."""
-    told = Job.project_id, Job.kind, Job.dataset, Job.base_model, GPUS_TAKEN, Attempt.started_at
-    ended = func.coalesce(Attempt.ended_at, now(), type_=Timestamp())
-    counted = func.coalesce(Attempt.outcome, "unknown"), WAITED
-    of_job = or_(Job.id == job_id, Job.parent_id == job_id)
-    attempts = select(*told, ended, *counted).join(Attempt, Attempt.job_id == Job.id).where(of_job)
-    for number, row in enumerate(session.execute(attempts.order_by(Job.id, Attempt.attempt)), start=1):
-        names = ("project_id", "kind", "dataset", "base_model", "gpus", "started_at", "ended_at", "outcome", "waited")
-        session.add(PastAttempt(job_id=job_id, attempt=number, **dict(zip(names, row, strict=True))))
-
-
-def month_of(moment: datetime) -> tuple[datetime, datetime]:
+def month_of(at: datetime) -> tuple[datetime, datetime]:
     """Return the first moment of this month and that of the next, in UTC."""
-    first = moment.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    first = at.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return first, (first + timedelta(days=32)).replace(day=1)
 
 
-def _divided(whole: Stretch, by: GroupBy) -> Iterator[tuple[str, Stretch]]:
+def days_of(since: datetime, until: datetime) -> Days:
+    """Return the days from one moment to another; those that they are within count whole."""
+    last = until.astimezone(UTC) + timedelta(days=1) - timedelta(microseconds=1)
+    return Days(totals.day_of(since), totals.day_of(last))
+
+
+def _group(key: Key, by: GroupBy) -> str:
     match by:
-        case "day" | "month":
-            yield from _by_time(whole, by)
+        case "day":
+            return key.day
+        case "month":
+            return key.day[:7]
         case "base_model":
-            yield whole.base_model or "none", whole
+            return key.base_model or "none"
         case _:
-            yield getattr(whole, by), whole
+            return str(getattr(key, by))
 
 
-def _by_time(whole: Stretch, by: GroupBy) -> Iterator[tuple[str, Stretch]]:
-    start = whole.started_at.astimezone(UTC)
-    while start < whole.ended_at:
-        midnight = start.replace(hour=0, minute=0, second=0, microsecond=0)
-        end = midnight + timedelta(days=1) if by == "day" else month_of(start)[1]
-        name = f"{start:%Y-%m-%d}" if by == "day" else f"{start:%Y-%m}"
-        yield name, replace(whole, started_at=start, ended_at=min(end, whole.ended_at))
-        start = end
+def _first_day(group: str, by: GroupBy, since: str) -> str:
+    match by:
+        case "day":
+            return group
+        case "month":
+            return max(f"{group}-01", since)
+        case _:
+            return since

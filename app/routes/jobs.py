@@ -164,7 +164,7 @@ def list_jobs(project_id: ProjectId, session: Reading, chosen: Annotated[JobFilt
         limit=chosen.limit,
         order=chosen.order,
     )
-    return answer(schemas.page([show_job(job) for job in part.rows], has_more=part.has_more))
+    return answer(schemas.page([show_job(job) for job in part.rows], has_more=part.has_more, last=part.last))
 
 
 @router.get(

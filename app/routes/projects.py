@@ -16,13 +16,15 @@ from app.http.problems import (
     InvalidParameter,
     MalformedBody,
     NotFound,
+    OwnProject,
+    ProjectNotEmpty,
     UnsupportedMediaType,
     problems,
 )
 from app.platform.ids import is_id
 from app.platform.paging import Order
 from app.platform.settings import Settings
-from app.projects import keys, quotas
+from app.projects import keys, quotas, removal
 from core.schema.spec import Text
 
 router = APIRouter(tags=["projects"], dependencies=[needs("admin")])
@@ -84,6 +86,19 @@ def change_project(
         project.name = change.name
     quotas.change(session, project, change.quotas, service.settings)
     return show_project(project)
+
+
+@router.delete("/projects/{project_id}", status_code=204, responses=problems(NotFound, ProjectNotEmpty, OwnProject))
+def delete_project(
+    project_id: AnyProjectId,
+    caller: TheCaller,
+    session: Writing,
+    *,
+    confirm: Annotated[bool, Query(description="Delete it with all that it has.")] = False,
+) -> None:
+    """Delete a project. One that has jobs, files, webhooks or keys is deleted with them only where that is confirmed:
+    unfinished jobs are cancelled, and its keys are refused from now on. Its rows and objects go in the background."""
+    removal.remove(session, caller, the_project(session, caller, project_id), confirmed=confirm)
 
 
 @router.get("/projects/{project_id}/quotas", responses=problems(NotFound))

@@ -150,7 +150,9 @@ def list_uploads(
         limit=chosen.limit,
         order=chosen.order,
     )
-    return schemas.page([show_upload(upload, received=None) for upload in part.rows], has_more=part.has_more)
+    return schemas.page(
+        [show_upload(upload, received=None) for upload in part.rows], has_more=part.has_more, last=part.last
+    )
 
 
 @router.get("/uploads/{upload_id}", responses=problems(NotFound, StoreUnavailable))

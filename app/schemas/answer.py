@@ -43,7 +43,8 @@ ListedItem = TypeVar("ListedItem", bound=Listed)
 
 
 class Page(Answer, Generic[Item]):
-    """A page of a list. The next page is `?after=<last_id>`."""
+    """A page of a list. The next page is `?after=<last_id>`. A page of a list with several filters can be short, or
+    empty, and still have more after it."""
 
     object: Literal["list"]
     """Type of the object."""
@@ -54,10 +55,20 @@ class Page(Answer, Generic[Item]):
     first_id: str | None
     """Id of the first item; of an event, its seq."""
     last_id: str | None
-    """Id of the last item, the cursor of the next page; of an event, its seq."""
+    """The cursor of the next page: the id of the last item, or of a later one that did not match; of an event, its
+    seq."""
 
 
-def page(items: list[ListedItem], *, has_more: bool) -> Page[ListedItem]:
-    """Make a page of a list, with the ids of its first and last item."""
-    first, last = (items[0].id, items[-1].id) if items else (None, None)
-    return Page(object="list", data=items, has_more=has_more, first_id=first, last_id=last)
+def page(items: list[ListedItem], *, has_more: bool, last: str | int | None = None) -> Page[ListedItem]:
+    """Make a page of a list, with the id of its first item and the cursor of the next page.
+
+    last: that cursor, where it is not the id of the last item: rows that a filter has left out come after it.
+    """
+    first = items[0].id if items else None
+    return Page(
+        object="list",
+        data=items,
+        has_more=has_more,
+        first_id=first,
+        last_id=str(last or items[-1].id) if items or last else None,
+    )

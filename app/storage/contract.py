@@ -58,8 +58,8 @@ class ObjectStore(Protocol):
     def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """Read the bytes from `start` to before `stop`, in chunks. Raises NotStored."""
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        """List the keys below a key, or all keys, in alphabetical order."""
+    def keys(self, prefix: str = "", *, after: str = "") -> Iterator[str]:
+        """List the keys below a key, or all keys, in alphabetical order; only those after `after`, if given."""
 
     def copy(self, key: str, target: str) -> None:
         """Store the same content under a second key, which must not hold any other content. Raises NotStored."""

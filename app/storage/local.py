@@ -43,12 +43,12 @@ class LocalStore:
                 left -= len(chunk)
                 yield chunk
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
+    def keys(self, prefix: str = "", *, after: str = "") -> Iterator[str]:
         with _translated_errors(prefix):
             folder = self._path(prefix) if prefix else self.folder
             files = [path for path in folder.rglob("[!.]*") if path.is_file()]
         keys = sorted(path.relative_to(self.folder).as_posix() for path in files)
-        yield from (key for key in keys if not key.startswith("."))
+        yield from (key for key in keys if not key.startswith(".") and key > after)
 
     def copy(self, key: str, target: str) -> None:
         path = self._path(target)

@@ -105,9 +105,10 @@ class S3Store:
             else:
                 return
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
+    def keys(self, prefix: str = "", *, after: str = "") -> Iterator[str]:
         under = f"{checked(prefix)}/" if prefix else ""
-        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=under)
+        from_there = {"StartAfter": after} if after else {}
+        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=under, **from_there)
         with _translated_errors(prefix):
             for page in pages:
                 yield from (each["Key"] for each in page.get("Contents", ()))

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.orm import Session
 
 from app.platform import leases
 from app.platform.database import lock_row, moment, now, seconds_from_now
-from app.platform.paging import Part, list_rows
+from app.platform.paging import Part, Place, list_rows
 from app.projects import audit
 from app.tables import Delivery, Job, Webhook
 from app.webhooks.subscriptions import check_enabled
@@ -24,8 +24,6 @@ from app.webhooks.subscriptions import check_enabled
 TEST_EVENT = "webhook.test"
 PAUSES = (0, 5, 5 * 60, 30 * 60, *(hours * 3600 for hours in (2, 5, 10, 14, 20, 24)))
 """Seconds before each try, as Standard Webhooks proposes. After the last try a delivery has failed."""
-KEEP_DAYS = 30
-"""Days after which an ended delivery is deleted."""
 _JITTER = 0.2
 """Pauses are longer by a random part of up to this, so that deliveries which failed together are spread out."""
 
@@ -189,13 +187,6 @@ def record_outcome(session: Session, held: ClaimedDelivery, outcome: Outcome) ->
         session.execute(webhook.values(disabled_at=now(), disabled_reason="gone", updated_at=now()))
 
 
-def forget(session: Session, *, days: float) -> None:
-    """Delete the deliveries that ended, or whose webhook was disabled, more than `days` ago."""
-    before = seconds_from_now(-days * 24 * 3600)
-    disabled = select(Webhook.id).where(Webhook.disabled_at < before)
-    session.execute(delete(Delivery).where(or_(Delivery.finished_at < before, Delivery.webhook_id.in_(disabled))))
-
-
 def _due() -> tuple[ColumnElement[bool], ...]:
     return Delivery.status == "pending", Delivery.next_attempt_at <= now(), leases.is_free(Delivery)
 
@@ -232,10 +223,10 @@ def list_deliveries(
     session: Session, webhook_id: str, *, status: str | None, after: str | None, limit: int
 ) -> Part[Delivery]:
     """List a webhook's deliveries, newest first."""
-    where = [Delivery.webhook_id == webhook_id]
+    place = Place([Delivery.webhook_id], [webhook_id])
     if status:
-        where.append(Delivery.status == status)
-    return list_rows(session, Delivery, Delivery.id, where, after=after, limit=limit, order="desc")
+        place = Place([Delivery.webhook_id, Delivery.status], [webhook_id, status])
+    return list_rows(session, Delivery, Delivery.id, place, after=after, limit=limit, order="desc")
 
 
 def find_delivery(session: Session, webhook_id: str, delivery_id: str) -> Delivery | None:

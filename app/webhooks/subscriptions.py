@@ -13,8 +13,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.platform.database import lock_row, now, seconds_from_now
-from app.platform.paging import Part, list_rows
-from app.projects import audit, quotas
+from app.platform.paging import Part, Place, list_rows
+from app.projects import audit
+from app.projects.ids import next_id
 from app.tables import Webhook
 
 MAX_WEBHOOKS = 20
@@ -45,6 +46,7 @@ def create(
     """Create a webhook with a new secret. Raises AddressTaken, and TooMany where the project would have more than
     `limit`: then the caller must roll back."""
     webhook = Webhook(
+        id=next_id(session, project_id, "whk"),
         project_id=project_id,
         url=url,
         events=list(events),
@@ -54,7 +56,6 @@ def create(
     )
     _save(session, webhook)
     audit.record(session, project_id, "webhook.create", webhook.id, url=url)
-    quotas.take_turn(session, project_id)
     count = select(func.count()).select_from(Webhook).where(Webhook.project_id == project_id)
     if session.scalars(count).one() > limit:
         raise TooMany(limit)
@@ -112,8 +113,8 @@ def check_named(session: Session, project_id: str, url: str) -> None:
 
 def list_webhooks(session: Session, project_id: str, *, after: str | None, limit: int) -> Part[Webhook]:
     """List a project's webhooks by age."""
-    where = [Webhook.project_id == project_id]
-    return list_rows(session, Webhook, Webhook.id, where, after=after, limit=limit, order="asc")
+    place = Place([Webhook.project_id], [project_id])
+    return list_rows(session, Webhook, Webhook.id, place, after=after, limit=limit, order="asc")
 
 
 def find_webhook(session: Session, project_id: str, webhook_id: str) -> Webhook | None:

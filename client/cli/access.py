@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from app.schemas.access import NewApiKey
 
 keys = typer.Typer(no_args_is_help=True, help="List, make and revoke API keys.")
-projects = typer.Typer(no_args_is_help=True, help="List, make and rename projects; takes a key with the scope admin.")
+projects = typer.Typer(
+    no_args_is_help=True, help="List, make, rename and delete projects; takes a key with the scope admin."
+)
 
 ProjectId = Annotated[str | None, typer.Option("--project", help="Of another project than the key's.")]
 ProjectName = Annotated[str, typer.Argument(help="A label for people.")]
@@ -90,6 +92,26 @@ def rename_project(
     with connect() as temper:
         changed = temper.projects.update(project_id, name=name)
     show(changed, lambda changed: f"{changed.id} is called {changed.name}", output)
+
+
+@projects.command("delete")
+def delete_project(
+    project_id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before all that it has is deleted.")] = False,
+) -> None:
+    """Delete a project with its jobs, files, webhooks and keys, after it has said what there is."""
+    from client.errors import Refused
+
+    with connect() as temper:
+        try:
+            temper.projects.delete(project_id, confirm=yes)
+        except Refused as refusal:
+            if refusal.problem.code != "project_not_empty":
+                raise
+            typer.echo(f"{project_id}: {str(refusal).partition(';')[0]}")
+            typer.confirm("Delete it with all of that?", abort=True)
+            temper.projects.delete(project_id, confirm=True)
+    typer.echo(f"{project_id} is deleted")
 
 
 def _secret(key: "NewApiKey") -> "RenderableType":

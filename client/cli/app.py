@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "api": operate.api,
         "worker": operate.worker,
         "migrate": operate.migrate,
+        "recount": operate.recount,
         "doctor": operate.doctor,
         "version": operate.version,
     },

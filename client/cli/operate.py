@@ -48,6 +48,13 @@ def migrate() -> None:
     become("app.operations.migrate")
 
 
+def recount() -> None:
+    """Compare the totals of usage and quotas with the rows that they count, and correct them."""
+    from client.cli.serve import become
+
+    become("app.operations.recount")
+
+
 def doctor(output: Output = "text") -> None:
     """Check everything that an instance here depends on. Exit with 1 if a check fails."""
     from client.cli.serve import become

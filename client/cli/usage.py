@@ -1,22 +1,22 @@
 """`temper usage` and `temper quotas`: what a project has used, and its limits."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import typer
 
 from client.cli.output import Output, connect, show
 
-_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
+_DAY = ["%Y-%m-%d"]
 
 
 def usage(
     since: Annotated[
         datetime | None,
-        typer.Option("--from", formats=_FORMATS, help="Start, local time; by default the first of this month."),
+        typer.Option("--from", formats=_DAY, help="First day, in UTC; by default the first of this month."),
     ] = None,
     until: Annotated[
-        datetime | None, typer.Option("--to", formats=_FORMATS, help="End, local time; by default now.")
+        datetime | None, typer.Option("--to", formats=_DAY, help="The day after the last one, in UTC; by default now.")
     ] = None,
     by: Annotated[
         Literal["day", "month", "kind", "dataset", "base_model"] | None, typer.Option(help="Group the time by this.")
@@ -27,7 +27,8 @@ def usage(
     from client.display.access import usage_card
 
     with connect() as temper:
-        found = temper.usage(since=since, until=until, group_by=by)
+        days = {"since": since and since.replace(tzinfo=UTC), "until": until and until.replace(tzinfo=UTC)}
+        found = temper.usage(**days, group_by=by)
     show(found, usage_card, output)
 
 

@@ -32,6 +32,11 @@ class Projects(Resource):
         """Rename a project, or set its quotas; a quota of None restores the instance's default."""
         return self._change(Project, path_of("projects", project_id), {"name": name, "quotas": dict(quotas or {})})
 
+    def delete(self, project_id: str, *, confirm: bool = False) -> None:
+        """Delete a project. One that has anything is deleted only with `confirm`: else Refused says what it has."""
+        path = path_of("projects", project_id)
+        self._delete(f"{path}?confirm=true" if confirm else path)
+
     def quotas(self, project_id: str | None = None) -> tuple[QuotaState, ...]:
         """Return the quotas of a project, by default the key's own, and what it uses of each."""
         if project_id is None:

@@ -1,11 +1,13 @@
 """Tasks: claimed once, fenced by their attempt, taken back when their process is lost; subjects follow them."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import select
 
 from app import tasks
+from app.operations import deletion
 from app.platform.leases import LeaseLost
 from app.tables import Task
 
@@ -146,11 +148,12 @@ def test_what_a_subject_cannot_follow_is_rolled_back_with_its_task(database, pro
     assert (get(database, task).status, get(database, task).attempt) == ("queued", 0)
 
 
-def test_ended_tasks_are_forgotten_after_some_days(database, project, kind):
+def test_ended_tasks_are_forgotten_after_some_days(database, project, kind, monkeypatch):
     ended, waiting = add(database, project), add(database, project, "ds_2")
     do(database, tasks.succeed, claim(database, kind))
-    do(database, tasks.forget, days=1)
+    deletion.forget_tasks(deletion.Round(database, threading.Event()))
     assert get(database, ended)
-    do(database, tasks.forget, days=-1)
+    monkeypatch.setattr(deletion, "TASK_DAYS", -1)
+    deletion.forget_tasks(deletion.Round(database, threading.Event()))
     with database.reading() as session:
         assert session.scalars(select(Task.id)).all() == [waiting]

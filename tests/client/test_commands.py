@@ -1,5 +1,6 @@
 """The `temper` command against a real service: what it prints, and how it exits."""
 
+import io
 import json
 import os
 import subprocess
@@ -249,6 +250,18 @@ def test_usage_is_told_for_a_time_and_divided(temper: Command, job_id: str) -> N
     assert json.loads(nothing.stdout)["jobs"] == {}
     refused = temper("usage", "--from", "2020-01-01")
     assert (refused.returncode, "choose a time" in refused.stderr) == (2, True)
+
+
+def test_a_project_is_deleted_after_it_was_said_what_it_has(temper: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = json.loads(temper("projects", "create", "gone", "--output", "json").stdout)["id"]
+    temper("keys", "create", "x", "--project", project)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    asked = temper("projects", "delete", project)
+    assert asked.returncode == 1
+    assert f"{project}: the project has 1 valid keys" in asked.stdout
+    assert project in temper("projects", "list").stdout
+    assert temper("projects", "delete", project, "--yes").stdout == f"{project} is deleted\n"
+    assert project not in temper("projects", "list").stdout
 
 
 def test_a_webhook_is_added_tested_and_removed(temper: Command) -> None:

@@ -64,9 +64,10 @@ NEVER_GRANTED = {
     "GET /datasets/{dataset_id}/thumbnails/{number}",
     "GET /models/{model_id}/report",
     "GET /jobs/{job_id}/logs",
+    "DELETE /projects/{project_id}",
 }
-"""What takes a file that is there, whole and inspected, or a report of one, which no document can make up: the tests of
-uploads, files and jobs have the answers."""
+"""What takes a file that is there, whole and inspected, or a report of one, or a project of others, which no document
+can make up: the tests of uploads, files, jobs and deletion have the answers."""
 
 
 def bounded(examples):

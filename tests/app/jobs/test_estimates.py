@@ -7,7 +7,7 @@ from sqlalchemy import delete, update
 
 from app.jobs import claims, estimates, ingest, lifecycle
 from app.schemas.job_request import parse_request
-from app.tables import Attempt, Event, Job
+from app.tables import Attempt, Job
 from core.schema import events as reported
 from core.schema.cost_model import Size, passes_of_run
 from core.schema.report import Reports
@@ -40,23 +40,36 @@ def started(spec, **sizes):
     )
 
 
-def done(database, project, spec=SPEC, *, seconds=100.0, working=90.0, memory=1000, sizes=None):
-    """A job that took so many seconds in one attempt, its training process so many of them."""
+def done(
+    database,
+    project,
+    spec=SPEC,
+    *,
+    seconds=100.0,
+    working=90.0,
+    memory=1000,
+    sizes=None,
+    posted=None,
+    stopped_early=False,
+    has_finished=True,
+):
+    """A job that took so many seconds in its last attempt, its training process so many of them."""
     with database.writing() as session:
-        job_id = lifecycle.create(session, project.id, spec).job.id
+        job_id = posted or lifecycle.create(session, project.id, spec).job.id
         claim = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
         assert claim.job_id == job_id
         ended = update(Attempt).where(Attempt.job_id == job_id)
         finished = reported.Finished(
             reports=Reports(before=None, after=None), seconds=working, peak_memory_bytes=memory
         )
-        ingest.record(session, claim, [started(spec, **(sizes or {})), finished])
+        ingest.record(session, claim, [started(spec, **(sizes or {})), *([finished] if has_finished else [])])
         saved = reported.Saved(kind="checkpoint", path="/x/c", sha256="ab", size=7000, step=5, epoch=0.5)
         ingest.save(session, claim, saved, key=job_id)
         ingest.add_log(session, claim, size=300)
         session.flush()
-        begun = session.get_one(Attempt, (job_id, 1), populate_existing=True).started_at
+        begun = session.get_one(Attempt, (job_id, claim.attempt), populate_existing=True).started_at
         session.execute(ended.values(started_at=begun - timedelta(seconds=seconds)))
+        session.execute(update(Job).where(Job.id == job_id).values(stopped_early=stopped_early))
         claims.succeed(session, claim, finished.reports)
     return job_id
 
@@ -111,11 +124,13 @@ def test_another_job_of_the_same_network_gives_its_pace(database, project):
 
 
 def test_jobs_that_were_lost_stopped_or_on_other_gpus_tell_nothing(database, project):
-    lost, stopped, many = (done(database, project) for _ in range(3))
     with database.writing() as session:
-        session.execute(update(Job).where(Job.id == lost).values(attempt=2))
-        session.execute(update(Job).where(Job.id == stopped).values(stopped_early=True))
-        session.execute(update(Job).where(Job.id == many).values(spec={**SPEC.model_dump(mode="json"), "gpus": 8}))
+        lost = lifecycle.create(session, project.id, SPEC).job.id
+        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
+        claims.hand_back(session, held)
+    done(database, project, posted=lost)
+    done(database, project, stopped_early=True)
+    done(database, project, SPEC.model_copy(update={"gpus": 8}))
     assert predict(database).basis == "none"
 
 
@@ -161,7 +176,5 @@ def test_only_the_latest_jobs_speak(database, project):
 
 
 def test_a_job_without_its_story_is_passed_over(database, project):
-    job_id = done(database, project)
-    with database.writing() as session:
-        session.execute(delete(Event).where(Event.job_id == job_id, Event.type == "finished"))
+    done(database, project, has_finished=False)
     assert predict(database).basis == "none"

@@ -61,6 +61,9 @@ class Prepared:
         webhook = self.webhook()
         return f"{webhook}/deliveries/{self.api.post(f'{webhook}/test').json()['id']}"
 
+    def other_project(self):
+        return f"/projects/{self.api.post('/projects', json={'name': 'other'}).json()['id']}"
+
     def key(self):
         return f"/api_keys/{self.api.post('/api_keys', json={'name': 'k', 'scopes': ['jobs:read']}).json()['id']}"
 
@@ -93,6 +96,7 @@ ACTS = {
     "key.create": lambda at: ("POST", "/api_keys", {"name": "k", "scopes": ["jobs:read"]}),
     "key.revoke": lambda at: ("DELETE", at.key(), None),
     "project.create": lambda at: ("POST", "/projects", {"name": "other"}),
+    "project.delete": lambda at: ("DELETE", at.other_project(), None),
     "project.change": lambda at: ("PATCH", f"/projects/{at.project.id}", {"quotas": {"keys": 7}}),
 }
 
@@ -138,7 +142,7 @@ def test_an_act_writes_one_row_in_its_transaction_and_none_where_that_fails(act,
     assert answer.is_success, answer.text
     (row,) = [each for each in rows(database) if each.id not in before]
     assert (row.action, row.actor) == (act, me["key"]["id"])
-    assert row.project_id == me["project"]["id"] or act == "project.create"
+    assert row.project_id == me["project"]["id"] or act in ("project.create", "project.delete")
     made = answer.json()["id"] if act.endswith(".create") else path.split("/")[2]
     assert row.subject_id == made
     assert "secret" not in str(row.details)

@@ -11,9 +11,9 @@ from sqlalchemy import delete, select, update
 from app.assets import inspections
 from app.jobs import claims, ingest, lifecycle
 from app.operations.maintenance import MaintenanceContext, watch_gpu_time
-from app.projects import usage
+from app.projects import totals, usage
 from app.schemas.job_request import parse_request
-from app.tables import AT_WORK, CLAIMED, Attempt, Job, PastAttempt, Project
+from app.tables import AT_WORK, CLAIMED, Attempt, Job, Project
 from core.schema.events import Saved
 from tests.support.instance import DIGITS, add_key, add_project, calling, serving
 from tests.support.sql_statements import sent
@@ -165,6 +165,7 @@ def attempt(session, project, start, hours, *, device="cuda:0", gpus=2, dataset=
     held.ended_at = start + hours * HOUR
     session.add(held)
     session.flush()
+    totals.recount(session)
     return job.id
 
 
@@ -214,12 +215,15 @@ def test_usage_is_divided_as_asked(api, worked, by, groups):
 def test_what_a_deleted_job_has_used_still_counts(api, database, worked):
     before = api.get("/usage", params={**JULY, "group_by": "day"}).json()
     with database.writing() as session:
-        for job_id in session.scalars(select(Job.id)).all():
-            usage.keep(session, job_id)
+        for job in session.scalars(select(Job)).all():
+            totals.forget_job(session, job)
         session.execute(delete(Job))
-    assert api.get("/usage", params={**JULY, "group_by": "day"}).json() == before
-    with database.reading() as session:
-        assert len(session.scalars(select(PastAttempt)).all()) == 3
+    after = api.get("/usage", params={**JULY, "group_by": "day"}).json()
+    assert after == before
+    with database.writing() as session:
+        # The three were not ended, so they were not counted as such either.
+        wrong = {key: amount for key, amount in totals.recount(session).items() if key.what != "jobs"}
+        assert wrong == {}
 
 
 @pytest.mark.parametrize(
@@ -235,8 +239,8 @@ def test_a_project_without_gpu_time_left_claims_nothing_until_it_has_some(settin
     with database.writing() as session:
         attempt(session, project, datetime.now(UTC) - 2 * HOUR, 2)
     with database.reading() as session:
-        month = usage.month_of(datetime.now(UTC))
-        spent = usage.gpu_seconds(session, [project.id], *month)[project.id]
+        month = usage.days_of(*usage.month_of(datetime.now(UTC)))
+        spent = usage.gpu_seconds(session, [project.id], month)[project.id]
     limit(database, project, gpu_seconds_per_month=int(spent) - 1)
     watch_gpu_time(context)
     assert claim(database) is None
@@ -261,15 +265,15 @@ def test_checking_gpu_time_takes_as_many_queries_for_many_projects_as_for_one(se
         assert any("attempts" in text for text, _ in statements) == looks
 
 
-def test_gpu_time_of_many_projects_is_what_the_stretches_of_each_add_up_to(database, worked):
-    july = [datetime.fromisoformat(moment) for moment in JULY.values()]
+def test_gpu_time_of_many_projects_is_what_that_of_each_adds_up_to(database, worked):
+    july = usage.days_of(*(datetime.fromisoformat(moment) for moment in JULY.values()))
     with database.writing() as session:
-        deleted = session.scalars(select(Job.id).order_by(Job.id).limit(1)).one()
-        usage.keep(session, deleted)
-        session.execute(delete(Job).where(Job.id == deleted))
+        deleted = session.scalars(select(Job).order_by(Job.id).limit(1)).one()
+        totals.forget_job(session, deleted)
+        session.execute(delete(Job).where(Job.id == deleted.id))
         projects = session.scalars(select(Project.id)).all()
-        spent = usage.gpu_seconds(session, projects, *july)
-        added = {each: usage.total(usage.stretches(session, each, *july)).gpu_seconds for each in projects}
+        spent = usage.gpu_seconds(session, projects, july)
+        added = {each: usage.total(usage.spent(session, each, july), july.since).gpu_seconds for each in projects}
     assert spent == pytest.approx(added, abs=0.01)
     assert sorted(spent.values()) == pytest.approx([14400, 360_000], abs=0.01)
 
@@ -347,3 +351,5 @@ def test_what_is_counted_is_what_a_recount_of_all_rows_gives(api, database, proj
     assert told["running_jobs"] == sum(job["status"] in CLAIMED for job in every) > 0
     assert told["keys"] == sum(key["revoked_at"] is None for key in keys)
     assert told["stored_bytes"] == sum(files) > 0
+    with database.writing() as session:
+        assert totals.recount(session) == {}

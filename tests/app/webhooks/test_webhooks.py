@@ -18,6 +18,7 @@ from standardwebhooks import WebhookVerificationError
 
 from app.jobs import claims, lifecycle
 from app.jobs.moves import MOVES
+from app.operations import deletion
 from app.platform.database import now
 from app.schemas.job_request import parse_request
 from app.schemas.webhooks import ENDINGS, JobEvent
@@ -415,14 +416,14 @@ def test_a_certificate_is_asked_for_by_name_though_the_address_is_pinned(
     assert heard or "certificate" in delivery.error.lower()
 
 
-def test_old_deliveries_are_forgotten(lan, database, project):
+def test_old_deliveries_are_forgotten(lan, database, project, monkeypatch):
     with receiver() as server:
         subscribe(database, project, server.url())
         announce(database, project)
         sender.send_all(lan, database, threading.Event())
     for days, left in ((1, 1), (0, 0)):
-        with database.writing() as session:
-            deliveries.forget(session, days=days)
+        monkeypatch.setattr(deletion, "DELIVERY_DAYS", days)
+        deletion.forget_deliveries(deletion.Round(database, threading.Event()))
         assert len(all_deliveries(database)) == left
 
 
