@@ -125,15 +125,17 @@ def _with_extra(dataset: Dataset, path: Path, leave_out: LeaveOut | None, most_l
         path, like=dataset.train, classes=dataset.classes, leave_out=leave_out, most_left_out=most_left_out
     )
     warnings = [*dataset.warnings, *second.survey.warnings()]
+    shared = 0
     if isinstance(second.train, Split) and isinstance(dataset.test, Split):
-        if shared := count_shared(dataset.test, second.train):
-            warnings.append(
-                InspectionWarning(
-                    code="data_test_in_extra",
-                    message=f"{shared:,} test images are also in the extra data, so accuracies are overrated",
-                    remedy="remove these images from the extra data",
-                )
+        shared = count_shared(dataset.test, second.train)
+    if shared:
+        warnings.append(
+            InspectionWarning(
+                code="data_test_in_extra",
+                message=f"{shared:,} test images are also in the extra data, so accuracies are overrated",
+                remedy="remove these images from the extra data",
             )
+        )
     return replace(
         dataset,
         extra=second.train,

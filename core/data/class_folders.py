@@ -143,8 +143,9 @@ def name_classes(
                 field="dataset",
             )
     if len(classes) < 2:
+        folder = _folder_of(layout, needed[0])
         raise BadDataset(
-            f"{where} has a single class: '{show(classes[0])}' is the only folder under '{_folder_of(layout, needed[0])}/'",
+            f"{where} has a single class: '{show(classes[0])}' is the only folder under '{folder}/'",
             hint="add a folder with images of a second class; if the classes are folders inside this one, move them up",
             field="dataset",
         )
@@ -195,7 +196,7 @@ def _choose_root(
     if not top:
         folders = " and ".join(f"{part}/<class>/<image>" for part in needed)
         raise BadDataset(
-            f"there is no folder named {needed[0]} in {where}",
+            f"there is no folder '{needed[0]}/' in {where}",
             hint=f"arrange the images as {folders}, in {FORMATS_IN_WORDS} format",
             field="dataset",
         )
@@ -264,9 +265,9 @@ def _layout(root: str, parts: Mapping[str, _Part], where: str, needed: Sequence[
     folders = {role: next(iter(part.folders)) for role, part in roles.items()}
     for role in needed:
         if role not in roles:
-            beside = f"beside '{_folder(root, folders['train'])}/' " if "train" in folders else ""
+            there = sorted(f"'{_folder(root, name)}/'" for part in parts.values() for name in part.folders)
             raise BadDataset(
-                f"there is no folder named {role} {beside}in {where}",
+                f"there is no folder '{role}/' beside {_listed(there)} in {where}",
                 hint=f"arrange the images as {role}/<class>/<image>, in {FORMATS_IN_WORDS} format",
                 field="dataset",
             )

@@ -89,8 +89,8 @@ class Folder:
 
 def _walk(root: str, path: str, name: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[Entry, str]]:
     """List a folder by its path below `root`, and its name, which is that path with composed accents."""
-    folder = os.path.join(root, path)
-    status = os.stat(folder)
+    folder = f"{root}/{path}"
+    status = Path(folder).stat()
     here = (status.st_dev, status.st_ino)
     # A link to a folder that it lies in would never end.
     if here in above or len(above) > _DEEPEST:
@@ -98,7 +98,7 @@ def _walk(root: str, path: str, name: str, above: tuple[tuple[int, int], ...]) -
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     for entry in entries:
-        inner = os.path.join(path, entry.name)
+        inner = f"{path}/{entry.name}" if path else entry.name
         shown = unicodedata.normalize("NFC", os.fsencode(entry.name).decode("utf-8", "backslashreplace"))
         shown = f"{name}/{shown}" if name else shown
         if entry.is_dir():

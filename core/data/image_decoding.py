@@ -100,6 +100,7 @@ def read_size(content: bytes) -> tuple[int, int]:
 def decode(content: bytes, *, most_pixels: int | None = MOST_PIXELS) -> Decoded:
     """Decode an image. most_pixels: None for Pillow's own limit. Raises Unusable."""
     with _opened(content, most_pixels) as image:
+        image.load()
         turn = _TURNS.get(_orientation(image))
         upright = image.transpose(turn) if turn is not None else image
         return _in_bytes(upright)
@@ -194,11 +195,7 @@ def _opened(content: bytes, most_pixels: int | None) -> Iterator[Image.Image]:
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:
-        raise Unusable(f"it is damaged: {error}" if isinstance(error, KeyError) else _said(error)) from error
-
-
-def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__
+        raise Unusable(f"it cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
 def _no_format(content: bytes) -> str:
