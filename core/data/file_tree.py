@@ -153,8 +153,15 @@ class Tar:
                     content = b"" if file is None else file.read()
                 yield entry, content
 
+    def _open(self) -> tarfile.TarFile:
+        try:
+            return tarfile.open(self._path, "r|*")
+        except tarfile.ReadError as error:
+            what = "it is neither a zip nor a tar archive, or its beginning is damaged"
+            raise _unreadable(self._path.name, what) from error
+
     def _walk(self) -> Iterator[tuple[Entry, tarfile.TarFile, tarfile.TarInfo]]:
-        with _reading(self._path), tarfile.open(self._path, "r|*") as archive:
+        with _reading(self._path), self._open() as archive:
             for member in archive:
                 # A name that begins with / is one below the root, as tar itself unpacks it.
                 if (name := check_name(member.name.lstrip("/"))) != ".":
@@ -166,10 +173,6 @@ def _reading(path: Path) -> Iterator[None]:
     """Raise BadDataset for what goes wrong inside the block when a folder or tar archive is read."""
     try:
         yield
-    except tarfile.ReadError as error:
-        # tarfile tries one format after the other, and tells of each.
-        what = "it is neither a zip nor a tar archive" if "\n" in str(error) else str(error)
-        raise _unreadable(path.name, what) from error
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise _unreadable(path.name, str(error)) from error
     except OSError as error:

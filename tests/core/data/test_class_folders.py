@@ -192,7 +192,9 @@ def test_any_tree_is_read_in_the_one_way_or_refused_with_its_folders_named(files
         named = {folder for folder in folders if folder in refusal.message.replace("'", "/")}
         assert named or "there is no folder 'train/' in pets.zip" in refusal.message
         if not named:
-            assert not any(folder.rpartition("/")[2].casefold() in ("train", "test", "val", "valid") for folder in folders)
+            assert not any(
+                folder.rpartition("/")[2].casefold() in ("train", "test", "val", "valid") for folder in folders
+            )
         return
     top = f"{layout.root}/" if layout.root else ""
     for name in files:
