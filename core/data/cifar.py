@@ -7,7 +7,9 @@ checksums are torchvision's, which also downloads the files where no path is giv
 import hashlib
 import pickle
 import tarfile
+import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -78,16 +80,15 @@ def _checksums(name: Name) -> dict[str, str]:
 
 
 def _is_official(name: Name, path: Path) -> bool:
-    """Whether a file is the official archive. Raises BadDataset where it is that of the other set, or another version.
+    """Whether a file is the official archive, complete or not.
 
-    An archive that is damaged where it begins is none, and its reader says so.
+    Raises BadDataset where it is that of the other set, or another version.
     """
-    try:
-        with tarfile.open(path, "r|*") as archive:
-            members = islice((member for member in archive if member.isreg()), _LOOKED_AT)
-            files = [PurePosixPath(member.name).name for member in members]
-    except (tarfile.TarError, OSError, EOFError):
-        return False
+    files: list[str] = []
+    # What is damaged further on is told when it is read.
+    with suppress(tarfile.TarError, OSError, EOFError, zlib.error), tarfile.open(path, "r|*") as archive:
+        members = islice((member for member in archive if member.isreg()), _LOOKED_AT)
+        files.extend(PurePosixPath(member.name).name for member in members)
     for other, title in _TITLES.items():
         names = set(_checksums(other))
         if any(file in names for file in files) and other != name:

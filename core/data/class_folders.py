@@ -9,7 +9,6 @@ it is the test part. Images deeper than the class folder belong to the class. Na
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from core.data.safe_zip import show
@@ -35,7 +34,9 @@ HIDDEN = "it is hidden, or a file of the operating system"
 
 FORMATS_IN_WORDS = "JPEG, PNG, WebP, BMP, TIFF or GIF"
 
-_DEEPEST = 16
+_MAC = "__MACOSX"
+_LEFT_BY_WINDOWS = ("/Thumbs.db", "/desktop.ini")
+_DEEPEST = 12
 """Folders below which no part is looked for."""
 _SHOWN = 4
 """Folders that an error names at most."""
@@ -76,9 +77,9 @@ class Layout:
 
     def place(self, name: str) -> Place | str:
         """Return the place of a file by its path, or the reason why it belongs to no class."""
-        folders = name.split("/")
-        if any(is_hidden(folder) for folder in folders):
+        if "/." in f"/{name}" or f"/{_MAC}/" in f"/{name}" or name.endswith(_LEFT_BY_WINDOWS):
             return HIDDEN
+        folders = name.split("/")
         inner = folders[self.root.count("/") + 1 :] if self.root else folders
         is_below = not self.root or name.startswith(f"{self.root}/")
         part = self._parts.get(inner[0]) if is_below and len(inner) > 1 else None
@@ -89,11 +90,6 @@ class Layout:
         if len(inner) == 2:
             return "it lies in no class folder"
         return Place(part, self._labels[_fold(inner[1])])
-
-
-def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is one that people do not see or did not make, such as `._1.png`, by its name."""
-    return (name.startswith(".") and name not in (".", "..")) or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
 def find_layout(
@@ -166,14 +162,14 @@ def _find_parts(files: Iterable[str], folders: Iterable[str]) -> tuple[dict[str,
     with_images: dict[str, bool] = {}
     for name in files:
         folder, _, file = name.rpartition("/")
-        shows = not is_hidden(file) and PurePosixPath(file).suffix.lower() in SUFFIXES
-        with_images[folder] = with_images.get(folder, False) or shows
+        if not with_images.get(folder):
+            with_images[folder] = file.lower().endswith(tuple(SUFFIXES)) and not file.startswith(".")
     for folder in folders:
         with_images.setdefault(folder.rstrip("/"), False)
     for folder, has_images in with_images.items():
-        parts = folder.split("/")
-        if any(is_hidden(part) for part in parts):
+        if "/." in f"/{folder}" or f"/{_MAC}/" in f"/{folder}/":
             continue
+        parts = folder.split("/", _DEEPEST + 1)
         for at, name in enumerate(parts[:_DEEPEST]):
             if kind := PART_NAMES.get(name.casefold()):
                 part = roots.setdefault("/".join(parts[:at]), {}).setdefault(kind, _Part())

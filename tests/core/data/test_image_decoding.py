@@ -10,8 +10,8 @@ from PIL import ExifTags, Image
 
 from core import data
 from core.data.image_decoding import Unusable, decode, find_format, read_size
-from core.intake.inspect import inspect_dataset
 from core.data.safe_zip import Caps
+from core.intake.inspect import inspect_dataset
 from tests.support.images import image, two_classes, wide, write
 
 _RAMP = np.arange(30, dtype=np.uint8).reshape(5, 6) * 8

@@ -139,7 +139,7 @@ def test_a_data_set_larger_than_it_may_be_is_refused(tmp_path: Path) -> None:
 def test_classes_that_differ_only_in_case_are_refused(tmp_path: Path) -> None:
     files = {f"{part}/{label}/{label}.png": image(3) for part in ("train", "test") for label in ("cat", "Cat1", "cat1")}
     files = {name.replace("cat1.png", "other.png"): content for name, content in files.items()}
-    with pytest.raises(BadDataset, match="'Cat1' and 'cat1' under 'train/' in .* differ only in case"):
+    with pytest.raises(BadDataset, match=r"'Cat1' and 'cat1' under 'train/' in .* differ only in case"):
         inspect(files, tmp_path)
 
 
