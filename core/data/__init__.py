@@ -115,7 +115,7 @@ def load(
         held_out=parts.held_out,
         unread=parts.survey.unread + parts.survey.refused,
         warnings=parts.survey.warnings(),
-        left_out=(parts.left_out,) if parts.left_out else (),
+        left_out=() if parts.left_out is None else (parts.left_out,),
     )
     return dataset if extra is None else _with_extra(dataset, extra, leave_out, most_left_out)
 
@@ -141,7 +141,7 @@ def _with_extra(dataset: Dataset, path: Path, leave_out: LeaveOut | None, most_l
         extra=second.train,
         unread=dataset.unread + second.survey.unread + second.survey.refused,
         warnings=tuple(warnings),
-        left_out=(*dataset.left_out, *([second.left_out] if second.left_out else [])),
+        left_out=dataset.left_out if second.left_out is None else (*dataset.left_out, second.left_out),
     )
 
 

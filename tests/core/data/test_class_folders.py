@@ -180,7 +180,7 @@ _PATHS = st.tuples(st.lists(_NAMES, max_size=4), st.sampled_from(["1.png", "2.pn
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(st.sets(_PATHS, max_size=14))
 @example({*_TWO})
 @example({*_TWO, *(f"x/{name}" for name in _TWO)})
