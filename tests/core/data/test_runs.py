@@ -71,7 +71,7 @@ def test_a_run_says_what_it_did_not_read_and_doubts(digits: Dataset, tmp_path: P
     assert (report.run.unread, report.run.spec.split) == (3, "stratified")
     assert json.loads((tmp_path / "run" / "report.json").read_text())["run"]["held_out_examples"] == 12
     # An evaluation says the same, and its points have each class with its share.
-    evaluated = parse({"kind": "evaluate", **{**_SPEC, "evaluation": {"protocol": "fast", "examples": 9}}})
+    evaluated = parse({"kind": "evaluate", **_SPEC, "evaluation": {"protocol": "fast", "examples": 9}})
     assert isinstance(evaluated, EvaluateSpec)
     again = list(run_evaluation(evaluated, tmp_path / "evaluation", Inputs(data=path)))
     assert _doubts(again) == ["data_conflicting_labels", "data_not_read"]
