@@ -116,6 +116,8 @@ class Scale:
                 "kind": "train",
                 "architecture": self.architecture,
                 "dataset": self.dataset,
+                # As the figures were made.
+                "split": "uniform",
                 "method": {"name": "single", "norms": ["linf"], "steps": self.base_steps},
                 "eps": self.eps,
                 "epochs": self.base_epochs,
@@ -134,7 +136,13 @@ class Scale:
     def paper(self) -> EvaluateSpec:
         """Write down the evaluation of the base."""
         evaluation = {"protocol": "paper", "examples": self.points}
-        body = {"kind": "evaluate", "base_model": self.base_name, "dataset": self.dataset, "eps": self.eps}
+        body = {
+            "kind": "evaluate",
+            "base_model": self.base_name,
+            "dataset": self.dataset,
+            "split": "uniform",
+            "eps": self.eps,
+        }
         spec = parse({**body, "evaluation": evaluation})
         assert isinstance(spec, EvaluateSpec)
         return spec

@@ -75,6 +75,8 @@ class Setting:
             {
                 "base_model": self.base,
                 "dataset": self.dataset,
+                # As the figures were made.
+                "split": "uniform",
                 "method": method,
                 "eps": self.eps,
                 "epochs": self.epochs,

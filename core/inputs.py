@@ -4,6 +4,7 @@ A spec has names, never paths: the command line and the service give the paths o
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from torch import nn
 
 from core import checkpoint, data, models
 from core.attacks.reference import check_classes
+from core.data.draws import read_test_points
 from core.data.split import Split
 from core.models.precision import resolve
 from core.schema.errors import BadInput, DoesNotFit
-from core.schema.events import Started
+from core.schema.events import Started, Warned
 from core.schema.spec import AnySpec, EvaluateSpec, TrainSpec
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,8 @@ class Inputs:
     workers: int | None = None
     """Processes that read a streamed data set; None for one per core."""
     leave_out_unusable: bool = False
-    """Whether to leave out images that cannot be read or differ in size, instead of raising an error."""
+    """Whether to leave out images that cannot be read or differ in size, up to half of them, instead of raising an
+    error."""
     device: torch.device | None = None
     """The device to compute on; None for the GPU, or the CPU where there is no GPU."""
 
@@ -53,7 +56,7 @@ class Loaded:
     test: Split
     device: torch.device
 
-    def started(self, *, train_examples: int, total_steps: int) -> Started:
+    def started(self, *, train_examples: int, total_steps: int, held_out_examples: int = 0) -> Started:
         """Build the first event of the run."""
         return Started(
             spec=self.spec,
@@ -63,6 +66,8 @@ class Loaded:
             train_examples=train_examples,
             extra_examples=0 if self.dataset.extra is None else len(self.dataset.extra),
             test_examples=len(self.test),
+            held_out_examples=held_out_examples,
+            unread=self.dataset.unread,
             total_steps=total_steps,
             precision=None if isinstance(self.spec, EvaluateSpec) else resolve(self.spec.precision, self.device),
             base_sha256=self.base_sha256,
@@ -70,6 +75,16 @@ class Loaded:
             versions=checkpoint.versions(),
             commit=checkpoint.commit(),
         )
+
+    def warnings(self) -> Iterator[Warned]:
+        """Yield the reasons to doubt the data set."""
+        for warning in self.dataset.warnings:
+            yield Warned(**warning.model_dump())
+
+    def new_warnings(self) -> Iterator[Warned]:
+        """Yield a warning for each image that could not be read since the last call."""
+        for warning in self.dataset.new_warnings():
+            yield Warned(**warning.model_dump())
 
 
 def load(spec: AnySpec, inputs: Inputs) -> Loaded:
@@ -107,7 +122,7 @@ def load(spec: AnySpec, inputs: Inputs) -> Loaded:
         blueprint, base_sha256 = header.blueprint, checkpoint.hash_file(path)
         _check_fit(spec.base_model, blueprint, dataset)
     device = inputs.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    test = dataset.test.first(spec.evaluation.examples).to(device)
+    test = read_test_points(dataset.test, spec.evaluation.examples, spec.split).to(device)
     # Convolutions run 1.3 to 2.5 times as fast with channels last, also on the CPU (benchmarks/epoch.py). The layout of
     # the weights is enough: torch then converts the images.
     model = model.to(device).to(memory_format=torch.channels_last)

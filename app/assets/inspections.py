@@ -185,7 +185,13 @@ def _summarise(findings: DatasetInspection | ModelInspection) -> dict[str, Any]:
         "classes": len(findings.classes),
         "train_examples": findings.train_examples,
         "test_examples": findings.test_examples,
+        "held_out_examples": findings.held_out_examples,
         "refused": findings.refused,
+        "unread": findings.unread,
+        "transparent": findings.transparent,
         "overlap": findings.overlap.count,
+        "repeated": sum(doubles.count for doubles in findings.repeated.values()),
+        "conflicting": findings.conflicting.count,
+        "warnings": [warning.model_dump(mode="json") for warning in findings.warnings],
         "thumbnails": [thumbnail.model_dump(mode="json") for thumbnail in findings.thumbnails],
     }

@@ -39,8 +39,10 @@ from core.schema.inspection_report import DatasetInspection
 
 router = APIRouter(tags=["data sets"])
 
-_NOT_INSPECTED: dict[str, Any] = {"refused": None, "overlap": None, "thumbnails": []}
+_COUNTED = ("refused", "unread", "transparent", "overlap", "repeated", "conflicting")
+_NOT_INSPECTED: dict[str, Any] = {**dict.fromkeys(_COUNTED), "warnings": [], "thumbnails": []}
 """Fields that only the inspection of a project's own fills."""
+_SIZES = ("shape", "classes", "train_examples", "test_examples", "held_out_examples")
 
 
 class CreateDataset(Body):
@@ -102,7 +104,8 @@ def get_dataset(dataset_id: AssetName, project_id: ProjectId, session: Reading, 
     dependencies=[needs("jobs:read")],
 )
 def get_dataset_report(dataset_id: AssetName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
-    """Get the report of the inspection of a data set: classes, counts, refused images with reasons, overlap."""
+    """Get the report of the inspection of a data set: classes, counts, files that are not read with reasons, images
+    that occur more than once, warnings."""
     return send_report(service, "dataset", the_asset(session, "dataset", project_id, dataset_id))
 
 
@@ -154,8 +157,7 @@ def _provided(service: Service) -> list[schemas.Dataset]:
 
 def _own(dataset: tables.Asset) -> schemas.Dataset:
     summary = dataset.summary or {}
-    known = {name: summary.get(name) for name in ("shape", "classes", "train_examples", "test_examples")}
-    found = {name: summary.get(name) for name in ("refused", "overlap")}
+    found = {name: summary.get(name) for name in (*_SIZES, *_COUNTED)}
     thumbnails = [
         {
             "href": f"/datasets/{dataset.id}/thumbnails/{number}",
@@ -168,8 +170,8 @@ def _own(dataset: tables.Asset) -> schemas.Dataset:
             **show_common("dataset", dataset),
             "description": f"{dataset.filename}, uploaded.",
             "eps": {},
+            "warnings": summary.get("warnings", []),
             "thumbnails": thumbnails,
-            **known,
             **found,
         }
     )
@@ -184,6 +186,7 @@ def _shipped(entry: DatasetEntry) -> schemas.Dataset:
             "classes": entry.classes,
             "train_examples": entry.train_examples,
             "test_examples": entry.test_examples,
+            "held_out_examples": 0,
             "eps": entry.eps,
         }
     )
@@ -194,10 +197,7 @@ def _local(name: str, path: Path) -> schemas.Dataset:
         {
             **show_provided("dataset", name, source="local", description=f"{path.name} in the datasets folder."),
             **_NOT_INSPECTED,
-            "shape": None,
-            "classes": None,
-            "train_examples": None,
-            "test_examples": None,
+            **dict.fromkeys(_SIZES),
             "eps": {},
         }
     )

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from app.schemas.answer import Answer
+from core.schema.inspection_report import PartName
 
 AssetStatus = Literal["pending", "inspecting", "ready", "refused"]
 
@@ -19,6 +20,17 @@ class AssetFailure(Answer):
     """What to do."""
     field: str | None
     """The field of the request, or the input, that is wrong."""
+
+
+class AssetWarning(Answer):
+    """A reason to doubt a data set, found by its inspection."""
+
+    code: str
+    """Stable, for programs."""
+    message: str
+    """What is wrong."""
+    remedy: str
+    """What to do."""
 
 
 class MadeBy(Answer):
@@ -63,7 +75,7 @@ class ThumbnailLink(Answer):
     """Address of the PNG."""
     name: str
     """Path of the image in the archive."""
-    part: Literal["train", "test"]
+    part: PartName
     """The part of the data set that the image belongs to."""
     label: str
     """Class of the image."""

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Literal
 
 from app.schemas.answer import Listed
-from app.schemas.assets import AssetFailure, AssetStatus, MadeBy, ThumbnailLink
+from app.schemas.assets import AssetFailure, AssetStatus, AssetWarning, MadeBy, ThumbnailLink
 from core.schema.catalog import Norm
 
 
@@ -79,6 +79,8 @@ class Dataset(Listed):
     """Number of images in the training part, if known."""
     test_examples: int | None
     """Number of images in the test part, if known."""
+    held_out_examples: int | None
+    """Number of images in the data set's own held-out part, if known; 0 where runs hold out training images."""
     eps: dict[Norm, float]
     """Default radius per norm, in pixel units of images in [0, 1]."""
     size: int | None
@@ -88,8 +90,19 @@ class Dataset(Listed):
     refused: int | None
     """Number of images that the inspection refused and no run uses, for a data set of the project; the report gives the
     reasons."""
+    unread: int | None
+    """Number of files that are not read, since they are not images or lie in no class folder of a part, for a data set
+    of the project; the report gives the reasons."""
+    transparent: int | None
+    """Number of images with transparent pixels, which are shown on white, for a data set of the project."""
     overlap: int | None
-    """Number of test images that are also in the training part, for a data set of the project."""
+    """Number of test images that are also in the training or held-out part, for a data set of the project."""
+    repeated: int | None
+    """Number of images that are equal to one before them in the same part, for a data set of the project."""
+    conflicting: int | None
+    """Number of images that are equal to one of another class, for a data set of the project."""
+    warnings: list[AssetWarning]
+    """Reasons to doubt it, found by the inspection of a data set of the project."""
     thumbnails: list[ThumbnailLink]
     """Small versions of some of its images, for a data set of the project."""
     failure: AssetFailure | None

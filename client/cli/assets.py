@@ -149,7 +149,7 @@ _add_list_show_remove(
     datasets,
     "data sets",
     "data set",
-    details="classes, number of images, refused images, overlap of train and test",
+    details="classes, number of images, files that are not read, images that occur twice, warnings",
     resource=lambda temper: temper.datasets,
     table=_dataset_rows,
     describe=_describe_dataset,

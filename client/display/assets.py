@@ -43,11 +43,15 @@ def dataset_lines(dataset: Dataset) -> Iterator[str]:
     yield from _status_lines(dataset)
     if dataset.shape:
         yield f"  images {' x '.join(map(str, dataset.shape))}, {dataset.classes} classes"
-        yield f"  {dataset.train_examples or 0:,} for training, {dataset.test_examples or 0:,} for testing"
+        held_out = f", {dataset.held_out_examples:,} held out" if dataset.held_out_examples else ""
+        yield f"  {dataset.train_examples or 0:,} for training, {dataset.test_examples or 0:,} for testing{held_out}"
     if dataset.refused:
         yield f"  {dataset.refused:,} images are refused and no job uses them: the report gives the reasons"
-    if dataset.overlap:
-        yield f"  {dataset.overlap:,} test images are also in the training part"
+    if dataset.unread:
+        yield f"  {dataset.unread:,} files are not read: the report gives the reasons"
+    if dataset.repeated:
+        yield f"  {dataset.repeated:,} images are repeated within their part"
+    yield from (escape(f"  warning: {warning.message}; {warning.remedy}") for warning in dataset.warnings)
 
 
 def model_lines(model: Model) -> Iterator[str]:

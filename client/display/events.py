@@ -12,7 +12,6 @@ _SENTENCES = {
     "attacked": "{subject}: {attack} on {norm} leaves {robust} of {examples} points right ({done} of {total} attacks)",
     "shard": "{number} of {count} is {status}; {done} done",
     "saved": "{kind}, {size:,} bytes, sha256 {sha256}",
-    "warned": "{message}",
     "failed": "{message} {hint}",
     "finished": "after {seconds:.1f} seconds",
 }
@@ -31,7 +30,10 @@ def sentence(event: Stamped) -> str:
         case "started":
             network = "{architecture} with {parameters:,} parameters on {device}".format_map(data)
             training = f"{data['train_examples']} images to train on, " if data["train_examples"] else ""
-            return f"{network}; {training}{data['test_examples']} images to test on"
+            unread = f"; {data['unread']} files of the data are not read" if data.get("unread") else ""
+            return f"{network}; {training}{data['test_examples']} images to test on{unread}"
+        case "warned":
+            return f"{data['message']}; {data['remedy']}" if data.get("remedy") else str(data["message"])
         case "entered":
             return f"{data['phase']} {data['subject']}" if data["subject"] else str(data["phase"])
         case "evaluated":

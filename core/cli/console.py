@@ -30,6 +30,8 @@ def event_lines(event: Event) -> Iterator[str]:
             extra = f" (and {event.extra_examples:,} extra)" if event.extra_examples else ""
             images = f"{event.train_examples:,} training{extra} and {event.test_examples:,} test images"
             yield f"  {images}, on {event.device}"
+            if event.unread:
+                yield f"  {event.unread:,} files of the data are not read"
         case Entered():
             yield event.phase + (f" ({event.subject})" if event.subject else "")
         case Stepped() if event.step % max(event.total_steps // 20, 1) == 0 or event.step == event.total_steps:
@@ -53,7 +55,7 @@ def event_lines(event: Event) -> Iterator[str]:
         case Saved() if event.kind in ("checkpoint", "report"):
             yield f"  {event.kind}: {event.path} ({event.size:,} bytes, sha256 {event.sha256})"
         case Warned():
-            yield f"warning: {event.message}"
+            yield f"warning: {event.message}" + (f"; {event.remedy}" if event.remedy else "")
         case Paused():
             yield f"paused after step {event.step}; run the same command to resume"
         case Finished():
@@ -105,9 +107,15 @@ def inspection_lines(found: DatasetInspection | ModelInspection) -> Iterator[str
         yield from (f"  warning ({warning.code}): {warning.message}" for warning in found.warnings)
         return
     yield f"{len(found.classes)} classes, {sizes}"
-    yield f"  {found.train_examples:,} training and {found.test_examples:,} test images, {found.ignored:,} other files"
+    held_out = f", {found.held_out_examples:,} held-out" if found.held_out_examples else ""
+    yield f"  {found.train_examples:,} training{held_out} and {found.test_examples:,} test images"
     for reason, count in found.refused_by_reason.items():
-        yield f"  refused {count:,}: {reason}"
-    if found.overlap.count:
-        twins = found.overlap.examples[0]
-        yield f"  {found.overlap.count:,} test images are also in the training part: {twins.test} is {twins.train}"
+        yield f"  {count:,} images are refused: {reason}"
+    for reason, count in found.unread_by_reason.items():
+        yield f"  {count:,} files are not read: {reason}"
+    for part, doubles in found.repeated.items():
+        if doubles.count:
+            twins = doubles.examples[0]
+            yield f"  {doubles.count:,} {part} images are repeated: {twins.name} is {twins.twin}"
+    for warning in found.warnings:
+        yield f"  warning ({warning.code}): {warning.message}; {warning.remedy}"

@@ -6,15 +6,20 @@ entry there.
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.data import arrays, cifar, digits, extra_data, image_folder, imagenet
 from core.data.image_folder import LeaveOut
 from core.data.labelled_images import LabelledImages
-from core.data.stream import Stream
+from core.data.left_out import MOST_LEFT_OUT, MOST_LEFT_OUT_ON_REQUEST, LeftOut
+from core.data.parts import Parts
+from core.data.split import Split
+from core.data.survey import count_shared
 from core.schema.catalog import DATASETS
 from core.schema.errors import BadDataset, BadInput
+from core.schema.inspection_report import InspectionWarning
 from core.schema.spec import Interpolation
 from core.schema.suggestions import did_you_mean
 
@@ -29,6 +34,14 @@ class Dataset:
     """The name of each class, by its label."""
     extra: LabelledImages | None = None
     """Extra data for training, with the same classes; None for none."""
+    held_out: LabelledImages | None = None
+    """The data set's own held-out part; None where it has none, and runs hold out training images."""
+    unread: int = 0
+    """Number of files that are not read, images that cannot be used included."""
+    warnings: tuple[InspectionWarning, ...] = ()
+    """Reasons to doubt the data set that are known before its images are used."""
+    left_out: tuple[LeftOut, ...] = ()
+    """The files of streamed parts that turn out to be unreadable while a run reads them."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -38,10 +51,15 @@ class Dataset:
     def sha256(self) -> str:
         """Return the sha256 of all images and labels; of streamed ones, of the names, sizes and labels of the files."""
         digest = hashlib.sha256()
-        for part in (self.train, self.test, self.extra):
+        for part in (self.train, self.test, self.held_out, self.extra):
             if part is not None:
                 part.update_hash(digest)
         return digest.hexdigest()
+
+    def new_warnings(self) -> Iterator[InspectionWarning]:
+        """Yield a warning for each file that was left out since the last call."""
+        for left_out in self.left_out:
+            yield from left_out.warnings()
 
 
 def load(
@@ -55,15 +73,18 @@ def load(
 ) -> Dataset:
     """Load a data set by its name, or from a path if the catalogue does not know the name.
 
-    For cifar10 and cifar100 the path is torchvision's folder, or the images as an ImageFolder; for imagenet the folder
-    with `train/` and `val/`. extra: a second labelled set, as `extra_data.load` reads it. workers: processes that read
-    a streamed set, by default one per core. interpolation: how the images of a streamed set are resized for evaluation.
-    leave_out: called with each image that cannot be used and the reason, and the image is left out; by default the
-    first such image raises an error. Streamed sets do not support it, since their images are not read in advance.
+    For cifar10 and cifar100 the path is the official archive, the folder in it, torchvision's folder around that, or
+    the images as an ImageFolder; for imagenet the folder with `train/` and `val/`. extra: a second labelled set, as
+    `extra_data.load` reads it. workers: processes that read a streamed set, by default one per core. interpolation: how
+    the images of a streamed set are resized for evaluation. leave_out: called with each image that cannot be used and
+    the reason, and the image is left out; by default the first such image raises an error. Of a streamed set, whose
+    images are read during the run, one in a hundred may be unreadable by default, and half of them with leave_out,
+    which is not called: `Dataset.new_warnings` names them.
 
     Raises BadInput for a missing or superfluous path, BadDataset when images cannot be read, and DoesNotFit for extra
     data of another shape or with other classes.
     """
+    most_left_out = MOST_LEFT_OUT if leave_out is None else MOST_LEFT_OUT_ON_REQUEST
     match name:
         case "digits" if path is not None:
             raise BadInput(
@@ -72,9 +93,10 @@ def load(
                 field="dataset",
             )
         case "digits":
-            dataset = Dataset(*digits.load())
+            train, test, classes = digits.load()
+            parts = Parts(train, classes, test)
         case "cifar10" | "cifar100":
-            dataset = Dataset(*cifar.load(name, path, leave_out=leave_out))
+            parts = cifar.load(name, path, leave_out=leave_out)
         case _ if path is None:
             raise _needs_path(name)
         case _ if arrays.is_arrays(path):
@@ -82,19 +104,45 @@ def load(
                 f"{path.name} has no test part", hint="use it as extra data, beside another data set", field="dataset"
             )
         case "imagenet":
-            dataset = Dataset(*imagenet.load(path, workers=workers, interpolation=interpolation))
+            parts = imagenet.load(path, workers=workers, interpolation=interpolation, most_left_out=most_left_out)
         case _:
-            dataset = Dataset(*image_folder.load(path, leave_out=leave_out))
-    if extra is not None:
-        second = extra_data.load(extra, like=dataset.train, classes=dataset.classes, leave_out=leave_out)
-        dataset = replace(dataset, extra=second)
-    if leave_out and isinstance(dataset.train, Stream):
-        raise BadInput(
-            f"images of {name} are read during the run, so unusable ones cannot be left out in advance",
-            hint="run without --leave-out-unusable, and remove or replace the file that the run names",
-            field="dataset",
+            parts = image_folder.load(path, leave_out=leave_out)
+    assert parts.test is not None, "loaders raise an error where the test part is missing"
+    dataset = Dataset(
+        parts.train,
+        parts.test,
+        parts.classes,
+        held_out=parts.held_out,
+        unread=parts.survey.unread + parts.survey.refused,
+        warnings=parts.survey.warnings(),
+        left_out=() if parts.left_out is None else (parts.left_out,),
+    )
+    return dataset if extra is None else _with_extra(dataset, extra, leave_out, most_left_out)
+
+
+def _with_extra(dataset: Dataset, path: Path, leave_out: LeaveOut | None, most_left_out: float) -> Dataset:
+    second = extra_data.load(
+        path, like=dataset.train, classes=dataset.classes, leave_out=leave_out, most_left_out=most_left_out
+    )
+    warnings = [*dataset.warnings, *second.survey.warnings()]
+    shared = 0
+    if isinstance(second.train, Split) and isinstance(dataset.test, Split):
+        shared = count_shared(dataset.test, second.train)
+    if shared:
+        warnings.append(
+            InspectionWarning(
+                code="data_test_in_extra",
+                message=f"{shared:,} test images are also in the extra data, so accuracies are overrated",
+                remedy="remove these images from the extra data",
+            )
         )
-    return dataset
+    return replace(
+        dataset,
+        extra=second.train,
+        unread=dataset.unread + second.survey.unread + second.survey.refused,
+        warnings=tuple(warnings),
+        left_out=dataset.left_out if second.left_out is None else (*dataset.left_out, second.left_out),
+    )
 
 
 def _needs_path(name: str) -> BadInput:

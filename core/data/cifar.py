@@ -1,73 +1,198 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) through torchvision, which downloads them once and verifies them."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): the official files, or the same images as an ImageFolder.
 
-from pathlib import Path
-from typing import Literal
+The official files are pickles. Each is unpickled only after its checksum has shown that it is the official one; the
+checksums are torchvision's, which also downloads the files where no path is given.
+"""
 
+import hashlib
+import pickle
+import tarfile
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
 import torch
 
 from core.data import image_folder
-from core.data.class_folders import PARTS
+from core.data.class_folders import PART_NAMES
+from core.data.file_tree import Entry, Tar
 from core.data.image_folder import LeaveOut
+from core.data.parts import Parts
+from core.data.safe_zip import show
 from core.data.split import Split
 from core.schema.catalog import DATASETS
 from core.schema.errors import BadDataset
 
+Name = Literal["cifar10", "cifar100"]
+
 _CACHE = Path("~/.cache/temper")
-_TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+_TITLES: Mapping[Name, str] = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+_LARGEST_FILE = 256 * 2**20
+_LOOKED_AT = 10
+"""Files at the start of an archive that tell what it is."""
 
 
-def load(
-    name: Literal["cifar10", "cifar100"], path: Path | None, *, leave_out: LeaveOut | None = None
-) -> tuple[Split, Split, tuple[str, ...]]:
+def load(name: Name, path: Path | None, *, leave_out: LeaveOut | None = None) -> Parts:
     """Load the training part, the test part and the class names.
 
-    path: torchvision's folder, which may be empty, or the same images as an ImageFolder folder or archive. leave_out:
-    as in `image_folder.load`; torchvision's own files are complete or refused. Raises BadDataset.
+    path: the official archive, the folder in it, a folder that holds either or is empty, or the same images as an
+    ImageFolder folder or archive. leave_out: as in `image_folder.load`; the official files are complete or refused.
+    Raises BadDataset.
     """
     path = path and path.expanduser()
-    if path and not path.exists():
+    if path is None:
+        return _download(name, (_CACHE / name).expanduser())
+    if not path.exists():
         raise BadDataset(
             f"{path} does not exist",
             hint="check the path; to download the data set there, create the folder first",
             field="dataset",
         )
-    if path and _holds_images(path):
-        return _checked(name, *image_folder.load(path, leave_out=leave_out))
+    if path.is_file():
+        if _is_official(name, path):
+            return _read_archive(name, path)
+        return _checked(name, image_folder.load(path, leave_out=leave_out))
+    kind = _kind(name)
+    for folder in (path, path / kind.base_folder):
+        if any((folder / file).is_file() for file in _checksums(name)):
+            return _read_folder(name, folder)
+    if (path / kind.filename).is_file():
+        return _read_archive(name, path / kind.filename)
+    if _holds_images(path):
+        return _checked(name, image_folder.load(path, leave_out=leave_out))
+    return _download(name, path)
+
+
+def _kind(name: Name) -> Any:
     import torchvision.datasets  # slow to import, and only needed here
 
-    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
-    folder = path or (_CACHE / name).expanduser()
+    return {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+
+
+def _checksums(name: Name) -> dict[str, str]:
+    """Return the MD5 of each official file, by its name."""
+    kind = _kind(name)
+    return {**dict(kind.train_list), **dict(kind.test_list), kind.meta["filename"]: kind.meta["md5"]}
+
+
+def _is_official(name: Name, path: Path) -> bool:
+    """Whether a file is the official archive, complete or not.
+
+    Raises BadDataset where it is that of the other set, or another version.
+    """
+    files: list[str] = []
+    # What is damaged further on is told when it is read.
+    with suppress(tarfile.TarError, OSError, EOFError, zlib.error), tarfile.open(path, "r|*") as archive:
+        members = islice((member for member in archive if member.isreg()), _LOOKED_AT)
+        files.extend(PurePosixPath(member.name).name for member in members)
+    for other, title in _TITLES.items():
+        names = set(_checksums(other))
+        if any(file in names for file in files) and other != name:
+            raise BadDataset(
+                f"{show(path.name)} holds {title}, not {_TITLES[name]}",
+                hint=f"use it with --dataset {other}",
+                field="dataset",
+            )
+        if any(PurePosixPath(file).stem in names and file not in names for file in files):
+            raise BadDataset(
+                f"{show(path.name)} is the version of {title} for another program",
+                hint=f"download the version for Python, {_kind(other).filename}",
+                field="dataset",
+            )
+    return any(file in _checksums(name) for file in files)
+
+
+def _read_archive(name: Name, path: Path) -> Parts:
+    """Read the official files out of an archive, which is not unpacked."""
+    names = set(_checksums(name))
+
+    def is_wanted(entry: Entry) -> bool:
+        return PurePosixPath(entry.name).name in names and entry.size <= _LARGEST_FILE
+
     try:
-        train, test = (kind(str(folder), train=part, download=True) for part in (True, False))
+        found = {PurePosixPath(entry.name).name: content for entry, content in Tar(path).read(is_wanted)}
+    except BadDataset as error:
+        raise _damaged(name, path, error.message) from error
+    return _read(name, path, found.get)
+
+
+def _read_folder(name: Name, folder: Path) -> Parts:
+    def read(file: str) -> bytes | None:
+        try:
+            return (folder / file).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise BadDataset(
+                f"cannot read {folder / file}: {error.strerror}", hint="check its permissions", field="dataset"
+            ) from error
+
+    return _read(name, folder, read)
+
+
+def _read(name: Name, path: Path, read: Callable[[str], bytes | None]) -> Parts:
+    """Check the official files and unpickle them. read: returns the content of a file; None for one that is missing."""
+    entries: dict[str, Any] = {}
+    for file, checksum in _checksums(name).items():
+        content = read(file)
+        if content is None:
+            raise _damaged(name, path, f"{file} is missing")
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != checksum:
+            raise _damaged(name, path, f"the checksum of {file} is not that of the official file")
+        entries[file] = pickle.loads(content, encoding="latin1")  # noqa: S301  # its checksum is the official file's
+    kind = _kind(name)
+    train, test = ([entries[file] for file, _ in files] for files in (kind.train_list, kind.test_list))
+    return Parts(_split(train), tuple(entries[kind.meta["filename"]][kind.meta["key"]]), _split(test))
+
+
+def _split(entries: list[dict[str, Any]]) -> Split:
+    pixels = np.concatenate([entry["data"] for entry in entries]).reshape(-1, 3, 32, 32)
+    labels = [label for entry in entries for label in entry["labels" if "labels" in entry else "fine_labels"]]
+    return Split(torch.from_numpy(pixels), torch.tensor(labels))
+
+
+def _damaged(name: Name, path: Path, reason: str) -> BadDataset:
+    return BadDataset(
+        f"{show(path.name)} is damaged: {reason}",
+        hint=f"download {_kind(name).filename} again, and give it as --data",
+        field="dataset",
+    )
+
+
+def _download(name: Name, folder: Path) -> Parts:
+    kind = _kind(name)
+    try:
+        kind(str(folder), download=True)
     except (OSError, RuntimeError) as error:
         raise BadDataset(
             f"cannot download {_TITLES[name]} into {folder}: {error}",
-            hint=f"give this machine access to the internet once, or unpack {kind.filename} into that folder",
+            hint=f"give this machine access to the internet once, or give {kind.filename} as --data",
             field="dataset",
         ) from error
-    return _split(train), _split(test), tuple(train.classes)
+    return _read_folder(name, folder / kind.base_folder)
 
 
 def _holds_images(path: Path) -> bool:
-    """Whether a path is an archive, or a folder with `train` or `test` in it or one level below."""
-    if path.is_file():
-        return True
-    return any(found.is_dir() for part in PARTS for pattern in (part, f"*/{part}") for found in path.glob(pattern))
+    """Whether a folder has the folder of a part in it or one level below."""
+    return any(
+        folder.is_dir() and folder.name.casefold() in PART_NAMES
+        for pattern in ("*", "*/*")
+        for folder in path.glob(pattern)
+    )
 
 
-def _checked(name: str, train: Split, test: Split, classes: tuple[str, ...]) -> tuple[Split, Split, tuple[str, ...]]:
+def _checked(name: Name, parts: Parts) -> Parts:
     entry = DATASETS[name]
-    if train.shape != entry.shape or len(classes) != entry.classes:
-        channels, height, width = train.shape
+    if parts.train.shape != entry.shape or len(parts.classes) != entry.classes:
+        channels, height, width = parts.train.shape
         raise BadDataset(
-            f"this is not {_TITLES[name]}: {channels} x {height} x {width} images in {len(classes)} classes, not "
+            f"this is not {_TITLES[name]}: {channels} x {height} x {width} images in {len(parts.classes)} classes, not "
             f"{' x '.join(map(str, entry.shape))} in {entry.classes}",
             hint="give your data set a name of its own with --dataset",
             field="dataset",
         )
-    return train, test, classes
-
-
-def _split(part) -> Split:  # type: ignore[no-untyped-def]  # torchvision's class, imported late
-    pixels = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-    return Split(pixels, torch.tensor(part.targets))
+    return parts

@@ -9,33 +9,41 @@ from pathlib import Path
 from core.data import arrays, image_folder, imagenet
 from core.data.image_folder import LeaveOut
 from core.data.labelled_images import LabelledImages
+from core.data.left_out import MOST_LEFT_OUT
+from core.data.parts import Parts
 from core.data.split import Split
 from core.data.stream import Stream
 from core.schema.errors import BadDataset, DoesNotFit
 
 
 def load(
-    path: Path, *, like: LabelledImages, classes: tuple[str, ...], leave_out: LeaveOut | None = None
-) -> LabelledImages:
-    """Load a second set beside one whose training part is `like`.
+    path: Path,
+    *,
+    like: LabelledImages,
+    classes: tuple[str, ...],
+    leave_out: LeaveOut | None = None,
+    most_left_out: float = MOST_LEFT_OUT,
+) -> Parts:
+    """Load a second set beside one whose training part is `like`; it has a training part only.
 
     path: a `.npz` file of arrays, or a folder or archive with `train/<class>/<image>`, whose classes are matched by
-    name. Pixels are in the units of the first set: 0 to 255, but 0 to 16 for the digits. leave_out: as in
-    `image_folder.load`. Raises BadDataset when the set cannot be read, and DoesNotFit when it has another shape or
-    other classes.
+    name. Pixels are in the units of the first set: 0 to 255, but 0 to 16 for the digits. leave_out, most_left_out: as
+    in `image_folder.load` and `imagenet.load`. Raises BadDataset when the set cannot be read, and DoesNotFit when it
+    has another shape or other classes.
     """
     try:
-        found, names = _read(path, like, leave_out)
+        parts = _read(path, like, leave_out, most_left_out)
     except BadDataset as error:
         raise BadDataset(error.message, hint=error.hint, field="extra_dataset") from error
+    found = parts.train
     if found.shape != like.shape:
         raise DoesNotFit(
             f"extra images in {path.name} are {_describe(found.shape)}, those of the data set {_describe(like.shape)}",
             hint="resize one of them",
             field="extra_dataset",
         )
-    if names:
-        return _renumbered(found, names, classes, path)
+    if parts.classes:
+        return replace(parts, train=_renumbered(found, parts.classes, classes, path))
     low, high = int(found.labels.min()), int(found.labels.max())
     if low < 0 or high >= len(classes):
         raise DoesNotFit(
@@ -43,26 +51,27 @@ def load(
             hint=f"label the extra images from 0 to {len(classes) - 1}",
             field="extra_dataset",
         )
-    return found
+    return parts
 
 
-def _read(path: Path, like: LabelledImages, leave_out: LeaveOut | None) -> tuple[LabelledImages, tuple[str, ...]]:
+def _read(path: Path, like: LabelledImages, leave_out: LeaveOut | None, most_left_out: float) -> Parts:
     """Read the images, and the names of their classes where there are any."""
     if isinstance(like, Stream):
-        return imagenet.load_training_part(path, workers=like.workers)
+        return imagenet.load(path, workers=like.workers, most_left_out=most_left_out, needed=("train",))
     assert isinstance(like, Split)
-    names: tuple[str, ...] = ()
     if arrays.is_arrays(path):
-        found = arrays.load(path)
+        parts = Parts(arrays.load(path), ())
     else:
-        found, names = image_folder.load_training_part(path, leave_out=leave_out)
+        parts = image_folder.load(path, leave_out=leave_out, needed=("train",))
+    found = parts.train
+    assert isinstance(found, Split)
     if int(found.pixels.max()) > like.white:
         raise BadDataset(
             f"pixel values in {path.name} reach {int(found.pixels.max())}, but the data set's maximum is {like.white}",
             hint="store both in the same units",
             field="extra_dataset",
         )
-    return replace(found, white=like.white), names
+    return replace(parts, train=replace(found, white=like.white))
 
 
 def _describe(shape: tuple[int, int, int]) -> str:

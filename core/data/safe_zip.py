@@ -28,6 +28,7 @@ _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 # A smaller member is not a bomb, whatever its ratio: a file of one repeated letter is compressed a thousand times.
 _RATIO_COUNTS_FROM = 2**20
 _CHUNK = 2**18
+_LONGEST_NAME = 1024
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ def _check(archive: zipfile.ZipFile, caps: Caps) -> Iterator[Member]:
     seen: dict[str, str] = {}
     total = 0
     for entry in entries:
-        name = _name(entry)
+        name = check_name(entry.orig_filename)
+        is_folder = entry.orig_filename.endswith(("/", "\\"))
         if name == ".":
             continue
         before = seen.setdefault(name.casefold(), name)
@@ -174,7 +176,7 @@ def _check(archive: zipfile.ZipFile, caps: Caps) -> Iterator[Member]:
             raise _refused(f"{show(name)} is encrypted", "create the archive without a password")
         if entry.compress_type not in _METHODS:
             raise _refused(f"{show(name)} has an unsupported compression method", "create the archive with deflate")
-        if PurePosixPath(name).suffix.lower() in _ARCHIVES and not entry.is_dir():
+        if PurePosixPath(name).suffix.lower() in _ARCHIVES and not is_folder:
             raise _refused(f"{show(name)} is an archive inside the archive", "put the images themselves into it")
         total += entry.file_size
         if entry.file_size > caps.member_bytes:
@@ -183,7 +185,7 @@ def _check(archive: zipfile.ZipFile, caps: Caps) -> Iterator[Member]:
             raise _bomb(name, caps)
         if total > caps.total_bytes:
             raise _too_much(caps)
-        yield Member(name, entry.file_size, entry.is_dir(), entry)
+        yield Member(name, entry.file_size, is_folder, entry)
 
 
 def _refuse_overlap(entries: list[zipfile.ZipInfo], end: int) -> None:
@@ -197,14 +199,27 @@ def _refuse_overlap(entries: list[zipfile.ZipInfo], end: int) -> None:
         raise _refused("a file overlaps the directory", "create the archive again")
 
 
-def _name(entry: zipfile.ZipInfo) -> str:
-    """Normalise a name. Raises BadDataset for names that lead outside, or differ between operating systems."""
-    raw = entry.orig_filename
-    path = PurePosixPath(unicodedata.normalize("NFC", raw))
-    if path.is_absolute() or ".." in path.parts or "\\" in raw or re.match(r"[A-Za-z]:", raw):
-        raise _refused(f"the name {show(raw)} leads out of the archive", "use names such as train/cat/1.png")
-    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in raw) or len(raw) > 1024:
-        raise _refused(f"the name {show(raw)} is not valid", "use names such as train/cat/1.png")
+def check_name(raw: str) -> str:
+    """Normalise the name of a file in an archive: `/` between folders, no empty parts, Unicode NFC.
+
+    Some programs for Windows write a backslash between folders. Raises BadDataset for names that lead outside the
+    archive, or differ between operating systems.
+    """
+    name = unicodedata.normalize("NFC", raw.replace("\\", "/"))
+    path = PurePosixPath(name)
+    wrong = None
+    if ".." in path.parts:
+        wrong = "has '..' in it, which can lead out of the archive"
+    elif path.is_absolute():
+        wrong = "is absolute: it begins at the root of a disk"
+    elif re.match(r"[A-Za-z]:", name):
+        wrong = "begins with the letter of a drive"
+    elif len(raw) > _LONGEST_NAME:
+        wrong = f"has more than {_LONGEST_NAME} characters"
+    elif any(unicodedata.category(letter) in ("Cc", "Cs") for letter in raw):
+        wrong = "has control characters, or bytes that are not text"
+    if wrong:
+        raise _refused(f"the name {show(raw)} {wrong}", "use names such as train/cat/1.png")
     return path.as_posix()
 
 

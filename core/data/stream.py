@@ -3,13 +3,14 @@
 The workers return bytes in page-locked memory; the device converts them to numbers in [0, 1]. The augmentation of an
 image depends on the seed of its batch and its index in the set, not on the worker that reads it. So a run gives the
 same images with any number of workers, and when it continues in the middle of an epoch.
+
+A file that cannot be read is left out when it is met: an evaluation has one image less, and in a training batch the
+next image of the set takes its place, so that batches keep their size in every process.
 """
 
 import hashlib
-import io
 import os
 import random
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp, log, sqrt
@@ -18,14 +19,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from core.data.image_decoding import FORMATS, in_bytes
+from core.data.image_decoding import Unusable, decode
+from core.data.left_out import LeftOut
 from core.data.split import WHOLE, Batch, ProcessShare, Split
 from core.schema.catalog import Augmentation
-from core.schema.errors import BadDataset, UserError
+from core.schema.errors import UserError
 from core.schema.spec import Interpolation
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -34,6 +36,9 @@ _CHUNK = 50
 
 _MOST_WORKERS = 16
 """More workers only take memory: no training step needs them (benchmarks/loader.py)."""
+
+_MOST_GAPS = 100
+"""Unreadable files in a row that the next readable one stands in for; the run ends where there are more."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Stream:
     """The device of the batches."""
     workers: int | None = None
     """Worker processes; None for one per core, 0 to read in this process."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """The files that cannot be read, shared by all parts of a data set."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,10 +86,13 @@ class Stream:
         return self.read(torch.arange(min(examples, len(self))))
 
     def read(self, index: Tensor) -> Split:
-        """Read the examples at `index` (n,) into memory, preprocessed as for evaluation."""
-        jobs = [_Job(0, tuple(chunk.tolist()), "none") for chunk in index.split(_CHUNK)]
-        pixels = torch.cat([pixels for pixels, _ in self._load(jobs, self._number_of_workers(1))])
-        return Split(_channels_first(pixels), self.labels[index.cpu()]).to(self.device)
+        """Read the examples at `index` (n,) into memory, preprocessed as for evaluation.
+
+        Those that cannot be read are left out. Raises BadDataset when these are too many.
+        """
+        jobs = [_Job(0, tuple(chunk.tolist()), "none", fills_gaps=False) for chunk in index.split(_CHUNK)]
+        pixels, labels = zip(*self._load(jobs, self._number_of_workers(1)), strict=True)
+        return Split(_channels_first(torch.cat(pixels)), torch.cat(labels)).to(self.device)
 
     def with_labels(self, labels: Tensor) -> "Stream":
         """Return the same images with other labels (examples,)."""
@@ -112,12 +122,12 @@ class Stream:
     ) -> Iterator[Batch]:
         """Yield one augmented batch for each index (n,) in `order`; see `BatchSource.batches`.
 
-        Raises BadDataset naming a file that cannot be read.
+        Raises BadDataset when too many files cannot be read.
         """
         # The workers read ahead: the seeds of batches that are not yet yielded come from a copy of the generator.
         ahead = generator.clone_state()
         shares = (share.of(index) for index in order)
-        jobs = [_Job(_draw_seed(ahead), tuple(share.tolist()), augmentation) for share in shares]
+        jobs = [_Job(_draw_seed(ahead), tuple(share.tolist()), augmentation, fills_gaps=True) for share in shares]
         for pixels, labels in self._load(jobs, self._number_of_workers(share.world_size)):
             _draw_seed(generator)
             images = _channels_first(pixels.to(self.device, non_blocking=True)).to(torch.get_default_dtype())
@@ -143,13 +153,10 @@ class Stream:
         )
         try:
             for found in loader:
-                if isinstance(found, _Damaged):
-                    raise BadDataset(
-                        f"cannot read {found.name}: {found.reason}",
-                        hint="replace or remove this file",
-                        field="dataset",
-                    )
-                yield found
+                for name, reason in found.damaged:
+                    self.left_out.add(name, reason)
+                self.left_out.check()
+                yield found.pixels, found.labels
         except RuntimeError as error:
             if "DataLoader worker (pid" not in str(error):
                 raise
@@ -174,13 +181,19 @@ class _Job(NamedTuple):
     seed: int
     indices: tuple[int, ...]
     augmentation: Augmentation
+    fills_gaps: bool
+    """Whether the next image of the set takes the place of one that cannot be read."""
 
 
-class _Damaged(NamedTuple):
-    """A file that cannot be read; as a value, since DataLoader does not transport exceptions unchanged."""
+class _Read(NamedTuple):
+    """A batch that a worker has read."""
 
-    name: str
-    reason: str
+    pixels: Tensor
+    """(n, size, size, 3) uint8."""
+    labels: Tensor
+    """(n,) int64."""
+    damaged: list[tuple[str, str]]
+    """Name and reason of each file that cannot be read."""
 
 
 class _Files(Dataset):
@@ -190,27 +203,31 @@ class _Files(Dataset):
         self._root, self._names, self._labels = root, names, labels
         self._size, self._resampling = size, resampling
 
-    def __getitem__(self, job: _Job) -> tuple[Tensor, Tensor] | _Damaged:
-        pixels = np.empty((len(job.indices), self._size, self._size, 3), dtype=np.uint8)
-        for row, index in enumerate(job.indices):
-            name = os.fsdecode(self._names[index])
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error", Image.DecompressionBombWarning)
-                    with Image.open(io.BytesIO((self._root / name).read_bytes()), formats=FORMATS) as image:
-                        draw = random.Random(f"{job.seed}/{index}")
-                        pixels[row] = self._view(in_bytes(image).convert("RGB"), job.augmentation, draw)
-            except UnidentifiedImageError:
-                return _Damaged(name, "it is not a JPEG, PNG or WebP image")
-            except (
-                OSError,
-                ValueError,
-                SyntaxError,
-                Image.DecompressionBombError,
-                Image.DecompressionBombWarning,
-            ) as error:
-                return _Damaged(name, str(error))
-        return torch.from_numpy(pixels), self._labels[list(job.indices)]
+    def __getitem__(self, job: _Job) -> _Read:
+        views: list[np.ndarray] = []
+        read: list[int] = []
+        damaged: list[tuple[str, str]] = []
+        for index in job.indices:
+            tries = range(index, index + 1 + (_MOST_GAPS if job.fills_gaps else 0))
+            for at in (number % len(self._names) for number in tries):
+                name = os.fsdecode(self._names[at])
+                try:
+                    views.append(self._read(name, job.augmentation, random.Random(f"{job.seed}/{at}")))
+                except Unusable as reason:
+                    damaged.append((name, str(reason)))
+                else:
+                    read.append(at)
+                    break
+        pixels = np.stack(views) if views else np.empty((0, self._size, self._size, 3), dtype=np.uint8)
+        return _Read(torch.from_numpy(pixels), self._labels[read], damaged)
+
+    def _read(self, name: str, augmentation: Augmentation, draw: random.Random) -> np.ndarray:
+        """Read the view of one image. Raises Unusable."""
+        try:
+            content = (self._root / name).read_bytes()
+        except OSError as error:
+            raise Unusable(f"it cannot be read: {error.strerror}") from error
+        return self._view(decode(content, most_pixels=None).image.convert("RGB"), augmentation, draw)
 
     def _view(self, image: Image.Image, augmentation: Augmentation, draw: random.Random) -> np.ndarray:
         """Crop an image to a square: the centre for evaluation, at random for training."""

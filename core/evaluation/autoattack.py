@@ -337,6 +337,8 @@ def run_evaluation(
     )
     started = loaded.started(train_examples=0, total_steps=0)
     yield started
+    yield from loaded.warnings()
+    yield from loaded.new_warnings()
     with full_float32():
         yield from preflight(loaded, started)
     state = EvaluationState(output / STATE_FILE, kind="state")

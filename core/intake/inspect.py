@@ -5,7 +5,6 @@ All code that opens such a file runs here, in a process of its own in the `core.
 `core.data.image_folder`.
 """
 
-import hashlib
 import io
 import shutil
 import zipfile
@@ -20,9 +19,10 @@ from PIL import Image
 
 from core import checkpoint, data
 from core.checkpoint import Header, RobustnessClaim
-from core.data.class_folders import name_classes
-from core.data.image_folder import Found, look_through
+from core.data.class_folders import Place, name_classes
+from core.data.image_folder import Found, ImageFolder
 from core.data.safe_zip import Caps, show
+from core.data.survey import Survey
 from core.evaluation.preflight import inspect, inspect_on_noise
 from core.intake.import_weights import import_weights, recognise
 from core.models.file_kinds import find_kind
@@ -34,17 +34,15 @@ from core.schema.inspection_report import (
     DatasetInspection,
     InspectionWarning,
     ModelInspection,
-    Overlap,
+    PartName,
     RefusedImage,
     Thumbnail,
-    Twins,
 )
 
 REPORT = "report.json"
 MODEL = "model.safetensors"
 _MAX_CLASSES = 10_000
 _MAX_REFUSED_SHOWN = 100
-_MAX_TWINS_SHOWN = 20
 _MAX_THUMBNAILS = 12
 _THUMBNAIL_SIDE = 64
 
@@ -56,36 +54,60 @@ def inspect_dataset(file: Path, output: Path, *, caps: Caps) -> DatasetInspectio
     by itself. Raises BadDataset when the archive is unusable, or when more images are refused than accepted.
     """
     checkpoint.make_folder(output)
-    seen = _SeenImages(caps, output)
+    if not file.is_file():
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise BadDataset(f"{file} {what}", hint="give the path of a zip archive", field="file")
     if not zipfile.is_zipfile(file):
         raise BadDataset(
-            f"{file.name} is not a zip archive",
+            f"{file.name} is not a zip archive, or its end is missing",
             hint="pack train/<class>/* and test/<class>/* into a zip",
             field="dataset",
         )
-    for found in look_through(file, leave_out=seen.refuse, ignore=seen.ignore, caps=caps):
+    survey = Survey()
+    seen = _SeenImages(caps, output)
+    folder = ImageFolder(file, survey, leave_out=seen.refuse, caps=caps)
+    layout = folder.layout
+    if sum(len(labels) for labels in layout.labels.values()) > len(layout.labels) * _MAX_CLASSES:
+        raise BadDataset(f"there are more than {_MAX_CLASSES:,} classes", hint="use fewer classes", field="dataset")
+    for found in folder.images():
         seen.add(found)
-    if seen.refused and len(seen.refused) > seen.taken:
+    taken = survey.counts.total()
+    if survey.refused > taken:
         raise BadDataset(
-            f"{len(seen.refused)} of {len(seen.refused) + seen.taken} images cannot be used; the first is "
-            f"{show(seen.refused[0].name)}: {seen.refused[0].reason}",
-            hint="make all images JPEG, PNG or WebP of one size, then upload the data set again",
+            f"{survey.refused} of {survey.refused + taken} images cannot be used; the first is "
+            f"{seen.refused[0].name}: {seen.refused[0].reason}",
+            hint="correct these images, then upload the data set again",
             field="dataset",
         )
-    classes = name_classes(seen.counts, ("train", "test"), "the archive")
-    _check_class_names(classes)
+    classes = name_classes(layout, survey.counts, "the archive")
+    for label in classes:
+        _check_class_name(label)
+
+    def by_class(part: PartName) -> dict[str, int]:
+        return {label: survey.counts[Place(part, label)] for label in classes}
+
     report = DatasetInspection(
         sha256=checkpoint.hash_file(file),
         size=file.stat().st_size,
         shape=(3 if seen.in_colour else 1, *seen.size),
         classes=classes,
-        train={label: seen.counts["train", label] for label in classes},
-        test={label: seen.counts["test", label] for label in classes},
-        ignored=seen.ignored,
-        refused=len(seen.refused),
-        refused_by_reason=dict(Counter(image.reason for image in seen.refused).most_common(_MAX_REFUSED_SHOWN)),
-        refused_images=tuple(seen.refused[:_MAX_REFUSED_SHOWN]),
-        overlap=seen.overlap(),
+        root=show(layout.root),
+        folders=dict(layout.folders),
+        train=by_class("train"),
+        test=by_class("test"),
+        held_out=by_class("held_out") if "held_out" in layout.folders else {},
+        unread=survey.unread,
+        unread_by_reason=dict(survey.unread_by_reason),
+        unread_files=tuple(survey.unread_files),
+        refused=survey.refused,
+        refused_by_reason=dict(seen.refused_by_reason.most_common(_MAX_REFUSED_SHOWN)),
+        refused_images=tuple(seen.refused),
+        transparent=survey.transparent,
+        overlap=survey.overlap("test", ("train", "held_out")),
+        held_out_overlap=survey.overlap("held_out", ("train",)),
+        repeated={part: survey.repeated(part) for part in layout.folders},
+        conflicting=survey.conflicting(),
+        warnings=survey.warnings(),
         thumbnails=tuple(seen.thumbnails),
     )
     checkpoint.write_file(output / REPORT, report.model_dump_json().encode())
@@ -94,36 +116,26 @@ def inspect_dataset(file: Path, output: Path, *, caps: Caps) -> DatasetInspectio
 
 @dataclass
 class _SeenImages:
-    """The counts of the images read so far, their hashes, and a few thumbnails."""
+    """What the images read so far have in common, those that are refused, and a few thumbnails."""
 
     caps: Caps
     output: Path
-    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     refused: list[RefusedImage] = field(default_factory=list)
+    """The first of them."""
+    refused_by_reason: Counter[str] = field(default_factory=Counter)
     thumbnails: list[Thumbnail] = field(default_factory=list)
     size: tuple[int, int] = (0, 0)
     in_colour: bool = False
-    taken: int = 0
-    ignored: int = 0
     _decoded: int = 0
-    _hashes: dict[str, dict[bytes, str]] = field(default_factory=lambda: {"train": {}, "test": {}})
-    _test: list[tuple[bytes, str]] = field(default_factory=list)
+    _shown: set[Place] = field(default_factory=set)
 
     def refuse(self, name: str, reason: str) -> None:
-        self.refused.append(RefusedImage(name=show(name), reason=show(reason)))
-
-    def ignore(self, _: str) -> None:
-        self.ignored += 1
+        self.refused_by_reason[show(reason)] += 1
+        if len(self.refused) < _MAX_REFUSED_SHOWN:
+            self.refused.append(RefusedImage(name=show(name), reason=show(reason)))
 
     def add(self, found: Found) -> None:
-        if (found.part, found.label) not in self.counts and len(self.counts) >= 2 * _MAX_CLASSES:
-            raise BadDataset(f"there are more than {_MAX_CLASSES:,} classes", hint="use fewer classes", field="dataset")
-        if found.pixels is None:
-            self.counts.setdefault((found.part, found.label), 0)
-            return
         pixels = found.pixels
-        self.counts[found.part, found.label] += 1
-        self.taken += 1
         self.size = (pixels.shape[0], pixels.shape[1])
         self.in_colour = self.in_colour or pixels.ndim == 3
         self._decoded += pixels.nbytes
@@ -133,18 +145,9 @@ class _SeenImages:
                 hint="use fewer or smaller images",
                 field="dataset",
             )
-        digest = _hash(pixels)
-        if found.part == "test":
-            self._test.append((digest, found.name))
-        else:
-            self._hashes["train"].setdefault(digest, found.name)
-        if self.counts[found.part, found.label] == 1 and len(self.thumbnails) < _MAX_THUMBNAILS:
+        if found.place not in self._shown and len(self.thumbnails) < _MAX_THUMBNAILS:
+            self._shown.add(found.place)
             self.thumbnails.append(self._thumbnail(found, pixels))
-
-    def overlap(self) -> Overlap:
-        train = self._hashes["train"]
-        twins = [Twins(test=show(name), train=show(train[digest])) for digest, name in self._test if digest in train]
-        return Overlap(count=len(twins), examples=tuple(twins[:_MAX_TWINS_SHOWN]))
 
     def _thumbnail(self, found: Found, pixels: np.ndarray) -> Thumbnail:
         image = Image.fromarray(pixels)
@@ -153,33 +156,18 @@ class _SeenImages:
         image.save(content, "PNG")
         name = f"thumbnail-{len(self.thumbnails)}.png"
         checkpoint.write_file(self.output / name, content.getvalue())
-        part = "test" if found.part == "test" else "train"
-        return Thumbnail(file=name, name=show(found.name), part=part, label=show(found.label))
+        return Thumbnail(file=name, name=show(found.name), part=found.place.part, label=show(found.place.label))
 
 
-def _hash(pixels: np.ndarray) -> bytes:
-    """Hash an image as runs see it: a grey image and its copy in colour have the same hash."""
-    in_colour = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
-    return hashlib.blake2b(in_colour.tobytes(), digest_size=16).digest()
-
-
-def _check_class_names(classes: tuple[str, ...]) -> None:
-    """Refuse names of classes that cannot be shown, or that differ only in case."""
-    seen: dict[str, str] = {}
-    for label in classes:
-        if show(label) != label:
-            raise BadDataset(
-                f"the name of the class {show(label)} is too long or has characters that cannot be shown",
-                hint="give the class a short name of letters and digits",
-                field="dataset",
-            )
-        before = seen.setdefault(label.casefold(), label)
-        if before != label:
-            raise BadDataset(
-                f"the classes {show(before)} and {show(label)} differ only in case",
-                hint="rename one of them",
-                field="dataset",
-            )
+def _check_class_name(label: str) -> None:
+    """Refuse the name of a class that cannot be shown."""
+    if show(label) != label:
+        wrong = "is too long" if label.isprintable() else "has characters that cannot be shown"
+        raise BadDataset(
+            f"the name of the class {show(label)} {wrong}",
+            hint="give the class a short name of letters and digits",
+            field="dataset",
+        )
 
 
 def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int) -> ModelInspection:

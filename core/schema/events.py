@@ -143,6 +143,8 @@ class Warned(Record):
     """Stable, for programs."""
     message: str
     """For people."""
+    remedy: str = ""
+    """What to do; empty where the message says it, or nothing can be done."""
 
 
 PAUSED = os.EX_TEMPFAIL

@@ -11,6 +11,9 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from core.schema.catalog import Norm
 from core.schema.record import Record
 
+PartName = Literal["train", "test", "held_out"]
+"""A part of a data set: to train on, to measure on, or held out to watch the training by."""
+
 
 class RefusedImage(Record):
     """An image that runs leave out."""
@@ -21,20 +24,29 @@ class RefusedImage(Record):
     """Why it is left out."""
 
 
+class UnreadFile(Record):
+    """A file that is not read, since it is not an image or belongs to no class."""
+
+    name: str
+    """Its path in the archive."""
+    reason: str
+    """Why it is not read."""
+
+
 class Twins(Record):
-    """A test image that is also in the training part, equal in every pixel."""
+    """Two images that are equal in every pixel."""
 
-    test: str
-    """The path of the test image."""
-    train: str
-    """The path of the first equal training image."""
+    name: str
+    """The path of one."""
+    twin: str
+    """The path of the other."""
 
 
-class Overlap(Record):
-    """The overlap of the test part with the training part."""
+class Doubles(Record):
+    """Images that occur more than once."""
 
     count: int
-    """Number of test images that are also in the training part."""
+    """Number of images that are equal to another one."""
     examples: tuple[Twins, ...]
     """Some of them."""
 
@@ -46,10 +58,21 @@ class Thumbnail(Record):
     """Its name beside the report."""
     name: str
     """The image's path in the archive."""
-    part: Literal["train", "test"]
+    part: PartName
     """The part it belongs to."""
     label: str
     """Its class."""
+
+
+class InspectionWarning(Record):
+    """A reason to doubt a data set or a model."""
+
+    code: str
+    """Stable, for programs: the same codes as those of the warnings at the start of a run."""
+    message: str
+    """What is wrong, for people."""
+    remedy: str = ""
+    """What to do; empty where the message says it."""
 
 
 class DatasetInspection(Record):
@@ -64,20 +87,40 @@ class DatasetInspection(Record):
     """Channels, height and width of every image that runs use."""
     classes: tuple[str, ...]
     """The classes in the order of their labels."""
+    root: str
+    """The folder in the archive that holds the parts; empty for the archive itself."""
+    folders: dict[PartName, str]
+    """The folder of each part, below the root."""
     train: dict[str, int]
     """Training images by class."""
     test: dict[str, int]
     """Test images by class."""
-    ignored: int
-    """Number of files that are not images, by their name or place."""
+    held_out: dict[str, int]
+    """Images of the data set's own held-out part by class; empty where it has none."""
+    unread: int
+    """Number of files that are not read: they are not images, or lie in no class folder of a part."""
+    unread_by_reason: dict[str, int]
+    """Number of these by reason."""
+    unread_files: tuple[UnreadFile, ...]
+    """The first of these."""
     refused: int
-    """Number of images that runs leave out."""
+    """Number of images that cannot be used and that runs leave out."""
     refused_by_reason: dict[str, int]
     """Number of these by reason."""
     refused_images: tuple[RefusedImage, ...]
     """The first of these."""
-    overlap: Overlap
-    """Test images that are also in the training part."""
+    transparent: int
+    """Number of images with transparent pixels, which are shown on white."""
+    overlap: Doubles
+    """Test images that are also in the training or held-out part."""
+    held_out_overlap: Doubles
+    """Held-out images that are also in the training part."""
+    repeated: dict[PartName, Doubles]
+    """Per part, the images that are equal to one before them in the same part."""
+    conflicting: Doubles
+    """Images that are equal to one of another class, in any part."""
+    warnings: tuple[InspectionWarning, ...]
+    """Reasons to doubt it."""
     thumbnails: tuple[Thumbnail, ...]
     """A few of the images."""
 
@@ -91,14 +134,10 @@ class DatasetInspection(Record):
         """Images that runs evaluate on."""
         return sum(self.test.values())
 
-
-class InspectionWarning(Record):
-    """A reason to doubt a model."""
-
-    code: str
-    """Stable, for programs: the same codes as those of the warnings at the start of a run."""
-    message: str
-    """For people."""
+    @property
+    def held_out_examples(self) -> int:
+        """Images of the data set's own held-out part."""
+        return sum(self.held_out.values())
 
 
 class ModelInspection(Record):

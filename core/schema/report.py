@@ -158,6 +158,11 @@ class Provenance(Record):
     """Images of the second data set, which share the batches with them."""
     test_examples: int
     """Images it evaluates on."""
+    held_out_examples: int = 0
+    """Images that show after each epoch how robust the model is."""
+    unread: int = 0
+    """Files of the data sets that are not read: images that cannot be used, files that are not images, and those in no
+    class folder."""
     total_steps: int
     """Training steps to come."""
     precision: Literal["fp32", "bf16"] | None = None

@@ -44,6 +44,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 Schedule = Literal["piecewise", "one-cycle", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "always", "never"]
+Draw = Literal["uniform", "stratified"]
 
 # Control characters could act on a terminal that shows the text.
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
@@ -63,7 +64,7 @@ class Evaluation(Record):
     """The implementation of the attacks. temper: that of this package, which gives AutoAttack's verdicts in less time.
     reference: pyautoattack, the port of the original, for a figure that it has computed."""
     examples: StrictInt = Field(default=1000, ge=1, le=1_000_000)
-    """Number of test points to evaluate: the first in the data set's fixed order, or all if there are fewer."""
+    """Number of test points to evaluate, or all if there are fewer; `split` says which."""
     include_base: StrictBool = True
     """Whether fine-tuning also evaluates the base model, for the row "before"."""
     batch_size: StrictInt = Field(default=LOGICAL_BATCH, ge=1, le=100_000)
@@ -116,6 +117,10 @@ def _default_eps(data: Mapping[str, Any]) -> dict[Norm, float]:
     return dict(entry.eps) if entry else {}
 
 
+def _default_split(data: Mapping[str, Any]) -> Draw:
+    return "uniform" if data.get("dataset") in DATASETS else "stratified"
+
+
 def default_eps(base_model: Any, dataset: Any) -> dict[Norm, float]:
     """Give the radii of a spec that names none; empty where base model and data set do not decide them."""
     named = {"base_model": base_model if isinstance(base_model, str) else "", "dataset": dataset}
@@ -126,6 +131,11 @@ class _Measured(Record):
     dataset: Name = Field(default_factory=_default_dataset)
     """The images, by their name in the catalogue or among the data sets of this machine; by default those that the
     base model was trained on."""
+    split: Draw = Field(default_factory=_default_split)
+    """How images are drawn where the run uses only some of them. uniform: training and held-out images at random with
+    the seed, and the first test points in the data set's fixed order, as in the papers; the default for the data sets
+    of the catalogue. stratified: the same, but each class with its share, and every class keeps a training image; the
+    default for all others."""
     eps: dict[Norm, Radius] = Field(default_factory=_default_eps)
     """The radius per norm, in pixel units of images in [0, 1], as a number or a fraction such as "8/255". Exactly these
     norms are evaluated; the method chooses which of them training attacks. By default those of the data set."""
@@ -233,15 +243,17 @@ class _Trained(Record):
     """crop-flip: a random crop after padding by an eighth of the size, and a horizontal flip half the time.
     resized-crop-flip: a random crop of 8 to 100 % of the area, resized, and the flip."""
     train_examples: StrictInt | None = Field(default=None, ge=1)
-    """Number of training images to use, drawn once with the seed; null for all of them."""
+    """Number of training images to use, drawn once with the seed as `split` says; null for all of them."""
     extra_dataset: Name | None = Field(default=None, min_length=1)
     """A second labelled set to train on, by its name among the data sets of this machine: a part of each batch comes
     from it, and an epoch still has every image of the first set once; null for none."""
     extra_share: StrictFloat = Field(default=EXTRA_SHARE, gt=0, lt=1)
     """The fraction of each batch that comes from the second set, if there is one."""
     held_out: StrictInt | None = Field(default_factory=_default_held_out, ge=0, le=100_000)
-    """Number of training images to hold out, drawn with the seed: after each epoch they show how robust the model is,
-    in every norm of eps, and which epoch's weights are the best. 0 for none; null for a twentieth, at most 256."""
+    """Number of images to hold out, drawn with the seed as `split` says: after each epoch they show how robust the
+    model is, in every norm of eps, and which epoch's weights are the best. They come from the training images, or,
+    where the data set has a val part beside its test part, from that. 0 for none; null for a twentieth of the training
+    images, at most 256."""
     precision: Precision = "auto"
     """Arithmetic of training: fp32, or bf16 inside the network and fp32 around it. auto: bf16 on a GPU that computes in
     it, else fp32. Evaluations always compute in fp32."""

@@ -13,11 +13,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import nn
 
 from core import checkpoint
 from core.data import Dataset
+from core.data.draws import draw_held_out_images, draw_training_images
 from core.data.labelled_images import LabelledImages
 from core.data.split import Split
 from core.data.training_set import TrainingSet
@@ -84,11 +84,13 @@ class _Run:
         checkpoint.make_folder(output)
         self.spec, self.output, self.group, self.requests = spec, output, group, requests
         self.loaded = load(spec, inputs)
-        part, held_out = _hold_out(spec, _training_part(spec, self.loaded.dataset))
+        part, held_out = _hold_out(spec, self.loaded.dataset)
         self.held_out = held_out.to(group.device)
         train = TrainingSet(part, self.loaded.dataset.extra, spec.extra_share).to(group.device)
         self.trainer = Trainer(spec, self.loaded.model, train, group)
-        self.started = self.loaded.started(train_examples=len(train), total_steps=self.trainer.total_steps)
+        self.started = self.loaded.started(
+            train_examples=len(train), total_steps=self.trainer.total_steps, held_out_examples=len(held_out)
+        )
         self.before: Report | None = None
         """The evaluation of the base model, where the spec asks for one."""
         self.best: BestEpoch | None = None
@@ -130,6 +132,7 @@ class _Run:
                 code="overwrites",
                 message=f"{self.output / _CHECKPOINT} of an earlier run is replaced when this one ends",
             )
+        yield from self.loaded.warnings()
         yield from preflight(self.loaded, self.started)
         resume.clear(self.output)
         (self.output / _BEST).unlink(missing_ok=True)
@@ -169,6 +172,7 @@ class _Run:
 
     def _after_step(self) -> Generator[Event, None, None]:
         """Monitor after an epoch; save the state then, every `save_minutes`, and when the run is to end here."""
+        yield from self.loaded.new_warnings()
         trainer = self.trainer
         epoch_ends = trainer.step % trainer.steps_per_epoch == 0 or self.stopped_at is not None
         save_is_due = time.monotonic() - self.saved_at >= 60 * self.spec.save_minutes
@@ -265,22 +269,27 @@ class _Run:
         return Diverged(what + kept, hint="lower the learning rate", field="learning_rate")
 
 
-def _training_part(spec: TrainingSpec, dataset: Dataset) -> LabelledImages:
-    if spec.train_examples is None or spec.train_examples >= len(dataset.train):
-        return dataset.train
-    order = torch.randperm(len(dataset.train), generator=stream(spec.seed, "subset"))
-    return dataset.train.pick(order[: spec.train_examples])
+def _training_part(spec: TrainingSpec, part: LabelledImages) -> LabelledImages:
+    if spec.train_examples is None or spec.train_examples >= len(part):
+        return part
+    generator = stream(spec.seed, "subset")
+    return part.pick(draw_training_images(part.labels.cpu(), spec.train_examples, spec.split, generator))
 
 
-def _hold_out(spec: TrainingSpec, part: LabelledImages) -> tuple[LabelledImages, Split]:
-    """Divide the training images into those that train and those that are held out. Raises BadInput."""
-    held_out = count_held_out(len(part)) if spec.held_out is None else spec.held_out
-    if held_out >= len(part):
-        raise BadInput(
-            f"{held_out} of {len(part)} training images held out leave none to train on",
-            hint=f"set held_out to {count_held_out(len(part))}, or to 0 for none",
-            field="held_out",
-        )
-    order = torch.randperm(len(part), generator=stream(spec.seed, "held-out"))
-    kept = part.pick(order[held_out:].sort().values) if held_out else part
-    return kept, part.read(order[:held_out].sort().values)
+def _hold_out(spec: TrainingSpec, dataset: Dataset) -> tuple[LabelledImages, Split]:
+    """Return the images that train and those that are held out, of the data set's own held-out part where it has one.
+
+    Raises BadInput.
+    """
+    part = _training_part(spec, dataset.train)
+    count = count_held_out(len(part)) if spec.held_out is None else spec.held_out
+    generator = stream(spec.seed, "held-out")
+    if dataset.held_out is None:
+        train, held_out = draw_held_out_images(part.labels.cpu(), count, spec.split, generator)
+        return (part.pick(train) if count else part), part.read(held_out)
+    own = dataset.held_out
+    if count >= len(own):
+        return part, own.first(len(own))
+    # Where the classes are more than the images asked for, not each is among them.
+    draw = spec.split if count >= len(own.labels.unique()) else "uniform"
+    return part, own.read(draw_training_images(own.labels.cpu(), count, draw, generator).sort().values)

@@ -13,7 +13,7 @@ from app.schemas import AssetFailure
 from app.schemas.job_request import parse_request
 from app.tables import Dataset, Job, Model, Upload
 from core.schema.events import Saved
-from core.schema.inspection_report import DatasetInspection, ModelInspection, Overlap, Thumbnail
+from core.schema.inspection_report import DatasetInspection, Doubles, InspectionWarning, ModelInspection, Thumbnail
 from tests.support.instance import DIGITS, add_key, add_project, calling
 from tests.support.uploading import send
 
@@ -29,11 +29,21 @@ def dataset_findings(**changed):
         "classes": tuple("0123456789"),
         "train": dict.fromkeys("0123456789", 3),
         "test": dict.fromkeys("0123456789", 1),
-        "ignored": 0,
+        "root": "",
+        "folders": {"train": "train", "test": "test"},
+        "held_out": {},
+        "unread": 3,
+        "unread_by_reason": {"it is not an image": 3},
+        "unread_files": (),
+        "transparent": 4,
+        "held_out_overlap": Doubles(count=0, examples=()),
+        "repeated": {"train": Doubles(count=5, examples=()), "test": Doubles(count=1, examples=())},
+        "conflicting": Doubles(count=2, examples=()),
+        "warnings": (InspectionWarning(code="data_transparent", message="4 are clear", remedy="fill them"),),
         "refused": 2,
         "refused_by_reason": {"truncated": 2},
         "refused_images": (),
-        "overlap": Overlap(count=1, examples=()),
+        "overlap": Doubles(count=1, examples=()),
         "thumbnails": (Thumbnail(file="thumbnail-0.png", name="train/0/1.png", part="train", label="0"),),
     }
     return DatasetInspection(**(found | changed))
@@ -122,6 +132,9 @@ def test_a_data_set_waits_for_its_inspection_and_is_then_ready_and_shown(api, da
     assert shown == api.get(here).json()
     assert (shown["status"], shown["shape"], shown["classes"]) == ("ready", [1, 8, 8], 10)
     assert (shown["train_examples"], shown["test_examples"], shown["refused"], shown["overlap"]) == (30, 10, 2, 1)
+    counted = ("held_out_examples", "unread", "transparent", "repeated", "conflicting")
+    assert [shown[name] for name in counted] == [0, 3, 4, 6, 2]
+    assert shown["warnings"] == [{"code": "data_transparent", "message": "4 are clear", "remedy": "fill them"}]
     assert api.get(shown["report"]).json()["refused_by_reason"] == {"truncated": 2}
     thumbnail = api.get(shown["thumbnails"][0]["href"])
     assert (thumbnail.status_code, thumbnail.headers["content-type"]) == (200, "image/png")

@@ -14,30 +14,99 @@ from core.schema.errors import BadDataset
 from tests.support.images import image, write
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_is_read_through_torchvision(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _official(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, bytes], np.ndarray]:
+    """Make small files in the official format, and let their checksums be the official ones."""
     import torchvision.datasets
 
     kind = getattr(torchvision.datasets, name.upper())
-    root = tmp_path / kind.base_folder
-    root.mkdir()
     classes = [f"class {number:02}" for number in range(DATASETS[name].classes)]
     rows = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
-    labels = "labels" if name == "cifar10" else "fine_labels"
-    content = {"data": rows, labels: [0, 3, 9, 3]}
-    files = {"train": content, "test": content, "meta": {kind.meta["key"]: classes}}
-    sums = {}
-    for file, part in files.items():
-        (root / file).write_bytes(pickle.dumps(part))
-        sums[file] = hashlib.md5((root / file).read_bytes()).hexdigest()
-    monkeypatch.setattr(kind, "train_list", [["train", sums["train"]]])
-    monkeypatch.setattr(kind, "test_list", [["test", sums["test"]]])
-    monkeypatch.setattr(kind, "meta", {"filename": "meta", "key": kind.meta["key"], "md5": sums["meta"]})
-    dataset = data.load(name, tmp_path)
+    content = {"data": rows, "labels" if name == "cifar10" else "fine_labels": [0, 3, 9, 3]}
+    lists = [[file for file, _ in files] for files in (kind.train_list, kind.test_list)]
+    meta = kind.meta["filename"]
+    files = {file: pickle.dumps(content) for file in (*lists[0], *lists[1])}
+    files[meta] = pickle.dumps({kind.meta["key"]: classes})
+    sums = {file: hashlib.md5(part).hexdigest() for file, part in files.items()}
+    for where, names in zip(("train_list", "test_list"), lists, strict=True):
+        monkeypatch.setattr(kind, where, [[file, sums[file]] for file in names])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": sums[meta]})
+    monkeypatch.setattr(kind, "url", "file:///nowhere/at/all")
+    return {f"{kind.base_folder}/{file}": part for file, part in files.items()}, rows
+
+
+_HOW = ["around", "inner", "renamed", "tar.gz", "tar", "unread"]
+
+
+def _placed(files: dict[str, bytes], root: Path, how: str) -> Path:
+    """Place the official files as users have them, and return what they give as --data."""
+    inner = next(iter(files)).partition("/")[0]
+    match how:
+        case "around":
+            return write(files, root, "folder")
+        case "inner":
+            return write(files, root, "folder") / inner
+        case "renamed":
+            return write({name.replace(inner, "mine"): part for name, part in files.items()}, root, "folder") / "mine"
+        case "unread":
+            archive = {"cifar-10-batches-py": "cifar-10-python.tar.gz", "cifar-100-python": "cifar-100-python.tar.gz"}
+            write(files, root, "tar.gz").rename(root / archive[inner])
+            return root
+        case _:
+            return write(files, root, how)
+
+
+@pytest.mark.parametrize("how", _HOW)
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_official_files_are_read_in_whatever_way_they_lie(
+    name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, rows = _official(name, monkeypatch)
+    path = _placed({**files, "cifar-readme.html": b"hello"} if how == "tar" else files, tmp_path, how)
+    dataset = data.load(name, path)
+    parts = 5 if name == "cifar10" else 1
     assert dataset.shape == DATASETS[name].shape
-    assert dataset.classes == tuple(classes)
-    assert dataset.train.labels.tolist() == [0, 3, 9, 3]
+    assert dataset.classes == tuple(f"class {number:02}" for number in range(DATASETS[name].classes))
+    assert dataset.train.labels.tolist() == [0, 3, 9, 3] * parts
     assert np.array_equal(dataset.test.first(4).pixels.numpy(), rows.reshape(4, 3, 32, 32))
+
+
+@pytest.mark.parametrize("how", _HOW)
+def test_an_official_file_with_a_wrong_checksum_is_damaged_and_never_unpickled(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Canary:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (tmp_path / "canary",)  # type: ignore[return-value]
+
+    files, _ = _official("cifar10", monkeypatch)
+    files["cifar-10-batches-py/data_batch_3"] = pickle.dumps(Canary())
+    path = _placed(files, tmp_path, how)
+    with pytest.raises(BadDataset, match="is damaged: the checksum of data_batch_3 is not") as caught:
+        data.load("cifar10", path)
+    assert "cifar-10-python.tar.gz again" in caught.value.hint
+    assert not (tmp_path / "canary").exists()
+
+
+def test_an_official_archive_that_is_cut_off_or_lacks_a_file_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, _ = _official("cifar10", monkeypatch)
+    path = write(files, tmp_path, "tar")
+    path.write_bytes(path.read_bytes()[:45_000])
+    with pytest.raises(BadDataset, match=r"data\.tar is damaged: .*unexpected end of data"):
+        data.load("cifar10", path)
+    del files["cifar-10-batches-py/test_batch"]
+    with pytest.raises(BadDataset, match="is damaged: test_batch is missing"):
+        data.load("cifar10", write(files, tmp_path, "tar"))
+
+
+def test_the_archive_of_another_set_or_program_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, _ = _official("cifar100", monkeypatch)
+    with pytest.raises(BadDataset, match="holds CIFAR-100, not CIFAR-10") as caught:
+        data.load("cifar10", write(files, tmp_path, "tar.gz"))
+    assert "--dataset cifar100" in caught.value.hint
+    with pytest.raises(BadDataset, match="the version of CIFAR-10 for another program"):
+        data.load("cifar10", write({"cifar-10-batches-bin/data_batch_1.bin": b"x"}, tmp_path, "tar"))
 
 
 @pytest.mark.parametrize("how", ["folder", "zip"])

@@ -36,7 +36,8 @@ def _npz(path: Path, **arrays: object) -> Path:
 @pytest.mark.parametrize(("images", "labels"), [("images", "labels"), ("image", "label")])
 def test_arrays_are_read_as_images_and_labels(images: str, labels: str, tmp_path: Path) -> None:
     pixels, numbers = _images(), np.array([0, 1, 1, 0, 1, 0])
-    found = extra_data.load(_npz(tmp_path / "a.npz", **{images: pixels, labels: numbers}), like=_MAIN, classes=_CLASSES)
+    path = _npz(tmp_path / "a.npz", **{images: pixels, labels: numbers})
+    found = extra_data.load(path, like=_MAIN, classes=_CLASSES).train
     assert isinstance(found, Split)
     assert np.array_equal(found.pixels.permute(0, 2, 3, 1).numpy(), pixels)
     assert found.labels.tolist() == numbers.tolist()
@@ -46,7 +47,7 @@ def test_arrays_are_read_as_images_and_labels(images: str, labels: str, tmp_path
 @pytest.mark.parametrize("how", ["folder", "zip"])
 def test_a_folder_or_archive_needs_no_test_part_and_is_matched_by_class_name(how: str, tmp_path: Path) -> None:
     files = {name: content for name, content in two_classes().items() if name.startswith("train/")}
-    found = extra_data.load(write(files, tmp_path, how), like=_MAIN, classes=("bird", "cat", "dog"))
+    found = extra_data.load(write(files, tmp_path, how), like=_MAIN, classes=("bird", "cat", "dog")).train
     assert isinstance(found, Split)
     red = found.pixels[:, 0, 0, 0].tolist()
     assert sorted(zip(red, found.labels.tolist(), strict=True)) == [

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from core import checkpoint, data
 from core.data import stream
+from core.data.draws import read_test_points
 from core.data.split import WHOLE, Batch, ProcessShare
 from core.data.stream import Stream, centre, draw_box
 from core.inputs import Inputs
 from core.schema.catalog import Augmentation
-from core.schema.errors import BadDataset, BadInput, UserError
+from core.schema.errors import BadDataset, UserError
 from core.schema.events import Started
 from core.schema.spec import Interpolation, TrainSpec, parse
 from core.training.run import fine_tune
@@ -237,24 +238,82 @@ def test_the_hash_is_of_names_and_sizes(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(_noise(1, "JPEG")[:-200], "truncated"), (b"hello", "not a JPEG"), (_noise(1, "BMP"), "not a JPEG")],
+    [(_noise(1, "JPEG")[:-200], "truncated"), (b"hello", "not a JPEG"), (b"\0\0\0\x18ftypheic", "it is a HEIC image")],
 )
-def test_a_damaged_file_is_named_when_it_is_met(content: bytes, reason: str, workers: int, tmp_path: Path) -> None:
-    files = _files() | {"train/n01440764/4.JPEG": content}
-    train = data.load("imagenet", write(files, tmp_path, "folder"), workers=workers).train
+def test_one_damaged_file_is_left_out_and_named(content: bytes, reason: str, workers: int, tmp_path: Path) -> None:
+    folder = write(_files() | {"train/n01440764/4.JPEG": content}, tmp_path, "folder")
+    dataset = data.load("imagenet", folder, workers=workers)
+    train = dataset.train
     assert isinstance(train, Stream)
-    with pytest.raises(BadDataset, match=f"cannot read train/n01440764/4.JPEG: .*{reason}") as caught:
+    batches = _batches(train, _order(train))
+    assert [len(batch.labels) for batch in batches] == [4, 4, 4]
+    (warning,) = dataset.new_warnings()
+    assert warning.code == "data_left_out"
+    assert warning.message.startswith("train/n01440764/4.JPEG is left out: ")
+    assert reason in warning.message
+    assert "1 of 16 files" in warning.message
+    assert list(dataset.new_warnings()) == []
+    # The next image of the set takes its place.
+    gap = train.names.tolist().index(b"train/n01440764/4.JPEG")
+    alone, follower = (_batches(train, [torch.tensor([at])])[0] for at in (gap, (gap + 1) % 12))
+    assert torch.equal(alone.labels, follower.labels)
+    # An evaluation has one image less, or another one in its place.
+    assert len(train.read(torch.arange(12))) == 11
+
+
+def test_a_test_point_that_cannot_be_read_gives_way_to_the_next(tmp_path: Path) -> None:
+    whole = data.load("imagenet", write(_files(), tmp_path / "whole", "folder"), workers=0).test
+    assert isinstance(whole, Stream)
+    broken = _files() | {os.fsdecode(whole.names[1]): b"hello"}
+    part = data.load("imagenet", write(broken, tmp_path / "broken", "folder"), workers=0).test
+    points = read_test_points(part, 2, "uniform")
+    assert torch.equal(points.pixels, whole.read(torch.tensor([0, 2])).pixels)
+
+
+def test_too_many_damaged_files_end_the_run_unless_it_was_asked_for(tmp_path: Path) -> None:
+    damaged = {f"train/n01440764/{n}.JPEG": b"hello" for n in (3, 4)}
+    folder = write(_files() | damaged, tmp_path, "folder")
+    train = data.load("imagenet", folder, workers=0).train
+    assert isinstance(train, Stream)
+    with pytest.raises(BadDataset, match="2 of 16 images cannot be read, more than the 1 that") as caught:
         _batches(train, _order(train))
-    assert caught.value.field == "dataset"
+    assert all(name in caught.value.message for name in damaged)
+    dataset = data.load("imagenet", folder, workers=0, leave_out=lambda *_: None)
+    assert isinstance(dataset.train, Stream)
+    _batches(dataset.train, _order(dataset.train))
+    assert len(list(dataset.new_warnings())) == 2
+
+
+def test_an_empty_file_is_left_out_before_the_run(tmp_path: Path) -> None:
+    dataset = data.load("imagenet", write(_files() | {"train/n01440764/4.JPEG": b""}, tmp_path, "folder"))
+    assert len(dataset.train) == 11
+    assert "train/n01440764/4.JPEG is left out: it is empty" in next(dataset.new_warnings()).message
+
+
+def test_deep_folders_links_and_odd_suffixes_are_read(tmp_path: Path) -> None:
+    files = _files()
+    files["train/n01440764/deep/down/x.jfif"] = _noise(3, "JPEG")
+    files["train/n01440764/without-suffix"] = _noise(3, "JPEG")
+    files["train/n01440764/notes.txt"] = b"hello"
+    folder = write(files, tmp_path / "a", "folder")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "1.JPEG").write_bytes(_noise(5, "JPEG"))
+    (folder / "train" / "n01440764" / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "train" / "n01440764" / "loop").symlink_to(folder / "train")
+    dataset = data.load("imagenet", folder)
+    assert (len(dataset.train), dataset.unread) == (15, 1)
 
 
 _BAD = {
-    "an empty file": (_files() | {"train/n01440764/4.JPEG": b""}, "train/n01440764/4.JPEG is empty"),
+    "two empty files": (
+        _files() | {f"train/n01440764/{n}.JPEG": b"" for n in (3, 4)},
+        r"train/n01440764/3.JPEG \(it is empty\), train/n01440764/4.JPEG \(it is empty\)",
+    ),
     "one class": ({name: content for name, content in _files().items() if "n01440764" in name}, "single class"),
     "no test part": ({name: content for name, content in _files().items() if "train" in name}, "test/"),
     "test images in no class folder": (
         {name: content for name, content in _files().items() if "train" in name} | {"val/0.JPEG": _noise(0)},
-        "test/",
+        "'val/' in .* has no class folders",
     ),
     "a class without test images": (_files() | {"train/n02/0.JPEG": _noise(0)}, "n02"),
 }
@@ -268,22 +327,15 @@ def test_a_folder_that_cannot_be_used_is_refused_before_the_run(what: str, tmp_p
     assert caught.value.hint
 
 
-def test_unusable_images_are_not_left_out_of_a_stream_and_that_is_said(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="read during the run") as caught:
-        data.load("imagenet", folder, leave_out=lambda name, reason: None)
-    assert "run without --leave-out-unusable" in caught.value.hint
-    # What is wrong with the second set is told first: who posts a job has no such option.
-    archive = write(_files(), tmp_path, "zip")
-    with pytest.raises(BadDataset, match="not a folder"):
-        data.load("imagenet", folder, extra=archive, leave_out=lambda name, reason: None)
-
-
-def test_an_archive_or_nothing_in_place_of_the_folder_is_told_with_a_remedy(tmp_path: Path) -> None:
+def test_an_archive_or_nothing_in_place_of_the_folder_is_told_with_a_remedy(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BadDataset, match="not a folder") as caught:
         data.load("imagenet", write(_files(), tmp_path, "zip"))
     assert "unpack" in caught.value.hint
     with pytest.raises(BadDataset, match="does not exist"):
         data.load("imagenet", tmp_path / "nowhere")
+    with pytest.raises(BadDataset, match="not a folder") as extra:
+        data.load("imagenet", folder, extra=tmp_path / "data.zip", leave_out=lambda name, reason: None)
+    assert extra.value.field == "extra_dataset"
     with pytest.raises(UserError, match="cannot be downloaded") as told:
         data.load("imagenet")
     assert "--data" in told.value.hint

@@ -62,7 +62,7 @@ def test_a_data_set_is_counted_and_shown(tmp_path: Path) -> None:
     found = inspect(two_classes() | {"README.md": b"hello", "train/cat/notes.txt": b"x"}, tmp_path)
     assert (found.classes, found.shape) == (("cat", "dog"), (3, 5, 6))
     assert (found.train, found.test) == ({"cat": 3, "dog": 3}, {"cat": 1, "dog": 1})
-    assert (found.ignored, found.refused, found.overlap.count) == (2, 0, 0)
+    assert (found.unread, found.refused, found.overlap.count) == (2, 0, 0)
     assert found.sha256 == checkpoint.hash_file(tmp_path / "data.zip")
     assert inspection_report.read((tmp_path / "out" / "report.json").read_bytes()) == found
     for thumbnail in found.thumbnails:
@@ -79,11 +79,11 @@ BAD = {
     "a truncated JPEG": (image(3, kind="JPEG", size=(60, 50))[:-200], "Truncated"),
     "a PNG with nothing behind its header": (png(6, 5)[:45], "truncated"),
     "an image and an archive": (polyglot(), "archive as well"),
-    "FITS": (b"SIMPLE  =                    T".ljust(2880), "not a JPEG, PNG or WebP"),
-    "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG, PNG or WebP"),
-    "GIF": (image(3, kind="GIF"), "not a JPEG, PNG or WebP"),
-    "nothing": (b"", "not a JPEG, PNG or WebP"),
-    "another size": (image(3, size=(9, 9)), "it is not 6 x 5, the size of most images"),
+    "FITS": (b"SIMPLE  =                    T".ljust(2880), "not a JPEG, PNG, WebP, BMP, TIFF or GIF"),
+    "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG, PNG, WebP, BMP, TIFF or GIF"),
+    "HEIC": (b"\0\0\0\x18ftypheic", "it is a HEIC image"),
+    "nothing": (b"", "it is empty"),
+    "another size": (image(3, size=(9, 9)), "it is not 6 x 5, the most frequent size"),
 }
 
 
@@ -106,13 +106,15 @@ def test_a_run_sees_what_the_report_counts_and_nothing_that_it_refuses(tmp_path:
     files = {name: content for name, content in two_classes().items() if name not in files} | files
     found = inspect(files | bad, tmp_path / "with")
     left_out: list[str] = []
-    train, test, classes = load(tmp_path / "with" / "data.zip", leave_out=lambda name, _: left_out.append(name))
-    assert (len(train), len(test), classes) == (found.train_examples, found.test_examples, found.classes)
+    parts = load(tmp_path / "with" / "data.zip", leave_out=lambda name, _: left_out.append(name))
+    assert parts.test
+    sizes = (len(parts.train), len(parts.test), parts.classes)
+    assert sizes == (found.train_examples, found.test_examples, found.classes)
     assert sorted(left_out) == sorted(image.name for image in found.refused_images)
     assert found.refused == len(bad) + 1
     clean = {name: content for name, content in files.items() if name != "train/cat/0.png"}
     alone = data.load("mine", write(clean, tmp_path / "without", "zip"))
-    assert torch.equal(train.pixels, alone.train.pixels)  # type: ignore[union-attr]
+    assert torch.equal(parts.train.pixels, alone.train.pixels)  # type: ignore[union-attr]
 
 
 def test_a_data_set_of_which_most_is_refused_is_refused(tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_test_images_that_are_also_trained_on_are_found_whatever_their_file(tmp_
     files = two_classes() | {"train/cat/a.png": grey.getvalue(), "test/dog/b.png": colour.getvalue()}
     overlap = inspect(files, tmp_path).overlap
     assert overlap.count == 1
-    assert (overlap.examples[0].test, overlap.examples[0].train) == ("test/dog/b.png", "train/cat/a.png")
+    assert (overlap.examples[0].name, overlap.examples[0].twin) == ("test/dog/b.png", "train/cat/a.png")
 
 
 def test_a_data_set_larger_than_it_may_be_is_refused(tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_a_data_set_larger_than_it_may_be_is_refused(tmp_path: Path) -> None:
 def test_classes_that_differ_only_in_case_are_refused(tmp_path: Path) -> None:
     files = {f"{part}/{label}/{label}.png": image(3) for part in ("train", "test") for label in ("cat", "Cat1", "cat1")}
     files = {name.replace("cat1.png", "other.png"): content for name, content in files.items()}
-    with pytest.raises(BadDataset, match="Cat1 and cat1 differ only in case"):
+    with pytest.raises(BadDataset, match=r"'Cat1' and 'cat1' under 'train/' in .* differ only in case"):
         inspect(files, tmp_path)
 
 

@@ -112,13 +112,13 @@ def test_attacks_that_agree_raise_no_alarm() -> None:
 
 
 def test_held_out_images_are_never_trained_on_and_no_image_is_lost(digits) -> None:  # type: ignore[no-untyped-def]
-    train, held_out = run._hold_out(_spec(held_out=100), digits.train)
+    train, held_out = run._hold_out(_spec(held_out=100), digits)
     assert (len(train), len(held_out)) == (1197, 100)
     rows = [part.pixels.flatten(1).tolist() for part in (train, held_out, digits.train)]
     assert sorted(rows[0] + rows[1]) == sorted(rows[2])
-    again = run._hold_out(_spec(held_out=100), digits.train)[1]
+    again = run._hold_out(_spec(held_out=100), digits)[1]
     assert torch.equal(again.pixels, held_out.pixels)
-    all_of_them, none = run._hold_out(_spec(held_out=0), digits.train)
+    all_of_them, none = run._hold_out(_spec(held_out=0), digits)
     assert all_of_them is digits.train
     assert len(none) == 0
 
@@ -129,10 +129,10 @@ def test_a_twentieth_is_held_out_by_default(digits) -> None:  # type: ignore[no-
     assert parse({"base_model": "x", "dataset": "cifar10"}).held_out == 256  # type: ignore[union-attr]
     unknown = _spec(dataset="pets")
     assert unknown.held_out is None
-    assert len(run._hold_out(unknown, digits.train)[1]) == 64
+    assert len(run._hold_out(unknown, digits)[1]) == 64
 
 
 def test_holding_out_everything_is_refused(digits) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(BadInput, match="leave none to train on") as caught:
-        run._hold_out(_spec(held_out=2000), digits.train)
+        run._hold_out(_spec(held_out=2000), digits)
     assert caught.value.field == "held_out"
