@@ -1,7 +1,9 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) through torchvision, which downloads them once and verifies them."""
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import torch
 
@@ -9,15 +11,16 @@ from core.data import image_folder
 from core.data.class_folders import PARTS
 from core.data.image_folder import LeaveOut
 from core.data.split import Split
-from core.schema.catalog import DATASETS
+from core.schema.catalog import DATASETS, DOWNLOADS
 from core.schema.errors import BadDataset
 
-_CACHE = Path("~/.cache/temper")
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+
+Name = Literal["cifar10", "cifar100"]
 
 
 def load(
-    name: Literal["cifar10", "cifar100"], path: Path | None, *, leave_out: LeaveOut | None = None
+    name: Name, path: Path | None, *, leave_out: LeaveOut | None = None
 ) -> tuple[Split, Split, tuple[str, ...]]:
     """Load the training part, the test part and the class names.
 
@@ -33,19 +36,36 @@ def load(
         )
     if path and _holds_images(path):
         return _checked(name, *image_folder.load(path, leave_out=leave_out))
+    train, test = _fetch(name, path or (DOWNLOADS / name).expanduser())
+    return _split(train), _split(test), tuple(train.classes)
+
+
+def download(name: Name) -> Path:
+    """Download a data set to the folder where `load` finds it without a path, unless it is there. Raises BadDataset."""
+    folder = (DOWNLOADS / name).expanduser()
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # The folder appears when it is complete: other processes look for it.
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as partial:
+            _fetch(name, Path(partial, name))
+            with suppress(OSError):  # another process was first
+                Path(partial, name).rename(folder)
+    return folder
+
+
+def _fetch(name: Name, folder: Path) -> Any:
+    """Return torchvision's training part and test part in a folder, and download them where they are missing."""
     import torchvision.datasets  # slow to import, and only needed here
 
     kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
-    folder = path or (_CACHE / name).expanduser()
     try:
-        train, test = (kind(str(folder), train=part, download=True) for part in (True, False))
+        return tuple(kind(str(folder), train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError) as error:
         raise BadDataset(
             f"cannot download {_TITLES[name]} into {folder}: {error}",
             hint=f"give this machine access to the internet once, or unpack {kind.filename} into that folder",
             field="dataset",
         ) from error
-    return _split(train), _split(test), tuple(train.classes)
 
 
 def _holds_images(path: Path) -> bool:

@@ -18,6 +18,9 @@ NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 
 Augmentation = Literal["none", "crop-flip", "resized-crop-flip"]
 
+DOWNLOADS = Path("~/.cache/temper")
+"""Folder of downloaded data sets, each in a folder with its name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -59,6 +62,8 @@ class DatasetEntry(Entry):
     """The LPIPS distance that perceptual adversarial training allows (Laidlaw et al. 2021)."""
     streamed: bool = False
     """Whether it is too large for memory and is read from the files of a folder, which the run must be given."""
+    downloaded: bool = False
+    """Whether a run that is given no path downloads it to the folder `DOWNLOADS`, or finds it there."""
 
 
 @dataclass(frozen=True, kw_only=True)
