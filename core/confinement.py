@@ -33,7 +33,14 @@ loopback: also TCP and UDP in a network that is the command's own, for a run of 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/nix/store")
 """Programs and libraries."""
 _SYSTEM_FILES = (
-    *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/ld.so.preload", "/etc/localtime", "/etc/timezone"),
+    *(
+        "/etc/ld.so.cache",
+        "/etc/ld.so.conf",
+        "/etc/ld.so.conf.d",
+        "/etc/ld.so.preload",
+        "/etc/localtime",
+        "/etc/timezone",
+    ),
     *("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/hosts", "/etc/host.conf", "/etc/gai.conf"),
     *("/etc/resolv.conf", "/etc/os-release", "/etc/locale.alias", "/etc/nccl.conf", "/etc/OpenCL", "/sys"),
 )
@@ -91,12 +98,12 @@ def find_gaps() -> list[str]:
         gaps.append("a run can empty files of the service's user: the kernel is older than Linux 6.2")
     if interface < SIGNALS:
         gaps.append("a run can send signals to processes of the service's user: the kernel is older than Linux 6.12")
-    if reason := find_no_filter():
-        gaps.append(f"a run can reach servers: {reason}")
-    elif reason := _in_a_fork(lambda: deny_network()):
+    if (reason := find_no_filter()) or (reason := _in_a_fork(lambda: deny_network())):
         gaps.append(f"a run can reach servers: {reason}")
     if _in_a_fork(lambda: "" if enter_own_network() else "no"):
-        gaps.append("a run of several processes can reach servers at ports that the system gives out: no network namespace")
+        gaps.append(
+            "a run of several processes can reach servers at ports that the system gives out: no network namespace"
+        )
     return gaps
 
 
@@ -111,9 +118,9 @@ def _files(read: Sequence[Path], write: Sequence[Path], *, processes: Sequence[s
     for path in read:
         files[path] = READ
         # An operator's data set may be spread over disks by links in its folder.
-        files |= {each: READ for each in _links(path)}
+        files |= dict.fromkeys(_links(path), READ)
     temporary = [Path(os.environ["TMPDIR"])] if "TMPDIR" in os.environ else []
-    return files | {path: WRITE for path in (*write, *temporary, _SHARED_MEMORY)}
+    return files | dict.fromkeys((*write, *temporary, _SHARED_MEMORY), WRITE)
 
 
 def _links(path: Path) -> Iterator[Path]:
@@ -199,7 +206,9 @@ def main() -> None:
     parser.add_argument("--read", type=Path, action="append", default=[], help="a file or folder to read")
     parser.add_argument("--write", type=Path, action="append", default=[], help="a folder to read and change")
     parser.add_argument("--sockets", choices=get_args(Sockets), default="none", help="the sockets it may open")
-    parser.add_argument("--launcher", action="store_true", help="leave /proc to its processes, which come with --narrow")
+    parser.add_argument(
+        "--launcher", action="store_true", help="leave /proc to its processes, which come with --narrow"
+    )
     parser.add_argument("--narrow", action="store_true", help="this is a process of a confined launcher")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="the command and its arguments")
     options = parser.parse_args()

@@ -62,12 +62,7 @@ TRUNCATION, TCP, SIGNALS = 3, 4, 6
 _NEW = {2: Access.REFER, TRUNCATION: Access.TRUNCATE, 5: Access.IOCTL_DEV, 9: Access.RESOLVE_UNIX}
 """Kinds of access that a version adds to those of version 1."""
 _OF_A_FILE = (
-    Access.EXECUTE
-    | Access.WRITE_FILE
-    | Access.READ_FILE
-    | Access.TRUNCATE
-    | Access.IOCTL_DEV
-    | Access.RESOLVE_UNIX
+    Access.EXECUTE | Access.WRITE_FILE | Access.READ_FILE | Access.TRUNCATE | Access.IOCTL_DEV | Access.RESOLVE_UNIX
 )
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 """Numbers of the system calls, the same on all architectures."""

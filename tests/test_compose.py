@@ -263,7 +263,7 @@ def test_the_store_gets_its_keys_from_files_and_keeps_its_arguments(file: dict[s
     """By the shell of the image's entrypoint, with a `weed` that says what it was given."""
     store = file["storage"]
     weed = tmp_path / "weed"
-    weed.write_text("#!/bin/sh\nenv | grep AWS_ | sort\necho \"$@\"\n")
+    weed.write_text('#!/bin/sh\nenv | grep AWS_ | sort\necho "$@"\n')
     weed.chmod(0o755)
     for name in store["secrets"]:
         (tmp_path / name).write_text(f"value of {name}\n")

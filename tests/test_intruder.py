@@ -1,4 +1,4 @@
-"""A run and an inspection whose code is an intruder's reach no secret, no file of the service, no server, no process."""
+"""A run and an inspection whose code is an intruder's reach no secret, file, server or process of the service."""
 
 import json
 import os
@@ -46,7 +46,16 @@ def test_a_run_of_temper_serve_reaches_nothing(tmp_path, monkeypatch):
                 secrets / "temper_first_api_key",
                 "/etc/shadow",
             ],
-            "folders": [data, data / "models", data / "objects", data / "cache", secrets, tmp_path, Path.home(), "/tmp"],
+            "folders": [
+                data,
+                data / "models",
+                data / "objects",
+                data / "cache",
+                secrets,
+                tmp_path,
+                Path.home(),
+                "/tmp",
+            ],
             "ports": [urlsplit(service.url).port],
             "pids": [service.process.pid, os.getpid(), *service.children().values()],
         }

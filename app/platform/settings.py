@@ -290,7 +290,9 @@ def _with_password(url: str, info: ValidationInfo, name: str) -> str:
         raise ValueError(f"names no server that would take {variable}: leave that out, or write the server's address")
     if parsed.password is not None:
         raise ValueError(f"has a password, and so has {variable}: leave one of them out")
-    return parsed.set(username=parsed.username or "", password=password.get_secret_value()).render_as_string(hide_password=False)
+    return parsed.set(username=parsed.username or "", password=password.get_secret_value()).render_as_string(
+        hide_password=False
+    )
 
 
 def _sentence(details: ErrorDetails) -> str:

@@ -19,9 +19,7 @@ _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 Name = Literal["cifar10", "cifar100"]
 
 
-def load(
-    name: Name, path: Path | None, *, leave_out: LeaveOut | None = None
-) -> tuple[Split, Split, tuple[str, ...]]:
+def load(name: Name, path: Path | None, *, leave_out: LeaveOut | None = None) -> tuple[Split, Split, tuple[str, ...]]:
     """Load the training part, the test part and the class names.
 
     path: torchvision's folder, which may be empty, or the same images as an ImageFolder folder or archive. leave_out:

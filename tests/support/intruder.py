@@ -4,7 +4,6 @@
 where a network or a decoder that a file has taken over would: in the process that `python -m core ...` has become.
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -46,48 +45,58 @@ def main():
 
 
 def intrude(*, files=(), folders=(), ports=(), pids=()):
-    for file in files:
-        yield f"read {file}", attempt(lambda: open(file, "rb").read(1))
-        yield f"write {file}", attempt(lambda: open(file, "r+b").close())
-        yield f"truncate {file}", attempt(lambda: os.truncate(file, Path(file).stat().st_size))
-    for folder in folders:
-        yield f"list {folder}", attempt(lambda: os.listdir(folder))
-        yield f"make {folder}", attempt(lambda: open(Path(folder, "planted"), "w").close())
+    for file in map(Path, files):
+        yield f"read {file}", attempt(read, file)
+        yield f"write {file}", attempt(write, file)
+        yield f"truncate {file}", attempt(truncate, file)
+    for folder in map(Path, folders):
+        yield f"list {folder}", attempt(list_folder, folder)
+        yield f"make {folder}", attempt(Path.touch, folder / "planted")
     for port in ports:
-        yield f"TCP {port}", attempt(lambda: socket.create_connection(("127.0.0.1", port), timeout=5))
-        yield f"UDP {port}", attempt(lambda: send(port))
-    # Whoever may not list /proc counts.
+        yield f"TCP {port}", attempt(socket.create_connection, ("127.0.0.1", port), 5)
+        yield f"UDP {port}", attempt(send, port)
+    # Who may not list /proc can count.
     for pid in {1, os.getppid(), *pids}:
         for name in ("environ", "mem", "maps", "cmdline", "status", "root"):
-            yield f"read /proc/{pid}/{name}", attempt(lambda: open(f"/proc/{pid}/{name}", "rb").read(1))
-        yield f"list /proc/{pid}/fd", attempt(lambda: os.listdir(f"/proc/{pid}/fd"))
-        yield f"signal {pid}", attempt(lambda: os.kill(pid, 0))
-        yield f"end {pid}", attempt(lambda: os.kill(pid, signal.SIGURG))
+            yield f"read /proc/{pid}/{name}", attempt(read, Path(f"/proc/{pid}/{name}"))
+        yield f"list /proc/{pid}/fd", attempt(list_folder, Path(f"/proc/{pid}/fd"))
+        yield f"ask for {pid}", attempt(os.kill, pid, 0)
+        yield f"signal {pid}", attempt(os.kill, pid, signal.SIGURG)
     child = subprocess.run(
         [sys.executable, "-S", "-c", "open('/etc/shadow')"], capture_output=True, text=True, check=False
     )
     yield "read /etc/shadow in a child", "done" if child.returncode == 0 else child.stderr.splitlines()[-1]
-    yield "list /", attempt(lambda: os.listdir("/"))
-    yield "list /proc", attempt(lambda: os.listdir("/proc"))
+    yield "list /", attempt(list_folder, Path("/"))
+    yield "list /proc", attempt(list_folder, Path("/proc"))
     secret = [name for name in os.environ if any(part in name for part in ("TEMPER", "SECRET", "PASSWORD", "AWS"))]
     yield "secrets in the environment", "done" if secret else "none"
 
 
-def send(port):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        sender.sendto(b"hello", ("127.0.0.1", port))
-
-
-def attempt(action):
+def attempt(action, *arguments):
     try:
-        action()
+        action(*arguments)
     except OSError as error:
         return f"{type(error).__name__}: {error.strerror or error}"
     return "done"
 
 
-def listed_pids():
-    """The processes of this machine, for a test to name as targets."""
-    with contextlib.suppress(OSError):
-        return [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
-    return []
+def read(file):
+    with file.open("rb") as opened:
+        opened.read(1)
+
+
+def write(file):
+    file.open("r+b").close()
+
+
+def truncate(file):
+    os.truncate(file, file.stat().st_size)
+
+
+def list_folder(folder):
+    list(folder.iterdir())
+
+
+def send(port):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"hello", ("127.0.0.1", port))

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -131,7 +132,17 @@ def test_the_command_names_local_files_and_no_shipped_ones(workplace, settings):
     body = {"base_model": "mine", "dataset": "birds", "extra_dataset": "more-birds", "eps": {"linf": 0.1, "l1": 1}}
     spec = parse(body)
     command = core_command(Claim("job_1", 1, spec), Path("/work"), workplace.registry)
-    assert command[1:4] == ["-m", "core", "finetune"]
+    assert command[1:3] == ["-m", "core.confinement"]
+    run_begins = command.index("core")
+    assert command[run_begins - 2 : run_begins + 2] == [sys.executable, "-m", "core", "finetune"]
+    # It may read these files, and change its work folder.
+    confinement = command[3 : run_begins - 2]
+    named = {command[command.index(option) + 1] for option in ("--weights", "--data", "--extra-data")}
+    read = {confinement[place + 1] for place, part in enumerate(confinement) if part == "--read"}
+    assert named <= read
+    assert not any(str(settings.data_dir) in path for path in read - named)
+    assert confinement[confinement.index("--write") + 1] == "/work"
+    assert confinement.count("--write") == 1
     assert command[command.index("--weights") + 1] == str(settings.models_dir / "mine.safetensors")
     assert command[command.index("--data") + 1] == str(settings.datasets_dir / "birds.tar.xz")
     assert command[command.index("--extra-data") + 1] == str(settings.datasets_dir / "more-birds.npz")
@@ -315,7 +326,15 @@ def test_a_state_that_is_not_ours_to_save_changes_nothing(workplace, post):
 def test_a_job_on_several_gpus_is_started_by_torchrun(workplace):
     spec = parse_request({"base_model": "digits-cnn-linf", "gpus": 4})
     command = core_command(Claim("job_1", 1, spec), Path("/w"), workplace.registry)
-    assert command[1:8] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "-m", "core"]
+    launcher, torchrun, run = (command.index(name) for name in ("core.confinement", "torch.distributed.run", "core"))
+    assert launcher < torchrun < run
+    assert command[launcher:torchrun][-3:] == ["--launcher", sys.executable, "-m"]
+    assert command[torchrun : torchrun + 6] == [
+        *("torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "4")
+    ]
+    # Each of its processes then takes from itself what it shares with the launcher.
+    assert command[torchrun + 6 : torchrun + 8] == ["-m", "core.confinement"]
+    assert command[run - 3 : run] == ["--narrow", sys.executable, "-m"]
 
 
 def test_printed_text_that_is_not_an_event_becomes_a_warning(workplace, post):
