@@ -3,9 +3,9 @@
     python -m core.confinement --read digits.zip --write runs/1 python -m core finetune spec.json --output runs/1
 
 The command and all that it starts may read and run the system's programs and this Python's packages, read the paths
-after --read, use the GPUs, and change the folders after --write and that of TMPDIR. Of `/proc` they see the command's own
-process and what is about the machine. They reach no process outside. The rules are the kernel's (`core.landlock`,
-`core.sandbox`) and cannot be lifted; what a kernel cannot do, `--check` tells as a JSON list of sentences.
+after --read, use the GPUs, and change the folders after --write and that of TMPDIR. Of `/proc` they see the command's
+own process and what is about the machine. They reach no process outside. The kernel enforces the rules (`core.landlock`,
+`core.sandbox`), which cannot be lifted. `--check` prints what this kernel cannot enforce, as a JSON list of sentences.
 
 Needs no torch: the command is started in a few hundredths of a second.
 """
@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, get_args
 
-from core.landlock import READ, RUN, SIGNALS, TRUNCATION, USE_DEVICE, WRITE, Access, restrict, version
+from core.landlock import READ, RUN, SIGNALS, TCP, TRUNCATION, USE_DEVICE, WRITE, Access, restrict, version
 from core.sandbox import deny_network, find_no_filter
 
 Sockets = Literal["none", "unix", "loopback"]
@@ -33,16 +33,9 @@ loopback: also TCP and UDP in a network that is the command's own, for a run of 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/nix/store")
 """Programs and libraries."""
 _SYSTEM_FILES = (
-    *(
-        "/etc/ld.so.cache",
-        "/etc/ld.so.conf",
-        "/etc/ld.so.conf.d",
-        "/etc/ld.so.preload",
-        "/etc/localtime",
-        "/etc/timezone",
-    ),
-    *("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/hosts", "/etc/host.conf", "/etc/gai.conf"),
-    *("/etc/resolv.conf", "/etc/os-release", "/etc/locale.alias", "/etc/nccl.conf", "/etc/OpenCL", "/sys"),
+    *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/ld.so.preload", "/etc/locale.alias"),
+    *("/etc/localtime", "/etc/timezone", "/etc/os-release", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf"),
+    *("/etc/hosts", "/etc/host.conf", "/etc/gai.conf", "/etc/resolv.conf", "/etc/nccl.conf", "/etc/OpenCL", "/sys"),
 )
 """Settings of libraries, and the machine's devices. The rest of /etc may hold secrets."""
 _PROCESS_FILES = (
@@ -101,9 +94,8 @@ def find_gaps() -> list[str]:
     if (reason := find_no_filter()) or (reason := _in_a_fork(lambda: deny_network())):
         gaps.append(f"a run can reach servers: {reason}")
     if _in_a_fork(lambda: "" if enter_own_network() else "no"):
-        gaps.append(
-            "a run of several processes can reach servers at ports that the system gives out: no network namespace"
-        )
+        ports = "" if interface < TCP else f" at ports {' to '.join(_PORTS.read_text().split())}"
+        gaps.append(f"a run of several processes can reach servers{ports}: the system gives it no network of its own")
     return gaps
 
 
@@ -179,7 +171,7 @@ def _in_a_fork(attempt: Callable[[], str]) -> str:
             status = 0
         os._exit(status)
     os.close(answer)
-    with open(answers, "rb") as file:
+    with os.fdopen(answers, "rb") as file:
         text = file.read().decode()
     _, status = os.waitpid(process, 0)
     return text or ("" if status == 0 else f"the attempt ended with status {status}")
@@ -213,7 +205,7 @@ def main() -> None:
     parser.add_argument("command", nargs=argparse.REMAINDER, help="the command and its arguments")
     options = parser.parse_args()
     if options.check:
-        print(json.dumps(find_gaps()))
+        sys.stdout.write(json.dumps(find_gaps()) + "\n")
         return
     if not options.command:
         parser.error("name a command")
@@ -221,7 +213,7 @@ def main() -> None:
         narrow(read=options.read, write=options.write)
     else:
         confine(read=options.read, write=options.write, sockets=options.sockets, launcher=options.launcher)
-    os.execvp(options.command[0], options.command)
+    os.execvp(options.command[0], options.command)  # noqa: S606  # no shell is what we want
 
 
 if __name__ == "__main__":

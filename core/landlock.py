@@ -1,8 +1,8 @@
 """Landlock (Linux 5.13 or later): a process gives up access to files, TCP ports and other processes, for ever.
 
-The kernel enforces it for this process and all that it starts. It needs no root. Each version of the kernel's interface
-knows more kinds of access; what a kernel does not know stays as it was. Source: Documentation/userspace-api/landlock.rst
-of the kernel.
+The kernel enforces it for this process and all that it starts. It needs no root. Each version of the kernel's
+interface knows more kinds of access; what a kernel does not know is not restricted. Source: the kernel's
+Documentation/userspace-api/landlock.rst.
 """
 
 import ctypes
@@ -96,12 +96,14 @@ def version() -> int:
     """Return the version of the kernel's interface; 0 where there is none."""
     if sys.platform != "linux":
         return 0
-    return max(_kernel().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _ASK_VERSION), 0)
+    found: int = _kernel().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _ASK_VERSION)
+    return max(found, 0)
 
 
 def restrict(files: Mapping[Path, Access], *, ports: Iterable[int] | None = (), others: bool = True) -> None:
-    """Refuse this process, and all that it starts from now on, all files but these, and all that the kernel knows of the
-    rest. Only the calling thread is restricted: call it before there are others.
+    """Refuse this process, and all that it starts from now on, all files, TCP ports and other processes but these.
+
+    Only the calling thread is restricted: call it before there are others.
 
     files: what is allowed for a file, or for a folder and all below it; a path that does not exist is skipped. A
     symbolic link stands for what it leads to. ports: TCP ports that may still be bound and connected to; None for all.
@@ -141,7 +143,7 @@ def _allow(ruleset: int, path: Path, access: Access) -> None:
     rule = _PathRule(access, file)
     _call(_ADD_RULE, ruleset, _BELOW_PATH, ctypes.byref(rule), 0)
     if path.is_relative_to("/proc"):
-        # A rule is about an inode. /proc makes a new one when it has forgotten the old one, which an open file prevents.
+        # A rule is about an inode. /proc makes a new one once it has dropped the old one, which an open file prevents.
         os.set_inheritable(file, True)
     else:
         os.close(file)

@@ -23,8 +23,8 @@ _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "XD
 def child_environment(temporary: Path, *, untrusted: bool = False, online: bool = False) -> dict[str, str]:
     """Return an environment of allowed variables of this process, with this folder for temporary files.
 
-    untrusted: keep only what Python needs to start, with one thread and no GPU. online: keep also what says how to reach
-    the internet.
+    untrusted: keep only what Python needs to start, with one thread and no GPU. online: keep also the proxy and the
+    certificates by which the internet is reached.
     """
     allowed = _ALLOWED_TO_ALL if untrusted else _ALLOWED
     kept = {

@@ -25,8 +25,8 @@ class ChildProcess:
     """A child process in a session, and so in a process group, of its own.
 
     Its environment has none of the worker's secrets, and its temporary folder is its own. Its standard input is a pipe
-    that closes when the worker dies, for whatever reason: `python -m core --until-stdin-closes` then ends itself. At the
-    end of the `with` block the process and everything that it has started is killed.
+    that closes when the worker dies, for whatever reason: `python -m core --until-stdin-closes` then ends itself. At
+    the end of the `with` block the process and everything that it has started is killed.
 
     stderr: file that its standard error is appended to. stdout: file for its standard output; None for a pipe, from
     which `output` reads. untrusted: whether it reads files from users, and so gets only a minimal environment. online:

@@ -11,7 +11,7 @@ _CONFINEMENT = "core.confinement"
 def confined(
     *command: str, read: Iterable[Path] = (), write: Path, sockets: Literal["none", "unix"] = "none"
 ) -> list[str]:
-    """Return the command line that runs `python -m ...` with only these files: those after `read` and the folder `write`.
+    """Return the command line that runs `python -m ...` with the files of `read` and the folder `write` alone.
 
     sockets: whether it may open Unix sockets, which image loaders and CUDA need.
     """

@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=lambda: Path.home() / ".temper")
     """Folder for all data: database, objects, work folders, local models and data sets."""
     secrets_dir: Path = _SECRETS
-    """Folder of secrets, read at the start: a file with a variable's name in lower case has the effect of the variable."""
+    """Folder of secrets, read at the start: a file with a variable's name in lower case sets that variable."""
     database_password: SecretStr | None = None
     """Password of the database's user, in place of one in the URL."""
     database_url: str = Field(default_factory=lambda data: f"sqlite:///{data['data_dir']}/temper.db")
@@ -137,8 +137,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # there is no such file
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # the environment names the folder
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take settings from the environment first, then from the files of the folder of secrets, if it is there."""
         folder = Path(os.environ.get("TEMPER_SECRETS_DIR", _SECRETS))
@@ -290,9 +290,8 @@ def _with_password(url: str, info: ValidationInfo, name: str) -> str:
         raise ValueError(f"names no server that would take {variable}: leave that out, or write the server's address")
     if parsed.password is not None:
         raise ValueError(f"has a password, and so has {variable}: leave one of them out")
-    return parsed.set(username=parsed.username or "", password=password.get_secret_value()).render_as_string(
-        hide_password=False
-    )
+    whole = parsed.set(username=parsed.username or "", password=password.get_secret_value())
+    return whole.render_as_string(hide_password=False)
 
 
 def _sentence(details: ErrorDetails) -> str:

@@ -102,7 +102,7 @@ def test_a_password_without_a_place_is_refused(tmp_path, monkeypatch, url, messa
 
 def test_a_folder_of_secrets_that_is_not_there_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("TEMPER_SECRETS_DIR", str(tmp_path / "none"))
-    with pytest.raises(SystemExit, match="TEMPER_SECRETS_DIR: there is no folder .*none"):
+    with pytest.raises(SystemExit, match=r"TEMPER_SECRETS_DIR: there is no folder .*none"):
         Settings.from_environment()
 
 
