@@ -4,8 +4,8 @@
 
 The command and all that it starts may read and run the system's programs and this Python's packages, read the paths
 after --read, use the GPUs, and change the folders after --write and that of TMPDIR. Of `/proc` they see the command's
-own process and what is about the machine. They reach no process outside. The kernel enforces the rules (`core.landlock`,
-`core.sandbox`), which cannot be lifted. `--check` prints what this kernel cannot enforce, as a JSON list of sentences.
+own process and what is about the machine. They reach no process outside. The kernel enforces the rules, which cannot be
+lifted (`core.landlock`, `core.sandbox`). `--check` prints what this kernel cannot enforce, as a JSON list of sentences.
 
 Needs no torch: the command is started in a few hundredths of a second.
 """
