@@ -215,45 +215,34 @@ def start_all(server):
 
 
 @pytest.mark.timeout(300)
-def test_the_services_of_the_file_take_a_job_to_its_end(make_server):
+def test_the_services_take_a_job_to_its_end_and_an_intruder_in_it_nowhere(make_server, tmp_path):
     server = make_server(f"compose-{secrets.token_hex(4)}")
+    intruder = plant(tmp_path / "intruder")
+    server.imported.insert(0, intruder)
     worker = start_all(server)
-    evaluated(server)
-    assert server.is_well("worker-cpu")
-    assert "received" in server.log("worker-cpu")  # the doorbell, through the broker with its password
-    worker.terminate()
-    assert worker.wait(20) == 0
-
-
-@pytest.mark.skipif(version() < SIGNALS, reason="this kernel has no Landlock, or one older than Linux 6.12")
-@pytest.mark.timeout(300)
-def test_a_run_of_the_services_of_the_file_reaches_nothing(make_server, tmp_path):
-    server = make_server(f"compose-{secrets.token_hex(4)}")
-    server.imported.insert(0, plant(tmp_path / "intruder"))
-    worker = start_all(server)
-    ports = [
-        server.port,
-        server.queue_port,
-        server.postgres.port,
-        urlsplit(server.environment("api")["TEMPER_S3_ENDPOINT_URL"]).port,
-    ]
-    data = server.folder / "data"
+    data, mounted = server.folder / "data", server.mount_secrets("worker-cpu")
+    store = urlsplit(server.environment("api")["TEMPER_S3_ENDPOINT_URL"])
+    running = [process.pid for process in server.processes if process.poll() is None]
     targets = {
-        "files": [*(server.mount_secrets("worker-cpu") / name for name in server.file["worker-cpu"]["secrets"])],
-        "folders": [server.folder, data, data / "models", data / "cache", server.mount_secrets("worker-cpu"), "/tmp"],
-        "ports": ports,
-        "pids": [process.pid for process in server.processes if process.poll() is None],
+        "files": list(mounted.iterdir()),
+        "folders": [server.folder, data, data / "models", data / "cache", mounted, Path.home(), "/tmp"],
+        "ports": [server.port, server.queue_port, server.postgres.port, store.port],
+        "pids": running,
     }
-    (tmp_path / "intruder" / "targets.json").write_text(json.dumps(targets, default=str))
+    (intruder / "targets.json").write_text(json.dumps(targets, default=str))
     job_id, _ = evaluated(server)
     with calling(f"http://127.0.0.1:{server.port}", server.secrets["temper_first_api_key"]) as api:
         answers = answers_in(api.get(f"/jobs/{job_id}/logs").text)
-    assert reached(answers) == []
     assert len(answers) > 60
-    # None of the service's own processes has a secret where others of its user could read it.
-    for pid in targets["pids"]:
+    # What an older kernel cannot keep from it, `temper doctor` tells.
+    if version() >= SIGNALS:
+        assert reached(answers) == []
+    # No process of the service has a secret where others of its user could read it.
+    for pid in running:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
         assert not any(secret.encode() in environment for secret in server.secrets.values() if secret != SWIFT_USER)
+    assert server.is_well("worker-cpu")
+    assert "received" in server.log("worker-cpu")  # the doorbell, through the broker with its password
     worker.terminate()
     assert worker.wait(20) == 0
 
