@@ -25,6 +25,7 @@ from core.schema.events import Saved
 from core.schema.spec import parse
 from tests.support import invariants
 from tests.support.fake_worker import fake_command
+from tests.support.native import free_port
 from tests.support.processes import processes_with, wait_until
 from worker import host
 from worker.attempt import run
@@ -44,8 +45,8 @@ def workplace(settings, database, monkeypatch):
 def post(database, project):
     """Queue a job that tells the fake training process what to do."""
 
-    def post(**wish):
-        spec = parse_request({"base_model": "digits-cnn-linf", "metadata": wish, "name": "n"})
+    def post(*, base_model="digits-cnn-linf", **wish):
+        spec = parse_request({"base_model": base_model, "metadata": wish, "name": "n"})
         with database.writing() as session:
             return lifecycle.create(session, project.id, spec).job.id
 
@@ -678,3 +679,21 @@ def test_the_work_folder_of_an_earlier_attempt_is_removed(workplace, post):
     (workplace.settings.work_dir / job_id / "1").mkdir(parents=True)
     run_next(workplace)
     assert list(workplace.settings.work_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_data_set_is_downloaded_before_its_run(workplace, post, tmp_path, monkeypatch, there):
+    """By a process of its own: the run reaches no server. Here a proxy that is away stands for the internet."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    if there:
+        (tmp_path / ".cache" / "temper" / "cifar10").mkdir(parents=True)
+    job_id = post(base_model="cifar10-small-linf")
+    run_next(workplace)
+    job = get(workplace, job_id)
+    if there:
+        assert job.status == "succeeded"
+    else:
+        assert (job.status, job.failure["code"], job.failure["field"]) == ("failed", "bad_dataset", "dataset")
+        assert "cannot download CIFAR-10 into" in job.failure["message"]
