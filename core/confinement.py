@@ -62,8 +62,10 @@ def confine(
     """Confine this process for ever, and all that it starts from now on. Only before it has a second thread.
 
     launcher: leave all of /proc readable, for a program whose own processes then confine themselves with `narrow`.
-    What the kernel cannot do is left out. Raises OSError.
+    What the kernel cannot do is left out, which elsewhere than on Linux is all. Raises OSError.
     """
+    if sys.platform != "linux":
+        return
     files = _files(read, write, processes=[""] if launcher else _PROCESS_FILES)
     own_network = sockets == "loopback" and enter_own_network()
     if sockets == "loopback":
@@ -137,7 +139,7 @@ def _python() -> Iterator[tuple[Path, Access]]:
 
 def enter_own_network() -> bool:
     """Give this process a network of its own that has a loopback and nothing else; whether that is possible here."""
-    return _in_a_fork(lambda: _enter_own_network()) == "" and _enter_own_network() == ""
+    return _in_a_fork(_enter_own_network) == "" and _enter_own_network() == ""
 
 
 def _enter_own_network() -> str:

@@ -45,9 +45,10 @@ class ChildProcess:
         self._stderr = stderr
         self._threads: list[Thread] = []
         """Threads of a subclass, which end with the process."""
-        # Not in the work folder: the path of a Unix socket, which loaders open there, has at most 107 characters.
+        # Not in the work folder: the path of a Unix socket, which image loaders make there, has at most 107 characters.
         self._temporary = TemporaryDirectory(prefix="temper-", ignore_cleanup_errors=True)
-        with ExitStack() as files:
+        with ExitStack() as files, ExitStack() as failed:
+            failed.callback(self._temporary.cleanup)
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -56,6 +57,7 @@ class ChildProcess:
                 start_new_session=True,
                 env=child_environment(Path(self._temporary.name), untrusted=untrusted, online=online),
             )
+            failed.pop_all()
         assert self._process.stdin
         self._input = self._process.stdin
         self.output = self._process.stdout
