@@ -93,9 +93,9 @@ def find_gaps() -> list[str]:
         gaps.append("a run can empty files of the service's user: that needs the Landlock of Linux 6.2")
     if interface < SIGNALS:
         gaps.append("a run can send signals to processes of the service's user: that needs the Landlock of Linux 6.12")
-    if (reason := find_no_filter()) or (reason := _in_a_fork(lambda: deny_network())):
+    if reason := find_no_filter() or _in_a_fork(deny_network):
         gaps.append(f"a run can reach servers: {reason}")
-    if _in_a_fork(lambda: "" if enter_own_network() else "no"):
+    elif _in_a_fork(lambda: "" if enter_own_network() else "no"):
         ports = "" if interface < TCP else f" at ports {' to '.join(_PORTS.read_text().split())}"
         gaps.append(f"a run of several processes can reach servers{ports}: the system gives it no network of its own")
     return gaps
