@@ -54,7 +54,7 @@ print(json.dumps(opened))
 """
 """Prints those of its arguments that it can open."""
 _REMEDIES = {
-    "several processes": "let users make namespaces (sysctl user.max_user_namespaces), or keep workers from the network",
+    "several processes": "let users make namespaces (user.max_user_namespaces), or keep workers from the network",
     "files": "use a kernel with Landlock, enabled by lsm=landlock,... and allowed by the container's seccomp profile",
     "signals": "use Linux 6.12 or later, or run each worker as a user of its own",
     "servers": "let the container's seccomp profile allow seccomp(2), or keep the worker from the network otherwise",
