@@ -75,7 +75,8 @@ def confine(
     restrict(files, ports=None if own_network else _unregistered_ports() if sockets == "loopback" else ())
     internet = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
     families = {"none": (), "unix": (socket.AF_UNIX,), "loopback": internet}[sockets]
-    deny_network(but_for=families, streams_only=not own_network)
+    # A file that cannot be opened could be made one that nobody can open: Landlock does not restrict permissions.
+    deny_network(but_for=families, streams_only=not own_network, keep_permissions=True)
 
 
 def narrow(*, read: Sequence[Path] = (), write: Sequence[Path] = ()) -> None:

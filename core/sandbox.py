@@ -46,13 +46,30 @@ class _SystemCalls:
     forbidden: tuple[int, ...]
     """Numbers of the calls that are always blocked: ptrace, process_vm_readv, process_vm_writev and io_uring_setup.
     io_uring_setup is blocked because it can open sockets too."""
+    permissions: tuple[int, ...]
+    """Numbers of the calls that change a file's permissions, owner or extended attributes, which hold access control
+    lists: chmod, chown, setxattr and removexattr, each in all its forms."""
     highest: int
     """The highest valid number; larger ones are aliases of the same calls."""
 
 
 _ARCHITECTURES = {
-    "x86_64": _SystemCalls(0xC000003E, 317, 41, (101, 310, 311, 425), 0x3FFFFFFF),
-    "aarch64": _SystemCalls(0xC00000B7, 277, 198, (117, 270, 271, 425), 0xFFFFFFFF),
+    "x86_64": _SystemCalls(
+        0xC000003E,
+        317,
+        41,
+        (101, 310, 311, 425),
+        (90, 91, 268, 452, 92, 93, 94, 260, 188, 189, 190, 463, 197, 198, 199, 466, 469),
+        0x3FFFFFFF,
+    ),
+    "aarch64": _SystemCalls(
+        0xC00000B7,
+        277,
+        198,
+        (117, 270, 271, 425),
+        (52, 53, 452, 54, 55, 5, 6, 7, 463, 14, 15, 16, 466, 469),
+        0xFFFFFFFF,
+    ),
 }
 
 
@@ -79,18 +96,20 @@ _TYPE_OF_SOCKET = 0xF
 _NO_NEW_PRIVILEGES, _SET_FILTER, _ALL_THREADS = 38, 1, 1
 
 
-def deny_network(*, but_for: Sequence[int] = (), streams_only: bool = False) -> str:
+def deny_network(*, but_for: Sequence[int] = (), streams_only: bool = False, keep_permissions: bool = False) -> str:
     """Stop this process, with all its threads and child processes, from opening sockets or reading other processes.
 
     but_for: address families, such as AF_UNIX, of which sockets may still be opened. streams_only: of the internet's
-    families, only TCP.
+    families, only TCP. keep_permissions: whether changes of permissions, owners and extended attributes of files are
+    refused, too.
 
     Returns the reason why that is not possible here; empty where it is done.
     """
     if complaint := find_no_filter():
         return complaint
     calls = _ARCHITECTURES[platform.machine()]
-    instructions = _filter(calls, but_for, streams_only=streams_only)
+    forbidden = (*calls.forbidden, *(calls.permissions if keep_permissions else ()))
+    instructions = _filter(calls, forbidden, but_for, streams_only=streams_only)
     program = _Program(len(instructions), (_Instruction * len(instructions))(*instructions))
     kernel = ctypes.CDLL(None, use_errno=True)
     # Without this only root may set a filter.
@@ -107,7 +126,9 @@ def find_no_filter() -> str:
     return ""
 
 
-def _filter(calls: _SystemCalls, families: Sequence[int], *, streams_only: bool) -> list[_Instruction]:
+def _filter(
+    calls: _SystemCalls, forbidden: Sequence[int], families: Sequence[int], *, streams_only: bool
+) -> list[_Instruction]:
     """Refuse the forbidden calls and sockets, and end a process that uses the numbers of another architecture."""
     internet = {socket.AF_INET, socket.AF_INET6} if streams_only else set[int]()
     lines: list[tuple[int, int, str, str]] = [
@@ -116,7 +137,7 @@ def _filter(calls: _SystemCalls, families: Sequence[int], *, streams_only: bool)
         (_IF_EQUAL, calls.audit, "", "kill"),
         (_LOAD, _NUMBER, "", ""),
         (_IF_GREATER, calls.highest, "refuse", ""),
-        *((_IF_EQUAL, number, "refuse", "") for number in calls.forbidden),
+        *((_IF_EQUAL, number, "refuse", "") for number in forbidden),
         (_IF_EQUAL, calls.socket, "", "allow"),
         (_LOAD, _FIRST_ARGUMENT, "", ""),
         *((_IF_EQUAL, family, "type" if family in internet else "allow", "") for family in families),

@@ -49,9 +49,13 @@ def intrude(*, files=(), folders=(), ports=(), pids=()):
         yield f"read {file}", attempt(read, file)
         yield f"write {file}", attempt(write, file)
         yield f"truncate {file}", attempt(truncate, file)
+        yield f"chmod {file}", attempt(os.chmod, file, file.stat().st_mode)
+        yield f"chown {file}", attempt(os.chown, file, -1, -1)
+        yield f"setxattr {file}", attempt(os.setxattr, file, "user.intruder", b"here")
     for folder in map(Path, folders):
         yield f"list {folder}", attempt(list_folder, folder)
-        yield f"make {folder}", attempt(Path.touch, folder / "planted")
+        yield f"make {folder}", attempt(Path.touch, folder / f"planted {os.getpid()}")
+        yield f"chmod {folder}", attempt(os.chmod, folder, folder.stat().st_mode)
     for port in ports:
         yield f"TCP {port}", attempt(socket.create_connection, ("127.0.0.1", port), 5)
         yield f"UDP {port}", attempt(send, port)
