@@ -43,7 +43,7 @@ _PROCESS_FILES = (
     *("driver", "interrupts"),
 )
 """Files of /proc; those of other processes would show their environments and memory."""
-_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx")
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _GPUS = ("nvidia*", "nvidia-caps/*", "nvhost*", "nvmap", "dxg", "kfd", "dri")
 """Devices of NVIDIA's, AMD's and Intel's drivers. No wider pattern: /dev/nvme0 is a disk."""
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # tensors go through it from process to process
