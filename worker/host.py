@@ -5,6 +5,7 @@
 
 import ctypes
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from app.platform.settings import Settings
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 """Where the kernel shows its control groups."""
+_NVIDIA, _UNIFIED_MEMORY = Path("/proc/driver/nvidia"), Path("/dev/nvidia-uvm")
 _PR_SET_DUMPABLE = 4
 _STALE_SECONDS = 30
 _BEAT_SECONDS = 1.0
@@ -29,12 +31,23 @@ def protect_memory() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def make_gpu_devices() -> None:
+    """Have the device files of NVIDIA's driver made where they are missing after a start of the machine.
+
+    The first program that computes makes them, by a helper that runs as root, which a confined run must not start.
+    """
+    gpus = len(list(_NVIDIA.glob("gpus/*")))
+    if gpus and not _UNIFIED_MEMORY.exists():
+        with suppress(OSError):
+            subprocess.run(["nvidia-modprobe", "-u", *(f"-c={number}" for number in range(gpus))], check=False)
+
+
 def count_gpus() -> int:
     """Count the NVIDIA GPUs that a training process will see, without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return len(list(_NVIDIA.glob("gpus/*")))
 
 
 def count_oom_kills() -> int | None:

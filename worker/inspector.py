@@ -1,14 +1,13 @@
 """Inspect one uploaded file: fetch it, have `python -m core inspect-...` open it, store the result.
 
-The process that opens the file has no credentials, limits of its own and no network. It is killed when this process
-ends, when the lease is lost, and when it takes too long.
+The process that opens the file has no credentials, limits of its own, no network and no other file. It is killed when
+this process ends, when the lease is lost, and when it takes too long.
 """
 
 import logging
 import os
 import re
 import socket
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +27,7 @@ from core.schema import inspection_report
 from core.schema.inspection_report import DatasetInspection, ModelInspection
 from worker.cache import Cache
 from worker.child_process import ChildProcess
+from worker.confined import confined
 from worker.failures import asset_failure
 from worker.lease import HandedBack, Lease, StopRequested
 from worker.work_folder import work_folder
@@ -237,7 +237,7 @@ def command(inspection: Inspection, file: Path, folder: Path, workplace: Workpla
         options |= inspection.declared.model_dump(exclude_defaults=True)
     given = [f"--{name}={_as_argument(value)}" for name, value in options.items()]
     fixed = ["--output", str(folder / "out"), "--json", "--until-stdin-closes"]
-    return [sys.executable, "-m", "core", f"inspect-{inspection.kind}", str(file), *fixed, *given]
+    return confined("core", f"inspect-{inspection.kind}", str(file), *fixed, *given, read=[file], write=folder)
 
 
 def _as_argument(value: object) -> str:

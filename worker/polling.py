@@ -17,7 +17,7 @@ from app.platform.database import AWAY, Database, open_database, why
 from app.platform.settings import Settings
 from app.storage import open_store
 from worker.attempt import run
-from worker.host import protect_memory
+from worker.host import make_gpu_devices, protect_memory
 from worker.inspector import inspect_next
 from worker.workplace import Workplace
 
@@ -102,6 +102,7 @@ def _claim(workplace: Workplace) -> Claim | None:
 def open_workplace() -> Workplace:
     """Set up logging and a workplace from the environment."""
     protect_memory()
+    make_gpu_devices()
     settings = Settings.from_environment()
     logs.set_up(settings)
     opened = open_database if settings.migrate_at_start else Database

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -17,7 +16,10 @@ from pydantic import ValidationError
 from app.assets.registry import Registry
 from app.jobs.leases import Claim
 from core.schema import events as reported
+from core.schema.catalog import DATASETS, DOWNLOADS
 from worker.child_process import ChildProcess
+from worker.confined import confined, confined_processes
+from worker.host import count_gpus
 
 _BATCH_SECONDS = 1.0
 _STALLED_STEPS = 20
@@ -26,26 +28,30 @@ _STALLED_STEPS = 20
 
 def core_command(claim: Claim, folder: Path, registry: Registry) -> list[str]:
     """Return the command that runs a claimed job in its work folder, which holds its spec.json, or the reports of its
-    shards where the job merges those."""
+    shards where the job merges those. It is confined to that folder and the files that the job reads."""
     common = ["--json", "--output", str(folder), "--until-stdin-closes"]
     if claim.merges:
         reports = [str(shard_report_path(folder, number)) for number in range(1, claim.merges + 1)]
-        return [sys.executable, "-m", "core", "merge", *reports, *common]
+        return confined("core", "merge", *reports, *common, write=folder)
     paths = {
         "--weights": registry.weights(claim.spec),
         "--data": registry.data(claim.spec),
         "--extra-data": registry.extra_data(claim.spec),
     }
-    options = [part for option, path in paths.items() if path for part in (option, str(path))]
+    given = {option: path for option, path in paths.items() if path}
+    options = [part for option, path in given.items() for part in (option, str(path))]
     # The inspection report of an uploaded data set counts its unreadable images; the run leaves out the same ones.
     if registry.fetched.keys() & {"dataset", "extra_dataset"}:
         options.append("--leave-out-unusable")
     if claim.shard:
         options += ["--shard", f"{claim.shard.number}/{claim.shard.count}"]
-    gpus = gpus_wanted(claim)
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus), "-m"] if gpus > 1 else []
-    spec = str(folder / "spec.json")
-    return [sys.executable, "-m", *torchrun, "core", claim.spec.kind, spec, *options, *common]
+    run = ["core", claim.spec.kind, str(folder / "spec.json"), *options, *common]
+    read = [*given.values(), DOWNLOADS.expanduser() / claim.spec.dataset]
+    if (gpus := gpus_wanted(claim)) > 1:
+        return confined_processes(*run, count=gpus, read=read, write=folder)
+    dataset = DATASETS.get(claim.spec.dataset)
+    needs_sockets = count_gpus() > 0 or (dataset is not None and dataset.streamed)
+    return confined(*run, read=read, write=folder, sockets="unix" if needs_sockets else "none")
 
 
 def gpus_wanted(claim: Claim) -> int:

@@ -41,9 +41,25 @@ _LOOK_FOR_GPUS = """
 import json, torch
 print(json.dumps([torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]))
 """
-
-
-_CUT_OFF = "from core.sandbox import deny_network; print(deny_network())"
+_OPEN = """
+import json, sys
+opened = []
+for path in sys.argv[1:]:
+    try:
+        open(path).close()
+        opened.append(path)
+    except OSError:
+        pass
+print(json.dumps(opened))
+"""
+"""Prints those of its arguments that it can open."""
+_REMEDIES = {
+    "several processes": "let users make namespaces (user.max_user_namespaces), or keep workers from the network",
+    "files": "use a kernel with Landlock, enabled by lsm=landlock,... and allowed by the container's seccomp profile",
+    "signals": "use Linux 6.12 or later, or run each worker as a user of its own",
+    "servers": "let the container's seccomp profile allow seccomp(2), or keep the worker from the network otherwise",
+}
+"""What to do about a gap, by a word in it."""
 
 
 @dataclass(frozen=True)
@@ -179,17 +195,40 @@ def check_gpu(settings: Settings) -> Iterator[Finding]:
         yield Finding("gpu", "warn", "none: a worker here computes on the CPU", remedy)
 
 
-def check_inspections(_: Settings) -> Iterator[Finding]:
-    """Check that the process that opens untrusted files can be run without network access."""
+def check_confinement(settings: Settings) -> Iterator[Finding]:
+    """Check that runs and inspections, which read files of users, are kept from secrets, other files and servers."""
     if importlib.util.find_spec("torch") is None:
         return
-    done = subprocess.run([sys.executable, "-c", _CUT_OFF], capture_output=True, text=True, timeout=60)
-    complaint = done.stdout.strip() if done.returncode == 0 else f"it was ended: {done.stderr.strip()[-200:]}"
-    if complaint:
-        remedy = "let the container's seccomp profile allow seccomp(2), or keep the worker from the network otherwise"
-        yield Finding("uploads", "warn", f"untrusted files are opened with access to the network: {complaint}", remedy)
-    else:
-        yield Finding("uploads", "ok", "untrusted files are opened without access to the network")
+    secrets = [path for path in _secret_files(settings) if path.is_file()]
+    try:
+        gaps = json.loads(_run("-m", "core.confinement", "--check"))
+        command = ["-m", "core.confinement", sys.executable, "-I", "-c", _OPEN, *map(str, secrets)]
+        opened = json.loads(_run(*command))
+    except (subprocess.SubprocessError, ValueError) as error:
+        words = str(getattr(error, "stderr", "") or error).strip().rpartition("\n")[2]
+        yield Finding("runs", "fail", f"they cannot be confined: {words}", "report this with the version of the kernel")
+        return
+    if opened and not any("open all files" in gap for gap in gaps):
+        remedy = "move it out of the folders of Python and the system, which runs may read"
+        yield Finding("runs", "fail", f"a run can open {', '.join(opened)}", remedy)
+    for gap in gaps:
+        yield Finding("runs", "warn", gap, _REMEDIES[next(word for word in _REMEDIES if word in gap)])
+    if not gaps and not opened:
+        yield Finding("runs", "ok", "runs and inspections open no secret, and reach no server and no other process")
+
+
+def _secret_files(settings: Settings) -> Iterator[Path]:
+    if make_url(settings.database_url).get_backend_name() == "sqlite":
+        yield Path(make_url(settings.database_url).database or "")
+    if settings.credentials_file:
+        yield settings.credentials_file
+    if settings.secrets_dir.is_dir():
+        yield from settings.secrets_dir.glob("temper_*")
+
+
+def _run(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout
 
 
 def check_disk(settings: Settings) -> Iterator[Finding]:
@@ -237,7 +276,7 @@ CHECKS: Sequence[Check] = (
     check_queue,
     check_storage,
     check_gpu,
-    check_inspections,
+    check_confinement,
     check_disk,
     check_secrets,
 )

@@ -1,5 +1,9 @@
-"""Every environment variable of the service, typed. Each begins with TEMPER_ and has a usable default."""
+"""Every environment variable of the service, typed. Each begins with TEMPER_ and has a usable default.
 
+A secret is better a file than a variable: other processes of the same user may read a process's environment.
+"""
+
+import os
 import re
 import stat
 import sys
@@ -11,12 +15,18 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-SECRETS = Path("/run/secrets")
-"""Folder of Docker's secrets: a file whose name is a variable's name in lower case sets the variable."""
+_SECRETS = Path("/run/secrets")
+"""Where Docker puts secrets."""
 HEARTBEATS_PER_LEASE = 6
 """Number of times that a lease is renewed before it would expire."""
 _FOLLOWS = "default_factory_not_called"
@@ -35,15 +45,21 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="TEMPER_",
         frozen=True,
-        secrets_dir=SECRETS if SECRETS.is_dir() else None,
+        use_attribute_docstrings=True,
     )
 
     data_dir: Path = Field(default_factory=lambda: Path.home() / ".temper")
     """Folder for all data: database, objects, work folders, local models and data sets."""
+    secrets_dir: Path = _SECRETS
+    """Folder of secrets, read at the start: a file with a variable's name in lower case sets that variable."""
+    database_password: SecretStr | None = None
+    """Password of the database's user, in place of one in the URL."""
     database_url: str = Field(default_factory=lambda data: f"sqlite:///{data['data_dir']}/temper.db")
     """SQLAlchemy URL of the database; by default an SQLite file in the data folder."""
     migrate_at_start: bool = Field(default_factory=lambda data: data.get("database_url", "").startswith("sqlite"))
     """Whether API and workers migrate the database when they start; if not, `temper migrate` does."""
+    broker_password: SecretStr | None = None
+    """Password of the broker, in place of one in the URL."""
     broker_url: str = ""
     """URL of the Redis or Valkey that notifies workers of new jobs; empty for none: then workers poll."""
     log_format: LogFormat = "console"
@@ -118,9 +134,30 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(default=50 * 1024**3, ge=0)
     """Bytes of uploaded files that a worker's machine keeps for the next job; those in use come on top."""
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # there is no such file
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # the environment names the folder
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take settings from the environment first, then from the files of the folder of secrets, if it is there."""
+        folder = Path(os.environ.get("TEMPER_SECRETS_DIR", _SECRETS))
+        files = (SecretsSettingsSource(settings_cls, folder),) if folder.is_dir() else ()
+        return (init_settings, env_settings, *files)
+
+    @field_validator("secrets_dir")
+    @classmethod
+    def _of_a_folder(cls, folder: Path) -> Path:
+        if folder != _SECRETS and not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}: make it, or leave this out")
+        return folder
+
     @field_validator("database_url")
     @classmethod
-    def _of_a_database(cls, url: str) -> str:
+    def _of_a_database(cls, url: str, info: ValidationInfo) -> str:
         try:
             make_url(url).get_dialect().import_dbapi()
         except (ArgumentError, ImportError) as error:
@@ -129,14 +166,14 @@ class Settings(BaseSettings):
             ) from None
         if make_url(url).get_backend_name() == "sqlite" and make_url(url).database in (None, "", ":memory:"):
             raise ValueError("API and worker share the database, so it must be a file: write sqlite:////PATH/temper.db")
-        return url
+        return _with_password(url, info, "database_password")
 
     @field_validator("broker_url")
     @classmethod
-    def _of_a_broker(cls, url: str) -> str:
+    def _of_a_broker(cls, url: str, info: ValidationInfo) -> str:
         if url and urlsplit(url).scheme not in ("redis", "rediss"):
             raise ValueError("not a Redis or Valkey: write redis://HOST:6379/0, or leave it empty")
-        return url
+        return _with_password(url, info, "broker_password")
 
     @field_validator("first_api_key")
     @classmethod
@@ -240,13 +277,30 @@ class Settings(BaseSettings):
         """Read the environment and make the folders; end the program with a plain sentence where that fails."""
         try:
             settings = cls()
-            settings.make_folders()
         except ValidationError as error:
             # An error in a default that depends on another setting is not the cause.
             sys.exit("\n".join(_sentence(each) for each in error.errors() if each["type"] != _FOLLOWS))
         except OSError as error:
+            sys.exit(f"TEMPER_SECRETS_DIR: cannot read {error.filename}: {error.strerror}")
+        try:
+            settings.make_folders()
+        except OSError as error:
             sys.exit(f"TEMPER_DATA_DIR: cannot make {error.filename}: {error.strerror}")
         return settings
+
+
+def _with_password(url: str, info: ValidationInfo, name: str) -> str:
+    """Put a password that stands in a setting of its own into a URL. Raises ValueError."""
+    password: SecretStr | None = info.data.get(name)
+    if password is None:
+        return url
+    variable = f"TEMPER_{name.upper()}"
+    if not url or (parsed := make_url(url)).host is None:
+        raise ValueError(f"names no server that would take {variable}: leave that out, or write the server's address")
+    if parsed.password is not None:
+        raise ValueError(f"has a password, and so has {variable}: leave one of them out")
+    whole = parsed.set(username=parsed.username or "", password=password.get_secret_value())
+    return whole.render_as_string(hide_password=False)
 
 
 def _sentence(details: ErrorDetails) -> str:

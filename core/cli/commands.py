@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from core.cli.console import inspection_lines, other_weights_lines
 from core.cli.options import (
     AnyOptions,
+    DownloadOptions,
     EvaluationOptions,
     ImportOptions,
     InspectDatasetOptions,
@@ -44,6 +45,8 @@ def run_command(options: AnyOptions, requests: StopRequests) -> Iterator[Event |
             return _run(options, requests)
         case MergeOptions():
             return _merge(options)
+        case DownloadOptions():
+            return _download(options)
         case ImportOptions():
             return _list_published() if options.list_published else _import(options)
         case InspectOptions():
@@ -126,6 +129,12 @@ def _read_report(folder: Path) -> Reports:
         raise BadInput(
             f"{path} is not a report of this version of Temper", hint="evaluate that shard again", field="merge"
         ) from error
+
+
+def _download(options: DownloadOptions) -> Iterator[str]:
+    from core.data import cifar
+
+    yield f"{options.dataset} is in {cifar.download(options.dataset)}"
 
 
 def _list_published() -> Iterator[str]:

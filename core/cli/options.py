@@ -1,7 +1,7 @@
 """The options of each command, beside the fields of its spec. `core.cli.parser` makes arguments of them."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -103,6 +103,15 @@ class EvaluationOptions(RunOptions):
     """evaluate only shard I of N, written I/N, of the logical batches; merge combines the reports"""
 
 
+class DownloadOptions(Options):
+    """Download a data set to where runs look for it, for a run on a machine or in a process that cannot."""
+
+    positional: ClassVar[str] = "dataset"
+
+    dataset: Literal["cifar10", "cifar100"]
+    """cifar10 or cifar100"""
+
+
 class MergeOptions(FolderOptions):
     """Merge the reports of an evaluation's shards into the report of the whole evaluation."""
 
@@ -145,7 +154,13 @@ class InspectModelOptions(InspectOptions):
 
 
 AnyOptions = (
-    TrainingOptions | EvaluationOptions | MergeOptions | ImportOptions | InspectDatasetOptions | InspectModelOptions
+    TrainingOptions
+    | EvaluationOptions
+    | MergeOptions
+    | DownloadOptions
+    | ImportOptions
+    | InspectDatasetOptions
+    | InspectModelOptions
 )
 
 COMMANDS: dict[str, tuple[type[AnyOptions], type[Record] | None]] = {
@@ -153,6 +168,7 @@ COMMANDS: dict[str, tuple[type[AnyOptions], type[Record] | None]] = {
     "train": (TrainingOptions, SPECS["train"]),
     "evaluate": (EvaluationOptions, SPECS["evaluate"]),
     "merge": (MergeOptions, None),
+    "download": (DownloadOptions, None),
     "import-weights": (ImportOptions, ImportSpec),
     "inspect-dataset": (InspectDatasetOptions, None),
     "inspect-model": (InspectModelOptions, ImportSpec),

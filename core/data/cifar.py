@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -24,12 +25,11 @@ from core.data.image_folder import LeaveOut
 from core.data.parts import Parts
 from core.data.safe_zip import show
 from core.data.split import Split
-from core.schema.catalog import DATASETS
+from core.schema.catalog import DATASETS, DOWNLOADS
 from core.schema.errors import BadDataset
 
 Name = Literal["cifar10", "cifar100"]
 
-_CACHE = Path("~/.cache/temper")
 _TITLES: Mapping[Name, str] = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 _LARGEST_FILE = 256 * 2**20
 _LOOKED_AT = 10
@@ -45,7 +45,7 @@ def load(name: Name, path: Path | None, *, leave_out: LeaveOut | None = None) ->
     """
     path = path and path.expanduser()
     if path is None:
-        return _download(name, (_CACHE / name).expanduser())
+        return _read_folder(name, _fetch(name, (DOWNLOADS / name).expanduser()))
     if not path.exists():
         raise BadDataset(
             f"{path} does not exist",
@@ -64,7 +64,7 @@ def load(name: Name, path: Path | None, *, leave_out: LeaveOut | None = None) ->
         return _read_archive(name, path / kind.filename)
     if _holds_images(path):
         return _checked(name, image_folder.load(path, leave_out=leave_out))
-    return _download(name, path)
+    return _read_folder(name, _fetch(name, path))
 
 
 def _kind(name: Name) -> Any:
@@ -163,7 +163,21 @@ def _damaged(name: Name, path: Path, reason: str) -> BadDataset:
     )
 
 
-def _download(name: Name, folder: Path) -> Parts:
+def download(name: Name) -> Path:
+    """Download a data set to the folder where `load` finds it without a path, unless it is there. Raises BadDataset."""
+    folder = (DOWNLOADS / name).expanduser()
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # The folder appears when it is complete: other processes look for it.
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as partial:
+            _fetch(name, Path(partial, name))
+            with suppress(OSError):  # another process was first
+                Path(partial, name).rename(folder)
+    return folder
+
+
+def _fetch(name: Name, folder: Path) -> Path:
+    """Download the official files into a folder, unless they are there, and return the folder that holds them."""
     kind = _kind(name)
     try:
         kind(str(folder), download=True)
@@ -173,7 +187,7 @@ def _download(name: Name, folder: Path) -> Parts:
             hint=f"give this machine access to the internet once, or give {kind.filename} as --data",
             field="dataset",
         ) from error
-    return _read_folder(name, folder / kind.base_folder)
+    return folder / kind.base_folder
 
 
 def _holds_images(path: Path) -> bool:

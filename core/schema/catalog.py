@@ -23,6 +23,8 @@ Augmentation = Literal["none", "crop-flip", "resized-crop-flip"]
 
 EXTRA_SHARE = 0.5
 """The share of a second data set in each batch, by default."""
+DOWNLOADS = Path("~/.cache/temper")
+"""Folder of downloaded data sets, each in a folder with its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,8 @@ class DatasetEntry(Entry):
     """The LPIPS distance that perceptual adversarial training allows (Laidlaw et al. 2021)."""
     streamed: bool = False
     """Whether it is too large for memory and is read from the files of a folder, which the run must be given."""
+    downloaded: bool = False
+    """Whether a run that is given no path downloads it to the folder `DOWNLOADS`, or finds it there."""
 
 
 @dataclass(frozen=True, kw_only=True)

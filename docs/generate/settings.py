@@ -27,9 +27,9 @@ def page() -> str:
     ]
     return markdown.page(
         "Settings",
-        "The API and the workers read these environment variables. A file in `/run/secrets` whose name is a variable's "
-        "name in lower case sets that variable. `temper serve` has options for host, port and data folder, which take "
-        "precedence.",
+        "The API and the workers read these environment variables. A file in `/run/secrets`, or in the folder that "
+        "`TEMPER_SECRETS_DIR` names, sets the variable whose name in lower case is the file's: the better place for a "
+        "secret. `temper serve` has options for host, port and data folder, which take precedence.",
         markdown.table(("variable", "default", "meaning"), rows),
         "## Client",
         "Without these variables the client reads `credentials.json` in the data folder of a service on this machine, "

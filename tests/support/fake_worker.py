@@ -10,7 +10,8 @@ from worker.training_process import core_command
 
 def fake_command(claim, folder, registry):
     """The command of the real training process, to the fake one."""
-    _python, _m, _core, *rest = core_command(claim, folder, registry)
+    command = core_command(claim, folder, registry)
+    rest = command[command.index("core") + 1 :]
     return [sys.executable, "-S", str(Path(__file__).parent / "fake_training_process.py"), *rest]
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -24,6 +25,7 @@ from core.schema.events import Saved
 from core.schema.spec import parse
 from tests.support import invariants
 from tests.support.fake_worker import fake_command
+from tests.support.native import free_port
 from tests.support.processes import processes_with, wait_until
 from worker import host
 from worker.attempt import run
@@ -43,8 +45,8 @@ def workplace(settings, database, monkeypatch):
 def post(database, project):
     """Queue a job that tells the fake training process what to do."""
 
-    def post(**wish):
-        spec = parse_request({"base_model": "digits-cnn-linf", "metadata": wish, "name": "n"})
+    def post(*, base_model="digits-cnn-linf", **wish):
+        spec = parse_request({"base_model": base_model, "metadata": wish, "name": "n"})
         with database.writing() as session:
             return lifecycle.create(session, project.id, spec).job.id
 
@@ -131,7 +133,17 @@ def test_the_command_names_local_files_and_no_shipped_ones(workplace, settings):
     body = {"base_model": "mine", "dataset": "birds", "extra_dataset": "more-birds", "eps": {"linf": 0.1, "l1": 1}}
     spec = parse(body)
     command = core_command(Claim("job_1", 1, spec), Path("/work"), workplace.registry)
-    assert command[1:4] == ["-m", "core", "finetune"]
+    assert command[1:3] == ["-m", "core.confinement"]
+    run_begins = command.index("core")
+    assert command[run_begins - 2 : run_begins + 2] == [sys.executable, "-m", "core", "finetune"]
+    # It may read these files, and change its work folder.
+    confinement = command[3 : run_begins - 2]
+    named = {command[command.index(option) + 1] for option in ("--weights", "--data", "--extra-data")}
+    read = {confinement[place + 1] for place, part in enumerate(confinement) if part == "--read"}
+    assert named <= read
+    assert not any(str(settings.data_dir) in path for path in read - named)
+    assert confinement[confinement.index("--write") + 1] == "/work"
+    assert confinement.count("--write") == 1
     assert command[command.index("--weights") + 1] == str(settings.models_dir / "mine.safetensors")
     assert command[command.index("--data") + 1] == str(settings.datasets_dir / "birds.tar.xz")
     assert command[command.index("--extra-data") + 1] == str(settings.datasets_dir / "more-birds.npz")
@@ -315,7 +327,15 @@ def test_a_state_that_is_not_ours_to_save_changes_nothing(workplace, post):
 def test_a_job_on_several_gpus_is_started_by_torchrun(workplace):
     spec = parse_request({"base_model": "digits-cnn-linf", "gpus": 4})
     command = core_command(Claim("job_1", 1, spec), Path("/w"), workplace.registry)
-    assert command[1:8] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "-m", "core"]
+    launcher, torchrun, run = (command.index(name) for name in ("core.confinement", "torch.distributed.run", "core"))
+    assert launcher < torchrun < run
+    assert command[launcher:torchrun][-3:] == ["--launcher", sys.executable, "-m"]
+    assert command[torchrun : torchrun + 6] == [
+        *("torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "4")
+    ]
+    # Each of its processes then takes from itself what it shares with the launcher.
+    assert command[torchrun + 6 : torchrun + 8] == ["-m", "core.confinement"]
+    assert command[run - 3 : run] == ["--narrow", sys.executable, "-m"]
 
 
 def test_printed_text_that_is_not_an_event_becomes_a_warning(workplace, post):
@@ -659,3 +679,21 @@ def test_the_work_folder_of_an_earlier_attempt_is_removed(workplace, post):
     (workplace.settings.work_dir / job_id / "1").mkdir(parents=True)
     run_next(workplace)
     assert list(workplace.settings.work_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_data_set_is_downloaded_before_its_run(workplace, post, tmp_path, monkeypatch, there):
+    """By a process of its own: the run reaches no server. Here a proxy that is away stands for the internet."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    if there:
+        (tmp_path / ".cache" / "temper" / "cifar10").mkdir(parents=True)
+    job_id = post(base_model="cifar10-small-linf")
+    run_next(workplace)
+    job = get(workplace, job_id)
+    if there:
+        assert job.status == "succeeded"
+    else:
+        assert (job.status, job.failure["code"], job.failure["field"]) == ("failed", "bad_dataset", "dataset")
+        assert "cannot download CIFAR-10 into" in job.failure["message"]

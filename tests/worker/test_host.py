@@ -88,3 +88,17 @@ def test_a_health_check_fails_without_a_recent_heartbeat(tmp_path):
 
 def test_a_heartbeat_file_that_cannot_be_written_stops_no_worker(tmp_path):
     host.HeartbeatFile(tmp_path / "none" / "worker.heartbeat").beat()
+
+
+def test_device_files_that_a_confined_run_cannot_make_are_made_before(tmp_path, monkeypatch):
+    for number in range(2):
+        (tmp_path / "nvidia" / "gpus" / f"0000:0{number}:00.0").mkdir(parents=True)
+    modprobe = tmp_path / "nvidia-modprobe"
+    modprobe.write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/called\ntouch {tmp_path}/nvidia-uvm\n")
+    modprobe.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(host, "_NVIDIA", tmp_path / "nvidia")
+    monkeypatch.setattr(host, "_UNIFIED_MEMORY", tmp_path / "nvidia-uvm")
+    for _ in range(2):
+        host.make_gpu_devices()
+    assert (tmp_path / "called").read_text() == "-u -c=0 -c=1\n"

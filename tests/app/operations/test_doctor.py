@@ -1,19 +1,31 @@
 """The doctor tells what is well from what is not, and never without a remedy."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import redis
 from pydantic import SecretStr
 
 from app.operations import doctor
-from app.operations.doctor import check_database, check_disk, check_queue, check_secrets, check_storage, inspect
+from app.operations.doctor import (
+    check_confinement,
+    check_database,
+    check_disk,
+    check_queue,
+    check_secrets,
+    check_storage,
+    inspect,
+)
 from app.platform.broker import Line
 from tests.support import forked
 from tests.support.native import ROOT
 from tests.support.servers import free_port
 
+RUNS = (check_confinement,)
+CHECK = [sys.executable, "-m", "core.confinement", "--check"]
 FAST = (check_database, check_queue, check_storage, check_disk, check_secrets)
 
 
@@ -90,6 +102,48 @@ def test_the_doctor_notices_rings_without_a_listener(settings, broker, valkey_se
         line.ring("gpu")
     line.hang_up()
     assert look(settings, check_queue, broker_url=valkey_server.url)["queue"].level == "warn"
+
+
+def test_runs_that_are_confined_are_well_and_gaps_are_told(settings, tmp_path):
+    key = tmp_path / "credentials.json"
+    key.touch(mode=0o600)
+    (tmp_path / "temper_first_api_key").touch()
+    gaps = json.loads(subprocess.run(CHECK, capture_output=True, text=True, check=True).stdout)
+    found = list(inspect(settings.model_copy(update={"credentials_file": key, "secrets_dir": tmp_path}), RUNS))
+    assert [(each.level, each.message) for each in found] == [("warn", gap) for gap in gaps] or [
+        ("ok", "runs and inspections open no secret, and reach no server and no other process")
+    ]
+    assert all(each.remedy for each in found if each.level == "warn")
+
+
+@pytest.mark.parametrize("interface", [0, 2, 5, 7])
+def test_a_kernel_that_cannot_confine_is_told_with_its_remedy(settings, interface, monkeypatch):
+    """With what `core.confinement --check` prints on a kernel of that version of Landlock."""
+    of_that_kernel = f"from core import confinement; confinement.version = lambda: {interface}; confinement.main()"
+    monkeypatch.setattr(doctor, "_run", lambda *arguments: answer(*arguments, check=of_that_kernel))
+    found = list(inspect(settings, RUNS))
+    told = " ".join(each.message for each in found)
+    # Whether there can be an own network is for the system to say.
+    found = [each for each in found if "several processes" not in each.message]
+    assert {each.level for each in found} <= {"ok" if interface == 7 else "warn"}
+    assert all(each.remedy for each in found if each.level != "ok")
+    assert ("no Landlock" in told, "can empty files" in told) == (interface == 0, interface == 2)
+    assert ("signals" in told) == (interface < 6)
+
+
+def answer(*arguments, check):
+    if arguments[-1] != "--check":
+        return "[]"
+    command = [sys.executable, "-c", check, "--check"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_secret_that_a_run_can_open_is_told(settings, tmp_path, monkeypatch):
+    """One that lies among the packages of Python, for example."""
+    monkeypatch.setattr(doctor, "_secret_files", lambda _: [Path(sys.prefix, "pyvenv.cfg")])
+    (found,) = [each for each in inspect(settings, RUNS) if each.level == "fail"]
+    assert f"a run can open {sys.prefix}/pyvenv.cfg" in found.message
+    assert found.remedy
 
 
 def test_a_full_disk_is_noticed(settings, monkeypatch):

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import delete, select
+from sqlalchemy import delete, make_url, select
 
 from app.http.authentication import first_key, tell_first_key
 from app.platform.database import open_database
@@ -63,13 +63,48 @@ def test_a_lease_is_renewed_at_least_three_times_within_its_length(tmp_path, mon
     assert HEARTBEATS_PER_LEASE >= 3
 
 
-def test_secrets_can_come_from_files_and_are_not_shown(tmp_path):
+def test_secrets_can_come_from_files_and_are_not_shown(tmp_path, monkeypatch):
     (tmp_path / "temper_s3_access_key_id").write_text("the key")
     (tmp_path / "temper_s3_secret_access_key").write_text("the secret\n")
-    settings = Settings(_secrets_dir=tmp_path)
+    monkeypatch.setenv("TEMPER_SECRETS_DIR", str(tmp_path))
+    settings = Settings()
     assert settings.s3_access_key_id.get_secret_value() == "the key"
     assert settings.s3_secret_access_key.get_secret_value() == "the secret"
     assert "the secret" not in repr(settings)
+
+
+def test_a_password_from_a_file_is_put_into_its_url(tmp_path, monkeypatch):
+    (tmp_path / "temper_database_password").write_text("pass/word@1")
+    (tmp_path / "temper_broker_password").write_text("hush\n")
+    monkeypatch.setenv("TEMPER_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("TEMPER_DATABASE_URL", "postgresql+psycopg://temper@db:5432/temper")
+    monkeypatch.setenv("TEMPER_BROKER_URL", "redis://queue:6379/0")
+    settings = Settings()
+    assert make_url(settings.database_url).password == "pass/word@1"
+    assert (make_url(settings.database_url).username, make_url(settings.database_url).host) == ("temper", "db")
+    assert settings.broker_url == "redis://:hush@queue:6379/0"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql+psycopg://temper:other@db/temper", "TEMPER_DATABASE_URL: has a password, and so has"),
+        ("sqlite:////data/temper.db", "TEMPER_DATABASE_URL: names no server that would take TEMPER_DATABASE_PASSWORD"),
+    ],
+)
+def test_a_password_without_a_place_is_refused(tmp_path, monkeypatch, url, message):
+    monkeypatch.setenv("TEMPER_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("TEMPER_DATABASE_PASSWORD", "hush")
+    monkeypatch.setenv("TEMPER_DATABASE_URL", url)
+    with pytest.raises(SystemExit, match=message) as end:
+        Settings.from_environment()
+    assert "hush" not in str(end.value)
+
+
+def test_a_folder_of_secrets_that_is_not_there_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEMPER_SECRETS_DIR", str(tmp_path / "none"))
+    with pytest.raises(SystemExit, match=r"TEMPER_SECRETS_DIR: there is no folder .*none"):
+        Settings.from_environment()
 
 
 def test_a_database_that_cannot_be_opened_is_told_in_a_sentence():

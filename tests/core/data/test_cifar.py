@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from core import data
+from core.data import cifar
 from core.schema.catalog import DATASETS
 from core.schema.errors import BadDataset
 from tests.support.images import image, write
@@ -157,3 +158,25 @@ def test_cifar10_that_cannot_be_fetched_is_told_with_a_remedy(tmp_path: Path, mo
     with pytest.raises(BadDataset, match="cannot download CIFAR-10") as caught:
         data.load("cifar10", tmp_path)
     assert "cifar-10-python.tar.gz" in caught.value.hint
+
+
+def test_a_download_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def fetch(name: str, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "batches").touch()
+        if not works:
+            raise BadDataset("cut off", hint="again", field="dataset")
+        fetched.append(name)
+
+    works, fetched = False, list[str]()
+    monkeypatch.setattr(cifar, "_fetch", fetch)
+    with pytest.raises(BadDataset):
+        cifar.download("cifar10")
+    assert list((tmp_path / ".cache" / "temper").iterdir()) == []
+    works = True
+    folder = cifar.download("cifar10")
+    assert [file.name for file in folder.iterdir()] == ["batches"]
+    assert cifar.download("cifar10") == folder == tmp_path / ".cache" / "temper" / "cifar10"
+    assert fetched == ["cifar10"]
