@@ -26,13 +26,11 @@ from core.models import Blueprint, build
 from core.models.file_kinds import find_kind
 from core.models.weight_matching import compare
 from core.schema.catalog import MODELS, Norm
+from core.schema.checkpoint_header import KEY
 from core.schema.errors import BadInput, BadWeights, DiskFull, UserError
 from core.schema.report import ReadReports
 from core.schema.spec import FineTuneSpec, Spec, TrainSpec
 from core.schema.suggestions import did_you_mean
-
-KEY = "temper"
-"""The key of the header in the metadata of the safetensors file."""
 
 
 class Origin(BaseModel):

@@ -179,7 +179,7 @@ def _summarise(findings: DatasetInspection | ModelInspection) -> dict[str, Any]:
                 *("key", "other_keys"),
             },
         )
-        return {**shown, "warnings": [warning.code for warning in findings.warnings]}
+        return {**shown, "warnings": [warning.model_dump(mode="json") for warning in findings.warnings]}
     return {
         "shape": list(findings.shape),
         "classes": len(findings.classes),

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from app.assets import assets, checkpoints
 from app.schemas import AssetStatus
 from core.schema.catalog import DATASETS, MODELS, ArchitectureEntry, DatasetEntry, find_architecture
-from core.schema.spec import AnySpec, EvaluateSpec, Name, TrainSpec
+from core.schema.spec import AnySpec, EvaluateSpec, Name, TrainSpec, with_defaults_for
 from core.schema.suggestions import did_you_mean
 from core.schema.validation import FieldError
 
@@ -44,6 +44,8 @@ class OwnFile(NamedTuple):
 
     status: AssetStatus
     size: _Size | None
+    architecture: str | None = None
+    """The network, where it is a model whose inspection told it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Registry:
             if not isinstance(wanted, str) or not _is_name(wanted) or wanted in assets.SHIPPED.get(name, ()):
                 continue
             if file := assets.find(session, kind, project_id, wanted):
-                named[name] = OwnFile(file.status, _size_in(file.summary))
+                named[name] = OwnFile(file.status, _size_in(file.summary), (file.summary or {}).get("architecture"))
             elif kind == "model" and checkpoints.find_checkpoint(session, project_id, wanted):
                 named[name] = OwnFile("ready", None)
             else:
@@ -113,6 +115,11 @@ class Registry:
             return self.fetched["extra_dataset"]
         name = None if isinstance(spec, EvaluateSpec) else spec.extra_dataset
         return self.local_datasets().get(name) if name else None
+
+    def fill_in(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Add to the fields of a spec the defaults that depend on a base model of the project's own."""
+        own = self.own.named.get("base_model")
+        return with_defaults_for(body, own.architecture) if own and own.architecture else dict(body)
 
     def check_names(self, body: Mapping[str, Any]) -> list[FieldError]:
         """Check that the names in a spec, valid or not, are known here."""

@@ -18,9 +18,12 @@ from app.projects import totals
 from app.schemas import Progress, Result
 from app.tables import Attempt, Job, Metric, State
 from core.schema import events as reported
+from core.schema.progress import WarningRecord, add_warning
 
 _MOST_RETRIES_BACK = 10_000
 """How far back a retry looks for states in the chain of jobs that it continues."""
+MOST_WARNINGS = 100
+"""Warnings that a job shows, the latest."""
 STATES_KEPT = 2
 """Of each kind, as the training process keeps them: where the newest one is damaged, the one before it is there."""
 NO_PROGRESS = Progress(
@@ -44,8 +47,10 @@ NO_PROGRESS = Progress(
 def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> None:
     """Store events in one statement each for the job, its curve and its history. Saved files are written by `save`."""
     # The job's row before its attempt's, as everywhere: two transactions in opposite order would wait for each other.
-    shown = select(Job.progress, Job.results, Job.phase, Job.stopped_early).where(*fence(claim)).with_for_update()
-    so_far, results, phase, stopped_early = require(session.execute(shown).all(), claim.job_id)
+    columns = Job.progress, Job.results, Job.phase, Job.stopped_early, Job.warnings
+    shown = select(*columns).where(*fence(claim)).with_for_update()
+    so_far, results, phase, stopped_early, told = require(session.execute(shown).all(), claim.job_id)
+    warnings = tuple(WarningRecord.model_validate(warning) for warning in told)
     progress = Progress.model_validate(so_far) if so_far else NO_PROGRESS
     results = dict(results or {"before": None, "after": None})
     steps = [_metric(claim, event) for event in events if isinstance(event, reported.Stepped)]
@@ -64,8 +69,9 @@ def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> 
                 results["before" if event.subject == "base" else "after"] = result
             case reported.Finished():
                 _note(session, claim, working_seconds=event.seconds, peak_memory_bytes=event.peak_memory_bytes)
-            case reported.Warned(code="stopped_early"):
-                stopped_early = True
+            case reported.Warned():
+                warnings = add_warning(warnings, event)
+                stopped_early = stopped_early or event.code == reported.STOPPED_EARLY
     if steps:
         session.execute(insert(Metric), steps)
     entries = [_entry(event) for event in events if not isinstance(event, reported.Stepped | reported.Saved)]
@@ -75,6 +81,7 @@ def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> 
         events=len(entries),
         phase=phase,
         stopped_early=stopped_early,
+        warnings=[warning.model_dump() for warning in warnings[-MOST_WARNINGS:]],
         progress=progress.model_dump(mode="json"),
         results=results if any(results.values()) else None,
     )

@@ -75,7 +75,7 @@ def parse_spec(
     with service.database.reading() as session:
         registry = service.registry.of_project(session, project_id, body)
     try:
-        spec = parse_request(body)
+        spec = parse_request(registry.fill_in(body))
     except ValidationError as error:
         errors = [*registry.check_names(body), *field_errors(error, kinds=REQUESTS)]
         raise InvalidSpec(errors, found=error.error_count()) from None

@@ -22,17 +22,6 @@ class AssetFailure(Answer):
     """The field of the request, or the input, that is wrong."""
 
 
-class AssetWarning(Answer):
-    """A reason to doubt a data set, found by its inspection."""
-
-    code: str
-    """Stable, for programs."""
-    message: str
-    """What is wrong."""
-    remedy: str
-    """What to do."""
-
-
 class MadeBy(Answer):
     """The job and checkpoint that a model was made from. Both ids remain after their object is deleted."""
 

@@ -4,8 +4,9 @@ from datetime import datetime
 from typing import Literal
 
 from app.schemas.answer import Listed
-from app.schemas.assets import AssetFailure, AssetStatus, AssetWarning, MadeBy, ThumbnailLink
+from app.schemas.assets import AssetFailure, AssetStatus, MadeBy, ThumbnailLink
 from core.schema.catalog import Norm
+from core.schema.progress import WarningRecord
 
 
 class Model(Listed):
@@ -45,8 +46,8 @@ class Model(Listed):
     """Where in that file other weights are, which were not taken. A model posted with one of these as key has them."""
     made_by: MadeBy | None
     """The job that made it, if it was made of a checkpoint."""
-    warnings: list[str]
-    """Codes of the inspection's warnings; the report explains them."""
+    warnings: list[WarningRecord]
+    """Reasons to doubt it, found by the inspection of a model of the project."""
     failure: AssetFailure | None
     """Why it was refused; null if it was not."""
     created_at: datetime | None
@@ -101,7 +102,7 @@ class Dataset(Listed):
     """Number of images that are equal to one before them in the same part, for a data set of the project."""
     conflicting: int | None
     """Number of images that are equal to one of another class, for a data set of the project."""
-    warnings: list[AssetWarning]
+    warnings: list[WarningRecord]
     """Reasons to doubt it, found by the inspection of a data set of the project."""
     thumbnails: list[ThumbnailLink]
     """Small versions of some of its images, for a data set of the project."""

@@ -8,8 +8,7 @@ from app.schemas.estimates import Actual, Estimate
 from app.schemas.status import Action, Status
 from app.schemas.webhooks import WebhookWithSecret
 from core.schema.catalog import Kind, Norm
-from core.schema.progress import Flag, NormCount, Phase, Rate, Subject
-from core.schema.spec_warnings import SpecWarning
+from core.schema.progress import Flag, NormCount, Phase, Rate, Subject, WarningRecord
 
 if TYPE_CHECKING:
     from pydantic import GetJsonSchemaHandler
@@ -187,8 +186,8 @@ class Job(Listed):
     """When it ended."""
     spec: ResolvedSpec
     """The resolved spec: every setting of the run."""
-    warnings: list[SpecWarning]
-    """Warnings about a spec that is valid and yet likely to disappoint."""
+    warnings: list[WarningRecord]
+    """Reasons to doubt the job: those that its spec gives, and those that its run has found."""
     estimate: Estimate | None
     """Its expected cost when it was posted; null for a shard."""
     actual: Actual | None
@@ -239,7 +238,7 @@ class DryRun(Answer):
     """Always true: an invalid spec is answered with 422."""
     spec: ResolvedSpec
     """The resolved spec."""
-    warnings: list[SpecWarning]
+    warnings: list[WarningRecord]
     """Warnings about a spec that is valid and yet likely to disappoint."""
     estimate: Estimate
     """Its expected cost."""

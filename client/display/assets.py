@@ -51,7 +51,7 @@ def dataset_lines(dataset: Dataset) -> Iterator[str]:
         yield f"  {dataset.unread:,} files are not read: the report gives the reasons"
     if dataset.repeated:
         yield f"  {dataset.repeated:,} images are repeated within their part"
-    yield from (escape(f"  warning: {warning.message}; {warning.remedy}") for warning in dataset.warnings)
+    yield from (escape(f"  warning: {warning.text}") for warning in dataset.warnings)
 
 
 def model_lines(model: Model) -> Iterator[str]:
@@ -69,8 +69,7 @@ def model_lines(model: Model) -> Iterator[str]:
         yield f"  sha256 {model.sha256}"
     if model.made_by:
         yield f"  made by {model.made_by.job}, checkpoint {model.made_by.checkpoint}"
-    if model.warnings:
-        yield f"  warnings: {', '.join(model.warnings)}; the report explains them"
+    yield from (escape(f"  warning: {warning.text}") for warning in model.warnings)
 
 
 def _status_lines(asset: Dataset | Model) -> Iterator[str]:

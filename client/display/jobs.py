@@ -55,7 +55,7 @@ def job_card(job: Job) -> RenderableType:
         facts.add_row("failure", escape(f"{job.failure.code}: {job.failure.message}"))
         facts.add_row("to do", escape(job.failure.hint))
     for warning in job.warnings:
-        facts.add_row("warning", escape(warning.message))
+        facts.add_row("warning", escape(warning.text))
     if job.results is None:
         return facts
     results, protocol = job.results, job.spec["evaluation"]["protocol"]
@@ -64,7 +64,7 @@ def job_card(job: Job) -> RenderableType:
 
 def dry_run_card(answer: DryRun) -> RenderableType:
     """Show the job that a request would create."""
-    warnings = [f"warning: {escape(warning.message)}" for warning in answer.warnings]
+    warnings = [f"warning: {escape(warning.text)}" for warning in answer.warnings]
     estimate = f"estimate: {escape(estimate_line(answer.estimate))}"
     return Group(Text(json.dumps(answer.spec, indent=2)), *warnings, estimate, "valid; nothing was stored")
 

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 
 def report_card(reports: "Reports") -> RenderableType:
-    """Show the evaluations of a job and their flags."""
+    """Show the evaluations of a job, their flags, and what the run warned of."""
+    warnings = [f"[yellow]warning: {escape(warning.text)}" for warning in reports.warnings]
     described = reports.after or reports.before
     if described is None:
-        return "nothing was evaluated"
-    return accuracies(reports.before, reports.after, described.eps, described.protocol)
+        return Group("nothing was evaluated", *warnings)
+    return Group(accuracies(reports.before, reports.after, described.eps, described.protocol), *warnings)
 
 
 def accuracies(

@@ -58,7 +58,7 @@ def run_command(options: AnyOptions, requests: StopRequests) -> Iterator[Event |
 def _run(options: RunOptions, requests: StopRequests) -> Iterator[Event]:
     spec = read_spec(options)
     for warning in () if options.json_lines else spec_warnings(spec):
-        yield Warned(code=warning.code, message=warning.message)
+        yield Warned(**warning.model_dump())
     # Threads of GNU OpenMP spin while they wait, by default so long that on a machine with other work to do half the
     # time is lost (measured on 2 cores, digits: 45 s against 22 s); spinning briefly costs a tenth on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -109,6 +109,7 @@ def _merge(options: MergeOptions) -> Iterator[Event]:
     merged = merge(reports)
     assert merged.after
     make_folder(options.output)
+    yield from (Warned(**warning.model_dump()) for warning in merged.warnings)
     yield Evaluated(subject="result", report=merged.after)
     yield Entered(phase="publishing")
     yield save_reports(merged, merged.run, options.output, step=0, epoch=0)

@@ -55,7 +55,7 @@ def event_lines(event: Event) -> Iterator[str]:
         case Saved() if event.kind in ("checkpoint", "report"):
             yield f"  {event.kind}: {event.path} ({event.size:,} bytes, sha256 {event.sha256})"
         case Warned():
-            yield f"warning: {event.message}" + (f"; {event.remedy}" if event.remedy else "")
+            yield f"warning: {event.text}"
         case Paused():
             yield f"paused after step {event.step}; run the same command to resume"
         case Finished():
@@ -104,7 +104,7 @@ def inspection_lines(found: DatasetInspection | ModelInspection) -> Iterator[str
         recognised = ", recognised by the weights" if found.recognised else ""
         yield f"{found.architecture}{recognised}: {found.parameters:,} parameters, {sizes}, {found.classes} classes"
         yield from other_weights_lines(found.key, found.other_keys)
-        yield from (f"  warning ({warning.code}): {warning.message}" for warning in found.warnings)
+        yield from (f"  warning ({warning.code}): {warning.text}" for warning in found.warnings)
         return
     yield f"{len(found.classes)} classes, {sizes}"
     held_out = f", {found.held_out_examples:,} held-out" if found.held_out_examples else ""
@@ -118,4 +118,4 @@ def inspection_lines(found: DatasetInspection | ModelInspection) -> Iterator[str
             twins = doubles.examples[0]
             yield f"  {doubles.count:,} {part} images are repeated: {twins.name} is {twins.twin}"
     for warning in found.warnings:
-        yield f"  warning ({warning.code}): {warning.message}; {warning.remedy}"
+        yield f"  warning ({warning.code}): {warning.text}"

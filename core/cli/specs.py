@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from core.cli.options import Options, RunOptions, TrainingOptions
 from core.schema.catalog import DATASETS
+from core.schema.checkpoint_header import read_architecture
 from core.schema.errors import BadInput
 from core.schema.import_spec import ImportSpec
 from core.schema.overrides import NotAnObject, override
-from core.schema.spec import AnySpec, default_eps, parse
+from core.schema.spec import AnySpec, default_eps, parse, with_defaults_for
 from core.schema.strict_json import read_json
 from core.schema.suggestions import did_you_mean
 from core.schema.validation import field_errors
@@ -33,6 +34,8 @@ def read_spec(options: RunOptions) -> AnySpec:
     if extra_data and not body.get("extra_dataset"):
         body["extra_dataset"] = _name_after(extra_data.name.partition(".")[0], "--extra-dataset")
     _check_dataset(body.get("dataset"), options.data, is_named="dataset" in body)
+    if options.weights and (architecture := read_architecture(options.weights)):
+        body = with_defaults_for(body, architecture)
     with _bad_input(options.command):
         return parse(body)
 

@@ -19,7 +19,7 @@ from core.data.split import Split
 from core.data.survey import count_shared
 from core.schema.catalog import DATASETS
 from core.schema.errors import BadDataset, BadInput
-from core.schema.inspection_report import InspectionWarning
+from core.schema.progress import WarningRecord
 from core.schema.spec import Interpolation
 from core.schema.suggestions import did_you_mean
 
@@ -38,7 +38,7 @@ class Dataset:
     """The data set's own held-out part; None where it has none, and runs hold out training images."""
     unread: int = 0
     """Number of files that are not read, images that cannot be used included."""
-    warnings: tuple[InspectionWarning, ...] = ()
+    warnings: tuple[WarningRecord, ...] = ()
     """Reasons to doubt the data set that are known before its images are used."""
     left_out: tuple[LeftOut, ...] = ()
     """The files of streamed parts that turn out to be unreadable while a run reads them."""
@@ -56,7 +56,7 @@ class Dataset:
                 part.update_hash(digest)
         return digest.hexdigest()
 
-    def new_warnings(self) -> Iterator[InspectionWarning]:
+    def new_warnings(self) -> Iterator[WarningRecord]:
         """Yield a warning for each file that was left out since the last call."""
         for left_out in self.left_out:
             yield from left_out.warnings()
@@ -130,7 +130,7 @@ def _with_extra(dataset: Dataset, path: Path, leave_out: LeaveOut | None, most_l
         shared = count_shared(dataset.test, second.train)
     if shared:
         warnings.append(
-            InspectionWarning(
+            WarningRecord(
                 code="data_test_in_extra",
                 message=f"{shared:,} test images are also in the extra data, so accuracies are overrated",
                 remedy="remove these images from the extra data",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from core.data.safe_zip import show
 from core.schema.errors import BadDataset
-from core.schema.inspection_report import InspectionWarning
+from core.schema.progress import WarningRecord
 
 MOST_LEFT_OUT = 0.01
 """The share of a streamed set's files that may be unreadable; one file always may."""
@@ -44,12 +44,12 @@ class LeftOut:
                 field="dataset",
             )
 
-    def warnings(self) -> Iterator[InspectionWarning]:
+    def warnings(self) -> Iterator[WarningRecord]:
         """Yield a warning for each file that was left out since the last call; from the 21st on, rarely."""
         files = list(self._files.items())
         for number, (name, reason) in enumerate(files[self._told :], self._told + 1):
             if number <= _NAMED or number & (number - 1) == 0:
-                yield InspectionWarning(
+                yield WarningRecord(
                     code="data_left_out",
                     message=f"{show(name)} is left out: {reason} ({number:,} of {self.total:,} files so far); in a "
                     "training batch the next image of the set takes its place",

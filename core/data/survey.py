@@ -13,7 +13,8 @@ import numpy as np
 from core.data.class_folders import HIDDEN, Place
 from core.data.safe_zip import show
 from core.data.split import Split
-from core.schema.inspection_report import Doubles, InspectionWarning, PartName, Twins, UnreadFile
+from core.schema.inspection_report import Doubles, PartName, Twins, UnreadFile
+from core.schema.progress import WarningRecord
 
 _MOST_SHOWN = 20
 _MOST_UNREAD_SHOWN = 100
@@ -74,21 +75,21 @@ class Survey:
             for place, name in group
         )
 
-    def warnings(self) -> tuple[InspectionWarning, ...]:
+    def warnings(self) -> tuple[WarningRecord, ...]:
         """List the reasons to doubt the data set."""
         return tuple(self._warnings())
 
-    def _warnings(self) -> Iterator[InspectionWarning]:
+    def _warnings(self) -> Iterator[WarningRecord]:
         if (found := self.conflicting()).count:
             twins = found.examples[0]
-            yield InspectionWarning(
+            yield WarningRecord(
                 code="data_conflicting_labels",
                 message=f"{found.count:,} images are equal to an image of another class: {twins.name} is {twins.twin}",
                 remedy="keep each picture in the one class that it shows",
             )
         if (found := self.overlap("test", ("train", "held_out"))).count:
             twins = found.examples[0]
-            yield InspectionWarning(
+            yield WarningRecord(
                 code="data_test_in_train",
                 message=f"{found.count:,} test images are also in the training or held-out part, so accuracies are "
                 f"overrated: {twins.name} is {twins.twin}",
@@ -96,14 +97,14 @@ class Survey:
             )
         if (found := self.overlap("held_out", ("train",))).count:
             twins = found.examples[0]
-            yield InspectionWarning(
+            yield WarningRecord(
                 code="data_held_out_in_train",
                 message=f"{found.count:,} held-out images are also in the training part, so the best epoch is chosen "
                 f"by images that were trained on: {twins.name} is {twins.twin}",
                 remedy="remove these images from one of the parts",
             )
         if self.transparent:
-            yield InspectionWarning(
+            yield WarningRecord(
                 code="data_transparent",
                 message=f"{self.transparent:,} images have transparent pixels, which are shown on white",
                 remedy="if they are meant for another background, put them on it and store them without transparency",
@@ -111,7 +112,7 @@ class Survey:
         if missed := self.unread - self.unread_by_reason[HIDDEN]:
             shown = next((file for file in self.unread_files if file.reason != HIDDEN), None)
             example = f", such as {shown.name}: {shown.reason}" if shown else ""
-            yield InspectionWarning(
+            yield WarningRecord(
                 code="data_not_read",
                 message=f"{missed:,} files of the data set are not read{example}",
                 remedy="move images into train/<class>/ or test/<class>/, and remove other files",

@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -40,7 +41,7 @@ from core.models.precision import full_float32
 from core.schema.catalog import Norm
 from core.schema.errors import BadInput, OutOfMemory
 from core.schema.events import Attacked, Entered, Evaluated, Event, Finished, Resumed, Saved
-from core.schema.progress import Flag, Subject
+from core.schema.progress import Flag, Subject, add_warning
 from core.schema.protocols import (
     DEFAULT_PROTOCOL,
     FAST_STEPS,
@@ -53,6 +54,7 @@ from core.schema.protocols import (
 )
 from core.schema.report import AttackRecord, Part, Provenance, Report, Reports
 from core.schema.spec import AnySpec, EvaluateSpec
+from core.schema.spec_warnings import spec_warnings
 from core.schema.suggestions import did_you_mean
 from core.signals import Interrupted
 
@@ -337,13 +339,14 @@ def run_evaluation(
     )
     started = loaded.started(train_examples=0, total_steps=0)
     yield started
-    yield from loaded.warnings()
-    yield from loaded.new_warnings()
+    warnings = spec_warnings(spec)
     with full_float32():
-        yield from preflight(loaded, started)
+        for warned in chain(loaded.warnings(), loaded.new_warnings(), preflight(loaded, started)):
+            warnings = add_warning(warnings, warned)
+            yield warned
     state = EvaluationState(output / STATE_FILE, kind="state")
     report = yield from evaluate_for_spec(loaded.model, test, spec, "result", state=state, part=part)
-    reports = Reports(before=None, after=report)
+    reports = Reports(before=None, after=report, warnings=warnings)
     yield Entered(phase="publishing")
     yield save_reports(reports, started, output, step=0, epoch=0)
     memory = peak_memory(loaded.device)

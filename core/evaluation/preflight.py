@@ -63,7 +63,8 @@ def preflight(loaded: Loaded, started: Started) -> Iterator[Warned]:
         yield Warned(
             code="preflight_learning_rate",
             message=f"the learning rate is {spec.learning_rate:g}; {entry.name} is fine-tuned with "
-            f"{entry.learning_rate:g} at most: set learning_rate",
+            f"{entry.learning_rate:g} at most",
+            remedy=f"set learning_rate, such as to {entry.learning_rate:g}",
         )
 
 
@@ -77,9 +78,7 @@ def inspect(
     """Check a model on the first test points, and yield warnings.
 
     claims: its claimed robustness per norm; eps: the balls at whose images its answers are looked at. Raises BadInput
-    where the model answers with anything but logits.
-
-    Raises BadWeights and DoesNotFit for a model that is refused.
+    where the model answers with anything but logits, BadWeights and DoesNotFit for a model that is refused.
     """
     part = test.first(_POINTS)
     images, labels = part.images(), part.labels
@@ -149,14 +148,16 @@ def _check_repeatability(model: nn.Module, images: Tensor, logits: Tensor) -> It
         yield Warned(
             code="preflight_randomized",
             message="the model answers the same images differently each time: attacks that expect one answer overrate "
-            "it, and a run cannot be repeated; use a network that draws nothing when it is evaluated",
+            "it, and a run cannot be repeated",
+            remedy="use a network that draws nothing when it is evaluated",
         )
         return
     if depends_on_batch(model, images):
         yield Warned(
             code="preflight_batch_dependent",
             message="the model's answer to an image depends on the images beside it: its batch norm has no running "
-            "statistics, so no robust accuracy is its own; use weights that hold them",
+            "statistics, so no robust accuracy is its own",
+            remedy="use weights that hold them",
         )
 
 
@@ -173,7 +174,8 @@ def _check_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Iterat
         yield Warned(
             code="preflight_gradients",
             message=f"{still} of {len(images)} images have no gradient: attacks cannot move them, and overrate "
-            "the model; use a network without rounded, detached or saturated values",
+            "the model",
+            remedy="use a network without rounded, detached or saturated values",
         )
     else:
         yield from _check_saturation(model, images, labels)
@@ -189,7 +191,8 @@ def _check_saturation(model: nn.Module, images: Tensor, labels: Tensor) -> Itera
             code="preflight_saturated",
             message="the logits are so large that the cross-entropy has no gradient at "
             f"{flat} of {len(images)} images: training on it learns nothing there, and the fast protocol overrates "
-            "the model; divide the last layer by a constant, which changes no answer",
+            "the model",
+            remedy="divide the last layer by a constant, which changes no answer",
         )
 
 
@@ -210,14 +213,17 @@ def _check_attacked(model: nn.Module, images: Tensor, labels: Tensor, eps: Mappi
                 code="preflight_not_finite",
                 message=f"{_FEW_STEPS} steps of APGD in {norm} at {radius:.4g} turn {lost} of {len(images)} images "
                 "into ones whose logits are NaN or infinite: their robustness cannot be measured, and training on them "
-                "diverges; use a network without the operation that overflows or divides by zero there",
+                "diverges",
+                remedy="use a network without the operation that overflows or divides by zero there",
+                threat=norm,
             )
         if blind:
             yield Warned(
                 code="preflight_nan_gradients",
                 message=f"the gradient at {blind} of {len(images)} images attacked in {norm} contains NaN, as that of "
-                "sqrt(x) does at 0: attacks take it as zero and overrate the model; use a network with a small "
-                "constant inside such an operation",
+                "sqrt(x) does at 0: attacks take it as zero and overrate the model",
+                remedy="use a network with a small constant inside such an operation",
+                threat=norm,
             )
         if lost or blind:
             return
@@ -288,7 +294,8 @@ def _check_scaling(
         yield Warned(
             code="preflight_scaling",
             message=f"{count} of {total} images are right as they are, {best} when {found[best].words}: the model "
-            f"expects another normalisation than it is given; {found[best].remedy(blueprint)}",
+            "expects another normalisation than it is given",
+            remedy=found[best].remedy(blueprint),
         )
         return
     chance = 1 / blueprint.classes
@@ -296,7 +303,8 @@ def _check_scaling(
         yield Warned(
             code="preflight_chance",
             message=f"{count} of {total} images are right, which is no better than guessing among {blueprint.classes} "
-            "classes: check that these are the model's classes in its order, its images and its normalisation, and "
+            "classes",
+            remedy="check that these are the model's classes in its order, its images and its normalisation, and "
             "import its weights again where they are not",
         )
 
@@ -319,6 +327,8 @@ def _check_claim(
         yield Warned(
             code="preflight_claim",
             message=f"the model {said} to {norm} at {claim.eps:.4g}, but {_STEPS} steps of APGD leave {robust} of "
-            f"{total} images right: check that these are its weights, its data set and its normalisation, or import it "
-            "with the claim that it keeps",
+            f"{total} images right",
+            remedy="check that these are its weights, its data set and its normalisation, or import it with the claim "
+            "that it keeps",
+            threat=norm,
         )

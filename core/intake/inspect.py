@@ -32,12 +32,12 @@ from core.schema.events import Warned
 from core.schema.import_spec import ImportSpec
 from core.schema.inspection_report import (
     DatasetInspection,
-    InspectionWarning,
     ModelInspection,
     PartName,
     RefusedImage,
     Thumbnail,
 )
+from core.schema.progress import WarningRecord, add_warning
 
 REPORT = "report.json"
 MODEL = "model.safetensors"
@@ -188,7 +188,10 @@ def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
         recognised = not (spec.architecture or spec.published)
         others = import_weights(file, recognise(file, spec) if recognised else spec, target).others
         model, header = checkpoint.load(target)
-    warnings, looked_at = _warnings(model, header)
+    found, looked_at = _warnings(model, header)
+    warnings: tuple[WarningRecord, ...] = ()
+    for warning in found:
+        warnings = add_warning(warnings, warning)
     blueprint = header.blueprint
     report = ModelInspection(
         source=kind,
@@ -209,7 +212,7 @@ def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
         base_sha256=header.base_sha256,
         data_sha256=header.data_sha256,
         looked_at=looked_at,
-        warnings=tuple(InspectionWarning(code=warning.code, message=warning.message) for warning in warnings),
+        warnings=warnings,
     )
     checkpoint.write_file(output / REPORT, report.model_dump_json().encode())
     return report

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from core.schema.catalog import Norm
-from core.schema.progress import NormCount, Phase, Rate, Subject
+from core.schema.progress import NormCount, Phase, Rate, Subject, WarningRecord
 from core.schema.record import Record
 from core.schema.report import Provenance, Report, Reports
 
@@ -135,18 +135,14 @@ class Saved(Record):
     """Epochs done, as a fraction."""
 
 
-class Warned(Record):
+class Warned(WarningRecord, extra="forbid"):
     """The user should know something; the run continues."""
 
     type: Literal["warned"] = "warned"
-    code: str
-    """Stable, for programs."""
-    message: str
-    """For people."""
-    remedy: str = ""
-    """What to do; empty where the message says it, or nothing can be done."""
 
 
+STOPPED_EARLY = "stopped_early"
+"""The code of the warning that a run ends before its last step, as requested."""
 PAUSED = os.EX_TEMPFAIL
 """The exit status of a run that was paused on request: the same command resumes it."""
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from core.schema.catalog import Norm
+from core.schema.progress import WarningRecord
 from core.schema.record import Record
 
 PartName = Literal["train", "test", "held_out"]
@@ -64,17 +65,6 @@ class Thumbnail(Record):
     """Its class."""
 
 
-class InspectionWarning(Record):
-    """A reason to doubt a data set or a model."""
-
-    code: str
-    """Stable, for programs: the same codes as those of the warnings at the start of a run."""
-    message: str
-    """What is wrong, for people."""
-    remedy: str = ""
-    """What to do; empty where the message says it."""
-
-
 class DatasetInspection(Record):
     """The content of a data set."""
 
@@ -119,7 +109,7 @@ class DatasetInspection(Record):
     """Per part, the images that are equal to one before them in the same part."""
     conflicting: Doubles
     """Images that are equal to one of another class, in any part."""
-    warnings: tuple[InspectionWarning, ...]
+    warnings: tuple[WarningRecord, ...]
     """Reasons to doubt it."""
     thumbnails: tuple[Thumbnail, ...]
     """A few of the images."""
@@ -181,7 +171,7 @@ class ModelInspection(Record):
     looked_at: Literal["digits", "noise"]
     """The images that it was checked on: the digits where they fit it, else noise, which shows neither its accuracy nor
     a wrong normalisation; the check at the start of a run does."""
-    warnings: tuple[InspectionWarning, ...]
+    warnings: tuple[WarningRecord, ...]
     """Reasons to doubt it."""
 
 

@@ -3,6 +3,7 @@
 Apart from the events, which hold specs and reports: a command that lists jobs imports this and not those.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from core.schema.record import Record
@@ -46,3 +47,27 @@ class Flag(Record):
     """For people."""
     threat: str | None = None
     """Id of the threat that it is about; null where it is about all."""
+
+
+class WarningRecord(Record, extra="ignore"):
+    """A reason to doubt a spec, an input or a run; it ends nothing."""
+
+    code: str
+    """Stable, for programs."""
+    message: str
+    """What is wrong, for people."""
+    remedy: str = ""
+    """What to do; empty where the message says it, or nothing can be done."""
+    threat: str | None = None
+    """Id of the threat that it is about; null where it is about all."""
+
+    @property
+    def text(self) -> str:
+        """The message with the remedy, in one line."""
+        return f"{self.message}; {self.remedy}" if self.remedy else self.message
+
+
+def add_warning(known: Sequence[WarningRecord], new: WarningRecord) -> tuple[WarningRecord, ...]:
+    """Add a warning to those of a run. A later one about the same replaces the earlier one, such as a higher count."""
+    others = tuple(each for each in known if (each.code, each.threat) != (new.code, new.threat))
+    return (*others, WarningRecord(**new.model_dump(include=set(WarningRecord.model_fields))))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from core.schema.catalog import Norm
-from core.schema.progress import Flag, Rate
+from core.schema.progress import Flag, Rate, WarningRecord
 from core.schema.protocols import Engine, Protocol
 from core.schema.record import Record
 from core.schema.spec import Spec
@@ -125,8 +125,6 @@ class Report(Record):
     """How long the evaluation took."""
     part: Part | None = None
     """Which shard of an evaluation this is; null for a whole evaluation."""
-    warnings: tuple[dict[str, Any], ...] | None = None
-    """What the run warned of before and during the evaluation; null where that was not recorded."""
     falls: dict[str, Any] | None = None
     """Where the perturbed images that fooled the model are kept; null where they are not."""
     unseen: dict[str, Any] | None = None
@@ -184,6 +182,8 @@ class Reports(Record):
     """The base model, where the run evaluated it."""
     after: Report | None
     """The model that the run delivers, or the one that it was asked to evaluate."""
+    warnings: tuple[WarningRecord, ...] = ()
+    """Reasons to doubt the run, which its spec, its inputs, the checks of the base model or the training gave."""
     run: Provenance | None = None
     """What the run was; null in a checkpoint, whose header says the same elsewhere."""
 

@@ -203,6 +203,14 @@ def _default_learning_rate(data: Mapping[str, Any]) -> float:
     return entry.learning_rate if entry else 0.01
 
 
+def with_defaults_for(body: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    """Add to the fields of a spec the defaults that depend on the network of a base model outside the catalogue."""
+    entry = find_architecture(architecture)
+    if entry is None or body.get("kind", "finetune") != "finetune":
+        return dict(body)
+    return {"learning_rate": entry.learning_rate, **body}
+
+
 def _default_held_out(data: Mapping[str, Any]) -> int | None:
     entry = DATASETS.get(data["dataset"])
     if entry is None:

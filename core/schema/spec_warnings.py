@@ -7,23 +7,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from core.schema.catalog import EXTRA_SHARE, MODELS
+from core.schema.progress import WarningRecord
 from core.schema.radius import find_uncovered_l2
-from core.schema.record import Record
 
 if TYPE_CHECKING:
     from core.schema.spec import AnySpec, TrainingSpec
 
 
-class SpecWarning(Record, extra="ignore"):
-    """What the author of a valid spec should know."""
-
-    code: str
-    """Stable, for programs."""
-    message: str
-    """For people."""
-
-
-def spec_warnings(spec: "AnySpec") -> tuple[SpecWarning, ...]:
+def spec_warnings(spec: "AnySpec") -> tuple[WarningRecord, ...]:
     """List what is valid and yet likely to disappoint."""
     found = list(_of_radii(spec))
     if spec.kind != "evaluate":
@@ -31,31 +22,31 @@ def spec_warnings(spec: "AnySpec") -> tuple[SpecWarning, ...]:
     return tuple(found)
 
 
-def _of_radii(spec: "AnySpec") -> Iterator[SpecWarning]:
+def _of_radii(spec: "AnySpec") -> Iterator[WarningRecord]:
     base = MODELS.get(getattr(spec, "base_model", ""))
     if base and base.norm in spec.eps and abs(spec.eps[base.norm] - base.eps) > 1e-6:
-        yield SpecWarning(
+        yield WarningRecord(
             code="eps_differs_from_base",
             message=f"{base.name} was made robust at {base.norm} {base.eps:g}, this run uses {spec.eps[base.norm]:g}",
         )
 
 
-def _of_training(spec: "TrainingSpec") -> Iterator[SpecWarning]:
+def _of_training(spec: "TrainingSpec") -> Iterator[WarningRecord]:
     if "extra_share" in spec.model_fields_set and spec.extra_share != EXTRA_SHARE and not spec.extra_dataset:
-        yield SpecWarning(
+        yield WarningRecord(
             code="extra_share_unused",
             message="extra_share changes nothing without a second data set: name one as extra_dataset",
         )
     if spec.method.name == "nat":
-        yield SpecWarning(code="no_attack", message="natural training attacks nothing: expect no robustness")
+        yield WarningRecord(code="no_attack", message="natural training attacks nothing: expect no robustness")
     if spec.method.name == "pat":
-        yield SpecWarning(
+        yield WarningRecord(
             code="no_norm_attacked",
             message="perceptual training attacks no l_p ball: expect less robustness at eps than from the other "
             "methods, and more against changes outside these balls",
         )
     if spec.method.name == "e-at" and (l2 := find_uncovered_l2(spec.method.norms, spec.eps)):
-        yield SpecWarning(
+        yield WarningRecord(
             code="l2_not_covered",
             message=f"sqrt(eps.l1 * eps.linf) = {l2.covered:.3g} is below eps.l2 = {l2.radius:g}: E-AT with linf and "
             "l1 need not make the model robust to l2; consider method sat, or e-at with all three norms",

@@ -84,5 +84,7 @@ def alarm(monitored: Monitored) -> Warned | None:
         code="catastrophic_overfitting",
         message=f"on {monitored.examples} held-out images {100 * monitored.training_attack[norm]:.0f} % withstand the "
         f"training attack in {norm}, but only {100 * monitored.robust[norm]:.0f} % a stronger one: training has "
-        f"overfitted to its attack; raise method.steps.{norm} or lower learning_rate",
+        "overfitted to its attack",
+        remedy=f"raise method.steps.{norm} or lower learning_rate",
+        threat=norm,
     )

@@ -17,7 +17,7 @@ from safetensors.torch import save as serialize
 from core import checkpoint
 from core.schema.errors import BadInput
 from core.schema.events import Saved, Started
-from core.schema.progress import Rate
+from core.schema.progress import Rate, WarningRecord
 from core.schema.report import Report
 from core.schema.spec import Spec
 from core.training.trainer import TrainerCounters, TrainerState
@@ -60,6 +60,8 @@ class StateHeader(BaseModel):
     """The step at which the run was stopped early; null where it was not."""
     before: Report | None
     """The evaluation of the base model; null where there was none."""
+    warnings: tuple[WarningRecord, ...]
+    """Reasons to doubt the run so far."""
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,11 @@ from core.inputs import Inputs, load
 from core.models.memory import peak_memory
 from core.models.precision import full_float32
 from core.schema.errors import BadInput, BadWeights, Diverged
-from core.schema.events import Entered, Event, Finished, Paused, Resumed, Saved, Stepped, Warned
+from core.schema.events import STOPPED_EARLY, Entered, Event, Finished, Paused, Resumed, Saved, Stepped, Warned
+from core.schema.progress import add_warning
 from core.schema.report import Report, Reports
 from core.schema.spec import FineTuneSpec, TrainingSpec, TrainSpec, count_held_out
+from core.schema.spec_warnings import spec_warnings
 from core.signals import StopRequests
 from core.training import resume
 from core.training.distributed import ProcessGroup, process_group
@@ -39,6 +41,8 @@ from core.training.random_streams import stream
 from core.training.resume import BestEpoch, RunState, StateHeader
 from core.training.trainer import Trainer
 
+_OVERWRITES = "overwrites"
+"""The code of a warning about files of this machine, which is no reason to doubt the result."""
 _BEST = "best.safetensors"
 _CHECKPOINT = "checkpoint.safetensors"
 
@@ -70,6 +74,8 @@ def fine_tune(
     with full_float32(), process_group(spec.gpus, inputs.device) as group:
         run = _Run(spec, output, replace(inputs, device=group.device), group, requests or StopRequests())
         for event in run.events(restart=restart):
+            if isinstance(event, Warned) and event.code != _OVERWRITES:
+                run.warnings = add_warning(run.warnings, event)
             if group.is_first:
                 yield event
 
@@ -91,6 +97,8 @@ class _Run:
         self.started = self.loaded.started(
             train_examples=len(train), total_steps=self.trainer.total_steps, held_out_examples=len(held_out)
         )
+        self.warnings = spec_warnings(spec)
+        """Reasons to doubt the run so far."""
         self.before: Report | None = None
         """The evaluation of the base model, where the spec asks for one."""
         self.best: BestEpoch | None = None
@@ -129,7 +137,7 @@ class _Run:
         """Check the base model, remove the files of an earlier run, and evaluate the base model if asked to."""
         if (self.output / _CHECKPOINT).exists():
             yield Warned(
-                code="overwrites",
+                code=_OVERWRITES,
                 message=f"{self.output / _CHECKPOINT} of an earlier run is replaced when this one ends",
             )
         yield from self.loaded.warnings()
@@ -145,6 +153,7 @@ class _Run:
         """Continue from a state file."""
         self.trainer.load_state_dict(found.trainer)
         self.before, self.stopped_at = found.header.before, found.header.stopped_at
+        self.warnings = found.header.warnings
         # Without the best weights, those of the next epoch are the best so far.
         self.best = found.header.best if self._best_weights() else None
 
@@ -162,7 +171,7 @@ class _Run:
             if trainer.stopping and trainer.step < trainer.total_steps:
                 self.stopped_at = trainer.step
                 yield Warned(
-                    code="stopped_early",
+                    code=STOPPED_EARLY,
                     message=f"stopped at step {trainer.step} of {trainer.total_steps}, as requested: the best weights "
                     "so far are evaluated and delivered",
                 )
@@ -206,7 +215,7 @@ class _Run:
             model.load_state_dict(kept[0].state_dict())
             step = kept[1].step
         after = yield from evaluate_for_spec(model, self.loaded.test, self.spec, "result", state=self.evaluation)
-        reports = Reports(before=self.before, after=after)
+        reports = Reports(before=self.before, after=after, warnings=self.warnings)
         yield Entered(phase="publishing")
         yield self._save_weights("checkpoint", self.output / _CHECKPOINT, step=step, reports=reports)
         epoch = step / self.trainer.steps_per_epoch
@@ -225,6 +234,7 @@ class _Run:
             best=self.best,
             stopped_at=self.stopped_at,
             before=self.before,
+            warnings=self.warnings,
         )
         self.saved = resume.save(self.output, RunState(header, trainer))
         self.saved_at = time.monotonic()

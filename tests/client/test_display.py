@@ -8,9 +8,11 @@ from rich.console import RenderableType
 from app.schemas.jobs import Job
 from client.display.events import event_line
 from client.display.jobs import job_card, jobs_table
+from client.display.reports import report_card
 from client.display.screen import Screen
 from client.reading import tolerant
 from core.schema.events import Stamped
+from core.schema.report import Reports
 from tests.support.scripted_service import job_json
 
 
@@ -77,6 +79,14 @@ def test_numbers_that_are_not_reliable_are_shown_as_such_with_the_reason() -> No
     assert "50.0 (not reliable)" in shown(jobs_table([found]))
     evaluated = event("evaluated", {"subject": "result", "report": doubted})
     assert "clean 50.0 %, linf 50.0 % (not reliable), union 50.0 % (not reliable)" in shown(event_line(evaluated))
+
+
+def test_what_a_run_warned_of_is_told_with_its_remedy() -> None:
+    warning = {"code": "preflight_scaling", "message": "30 of 120 [b]", "remedy": "add --mean 0.5", "threat": None}
+    spec = {"kind": "evaluate", "base_model": "x", "dataset": "y", "eps": {"linf": 0.1}}
+    assert "warning  30 of 120 [b]; add --mean 0.5" in shown(job_card(job(job_json(spec=spec, warnings=[warning]))))
+    reports = Reports.model_validate({"before": None, "after": None, "warnings": [warning]})
+    assert "warning: 30 of 120 [b]; add --mean 0.5" in shown(report_card(reports))
 
 
 def test_shards_are_a_line_and_each_news_of_them_too() -> None:

@@ -13,7 +13,8 @@ from app.schemas import AssetFailure
 from app.schemas.job_request import parse_request
 from app.tables import Dataset, Job, Model, Upload
 from core.schema.events import Saved
-from core.schema.inspection_report import DatasetInspection, Doubles, InspectionWarning, ModelInspection, Thumbnail
+from core.schema.inspection_report import DatasetInspection, Doubles, ModelInspection, Thumbnail
+from core.schema.progress import WarningRecord
 from tests.support.instance import DIGITS, add_key, add_project, calling
 from tests.support.uploading import send
 
@@ -39,7 +40,7 @@ def dataset_findings(**changed):
         "held_out_overlap": Doubles(count=0, examples=()),
         "repeated": {"train": Doubles(count=5, examples=()), "test": Doubles(count=1, examples=())},
         "conflicting": Doubles(count=2, examples=()),
-        "warnings": (InspectionWarning(code="data_transparent", message="4 are clear", remedy="fill them"),),
+        "warnings": (WarningRecord(code="data_transparent", message="4 are clear", remedy="fill them"),),
         "refused": 2,
         "refused_by_reason": {"truncated": 2},
         "refused_images": (),
@@ -134,7 +135,9 @@ def test_a_data_set_waits_for_its_inspection_and_is_then_ready_and_shown(api, da
     assert (shown["train_examples"], shown["test_examples"], shown["refused"], shown["overlap"]) == (30, 10, 2, 1)
     counted = ("held_out_examples", "unread", "transparent", "repeated", "conflicting")
     assert [shown[name] for name in counted] == [0, 3, 4, 6, 2]
-    assert shown["warnings"] == [{"code": "data_transparent", "message": "4 are clear", "remedy": "fill them"}]
+    assert shown["warnings"] == [
+        {"code": "data_transparent", "message": "4 are clear", "remedy": "fill them", "threat": None}
+    ]
     assert api.get(shown["report"]).json()["refused_by_reason"] == {"truncated": 2}
     thumbnail = api.get(shown["thumbnails"][0]["href"])
     assert (thumbnail.status_code, thumbnail.headers["content-type"]) == (200, "image/png")

@@ -671,3 +671,11 @@ def test_held_jobs_have_a_lease_and_others_have_none(database, claimed):
 
 def test_a_claim_names_a_place_of_its_own(claimed):
     assert Claim("job_1", 2, SPEC).prefix == "jobs/job_1/attempts/2"
+
+
+def test_what_a_run_warns_of_stands_in_the_job_once(database, claimed):
+    do(database, ingest.record, claimed, [step(1), reported.Warned(code="preflight_scaling", message="m", remedy="r")])
+    do(database, ingest.record, claimed, [reported.Warned(code="data_left_out", message="1 file")])
+    do(database, ingest.record, claimed, [reported.Warned(code="data_left_out", message="2 files"), step(2)])
+    shown = [(each["code"], each["message"], each["remedy"]) for each in get(database, claimed.job_id).warnings]
+    assert shown[1:] == [("preflight_scaling", "m", "r"), ("data_left_out", "2 files", "")]

@@ -17,7 +17,7 @@ from core.cli.specs import read_spec
 from core.schema.catalog import Norm
 from core.schema.errors import UserError
 from core.schema.events import Event, Failed, Finished, Saved, Stepped, read
-from core.schema.spec import SPECS, AnySpec
+from core.schema.spec import SPECS, AnySpec, FineTuneSpec
 
 _ROOT = Path(__file__).parents[3]
 _QUICK = ["--epochs", "1", "--train-examples", "64", "--evaluation.protocol", "fast", "--evaluation.examples", "20"]
@@ -275,3 +275,16 @@ def test_a_run_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
         assert b"started" in process.stdout.readline()
         process.stdin.close()
         assert process.wait(timeout=10) == 143
+
+
+def test_the_learning_rate_of_own_weights_is_that_of_their_network(tmp_path: Path) -> None:
+    weights = tmp_path / "mine.safetensors"
+    header = json.dumps({"blueprint": {"architecture": "timm/resnet18"}})
+    content = json.dumps({"__metadata__": {"temper": header}}).encode()
+    weights.write_bytes(len(content).to_bytes(8, "little") + content)
+    spec = _spec("finetune", "--weights", weights, "--dataset", "cifar10")
+    assert isinstance(spec, FineTuneSpec)
+    assert spec.learning_rate == 1e-4
+    chosen = _spec("finetune", "--weights", weights, "--dataset", "cifar10", "--learning-rate", "0.01")
+    assert isinstance(chosen, FineTuneSpec)
+    assert chosen.learning_rate == 0.01

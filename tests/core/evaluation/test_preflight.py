@@ -45,7 +45,7 @@ def _findings(
     model: nn.Module, digits: Dataset, blueprint: Blueprint = _DIGITS, claims: dict[Norm, RobustnessClaim] | None = None
 ) -> dict[str, str]:
     found = list(inspect(model, digits.test, blueprint, claims or {}))
-    return {warned.code: warned.message for warned in found}
+    return {warned.code: warned.text for warned in found}
 
 
 def test_a_sound_model_passes_in_silence_and_is_handed_back_as_it_was(base: nn.Module, digits: Dataset) -> None:
@@ -155,7 +155,7 @@ def test_logits_that_are_lost_under_attack_are_a_warning(base: nn.Module, digits
         return images.masked_fill((moved & (images.mean((1, 2, 3)) > 0)).view(-1, 1, 1, 1), torch.nan)
 
     found = list(inspect(_Around(base, before=lost), digits.test.first(8), _DIGITS, {}, {"l2": 0.5}))
-    said = {warned.code: warned.message for warned in found}
+    said = {warned.code: warned.text for warned in found}
     assert "APGD in l2 at 0.5 turn 8 of 8 images" in said["preflight_not_finite"]
     assert "use a network without" in said["preflight_not_finite"]
 

@@ -83,7 +83,7 @@ def test_a_model_that_only_withstands_its_own_attack_raises_the_alarm(grey: Spli
     assert warning is not None
     assert warning.code == "catastrophic_overfitting"
     assert "100 % withstand the training attack in linf, but only 0 % a stronger one" in warning.message
-    assert "method.steps.linf" in warning.message
+    assert "method.steps.linf" in warning.text
 
 
 def test_monitoring_uses_at_most_the_chunk_size_of_training_and_less_if_it_must(

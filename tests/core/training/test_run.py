@@ -156,3 +156,30 @@ def test_a_result_that_is_about_to_be_replaced_is_named(tmp_path: Path) -> None:
     codes = [[event.code for event in fine_tune(spec, tmp_path) if isinstance(event, Warned)] for _ in range(2)]
     assert codes[0] == []
     assert codes[1] == ["overwrites"]
+
+
+def test_what_a_run_doubts_stands_in_its_report_and_checkpoint(tmp_path: Path) -> None:
+    asked = {"protocol": "fast", "examples": 5, "include_base": False}
+    spec = _spec(train_examples=32, learning_rate=0.2, eps={"linf": 0.1, "l2": 1.0, "l1": 3.0}, evaluation=asked)
+    told = [event for event in fine_tune(spec, tmp_path) if isinstance(event, Warned)]
+    assert [event.code for event in told] == ["preflight_learning_rate"]
+    reports = Reports.read((tmp_path / "report.json").read_bytes())
+    codes = [warning.code for warning in reports.warnings]
+    assert codes == ["eps_differs_from_base", "l2_not_covered", "preflight_learning_rate"]
+    assert reports.warnings[-1].text == told[0].text
+    assert "set learning_rate, such as to 0.01" in told[0].text
+    header = checkpoint.read_header(tmp_path / "checkpoint.safetensors")
+    assert header.reports
+    assert header.reports.warnings == reports.warnings
+
+
+def test_a_resumed_run_has_the_warnings_of_its_first_part(tmp_path: Path) -> None:
+    asked = {"protocol": "fast", "examples": 5}
+    spec = _spec(train_examples=32, learning_rate=0.2, evaluation=asked)
+    run = fine_tune(spec, tmp_path)
+    # The state after the evaluation of the base model is saved; the checks of the base model are not run again.
+    assert any(isinstance(event, Saved) and event.kind == "state" for event in run)
+    run.close()  # type: ignore[attr-defined]
+    assert [event.code for event in fine_tune(spec, tmp_path) if isinstance(event, Warned)] == []
+    reports = Reports.read((tmp_path / "report.json").read_bytes())
+    assert [warning.code for warning in reports.warnings][-1] == "preflight_learning_rate"
