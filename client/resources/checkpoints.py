@@ -14,7 +14,6 @@ from app.schemas.jobs import Job
 from client.connection import Connection
 from client.errors import BadDownload, CannotWrite, NoCheckpoint
 from client.resources.resource import Resource, path_of
-from client.retries import Retries
 
 
 class Checkpoints(Resource):
@@ -65,7 +64,7 @@ def download_file(connection: Connection, checkpoint: Checkpoint, target: Path, 
 
 
 def _fetch(connection: Connection, checkpoint: Checkpoint, file: BufferedRandom, patience: float) -> None:
-    retries = Retries(patience)
+    retries = connection.retries(patience)
     while True:
         with retries.pause_on_failure(), connection.errors():
             before = file.tell()

@@ -5,7 +5,6 @@ prints them, the service stores them, the client shows them. A run opens with St
 Paused or Failed.
 """
 
-import os
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -143,10 +142,6 @@ class Warned(Record):
     """Stable, for programs."""
     message: str
     """For people."""
-
-
-PAUSED = os.EX_TEMPFAIL
-"""The exit status of a run that was paused on request: the same command resumes it."""
 
 
 class Paused(Record):

@@ -89,7 +89,7 @@ def test_refusal_tells_each_field_and_its_remedy(temper: Temper, script: Script)
     with pytest.raises(Refused) as refusal:
         temper.jobs.submit({})
     assert str(refusal.value) == "eps.linf: too large\nbody: odd"
-    assert refusal.value.exit_code == 2
+    assert refusal.value.exit_status == 2
 
 
 def test_refusal_without_a_problem_document_is_told_all_the_same(temper: Temper, script: Script) -> None:
