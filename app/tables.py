@@ -174,6 +174,7 @@ class Job(Leased, Table):
         Index("ix_jobs_waiting", status, priority.desc(), "id"),
         Index("uq_jobs_retry_of", "retry_of", unique=True),
         Index("ix_jobs_of_project", project_id, "id"),
+        Index("ix_jobs_of_project_by_name", project_id, "name", "id"),
         Index("ix_jobs_of_project_by_status", project_id, status, priority.desc(), "id"),
         Index("ix_jobs_on_dataset", "dataset", status, "id"),
         Index("uq_jobs_shard", "parent_id", "shard", unique=True),
@@ -456,7 +457,7 @@ class Model(Asset):
     checkpoint_id: Mapped[str | None]
     """The checkpoint of that job."""
 
-    __table_args__ = (UniqueConstraint("project_id", "name"),)
+    __table_args__ = (UniqueConstraint("project_id", "name"), Index("ix_models_of_job", "job_id"))
 
 
 class Task(Leased, Table):
@@ -521,3 +522,5 @@ class Input(Table):
     """The job that made the model or checkpoint."""
     made_by_checkpoint: Mapped[str | None]
     """The checkpoint that the model was made of, or the checkpoint itself."""
+
+    __table_args__ = (Index("ix_inputs_made_by_job", "made_by_job"),)

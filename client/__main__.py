@@ -21,7 +21,7 @@ def main() -> None:
         lines = [str(error)]
         if isinstance(error, Refused) and error.problem.code == "unauthorized":
             lines.append(f"temper takes the key from TEMPER_API_KEY, else from {credentials_file()}")
-        _end(*lines, status=error.exit_code)
+        _end(*lines, status=error.exit_status)
     except OSError as error:
         # The rest of the output is discarded; otherwise Python would fail again when it flushes it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

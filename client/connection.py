@@ -140,7 +140,7 @@ class Connection:
                 yield response
             return
         # The ETag is that of the service; the store has another for the same content.
-        plain = {name: value for name, value in headers.items() if name != "If-Range"}
+        plain = {name: value for name, value in headers.items() if name not in ("If-Range", "If-None-Match")}
         with self._without_key().stream("GET", response.url.join(elsewhere), headers=plain) as response:
             _check_stream(response)
             yield response

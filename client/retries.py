@@ -57,6 +57,7 @@ class Retries:
         self._tell = tell
         self._failing_since: float | None = None
         self._has_told = False
+        self._next = FIRST_PAUSE
         self._start_counting()
 
     def restart(self) -> None:

@@ -61,11 +61,14 @@ def server(instance: Instance) -> Iterator[str]:
 
 
 @pytest.fixture
-def later_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the code a schema with one revision more, 0002, which changes nothing."""
+def later_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Give the code a schema with one revision more, which changes nothing; return the revision before it and it."""
     folder = tmp_path / "migrations"
     shutil.copytree(ROOT / "migrations", folder)
-    later = "revision, down_revision = '0002', '0001'\ndef upgrade(): ...\ndef downgrade(): ...\n"
-    (folder / "versions" / "0002_later.py").write_text(later)
+    latest = max(path.name[:4] for path in (folder / "versions").glob("*.py"))
+    later = f"{int(latest) + 1:04}"
+    text = f"revision, down_revision = '{later}', '{latest}'\ndef upgrade(): ...\ndef downgrade(): ...\n"
+    (folder / "versions" / f"{later}_later.py").write_text(text)
 
     monkeypatch.setattr(database, "MIGRATIONS", folder)
+    return latest, later

@@ -42,7 +42,8 @@ def test_all_is_well(settings, database, broker, valkey_server):
 def test_a_schema_of_an_earlier_version_is_told_with_its_remedy(settings, database, later_schema, monkeypatch, capsys):
     found = look(settings, check_database)
     assert (found["schema"].level, found["schema"].remedy) == ("fail", "run `temper migrate`")
-    assert "has schema 0001, this version needs 0002" in found["schema"].message
+    versions = "schema {}, this version needs {}".format(*later_schema)
+    assert f"has {versions}" in found["schema"].message
     monkeypatch.setenv("TEMPER_DATA_DIR", str(settings.data_dir))
     monkeypatch.setenv("TEMPER_DATABASE_URL", settings.database_url)
     monkeypatch.setattr(sys, "argv", ["doctor"])
@@ -50,7 +51,7 @@ def test_a_schema_of_an_earlier_version_is_told_with_its_remedy(settings, databa
     with pytest.raises(SystemExit, match="True"):
         doctor.main()
     refused = capsys.readouterr().out
-    assert "the database has schema 0001, this version needs 0002\n               run `temper migrate`" in refused
+    assert f"the database has {versions}\n               run `temper migrate`" in refused
 
 
 def test_servers_that_are_away_are_told_without_their_passwords(settings):

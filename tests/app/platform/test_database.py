@@ -77,20 +77,21 @@ def test_a_migration_that_has_landed_stays_as_it_is():
     assert {
         path.name[:4]: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         for path in sorted((ROOT / "migrations" / "versions").glob("*.py"))
-    } == {"0001": "9cf4e1f0b652"}
+    } == {"0001": "9cf4e1f0b652", "0002": "307e4e75795b"}
 
 
 @on_sqlite
 def test_a_change_of_a_database_with_rows_says_first_how_to_go_back(database, later_schema, capsys):
-    assert database.schema().complaint.startswith("the database has schema 0001, this version needs 0002: run")
+    before, after = later_schema
+    assert database.schema().complaint.startswith(f"the database has schema {before}, this version needs {after}: run")
     try:
         migrate._migrate(database)
     finally:
         with database.writing() as session:
-            session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+            session.execute(text("UPDATE alembic_version SET version_num = :before"), {"before": before})
     said = capsys.readouterr().out
-    assert "changes from 0001 to 0002. The way back is a backup" in said
-    assert said.endswith("The schema is 0002.\n")
+    assert f"changes from {before} to {after}. The way back is a backup" in said
+    assert said.endswith(f"The schema is {after}.\n")
 
 
 def test_a_database_of_a_newer_version_is_refused_in_a_sentence(tmp_path):
