@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from client.credentials import DEFAULT_URL, Credentials
-from client.errors import Refused, ServiceFailed, Unreachable, Unreadable
+from client.errors import BadAddress, Refused, ServiceFailed, Unreachable, Unreadable
 from client.reading import read
 from client.retries import Deadline, Retries
 
@@ -56,7 +56,7 @@ class Connection:
                 follow_redirects=True,
             )
         except httpx2.InvalidURL as error:
-            raise Unreachable(
+            raise BadAddress(
                 f"{self.url} is not a valid URL ({error}): set TEMPER_URL, for example {DEFAULT_URL}"
             ) from error
 
@@ -191,7 +191,7 @@ class Connection:
         """Return the client for servers other than the service."""
         with self._lock:
             if self._elsewhere is None:
-                self._elsewhere = httpx2.Client(timeout=self.timeout)
+                self._elsewhere = httpx2.Client(timeout=self.timeout, verify=_LateVerification(ssl.PROTOCOL_TLS_CLIENT))
             return self._elsewhere
 
 

@@ -1,7 +1,9 @@
 """Exceptions of the client, with texts that say what to do.
 
 TemperError
+├── BadAddress       the address of the service is not one
 ├── NoKey            no API key is configured
+├── NoSuchJob        a name is that of no job, or of several
 ├── Unreachable      the service does not answer
 ├── Unreadable       the answer is not one of a Temper service
 ├── Answered         the service answered with an error
@@ -32,6 +34,18 @@ class TemperError(Exception):
     """Base of all errors of the client. `exit_status` is that of the command line."""
 
     exit_status = ExitStatus.FAILED
+
+
+class BadAddress(TemperError):
+    """The address of the service is not one."""
+
+    exit_status = ExitStatus.BAD_REQUEST
+
+
+class NoSuchJob(TemperError):
+    """A name is that of no job, or of several."""
+
+    exit_status = ExitStatus.BAD_REQUEST
 
 
 class NoKey(TemperError):

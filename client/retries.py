@@ -22,12 +22,11 @@ SILENT = 2.0
 class Deadline:
     """The moment at which a caller stops waiting for a job.
 
-    job: the job's id, for the message. seconds: from now on; None for no deadline.
+    job: the job, for the message. seconds: from now on; None for no deadline.
     """
 
     def __init__(self, job: str, seconds: float | None) -> None:
         self._job = job
-        self._seconds = seconds
         self._at = inf if seconds is None else time.monotonic() + seconds
 
     @property
@@ -38,8 +37,7 @@ class Deadline:
     def passed(self, *, is_paused: bool = False) -> StillRunning:
         """Make the error that says that the deadline has passed. is_paused: whether the job is paused."""
         goes_on = f"it is paused: temper resume {self._job}" if is_paused else "it goes on"
-        message = f"{self._job} has not ended after {self._seconds:g} seconds; {goes_on}"
-        return StillRunning(message, is_paused=is_paused)
+        return StillRunning(f"{self._job} has not ended in time; {goes_on}", is_paused=is_paused)
 
 
 class Retries:

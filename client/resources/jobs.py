@@ -2,13 +2,16 @@
 
 import uuid
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pydantic import BaseModel
 
 from app.schemas.answer import Page
+from app.schemas.assets import Lineage
 from app.schemas.attempts import Attempt
 from app.schemas.jobs import DryRun, Job, Metrics, PostedJob, Progress
+from client.errors import NoSuchJob
 from client.reading import read
 from client.resources.resource import Resource, path_of
 from client.retries import Deadline
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     JobSpec = Mapping[str, Any] | AnySpec
 
 LONG_POLL = 30.0
+LATEST = "latest"
+"""The handle of the newest job of the project, whatever other jobs are called."""
 
 
 class Jobs(Resource):
@@ -61,6 +66,23 @@ class Jobs(Resource):
     def list(self, **filters: str) -> Iterator[Job]:
         """Iterate over the jobs, newest first. The filters are those of `GET /jobs`, such as status."""
         return self._items(Page[Job], "/jobs", filters)
+
+    def id_of(self, handle: str) -> str:
+        """Return the id of the job that a handle means: its id, its name where only one job has it, or latest for the
+        newest job. Raises NoSuchJob."""
+        if handle.startswith("job_"):
+            return handle
+        same = [job.id for job in islice(self.list(limit="2", **({} if handle == LATEST else {"name": handle})), 2)]
+        if not same:
+            what = "there is no job yet" if handle == LATEST else f"there is no job {handle!r} in this project"
+            raise NoSuchJob(f"{what}: name a job by its id, by a name that only one job has, or as {LATEST}")
+        if handle != LATEST and len(same) > 1:
+            raise NoSuchJob(f"several jobs are called {handle!r}; name one by its id, such as {same[0]}, the newest")
+        return same[0]
+
+    def lineage(self, job_id: str) -> Lineage:
+        """Fetch what a job was made of, and what was made of its results."""
+        return self._get(Lineage, f"{path_of('jobs', job_id)}/lineage")
 
     def wait(self, job_id: str, *, timeout: float | None = None) -> Job:
         """Wait until the status of a job is final, and return the job. Raises StillRunning after `timeout` seconds."""
