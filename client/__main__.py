@@ -23,6 +23,8 @@ def main() -> None:
         finally:
             # Here, because an error at Python's own exit would be a traceback.
             out.flush()
+            if sys.stdout is not out:  # typer has replaced it, because nothing reads it any more
+                raise BrokenPipeError
     except TemperError as error:
         lines = [str(error)]
         if isinstance(error, Refused) and error.problem.code == "unauthorized":

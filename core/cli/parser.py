@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from core.cli.options import COMMANDS, AnyOptions, Options, RunOptions
+from core.schema.exit_status import table_lines
 from core.schema.overrides import read_value
 from core.schema.record import Record
 
@@ -32,7 +33,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> AnyOptions:
 def make_parser() -> argparse.ArgumentParser:
     """Describe every command with its options and the fields of its spec."""
     parser = argparse.ArgumentParser(
-        prog="python -m core", description="Make image classifiers robust to several norms, and prove it."
+        prog="python -m core",
+        description="Make image classifiers robust to several norms, and prove it.",
+        epilog="\n".join(["exit statuses:", *table_lines()]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (options, spec) in COMMANDS.items():

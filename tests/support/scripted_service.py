@@ -56,7 +56,7 @@ class Request(BaseHTTPRequestHandler):
         self.server.script.requests.append(Asked(self.path, dict(self.headers), body))  # type: ignore[attr-defined]
         self.server.script.answers.pop(0)(self)  # type: ignore[attr-defined]
 
-    do_GET = do_POST = _serve  # noqa: N815
+    do_GET = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
