@@ -70,7 +70,7 @@ def deletion_lines(job: Job, lineage: Lineage) -> Iterator[str]:
     yield f"{job.id}{name} is {job.status}; {parts} are deleted with it"
     for each in lineage.dependents:
         name = f" ({each.name})" if each.name else ""
-        yield f"  {each.object} {each.id}{name} was made of its results: it stays, and its origin is lost"
+        yield f"  {each.object} {each.id}{name} depends on it: it stays, and its origin is lost"
 
 
 def dry_run_card(answer: DryRun) -> RenderableType:

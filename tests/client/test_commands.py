@@ -195,17 +195,20 @@ def test_a_job_is_named_by_its_name_and_as_the_latest(temper: Command, spec: str
 
 
 def test_deletion_says_what_depends_on_the_job_and_asks(temper: Command, spec: str) -> None:
-    job = json.loads(temper("submit", spec, "--wait", "--output", "json").stdout)
-    assert temper("models", "add", job["checkpoint"], "--name", "offspring").returncode == 0
-    refused = temper("delete", job["id"])
+    first = json.loads(temper("submit", spec, "--set", "epochs=1000", "--output", "json").stdout)["id"]
+    temper("cancel", first)
+    temper("wait", first)
+    again = json.loads(temper("retry", first, "--output", "json").stdout)["id"]
+    temper("cancel", again)
+    temper("wait", again)
+    refused = temper("delete", first)
     assert refused.returncode == 2
-    assert f"{job['id']} is succeeded; its checkpoints, report and logs are deleted with it" in refused.stderr
-    assert "(offspring) was made of its results: it stays, and its origin is lost" in refused.stderr
+    assert f"{first} is cancelled; its logs are deleted with it\n" in refused.stderr
+    assert f"job {again} depends on it: it stays, and its origin is lost\n" in refused.stderr
     assert "add --yes" in refused.stderr
-    assert temper("get", job["id"]).returncode == 0
-    assert temper("delete", job["id"], "--yes").stdout == f"{job['id']} is deleted\n"
-    assert temper("get", job["id"]).returncode == 2
-    temper("models", "remove", "offspring")
+    assert temper("get", first).returncode == 0
+    assert temper("delete", first, "--yes").stdout == f"{first} is deleted\n"
+    assert temper("get", first).returncode == 2
 
 
 def test_logs_as_json_are_a_string_a_line(temper: Command, job_id: str) -> None:
@@ -251,7 +254,7 @@ def test_a_key_is_made_used_and_revoked(temper: Command, monkeypatch: pytest.Mon
         other.setenv("TEMPER_API_KEY", made["secret"])
         assert temper("list").returncode == 0
         refused = temper("projects", "list")
-        assert (refused.returncode, "admin" in refused.stderr) == (1, True)
+        assert (refused.returncode, "admin" in refused.stderr) == (2, True)
     assert temper("keys", "revoke", made["id"]).returncode == 0
     monkeypatch.setenv("TEMPER_API_KEY", made["secret"])
     assert "revoked" in temper("list").stderr
@@ -360,9 +363,9 @@ def test_a_job_is_cloned_with_changes_and_shows_its_attempts_and_log(temper: Com
     assert json.loads(temper("retry", made["id"], "--output", "json").stdout)["id"] == again["id"]
     for action in ("pause", "resume", "stop"):
         refused = temper(action, job_id)
-        assert refused.returncode == 1
+        assert refused.returncode == 2
         assert f"cannot be given the action {action}" in refused.stderr
     temper("cancel", again["id"])
     temper("wait", again["id"])
-    assert temper("delete", made["id"]).stdout == f"{made['id']} is deleted\n"
-    assert temper("get", made["id"]).returncode == 1
+    assert temper("delete", made["id"], "-y").stdout == f"{made['id']} is deleted\n"
+    assert temper("get", made["id"]).returncode == 2
