@@ -236,14 +236,20 @@ class Settings(BaseSettings):
             folder.mkdir(parents=True, exist_ok=True)
 
     @classmethod
-    def from_environment(cls) -> Self:
-        """Read the environment and make the folders; end the program with a plain sentence where that fails."""
+    def read(cls) -> Self:
+        """Read the environment, and make nothing; end the program with a plain sentence where that fails."""
         try:
-            settings = cls()
-            settings.make_folders()
+            return cls()
         except ValidationError as error:
             # An error in a default that depends on another setting is not the cause.
             sys.exit("\n".join(_sentence(each) for each in error.errors() if each["type"] != _FOLLOWS))
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the environment and make the folders; end the program with a plain sentence where that fails."""
+        settings = cls.read()
+        try:
+            settings.make_folders()
         except OSError as error:
             sys.exit(f"TEMPER_DATA_DIR: cannot make {error.filename}: {error.strerror}")
         return settings
