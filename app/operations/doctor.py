@@ -30,19 +30,9 @@ from app.platform.settings import Settings
 from app.storage import ObjectStore, StorageUnavailable, open_store
 from core.schema.suggestions import find_close
 
-_OF_OTHERS = (
-    "URL",
-    "API_KEY",
-    "VERSION",
-    "PUBLISH",
-    "GPU",
-    "WORKER_SHM",
-    "DB_MEMORY",
-    "QUEUE_MEMORY",
-    "STORAGE_MEMORY",
-)
-_OF_OTHERS += ("API_MEMORY", "WORKER_MEMORY", "WORKER_CPU_MEMORY")
-"""Variables without TEMPER_ that are no settings of a process: the client reads the first two, compose the others."""
+_MEMORIES = [f"{part}_MEMORY" for part in ("DB", "QUEUE", "STORAGE", "API", "WORKER", "WORKER_CPU")]
+_OF_OTHERS = ("URL", "API_KEY", "VERSION", "PUBLISH", "GPU", "WORKER_SHM", *_MEMORIES)
+"""Variables, without TEMPER_, that are no settings of a process: the client reads the first two, compose the others."""
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -257,9 +247,8 @@ def check_inspections(_: Settings) -> Iterator[Finding]:
 def check_disk(settings: Settings) -> Iterator[Finding]:
     """Check that the disk has room where runs write."""
     # The data folder may not be there yet: then it will be on the disk of the folder around it.
-    there = next(
-        folder for folder in (settings.data_dir.absolute(), *settings.data_dir.absolute().parents) if folder.exists()
-    )
+    folder = settings.data_dir.absolute()
+    there = next(each for each in (folder, *folder.parents) if each.exists())
     free = shutil.disk_usage(there).free
     message = f"{free / _GIGABYTE:.1f} GB free in {settings.data_dir}"
     if free < _LITTLE:
