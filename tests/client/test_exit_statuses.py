@@ -6,13 +6,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from client import errors
 from client import retries as retries_module
 from client.__main__ import main
-from client.cli.app import COMMANDS, GROUPS
+from client.cli.app import COMMANDS, GROUPS, app
 from core.schema import errors as user_errors
 from core.schema.exit_status import ExitStatus, table_lines
 from tests.client.test_outages import Clock
@@ -99,11 +101,22 @@ def run(script: Script, clock: Clock, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_every_command_is_in_the_table_of_this_test() -> None:
-    names = {name for commands in COMMANDS.values() for name in commands}
+    names = {name for panel in COMMANDS.values() for name in panel}
     for groups in GROUPS.values():
-        for group, app in groups.items():
-            names |= {f"{group} {command.name}" for command in app.registered_commands}
+        for group, commands in groups.items():
+            names |= {f"{group} {command.name}" for command in commands.registered_commands}
     assert names == ASKING.keys() | LOCAL
+
+
+def test_every_command_takes_output_json() -> None:
+    def check(command: Any, name: str) -> None:
+        inner = getattr(command, "commands", {})
+        for word, each in inner.items():
+            check(each, f"{name} {word}")
+        if not inner:
+            assert any("--output" in option.opts for option in command.params), name
+
+    check(get_command(app), "temper")
 
 
 @pytest.mark.parametrize("command", ASKING)
