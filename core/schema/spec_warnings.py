@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from core.schema.catalog import EXTRA_SHARE, MODELS
-from core.schema.cost_model import Size, count_steps
 from core.schema.radius import find_uncovered_l2
 from core.schema.record import Record
 
@@ -40,6 +39,9 @@ def spec_warnings(spec: "AnySpec") -> tuple[SpecWarning, ...]:
 
 
 def _of_length(spec: "TrainingSpec") -> Iterator[SpecWarning]:
+    # Here, because a client that reads warnings needs no specs.
+    from core.schema.cost_model import Size, count_steps
+
     size = Size.of(spec.dataset)
     examples = size.train_examples if size else spec.train_examples
     if examples is None or spec.schedule == "constant":
