@@ -210,6 +210,13 @@ class Job(Leased, Table):
         # One for the list of a project's jobs, and for each of its filters.
         Index("ix_jobs_of_project", "project_id", "id", **where("parent_id IS NULL AND deleted_at IS NULL")),
         Index(
+            "ix_jobs_of_project_by_name",
+            "project_id",
+            "name",
+            "id",
+            **where("parent_id IS NULL AND deleted_at IS NULL"),
+        ),
+        Index(
             "ix_jobs_of_project_by_status",
             "project_id",
             "status",
@@ -624,6 +631,7 @@ class Model(Asset):
         Index("ix_models_of_project", "project_id", "id"),
         Index("ix_models_of_upload", "upload_id"),
         Index("ix_models_of_checkpoint", "checkpoint_id"),
+        Index("ix_models_of_job", "job_id"),
     )
 
 
@@ -690,3 +698,5 @@ class Input(Table):
     """The job that made the model or checkpoint."""
     made_by_checkpoint: Mapped[str | None]
     """The checkpoint that the model was made of, or the checkpoint itself."""
+
+    __table_args__ = (Index("ix_inputs_made_by_job", "made_by_job"),)

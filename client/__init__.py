@@ -11,11 +11,13 @@ temper.checkpoints.download(job.id, "robust.safetensors")
 from typing import TYPE_CHECKING, Any
 
 from client.errors import (
+    BadAddress,
     BadDownload,
     CannotRead,
     CannotWrite,
     NoCheckpoint,
     NoKey,
+    NoSuchJob,
     NotUploaded,
     Refused,
     ServiceFailed,
@@ -29,11 +31,13 @@ if TYPE_CHECKING:
     from client.temper import Temper
 
 __all__ = [
+    "BadAddress",
     "BadDownload",
     "CannotRead",
     "CannotWrite",
     "NoCheckpoint",
     "NoKey",
+    "NoSuchJob",
     "NotUploaded",
     "Refused",
     "ServiceFailed",

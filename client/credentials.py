@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from client.errors import NoKey
+from client.errors import BadAddress, NoKey
 
 DEFAULT_URL = "http://127.0.0.1:8765"
 _HEADER_VALUE = re.compile(r"[!-~]+")
@@ -39,9 +39,12 @@ def find_credentials(url: str | None = None, api_key: str | None = None) -> Cred
     """Take the arguments, else TEMPER_URL and TEMPER_API_KEY, else the credentials file.
 
     The key in the file is sent only to the address in the file, not to another address that TEMPER_URL names. Raises
-    NoKey.
+    NoKey, BadAddress.
     """
     url = url or os.environ.get("TEMPER_URL")
+    if url and not url.startswith(("http://", "https://")):
+        whole = f"http://{url.rpartition('://')[2]}"
+        raise BadAddress(f"{url} is not the address of a service: write TEMPER_URL={whole}, or https:// in its place")
     api_key = api_key or os.environ.get("TEMPER_API_KEY")
     if url and api_key:
         return _given(url, api_key)

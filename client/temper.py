@@ -1,5 +1,6 @@
 """Client of a Temper service: its resources as attributes, on one connection."""
 
+from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
@@ -26,16 +27,24 @@ class Temper(Resource):
 
     url and api_key: address of the service and a key for it; by default TEMPER_URL and TEMPER_API_KEY, else those that
     the service on this machine stored. timeout: seconds to wait for one answer. patience: seconds to go on retrying
-    while the service is unavailable; at least a minute for what takes long: watching, waiting, downloads and uploads.
+    while the service is unavailable; at least a minute for downloads and uploads, and a quarter of an hour to follow a
+    job and waiting for it, which an upgrade of the service does not end. tell: called with a line when an outage
+    lasts, and when it is over.
     Every method may raise Unreachable, Unreadable, Refused and ServiceFailed; the constructor may raise NoKey.
 
     A resource is imported when it is first used, which keeps commands that need one of them fast.
     """
 
     def __init__(
-        self, url: str | None = None, api_key: str | None = None, *, timeout: float = 30.0, patience: float = 3.0
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = 30.0,
+        patience: float = 3.0,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        super().__init__(Connection(find_credentials(url, api_key), timeout=timeout, patience=patience))
+        super().__init__(Connection(find_credentials(url, api_key), timeout=timeout, patience=patience, tell=tell))
 
     def __enter__(self) -> Self:
         return self

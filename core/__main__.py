@@ -9,8 +9,8 @@
     python -m core inspect-dataset pets.zip --output runs/pets   (and inspect-model weights.pt: untrusted files)
 
 The options are the fields of the spec, with their help; the spec file gives the others. Each event is a line on
-stdout, as text or as JSON. Exit status: 0 done, 2 bad input, 1 an error of the program, 75 paused on request. Of
-several processes the status is torchrun's: 0 done, else 1, also after a pause.
+stdout, as text or as JSON. Exit status: `core.schema.exit_status`. Of several processes the status is torchrun's: 0
+done, else 1, also after a pause.
 
 A training run that was interrupted resumes when the same command is run again. SIGTERM pauses it, SIGUSR1 makes it
 stop and deliver the best weights so far. On several GPUs: torchrun --standalone --nproc-per-node 4 -m core finetune ...
@@ -26,7 +26,8 @@ from core.cli.commands import run_command
 from core.cli.console import event_lines
 from core.cli.parser import parse_arguments
 from core.schema.errors import UserError
-from core.schema.events import PAUSED, Event, Failed, Paused
+from core.schema.events import Event, Failed, Paused
+from core.schema.exit_status import ExitStatus
 from core.signals import Interrupted, StopRequests, handle_signals
 
 
@@ -59,17 +60,17 @@ def main(arguments: list[str] | None = None) -> int:
         except UserError as error:
             names = ("code", "message", "hint", "field", "retryable")
             show(Failed(**{name: getattr(error, name) for name in names}))
-            return 2
+            return error.exit_status
         except KeyboardInterrupt:
-            return 130
+            return ExitStatus.INTERRUPTED
         except Interrupted:
-            return PAUSED
+            return ExitStatus.PAUSED
         except Exception as error:
             traceback.print_exc()
             message = f"{type(error).__name__}: {error}"
             show(Failed(code="internal_error", message=message, hint="please report this with the log"))
-            return 1
-    return PAUSED if isinstance(event, Paused) else 0
+            return ExitStatus.FAILED
+    return ExitStatus.PAUSED if isinstance(event, Paused) else ExitStatus.SUCCEEDED
 
 
 def _exit_with_stdin() -> None:

@@ -24,6 +24,7 @@ from app.platform.database import AWAY
 from app.schemas import Failure
 from app.storage import StorageFull, StorageUnavailable
 from core.schema import events as reported
+from core.schema.exit_status import ExitStatus
 from core.schema.report import Reports
 from worker import downloads
 from worker.failures import job_failure
@@ -172,7 +173,7 @@ class Attempt:
             return Failed(Failure(**last.model_dump(exclude={"type"})))
         exit_code = process.exit_code
         # With several processes the exit code is torchrun's, which does not know of pauses.
-        if self.lease.ending.is_set() or exit_code == reported.PAUSED or isinstance(last, reported.Paused):
+        if self.lease.ending.is_set() or exit_code == ExitStatus.PAUSED or isinstance(last, reported.Paused):
             return HandedBack()
         if self.lease.killed or process.was_killed_from_outside:
             if self.lease.killed:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from app.assets import assets
 from app.assets.checkpoints import find_checkpoint
 from app.platform.database import lock_row
-from app.tables import Asset, Checkpoint, Dataset, Input, Job, Model
+from app.tables import POSTED, Asset, Checkpoint, Dataset, Input, Job, Model
 from core.schema.spec import AnySpec
 
 _TABLES: tuple[type[Dataset] | type[Model] | type[Checkpoint], ...] = (Dataset, Model, Checkpoint)
@@ -100,6 +100,16 @@ def _input_file(session: Session, job_input: Input, name: str) -> InputFile:
 def list_inputs(session: Session, job_id: str) -> Sequence[Input]:
     """List the inputs of a job."""
     return session.scalars(select(Input).where(Input.job_id == job_id).order_by(Input.field)).all()
+
+
+def dependents(session: Session, job: Job, *, most: int = 100) -> Sequence[Job | Model]:
+    """List the jobs that start from a checkpoint of a job or resume from its state, and the models made of one; of both
+    the oldest, at most `most`."""
+    users = select(Input.job_id).where(Input.made_by_job == job.id)
+    jobs = select(Job).where(Job.project_id == job.project_id, *POSTED)
+    jobs = jobs.where(or_(Job.id.in_(users), Job.retry_of == job.id)).order_by(Job.id).limit(most)
+    models = select(Model).where(Model.project_id == job.project_id, Model.job_id == job.id)
+    return [*session.scalars(jobs), *session.scalars(models.order_by(Model.id).limit(most))]
 
 
 def ancestors(session: Session, project_id: str, job_id: str, *, most: int = 100) -> Sequence[str]:

@@ -44,7 +44,8 @@ def tell_first_key(database: Database, settings: Settings) -> None:
     """Make the first key where there is none, and print it, unless it is one that somebody knows already."""
     key = first_key(database, settings)
     if key and settings.first_api_key is None:
-        sys.stdout.write(f"API key, shown only now: {key}\n")
+        line = json.dumps({"api_key": key}) if settings.log_format == "json" else f"API key, shown only now: {key}"
+        sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
 

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from app.assets import assets, inputs, uploads
 from app.http import problems
+from app.http.patterns import RULES
 from app.http.problems import MEDIA_TYPE, InvalidBody, InvalidParameter, InvalidSpec, MalformedBody, NotFound, Problem
 from app.jobs import lifecycle
 from app.platform.database import AWAY, Deleted, why
@@ -250,15 +251,22 @@ def _invalid(request: Request, error: RequestValidationError) -> Problem:
         missing = FieldError(pointer="", code="missing", detail="send a job spec as the JSON body")
         return InvalidSpec([missing])
     if details[0]["loc"][0] == "body":
-        return InvalidBody([_in_body(each["loc"][1:], each["type"], each["msg"]) for each in details])
+        return InvalidBody([_in_body(each["loc"][1:], each["type"], _message(each)) for each in details])
     return InvalidParameter(
         [
             FieldError(
-                pointer=f"/{each['loc'][-1]}", code=each["type"], detail=f"{each['loc'][0]} parameter: {each['msg']}"
+                pointer=f"/{each['loc'][-1]}", code=each["type"], detail=f"{each['loc'][0]} parameter: {_message(each)}"
             )
             for each in details
         ]
     )
+
+
+def _message(details: Mapping[str, Any]) -> str:
+    """Say what is wrong; for a pattern, its rule in words."""
+    if details["type"] == "string_pattern_mismatch":
+        return RULES[details["ctx"]["pattern"]]
+    return str(details["msg"])
 
 
 def _in_body(place: Sequence[str | int], code: str, message: str) -> FieldError:

@@ -10,7 +10,7 @@ from app.jobs.labels import digest
 from app.platform.paging import Order, Part, Place, list_fitting, list_rows
 from app.tables import POSTED, Attempt, Event, Job, JobLabel, Metric
 
-_LEADING = ("base_model", "dataset", "status", "kind")
+_LEADING = ("name", "base_model", "dataset", "status", "kind")
 
 
 def find_job(session: Session, project_id: str, job_id: str) -> Job | None:

@@ -28,6 +28,11 @@ from app.platform.ids import new_id
 from app.platform.queue import HEARD
 from app.platform.settings import Settings
 from app.storage import ObjectStore, StorageUnavailable, open_store
+from core.schema.suggestions import find_close
+
+_MEMORIES = [f"{part}_MEMORY" for part in ("DB", "QUEUE", "STORAGE", "API", "WORKER", "WORKER_CPU")]
+_OF_OTHERS = ("URL", "API_KEY", "VERSION", "PUBLISH", "GPU", "WORKER_SHM", *_MEMORIES)
+"""Variables, without TEMPER_, that are no settings of a process: the client reads the first two, compose the others."""
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -76,10 +81,53 @@ class Finding:
 Check: TypeAlias = Callable[[Settings], Iterator[Finding]]
 
 
+def check_settings(settings: Settings) -> Iterator[Finding]:
+    """Check that every variable of the environment that begins with TEMPER_ is one that something reads."""
+    del settings
+    known = [f"TEMPER_{name.upper()}" for name in (*Settings.model_fields, *_OF_OTHERS)]
+    unknown = [name for name in sorted(os.environ) if name.startswith("TEMPER_") and name not in known]
+    for name in unknown:
+        close = find_close(name, known)
+        remedy = f"did you mean {close}? If not, remove it" if close else "remove it; the settings are in the reference"
+        yield Finding("settings", "warn", f"{name} is not a setting, and changes nothing", remedy)
+    if not unknown:
+        yield Finding("settings", "ok", "every TEMPER_ variable is known")
+
+
+def check_running(settings: Settings) -> Iterator[Finding]:
+    """Tell whether the API of this instance answers."""
+    url = f"http://{_here(settings.host)}:{settings.port}"
+    remedy = "start it with `temper serve`, or on a server with `temper api`"
+    try:
+        # A port may be that of any other server.
+        answer = httpx2.get(f"{url}/version", timeout=5, trust_env=False)
+        is_temper = "api" in answer.json()
+    except httpx2.TransportError as error:
+        yield Finding("service", "warn", f"nothing is running at {url}: {error}", remedy)
+        return
+    except (ValueError, TypeError):
+        is_temper = False
+    if is_temper:
+        yield Finding("service", "ok", f"the API answers at {url}")
+    else:
+        yield Finding("service", "warn", f"what answers at {url} is not Temper", f"set TEMPER_PORT; then {remedy}")
+
+
+def _here(host: str) -> str:
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
+    return f"[{here}]" if ":" in here else here
+
+
 def check_database(settings: Settings) -> Iterator[Finding]:
     """Check that the database answers, has this version's schema, and can be written."""
+    url = make_url(settings.database_url)
+    where = url.render_as_string()
+    # To open an SQLite file that is not there would make it.
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        remedy = "start the service, which makes it, or run `temper migrate`"
+        yield Finding("database", "fail", f"there is no database yet at {url.database}", remedy)
+        return
     database = Database(settings.database_url)
-    where = make_url(settings.database_url).render_as_string()
     try:
         schema = database.schema()
         yield Finding("database", "ok", f"{where} answers")
@@ -125,6 +173,10 @@ def check_queue(settings: Settings) -> Iterator[Finding]:
 def check_storage(settings: Settings) -> Iterator[Finding]:
     """Write, read, fetch as a client would, and delete."""
     where = f"bucket {settings.s3_bucket}" if settings.s3_bucket else str(settings.objects_dir)
+    if not settings.s3_bucket and not settings.objects_dir.exists():
+        remedy = "start the service, which makes it"
+        yield Finding("storage", "warn", f"there is no folder {where} yet", remedy)
+        return
     store = open_store(settings)
     key = f"doctor/{new_id('doc')}"
     content = os.urandom(1024)
@@ -233,7 +285,10 @@ def _run(*arguments: str) -> str:
 
 def check_disk(settings: Settings) -> Iterator[Finding]:
     """Check that the disk has room where runs write."""
-    free = shutil.disk_usage(settings.data_dir).free
+    # The data folder may not be there yet: then it will be on the disk of the folder around it.
+    folder = settings.data_dir.absolute()
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    free = shutil.disk_usage(there).free
     message = f"{free / _GIGABYTE:.1f} GB free in {settings.data_dir}"
     if free < _LITTLE:
         yield Finding(
@@ -272,6 +327,8 @@ def _passwords(settings: Settings) -> Iterator[tuple[str, str | None]]:
 
 
 CHECKS: Sequence[Check] = (
+    check_settings,
+    check_running,
     check_database,
     check_queue,
     check_storage,
@@ -289,10 +346,10 @@ def inspect(settings: Settings, checks: Sequence[Check] = CHECKS) -> Iterator[Fi
 
 
 def main() -> None:
-    """Check the instance that the environment describes."""
+    """Check the instance that the environment describes, and make nothing."""
     as_json = "--json" in sys.argv[1:]
     findings = []
-    for finding in inspect(Settings.from_environment()):
+    for finding in inspect(Settings.read()):
         findings.append(finding)
         if not as_json:
             remedy = f"\n{'':15}{finding.remedy}" if finding.remedy else ""

@@ -4,6 +4,7 @@ there is none.
 Safe when two run at once: the second waits for the first, and finds nothing left to do.
 """
 
+import json
 import sys
 
 from sqlalchemy.exc import DatabaseError
@@ -22,7 +23,7 @@ def main() -> None:
     logs.set_up(settings)
     database = Database(settings.database_url)
     try:
-        _migrate(database)
+        _migrate(database, as_json=settings.log_format == "json")
         tell_first_key(database, settings)
     except DatabaseError as error:
         sys.exit(f"the database at {database.engine.url} cannot be migrated: {error.orig}")
@@ -30,22 +31,21 @@ def main() -> None:
         database.close()
 
 
-def _migrate(database: Database) -> None:
+def _migrate(database: Database, *, as_json: bool = False) -> None:
+    def say(line: str) -> None:
+        sys.stdout.write(f"{json.dumps({'event': line}) if as_json else line}\n")
+        sys.stdout.flush()
+
     before = database.schema()
     if before.found and not before.is_known:
         sys.exit(before.complaint)
     if before.found == before.needed:
-        _say(f"The schema is {before.needed}: there is nothing to do.")
+        say(f"The schema is {before.needed}: there is nothing to do.")
         return
     if before.found:
-        _say(f"The schema changes from {before.found} to {before.needed}. {_BACK_UP}")
+        say(f"The schema changes from {before.found} to {before.needed}. {_BACK_UP}")
     database.migrate()
-    _say(f"The schema is {before.needed}.")
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    say(f"The schema is {before.needed}.")
 
 
 if __name__ == "__main__":

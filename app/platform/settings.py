@@ -273,15 +273,20 @@ class Settings(BaseSettings):
             folder.mkdir(parents=True, exist_ok=True)
 
     @classmethod
-    def from_environment(cls) -> Self:
-        """Read the environment and make the folders; end the program with a plain sentence where that fails."""
+    def read(cls) -> Self:
+        """Read the environment, and make nothing; end the program with a plain sentence where that fails."""
         try:
-            settings = cls()
+            return cls()
         except ValidationError as error:
             # An error in a default that depends on another setting is not the cause.
             sys.exit("\n".join(_sentence(each) for each in error.errors() if each["type"] != _FOLLOWS))
         except OSError as error:
             sys.exit(f"TEMPER_SECRETS_DIR: cannot read {error.filename}: {error.strerror}")
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the environment and make the folders; end the program with a plain sentence where that fails."""
+        settings = cls.read()
         try:
             settings.make_folders()
         except OSError as error:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from app import schemas, tables
 from app.assets import assets, inspections, uploads
 from app.http.dependencies import Service
+from app.http.entity_tags import ETAG, answer_file
 from app.http.problems import (
     BodyTooLarge,
     InvalidBody,
@@ -115,12 +116,18 @@ def _missing(kind: assets.Kind, name_or_id: str) -> NotFound:
     return NotFound(f"there is no {assets.WORDS[kind]} {name_or_id!r} in this project")
 
 
-def send_report(service: Service, kind: assets.Kind, asset: tables.Asset) -> Response:
-    """Answer with the report of an inspection. Raises NotInspected."""
+REPORT_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"headers": ETAG},
+    304: {"description": "If-None-Match names the report as it is.", "headers": ETAG},
+}
+
+
+def send_report(service: Service, kind: assets.Kind, asset: tables.Asset, if_none_match: str | None) -> Response:
+    """Answer with the report of an inspection, or that the client has it. Raises NotInspected."""
     if asset.status != "ready":
         raise NotInspected(f"the {assets.WORDS[kind]} is {asset.status} and has no report")
     key = f"{asset.report_prefix}/{inspections.REPORT}"
-    return Response(b"".join(service.store.read(key)), media_type="application/json")
+    return answer_file(b"".join(service.store.read(key)), "application/json", if_none_match)
 
 
 def show_input(job_input: tables.Input) -> schemas.JobInput:

@@ -14,6 +14,7 @@ from starlette.concurrency import iterate_in_threadpool
 from app import schemas, tables
 from app.http.authentication import ProjectId, TheCaller, needs
 from app.http.dependencies import JobId, Reading, Service, TheService
+from app.http.patterns import LOG_PLACE
 from app.http.problems import (
     InvalidParameter,
     NoLog,
@@ -88,7 +89,7 @@ async def get_logs(
     after: Annotated[
         str | None,
         Query(
-            pattern=r"^[0-9]{1,10}:[0-9]{1,18}$",
+            pattern=LOG_PLACE,
             description="With follow, go on behind this place: what X-Log-Place said, with the bytes that came since "
             "added to its second number. It takes the place of tail.",
         ),

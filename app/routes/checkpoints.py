@@ -13,6 +13,7 @@ from app import schemas, tables
 from app.assets import checkpoints
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import CheckpointId, JobId, Reading, TheService, cursor
+from app.http.entity_tags import ETAG, IfNoneMatch, is_known, not_modified, tag_of
 from app.http.problems import InvalidParameter, NotFound, RangeNotSatisfiable, StoreUnavailable, problems
 from app.routes.jobs import the_job
 
@@ -21,7 +22,7 @@ router = APIRouter(tags=["checkpoints"], dependencies=[needs("jobs:read")])
 _FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _HEADERS = schemas.headers(
     {
-        "ETag": "Names this content, for If-Range.",
+        "ETag": "The SHA-256 of the whole file, in quotes, for If-Range and If-None-Match.",
         "Accept-Ranges": "bytes",
         "Repr-Digest": "SHA-256 of the whole file, as RFC 9530 has it.",
         "X-Checksum-Sha256": "SHA-256 of the whole file, in hexadecimal.",
@@ -64,6 +65,7 @@ def get_checkpoint(checkpoint_id: CheckpointId, project_id: ProjectId, session: 
             "content": _FILE,
             "headers": _HEADERS | schemas.headers({"Content-Range": "Which bytes these are, and of how many."}),
         },
+        304: {"description": "If-None-Match names the file as it is: you have it.", "headers": ETAG},
         307: {
             "description": "The file is in an object store: ask there, with the same Range and without the API key.",
             "headers": schemas.headers(
@@ -84,17 +86,20 @@ def download_checkpoint(
     service: TheService,
     range_: Annotated[str | None, Header(alias="Range", description="One range of bytes, to resume with.")] = None,
     if_range: Annotated[str | None, Header(description="Apply Range only if this is still the ETag.")] = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Download the file, here or, where it lies in an object store that clients reach, from there.
     `X-Checksum-Sha256` carries the hash of the whole of it. HEAD gives only the headers."""
     checkpoint = _the_checkpoint(session, project_id, checkpoint_id)
+    etag = tag_of(checkpoint.sha256)
+    if is_known(etag, if_none_match):
+        return not_modified(etag)
     file_name = f"{checkpoint.id}.safetensors"
     presigner = service.store.presigner
     if presigner and request.method == "GET":
         signed = presigner.download(checkpoint.key, file_name=file_name)
         there = {"Cache-Control": "no-store", "X-Checksum-Sha256": checkpoint.sha256}
         return RedirectResponse(signed.url, headers=there)
-    etag = f'"{checkpoint.sha256}"'
     size = service.store.size(checkpoint.key)
     wanted = range_ if if_range in (None, etag) else None
     start, stop = _span(wanted, size) or (0, size)

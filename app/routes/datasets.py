@@ -12,6 +12,7 @@ from app.assets import assets
 from app.http.authentication import ProjectId, needs
 from app.http.body import Body
 from app.http.dependencies import AssetName, Json, Reading, Service, TheService, Writing, cursor
+from app.http.entity_tags import ETAG, IfNoneMatch, answer_file
 from app.http.problems import (
     FileInUse,
     InvalidParameter,
@@ -23,6 +24,7 @@ from app.http.problems import (
 from app.projects import quotas
 from app.routes.assets import (
     CREATION_PROBLEMS,
+    REPORT_ANSWERS,
     GivenName,
     Limit,
     check_name,
@@ -100,13 +102,19 @@ def get_dataset(dataset_id: AssetName, project_id: ProjectId, session: Reading, 
 @router.get(
     "/datasets/{dataset_id}/report",
     response_model=DatasetInspection,
-    responses=problems(NotFound, NotInspected, StoreUnavailable),
+    responses={**REPORT_ANSWERS, **problems(NotFound, NotInspected, StoreUnavailable)},
     dependencies=[needs("jobs:read")],
 )
-def get_dataset_report(dataset_id: AssetName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
+def get_dataset_report(
+    dataset_id: AssetName,
+    project_id: ProjectId,
+    session: Reading,
+    service: TheService,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
     """Get the report of the inspection of a data set: classes, counts, files that are not read with reasons, images
     that occur more than once, warnings."""
-    return send_report(service, "dataset", the_asset(session, "dataset", project_id, dataset_id))
+    return send_report(service, "dataset", the_asset(session, "dataset", project_id, dataset_id), if_none_match)
 
 
 @router.get(
@@ -116,7 +124,9 @@ def get_dataset_report(dataset_id: AssetName, project_id: ProjectId, session: Re
         200: {
             "description": "A small PNG.",
             "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+            "headers": ETAG,
         },
+        304: {"description": "If-None-Match names the PNG as it is.", "headers": ETAG},
         **problems(NotFound, InvalidParameter, StoreUnavailable),
     },
     dependencies=[needs("jobs:read")],
@@ -127,6 +137,7 @@ def get_thumbnail(
     project_id: ProjectId,
     session: Reading,
     service: TheService,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Get one of a data set's thumbnails."""
     dataset = the_asset(session, "dataset", project_id, dataset_id)
@@ -135,7 +146,7 @@ def get_thumbnail(
         raise NotFound(f"there is no thumbnail {number}: the data set has {len(thumbnails)}, numbered from 0")
     key = f"{dataset.report_prefix}/{thumbnails[number]['file']}"
     headers = {"Cache-Control": "private, max-age=86400", "X-Content-Type-Options": "nosniff"}
-    return Response(b"".join(service.store.read(key)), media_type="image/png", headers=headers)
+    return answer_file(b"".join(service.store.read(key)), "image/png", if_none_match, headers)
 
 
 @router.delete(

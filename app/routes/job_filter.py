@@ -24,6 +24,7 @@ class JobFilter(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    name: str | None = Field(default=None, description="Only jobs of this name.")
     status: schemas.Status | None = Field(default=None, description="Only jobs in this status.")
     kind: Kind | None = Field(default=None, description="Only jobs of this kind.")
     base_model: str | None = Field(default=None, description="Only jobs that start from this model.")

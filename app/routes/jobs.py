@@ -14,8 +14,10 @@ from sqlalchemy.orm import Session
 
 from app import schemas, tables
 from app.assets import inputs
+from app.http import entity_tags
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import JobId, Json, Reading, Service, TheService, Writing, check_address
+from app.http.entity_tags import IfNoneMatch, answer_file, is_known, not_modified
 from app.http.problems import (
     BodyTooLarge,
     IdempotencyKeyReused,
@@ -158,7 +160,7 @@ def list_jobs(project_id: ProjectId, session: Reading, chosen: Annotated[JobFilt
     part = queries.list_jobs(
         session,
         project_id,
-        matching=chosen.model_dump(include={"status", "kind", "base_model", "dataset"}),
+        matching=chosen.model_dump(include={"name", "status", "kind", "base_model", "dataset"}),
         labels=dict(pair.split("=", 1) for pair in chosen.metadata),
         after=chosen.after,
         limit=chosen.limit,
@@ -199,8 +201,8 @@ async def get_job(
         await service.watch.change(job_id, job.version, timeout=left)
         job = await run_sync(_load, service, project_id, job_id)
     headers = {"ETag": _etag(job)}
-    if _is_known(job, if_none_match):
-        return Response(status_code=304, headers=headers)
+    if is_known(headers["ETag"], if_none_match):
+        return not_modified(headers["ETag"])
     return answer(show_job(job), headers)
 
 
@@ -227,24 +229,34 @@ def get_metrics(
 @router.get(
     "/jobs/{job_id}/report",
     response_model=Reports,
-    responses=problems(NotFound, ReportNotReady, StoreUnavailable),
+    responses={
+        200: {"headers": entity_tags.ETAG},
+        304: {"description": "If-None-Match names the report as it is.", "headers": entity_tags.ETAG},
+        **problems(NotFound, ReportNotReady, StoreUnavailable),
+    },
     dependencies=[needs("jobs:read")],
 )
-def get_report(job_id: JobId, project_id: ProjectId, session: Reading, service: TheService) -> Response:
+def get_report(
+    job_id: JobId, project_id: ProjectId, session: Reading, service: TheService, if_none_match: IfNoneMatch = None
+) -> Response:
     """Get the evaluations before and after, with the verdict on every point."""
     job = the_job(session, project_id, job_id)
     if job.report_key is None:
         raise ReportNotReady(f"the job is {job.status} and has no report; it is there once the job has succeeded")
-    return Response(b"".join(service.store.read(job.report_key)), media_type="application/json")
+    return answer_file(b"".join(service.store.read(job.report_key)), "application/json", if_none_match)
 
 
 @router.get("/jobs/{job_id}/lineage", responses=problems(NotFound), dependencies=[needs("jobs:read")])
 def get_lineage(job_id: JobId, project_id: ProjectId, session: Reading) -> schemas.Lineage:
-    """Get the inputs of a job that belong to the project, and the jobs that they were made by."""
+    """Get the inputs of a job that belong to the project, the jobs that made them, and what was made of this job."""
     job = the_job(session, project_id, job_id)
     taken = [show_input(each) for each in inputs.list_inputs(session, job.id)]
     ancestors = list(inputs.ancestors(session, project_id, job.id))
-    return schemas.Lineage(object="lineage", job_id=job.id, inputs=taken, ancestors=ancestors)
+    dependents = [
+        schemas.Dependent(object="model" if isinstance(each, tables.Model) else "job", id=each.id, name=each.name)
+        for each in inputs.dependents(session, job)
+    ]
+    return schemas.Lineage(object="lineage", job_id=job.id, inputs=taken, ancestors=ancestors, dependents=dependents)
 
 
 def the_job(session: Session, project_id: str, job_id: str) -> tables.Job:
@@ -347,13 +359,8 @@ def _etag(job: tables.Job) -> str:
     return f'"{job.id}.{job.version}"'
 
 
-def _is_known(job: tables.Job, if_none_match: str | None) -> bool:
-    known = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
-    return _etag(job) in known
-
-
 def _can_wait(job: tables.Job, if_none_match: str | None) -> bool:
-    return job.status not in moves.TERMINAL and (if_none_match is None or _is_known(job, if_none_match))
+    return job.status not in moves.TERMINAL and (if_none_match is None or is_known(_etag(job), if_none_match))
 
 
 def _show_metric(step: tables.Metric) -> schemas.Metric:

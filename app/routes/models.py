@@ -12,6 +12,7 @@ from app.assets import assets, checkpoints
 from app.assets.registry import LocalModel
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import AssetName, Json, Reading, Service, TheService, Writing, cursor
+from app.http.entity_tags import IfNoneMatch
 from app.http.problems import (
     FileInUse,
     InvalidBody,
@@ -25,6 +26,7 @@ from app.platform.ids import is_id
 from app.projects import quotas
 from app.routes.assets import (
     CREATION_PROBLEMS,
+    REPORT_ANSWERS,
     GivenName,
     Limit,
     check_name,
@@ -142,12 +144,18 @@ def get_model(model_id: AssetName, project_id: ProjectId, session: Reading, serv
 @router.get(
     "/models/{model_id}/report",
     response_model=ModelInspection,
-    responses=problems(NotFound, NotInspected, StoreUnavailable),
+    responses={**REPORT_ANSWERS, **problems(NotFound, NotInspected, StoreUnavailable)},
     dependencies=[needs("jobs:read")],
 )
-def get_model_report(model_id: AssetName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
+def get_model_report(
+    model_id: AssetName,
+    project_id: ProjectId,
+    session: Reading,
+    service: TheService,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
     """Get the report of the inspection of a base model: network, source, claims, warnings."""
-    return send_report(service, "model", the_asset(session, "model", project_id, model_id))
+    return send_report(service, "model", the_asset(session, "model", project_id, model_id), if_none_match)
 
 
 @router.delete(

@@ -25,6 +25,7 @@ from app.assets import uploads
 from app.http.authentication import ProjectId, needs
 from app.http.body import Body
 from app.http.dependencies import Json, Reading, Service, TheService, UploadId, Writing, carried, cursor, in_turn
+from app.http.patterns import SHA256
 from app.http.problems import (
     BodyTooLarge,
     InvalidBody,
@@ -57,7 +58,7 @@ _PART = re.compile(r"(/v1)?/uploads/[^/]+/parts/[^/]+")
 _AT_ONCE = 64 * 1024**2
 """Bytes that are verified while the client waits for the answer; more is done after it."""
 _BUFFER = 1024**2
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Field(pattern=SHA256)]
 
 
 def counts_its_body(method: str, path: str) -> bool:
@@ -196,7 +197,7 @@ async def put_part(
     project_id: ProjectId,
     service: TheService,
     x_checksum_sha256: Annotated[
-        str | None, Header(pattern="^[0-9a-f]{64}$", description="SHA-256 of the part, in hexadecimal.")
+        str | None, Header(pattern=SHA256, description="SHA-256 of the part, in hexadecimal.")
     ] = None,
 ) -> schemas.UploadPart:
     """Send a part: the body is its bytes. A part that is sent again replaces the earlier one."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from app.schemas.access import SCOPES, ApiKey, Me, NewApiKey, Project, RateLimit, Scope
     from app.schemas.answer import Answer, Listed, Page, headers, page
-    from app.schemas.assets import AssetFailure, AssetStatus, JobInput, Lineage, MadeBy, ThumbnailLink
+    from app.schemas.assets import AssetFailure, AssetStatus, Dependent, JobInput, Lineage, MadeBy, ThumbnailLink
     from app.schemas.attempts import Attempt, Outcome
     from app.schemas.catalogue import Architecture, Dataset, Method, Model
     from app.schemas.checkpoints import Checkpoint
@@ -60,6 +60,7 @@ __all__ = [
     "Delivery",
     "DeliveryStatus",
     "DeliveryType",
+    "Dependent",
     "DisabledReason",
     "DryRun",
     "Duration",

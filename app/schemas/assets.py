@@ -44,8 +44,20 @@ class JobInput(Answer):
     """The job that made it, for a checkpoint and for a model made of one."""
 
 
+class Dependent(Answer):
+    """What was made of the results of a job, and stays without its origin when that job is deleted."""
+
+    object: Literal["job", "model"]
+    """A job that starts from a checkpoint of the job, or resumes from its state; or a base model of a checkpoint."""
+    id: str
+    """Id of the job or model."""
+    name: str
+    """Its name; empty for a job without one."""
+
+
 class Lineage(Answer):
-    """Where the inputs of a job come from: its own inputs, and the jobs that made them, recursively."""
+    """Where the inputs of a job come from: its own inputs, and the jobs that made them, recursively; and what was
+    made of its own results."""
 
     object: Literal["lineage"]
     """Type of the object."""
@@ -55,6 +67,8 @@ class Lineage(Answer):
     """The inputs that belong to the project. Inputs from the catalogue or the operator's folders are in the spec."""
     ancestors: list[str]
     """Ids of the jobs whose results led to this one, nearest first."""
+    dependents: list[Dependent]
+    """The first 100 jobs and the first 100 models that were made directly of the results of this one, oldest first."""
 
 
 class ThumbnailLink(Answer):

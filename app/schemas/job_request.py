@@ -23,6 +23,14 @@ class JobWebhook(Record):
     events: tuple[JobEvent, ...] = Field(default=ENDINGS, max_length=20)
     """The events of this job to send; by default those that end it."""
 
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        # Whether it may be called is asked later, because that takes a name server.
+        if not url.startswith(("https://", "http://")):
+            raise PydanticCustomError("address_refused", "write a whole URL such as https://example.com/hook")
+        return url
+
     @field_validator("events")
     @classmethod
     def _check_events(cls, events: tuple[JobEvent, ...]) -> tuple[JobEvent, ...]:

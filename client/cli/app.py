@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from client.cli import access, assets, jobs, operate, results, usage, webhooks
+from core.schema.exit_status import table_lines
 
 RUN, LOOK, FILES, ACCESS, OPERATE = "Run jobs", "Look", "Files", "Access", "Operate"
 
@@ -67,7 +68,8 @@ def temper(
 
 def _build() -> typer.Typer:
     options: dict[str, Any] = {"no_args_is_help": True, "pretty_exceptions_enable": False, "add_completion": False}
-    app = typer.Typer(callback=temper, **options)
+    epilog = "\n\n".join(["Exit statuses:", *table_lines()])
+    app = typer.Typer(callback=temper, epilog=epilog, **options)
     for panel, commands in COMMANDS.items():
         for name, command in commands.items():
             app.command(name, rich_help_panel=panel)(command)

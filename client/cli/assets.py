@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from client.cli.output import Output, connect, show
+from core.schema.exit_status import ExitStatus
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -102,11 +103,15 @@ def _add_list_show_remove(
     """Add the commands that data sets and models have in common."""
 
     @group.callback(invoke_without_command=True, help=f"List the {plural} that a job can name; add, show, remove.")
-    def list_all(context: typer.Context, output: Output = "text") -> None:
+    def list_or_more(context: typer.Context, output: Output = "text") -> None:
         if context.invoked_subcommand is None:
-            with connect() as temper:
-                found = list(resource(temper).list())
-            show(found, table, output)
+            list_all(output)
+
+    @group.command("list", help=f"List the {plural} that a job can name.")
+    def list_all(output: Output = "text") -> None:
+        with connect() as temper:
+            found = list(resource(temper).list())
+        show(found, table, output)
 
     @group.command("show", help=f"Show a {what}: {details}.")
     def show_one(name: NameOrId, output: Output = "text") -> None:
@@ -193,4 +198,4 @@ def methods(output: Output = "text") -> None:
 
 def _exit_by(made: "Dataset | Model") -> None:
     if made.status != "ready":
-        raise typer.Exit(1)
+        raise typer.Exit(ExitStatus.FAILED)

@@ -1,14 +1,18 @@
 """Commands that submit, list and control jobs."""
 
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from app.schemas.status import Status
-from client.cli.output import Output, connect, console, show
+from client.cli.output import Output, Timeout, connect, console, show
+from client.errors import StillRunning
+from core.schema.exit_status import ExitStatus
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
     from app.schemas.jobs import DryRun, Job, PostedJob
     from client.temper import Temper
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job, as submit and list show it.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Its id; its name, if no other job has it; or latest.")]
 
 
 def submit(
@@ -28,9 +32,12 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only validate the spec and show it resolved.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show the job live until it ends.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Return when the job has ended.")] = False,
+    timeout: Timeout = None,
     output: Output = "text",
 ) -> None:
     """Post a job. With --watch or --wait, exit with 0 only if it succeeds."""
+    if timeout is not None and not (watch or wait):
+        raise typer.BadParameter("--timeout limits the wait for the job: add --watch or --wait")
     body = _read_spec(spec, changes or [])
     with connect() as temper:
         if dry_run:
@@ -38,30 +45,31 @@ def submit(
             return
         job = temper.jobs.submit(body)
         if watch:
-            _watch(temper, job.id, output)
+            _watch(temper, job.id, timeout, output)
         elif wait:
-            _wait(temper, [job.id], None, output)
+            _wait(temper, [job.id], timeout, output)
         else:
             show(job, _posted, output)
 
 
-def watch(job_id: JobId, output: Output = "text") -> None:
+def watch(job_id: JobId, timeout: Timeout = None, output: Output = "text") -> None:
     """Show a job live until it ends. Exit with 0 only if it succeeds."""
     with connect() as temper:
-        _watch(temper, job_id, output)
+        _watch(temper, temper.jobs.id_of(job_id), timeout, output)
 
 
 def wait(
-    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The jobs.")],
-    timeout: Annotated[float | None, typer.Option(min=0, help="Give up after this number of seconds.")] = None,
+    job_ids: Annotated[list[str], typer.Argument(metavar="JOB...", help="The jobs, each as for get.")],
+    timeout: Timeout = None,
     output: Output = "text",
 ) -> None:
     """Return when all these jobs have ended. Exit with 0 only if all have succeeded."""
     with connect() as temper:
-        _wait(temper, job_ids, timeout, output)
+        _wait(temper, [temper.jobs.id_of(each) for each in job_ids], timeout, output)
 
 
 def list_jobs(
+    name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
     status: Annotated[
         str | None, typer.Option(help=f"Only jobs in this status: {', '.join(get_args(Status))}.")
     ] = None,
@@ -72,7 +80,7 @@ def list_jobs(
     output: Output = "text",
 ) -> None:
     """List jobs, newest first."""
-    given = {"status": status, "kind": kind, "dataset": dataset, "base_model": base_model}
+    given = {"name": name, "status": status, "kind": kind, "dataset": dataset, "base_model": base_model}
     with connect() as temper:
         found = temper.jobs.list(**{name: value for name, value in given.items() if value})
         jobs = list(islice(found, limit))
@@ -84,7 +92,7 @@ def _on_job(act: "Callable[[Temper, str], Job]", as_text: "Callable[[Job], Rende
 
     def command(job_id: JobId, output: Output = "text") -> None:
         with connect() as temper:
-            job = act(temper, job_id)
+            job = act(temper, temper.jobs.id_of(job_id))
         show(job, as_text, output)
 
     command.__doc__ = text
@@ -134,57 +142,83 @@ def clone(
     for change in changes or []:
         _set(overrides, change)
     with connect() as temper:
-        job = temper.jobs.clone(job_id, overrides)
+        job = temper.jobs.clone(temper.jobs.id_of(job_id), overrides)
     show(job, _posted, output)
 
 
-def delete(job_id: JobId) -> None:
-    """Delete a job that has ended, with its checkpoints, report and logs."""
+def delete(
+    job_id: JobId,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete it without asking.")] = False,
+    output: Output = "text",
+) -> None:
+    """Delete a job that has ended, with its checkpoints, report and logs. Say first what depends on it, and ask."""
+    from client.display.jobs import deletion_lines
+
     with connect() as temper:
-        temper.jobs.delete(job_id)
-    typer.echo(f"{job_id} is deleted")
+        job = temper.jobs.get(temper.jobs.id_of(job_id))
+        if not yes:
+            _ask(*deletion_lines(job, temper.jobs.lineage(job.id)))
+        temper.jobs.delete(job.id)
+    show({"deleted": job.id}, lambda _: f"{job.id} is deleted", output)
 
 
-def _watch(temper: "Temper", job_id: str, output: str) -> None:
+def _ask(*lines: str) -> None:
+    """Ask whether to go on; without a terminal to ask on, demand --yes."""
+    for line in lines:
+        typer.echo(line, err=True)
+    if not sys.stdin.isatty():
+        typer.echo("there is no terminal to ask on: add --yes to delete it", err=True)
+        raise typer.Exit(ExitStatus.BAD_REQUEST)
+    typer.confirm("Delete it?", abort=True, err=True)
+
+
+def _watch(temper: "Temper", job_id: str, timeout: float | None, output: str) -> None:
+    follow = _print_events if output == "json" else _show_live
+    end = None if timeout is None else time.monotonic() + timeout
     try:
-        job = _print_events(temper, job_id) if output == "json" else _show_live(temper, job_id)
+        with suppress(StillRunning):
+            follow(temper, job_id, timeout)
+        # Not get: the service may go away after the last event. At the end of the time, this says whether it is paused.
+        job = temper.jobs.wait(job_id, timeout=_left(end))
     except KeyboardInterrupt:
         typer.echo(
             f"Stopped watching; the job goes on.\n  temper watch {job_id}   watches it again\n"
             f"  temper cancel {job_id}  ends it",
             err=True,
         )
-        raise typer.Exit(130) from None
+        raise typer.Exit(ExitStatus.INTERRUPTED) from None
     show(job, _card, output)
     _exit_by([job])
 
 
-def _show_live(temper: "Temper", job_id: str) -> "Job":
+def _show_live(temper: "Temper", job_id: str, timeout: float | None) -> None:
     from client.display import live
 
     console().print(f"{temper.jobs.get(job_id).id}; Ctrl-C stops watching, not the job")
-    return live.watch(temper, job_id, console())
+    live.watch(temper, job_id, console(), timeout=timeout)
 
 
-def _print_events(temper: "Temper", job_id: str) -> "Job":
-    for event in temper.jobs.stream(job_id):
+def _print_events(temper: "Temper", job_id: str, timeout: float | None) -> None:
+    for event in temper.jobs.stream(job_id, timeout=timeout):
         typer.echo(event.model_dump_json(ensure_ascii=True))
-    return temper.jobs.get(job_id)
 
 
 def _wait(temper: "Temper", job_ids: list[str], timeout: float | None, output: str) -> None:
-    deadline = None if timeout is None else time.monotonic() + timeout
+    end = None if timeout is None else time.monotonic() + timeout
     jobs = []
     for job_id in job_ids:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        jobs.append(temper.jobs.wait(job_id, timeout=left))
+        jobs.append(temper.jobs.wait(job_id, timeout=_left(end)))
         show(jobs[-1], _card, output)
     _exit_by(jobs)
 
 
+def _left(end: float | None) -> float | None:
+    return None if end is None else max(0.0, end - time.monotonic())
+
+
 def _exit_by(jobs: "list[Job]") -> None:
     if any(job.status != "succeeded" for job in jobs):
-        raise typer.Exit(1)
+        raise typer.Exit(ExitStatus.FAILED)
 
 
 def _read_spec(file: typer.FileText, changes: list[str]) -> dict[str, Any]:

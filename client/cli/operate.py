@@ -1,7 +1,8 @@
 """Commands that run and check an instance of the service: serve, api, worker, migrate, doctor, version."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,6 +11,10 @@ from client.errors import TemperError
 
 Host = Annotated[
     str, typer.Option(envvar="TEMPER_HOST", help="Address to listen on; the default is this machine only.")
+]
+LogOutput = Annotated[
+    Literal["text", "json"] | None,
+    typer.Option(help="How it logs: text for people, json for programs; by default as TEMPER_LOG_FORMAT says."),
 ]
 Port = Annotated[int, typer.Option(envvar="TEMPER_PORT", min=1, max=65535, help="Port to listen on.")]
 
@@ -20,31 +25,36 @@ def serve(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder for all data; by default TEMPER_DATA_DIR or ~/.temper.")
     ] = None,
+    output: LogOutput = None,
 ) -> None:
     """Run the service here: the API and one worker, until Ctrl-C."""
     from client.cli.serve import serve_until_stopped
 
+    _set_log_format(output)
     serve_until_stopped(host=host, port=port, folder=data_dir)
 
 
-def api(host: Host = "127.0.0.1", port: Port = 8765) -> None:
+def api(host: Host = "127.0.0.1", port: Port = 8765, output: LogOutput = None) -> None:
     """Run the API alone, as on a server. All other settings come from the environment."""
     from client.cli.serve import become
 
+    _set_log_format(output)
     become("app", host=host, port=port)
 
 
-def worker() -> None:
+def worker(output: LogOutput = None) -> None:
     """Run a worker alone: woken by the broker that TEMPER_BROKER_URL names, or polling."""
     from client.cli.serve import become
 
+    _set_log_format(output)
     become("worker.main", extra="worker")
 
 
-def migrate() -> None:
+def migrate(output: LogOutput = None) -> None:
     """Migrate the database to this version, and make the first API key if there is none."""
     from client.cli.serve import become
 
+    _set_log_format(output)
     become("app.operations.migrate")
 
 
@@ -53,6 +63,11 @@ def recount() -> None:
     from client.cli.serve import become
 
     become("app.operations.recount")
+
+
+def _set_log_format(output: str | None) -> None:
+    if output:
+        os.environ["TEMPER_LOG_FORMAT"] = "json" if output == "json" else "console"
 
 
 def doctor(output: Output = "text") -> None:

@@ -15,14 +15,23 @@ if TYPE_CHECKING:
 
 Shown = TypeVar("Shown")
 
+Timeout = Annotated[
+    float | None, typer.Option(min=0, help="Give up after this number of seconds, with exit status 4; the job goes on.")
+]
 Output = Annotated[Literal["text", "json"], typer.Option(help="text for people, json for programs.")]
 
 
 def connect() -> "Temper":
-    """Connect to the service. Raises NoKey."""
+    """Connect to the service, and say on standard error when it is away. Raises NoKey, BadAddress."""
     from client.temper import Temper
 
-    return Temper()
+    return Temper(tell=_warn)
+
+
+def _warn(line: str) -> None:
+    # Not typer.echo, which would write through the bars of a live view.
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 @cache

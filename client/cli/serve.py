@@ -6,6 +6,7 @@ replace the process of the command.
 
 import ctypes
 import errno
+import json
 import os
 import signal
 import socket
@@ -13,11 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 from typing import NoReturn, TextIO
+from urllib.parse import urlsplit
 
 from client.credentials import credentials_file, data_dir, point_credentials_at
 from client.errors import CannotServe
@@ -74,14 +77,19 @@ def _serve(*, host: str, port: int, folder: Path) -> None:
 
 def _is_ready(url: str, api: Child, stop: Event) -> bool:
     """Wait for the API to be ready; return whether it is."""
-    # Not httpx2, whose import takes longer than that of all else here. It comes while the API starts.
-    from urllib.request import ProxyHandler, build_opener
+    # Neither httpx2, whose import takes longer than that of all else here, nor urllib's opener, which loads
+    # certificates. It comes while the API starts.
+    from http.client import HTTPConnection, HTTPException
 
-    opener = build_opener(ProxyHandler({}))
+    address = urlsplit(url)
+    assert address.hostname
     deadline = time.monotonic() + START_SECONDS
     while api.poll() is None and not stop.wait(TICK_SECONDS):
-        with suppress(OSError), opener.open(f"{url}/readyz", timeout=1):
-            return True
+        connection = HTTPConnection(address.hostname, address.port, timeout=1)
+        with suppress(OSError, HTTPException), closing(connection):
+            connection.request("GET", "/readyz")
+            if connection.getresponse().status == HTTPStatus.OK:
+                return True
         if time.monotonic() > deadline:
             raise CannotServe(f"the API is not ready after {START_SECONDS:.0f} seconds: its lines above say why")
     return False
@@ -205,5 +213,10 @@ def _url(host: str, port: int) -> str:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"temper: {line}\n")
+    # As the processes that it runs log.
+    if os.environ.get("TEMPER_LOG_FORMAT") == "json":
+        line = json.dumps({"logger": "temper", "level": "info", "event": line})
+    else:
+        line = f"temper: {line}"
+    sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from client.cli.output import Output, connect, show
+from core.schema.exit_status import ExitStatus
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -70,7 +71,7 @@ def send_test(webhook_id: WebhookId, output: Output = "text") -> None:
         delivery = temper.webhooks.test(webhook_id)
     show(delivery, _delivery, output)
     if delivery.status != "succeeded":
-        raise typer.Exit(1)
+        raise typer.Exit(ExitStatus.FAILED)
 
 
 @webhooks.command("deliveries")

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from app.schemas.assets import Lineage
 from app.schemas.attempts import Attempt
 from app.schemas.estimates import Actual, Estimate
 from app.schemas.jobs import DryRun, Job, PostedJob, ShardState
@@ -60,6 +61,16 @@ def job_card(job: Job) -> RenderableType:
         return facts
     results, protocol = job.results, job.spec["evaluation"]["protocol"]
     return Group(facts, "", accuracies(results.before, results.after, job.spec["eps"], protocol))
+
+
+def deletion_lines(job: Job, lineage: Lineage) -> Iterator[str]:
+    """Say what is lost when a job is deleted, and what was made of its results."""
+    name = f" ({job.name})" if job.name else ""
+    parts = "its checkpoints, report and logs" if job.checkpoint else "its logs"
+    yield f"{job.id}{name} is {job.status}; {parts} are deleted with it"
+    for each in lineage.dependents:
+        name = f" ({each.name})" if each.name else ""
+        yield f"  {each.object} {each.id}{name} depends on it: it stays, and its origin is lost"
 
 
 def dry_run_card(answer: DryRun) -> RenderableType:

@@ -8,22 +8,21 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from app.schemas.jobs import Job, Progress
+from app.schemas.jobs import Progress
 from client.display.events import event_line, sentence
 from client.temper import Temper
 from core.schema.events import Stamped
 from core.schema.progress import NormCount
 
 
-def watch(temper: Temper, job_id: str, console: Console) -> Job:
-    """Show a job until it has ended, and return it."""
+def watch(temper: Temper, job_id: str, console: Console, *, timeout: float | None = None) -> None:
+    """Show a job until it has ended. Raises StillRunning after `timeout` seconds."""
     with _Bars(console) if console.is_terminal else _Lines(console) as view:
-        for item in temper.jobs.watch(job_id):
+        for item in temper.jobs.watch(job_id, timeout=timeout):
             if isinstance(item, Progress):
                 view.show_progress(item)
             else:
                 view.show_event(item)
-    return temper.jobs.get(job_id)
 
 
 class _Lines:

@@ -9,6 +9,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from core.schema.exit_status import ExitStatus
+
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 
 # All control characters of C0 and C1 except newline and tab.
@@ -18,6 +20,13 @@ _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 class Screen(Console):
     """A console that escapes control characters, so that no text can control the terminal, and removes blanks at the
     ends of the lines of tables."""
+
+    def on_broken_pipe(self) -> None:
+        """End the command with the status of one whose output nothing reads; rich would end it with 1."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(ExitStatus.BROKEN_PIPE) from None
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Make a Text of a string, escaped before its width is measured."""

@@ -14,7 +14,6 @@ from app.schemas.jobs import Job
 from client.connection import Connection
 from client.errors import BadDownload, CannotWrite, NoCheckpoint
 from client.resources.resource import Resource, path_of
-from client.retries import Retries
 
 
 class Checkpoints(Resource):
@@ -32,7 +31,8 @@ class Checkpoints(Resource):
         """Download a checkpoint, or the latest one of a job, to a file or into a folder; return the file.
 
         A broken download is resumed where it broke. The file appears only when it is complete and has the announced
-        hash. Raises NoCheckpoint, BadDownload, CannotWrite.
+        hash; one that is there already, with this hash, is not sent again. Raises NoCheckpoint, BadDownload,
+        CannotWrite.
         """
         checkpoint = self.get(self._checkpoint_of(job_or_checkpoint))
         path = Path(path)
@@ -54,8 +54,10 @@ def download_file(connection: Connection, checkpoint: Checkpoint, target: Path, 
     ServiceFailed."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
+        held = _hash(target) if target.exists() else None
         with partial.open("w+b") as file:
-            _fetch(connection, checkpoint, file, patience)
+            if not _fetch(connection, checkpoint, file, patience, held):
+                return
             _check(checkpoint, file)
         partial.replace(target)
     except OSError as error:
@@ -64,29 +66,43 @@ def download_file(connection: Connection, checkpoint: Checkpoint, target: Path, 
         partial.unlink(missing_ok=True)
 
 
-def _fetch(connection: Connection, checkpoint: Checkpoint, file: BufferedRandom, patience: float) -> None:
-    retries = Retries(patience)
+def _fetch(
+    connection: Connection, checkpoint: Checkpoint, file: BufferedRandom, patience: float, held: str | None
+) -> bool:
+    """Read the content into `file`; return False where the service says that the client has it, as a file of the hash
+    `held`."""
+    retries = connection.retries(patience)
     while True:
         with retries.pause_on_failure(), connection.errors():
             before = file.tell()
             try:
-                _append(connection, checkpoint, file)
+                return _append(connection, checkpoint, file, held)
             finally:
                 if file.tell() > before:
                     retries.restart()
-            return
 
 
-def _append(connection: Connection, checkpoint: Checkpoint, file: BufferedRandom) -> None:
-    """Append the missing bytes; start from the beginning if the answer is not the range that was asked for."""
+def _append(connection: Connection, checkpoint: Checkpoint, file: BufferedRandom, held: str | None) -> bool:
+    """Append the missing bytes; start from the beginning if the answer is not the range that was asked for. Return
+    False for the answer that there is nothing new."""
     headers = {"Accept-Encoding": "identity"}
+    if held:
+        headers["If-None-Match"] = f'"{held}"'
     if file.tell():
         headers |= {"Range": f"bytes={file.tell()}-", "If-Range": f'"{checkpoint.sha256}"'}
     with connection.download(f"{path_of('checkpoints', checkpoint.id)}/download", headers=headers) as response:
+        if response.status_code == httpx2.codes.NOT_MODIFIED:
+            return False
         if response.status_code != httpx2.codes.PARTIAL_CONTENT:
             file.seek(0)
             file.truncate()
         file.writelines(response.iter_bytes())
+        return True
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(checkpoint: Checkpoint, file: BufferedRandom) -> None:

@@ -6,7 +6,7 @@ from app.schemas.jobs import Progress
 from client.connection import Connection
 from client.errors import Unreachable
 from client.reading import read
-from client.retries import Retries
+from client.retries import Deadline
 from core.schema.events import Stamped
 
 SILENCE = 45.0
@@ -15,17 +15,17 @@ RECONNECT = 0.5
 """Seconds before a closed stream is opened again."""
 
 
-def follow_events(connection: Connection, job: str, *, after: int) -> Iterator[Stamped | Progress]:
+def follow_events(connection: Connection, job: str, *, after: int, deadline: Deadline) -> Iterator[Stamped | Progress]:
     """Iterate over the events of the job at this path after number `after`, and over its progress, until the job has
-    ended. Raises Unreachable, Unreadable, Refused, ServiceFailed."""
-    retries = Retries(connection.long_patience)
+    ended. Raises Unreachable, Unreadable, Refused, ServiceFailed, StillRunning."""
+    retries = connection.retries(connection.patience_of_follower, deadline=deadline)
     while True:
         with (
             retries.pause_on_failure(at_least=RECONNECT),
             connection.errors(),
-            connection.listen(f"{job}/events", last_event_id=after, silence=SILENCE) as source,
+            connection.listen(f"{job}/events", last_event_id=after, silence=SILENCE, deadline=deadline) as source,
+            retries.counted_from_the_end(connection.patience_of_follower),
         ):
-            retries.restart()
             for sent in source:
                 match sent.event:
                     case "end":

@@ -1,19 +1,20 @@
 """Jobs: submit them, follow them, act on them, fetch their results."""
 
-import time
 import uuid
 from collections.abc import Iterator, Mapping
-from math import inf
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pydantic import BaseModel
 
 from app.schemas.answer import Page
+from app.schemas.assets import Lineage
 from app.schemas.attempts import Attempt
 from app.schemas.jobs import DryRun, Job, Metrics, PostedJob, Progress
-from client.errors import StillRunning
+from client.errors import NoSuchJob
 from client.reading import read
 from client.resources.resource import Resource, path_of
+from client.retries import Deadline
 
 if TYPE_CHECKING:
     from core.schema.events import Stamped
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     JobSpec = Mapping[str, Any] | AnySpec
 
 LONG_POLL = 30.0
+LATEST = "latest"
+"""The handle of the newest job of the project, whatever other jobs are called."""
 
 
 class Jobs(Resource):
@@ -64,37 +67,59 @@ class Jobs(Resource):
         """Iterate over the jobs, newest first. The filters are those of `GET /jobs`, such as status."""
         return self._items(Page[Job], "/jobs", filters)
 
+    def id_of(self, handle: str) -> str:
+        """Return the id of the job that a handle means: its id, its name where only one job has it, or latest for the
+        newest job. Raises NoSuchJob."""
+        if handle.startswith("job_"):
+            return handle
+        same = [job.id for job in islice(self.list(limit="2", **({} if handle == LATEST else {"name": handle})), 2)]
+        if not same:
+            what = "there is no job yet" if handle == LATEST else f"there is no job {handle!r} in this project"
+            raise NoSuchJob(f"{what}: name a job by its id, by a name that only one job has, or as {LATEST}")
+        if handle != LATEST and len(same) > 1:
+            raise NoSuchJob(f"several jobs are called {handle!r}; name one by its id, such as {same[0]}, the newest")
+        return same[0]
+
+    def lineage(self, job_id: str) -> Lineage:
+        """Fetch what a job was made of, and what was made of its results."""
+        return self._get(Lineage, f"{path_of('jobs', job_id)}/lineage")
+
     def wait(self, job_id: str, *, timeout: float | None = None) -> Job:
         """Wait until the status of a job is final, and return the job. Raises StillRunning after `timeout` seconds."""
-        deadline = time.monotonic() + (inf if timeout is None else timeout)
+        deadline = Deadline(job_id, timeout)
         while True:
-            left = max(0.0, deadline - time.monotonic())
+            left = deadline.left
+            poll = min(LONG_POLL, left)
             answer = self._connection.request(
                 "GET",
                 path_of("jobs", job_id),
-                patience=self._connection.long_patience,
-                params={"wait": min(LONG_POLL, left)},
-                timeout=self._connection.timeout + LONG_POLL,
+                patience=self._connection.patience_of_follower,
+                deadline=deadline,
+                params={"wait": poll},
+                timeout=self._connection.timeouts(deadline, self._connection.timeout + poll),
             )
             job = read(Job, answer.content)
             if job.is_terminal:
                 return job
             if not left:
-                raise StillRunning(f"{job_id} has not ended after {timeout:g} seconds; it goes on")
+                raise deadline.passed(is_paused=job.status == "paused")
 
-    def watch(self, job_id: str, *, after: int = 0) -> "Iterator[Stamped | Progress]":
+    def watch(self, job_id: str, *, after: int = 0, timeout: float | None = None) -> "Iterator[Stamped | Progress]":
         """Iterate over the events of a job after number `after`, and over its progress in between, live, until the job
         has ended.
 
-        A broken stream is resumed where it broke, so that each event comes once.
+        A broken stream is resumed where it broke, so that each event comes once. Raises StillRunning after `timeout`
+        seconds.
         """
         from client.resources.event_stream import follow_events
 
-        return follow_events(self._connection, path_of("jobs", job_id), after=after)
+        deadline = Deadline(job_id, timeout)
+        return follow_events(self._connection, path_of("jobs", job_id), after=after, deadline=deadline)
 
-    def stream(self, job_id: str, *, after: int = 0) -> "Iterator[Stamped]":
-        """Iterate over the events of a job after number `after`, live, until the job has ended."""
-        return (item for item in self.watch(job_id, after=after) if not isinstance(item, Progress))
+    def stream(self, job_id: str, *, after: int = 0, timeout: float | None = None) -> "Iterator[Stamped]":
+        """Iterate over the events of a job after number `after`, live, until the job has ended. Raises StillRunning
+        after `timeout` seconds."""
+        return (item for item in self.watch(job_id, after=after, timeout=timeout) if not isinstance(item, Progress))
 
     def events(self, job_id: str) -> "Iterator[Stamped]":
         """Iterate over the events of a job so far."""
@@ -143,19 +168,27 @@ class Jobs(Resource):
         return self._items(Page[Attempt], f"{path_of('jobs', job_id)}/attempts")
 
     def logs(
-        self, job_id: str, *, attempt: int | None = None, tail: int | None = None, follow: bool = False
+        self,
+        job_id: str,
+        *,
+        attempt: int | None = None,
+        tail: int | None = None,
+        follow: bool = False,
+        timeout: float | None = None,
     ) -> Iterator[str]:
         """Iterate over pieces of the log of an attempt, by default of the last one that has a log.
 
         tail: only this number of lines from the end. follow: continue until the job has ended; a broken connection is
-        resumed where it broke.
+        resumed where it broke, and after `timeout` seconds StillRunning is raised.
         """
         from client.resources.log import follow_log, read_log
 
         given = {"attempt": attempt, "tail": tail, "follow": "true" if follow else None}
         params = {name: value for name, value in given.items() if value is not None}
-        read_or_follow = follow_log if follow else read_log
-        return read_or_follow(self._connection, path_of("jobs", job_id), params)
+        path = path_of("jobs", job_id)
+        if follow:
+            return follow_log(self._connection, path, params, Deadline(job_id, timeout))
+        return read_log(self._connection, path, params)
 
     def metrics(self, job_id: str) -> Metrics:
         """Fetch the training curve of a job."""

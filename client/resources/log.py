@@ -10,7 +10,7 @@ from client.connection import Connection
 from client.errors import Unreachable, Unreadable
 from client.reading import read
 from client.resources.event_stream import RECONNECT, SILENCE
-from client.retries import Retries
+from client.retries import Deadline
 
 Params = Mapping[str, str | int]
 
@@ -22,20 +22,24 @@ def read_log(connection: Connection, job: str, params: Params) -> Iterator[str]:
         yield from response.iter_text()
 
 
-def follow_log(connection: Connection, job: str, params: Params) -> Iterator[str]:
+def follow_log(connection: Connection, job: str, params: Params, deadline: Deadline) -> Iterator[str]:
     """Iterate over the log of the job at this path until the job has ended.
 
     The service sends nothing while nothing is logged, so a connection that is silent for SILENCE seconds is replaced.
-    Raises Unreachable, Unreadable, Refused, ServiceFailed.
+    Raises Unreachable, Unreadable, Refused, ServiceFailed, StillRunning.
     """
-    retries = Retries(connection.long_patience)
-    timeout = httpx2.Timeout(connection.timeout, read=SILENCE)
+    retries = connection.retries(connection.patience_of_follower, deadline=deadline)
     text = codecs.getincrementaldecoder("utf-8")(errors="replace")
     has_ended = False
     while True:
         with retries.pause_on_failure(at_least=RECONNECT), connection.errors():
-            with connection.stream(f"{job}/logs", headers={}, params=params, timeout=timeout) as response:
-                retries.restart()
+            timeout = connection.timeouts(deadline, SILENCE)
+            with (
+                connection.stream(
+                    f"{job}/logs", headers={}, deadline=deadline, params=params, timeout=timeout
+                ) as response,
+                retries.counted_from_the_end(connection.patience_of_follower),
+            ):
                 attempt, offset = _place(connection, response)
                 for chunk in response.iter_bytes():
                     offset += len(chunk)
@@ -45,7 +49,9 @@ def follow_log(connection: Connection, job: str, params: Params) -> Iterator[str
             if has_ended:
                 return
             # Lines that were logged after that stream closed are still to come.
-            has_ended = read(Job, connection.request("GET", job, patience=connection.long_patience).content).is_terminal
+            patience = connection.patience_of_follower
+            answer = connection.request("GET", job, patience=patience, deadline=deadline)
+            has_ended = read(Job, answer.content).is_terminal
             raise Unreachable(f"{connection.url} closed the log of {job}")
 
 

@@ -14,7 +14,7 @@ from client.connection import Connection
 from client.errors import CannotRead, NotUploaded
 from client.reading import read
 from client.resources.resource import Resource, path_of
-from client.retries import PASSING, Retries
+from client.retries import PASSING
 
 _PARALLEL_PARTS = 4
 _CHUNK = 1024 * 1024
@@ -78,7 +78,7 @@ def _begin(connection: Connection, *, name: str, size: int, sha256: str, purpose
 
     Each attempt looks again, because an announcement whose answer was lost must not be repeated.
     """
-    retries = Retries(patience)
+    retries = connection.retries(patience)
     query = {"status": "pending", "sha256": sha256, "purpose": purpose}
     announced = {"filename": name, "bytes": size, "sha256": sha256, "purpose": purpose}
     while True:
@@ -114,7 +114,7 @@ class _Sender:
                 self._on_progress("sending", self._sent, self._upload.bytes)
 
     def _send(self, number: int) -> int:
-        retries = Retries(self._patience)
+        retries = self._connection.retries(self._patience)
         size = self._size_of(number)
         try:
             while not self._aborted.is_set():

@@ -7,8 +7,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from core.cli.options import COMMANDS, AnyOptions, Options, RunOptions
+from core.schema.exit_status import table_lines
 from core.schema.overrides import read_value
 from core.schema.record import Record
+from core.schema.suggestions import find_close
 
 _SPEC = "spec."
 """Prefix of the parser's names for fields of a spec."""
@@ -18,7 +20,10 @@ _ALIASES = {"architecture": "--arch", "published": "--robustbench"}
 def parse_arguments(arguments: Sequence[str] | None = None) -> AnyOptions:
     """Read a command line, by default that of this process. Exits with status 2 where it is not one."""
     parser = make_parser()
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    read, unknown = parser.parse_known_args(arguments)
+    given = {name: value for name, value in vars(read).items() if value is not None}
+    if unknown:
+        parser.error(f"there is no option {unknown[0]} here{_meant(unknown[0].partition('=')[0], given['command'])}")
     fields = {name.removeprefix(_SPEC): value for name, value in given.items() if name.startswith(_SPEC)}
     own = {name: value for name, value in given.items() if not name.startswith(_SPEC)}
     options, _ = COMMANDS[given["command"]]
@@ -29,10 +34,25 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> AnyOptions:
         parser.error(f"argument {_option(str(first['loc'][0]))}: {first['msg']}")
 
 
+def _meant(unknown: str, command: str) -> str:
+    """Name the option that is closest to an unknown one."""
+    options, spec = COMMANDS[command]
+    schema = spec.model_json_schema() if spec else {"properties": {}}
+    known = [
+        *options.model_json_schema()["properties"],
+        *(name for name, _ in _fields(schema, schema.get("$defs", {}))),
+    ]
+    close = find_close(unknown.lstrip("-"), known)
+    return f"; did you mean {_option(close)}?" if close else f"; python -m core {command} --help lists them"
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Describe every command with its options and the fields of its spec."""
     parser = argparse.ArgumentParser(
-        prog="python -m core", description="Make image classifiers robust to several norms, and prove it."
+        prog="python -m core",
+        description="Make image classifiers robust to several norms, and prove it.",
+        epilog="\n".join(["exit statuses:", *table_lines()]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (options, spec) in COMMANDS.items():

@@ -33,16 +33,21 @@ def read_spec(options: RunOptions) -> AnySpec:
     _override_fields(body, options.fields)
     if extra_data and not body.get("extra_dataset"):
         body["extra_dataset"] = _name_after(extra_data.name.partition(".")[0], "--extra-dataset")
-    _check_dataset(body.get("dataset"), options.data, is_named="dataset" in body)
+    if options.data and "dataset" not in body:
+        raise BadInput(
+            f"{options.data} is given, but not the name of the data set in it",
+            hint="add --dataset: cifar10, cifar100, imagenet, or any name for images of your own",
+            field="dataset",
+        )
     if options.weights and (architecture := read_architecture(options.weights)):
         body = with_defaults_for(body, architecture)
-    with _bad_input(options.command):
+    with _bad_input(options.command, _missing_data(body.get("dataset"), options.data)):
         return parse(body)
 
 
 def read_import(options: Options) -> ImportSpec:
     """Make the spec of an import of the options. Raises BadInput."""
-    with _bad_input(options.command):
+    with _bad_input(options.command, {}):
         return ImportSpec.model_validate(options.fields)
 
 
@@ -92,36 +97,37 @@ def _override_fields(body: dict[str, Any], fields: dict[str, Any]) -> None:
             raise BadInput(str(error), hint=hint, field=error.field) from error
 
 
-def _check_dataset(dataset: Any, data: Path | None, *, is_named: bool) -> None:
-    """Check that a data set is built in, or that both its name and its place are given."""
-    if isinstance(dataset, str) and dataset not in DATASETS and not data:
-        raise BadInput(
-            f"data set {dataset!r} is not built in; {did_you_mean(dataset, DATASETS)}",
-            hint="name one of these, or give the path of the images with --data",
-            field="dataset",
-        )
-    if data and not is_named:
-        raise BadInput(
-            f"{data} is given, but not the name of the data set in it",
-            hint="add --dataset: cifar10, cifar100, imagenet, or any name for images of your own",
-            field="dataset",
-        )
+def _missing_data(dataset: Any, data: Path | None) -> dict[str, str]:
+    """Name the error of a data set that is neither built in nor given by its path."""
+    if not isinstance(dataset, str) or not dataset or dataset in DATASETS or data:
+        return {}
+    remedy = "name one of these, or give the path of the images with --data"
+    return {"dataset": f"data set {dataset!r} is not built in; {did_you_mean(dataset, DATASETS)}; {remedy}"}
 
 
 @contextmanager
-def _bad_input(command: str) -> Iterator[None]:
-    """Raise a validation error as one BadInput that names every field."""
+def _bad_input(command: str, problems: dict[str, str]) -> Iterator[None]:
+    """Raise a validation error, and other problems of fields, as one BadInput that names every field."""
+    cause: ValidationError | None = None
     try:
         yield
     except ValidationError as error:
-        problems = {problem.pointer.lstrip("/").replace("/", "."): problem.detail for problem in field_errors(error)}
+        cause = error
+        found = {
+            problem.pointer.lstrip("/").replace("/", "."): problem.detail
+            for problem in field_errors(error)
+            # The radii that the data set would give are missing only with it.
+            if not (problems and (problem.pointer, problem.code) == ("/eps", "missing"))
+        }
+        problems = found | problems
+    if problems:
         field, first = next(iter(problems.items()))
         alone = len(problems) == 1
         raise BadInput(
             first if alone else "; ".join(f"{name}: {detail}" for name, detail in problems.items()),
             hint=f"see python -m core {command} --help",
             field=field if alone else None,
-        ) from error
+        ) from cause
 
 
 def _read_world_size(text: str) -> int:

@@ -190,12 +190,28 @@ def _update(images: int) -> Passes:
     return Passes(images, images)
 
 
+def count_steps(spec: TrainingSpec, train_examples: int) -> int:
+    """Count the steps of a training run on a data set of this size."""
+    images = min(spec.train_examples or train_examples, train_examples)
+    held_out = count_held_out(images) if spec.held_out is None else spec.held_out
+    extra = _extra_images(spec)
+    full = spec.batch_size - extra
+    steps, rest = divmod(max(images - held_out, 0), full)
+    # A single image joins the batch before it.
+    joins = steps > 0 and rest + round(rest * extra / full) == 1
+    return spec.epochs * (steps + (rest > 0 and not joins))
+
+
 def _images_of_epoch(spec: TrainingSpec, images: int) -> float:
     """Count the images of all batches of an epoch, including those of a second data set."""
+    return images * spec.batch_size / (spec.batch_size - _extra_images(spec))
+
+
+def _extra_images(spec: TrainingSpec) -> int:
+    """Count the images of a batch that come from a second data set."""
     if not spec.extra_dataset:
-        return images
-    extra = min(max(round(spec.batch_size * spec.extra_share), 1), spec.batch_size - 1)
-    return images * spec.batch_size / (spec.batch_size - extra)
+        return 0
+    return min(max(round(spec.batch_size * spec.extra_share), 1), spec.batch_size - 1)
 
 
 def _sum(parts: Iterable[Passes]) -> Passes:

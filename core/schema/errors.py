@@ -1,7 +1,10 @@
 """The errors of a run that a user or operator can act on, with what is wrong and what to do.
 
-The service stores `code`, `message`, `hint` and `retryable` as a job's `failure`; the command line prints them.
+The service stores `code`, `message`, `hint` and `retryable` as a job's `failure`; the command line prints them and ends
+with `exit_status`.
 """
+
+from core.schema.exit_status import ExitStatus
 
 
 class UserError(Exception):
@@ -12,6 +15,7 @@ class UserError(Exception):
 
     code = "user_error"
     retryable = False
+    exit_status = ExitStatus.BAD_REQUEST
 
     def __init__(self, message: str, *, hint: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -48,18 +52,21 @@ class Diverged(UserError):
     """The loss or the weights became NaN or infinite."""
 
     code = "diverged"
+    exit_status = ExitStatus.FAILED
 
 
 class OutOfMemory(UserError):
     """The batch does not fit into the memory of the device."""
 
     code = "out_of_memory"
+    exit_status = ExitStatus.FAILED
 
 
 class OverLimit(UserError):
     """A file needs more time, memory or disk space than the limits allow."""
 
     code = "over_limit"
+    exit_status = ExitStatus.FAILED
 
 
 class DiskFull(UserError):
@@ -67,6 +74,7 @@ class DiskFull(UserError):
 
     code = "disk_full"
     retryable = True
+    exit_status = ExitStatus.FAILED
 
 
 def shorten(text: str, limit: int = 64) -> str:

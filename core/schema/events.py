@@ -5,7 +5,6 @@ prints them, the service stores them, the client shows them. A run opens with St
 Paused or Failed.
 """
 
-import os
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -143,8 +142,6 @@ class Warned(WarningRecord, extra="forbid"):
 
 STOPPED_EARLY = "stopped_early"
 """The code of the warning that a run ends before its last step, as requested."""
-PAUSED = os.EX_TEMPFAIL
-"""The exit status of a run that was paused on request: the same command resumes it."""
 
 
 class Paused(Record):

@@ -38,7 +38,7 @@ from core.schema.method import Method
 from core.schema.protocols import DEFAULT_PROTOCOL, LOGICAL_BATCH, Engine, Protocol
 from core.schema.radius import Radius, check_radius
 from core.schema.record import Record
-from core.schema.suggestions import check_known, did_you_mean
+from core.schema.suggestions import check_known, did_you_mean, find_close
 
 Interpolation = Literal["bilinear", "bicubic"]
 Schedule = Literal["piecewise", "one-cycle", "constant"]
@@ -47,8 +47,14 @@ Compile = Literal["auto", "always", "never"]
 Draw = Literal["uniform", "stratified"]
 
 # Control characters could act on a terminal that shows the text.
-Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
-Name = Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")]
+_TEXT, _NAME = r"^[^\x00-\x1f\x7f-\x9f]*$", r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$"
+Text = Annotated[str, Field(pattern=_TEXT)]
+Name = Annotated[str, Field(max_length=128, pattern=_NAME)]
+PATTERN_RULES: Mapping[str, str] = {
+    _TEXT: "leave out control characters, such as line breaks and escape codes",
+    _NAME: "use only letters, digits, dots, hyphens and underscores, with a letter or digit first",
+}
+"""What each pattern demands, in words."""
 
 CONSEQUENCE = "default_factory_not_called"
 """The type that pydantic gives to errors that only follow from an error in another field."""
@@ -357,7 +363,9 @@ SPECS: Mapping[Kind, type[AnySpec]] = {"finetune": FineTuneSpec, "train": TrainS
 
 
 def _kind(value: Any) -> Any:
-    return value.get("kind", "finetune") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    kind = value.get("kind", "finetune") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    # A misspelt kind is refused as a field of the spec that is meant, together with the other errors in it.
+    return find_close(kind, SPECS) or kind if isinstance(kind, str) else kind
 
 
 KIND = Discriminator(

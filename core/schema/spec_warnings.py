@@ -14,12 +14,36 @@ if TYPE_CHECKING:
     from core.schema.spec import AnySpec, TrainingSpec
 
 
+FEWEST_STEPS = 12
+"""Steps in which a schedule can have its shape: four in each third."""
+GPUS_OF_A_MACHINE = 8
+FEWEST_IMAGES = 8
+"""Images of a batch that each GPU should get: below, it mostly waits for the others."""
+
+
 def spec_warnings(spec: "AnySpec") -> tuple[WarningRecord, ...]:
     """List what is valid and yet likely to disappoint."""
     found = list(_of_radii(spec))
     if spec.kind != "evaluate":
         found += _of_training(spec)
     return tuple(found)
+
+
+def _of_length(spec: "TrainingSpec") -> Iterator[WarningRecord]:
+    # Here, because a client that reads warnings needs no specs.
+    from core.schema.cost_model import Size, count_steps
+
+    size = Size.of(spec.dataset)
+    examples = size.train_examples if size else spec.train_examples
+    if examples is None or spec.schedule == "constant":
+        return
+    steps = count_steps(spec, examples)
+    if steps < FEWEST_STEPS:
+        yield WarningRecord(
+            code="few_steps",
+            message=f"the run has {steps} steps, too few for the parts of the {spec.schedule} schedule: take more "
+            "images or epochs, a smaller batch_size, or schedule constant",
+        )
 
 
 def _of_radii(spec: "AnySpec") -> Iterator[WarningRecord]:
@@ -32,6 +56,19 @@ def _of_radii(spec: "AnySpec") -> Iterator[WarningRecord]:
 
 
 def _of_training(spec: "TrainingSpec") -> Iterator[WarningRecord]:
+    yield from _of_length(spec)
+    if spec.gpus > GPUS_OF_A_MACHINE:
+        yield WarningRecord(
+            code="many_gpus",
+            message=f"the {spec.gpus} GPUs have to be in one machine, which seldom has more than {GPUS_OF_A_MACHINE}: "
+            "the job waits until a worker has as many",
+        )
+    if spec.gpus > 1 and spec.batch_size < FEWEST_IMAGES * spec.gpus:
+        yield WarningRecord(
+            code="small_share",
+            message=f"each of {spec.gpus} GPUs gets {spec.batch_size / spec.gpus:.3g} images of a batch of "
+            f"{spec.batch_size}: raise batch_size, or take fewer GPUs",
+        )
     if "extra_share" in spec.model_fields_set and spec.extra_share != EXTRA_SHARE and not spec.extra_dataset:
         yield WarningRecord(
             code="extra_share_unused",

@@ -1,6 +1,7 @@
 """Validation errors of a spec, as an entry per field that says what is wrong and what to write instead."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, cast, get_args
@@ -11,8 +12,8 @@ from pydantic_core import ErrorDetails
 from core.schema.catalog import Kind
 from core.schema.errors import shorten
 from core.schema.record import Record
-from core.schema.spec import CONSEQUENCE, SPECS
-from core.schema.suggestions import did_you_mean
+from core.schema.spec import CONSEQUENCE, PATTERN_RULES, SPECS
+from core.schema.suggestions import did_you_mean, find_close
 
 
 class FieldError(Record, extra="ignore"):
@@ -50,6 +51,12 @@ def _field_error(details: ErrorDetails, kinds: Mapping[Kind, type[BaseModel]]) -
             detail = _no_such_field(kind, path, kinds)
         case "unknown_kind":
             pointer = "/kind"
+        case "literal_error" if path == ["kind"]:
+            detail = f"kind is one of {', '.join(kinds)}; {did_you_mean(str(details['input']), kinds)}"
+        case "literal_error":
+            detail = f"choose {context['expected']}{_meant(details['input'], context['expected'])}"
+        case "string_pattern_mismatch":
+            detail = PATTERN_RULES[context["pattern"]]
         case "missing" if detail == "Field required":
             detail = "this field is required"
         case kind_of_error if kind_of_error in _REMEDIES:
@@ -74,7 +81,6 @@ _REMEDIES: Mapping[str, str] = {
     "string_too_long": "use at most {max_length} characters",
     "string_too_short": "use at least {min_length} characters",
     "too_long": "give at most {max_length}",
-    "literal_error": "choose {expected}",
     "list_type": 'give a list, such as ["linf", "l1"]',
     "tuple_type": 'give a list, such as ["linf", "l1"]',
 }
@@ -91,7 +97,20 @@ def _no_such_field(kind: Kind, path: Sequence[str], kinds: Mapping[Kind, type[Ba
     *outer, name = path
     if not outer and any(name in model.model_fields for model in kinds.values()):
         return f"a run of kind {kind} has no {name}: leave it out"
-    return f"there is no field {name!r} here; {did_you_mean(name, _model_at(kinds[kind], outer).model_fields)}"
+    here = _model_at(kinds[kind], outer).model_fields
+    if find_close(name, here) is None:
+        # A field of evaluation or method that stands beside it.
+        for inner in ("evaluation", "method"):
+            fields = _model_at(kinds[kind], [inner]).model_fields if inner in here else {}
+            if fields and (close := find_close(name, fields)):
+                return f"there is no field {name!r} here; did you mean '{inner}.{close}'?"
+    return f"there is no field {name!r} here; {did_you_mean(name, here)}"
+
+
+def _meant(given: Any, expected: str) -> str:
+    """Name the choice that is closest to what was given."""
+    close = find_close(given, re.findall("'([^']+)'", expected)) if isinstance(given, str) else None
+    return f"; did you mean {close!r}?" if close else ""
 
 
 def _example(model: type[BaseModel], path: Sequence[str]) -> str:

@@ -98,16 +98,20 @@ def test_list_shows_what_the_filters_leave(temper: Command, job_id: str) -> None
     assert refused.stderr.startswith("status: ")
 
 
-@pytest.mark.parametrize("what", ["models", "datasets", "methods"])
+@pytest.mark.parametrize("what", ["models", "models list", "datasets", "datasets list", "methods"])
 def test_catalogue_is_listed(temper: Command, what: str) -> None:
-    assert "digits" in temper(what).stdout or what == "methods"
-    assert json.loads(temper(what, "--output", "json").stdout)[0]["description"]
+    command = what.split()
+    assert "digits" in temper(*command).stdout or what == "methods"
+    assert json.loads(temper(*command, "--output", "json").stdout)[0]["description"]
 
 
 def test_wait_exits_with_1_when_a_job_has_not_succeeded(temper: Command, spec: str, job_id: str) -> None:
     posted = temper("submit", spec, "--set", "epochs=1000", "--set", "train_examples=null", "--output", "json")
     other = json.loads(posted.stdout)["id"]
-    assert temper("wait", other, "--timeout", "0").stderr.strip().endswith("it goes on")
+    waited = temper("wait", other, "--timeout", "0")
+    assert (waited.returncode, waited.stderr) == (4, f"{other} has not ended in time; it goes on\n")
+    assert temper("watch", other, "--timeout", "0.2").returncode == 4
+    assert temper("logs", "-f", other, "--timeout", "0.2").returncode == 4
     assert json.loads(temper("cancel", other, "--output", "json").stdout)["status"] in (
         "cancelling",
         "cancelled",
@@ -160,13 +164,58 @@ def test_spec_that_cannot_be_read_is_told(
     assert reason in " ".join(refused.stderr.replace("│", " ").split())
 
 
-def test_unknown_job_exits_with_1(temper: Command) -> None:
+def test_unknown_job_exits_with_2(temper: Command) -> None:
     refused = temper("get", "job_nobody")
-    assert (refused.returncode, refused.stderr) == (1, "there is no job 'job_nobody' in this project\n")
+    assert (refused.returncode, refused.stderr) == (2, "there is no job 'job_nobody' in this project\n")
 
 
 def test_unknown_job_is_told_before_it_is_watched(temper: Command) -> None:
     assert temper("watch", "nope").stdout == ""
+
+
+def test_a_job_is_named_by_its_name_and_as_the_latest(temper: Command, spec: str, job_id: str) -> None:
+    def id_of(handle: str) -> str:
+        return str(json.loads(temper("get", handle, "--output", "json").stdout)["id"])
+
+    assert id_of("small") == job_id
+    one, other = (
+        json.loads(temper("clone", "small", "--set", "name=twin", "--output", "json").stdout)["id"] for _ in range(2)
+    )
+    assert id_of("latest") == other
+    refused = temper("get", "twin")
+    assert refused.returncode == 2
+    assert refused.stderr == f"several jobs are called 'twin'; name one by its id, such as {other}, the newest\n"
+    unknown = temper("report", "triplet")
+    assert unknown.returncode == 2
+    assert "there is no job 'triplet' in this project: name a job by its id" in unknown.stderr
+    for each in (one, other):
+        temper("cancel", each)
+        temper("wait", each)
+        assert json.loads(temper("delete", each, "-y", "--output", "json").stdout) == {"deleted": each}
+    assert id_of("latest") != other
+
+
+def test_deletion_says_what_depends_on_the_job_and_asks(temper: Command, spec: str) -> None:
+    first = json.loads(temper("submit", spec, "--set", "epochs=1000", "--output", "json").stdout)["id"]
+    temper("cancel", first)
+    temper("wait", first)
+    again = json.loads(temper("retry", first, "--output", "json").stdout)["id"]
+    temper("cancel", again)
+    temper("wait", again)
+    refused = temper("delete", first)
+    assert refused.returncode == 2
+    assert f"{first} is cancelled; its logs are deleted with it\n" in refused.stderr
+    assert f"job {again} depends on it: it stays, and its origin is lost\n" in refused.stderr
+    assert "add --yes" in refused.stderr
+    assert temper("get", first).returncode == 0
+    assert temper("delete", first, "--yes").stdout == f"{first} is deleted\n"
+    assert temper("get", first).returncode == 2
+
+
+def test_logs_as_json_are_a_string_a_line(temper: Command, job_id: str) -> None:
+    lines = temper("logs", job_id).stdout.splitlines()
+    assert lines
+    assert [json.loads(line) for line in temper("logs", job_id, "--output", "json").stdout.splitlines()] == lines
 
 
 def test_version_is_an_option_too(temper: Command) -> None:
@@ -183,14 +232,14 @@ def test_answer_that_cannot_be_written_is_told(service: Service) -> None:
 def test_wrong_key_is_told_where_keys_come_from(temper: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEMPER_API_KEY", "tmp_wrong")
     refused = temper("list")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "temper takes the key from TEMPER_API_KEY" in refused.stderr
 
 
 def test_no_service_is_told_with_the_remedy() -> None:
     environment = os.environ | {"TEMPER_URL": "http://127.0.0.1:1", "TEMPER_API_KEY": "tmp_key"}
     refused = run_temper("list", environment=environment)
-    assert refused.returncode == 1
+    assert refused.returncode == 3
     assert refused.stderr.startswith("no answer from http://127.0.0.1:1")
     assert "temper serve" in refused.stderr
     assert json.loads(run_temper("version", "--output", "json", environment=environment).stdout)["service"] is None
@@ -206,7 +255,7 @@ def test_a_key_is_made_used_and_revoked(temper: Command, monkeypatch: pytest.Mon
         other.setenv("TEMPER_API_KEY", made["secret"])
         assert temper("list").returncode == 0
         refused = temper("projects", "list")
-        assert (refused.returncode, "admin" in refused.stderr) == (1, True)
+        assert (refused.returncode, "admin" in refused.stderr) == (2, True)
     assert temper("keys", "revoke", made["id"]).returncode == 0
     monkeypatch.setenv("TEMPER_API_KEY", made["secret"])
     assert "revoked" in temper("list").stderr
@@ -327,9 +376,9 @@ def test_a_job_is_cloned_with_changes_and_shows_its_attempts_and_log(temper: Com
     assert json.loads(temper("retry", made["id"], "--output", "json").stdout)["id"] == again["id"]
     for action in ("pause", "resume", "stop"):
         refused = temper(action, job_id)
-        assert refused.returncode == 1
+        assert refused.returncode == 2
         assert f"cannot be given the action {action}" in refused.stderr
     temper("cancel", again["id"])
     temper("wait", again["id"])
-    assert temper("delete", made["id"]).stdout == f"{made['id']} is deleted\n"
-    assert temper("get", made["id"]).returncode == 1
+    assert temper("delete", made["id"], "-y").stdout == f"{made['id']} is deleted\n"
+    assert temper("get", made["id"]).returncode == 2

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from client import NoKey, Temper, Unreachable
+from client import BadAddress, NoKey, Temper
 from client.credentials import find_credentials, point_credentials_at
 
 
@@ -74,5 +74,12 @@ def test_a_key_that_cannot_be_a_header_is_refused_in_words(monkeypatch: pytest.M
 
 
 def test_an_address_that_is_none_is_refused_in_words() -> None:
-    with pytest.raises(Unreachable, match="TEMPER_URL"):
+    with pytest.raises(BadAddress, match="TEMPER_URL"):
         Temper("http://a:b", "tmp_key")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8765", "localhost:8765/", "ftp://localhost:8765"])
+def test_an_address_without_http_is_told_so(file: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("TEMPER_URL", address)
+    with pytest.raises(BadAddress, match=r"write TEMPER_URL=http://[^:/]+:8765"):
+        find_credentials()

@@ -50,7 +50,8 @@ def history(script: Script) -> None:
 
 def test_terminal_shows_phase_step_norm_and_attacks(temper: Temper, history: None) -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, width=120, color_system=None)
-    assert live.watch(temper, "job_1", screen).status == "succeeded"
+    live.watch(temper, "job_1", screen)
+    assert temper.jobs.get("job_1").status == "succeeded"
     shown = screen.file.getvalue()  # type: ignore[attr-defined]
     for text in (
         "60/60 steps",

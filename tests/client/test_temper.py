@@ -89,7 +89,7 @@ def test_refusal_tells_each_field_and_its_remedy(temper: Temper, script: Script)
     with pytest.raises(Refused) as refusal:
         temper.jobs.submit({})
     assert str(refusal.value) == "eps.linf: too large\nbody: odd"
-    assert refusal.value.exit_code == 2
+    assert refusal.value.exit_status == 2
 
 
 def test_refusal_without_a_problem_document_is_told_all_the_same(temper: Temper, script: Script) -> None:
@@ -230,6 +230,20 @@ def test_broken_download_goes_on_where_it_broke(temper: Temper, script: Script, 
     assert (tmp_path / "ckpt_1.safetensors").read_bytes() == CONTENT
     assert script.requests[3].headers["If-Range"] == f'"{SHA256}"'
     assert script.requests[3].headers["Range"] == f"bytes={half}-"
+
+
+def test_a_file_that_is_there_is_not_sent_again(temper: Temper, script: Script, tmp_path: Path) -> None:
+    (tmp_path / "robust").write_bytes(CONTENT)
+    script.expect(checkpoint, lambda request: request.send(b"", status=304))
+    assert temper.checkpoints.download("ckpt_1", tmp_path / "robust").read_bytes() == CONTENT
+    assert script.requests[1].headers["If-None-Match"] == f'"{SHA256}"'
+    assert [path.name for path in tmp_path.iterdir()] == ["robust"]
+
+
+def test_another_file_under_that_name_is_replaced(temper: Temper, script: Script, tmp_path: Path) -> None:
+    (tmp_path / "robust").write_bytes(b"other")
+    script.expect(checkpoint, lambda request: request.send(CONTENT))
+    assert temper.checkpoints.download("ckpt_1", tmp_path / "robust").read_bytes() == CONTENT
 
 
 def test_a_download_starts_over_when_the_service_sends_the_whole_file(

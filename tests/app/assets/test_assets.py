@@ -142,6 +142,9 @@ def test_a_data_set_waits_for_its_inspection_and_is_then_ready_and_shown(api, da
     thumbnail = api.get(shown["thumbnails"][0]["href"])
     assert (thumbnail.status_code, thumbnail.headers["content-type"]) == (200, "image/png")
     assert api.get(f"{here}/thumbnails/1").status_code == 404
+    for address in (f"{here}/report", shown["thumbnails"][0]["href"]):
+        known = {"If-None-Match": api.get(address).headers["etag"]}
+        assert api.get(address, headers=known).status_code == 304
     assert [each["name"] for each in api.get("/datasets").json()["data"]][-1] == "birds"
 
 
@@ -348,6 +351,12 @@ def test_a_checkpoint_is_the_base_of_the_next_job_and_lineage_tells(api, databas
     accept(database, store, claim(database), tmp_path)
     third = api.post("/jobs", json={"base_model": "mine", "dataset": "digits"}).json()
     assert api.get(f"/jobs/{third['id']}/lineage").json()["ancestors"] == [first]
+    assert api.get(f"/jobs/{first}/lineage").json()["dependents"] == [
+        {"object": "job", "id": second["id"], "name": ""},
+        {"object": "job", "id": third["id"], "name": ""},
+        {"object": "model", "id": model["id"], "name": "mine"},
+    ]
+    assert lineage["dependents"] == []
 
 
 def test_names_and_ids_of_another_project_are_as_good_as_none(api, url, database, ready):

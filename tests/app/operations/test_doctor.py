@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -15,13 +16,17 @@ from app.operations.doctor import (
     check_database,
     check_disk,
     check_queue,
+    check_running,
     check_secrets,
+    check_settings,
     check_storage,
     inspect,
 )
 from app.platform.broker import Line
+from app.platform.settings import Settings
 from tests.support import forked
 from tests.support.native import ROOT
+from tests.support.scripted_service import scripted_server
 from tests.support.servers import free_port
 
 RUNS = (check_confinement,)
@@ -174,7 +179,41 @@ def test_a_key_that_others_can_read_is_noticed(settings, tmp_path):
 
 
 def test_it_exits_by_what_it_finds(tmp_path):
-    environment = {"PATH": "", "TEMPER_DATA_DIR": str(tmp_path), "TEMPER_RESOURCE_CLASS": "cpu"}
+    folder = tmp_path / "data"
+    environment = {"PATH": "", "TEMPER_DATA_DIR": str(folder), "TEMPER_RESOURCE_CLASS": "cpu"}
+    environment |= {"TEMPER_PORT": str(free_port()), "TEMPER_STORAGE": "x"}
     told = forked.run(["-m", "app.operations.doctor", "--json"], tmp_path, cwd=ROOT, env=environment)
     found = {finding["part"]: finding["level"] for finding in json.loads(told.stdout)}
-    assert (told.returncode, found["schema"], found["storage"], found["gpu"]) == (1, "fail", "ok", "ok")
+    assert (told.returncode, found["database"], found["storage"], found["gpu"]) == (1, "fail", "warn", "ok")
+    assert (found["service"], found["settings"]) == ("warn", "warn")
+    assert not folder.exists()
+    assert [path for path in tmp_path.rglob("*") if path.suffix == ".db"] == []
+
+
+def test_a_variable_that_is_no_setting_is_named_with_the_one_that_is_meant(settings, monkeypatch):
+    monkeypatch.setenv("TEMPER_LEASE_SECOND", "30")
+    monkeypatch.setenv("TEMPER_API_KEY", "tmp_x")
+    found = look(settings, check_settings)["settings"]
+    assert (found.level, found.message) == ("warn", "TEMPER_LEASE_SECOND is not a setting, and changes nothing")
+    assert found.remedy == "did you mean TEMPER_LEASE_SECONDS? If not, remove it"
+    monkeypatch.delenv("TEMPER_LEASE_SECOND")
+    assert look(settings, check_settings)["settings"].level == "ok"
+
+
+def test_it_says_whether_something_is_running(settings, server):
+    port = urlsplit(server).port
+    assert look(settings, check_running, port=port)["service"].message == f"the API answers at http://127.0.0.1:{port}"
+    away = look(settings, check_running, port=free_port())["service"]
+    assert (away.level, away.message.partition(":")[0]) == ("warn", "nothing is running at http")
+    with scripted_server() as other:
+        other.expect(lambda request: request.answer(["not", "Temper"]))
+        stranger = look(settings, check_running, port=urlsplit(other.url).port)["service"]
+    assert "is not Temper" in stranger.message
+
+
+def test_looking_at_an_instance_that_is_not_there_makes_nothing(tmp_path):
+    folder = tmp_path / "data"
+    settings = Settings(data_dir=folder)
+    found = look(settings, check_database, check_storage, check_disk)
+    assert "there is no database yet" in found["database"].message
+    assert not folder.exists()

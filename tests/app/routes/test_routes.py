@@ -224,6 +224,9 @@ def test_jobs_are_filtered(api, database):
     assert ids(metadata="team=audio") == set()
     assert len(ids(base_model="digits-cnn-linf", dataset="digits")) == 3
     assert ids(dataset="cifar10") == set()
+    named = api.post("/jobs", json=DIGITS | {"name": "third try"}).json()["id"]
+    assert ids(name="third try") == {named}
+    assert ids(name="third") == set()
 
 
 def test_a_waiting_job_is_cancelled_once_and_for_all(api):
@@ -344,6 +347,17 @@ def test_a_range_of_another_file_is_answered_with_the_whole(api, done):
     assert api.get(address, headers={"Range": "bytes=0-9", "If-Range": '"old"'}).content == WEIGHTS
     assert api.get(address, headers={"Range": "bytes=0-9", "If-Range": etag}).content == WEIGHTS[:10]
     assert api.get(address, headers={"Range": "bytes=0-1,5-6"}).content == WEIGHTS
+
+
+def test_what_the_client_has_is_not_sent_again(api, done):
+    for address in (f"/checkpoints/{done['checkpoint']}/download", done["links"]["report"]):
+        whole = api.get(address)
+        etag = whole.headers["etag"]
+        assert etag == f'"{hashlib.sha256(whole.content).hexdigest()}"'
+        for known in (etag, f'"x", W/{etag}', "*"):
+            again = api.get(address, headers={"If-None-Match": known})
+            assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+        assert api.get(address, headers={"If-None-Match": '"x"'}).content == whole.content
 
 
 def test_models_and_datasets_of_the_operator_are_listed_beside_the_shipped_ones(api, settings):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from core.attacks.threat import LpThreat
 from core.data.split import Batch, Split
+from core.data.training_set import TrainingSet
 from core.evaluation.autoattack import attacks_of, evaluate
 from core.models.digits_cnn import DigitsCNN
 from core.schema import cost_model
@@ -19,6 +20,7 @@ from core.schema.cost_model import (
     Passes,
     Size,
     attacks_on_a_point,
+    count_steps,
     passes_of_evaluation,
     passes_of_run,
     passes_of_training,
@@ -198,3 +200,16 @@ def test_a_whole_run_is_its_epochs_and_its_evaluations() -> None:
     assert passes_of_run(alone, digits).total == evaluation
     shared = finetune(**spec.model_dump(exclude={"extra_dataset", "extra_share"}), extra_dataset="more")
     assert passes_of_run(shared, digits).total == 2 * training + 2 * evaluation
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "extra"), [(100, 10, 0), (101, 10, 0), (109, 10, 0), (1, 10, 0), (50, 10, 3), (50, 10, 9)]
+)
+def test_steps_are_counted_as_the_training_takes_them(images, batch, extra):
+    def some(count: int) -> Split:
+        return Split(torch.zeros(count, 1, 2, 2, dtype=torch.uint8), torch.zeros(count, dtype=torch.long))
+
+    share = {"extra_dataset": "more", "extra_share": extra / batch} if extra else {}
+    spec = finetune(epochs=2, batch_size=batch, held_out=0, **share)
+    taken = TrainingSet(some(images), some(7) if extra else None, spec.extra_share).steps(batch)
+    assert count_steps(spec, images) == 2 * taken

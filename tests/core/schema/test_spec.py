@@ -152,6 +152,21 @@ def test_a_method_comes_with_its_own_options_and_no_others() -> None:
         ({"evaluation": {"protcol": "fast"}}, "/evaluation/protcol", "did you mean 'protocol'?"),
         ({"method": {"name": "e-at", "step": 3}}, "/method/step", "did you mean 'steps'?"),
         ({"method": "eat"}, "/method/name", "did you mean 'e-at'?"),
+        ({"method": "E-AT"}, "/method/name", "did you mean 'e-at'?"),
+        ({"method": "E_AT"}, "/method/name", "did you mean 'e-at'?"),
+        ({"method": {"name": "e-at", "iterations": 5}}, "/method/iterations", "did you mean 'steps'?"),
+        ({"lr": 0.1}, "/lr", "did you mean 'learning_rate'?"),
+        ({"LR": 0.1}, "/LR", "did you mean 'learning_rate'?"),
+        ({"bs": 8}, "/bs", "did you mean 'batch_size'?"),
+        ({"epsilon": 8}, "/epsilon", "did you mean 'eps'?"),
+        ({"weightDecay": 0}, "/weightDecay", "did you mean 'weight_decay'?"),
+        ({"num_epochs": 3}, "/num_epochs", "did you mean 'epochs'?"),
+        ({"protocol": "fast"}, "/protocol", "did you mean 'evaluation.protocol'?"),
+        ({"norms": ["l1"]}, "/norms", "did you mean 'method.norms'?"),
+        ({"schedule": "one_cycle"}, "/schedule", "did you mean 'one-cycle'?"),
+        ({"eps": {"L_inf": 0.1}}, "/eps/L_inf", "did you mean 'linf'?"),
+        ({"evaluation": {"protocol": "AutoAttack"}}, "/evaluation/protocol", "did you mean 'standard'?"),
+        ({"kind": "Fine-Tune"}, "/kind", "did you mean 'finetune'?"),
         ({"kind": "tune"}, "/kind", "finetune, train, evaluate"),
         ({"eps": {"linf": -0.1, "l1": 1}}, "/eps/linf", "greater than 0"),
         ({"eps": {"linf": 0, "l1": 1}}, "/eps/linf", "greater than 0"),
@@ -183,7 +198,7 @@ def test_a_method_comes_with_its_own_options_and_no_others() -> None:
         ({"method": {"name": "pat", "norms": ["l2"]}}, "/method/norms", "takes 0 of"),
         ({"epochs": 0}, "/epochs", "at least 1"),
         ({"learning_rate": 0}, "/learning_rate", "greater than 0"),
-        ({"base_model": "../../etc/passwd"}, "/base_model", "match pattern"),
+        ({"base_model": "../../etc/passwd"}, "/base_model", "letters, digits, dots, hyphens and underscores"),
         ({"base_model": "mine"}, "/dataset", "name the data set"),
         ({"metadata": {"k": "v" * 513}}, "/metadata/k", "at most 512"),
         ({"seed": -1}, "/seed", "at least 0"),
@@ -197,9 +212,9 @@ def test_a_method_comes_with_its_own_options_and_no_others() -> None:
         ({"evaluation": "fast"}, "/evaluation", '{"protocol": "fast"}'),
         ({"method": {"name": "e-at", "steps": 1e6}}, "/method/steps", "one whole number"),
         ({"base_model": ""}, "/base_model", "shipped: digits-cnn-linf"),
-        ({"name": "red\x1b[31m"}, "/name", "match pattern"),
+        ({"name": "red\x1b[31m"}, "/name", "leave out control characters"),
         ({"extra_dataset": ""}, "/extra_dataset", "at least 1 character"),
-        ({"extra_dataset": "../more"}, "/extra_dataset", "match pattern"),
+        ({"extra_dataset": "../more"}, "/extra_dataset", "with a letter or digit first"),
         ({"extra_dataset": "more", "batch_size": 1}, "/batch_size", "set batch_size to 2 or more"),
         ({"extra_share": 0.0}, "/extra_share", "greater than 0"),
         ({"method": {"name": "nat", "steps": 3}}, "/method/steps", "attacks no norm: leave steps out"),
@@ -230,6 +245,8 @@ def test_an_evaluation_has_no_training_knobs() -> None:
 def test_all_errors_are_told_at_once_and_no_derived_ones() -> None:
     errors = _errors({**_SMALLEST, "epochs": 0, "seed": "x", "dataset": 5})
     assert set(errors) == {"/epochs", "/seed", "/dataset"}
+    errors = _errors({**_SMALLEST, "kind": "Finetune", "lr": 1, "epochs": 0, "method": "E-AT", "name": "\n"})
+    assert set(errors) == {"/kind", "/lr", "/epochs", "/method/name", "/name"}
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -245,6 +262,7 @@ def _codes(body: dict[str, Any]) -> set[str]:
 
 
 def test_a_spec_that_is_likely_to_disappoint_comes_with_cautions() -> None:
+    quiet = {**_SMALLEST, "method": "sat"}
     assert _codes({**_SMALLEST, "eps": {"linf": 0.15, "l2": 0.47, "l1": 1.5}}) == set()
     assert _codes({**_SMALLEST, "eps": {"linf": 0.15, "l2": 0.5, "l1": 1.5}}) == {"l2_not_covered"}
     assert _codes({**_SMALLEST, "method": "sat"}) == set()
@@ -252,6 +270,23 @@ def test_a_spec_that_is_likely_to_disappoint_comes_with_cautions() -> None:
     assert _codes({**_SMALLEST, "method": "sat", "extra_share": 0.3}) == {"extra_share_unused"}
     assert _codes({**_SMALLEST, "method": "pat"}) == {"no_norm_attacked"}
     assert _codes({"kind": "evaluate", **_SMALLEST, "eps": {"linf": 0.1}}) == {"eps_differs_from_base"}
+    assert _codes({**quiet, "gpus": 64}) == {"many_gpus", "small_share"}
+    assert _codes({**quiet, "gpus": 64, "batch_size": 1024, "epochs": 20}) == {"many_gpus"}
+    assert _codes({**quiet, "gpus": 8}) == set()
+
+
+@pytest.mark.parametrize("schedule", ["piecewise", "one-cycle", "constant"])
+def test_a_run_too_short_for_its_schedule_comes_with_a_caution(schedule: str) -> None:
+    """Three steps: one at each of three learning rates."""
+    short = {**_SMALLEST, "method": "sat", "schedule": schedule, "epochs": 3, "train_examples": 64}
+    assert _codes(short) == (set() if schedule == "constant" else {"few_steps"})
+    message = next((caution.message for caution in spec_warnings(parse(short))), "the run has 3 steps")
+    assert "the run has 3 steps" in message
+
+
+def test_what_the_catalogue_chooses_is_not_cautioned_against() -> None:
+    for name in DATASETS:
+        assert _codes({"kind": "train", "architecture": "resnet-50", "dataset": name, "method": "sat"}) == set()
 
 
 @pytest.mark.parametrize("kind", list(SPECS))
