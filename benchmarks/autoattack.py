@@ -1,7 +1,7 @@
 """Compare our AutoAttack with pyautoattack: the verdict of every point, image passes, and time, in one run.
 
     python -m benchmarks.autoattack                          digits: a linf base, after E-AT, natural; 3 and 20 classes;
-                                                             networks that hide their gradients (--only hidden)
+                                                             the base with its gradients hidden (--only hidden)
     python -m benchmarks.autoattack --cifar ARCHIVE          and preact-resnet-8 on CIFAR-10 (JPEG), trained and not
     python -m benchmarks.autoattack --peers                  and APGD of adv-lib and torchattacks, where installed:
                                                              pip install adv-lib==0.2.8 torchattacks==3.5.1
