@@ -1,6 +1,7 @@
 """Compare our AutoAttack with pyautoattack: the verdict of every point, image passes, and time, in one run.
 
-    python -m benchmarks.autoattack                          digits: a linf base, after E-AT, natural; 3 and 20 classes
+    python -m benchmarks.autoattack                          digits: a linf base, after E-AT, natural; 3 and 20 classes;
+                                                             the base with its gradients hidden (--only hidden)
     python -m benchmarks.autoattack --cifar ARCHIVE          and preact-resnet-8 on CIFAR-10 (JPEG), trained and not
     python -m benchmarks.autoattack --peers                  and APGD of adv-lib and torchattacks, where installed:
                                                              pip install adv-lib==0.2.8 torchattacks==3.5.1
@@ -153,6 +154,35 @@ class TwoModels(nn.Module):
         return torch.cat([self.first(images), self.second(images) - 1], 1)
 
 
+class Rounded(nn.Module):
+    """A model whose logits are rounded to multiples of a step, so that many are equal; the gradient ignores that."""
+
+    def __init__(self, model: nn.Module, step: float) -> None:
+        super().__init__()
+        self.model = model
+        self.step = step
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify."""
+        logits: Tensor = self.model(images)
+        return logits + ((logits / self.step).round() * self.step - logits).detach()
+
+
+class Flat(nn.Module):
+    """A model whose logits are a small multiple of another's, so that its slopes are about as small as AutoAttack's
+    limit for moving a pixel."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.model = model
+        self.factor = factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify."""
+        logits: Tensor = self.model(images)
+        return logits * self.factor
+
+
 @contextmanager
 def counting(model: nn.Module) -> Iterator[dict[str, int]]:
     """Count images that pass through the model's last linear layer, forward and backward."""
@@ -290,6 +320,15 @@ def digits_cases(points: int) -> Iterator[Callable[[], Case]]:
     )
 
 
+def hidden_cases(points: int) -> Iterator[Callable[[], Case]]:
+    """The linf base with its gradients hidden: many logits are equal, or slopes are near AutoAttack's limit, 1e-8."""
+    test = data.load("digits").test.first(points)
+    images, labels = test.images(), test.labels
+    eps = DATASETS["digits"].eps
+    yield lambda: Case("hidden: rounded logits", Rounded(digits_base(), 1.0), images, labels, eps)
+    yield lambda: Case("hidden: flat logits", Flat(digits_base(), 1e-7), images, labels, eps)
+
+
 def cifar_cases(archive: Path, base: Path | None, points: int) -> Iterator[Callable[[], Case]]:
     """preact-resnet-8 on CIFAR-10 (JPEG): trained, and untrained, whose own answers are then the labels.
 
@@ -364,7 +403,7 @@ def main() -> None:
     empty: dict[str, Any] = {"cells": [], "apgd": []}
     stored = json.loads(options.output.read_text()) if options.output.exists() else empty
     known = {(cell["model"], cell["norm"]) for cell in stored["cells"]}
-    cases = list(digits_cases(options.points))
+    cases = [*digits_cases(options.points), *hidden_cases(min(options.points, 60))]
     if options.cifar:
         cases += cifar_cases(options.cifar, options.base, min(options.points, 200))
     print(

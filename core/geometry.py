@@ -2,7 +2,7 @@
 
 Images are (batch, channels, height, width) in [0, 1]; every function treats each image of a batch independently, and
 none makes the host wait for the device. The l1 geometry follows Croce & Hein, "Mind the box" (ICML 2021, arXiv
-2103.01208), the projection onto a plane their FAB (ICML 2020, arXiv 1907.02044, section 3.1).
+2103.01208). The steps of FAB onto planes are in `core.attacks.planes`.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,6 @@ _TINY = 1e-12
 # 26 halvings bring the threshold of the l1 projection below float32 resolution, whatever the number of pixels, and 55
 # below that of float64, which only the exact projection needs.
 _HALVINGS, _EXACT_HALVINGS = 26, 55
-# Newton's method on a concave function of straight pieces gains a factor of four a step at the least and ends on the
-# root itself: 8 steps were enough for 3,072 random pixels, 9 for slopes and distances spread over six powers of ten.
-_NEWTON_STEPS = 10
-# AutoAttack does not move pixels with a slope up to this; the square of a smaller one underflows in float32.
-_FLAT = 1e-8
 
 
 def per_image(values: Tensor, images: Tensor) -> Tensor:
@@ -205,62 +200,6 @@ def l1_correction(images: Tensor, delta: Tensor, eps: float) -> Tensor:
     too_long = cut_by_the_box + missing < 0
     shift = torch.where(too_long, -torch.minimum(torch.maximum(-outside, threshold), size), outside)
     return (change.sign() * shift).view_as(images)
-
-
-def step_onto_plane(points: Tensor, slope: Tensor, height: Tensor, norm: Norm) -> Tensor:
-    """Find the shortest step inside the box that brings a linear function down, or up, to zero.
-
-    slope (batch, channels, height, width): the gradient of each function. points: of the same shape, a point for each
-    function, or several such batches stacked (count, batch, ...); height (batch,) or (count, batch): the value there.
-    The steps have the shape of the points. Where a function is zero nowhere in the box, the step goes as far towards
-    zero as the box allows. Pixels without slope stay.
-    """
-    towards = torch.where(height[..., None, None, None] < 0, 1.0, -1.0) * slope.sign()
-    room = torch.where(towards > 0, 1 - points, points).flatten(-3)
-    steepness, drop = slope.abs().flatten(-3), height.abs()[..., None]
-    match norm:
-        case "linf":
-            reach = _spread(steepness, (steepness > 0).to(slope.dtype), room, drop)
-        case "l2":
-            steepness = steepness * (steepness > _FLAT)
-            reach = _spread(steepness, steepness, room, drop)
-        case "l1":
-            reach = _pick_steepest(steepness, room, drop)
-    return towards * reach.view_as(points)
-
-
-def _spread(steepness: Tensor, pace: Tensor, room: Tensor, drop: Tensor) -> Tensor:
-    """Move all pixels at their pace for one common time, each until its room ends, so that they make up the drop.
-
-    steepness, pace (batch, pixels), room (..., batch, pixels), drop (..., batch, 1). That is the shortest step by the
-    optimality conditions: in linf all pixels move alike, in l2 in proportion to their slope. What they make up grows
-    with the time in straight pieces that only get flatter, so that Newton's method from the left meets the time in few
-    steps without sorting where pixels stop.
-    """
-    ends, whole, rate = room / pace, steepness * room, steepness * pace
-    time = drop / rate.sum(-1, keepdim=True)
-    for _ in range(_NEWTON_STEPS):
-        ended = ends <= time
-        missing = drop - torch.where(ended, whole, 0).sum(-1, keepdim=True)
-        moving = torch.where(ended, 0, rate).sum(-1, keepdim=True)
-        time = torch.where(moving > 0, missing / moving, time)
-    # Out of reach in the whole box: Newton's method would run away; every pixel goes as far as it can.
-    in_reach = whole.sum(-1, keepdim=True) > drop
-    return torch.where(pace > 0, torch.where(in_reach, (time * pace).minimum(room), room), 0)
-
-
-def _pick_steepest(steepness: Tensor, room: Tensor, drop: Tensor) -> Tensor:
-    """Move the steepest pixels first, each as far as it has room, until they make up the drop: the shortest in l1.
-
-    Shapes as for `_spread`.
-    """
-    ordered, order = steepness.sort(-1, descending=True)
-    order = order.expand_as(room)
-    ordered_room = room.gather(-1, order)
-    whole = ordered * ordered_room
-    missing = drop - (whole.cumsum(-1) - whole)
-    reach = (missing / ordered).clamp(min=0).minimum(ordered_room)
-    return torch.zeros_like(room).scatter(-1, order, torch.where(ordered > _FLAT, reach, 0))
 
 
 class Draws(Protocol):

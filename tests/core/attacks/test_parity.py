@@ -5,10 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from pyautoattack import AutoAttack
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from benchmarks.autoattack import NAMES, Case, SomeClasses, cifar_cases, compare, digits_base, digits_cases
+from core.attacks import AttackOptions
 from core.attacks.apgd import apgd_ce
+from core.attacks.fab import fab_t
+from core.attacks.square import square
 from core.attacks.threat import LpThreat
 from core.evaluation.autoattack import evaluate
 from core.models import Blueprint, build
@@ -80,9 +85,12 @@ class Watched(nn.Module):
         super().__init__()
         self.model = model
         self.asked: list[Tensor] = []
+        self.gradients_asked: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
         self.asked.append(images.detach().clone())
+        if images.requires_grad:
+            self.gradients_asked.append(self.asked[-1])
         logits: Tensor = self.model(images)
         return logits
 
@@ -109,6 +117,69 @@ def test_a_run_asks_bit_for_bit_what_one_of_pyautoattack_asks(norm: Norm, eps: f
     # In l1 up to the ball of eps itself, where points that fall are left out.
     assert len(asked[1]) >= 62
     assert all(torch.equal(one, other) for one, other in zip(*asked, strict=False))
+
+
+class Masked(nn.Module):
+    """A small network of six classes that hides its gradients."""
+
+    def __init__(self, mask: str) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.mask = mask
+        self.first = torch.randn(49, 32, generator=generator) / 7
+        self.last = torch.randn(32, 6, generator=generator) / 6
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.flatten(1)
+        if self.mask == "saturating":
+            pixels = (60 * (pixels - 0.5)).sigmoid()
+        logits = (pixels @ self.first).relu() @ self.last
+        match self.mask:
+            case "nearly flat":
+                return logits * 1e-7
+            case "saturating":
+                return (3 * logits).tanh()
+            case "rounding":
+                return logits + ((8 * logits).round() / 8 - logits).detach()
+        return logits
+
+
+@pytest.fixture
+def masked_points() -> Tensor:
+    """Grey images, two in five of whose pixels are black or white."""
+    return (1.8 * torch.rand(6, 1, 7, 7, generator=torch.Generator().manual_seed(0)) - 0.4).clamp(0, 1)
+
+
+@pytest.mark.parametrize("mask", ["nearly flat", "saturating", "rounding"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_fab_walks_bit_for_bit_where_that_of_pyautoattack_walks(norm: Norm, mask: str, masked_points: Tensor) -> None:
+    # In a ball so small that no walk succeeds; a walk asks for a gradient at each of its points.
+    model, theirs, ours = Masked(mask), Watched(Masked(mask)), Watched(Masked(mask))
+    labels, eps, steps = model(masked_points).argmax(1), 1e-9, 60
+    attack = FABAttack_PT(theirs, norm=NAMES[norm], eps=eps, n_iter=steps, targeted=True, n_target_classes=3, seed=0)
+    with torch.random.fork_rng():
+        attack.perturb(masked_points, labels)
+    fab_t(ours, masked_points, labels, LpThreat(norm, eps), AttackOptions(chunk_size=6), targets=3, steps=steps)
+    walks = [torch.stack(watched.gradients_asked) for watched in (theirs, ours)]
+    assert len(walks[0]) == 3 * steps
+    assert torch.equal(*walks)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 1.0), ("l1", 6.0)])
+@pytest.mark.parametrize("mask", ["saturating", "rounding"])
+def test_square_ends_bit_for_bit_where_that_of_pyautoattack_ends(
+    norm: Norm, eps: float, mask: str, masked_points: Tensor
+) -> None:
+    model = Masked(mask)
+    labels = model(masked_points).argmax(1)
+    attack = SquareAttack(model, norm=NAMES[norm], eps=eps, n_queries=200, seed=0, resc_schedule=False)
+    with torch.random.fork_rng(), torch.no_grad():
+        theirs = attack.perturb(masked_points, labels)
+    ours = square(model, masked_points, labels, LpThreat(norm, eps), queries=200)
+    wrong = model(theirs).argmax(1) != labels
+    assert torch.equal(~ours.robust, wrong)
+    assert torch.equal(ours.adversarial[wrong], theirs[wrong])
+    assert wrong.any()
 
 
 @pytest.mark.slow
