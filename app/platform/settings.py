@@ -69,7 +69,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8765, ge=1, le=65535)
     """Port the API binds to."""
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
-    """Addresses and ranges (`127.0.0.1,10.1.0.0/16`) of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."""
+    """Addresses and ranges (`127.0.0.1,10.1.0.0/16`) of proxies in front of the API. Only what they say of a client's
+    address, in X-Forwarded-For, is believed."""
     api_workers: int = Field(default=1, ge=1, le=64)
     """API processes that share the port."""
     first_api_key: SecretStr | None = None
