@@ -250,7 +250,7 @@ def test_compose_reads_the_file_as_we_do(checkout: Path) -> None:
     assert theirs.keys() == ours.keys()
     for name, service in ours.items():
         environment = {key: str(value) for key, value in service.get("environment", {}).items()}
-        assert theirs[name]["environment"] == environment, name
+        assert theirs[name].get("environment", {}) == environment, name
         # Compose writes a dollar as it must stand in a file.
         command = [part.replace("$$", "$") for part in theirs[name]["command"] or []]
         assert command == service.get("command", []), name
