@@ -303,7 +303,7 @@ def is_healthy(store, port):
 
 def listening_ports(pid):
     """The ports at which a process listens, each with its addresses; `any` where it is every one."""
-    sockets = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    sockets = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
     local = {"0100007F": "127.0.0.1", "00000000000000000000000001000000": "::1"}
     found = {}
     for table in ("tcp", "tcp6"):
