@@ -186,7 +186,7 @@ def test_a_file_that_may_not_be_read_is_told_from_one_that_is_not_there(read):
         path = folder / "mine.safetensors"
         path.write_bytes(b"weights")
         path.chmod(0)
-        with unprivileged(), pytest.raises(BadWeights, match="cannot read .*: Permission denied") as refused:
+        with unprivileged(), pytest.raises(BadWeights, match=r"cannot read .*: Permission denied") as refused:
             read(path)
         assert "chmod a+r" in str(refused.value.hint)
         with unprivileged(), pytest.raises(BadWeights, match=r"there is no file|No such file"):
