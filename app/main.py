@@ -184,6 +184,8 @@ def serve() -> None:
         http=Connection,
         limit_concurrency=MOST_CONNECTIONS,
         server_header=False,
+        # Else uvicorn would believe what every process of this machine says of its address.
+        forwarded_allow_ips=list(settings.trusted_proxies),
         log_config=None,
         timeout_graceful_shutdown=20,
         # On a busy machine a process may take seconds to start: uvicorn would kill it and start another, without end.

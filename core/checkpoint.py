@@ -206,12 +206,15 @@ def read_header(path: Path) -> Header:
             field="base_model",
         )
     try:
-        with safe_open(path, framework="pt") as file:
+        # Opened here first: to safetensors a file that it may not read is one that is not there.
+        with path.open("rb"), safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)
     except FileNotFoundError as error:
         raise BadWeights(
             f"there is no file {path}", hint="check the path of the weights", field="base_model"
         ) from error
+    except PermissionError as error:
+        raise _forbidden(path, error) from error
     except (SafetensorError, OSError) as error:
         # A file that is neither safetensors nor of torch has an error of its own.
         find_kind(path, field="base_model")
@@ -234,6 +237,14 @@ def read_header(path: Path) -> Header:
             hint="give a checkpoint made by this version of Temper",
             field="base_model",
         ) from error
+
+
+def _forbidden(path: Path, error: OSError) -> BadWeights:
+    return BadWeights(
+        f"cannot read {path}: {error.strerror}",
+        hint="give the user that Temper runs as the right to read it, as chmod a+r does",
+        field="base_model",
+    )
 
 
 def has_header(path: Path) -> bool:
@@ -270,6 +281,8 @@ def hash_file(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    except PermissionError as error:
+        raise _forbidden(path, error) from error
     except OSError as error:
         raise BadWeights(
             f"cannot read {path}: {error.strerror}", hint="check the path of the weights", field="base_model"

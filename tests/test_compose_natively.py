@@ -10,6 +10,7 @@ import sys
 import tarfile
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import boto3
 import psycopg
@@ -20,7 +21,7 @@ from tests.support.instance import calling
 from tests.support.intruder import answers_in, plant, reached
 from tests.support.native import ROOT, finish, free_port
 from tests.support.processes import wait_until
-from tests.support.servers import S3_SECRET, S3_USER, wait_for_port
+from tests.support.servers import S3_SECRET, S3_USER, postgres, wait_for_port
 from tests.test_compose import bootstrap, checkout, secrets_in, services, variables_in
 
 __all__ = ["checkout"]
@@ -97,6 +98,7 @@ class Server:
         # What the images set.
         given |= {"TEMPER_DATA_DIR": str(self.folder / "data"), "TEMPER_PORT": str(self.port), "PYTHONSAFEPATH": "1"}
         given["TEMPER_SECRETS_DIR"] = str(self.mount_secrets(service))
+        given["TEMPER_LOG_FORMAT"] = "json"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TEMPER_")}
         return {**inherited, "PYTHONPATH": ":".join(map(str, self.imported)), **given}
 
@@ -247,8 +249,103 @@ def test_the_services_take_a_job_to_its_end_and_an_intruder_in_it_nowhere(make_s
         assert not any(secret.encode() in environment for secret in server.secrets.values() if secret != S3_USER)
     assert server.is_well("worker-cpu")
     assert "received" in server.log("worker-cpu")  # the doorbell, through the broker with its password
-    worker.terminate()
-    assert worker.wait(20) == 0
+    server.stop()
+    assert worker.returncode == 0
+    # Each line of a log is an object, that of the end, too.
+    for service in ("api", "worker-cpu"):
+        assert all(json.loads(line)["event"] for line in server.log(service).splitlines())
+
+
+@pytest.mark.slow
+def test_the_store_gives_its_network_s3_with_the_keys_and_nothing_else(make_server, tmp_path):
+    """By its line for the shell: only folder, ports and the address that stands for the network are this machine's."""
+    server = make_server(f"compose-{secrets.token_hex(4)}")
+    store = server.file["storage"]
+    ports = {name: free_port() for name in ("s3", "master", "filer", "volume")}
+    grpc = {f"{name}.port.grpc": free_port() for name in ports}
+    sh, c, line, weed = store["entrypoint"]
+    line = line.replace("/run/secrets", str(server.mount_secrets("storage")))
+    line = line.replace("127.0.0.1:9333", f"127.0.0.1:{ports['master']}.{grpc['master.port.grpc']}")
+    options = [f"-dir={tmp_path}" if option == "-dir=/data" else option for option in store["command"]]
+    options += [f"-{name}.port={port}" for name, port in ports.items()]
+    options += [f"-{name}={port}" for name, port in grpc.items()]
+    environment = {**os.environ, **store["environment"], "PATH": f"{SCRIPTS}:{os.environ['PATH']}"}
+    process = server._launch("storage", [sh, c, line, weed, *options], environment)
+    wait_for_port(ports["s3"], process, seconds=60)
+    wait_until(lambda: is_healthy(store, ports["s3"]), 30)
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{ports['s3']}",
+        aws_access_key_id=S3_USER,
+        aws_secret_access_key=S3_SECRET,
+        region_name="us-east-1",
+    )
+    bucket = store["environment"]["S3_BUCKET"]
+    wait_until(lambda: bucket in [each["Name"] for each in s3.list_buckets()["Buckets"]], 30)
+    s3.put_object(Bucket=bucket, Key="a", Body=b"content")
+    assert s3.get_object(Bucket=bucket, Key="a")["Body"].read() == b"content"
+    listening = listening_ports(process.pid)
+    assert listening.keys() == {*ports.values(), *grpc.values()}
+    reached = {port for port, addresses in listening.items() if addresses - {"127.0.0.1", "::1"}}
+    assert reached == {ports["s3"], grpc["s3.port.grpc"]}
+
+
+def is_healthy(store, port):
+    """Ask what compose asks, by Python in place of wget."""
+    _shell, line = store["healthcheck"]["test"]
+    (url,) = [word.replace(":8333", f":{port}") for word in line.split() if word.startswith("http")]
+    try:
+        with urlopen(url, timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def listening_ports(pid):
+    """The ports at which a process listens, each with its addresses; `any` where it is every one."""
+    sockets = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    local = {"0100007F": "127.0.0.1", "00000000000000000000000001000000": "::1"}
+    found = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            address, port = words[1].split(":")
+            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+                found.setdefault(int(port, 16), set()).add(local.get(address, "any"))
+    return found
+
+
+@pytest.mark.slow
+def test_the_database_role_owns_its_database_and_the_superuser_has_no_password(make_server, tmp_path):
+    """By the script that the container of Postgres runs in an empty volume, on a server of its own."""
+    server = make_server(f"compose-{secrets.token_hex(4)}")
+    with postgres() as own:
+        environment = {
+            **os.environ,
+            "PATH": f"{own._bin}:{os.environ['PATH']}",
+            "PGHOST": "127.0.0.1",
+            "PGPORT": str(own.port),
+            "POSTGRES_PASSWORD_FILE": str(server.mount_secrets("db") / "temper_database_password"),
+        }
+        address = f"postgresql://postgres@127.0.0.1:{own.port}"
+        with psycopg.connect(f"{address}/postgres", autocommit=True) as db:
+            # As the image's own entrypoint does.
+            db.execute("ALTER ROLE postgres PASSWORD 'the same one'")
+            subprocess.run([ROOT / "deploy" / "database"], env=environment, check=True)
+            rights = "rolcanlogin, rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls"
+            assert db.execute(f"SELECT {rights} FROM pg_roles WHERE rolname = 'temper'").fetchone() == (
+                True,
+                *[False] * 5,
+            )
+            passwords = dict(db.execute("SELECT rolname, rolpassword FROM pg_authid WHERE rolcanlogin").fetchall())
+            assert passwords["postgres"] is None
+            assert passwords["temper"].startswith("SCRAM-SHA-256$")
+            owner = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'temper'"
+            assert db.execute(owner).fetchone() == ("temper",)
+        with psycopg.connect(f"postgresql://temper@127.0.0.1:{own.port}/temper") as db:
+            db.execute("CREATE TABLE its_own (id int)")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                db.execute("COPY (SELECT 1) TO PROGRAM 'true'")
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from app.jobs import claims, ingest
 from app.jobs.failures import CrashCode
 from app.jobs.leases import Claim, LeaseLost
 from app.platform.database import AWAY, why
+from app.platform.outages import Outage
 from worker.child_process import ChildProcess
 from worker.training_process import TrainingProcess
 from worker.workplace import Workplace
@@ -65,6 +66,7 @@ class Lease(ABC):
         self.ending = Event()
         """Set when the work is to end early: by request, because the worker stops, or because the lease is lost."""
         self._name = name
+        self._outage = Outage(log, f"{name}: the database is out of reach", f"{name}: the database is back")
         self._settings = workplace.settings
         self._lost = Event()
         self._released = Event()
@@ -98,6 +100,7 @@ class Lease(ABC):
             before_sleep=self._log_outage,
         )
         answer: Answer = retrying(self._commit, change)
+        self._outage.ends()
         return answer
 
     def check(self) -> None:
@@ -132,7 +135,7 @@ class Lease(ABC):
     def _log_outage(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, AWAY):
-            log.warning("%s: the database is out of reach: %s", self._name, why(error))
+            self._outage.lasts(why(error))
 
     def _keep_guard(self) -> None:
         while not self._released.wait(self._tick):

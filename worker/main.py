@@ -6,11 +6,14 @@ The task waits until a slot of this worker is free: a busy worker leaves further
 """
 
 import logging
+import os
+import signal
 import sys
 from threading import Thread
 
 from celery import Celery
-from celery.signals import setup_logging, worker_shutting_down
+from celery.signals import setup_logging
+from celery.worker import state
 
 from app.platform.broker import KEY_PREFIX, LOOK_FOR_WORK, ON_THE_WIRE
 from app.platform.queue import HEARD
@@ -76,13 +79,18 @@ def serve(workplace: Workplace) -> int:
 def _listen(settings: Settings, listener: DoorbellListener) -> int:
     """Consume messages until SIGTERM or SIGINT."""
 
-    def stop(**_: object) -> None:
+    def end_on_signals(_: object) -> None:
+        """Take the place of Celery's own handlers, which write to the standard output past the log."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+
+    def stop(*_: object) -> None:
         listener.stop()
+        state.should_stop = os.EX_OK
 
     def keep_logging(**_: object) -> None:
         """Keep Celery from setting up logging: it does so when this signal has no receiver."""
 
-    worker_shutting_down.connect(stop)
     setup_logging.connect(keep_logging)
     consumer = application(settings, listener).Worker(
         queues=list(HEARD[settings.resource_class]),
@@ -92,6 +100,7 @@ def _listen(settings: Settings, listener: DoorbellListener) -> int:
         quiet=True,
         loglevel=logging.INFO,
     )
+    consumer.install_platform_tweaks = end_on_signals
     log.info("worker ready, of class %s", settings.resource_class)
     consumer.start()
     status: int = consumer.exitcode or 0

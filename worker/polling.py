@@ -14,6 +14,7 @@ from app.jobs.claims import RetryPolicy
 from app.jobs.leases import Claim
 from app.platform import logs
 from app.platform.database import AWAY, Database, open_database, why
+from app.platform.outages import Outage
 from app.platform.settings import Settings
 from app.storage import open_store
 from worker.attempt import run
@@ -56,19 +57,22 @@ class DoorbellListener:
 
 def work(workplace: Workplace, listener: DoorbellListener) -> None:
     """Claim and run jobs, several at once if the settings say so, until the worker stops."""
-    slots = [Thread(target=_work_in_slot, args=(workplace, listener)) for _ in range(workplace.settings.concurrency)]
+    outage = Outage(log, "the database is out of reach", "the database is back")
+    arguments = (workplace, listener, outage)
+    slots = [Thread(target=_work_in_slot, args=arguments) for _ in range(workplace.settings.concurrency)]
     for slot in slots:
         slot.start()
     for slot in slots:
         slot.join()
 
 
-def _work_in_slot(workplace: Workplace, listener: DoorbellListener) -> None:
+def _work_in_slot(workplace: Workplace, listener: DoorbellListener, outage: Outage) -> None:
     logged = ""
     while not workplace.stopping.is_set():
         workplace.heartbeat.beat()
         try:
             complaint = workplace.database.schema().complaint
+            outage.ends()
             if complaint and complaint != logged:
                 log.warning("no job is claimed: %s", complaint)
             logged = complaint
@@ -80,7 +84,7 @@ def _work_in_slot(workplace: Workplace, listener: DoorbellListener) -> None:
             if inspect_next(workplace):
                 continue
         except AWAY as error:
-            log.warning("the database is out of reach: %s", why(error))
+            outage.lasts(why(error))
         except Exception:
             # A bug met by one job must not end the others; the lease of that job runs out, and it is claimed again.
             log.exception("the worker failed while it ran a job")

@@ -19,6 +19,8 @@ from limits.errors import StorageError
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import MovingWindowRateLimiter
 
+from app.platform.outages import Outage
+
 log = logging.getLogger(__name__)
 
 POLICY = "requests"
@@ -120,6 +122,8 @@ class Requests:
         self._lock = Lock()
         self._is_away = False
         self._ask_from = 0.0
+        failing = "requests are not limited now: the broker cannot be asked"
+        self._outage = Outage(log, failing, "requests are limited again")
 
     def count(self, key_id: str) -> Standing | None:
         """Count a request; None where the broker cannot be asked. Waits a moment at most."""
@@ -149,12 +153,13 @@ class Requests:
             with self._lock:
                 self._is_away = False
                 self._ask_from = 0.0
+            self._outage.ends()
 
     def _leave_alone(self, error: StorageError) -> None:
         with self._lock:
             self._is_away = True
             self._ask_from = time.monotonic() + _AWAY_SECONDS
-        log.warning("requests are not limited now: the broker cannot be asked: %s", error.storage_error)
+        self._outage.lasts(error.storage_error)
 
 
 class Failures:

@@ -11,6 +11,7 @@ from anyio.to_thread import run_sync
 
 from app.jobs.queries import versions
 from app.platform.database import AWAY, Database
+from app.platform.outages import Outage
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Watch:
 
     async def run(self) -> None:
         """Poll for as long as the process lives."""
+        outage = Outage(log, "cannot look for changes", "can look for changes again")
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             waiters = frozenset(self._waiters)
@@ -72,8 +74,9 @@ class Watch:
             try:
                 current = await run_sync(self._read, {waiter.job_id for waiter in waiters})
             except AWAY:
-                log.warning("cannot look for changes: the database is unavailable")
+                outage.lasts("the database is unavailable")
                 continue
+            outage.ends()
             for waiter in waiters:
                 if current.get(waiter.job_id) != waiter.version:
                     waiter.changed.set()

@@ -10,6 +10,7 @@ jobs that were deleted meanwhile.
 import hashlib
 import json
 import os
+import stat
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,14 +38,24 @@ INCOMPLETE = 3
 _FORMAT = 1
 _CHUNK = 1024 * 1024
 _SHARED = 0o644
+_REMEDY = (
+    "give everybody the right to read them (chmod -R a+rX, before `docker compose cp` copies them into the container), "
+    "or remove them"
+)
 
 
 class BadBackup(Exception):
     """The stream is not what `save` writes, or not all of it; the message says what is wrong."""
 
 
+class Unreadable(Exception):
+    """Files of the operator's that this process may not read; the message names each with the reason."""
+
+
 def save(settings: Settings, store: ObjectStore, stream: IO[bytes]) -> int:
-    """Write every file of the instance into a stream, and give their number. Raises StorageUnavailable."""
+    """Write every file of the instance into a stream, and give their number. Raises StorageUnavailable, and Unreadable
+    before anything is written."""
+    own_files = _own_files(settings)
     found: dict[str, str] = {}
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
         for key in store.keys():  # noqa: SIM118  # a store is no dict
@@ -57,7 +68,7 @@ def save(settings: Settings, store: ObjectStore, stream: IO[bytes]) -> int:
                         raise
                     continue  # deleted since it was listed
                 found[f"objects/{key}"] = _add(tar, f"objects/{key}", file)
-        for path in _own_files(settings):
+        for path in own_files:
             name = path.relative_to(settings.data_dir).as_posix()
             with path.open("rb") as content:
                 found[name] = _add(tar, name, content)
@@ -135,10 +146,28 @@ def _presences(session: Session) -> Iterator[tuple[str, str, Iterable[str]]]:
                 yield table.__tablename__, prefix, [f"{prefix}/{inspections.REPORT}"]
 
 
-def _own_files(settings: Settings) -> Iterator[Path]:
-    """The operator's own models and data sets, in their order."""
-    for folder in (settings.models_dir, settings.datasets_dir):
-        yield from sorted(path for path in folder.rglob("*") if path.is_file())
+def _own_files(settings: Settings) -> list[Path]:
+    """List the operator's own models and data sets, in their order. Raises Unreadable."""
+    found: list[Path] = []
+    unreadable: list[str] = []
+
+    def refuse(error: OSError) -> None:
+        unreadable.append(f"{error.filename}: {error.strerror}")
+
+    for top in (settings.models_dir, settings.datasets_dir):
+        for folder, _, names in os.walk(top, onerror=refuse):
+            for path in (Path(folder, name) for name in names):
+                try:
+                    if stat.S_ISREG(path.stat().st_mode):
+                        path.open("rb").close()
+                        found.append(path)
+                except FileNotFoundError:
+                    continue  # a broken link, or deleted meanwhile
+                except OSError as error:
+                    refuse(error)
+    if unreadable:
+        raise Unreadable("\n".join(sorted(unreadable)))
+    return sorted(found)
 
 
 def _own_path(settings: Settings, name: str) -> Path:
@@ -235,6 +264,8 @@ def main(arguments: list[str]) -> None:
                     _say("every object that the database names is there, and what it was where its hash is known")
                 case _:
                     sys.exit("usage: python -m app.operations.backup save|load|check")
+        except Unreadable as error:
+            sys.exit(f"the backup would lack files that Temper may not read, so none is made:\n{error}\n{_REMEDY}")
         except (BadBackup, tarfile.TarError, json.JSONDecodeError) as error:
             sys.exit(f"this backup cannot be loaded: {error}")
         except DatabaseError as error:
@@ -243,6 +274,8 @@ def main(arguments: list[str]) -> None:
             sys.exit(f"the object store is full: {error}")
         except StorageUnavailable as error:
             sys.exit(f"the object store cannot be used: {error}")
+        except OSError as error:
+            sys.exit(f"a file cannot be read or written: {error}")
 
 
 def _say(line: str) -> None:

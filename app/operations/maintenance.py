@@ -16,6 +16,7 @@ from app.assets import assets, inspections, uploads
 from app.jobs import claims, shards
 from app.operations import deletion, garbage_collection
 from app.platform.database import AWAY, Database, why
+from app.platform.outages import Outage
 from app.platform.queue import Doorbell, needs
 from app.platform.settings import Settings
 from app.projects import quotas
@@ -185,11 +186,13 @@ class Maintenance:
             thread.join(timeout=5)
 
     def _repeat(self, task: PeriodicTask) -> None:
+        outage = Outage(log, f"cannot {task.name} now", f"can {task.name} again")
         while not self._context.stopping.wait(task.every):
             try:
                 task.do(self._context)
+                outage.ends()
             except (*AWAY, StorageUnavailable) as error:
-                log.warning("cannot %s now: %s", task.name, why(error))
+                outage.lasts(why(error))
             except Exception:
                 # An error of ours in one round must not end the task for good.
                 log.exception("could not %s", task.name)

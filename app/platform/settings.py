@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     """Address the API binds to; the default is reachable from this machine only."""
     port: int = Field(default=8765, ge=1, le=65535)
     """Port the API binds to."""
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+    """Addresses and ranges (`127.0.0.1,10.1.0.0/16`) of proxies in front of the API. Only what they say of a client's
+    address, in X-Forwarded-For, is believed."""
     api_workers: int = Field(default=1, ge=1, le=64)
     """API processes that share the port."""
     first_api_key: SecretStr | None = None
@@ -196,7 +199,7 @@ class Settings(BaseSettings):
             raise ValueError("set TEMPER_S3_ACCESS_KEY_ID and TEMPER_S3_SECRET_ACCESS_KEY both, or neither")
         return secret
 
-    @field_validator("webhook_allow", mode="before")
+    @field_validator("webhook_allow", "trusted_proxies", mode="before")
     @classmethod
     def _separated(cls, entries: Any) -> Any:
         if isinstance(entries, str):
@@ -212,6 +215,16 @@ class Settings(BaseSettings):
             except ValueError as error:
                 if "/" in entry or not _HOST.fullmatch(entry):
                     raise ValueError(f"{entry!r}: {error}; write host names and ranges as ci.lan,10.1.0.0/16") from None
+        return entries
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _ranges(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            try:
+                ip_network(entry)
+            except ValueError as error:
+                raise ValueError(f"{entry!r}: {error}; write addresses and ranges as 127.0.0.1,10.1.0.0/16") from None
         return entries
 
     @property

@@ -19,6 +19,16 @@ _REMEDY = (
 )
 
 
+def _why_no_archive(path: Path) -> str:
+    try:
+        with path.open("rb"):
+            return "it is not a .npz archive"
+    except FileNotFoundError:
+        return "the file does not exist"
+    except OSError as error:
+        return f"{error.strerror}: this user must be able to read it"
+
+
 def is_arrays(path: Path) -> bool:
     """Return whether a path has the suffix of a file of arrays, one that is refused included."""
     return path.suffix in {".npz", ".npy", ".pickle", ".pkl"}
@@ -27,7 +37,7 @@ def is_arrays(path: Path) -> bool:
 def load(path: Path) -> Split:
     """Load the images and labels. Raises BadDataset for any other content, pickled objects included."""
     if not zipfile.is_zipfile(path):
-        raise _bad(path, "it is not a .npz archive" if path.exists() else "the file does not exist")
+        raise _bad(path, _why_no_archive(path))
     try:
         with np.load(path, allow_pickle=False) as archive:
             images, labels = (_array(archive, path, name) for name in ("images", "labels"))

@@ -16,6 +16,7 @@ from core.schema.catalog import MODELS
 from core.schema.errors import BadInput, BadWeights, DiskFull, UserError
 from core.schema.spec import parse
 from core.training.run import fine_tune
+from tests.support.unprivileged import open_folder, unprivileged
 
 
 @pytest.fixture
@@ -177,3 +178,16 @@ def test_an_unknown_base_model_is_answered_with_a_guess() -> None:
     with pytest.raises(BadInput) as caught:
         checkpoint.base_model_file("digits-cnn-l-inf", None)
     assert "did you mean 'digits-cnn-linf'?" in caught.value.hint
+
+
+@pytest.mark.parametrize("read", [checkpoint.read_header, checkpoint.load, checkpoint.hash_file])
+def test_a_file_that_may_not_be_read_is_told_from_one_that_is_not_there(read):
+    with open_folder() as folder:
+        path = folder / "mine.safetensors"
+        path.write_bytes(b"weights")
+        path.chmod(0)
+        with unprivileged(), pytest.raises(BadWeights, match=r"cannot read .*: Permission denied") as refused:
+            read(path)
+        assert "chmod a+r" in str(refused.value.hint)
+        with unprivileged(), pytest.raises(BadWeights, match=r"there is no file|No such file"):
+            read(folder / "other.safetensors")

@@ -9,6 +9,7 @@ import pytest
 
 from app.http import connections
 from tests.support.instance import add_key, calling, serving
+from tests.support.native import instance
 
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -156,3 +157,14 @@ def test_an_answer_after_which_the_connection_closes_says_so(settings, database,
         answer = api.get("/jobs")
         assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
         assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(("trusted", "address"), [("", "127.0.0.1"), ("10.1.0.0/16, 127.0.0.1", "203.0.113.7")])
+def test_an_address_is_believed_only_from_a_proxy_that_is_trusted(tmp_path, trusted, address):
+    with instance(tmp_path, trusted_proxies=trusted) as temper:
+        temper.start_api()
+        with temper.client() as api:
+            api.get("/jobs", headers={"X-Forwarded-For": "192.0.2.1, 203.0.113.7"})
+        line = next(line for line in temper.log(0).splitlines() if '"GET /jobs' in line)
+        assert f"{address}:" in line
+        assert "192.0.2.1" not in line

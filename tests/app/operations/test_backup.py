@@ -12,7 +12,7 @@ import pytest
 from app.assets import assets, inspections, uploads
 from app.jobs import claims, ingest, lifecycle
 from app.jobs.leases import log_key
-from app.operations.backup import MANIFEST, BadBackup, check, load, save
+from app.operations.backup import MANIFEST, BadBackup, Unreadable, check, load, main, save
 from app.platform.settings import Settings
 from app.schemas.job_request import parse_request
 from app.storage import LocalStore, StorageUnavailable, open_store
@@ -20,6 +20,7 @@ from app.tables import Checkpoint
 from core.schema import events as reported
 from tests.support import forked
 from tests.support.instance import DIGITS, add_project
+from tests.support.unprivileged import open_folder, unprivileged
 
 KEY = "jobs/job_1/attempts/1/checkpoint.safetensors"
 
@@ -236,3 +237,33 @@ def test_check_tells_a_loss_from_a_database_that_it_cannot_read(settings, databa
     unread = asked()
     assert (unread.returncode, "the database cannot be read" in unread.stderr) == (1, True)
     assert "Traceback" not in unread.stderr
+
+
+def test_files_that_may_not_be_read_are_named_before_anything_is_written(monkeypatch, capsys):
+    with open_folder() as folder:
+        settings = Settings(data_dir=folder)
+        settings.make_folders()
+        folder.chmod(0o755)
+        (settings.models_dir / "fine.safetensors").write_bytes(b"weights")
+        (settings.models_dir / "gone.safetensors").symlink_to("nowhere")
+        closed = settings.models_dir / "closed.safetensors"
+        closed.write_bytes(b"weights")
+        closed.chmod(0)
+        # What lies in a folder that cannot be listed would be missing without a word.
+        birds = settings.datasets_dir / "birds"
+        (birds / "train").mkdir(parents=True)
+        birds.chmod(0)
+        stream = io.BytesIO()
+        with unprivileged(), pytest.raises(Unreadable) as refused:
+            save(settings, open_store(settings), stream)
+        assert str(refused.value).splitlines() == [f"{birds}: Permission denied", f"{closed}: Permission denied"]
+        assert not stream.getvalue()
+        monkeypatch.setenv("TEMPER_DATA_DIR", str(folder))
+        with unprivileged(), pytest.raises(SystemExit) as told:
+            main(["save"])
+        assert f"{closed}: Permission denied\ngive everybody the right to read them" in str(told.value)
+        assert not capsys.readouterr().out
+        closed.chmod(0o644)
+        birds.chmod(0o755)
+        with unprivileged():
+            assert save(settings, open_store(settings), stream) == 2
