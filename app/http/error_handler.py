@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from app.assets import assets, inputs, uploads
 from app.http import problems
+from app.http.places import RETRY_SECONDS, NoPlace
 from app.http.problems import MEDIA_TYPE, InvalidBody, InvalidParameter, InvalidSpec, MalformedBody, NotFound, Problem
 from app.jobs import lifecycle
 from app.platform.database import AWAY, Deleted, why
@@ -120,6 +121,10 @@ def _store_unavailable(_: StorageUnavailable) -> Problem:
     return problems.StoreUnavailable(detail, headers={"Retry-After": "5"})
 
 
+def _no_place(error: NoPlace) -> Problem:
+    return problems.TooManyAtOnce(str(error), headers={"Retry-After": str(RETRY_SECONDS)})
+
+
 TRANSLATIONS: Mapping[type[Exception], Callable[[Any], Problem]] = {
     lifecycle.NotAllowed: _action_not_allowed,
     lifecycle.KeyReused: _key_reused,
@@ -141,6 +146,7 @@ TRANSLATIONS: Mapping[type[Exception], Callable[[Any], Problem]] = {
     Deleted: lambda error: NotFound(str(error)),
     StorageFull: _store_full,
     StorageUnavailable: _store_unavailable,
+    NoPlace: _no_place,
 }
 """The problem that each exception of the domain becomes. A subclass without an entry becomes what its base does."""
 

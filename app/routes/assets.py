@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
+from anyio.to_thread import run_sync
 from fastapi import Query, Response
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
@@ -10,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app import schemas, tables
 from app.assets import assets, inspections, uploads
-from app.http.dependencies import Service
+from app.http.dependencies import Service, stored
 from app.http.problems import (
     BodyTooLarge,
     InvalidBody,
@@ -115,12 +116,28 @@ def _missing(kind: assets.Kind, name_or_id: str) -> NotFound:
     return NotFound(f"there is no {assets.WORDS[kind]} {name_or_id!r} in this project")
 
 
-def send_report(service: Service, kind: assets.Kind, asset: tables.Asset) -> Response:
-    """Answer with the report of an inspection. Raises NotInspected."""
+async def load_asset(service: Service, kind: assets.Kind, project_id: str, name_or_id: str) -> tables.Asset:
+    """Find a data set or model of this project, in a transaction that is over by then. Raises NotFound."""
+
+    def load() -> tables.Asset:
+        with service.database.reading() as session:
+            return the_asset(session, kind, project_id, name_or_id)
+
+    return await run_sync(load)
+
+
+async def send_report(service: Service, kind: assets.Kind, project_id: str, name_or_id: str) -> Response:
+    """Answer with the report of an inspection. Raises NotFound, NotInspected."""
+    asset = await load_asset(service, kind, project_id, name_or_id)
     if asset.status != "ready":
         raise NotInspected(f"the {assets.WORDS[kind]} is {asset.status} and has no report")
     key = f"{asset.report_prefix}/{inspections.REPORT}"
-    return Response(b"".join(service.store.read(key)), media_type="application/json")
+    return await send_object(service, project_id, key, media_type="application/json")
+
+
+async def send_object(service: Service, project_id: str, key: str, **response: Any) -> Response:
+    """Answer with the whole of a small object. Raises StorageUnavailable, NoPlace."""
+    return Response(await stored(service, project_id, lambda: b"".join(service.store.read(key))), **response)
 
 
 def show_input(job_input: tables.Input) -> schemas.JobInput:

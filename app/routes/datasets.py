@@ -18,6 +18,7 @@ from app.http.problems import (
     NotFound,
     NotInspected,
     StoreUnavailable,
+    TooManyAtOnce,
     problems,
 )
 from app.projects import quotas
@@ -28,6 +29,8 @@ from app.routes.assets import (
     check_name,
     get_any,
     list_all,
+    load_asset,
+    send_object,
     send_report,
     show_common,
     show_provided,
@@ -100,13 +103,13 @@ def get_dataset(dataset_id: AssetName, project_id: ProjectId, session: Reading, 
 @router.get(
     "/datasets/{dataset_id}/report",
     response_model=DatasetInspection,
-    responses=problems(NotFound, NotInspected, StoreUnavailable),
+    responses=problems(NotFound, NotInspected, StoreUnavailable, TooManyAtOnce),
     dependencies=[needs("jobs:read")],
 )
-def get_dataset_report(dataset_id: AssetName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
+async def get_dataset_report(dataset_id: AssetName, project_id: ProjectId, service: TheService) -> Response:
     """Get the report of the inspection of a data set: classes, counts, files that are not read with reasons, images
     that occur more than once, warnings."""
-    return send_report(service, "dataset", the_asset(session, "dataset", project_id, dataset_id))
+    return await send_report(service, "dataset", project_id, dataset_id)
 
 
 @router.get(
@@ -117,25 +120,24 @@ def get_dataset_report(dataset_id: AssetName, project_id: ProjectId, session: Re
             "description": "A small PNG.",
             "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
         },
-        **problems(NotFound, InvalidParameter, StoreUnavailable),
+        **problems(NotFound, InvalidParameter, StoreUnavailable, TooManyAtOnce),
     },
     dependencies=[needs("jobs:read")],
 )
-def get_thumbnail(
+async def get_thumbnail(
     dataset_id: AssetName,
     number: Annotated[int, PathParameter(ge=0, description="The number of the thumbnail, from 0.")],
     project_id: ProjectId,
-    session: Reading,
     service: TheService,
 ) -> Response:
     """Get one of a data set's thumbnails."""
-    dataset = the_asset(session, "dataset", project_id, dataset_id)
+    dataset = await load_asset(service, "dataset", project_id, dataset_id)
     thumbnails = dataset.summary["thumbnails"] if dataset.summary else []
     if number >= len(thumbnails):
         raise NotFound(f"there is no thumbnail {number}: the data set has {len(thumbnails)}, numbered from 0")
     key = f"{dataset.report_prefix}/{thumbnails[number]['file']}"
     headers = {"Cache-Control": "private, max-age=86400", "X-Content-Type-Options": "nosniff"}
-    return Response(b"".join(service.store.read(key)), media_type="image/png", headers=headers)
+    return await send_object(service, project_id, key, media_type="image/png", headers=headers)
 
 
 @router.delete(

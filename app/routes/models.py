@@ -19,6 +19,7 @@ from app.http.problems import (
     NotFound,
     NotInspected,
     StoreUnavailable,
+    TooManyAtOnce,
     problems,
 )
 from app.platform.ids import is_id
@@ -142,12 +143,12 @@ def get_model(model_id: AssetName, project_id: ProjectId, session: Reading, serv
 @router.get(
     "/models/{model_id}/report",
     response_model=ModelInspection,
-    responses=problems(NotFound, NotInspected, StoreUnavailable),
+    responses=problems(NotFound, NotInspected, StoreUnavailable, TooManyAtOnce),
     dependencies=[needs("jobs:read")],
 )
-def get_model_report(model_id: AssetName, project_id: ProjectId, session: Reading, service: TheService) -> Response:
+async def get_model_report(model_id: AssetName, project_id: ProjectId, service: TheService) -> Response:
     """Get the report of the inspection of a base model: network, source, claims, warnings."""
-    return send_report(service, "model", the_asset(session, "model", project_id, model_id))
+    return await send_report(service, "model", project_id, model_id)
 
 
 @router.delete(
