@@ -1,6 +1,7 @@
 """Dependencies of the routes: the service, a transaction that ends before the response is sent, places to wait in."""
 
 import asyncio
+import math
 from asyncio import Semaphore
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
@@ -95,10 +96,10 @@ async def stored(
     project_id: str,
     step: Callable[..., Result],
     *arguments: Any,
-    seconds: float | None = places.PATIENCE_SECONDS,
+    seconds: float | None = None,
 ) -> Result:
     """Run a function that speaks with the object store and holds no transaction, in a thread for that and in a place of
-    the project. Raises NoPlace where none is free within `seconds`; None waits for one."""
+    the project. Raises NoPlace where none is free in time: `seconds`, as `Places.soon` takes them."""
     async with service.places.store.soon(project_id, seconds=seconds):
         return await run_sync(step, *arguments, limiter=service.store_threads)
 
@@ -112,7 +113,7 @@ async def carried(service: Service, project_id: str, step: Callable[..., Result]
 async def pieces(service: Service, project_id: str, content: Generator[bytes]) -> AsyncGenerator[bytes]:
     """Read what comes out of the object store, piece by piece. A slow client holds no place of the store."""
     try:
-        while (piece := await stored(service, project_id, next, content, None, seconds=None)) is not None:
+        while (piece := await stored(service, project_id, next, content, None, seconds=math.inf)) is not None:
             yield piece
     finally:
         content.close()

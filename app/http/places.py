@@ -6,6 +6,7 @@ delay no others.
 """
 
 import asyncio
+import math
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -62,26 +63,28 @@ class Places:
             self.give_back(project_id)
 
     @asynccontextmanager
-    async def soon(self, project_id: str, *, seconds: float | None = PATIENCE_SECONDS) -> AsyncIterator[None]:
-        """Hold a place while the block runs. Raises NoPlace where none is free within these seconds; None: waits."""
+    async def soon(self, project_id: str, *, seconds: float | None = None) -> AsyncIterator[None]:
+        """Hold a place while the block runs. Raises NoPlace where none is free within `seconds`, by default
+        PATIENCE_SECONDS; infinity waits as long as it takes."""
         await self.take(project_id, seconds=seconds)
         try:
             yield
         finally:
             self.give_back(project_id)
 
-    async def take(self, project_id: str, *, seconds: float | None = PATIENCE_SECONDS) -> None:
+    async def take(self, project_id: str, *, seconds: float | None = None) -> None:
         """Take a place, to be given back with `give_back`. Raises NoPlace as `soon` does."""
+        seconds = PATIENCE_SECONDS if seconds is None else seconds
         if self.free(project_id) > 0:
             self._taken[project_id] += 1
             return
         crowd = sum(waiting == project_id for waiting in self._waiting.values())
-        if seconds is not None and crowd >= WAITING_PER_PLACE * self._share:
+        if seconds < math.inf and crowd >= WAITING_PER_PLACE * self._share:
             raise self._refusal(project_id)
         mine = asyncio.get_running_loop().create_future()
         self._waiting[mine] = project_id
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds if seconds < math.inf else None):
                 await mine
         except BaseException as error:
             if mine.done() and not mine.cancelled():  # the place has come in the moment in which the wait ended

@@ -56,7 +56,7 @@ class ObjectStore(Protocol):
         """Return the size of an object in bytes. Raises NotStored."""
 
     def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Generator[bytes]:
-        """Read the bytes from `start` to before `stop`, in chunks. Raises NotStored. To close it frees what it holds."""
+        """Read the bytes from `start` to before `stop`, in chunks. Raises NotStored. It can be closed early."""
 
     def keys(self, prefix: str = "", *, after: str = "") -> Iterator[str]:
         """List the keys below a key, or all keys, in alphabetical order; only those after `after`, if given."""
