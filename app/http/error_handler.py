@@ -176,7 +176,8 @@ def answer(request: Request, problem: Problem) -> Response:
 
 def _answer(request: Request, error: Exception) -> Response:
     problem = error if isinstance(error, Problem) else _as_problem(request, error)
-    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    # A project that asks for more than its share could fill the log; the line of the request says 503.
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(problem, problems.TooManyAtOnce):
         # Only a mistake of ours needs a traceback: a full disk would fill the log with them.
         trace = error if isinstance(problem, problems.InternalError) else None
         cause = why(error)
