@@ -271,8 +271,8 @@ def page_of(result: dict[str, Any]) -> str:
     return f"""# Requests of others while one project does its worst
 
 `python -m benchmarks.tenants{" --quick" if result["quick"] else ""}`: one API process on SQLite, on the machine of \
-its callers ({result["cores"]} cores, load {result["load"]["begin"]} at the beginning and {result["load"]["end"]} at the \
-end). {OTHERS} other projects send {RATE} requests a second together for {result["seconds"]} s. Times are in \
+its callers ({result["cores"]} cores, load {result["load"]["begin"]} at the beginning and {result["load"]["end"]} at \
+the end). {OTHERS} other projects send {RATE} requests a second together for {result["seconds"]} s. Times are in \
 milliseconds, from when a request of theirs was due; "not answered" counts 5xx and no answer. The aim is a p99 under \
 {AIM_MS} ms.
 
