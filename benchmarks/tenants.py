@@ -47,9 +47,10 @@ SECONDS, QUICK_SECONDS = 20, 4
 NAME_SECONDS = 30.0
 """Time that the name server takes."""
 WARM_UP_SECONDS = 2
-PAUSE_SECONDS = 1.0
-"""Pause of the project that does its worst before it asks again, whatever Retry-After says."""
-ATTACKERS = {"nobody": 0, "store": 64, "names": 64, "streams": 250, "polls": 500, "heads": 2000}
+PAUSE_SECONDS = 5.0
+"""Pause before the project that does its worst asks again, as Retry-After says: more would be a flood of requests,
+which is for TEMPER_RATE_LIMIT."""
+ATTACKERS = {"nobody": 0, "store": 64, "names": 64, "streams": 200, "polls": 200, "heads": 2000}
 """What a project does its worst with, and how many connections at once."""
 WORDS = {
     "nobody": "nothing else happens",
@@ -176,6 +177,7 @@ class _Attack:
                 written.replace(self._told)
 
     async def _repeat(self, act: Callable[[int], Awaitable[str]], number: int) -> None:
+        await asyncio.sleep(PAUSE_SECONDS * number / ATTACKERS[self._case])
         while True:
             try:
                 self._begun.add(number)

@@ -103,16 +103,16 @@ async def get_logs(
     if after and not follow:
         detail = "a place to go on from is for a log that is followed: add follow=true, or leave it out"
         raise InvalidParameter([FieldError(pointer="/after", code="not_followed", detail=detail)])
+    stream = await streams.begin(service, caller, until_sent) if follow else None
     job, attempts = await run_sync(_read, service, caller.project_id, job_id)
     logged = [each for each in attempts if each.log_parts and attempt in (None, each.attempt)]
     if not logged and not (follow and (after or job.status not in moves.TERMINAL)):
         of = "this job" if attempt is None else f"attempt {attempt} of this job"
         raise NoLog(f"{of} has no log{'' if job.status in moves.TERMINAL else ' yet'}; the job is {job.status}")
-    if not follow:
+    if stream is None:
         content = _content(service.store, logged[-1]) if tail is None else _tail(service.store, logged[-1], tail)
         sent = await send(content, service, caller.project_id, until_sent)
         return StreamingResponse(sent, media_type=_TEXT, headers=streams.HEADERS)
-    stream = await streams.begin(service, caller, until_sent)
     if after:
         place = _Place(*map(int, after.split(":")))
     elif logged:

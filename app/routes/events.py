@@ -51,10 +51,11 @@ async def get_events(
     ] = 0,
 ) -> Response:
     """Read the history of a job, or follow it."""
+    is_stream = "text/event-stream" in request.headers.get("accept", "")
+    stream = await streams.begin(service, caller, until_sent) if is_stream else None
     job, part = await run_sync(_read, service, caller.project_id, job_id, after, limit)
-    if "text/event-stream" not in request.headers.get("accept", ""):
+    if stream is None:
         return answer(_page(part))
-    stream = await streams.begin(service, caller, until_sent)
     return StreamingResponse(
         _tell(stream, service, caller.project_id, job.id, max(after, _known(job, last_event_id))),
         media_type="text/event-stream",

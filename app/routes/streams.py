@@ -49,12 +49,13 @@ class Stream:
 
 async def begin(service: Service, caller: Caller, until_sent: ExitStack) -> Stream:
     """Count a stream until the response has been sent. Raises NoPlace, QuotaExceeded."""
+    # Before anything is read: a refusal costs little.
+    until_sent.enter_context(service.places.streams.at_once(caller.project_id))
     limit = await run_sync(_limit, service, caller)
-    # No await from here on: no other request can take the free place in between.
+    # No await from here on: no other request of the key can take the free place in between.
     watch = service.watch
     if limit is not None and (count := watch.streams_of[caller.key_id] + 1) > limit:
         raise quotas.QuotaExceeded("streams_per_key", limit, count)
-    until_sent.enter_context(service.places.streams.at_once(caller.project_id))
     until_sent.enter_context(watch.stream_of(caller.key_id))
     return Stream(watch, time.monotonic() + MAX_STREAM_SECONDS)
 
