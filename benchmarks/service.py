@@ -272,7 +272,7 @@ def under_traffic(part: int) -> dict[str, Any]:
     with postgres() as server, tempfile.TemporaryDirectory() as folder:
         options = {"database_url": server.create_database("service"), "migrate_at_start": True}
         several = {"api_workers": len(CORES), "rate_limit": 1_000_000}
-        constants = {"app.routes.streams.MAX_STREAMS": 400}
+        constants = {"app.http.places.STREAMS": 400, "app.http.places.STREAMS_SHARE": 400}
         with instance(Path(folder), constants=constants, forked=False, **several, **options) as temper:
             process = temper.start_api()
             database = Database(options["database_url"])

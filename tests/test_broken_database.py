@@ -13,7 +13,7 @@ from app.assets.registry import Registry
 from app.jobs import claims, ingest, lifecycle
 from app.jobs.claims import RetryPolicy
 from app.jobs.leases import LeaseLost, log_key
-from app.platform.database import THREADS, Database
+from app.platform.database import MORE_CONNECTIONS, THREADS, Database
 from app.schemas.job_request import parse_request
 from app.storage import LocalStore
 from app.tables import Attempt, Checkpoint, Event, Job, Metric
@@ -377,7 +377,7 @@ def test_runs_end_when_the_database_is_away_beyond_the_lease_and_resume_later(tm
 @pytest.mark.slow
 def test_a_request_that_finds_no_free_connection_is_told_to_come_back(broken_api, behind):
     with ExitStack() as stack:
-        for _ in range(THREADS + 4):
+        for _ in range(THREADS + MORE_CONNECTIONS):
             stack.enter_context(behind.engine.connect())
         refused = broken_api.get("/jobs")
         assert (refused.status_code, refused.json()["code"]) == (503, "database_unavailable")

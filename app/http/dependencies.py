@@ -1,12 +1,16 @@
-"""Dependencies of the routes: the service, and a transaction that ends before the response is sent."""
+"""Dependencies of the routes: the service, a transaction that ends before the response is sent, places to wait in."""
 
+import asyncio
+import math
 from asyncio import Semaphore
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import Depends, Path, Request
 from fastapi.dependencies.models import Dependant
@@ -16,6 +20,8 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
 from app.assets.registry import Registry
+from app.http import places
+from app.http.places import AllPlaces
 from app.http.problems import UnsupportedMediaType
 from app.http.rate_limits import Failures, Requests
 from app.jobs.watch import Watch
@@ -46,14 +52,11 @@ class Service:
     writers: Semaphore = field(default_factory=lambda: Semaphore(THREADS // 2))
     """Limits the requests in a writing transaction. A route takes a thread for each of its steps: if requests that wait
     for a lock held all threads, the request that holds the lock could not continue. So every request that writes takes
-    this semaphore, or `carriers`."""
-    carriers: Semaphore = field(default_factory=lambda: Semaphore(THREADS // 4))
-    """Limits the requests that write and use the object store in one step: where the store does not answer, they delay
-    only each other."""
-    lookups: Semaphore = field(default_factory=lambda: Semaphore(THREADS))
-    """Limits the requests that resolve a host name, which takes as long as an external name server: meanwhile they hold
-    neither of the other semaphores, nor a thread."""
-
+    this semaphore, or a place among `places.carriers`."""
+    places: AllPlaces = field(default_factory=AllPlaces)
+    """Bounds, per project, what waits for the object store, for a name server or for a client."""
+    store_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(places.STORE))
+    """Threads of their own for the object store: one for each place of `places.store`."""
     suspects: Semaphore = field(default_factory=lambda: Semaphore(2))
     """Limits the look-ups of unknown keys from addresses that sent many wrong ones: they delay only each other."""
 
@@ -88,16 +91,49 @@ async def in_turn(service: Service, write: Callable[..., Result], *arguments: An
         return await run_sync(write, *arguments)
 
 
-async def carried(service: Service, step: Callable[..., Result], *arguments: Any) -> Result:
-    """Run a function that writes and speaks with the object store."""
-    async with service.carriers:
-        return await run_sync(step, *arguments)
+async def stored(
+    service: Service,
+    project_id: str,
+    step: Callable[..., Result],
+    *arguments: Any,
+    seconds: float | None = None,
+) -> Result:
+    """Run a function that speaks with the object store and holds no transaction, in a thread for that and in a place of
+    the project. Raises NoPlace where none is free in time: `seconds`, as `Places.soon` takes them."""
+    async with service.places.store.soon(project_id, seconds=seconds):
+        return await run_sync(step, *arguments, limiter=service.store_threads)
 
 
-async def check_address(service: Service, url: str) -> None:
-    """Check that a URL may be called, before the writing transaction begins. Raises url_policy.Refused."""
-    async with service.lookups:
-        await url_policy.check(url, service.settings)
+async def carried(service: Service, project_id: str, step: Callable[..., Result], *arguments: Any) -> Result:
+    """Run a function that speaks with the object store and has writing transactions of its own. Raises NoPlace."""
+    async with service.places.carriers.soon(project_id):
+        return await stored(service, project_id, step, *arguments)
+
+
+async def pieces(service: Service, project_id: str, content: Generator[bytes]) -> AsyncGenerator[bytes]:
+    """Read what comes out of the object store, piece by piece. A slow client holds no place of the store."""
+    try:
+        while (piece := await stored(service, project_id, next, content, None, seconds=math.inf)) is not None:
+            yield piece
+    finally:
+        content.close()
+
+
+async def check_address(service: Service, project_id: str, url: str) -> None:
+    """Check that a URL may be called, before the writing transaction begins. Raises url_policy.Refused, NoPlace."""
+    parsed = url_policy.parse(url, service.settings)
+    loop, names = asyncio.get_running_loop(), service.places.names
+    await names.take(project_id)
+    answer = url_policy.look_up(parsed)
+
+    def end(_: Any) -> None:
+        # A server that has stopped has no loop any more, and no use for the place.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(names.give_back, project_id)
+
+    # The thread may last longer than the request, and the place is for the thread.
+    answer.add_done_callback(end)
+    await url_policy.check(parsed, answer, service.settings)
 
 
 async def _check_parameters(request: Request) -> None:

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from app.assets import assets, inputs, uploads
 from app.http import problems
 from app.http.patterns import RULES
+from app.http.places import RETRY_SECONDS, NoPlace
 from app.http.problems import MEDIA_TYPE, InvalidBody, InvalidParameter, InvalidSpec, MalformedBody, NotFound, Problem
 from app.jobs import lifecycle
 from app.platform.database import AWAY, Deleted, why
@@ -121,6 +122,10 @@ def _store_unavailable(_: StorageUnavailable) -> Problem:
     return problems.StoreUnavailable(detail, headers={"Retry-After": "5"})
 
 
+def _no_place(error: NoPlace) -> Problem:
+    return problems.TooManyAtOnce(str(error), headers={"Retry-After": str(RETRY_SECONDS)})
+
+
 TRANSLATIONS: Mapping[type[Exception], Callable[[Any], Problem]] = {
     lifecycle.NotAllowed: _action_not_allowed,
     lifecycle.KeyReused: _key_reused,
@@ -142,6 +147,7 @@ TRANSLATIONS: Mapping[type[Exception], Callable[[Any], Problem]] = {
     Deleted: lambda error: NotFound(str(error)),
     StorageFull: _store_full,
     StorageUnavailable: _store_unavailable,
+    NoPlace: _no_place,
 }
 """The problem that each exception of the domain becomes. A subclass without an entry becomes what its base does."""
 
@@ -171,7 +177,8 @@ def answer(request: Request, problem: Problem) -> Response:
 
 def _answer(request: Request, error: Exception) -> Response:
     problem = error if isinstance(error, Problem) else _as_problem(request, error)
-    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    # A project that asks for more than its share could fill the log; the line of the request says 503.
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(problem, problems.TooManyAtOnce):
         # Only a mistake of ours needs a traceback: a full disk would fill the log with them.
         trace = error if isinstance(problem, problems.InternalError) else None
         cause = why(error)

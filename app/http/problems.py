@@ -312,10 +312,12 @@ class StoreFull(Problem):
     status, code = 507, "storage_full"
 
 
-class TooManyStreams(Problem):
-    """This process serves as many streams as it may. Try again after the seconds in Retry-After, or poll."""
+class TooManyAtOnce(Problem):
+    """Requests that wait for the object store, a name server, a job or a client hold places, of which each project has
+    a share. The project has its share of them, or all are taken; `detail` says of which kind. Try again after the
+    seconds in Retry-After, when some of them have ended."""
 
-    status, code = 503, "too_many_streams"
+    status, code = 503, "too_many_at_once"
 
 
 PROBLEMS: Mapping[str, type[Problem]] = {

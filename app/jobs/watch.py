@@ -27,11 +27,9 @@ class _Waiter:
 
 
 class Watch:
-    """The poller. `streams` counts the streams it feeds, `streams_of` those of each key; `stopping` says that all
-    waiting must end."""
+    """The poller. `streams_of` counts the streams that it feeds, by key; `stopping` says that all waiting must end."""
 
     def __init__(self, database: Database) -> None:
-        self.streams = 0
         self.streams_of: Counter[str] = Counter()
         self.stopping = False
         self._database = database
@@ -40,12 +38,10 @@ class Watch:
     @contextmanager
     def stream_of(self, key_id: str) -> Iterator[None]:
         """Count a stream for as long as the block runs."""
-        self.streams += 1
         self.streams_of[key_id] += 1
         try:
             yield
         finally:
-            self.streams -= 1
             self.streams_of[key_id] -= 1
             if not self.streams_of[key_id]:
                 del self.streams_of[key_id]

@@ -77,7 +77,7 @@ class _OfProcess(Collector):
     def collect(self) -> Iterable[Metric]:
         """Report the number of open streams of this process, and whether its broker is out of reach."""
         yield GaugeMetricFamily(
-            "temper_streams_open", "Streams that are open, of events and of logs.", self._watch.streams
+            "temper_streams_open", "Streams that are open, of events and of logs.", self._watch.streams_of.total()
         )
         if self._doorbell.is_there:
             told = "Whether the broker has failed and is left alone: workers find jobs by polling."

@@ -51,6 +51,8 @@ MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 THREADS = 16
 """Threads of an API process that may hold a connection at once; the pool has one for each."""
+MORE_CONNECTIONS = 8
+"""Connections beyond these, for the threads of the object store that write (`app.http.places`), and for maintenance."""
 WAIT_SECONDS = 10.0
 """Time that a transaction on SQLite waits for others that write: for those of its process, then for other processes."""
 AWAY = OperationalError, InternalError, NoConnectionFree, NoTurn
@@ -195,7 +197,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         options = _POSTGRES if make_url(url).get_backend_name() == "postgresql" else {}
-        self.engine = create_engine(url, pool_size=THREADS, max_overflow=4, **options)
+        self.engine = create_engine(url, pool_size=THREADS, max_overflow=MORE_CONNECTIONS, **options)
         self._reading_engine = self.engine
         if self.engine.dialect.name == "sqlite":
             _close_to_others(make_url(url).database)

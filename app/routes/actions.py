@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
 
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Response
 from pydantic import Field
 from sqlalchemy.orm import Session
@@ -13,7 +12,8 @@ from sqlalchemy.orm import Session
 from app import schemas
 from app.http.authentication import ProjectId, needs
 from app.http.body import Body
-from app.http.dependencies import JobId, Json, Service, TheService, Writing, in_turn
+from app.http.dependencies import JobId, Json, Service, TheService, Writing, in_turn, stored
+from app.http.places import NoPlace
 from app.http.problems import (
     ActionNotAllowed,
     BodyTooLarge,
@@ -25,6 +25,7 @@ from app.http.problems import (
     MalformedBody,
     NotFound,
     QuotaExceeded,
+    TooManyAtOnce,
     TooManyWebhooks,
     UnsupportedMediaType,
     problems,
@@ -126,8 +127,10 @@ def _varied(
     return parse_spec(_merged(job.spec, clone.overrides), project_id, service, idempotency_key)
 
 
-async def _checked(spec: Annotated[AnyRequest, Depends(_varied)], service: TheService) -> AnyRequest:
-    return await check_webhook(spec, service)
+async def _checked(
+    spec: Annotated[AnyRequest, Depends(_varied)], project_id: ProjectId, service: TheService
+) -> AnyRequest:
+    return await check_webhook(spec, project_id, service)
 
 
 @router.post(
@@ -146,6 +149,7 @@ async def _checked(spec: Annotated[AnyRequest, Depends(_varied)], service: TheSe
             IdempotencyKeyReused,
             QuotaExceeded,
             TooManyWebhooks,
+            TooManyAtOnce,
         ),
     },
     dependencies=[*_MAY, Json],
@@ -177,8 +181,8 @@ async def delete_job(job_id: JobId, project_id: ProjectId, service: TheService) 
     removed = await in_turn(service, _remove, service, project_id, job_id)
     try:
         for each in removed:
-            await run_sync(service.store.delete, job_prefix(each))
-    except StorageUnavailable as error:
+            await stored(service, project_id, service.store.delete, job_prefix(each))
+    except (StorageUnavailable, NoPlace) as error:
         log.warning("the files of job %s are left to the sweep: %s", job_id, error)
 
 

@@ -1,8 +1,9 @@
 """Shared parts of the routes of data sets and models: names, uploads, reports."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
+from anyio.to_thread import run_sync
 from fastapi import Query, Response
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
@@ -10,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app import schemas, tables
 from app.assets import assets, inspections, uploads
-from app.http.dependencies import Service
+from app.http.dependencies import Service, stored
 from app.http.entity_tags import ETAG, answer_file
 from app.http.problems import (
     BodyTooLarge,
@@ -122,12 +123,38 @@ REPORT_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def send_report(service: Service, kind: assets.Kind, asset: tables.Asset, if_none_match: str | None) -> Response:
-    """Answer with the report of an inspection, or that the client has it. Raises NotInspected."""
+async def load_asset(service: Service, kind: assets.Kind, project_id: str, name_or_id: str) -> tables.Asset:
+    """Find a data set or model of this project, in a transaction that is over by then. Raises NotFound."""
+
+    def load() -> tables.Asset:
+        with service.database.reading() as session:
+            return the_asset(session, kind, project_id, name_or_id)
+
+    return await run_sync(load)
+
+
+async def send_report(
+    service: Service, kind: assets.Kind, project_id: str, name_or_id: str, if_none_match: str | None
+) -> Response:
+    """Answer with the report of an inspection, or that the client has it. Raises NotFound, NotInspected."""
+    asset = await load_asset(service, kind, project_id, name_or_id)
     if asset.status != "ready":
         raise NotInspected(f"the {assets.WORDS[kind]} is {asset.status} and has no report")
     key = f"{asset.report_prefix}/{inspections.REPORT}"
-    return answer_file(b"".join(service.store.read(key)), "application/json", if_none_match)
+    return await send_object(service, project_id, key, "application/json", if_none_match)
+
+
+async def send_object(
+    service: Service,
+    project_id: str,
+    key: str,
+    media_type: str,
+    if_none_match: str | None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Answer with the whole of a small object, or that the client has it. Raises StorageUnavailable, NoPlace."""
+    content = await stored(service, project_id, lambda: b"".join(service.store.read(key)))
+    return answer_file(content, media_type, if_none_match, headers)
 
 
 def show_input(job_input: tables.Input) -> schemas.JobInput:

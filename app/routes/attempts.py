@@ -2,18 +2,17 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Generator, Sequence
+from contextlib import aclosing, closing
 from typing import Annotated, NamedTuple
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
-from starlette.concurrency import iterate_in_threadpool
 
 from app import schemas, tables
 from app.http.authentication import ProjectId, TheCaller, needs
-from app.http.dependencies import JobId, Reading, Service, TheService
+from app.http.dependencies import JobId, Reading, Service, TheService, pieces, stored
 from app.http.patterns import LOG_PLACE
 from app.http.problems import (
     InvalidParameter,
@@ -21,7 +20,7 @@ from app.http.problems import (
     NotFound,
     QuotaExceeded,
     StoreUnavailable,
-    TooManyStreams,
+    TooManyAtOnce,
     problems,
 )
 from app.jobs import moves, queries, watch
@@ -29,6 +28,7 @@ from app.jobs.leases import log_key
 from app.platform.database import AWAY
 from app.routes import streams
 from app.routes.jobs import the_job
+from app.routes.transfers import send
 from app.storage import ObjectStore, StorageUnavailable
 from core.schema.validation import FieldError
 
@@ -73,7 +73,7 @@ def list_attempts(
                 }
             },
         },
-        **problems(NotFound, NoLog, InvalidParameter, StoreUnavailable, QuotaExceeded, TooManyStreams),
+        **problems(NotFound, NoLog, InvalidParameter, StoreUnavailable, QuotaExceeded, TooManyAtOnce),
     },
 )
 async def get_logs(
@@ -104,24 +104,25 @@ async def get_logs(
     if after and not follow:
         detail = "a place to go on from is for a log that is followed: add follow=true, or leave it out"
         raise InvalidParameter([FieldError(pointer="/after", code="not_followed", detail=detail)])
+    stream = await streams.begin(service, caller, until_sent) if follow else None
     job, attempts = await run_sync(_read, service, caller.project_id, job_id)
     logged = [each for each in attempts if each.log_parts and attempt in (None, each.attempt)]
     if not logged and not (follow and (after or job.status not in moves.TERMINAL)):
         of = "this job" if attempt is None else f"attempt {attempt} of this job"
         raise NoLog(f"{of} has no log{'' if job.status in moves.TERMINAL else ' yet'}; the job is {job.status}")
-    if not follow:
+    if stream is None:
         content = _content(service.store, logged[-1]) if tail is None else _tail(service.store, logged[-1], tail)
-        return StreamingResponse(content, media_type=_TEXT, headers=streams.HEADERS)
-    stream = await streams.begin(service, caller, until_sent, instead="read without follow")
+        sent = await send(content, service, caller.project_id, until_sent)
+        return StreamingResponse(sent, media_type=_TEXT, headers=streams.HEADERS)
     if after:
         place = _Place(*map(int, after.split(":")))
     elif logged:
-        place = await run_sync(_place, service.store, logged[-1], tail)
+        place = await stored(service, caller.project_id, _place, service.store, logged[-1], tail)
     else:
         place = _Place(attempt or 1, 0)
     # An unreachable object store must be reported before the answer has begun.
-    with closing(_behind(service.store, attempts, place, attempt)) as pieces:
-        await run_sync(next, pieces, None)
+    with closing(_behind(service.store, attempts, place, attempt)) as content:
+        await stored(service, caller.project_id, next, content, None)
     return StreamingResponse(
         _follow(stream, service, caller.project_id, job_id, place, only=attempt),
         media_type=_TEXT,
@@ -143,9 +144,11 @@ async def _follow(
     while True:
         try:
             job, attempts = await run_sync(_read, service, project_id, job_id)
-            async for piece in iterate_in_threadpool(_behind(service.store, attempts, place, only)):
-                place = _Place(place.attempt, place.offset + len(piece))
-                yield piece
+            behind = _behind(service.store, attempts, place, only)
+            async with aclosing(pieces(service, project_id, behind)) as content:
+                async for piece in content:
+                    place = _Place(place.attempt, place.offset + len(piece))
+                    yield piece
         except (*AWAY, StorageUnavailable):
             await asyncio.sleep(watch.WATCH_SECONDS)
         except NotFound:
@@ -188,12 +191,12 @@ def _place(store: ObjectStore, attempt: tables.Attempt, tail: int | None) -> _Pl
     return _Place(attempt.attempt, attempt.log_size - sum(map(len, _tail(store, attempt, tail))))
 
 
-def _content(store: ObjectStore, attempt: tables.Attempt) -> Iterator[bytes]:
+def _content(store: ObjectStore, attempt: tables.Attempt) -> Generator[bytes]:
     for key in _keys(attempt):
         yield from store.read(key)
 
 
-def _tail(store: ObjectStore, attempt: tables.Attempt, lines: int) -> Iterator[bytes]:
+def _tail(store: ObjectStore, attempt: tables.Attempt, lines: int) -> Generator[bytes]:
     found = _end(store, attempt, lines=lines).splitlines(keepends=True)
     yield b"".join(found[max(len(found) - lines, 0) :])
 

@@ -4,6 +4,7 @@ import re
 from base64 import b64encode
 from typing import Annotated
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from pydantic import AfterValidator
@@ -12,10 +13,12 @@ from sqlalchemy.orm import Session
 from app import schemas, tables
 from app.assets import checkpoints
 from app.http.authentication import ProjectId, needs
-from app.http.dependencies import CheckpointId, JobId, Reading, TheService, cursor
+from app.http.dependencies import CheckpointId, JobId, Reading, Service, TheService, cursor, stored
 from app.http.entity_tags import ETAG, IfNoneMatch, is_known, not_modified, tag_of
-from app.http.problems import InvalidParameter, NotFound, RangeNotSatisfiable, StoreUnavailable, problems
+from app.http.problems import InvalidParameter, NotFound, RangeNotSatisfiable, StoreUnavailable, TooManyAtOnce, problems
+from app.routes import streams
 from app.routes.jobs import the_job
+from app.routes.transfers import send
 
 router = APIRouter(tags=["checkpoints"], dependencies=[needs("jobs:read")])
 
@@ -75,32 +78,32 @@ def get_checkpoint(checkpoint_id: CheckpointId, project_id: ProjectId, session: 
                 }
             ),
         },
-        **problems(NotFound, RangeNotSatisfiable, StoreUnavailable),
+        **problems(NotFound, RangeNotSatisfiable, StoreUnavailable, TooManyAtOnce),
     },
 )
-def download_checkpoint(
+async def download_checkpoint(
     request: Request,
     checkpoint_id: CheckpointId,
     project_id: ProjectId,
-    session: Reading,
     service: TheService,
+    until_sent: streams.UntilSent,
     range_: Annotated[str | None, Header(alias="Range", description="One range of bytes, to resume with.")] = None,
     if_range: Annotated[str | None, Header(description="Apply Range only if this is still the ETag.")] = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Download the file, here or, where it lies in an object store that clients reach, from there.
     `X-Checksum-Sha256` carries the hash of the whole of it. HEAD gives only the headers."""
-    checkpoint = _the_checkpoint(session, project_id, checkpoint_id)
+    checkpoint = await run_sync(_load, service, project_id, checkpoint_id)
     etag = tag_of(checkpoint.sha256)
     if is_known(etag, if_none_match):
         return not_modified(etag)
     file_name = f"{checkpoint.id}.safetensors"
     presigner = service.store.presigner
     if presigner and request.method == "GET":
-        signed = presigner.download(checkpoint.key, file_name=file_name)
+        signed = await stored(service, project_id, lambda: presigner.download(checkpoint.key, file_name=file_name))
         there = {"Cache-Control": "no-store", "X-Checksum-Sha256": checkpoint.sha256}
         return RedirectResponse(signed.url, headers=there)
-    size = service.store.size(checkpoint.key)
+    size = await stored(service, project_id, service.store.size, checkpoint.key)
     wanted = range_ if if_range in (None, etag) else None
     start, stop = _span(wanted, size) or (0, size)
     headers = {
@@ -117,7 +120,8 @@ def download_checkpoint(
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type="application/octet-stream")
     content = service.store.read(checkpoint.key, start=start, stop=stop)
-    return StreamingResponse(content, status, headers, media_type="application/octet-stream")
+    sent = await send(content, service, project_id, until_sent)
+    return StreamingResponse(sent, status, headers, media_type="application/octet-stream")
 
 
 def _span(header: str | None, size: int) -> tuple[int, int] | None:
@@ -133,6 +137,11 @@ def _span(header: str | None, size: int) -> tuple[int, int] | None:
     if start >= stop:
         raise RangeNotSatisfiable(f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"})
     return start, stop
+
+
+def _load(service: Service, project_id: str, checkpoint_id: str) -> tables.Checkpoint:
+    with service.database.reading() as session:
+        return _the_checkpoint(session, project_id, checkpoint_id)
 
 
 def _the_checkpoint(session: Session, project_id: str, checkpoint_id: str) -> tables.Checkpoint:

@@ -12,13 +12,14 @@ from app.assets import assets
 from app.http.authentication import ProjectId, needs
 from app.http.body import Body
 from app.http.dependencies import AssetName, Json, Reading, Service, TheService, Writing, cursor
-from app.http.entity_tags import ETAG, IfNoneMatch, answer_file
+from app.http.entity_tags import ETAG, IfNoneMatch
 from app.http.problems import (
     FileInUse,
     InvalidParameter,
     NotFound,
     NotInspected,
     StoreUnavailable,
+    TooManyAtOnce,
     problems,
 )
 from app.projects import quotas
@@ -30,6 +31,8 @@ from app.routes.assets import (
     check_name,
     get_any,
     list_all,
+    load_asset,
+    send_object,
     send_report,
     show_common,
     show_provided,
@@ -102,19 +105,15 @@ def get_dataset(dataset_id: AssetName, project_id: ProjectId, session: Reading, 
 @router.get(
     "/datasets/{dataset_id}/report",
     response_model=DatasetInspection,
-    responses={**REPORT_ANSWERS, **problems(NotFound, NotInspected, StoreUnavailable)},
+    responses={**REPORT_ANSWERS, **problems(NotFound, NotInspected, StoreUnavailable, TooManyAtOnce)},
     dependencies=[needs("jobs:read")],
 )
-def get_dataset_report(
-    dataset_id: AssetName,
-    project_id: ProjectId,
-    session: Reading,
-    service: TheService,
-    if_none_match: IfNoneMatch = None,
+async def get_dataset_report(
+    dataset_id: AssetName, project_id: ProjectId, service: TheService, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Get the report of the inspection of a data set: classes, counts, files that are not read with reasons, images
     that occur more than once, warnings."""
-    return send_report(service, "dataset", the_asset(session, "dataset", project_id, dataset_id), if_none_match)
+    return await send_report(service, "dataset", project_id, dataset_id, if_none_match)
 
 
 @router.get(
@@ -127,26 +126,25 @@ def get_dataset_report(
             "headers": ETAG,
         },
         304: {"description": "If-None-Match names the PNG as it is.", "headers": ETAG},
-        **problems(NotFound, InvalidParameter, StoreUnavailable),
+        **problems(NotFound, InvalidParameter, StoreUnavailable, TooManyAtOnce),
     },
     dependencies=[needs("jobs:read")],
 )
-def get_thumbnail(
+async def get_thumbnail(
     dataset_id: AssetName,
     number: Annotated[int, PathParameter(ge=0, description="The number of the thumbnail, from 0.")],
     project_id: ProjectId,
-    session: Reading,
     service: TheService,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Get one of a data set's thumbnails."""
-    dataset = the_asset(session, "dataset", project_id, dataset_id)
+    dataset = await load_asset(service, "dataset", project_id, dataset_id)
     thumbnails = dataset.summary["thumbnails"] if dataset.summary else []
     if number >= len(thumbnails):
         raise NotFound(f"there is no thumbnail {number}: the data set has {len(thumbnails)}, numbered from 0")
     key = f"{dataset.report_prefix}/{thumbnails[number]['file']}"
     headers = {"Cache-Control": "private, max-age=86400", "X-Content-Type-Options": "nosniff"}
-    return answer_file(b"".join(service.store.read(key)), "image/png", if_none_match, headers)
+    return await send_object(service, project_id, key, "image/png", if_none_match, headers)
 
 
 @router.delete(

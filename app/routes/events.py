@@ -12,7 +12,7 @@ from fastapi.sse import format_sse_event
 from app import schemas, tables
 from app.http.authentication import TheCaller, needs
 from app.http.dependencies import JobId, Service, TheService
-from app.http.problems import InvalidParameter, NotFound, QuotaExceeded, TooManyStreams, problems
+from app.http.problems import InvalidParameter, NotFound, QuotaExceeded, TooManyAtOnce, problems
 from app.jobs import moves, queries, watch
 from app.platform.database import AWAY
 from app.platform.paging import Part
@@ -35,7 +35,7 @@ _PING_SECONDS = 15
             "`progress` messages without an id in between, and `end` after the last one.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
-        **problems(NotFound, InvalidParameter, QuotaExceeded, TooManyStreams),
+        **problems(NotFound, InvalidParameter, QuotaExceeded, TooManyAtOnce),
     },
 )
 async def get_events(
@@ -51,10 +51,11 @@ async def get_events(
     ] = 0,
 ) -> Response:
     """Read the history of a job, or follow it."""
+    is_stream = "text/event-stream" in request.headers.get("accept", "")
+    stream = await streams.begin(service, caller, until_sent) if is_stream else None
     job, part = await run_sync(_read, service, caller.project_id, job_id, after, limit)
-    if "text/event-stream" not in request.headers.get("accept", ""):
+    if stream is None:
         return answer(_page(part))
-    stream = await streams.begin(service, caller, until_sent, instead="poll the list")
     return StreamingResponse(
         _tell(stream, service, caller.project_id, job.id, max(after, _known(job, last_event_id))),
         media_type="text/event-stream",

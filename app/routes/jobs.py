@@ -17,7 +17,7 @@ from app.assets import inputs
 from app.http import entity_tags
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import JobId, Json, Reading, Service, TheService, Writing, check_address
-from app.http.entity_tags import IfNoneMatch, answer_file, is_known, not_modified
+from app.http.entity_tags import IfNoneMatch, is_known, not_modified
 from app.http.problems import (
     BodyTooLarge,
     IdempotencyKeyReused,
@@ -29,6 +29,7 @@ from app.http.problems import (
     QuotaExceeded,
     ReportNotReady,
     StoreUnavailable,
+    TooManyAtOnce,
     TooManyWebhooks,
     UnsupportedMediaType,
     problems,
@@ -36,7 +37,7 @@ from app.http.problems import (
 from app.jobs import estimates, lifecycle, moves, queries, shards
 from app.projects import quotas
 from app.routes import answer
-from app.routes.assets import show_input
+from app.routes.assets import send_object, show_input
 from app.routes.job_filter import JobFilter
 from app.routes.webhooks import show_with_secret
 from app.schemas.job_request import REQUESTS, AnyRequest, JobRequest, parse_request
@@ -94,11 +95,13 @@ def _was_posted(service: Service, project_id: str, spec: AnyRequest, idempotency
         return lifecycle.was_posted(session, project_id, spec, idempotency_key)
 
 
-async def check_webhook(spec: Annotated[AnyRequest, Depends(parse_spec)], service: TheService) -> AnyRequest:
+async def check_webhook(
+    spec: Annotated[AnyRequest, Depends(parse_spec)], project_id: ProjectId, service: TheService
+) -> AnyRequest:
     """Check the URL of the webhook that a spec names, if any. Raises InvalidSpec."""
     if spec.webhook:
         try:
-            await check_address(service, spec.webhook.url)
+            await check_address(service, project_id, spec.webhook.url)
         except url_policy.Refused as refusal:
             error = FieldError(pointer="/webhook/url", code="address_refused", detail=str(refusal))
             raise InvalidSpec([error]) from None
@@ -123,6 +126,7 @@ async def check_webhook(spec: Annotated[AnyRequest, Depends(parse_spec)], servic
             IdempotencyKeyReused,
             QuotaExceeded,
             TooManyWebhooks,
+            TooManyAtOnce,
         ),
     },
 )
@@ -176,7 +180,7 @@ def list_jobs(project_id: ProjectId, session: Reading, chosen: Annotated[JobFilt
     responses={
         200: {"headers": _ETAG},
         304: {"description": "The job has not changed since If-None-Match.", "headers": _ETAG},
-        **problems(NotFound, InvalidParameter),
+        **problems(NotFound, InvalidParameter, TooManyAtOnce),
     },
 )
 async def get_job(
@@ -197,13 +201,21 @@ async def get_job(
     """Get a job: at once, when it changes, or when it ends."""
     deadline = time.monotonic() + wait
     job = await run_sync(_load, service, project_id, job_id)
-    while _can_wait(job, if_none_match) and not service.watch.stopping and (left := deadline - time.monotonic()) > 0:
-        await service.watch.change(job_id, job.version, timeout=left)
-        job = await run_sync(_load, service, project_id, job_id)
+    if wait and _can_wait(job, if_none_match):
+        with service.places.polls.at_once(project_id):
+            job = await _changed(job, service, if_none_match, deadline=deadline)
     headers = {"ETag": _etag(job)}
     if is_known(headers["ETag"], if_none_match):
         return not_modified(headers["ETag"])
     return answer(show_job(job), headers)
+
+
+async def _changed(job: tables.Job, service: Service, if_none_match: str | None, *, deadline: float) -> tables.Job:
+    """Wait until the job is one that the caller waits for, the deadline has passed or the server is stopping."""
+    while _can_wait(job, if_none_match) and not service.watch.stopping and (left := deadline - time.monotonic()) > 0:
+        await service.watch.change(job.id, job.version, timeout=left)
+        job = await run_sync(_load, service, job.project_id, job.id)
+    return job
 
 
 @router.get(
@@ -232,18 +244,18 @@ def get_metrics(
     responses={
         200: {"headers": entity_tags.ETAG},
         304: {"description": "If-None-Match names the report as it is.", "headers": entity_tags.ETAG},
-        **problems(NotFound, ReportNotReady, StoreUnavailable),
+        **problems(NotFound, ReportNotReady, StoreUnavailable, TooManyAtOnce),
     },
     dependencies=[needs("jobs:read")],
 )
-def get_report(
-    job_id: JobId, project_id: ProjectId, session: Reading, service: TheService, if_none_match: IfNoneMatch = None
+async def get_report(
+    job_id: JobId, project_id: ProjectId, service: TheService, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Get the evaluations before and after, with the verdict on every point."""
-    job = the_job(session, project_id, job_id)
+    job = await run_sync(_load, service, project_id, job_id)
     if job.report_key is None:
         raise ReportNotReady(f"the job is {job.status} and has no report; it is there once the job has succeeded")
-    return answer_file(b"".join(service.store.read(job.report_key)), "application/json", if_none_match)
+    return await send_object(service, project_id, job.report_key, "application/json", if_none_match)
 
 
 @router.get("/jobs/{job_id}/lineage", responses=problems(NotFound), dependencies=[needs("jobs:read")])

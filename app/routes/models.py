@@ -20,6 +20,7 @@ from app.http.problems import (
     NotFound,
     NotInspected,
     StoreUnavailable,
+    TooManyAtOnce,
     problems,
 )
 from app.platform.ids import is_id
@@ -144,18 +145,14 @@ def get_model(model_id: AssetName, project_id: ProjectId, session: Reading, serv
 @router.get(
     "/models/{model_id}/report",
     response_model=ModelInspection,
-    responses={**REPORT_ANSWERS, **problems(NotFound, NotInspected, StoreUnavailable)},
+    responses={**REPORT_ANSWERS, **problems(NotFound, NotInspected, StoreUnavailable, TooManyAtOnce)},
     dependencies=[needs("jobs:read")],
 )
-def get_model_report(
-    model_id: AssetName,
-    project_id: ProjectId,
-    session: Reading,
-    service: TheService,
-    if_none_match: IfNoneMatch = None,
+async def get_model_report(
+    model_id: AssetName, project_id: ProjectId, service: TheService, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Get the report of the inspection of a base model: network, source, claims, warnings."""
-    return send_report(service, "model", the_asset(session, "model", project_id, model_id), if_none_match)
+    return await send_report(service, "model", project_id, model_id, if_none_match)
 
 
 @router.delete(

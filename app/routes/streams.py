@@ -1,4 +1,4 @@
-"""Limits on streams of events and logs: their number at a time and their duration."""
+"""Limits on streams of events and logs: their number per key, and their duration."""
 
 import time
 from collections.abc import AsyncIterator
@@ -11,13 +11,10 @@ from fastapi import Depends
 
 from app import tables
 from app.http.dependencies import Service
-from app.http.problems import TooManyStreams
 from app.jobs.watch import Watch
 from app.projects import quotas
 from app.projects.keys import Caller
 
-MAX_STREAMS = 200
-"""Streams of events and logs that one API process serves at once."""
 MAX_STREAM_SECONDS = 900.0
 """A stream closes after this time, and the client resumes it where it was."""
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -50,14 +47,13 @@ class Stream:
         return not self.watch.stopping and self.seconds_left > 0
 
 
-async def begin(service: Service, caller: Caller, until_sent: ExitStack, *, instead: str) -> Stream:
-    """Count a stream until the response has been sent. Raises TooManyStreams, QuotaExceeded."""
+async def begin(service: Service, caller: Caller, until_sent: ExitStack) -> Stream:
+    """Count a stream until the response has been sent. Raises NoPlace, QuotaExceeded."""
+    # Before anything is read: a refusal costs little.
+    until_sent.enter_context(service.places.streams.at_once(caller.project_id))
     limit = await run_sync(_limit, service, caller)
-    # No await from here on: no other request can take the free place in between.
+    # No await from here on: no other request of the key can take the free place in between.
     watch = service.watch
-    if watch.streams >= MAX_STREAMS:
-        detail = f"this process serves as many streams as it may; try again, or {instead}"
-        raise TooManyStreams(detail, headers={"Retry-After": "5"})
     if limit is not None and (count := watch.streams_of[caller.key_id] + 1) > limit:
         raise quotas.QuotaExceeded("streams_per_key", limit, count)
     until_sent.enter_context(watch.stream_of(caller.key_id))

@@ -24,8 +24,20 @@ from app import schemas, tables
 from app.assets import uploads
 from app.http.authentication import ProjectId, needs
 from app.http.body import Body
-from app.http.dependencies import Json, Reading, Service, TheService, UploadId, Writing, carried, cursor, in_turn
+from app.http.dependencies import (
+    Json,
+    Reading,
+    Service,
+    TheService,
+    UploadId,
+    Writing,
+    carried,
+    cursor,
+    in_turn,
+    stored,
+)
 from app.http.patterns import SHA256
+from app.http.places import NoPlace
 from app.http.problems import (
     BodyTooLarge,
     InvalidBody,
@@ -35,6 +47,7 @@ from app.http.problems import (
     QuotaExceeded,
     StoreFull,
     StoreUnavailable,
+    TooManyAtOnce,
     UnsupportedMediaType,
     UploadDamaged,
     UploadEnded,
@@ -58,6 +71,8 @@ _PART = re.compile(r"(/v1)?/uploads/[^/]+/parts/[^/]+")
 _AT_ONCE = 64 * 1024**2
 """Bytes that are verified while the client waits for the answer; more is done after it."""
 _BUFFER = 1024**2
+_PART_PATIENCE_SECONDS = 20.0
+"""Time for which a part that has been received waits to be stored: to send it again would take longer."""
 Sha256 = Annotated[str, Field(pattern=SHA256)]
 
 
@@ -156,16 +171,19 @@ def list_uploads(
     )
 
 
-@router.get("/uploads/{upload_id}", responses=problems(NotFound, StoreUnavailable))
-def get_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
+@router.get("/uploads/{upload_id}", responses=problems(NotFound, StoreUnavailable, TooManyAtOnce))
+async def get_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
     """Get an upload: the parts that have arrived, and after its completion whether the file was verified."""
-    return _show(_load(service, project_id, upload_id), service)
+    upload = await run_sync(_load, service, project_id, upload_id)
+    if upload.status != "pending":
+        return show_upload(upload, received=None)
+    return await stored(service, project_id, _show, upload, service)
 
 
 @router.post(
     "/uploads/{upload_id}/parts",
     dependencies=[Json],
-    responses=problems(*_BODY, NotFound, UploadEnded, StoreUnavailable),
+    responses=problems(*_BODY, NotFound, UploadEnded, StoreUnavailable, TooManyAtOnce),
 )
 async def request_parts(
     body: RequestParts, upload_id: UploadId, project_id: ProjectId, service: TheService
@@ -174,7 +192,9 @@ async def request_parts(
     upload = await in_turn(service, _open, service, project_id, upload_id)
     _check_numbers(body, upload)
     multipart_id = await _multipart_id(upload, service) if uploads.part_count(upload) > 1 else None
-    requests = await run_sync(lambda: [_request(part, upload, multipart_id, service) for part in body.parts])
+    requests = await stored(
+        service, project_id, lambda: [_request(part, upload, multipart_id, service) for part in body.parts]
+    )
     return schemas.UploadRequests(object="list", data=requests)
 
 
@@ -187,7 +207,14 @@ async def request_parts(
         }
     },
     responses=problems(
-        NotFound, UploadEnded, BodyTooLarge, UploadDamaged, InvalidParameter, StoreUnavailable, StoreFull
+        NotFound,
+        UploadEnded,
+        BodyTooLarge,
+        UploadDamaged,
+        InvalidParameter,
+        StoreUnavailable,
+        StoreFull,
+        TooManyAtOnce,
     ),
 )
 async def put_part(
@@ -201,6 +228,13 @@ async def put_part(
     ] = None,
 ) -> schemas.UploadPart:
     """Send a part: the body is its bytes. A part that is sent again replaces the earlier one."""
+    with service.places.transfers.at_once(project_id):
+        return await _put_part(request, upload_id, number, project_id, service, x_checksum_sha256)
+
+
+async def _put_part(
+    request: Request, upload_id: str, number: int, project_id: str, service: Service, x_checksum_sha256: str | None
+) -> schemas.UploadPart:
     upload = await in_turn(service, _open, service, project_id, upload_id)
     if number > uploads.part_count(upload):
         raise NotFound(f"the upload has the parts 1 to {uploads.part_count(upload)}")
@@ -211,7 +245,10 @@ async def put_part(
             raise UploadDamaged(f"the body's sha256 is {sha256} and not {x_checksum_sha256}; send it again")
         try:
             multipart_id = await _multipart_id(upload, service)
-            await run_sync(service.store.multipart.upload_part, uploads.quarantine(upload), multipart_id, number, path)
+            store, key = service.store.multipart, uploads.quarantine(upload)
+            await stored(
+                service, project_id, store.upload_part, key, multipart_id, number, path, seconds=_PART_PATIENCE_SECONDS
+            )
         except StorageUnavailable:
             # It may have ended meanwhile.
             await in_turn(service, _open, service, project_id, upload_id)
@@ -221,12 +258,12 @@ async def put_part(
 
 @router.post(
     "/uploads/{upload_id}/complete",
-    responses=problems(NotFound, UploadEnded, UploadIncomplete, UploadDamaged, StoreUnavailable),
+    responses=problems(NotFound, UploadEnded, UploadIncomplete, UploadDamaged, StoreUnavailable, TooManyAtOnce),
 )
 async def complete_upload(upload_id: UploadId, project_id: ProjectId, service: TheService) -> schemas.Upload:
     """Verify the file, once all parts have arrived. A large file is `verifying` for a while: GET shows the result.
     Completing twice is not an error."""
-    return await carried(service, _complete, service, project_id, upload_id)
+    return await carried(service, project_id, _complete, service, project_id, upload_id)
 
 
 def _complete(service: Service, project_id: str, upload_id: str) -> schemas.Upload:
@@ -247,8 +284,8 @@ async def abort_upload(upload_id: UploadId, project_id: ProjectId, service: TheS
     """Abort an upload, which frees its room at once. Aborting twice is not an error."""
     upload = await in_turn(service, _abort, service, project_id, upload_id)
     # What is left now is removed later.
-    with suppress(StorageUnavailable):
-        await run_sync(uploads.clear, upload, service.store)
+    with suppress(StorageUnavailable, NoPlace):
+        await stored(service, project_id, uploads.clear, upload, service.store)
     return show_upload(upload, received=None)
 
 
@@ -326,7 +363,7 @@ async def _multipart_id(upload: tables.Upload, service: Service) -> str:
     """Return the id of the multipart upload, and create it where there is none. Raises UploadEnded."""
     if upload.multipart_id:
         return upload.multipart_id
-    return await carried(service, uploads.ensure_multipart, upload, service.database, service.store)
+    return await carried(service, upload.project_id, uploads.ensure_multipart, upload, service.database, service.store)
 
 
 def _request(

@@ -16,6 +16,7 @@ from app.http.problems import (
     InvalidParameter,
     MalformedBody,
     NotFound,
+    TooManyAtOnce,
     TooManyWebhooks,
     UnsupportedMediaType,
     WebhookDisabled,
@@ -61,20 +62,20 @@ class UpdateWebhook(Body):
     """true: send nothing from now on; what happens meanwhile is never sent. false: send again."""
 
 
-async def _new(body: CreateWebhook, service: TheService) -> CreateWebhook:
-    await _check_url(service, body.url)
+async def _new(body: CreateWebhook, project_id: ProjectId, service: TheService) -> CreateWebhook:
+    await _check_url(service, project_id, body.url)
     return body
 
 
-async def _changed(body: UpdateWebhook, service: TheService) -> UpdateWebhook:
+async def _changed(body: UpdateWebhook, project_id: ProjectId, service: TheService) -> UpdateWebhook:
     if "url" in body.model_fields_set:
-        await _check_url(service, body.url)
+        await _check_url(service, project_id, body.url)
     return body
 
 
-async def _check_url(service: Service, url: str) -> None:
+async def _check_url(service: Service, project_id: str, url: str) -> None:
     try:
-        await check_address(service, url)
+        await check_address(service, project_id, url)
     except url_policy.Refused as refusal:
         raise InvalidBody([FieldError(pointer="/url", code="address_refused", detail=str(refusal))]) from None
 
@@ -85,7 +86,7 @@ async def _check_url(service: Service, url: str) -> None:
     dependencies=[needs("jobs:write"), Json],
     responses={
         201: {"headers": schemas.headers({"Location": "The webhook."})},
-        **problems(*_BODY, WebhookExists, TooManyWebhooks),
+        **problems(*_BODY, WebhookExists, TooManyWebhooks, TooManyAtOnce),
     },
 )
 def create_webhook(
@@ -127,7 +128,7 @@ def get_webhook(webhook_id: WebhookId, project_id: ProjectId, session: Reading) 
 
 @router.patch(
     "/webhooks/{webhook_id}",
-    responses=problems(*_BODY, NotFound, WebhookExists),
+    responses=problems(*_BODY, NotFound, WebhookExists, TooManyAtOnce),
     dependencies=[needs("jobs:write"), Json],
 )
 def change_webhook(

@@ -1,7 +1,7 @@
 """Contract of the object stores; tests/app/storage/test_storage.py holds each store to it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -55,8 +55,8 @@ class ObjectStore(Protocol):
     def size(self, key: str) -> int:
         """Return the size of an object in bytes. Raises NotStored."""
 
-    def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Read the bytes from `start` to before `stop`, in chunks. Raises NotStored."""
+    def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Generator[bytes]:
+        """Read the bytes from `start` to before `stop`, in chunks. Raises NotStored. It can be closed early."""
 
     def keys(self, prefix: str = "", *, after: str = "") -> Iterator[str]:
         """List the keys below a key, or all keys, in alphabetical order; only those after `after`, if given."""

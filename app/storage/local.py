@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -35,7 +35,7 @@ class LocalStore:
         with _translated_errors(key):
             return self._path(key).stat().st_size
 
-    def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Generator[bytes]:
         with _translated_errors(key), self._path(key).open("rb") as file:
             left = self.size(key) - start if stop is None else stop - start
             file.seek(start)

@@ -9,7 +9,7 @@ import math
 import secrets
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -88,7 +88,7 @@ class S3Store:
             size: int = self._s3.head_object(Bucket=self._bucket, Key=checked(key))["ContentLength"]
         return size
 
-    def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Generator[bytes]:
         # Not tenacity: it calls a function again, and this goes on with the bytes that are still to come.
         failures = 0
         while stop is None or start < stop:

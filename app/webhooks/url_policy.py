@@ -44,14 +44,13 @@ class Place:
     address: Address
 
 
-async def check(url: str, settings: Settings) -> None:
-    """Resolve the host of a URL and check its address. Raises Refused."""
-    parsed = parse(url, settings)
+async def check(url: "httpx2.URL", answer: "Future[Sequence[Address]]", settings: Settings) -> None:
+    """Check the address of a URL whose host is being looked up. Raises Refused."""
     try:
-        found = await asyncio.wait_for(asyncio.wrap_future(look_up(parsed)), LOOKUP_SECONDS)
+        found = await asyncio.wait_for(asyncio.wrap_future(answer), LOOKUP_SECONDS)
     except TimeoutError:
-        raise Refused(f"the host {parsed.host} could not be resolved in time; try again") from None
-    judge(parsed, found, settings)
+        raise Refused(f"the host {url.host} could not be resolved in time; try again") from None
+    judge(url, found, settings)
 
 
 def parse(url: str, settings: Settings) -> "httpx2.URL":

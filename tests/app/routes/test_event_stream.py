@@ -149,14 +149,14 @@ def test_an_old_stream_closes_so_that_the_client_resumes(settings, database, pro
 
 
 def test_too_many_streams_are_refused_and_the_place_is_free_again(settings, database, project, monkeypatch):
-    monkeypatch.setattr("app.routes.streams.MAX_STREAMS", 1)
+    monkeypatch.setattr("app.http.places.STREAMS", 1)
     with serving(settings, database) as url, calling(url, add_key(database, project)) as api:
         job_id, held = start(api, database)
         with api.stream("GET", f"/jobs/{job_id}/events", headers=STREAM) as stream:
             lines = stream.iter_lines()
             assert next(lines)
             refused = api.get(f"/jobs/{job_id}/events", headers=STREAM)
-            assert (refused.status_code, refused.json()["code"]) == (503, "too_many_streams")
+            assert (refused.status_code, refused.json()["code"]) == (503, "too_many_at_once")
             assert int(refused.headers["retry-after"]) > 0
             assert api.get(f"/jobs/{job_id}/events").status_code == 200
         do(database, claims.succeed, held, Reports(before=None, after=None))
@@ -174,7 +174,7 @@ def test_streams_that_are_asked_for_at_once_are_no_more_than_there_may_be(
     settings, database, project, monkeypatch, limit, path, headers
 ):
     if limit == "of the process":
-        monkeypatch.setattr("app.routes.streams.MAX_STREAMS", 2)
+        monkeypatch.setattr("app.http.places.STREAMS", 2)
     else:
         monkeypatch.setattr(quotas, "DEFAULTS", {**quotas.DEFAULTS, "streams_per_key": 2})
     with serving(settings, database) as url, calling(url, add_key(database, project)) as api, ExitStack() as opened:
@@ -192,7 +192,7 @@ def test_streams_that_are_asked_for_at_once_are_no_more_than_there_may_be(
 
 
 def test_a_place_is_free_again_though_its_client_went_before_the_first_byte(settings, database, project, monkeypatch):
-    monkeypatch.setattr("app.routes.streams.MAX_STREAMS", 1)
+    monkeypatch.setattr("app.http.places.STREAMS", 1)
     key = add_key(database, project)
     with serving(settings, database) as url, calling(url, key) as api:
         job_id, held = start(api, database)

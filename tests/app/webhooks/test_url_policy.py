@@ -19,8 +19,13 @@ def settings(tmp_path):
     return Settings(data_dir=tmp_path)
 
 
+async def looked_up(url, settings):
+    parsed = parse(url, settings)
+    await url_policy.check(parsed, url_policy.look_up(parsed), settings)
+
+
 def check(url, settings):
-    asyncio.run(url_policy.check(url, settings))
+    asyncio.run(looked_up(url, settings))
 
 
 INSIDE = [

@@ -355,7 +355,8 @@ def test_a_name_that_leads_elsewhere_by_now_leads_nowhere(lan, database, project
     with receiver() as server:
         monkeypatch.setattr(url_policy, "PORTS", (server.port,))
         monkeypatch.setattr(url_policy, "resolve", lambda host, port: [ip_address("93.184.216.34")])
-        asyncio.run(url_policy.check(server.url("rebound.test"), settings))
+        parsed = url_policy.parse(server.url("rebound.test"), settings)
+        asyncio.run(url_policy.check(parsed, url_policy.look_up(parsed), settings))
         subscribe(database, project, server.url("rebound.test"))
         announce(database, project)
         monkeypatch.setattr(url_policy, "resolve", lambda host, port: [ip_address("127.0.0.1")])
