@@ -1,6 +1,7 @@
 """Jobs: post one, find it, watch it, and read its results. The actions on it are in `app.routes.actions`."""
 
 import time
+from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any
 
 from anyio.to_thread import run_sync
@@ -31,7 +32,8 @@ from app.http.problems import (
     UnsupportedMediaType,
     problems,
 )
-from app.jobs import estimates, lifecycle, moves, queries, shards
+from app.jobs import estimates, lifecycle, moves, queries, shards, waiting
+from app.jobs.requirements import read_key
 from app.projects import quotas
 from app.routes import answer
 from app.routes.assets import show_input
@@ -164,7 +166,9 @@ def list_jobs(project_id: ProjectId, session: Reading, chosen: Annotated[JobFilt
         limit=chosen.limit,
         order=chosen.order,
     )
-    return answer(schemas.page([show_job(job) for job in part.rows], has_more=part.has_more, last=part.last))
+    why = waiting.reasons(session, part.rows)
+    shown = [show_job(job, why.get(job.id)) for job in part.rows]
+    return answer(schemas.page(shown, has_more=part.has_more, last=part.last))
 
 
 @router.get(
@@ -194,14 +198,16 @@ async def get_job(
 ) -> Response:
     """Get a job: at once, when it changes, or when it ends."""
     deadline = time.monotonic() + wait
-    job = await run_sync(_load, service, project_id, job_id)
-    while _can_wait(job, if_none_match) and not service.watch.stopping and (left := deadline - time.monotonic()) > 0:
+    job, why = await run_sync(_load, service, project_id, job_id)
+    while (
+        _can_wait(job, why, if_none_match) and not service.watch.stopping and (left := deadline - time.monotonic()) > 0
+    ):
         await service.watch.change(job_id, job.version, timeout=left)
-        job = await run_sync(_load, service, project_id, job_id)
-    headers = {"ETag": _etag(job)}
-    if _is_known(job, if_none_match):
+        job, why = await run_sync(_load, service, project_id, job_id)
+    headers = {"ETag": _etag(job, why)}
+    if _is_known(job, why, if_none_match):
         return Response(status_code=304, headers=headers)
-    return answer(show_job(job), headers)
+    return answer(show_job(job, why), headers)
 
 
 @router.get(
@@ -280,28 +286,31 @@ def create_from(
         if spec.webhook:
             subscriptions.check_named(session, project_id, spec.webhook.url)
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
-    service.doorbell.ring_after_commit(session, spec, shards=created.job.shards_left)
-    return show_created(created, response)
+    service.doorbell.ring_after_commit(
+        session, read_key(created.job.requires).resource_class, shards=created.job.shards_left
+    )
+    return show_created(session, created, response)
 
 
-def show_created(created: lifecycle.Created, response: Response) -> schemas.PostedJob:
+def show_created(session: Session, created: lifecycle.Created, response: Response) -> schemas.PostedJob:
     """Show a job that this request, or an earlier one with the same key, has created."""
     response.headers["Location"] = f"/jobs/{created.job.id}"
-    response.headers["ETag"] = _etag(created.job)
+    why = waiting.reasons(session, [created.job]).get(created.job.id)
+    response.headers["ETag"] = _etag(created.job, why)
     if created.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     webhook = None
     if created.webhook:
         webhook = show_with_secret(created.webhook, response)
-    return schemas.PostedJob.model_validate({**_facts(created.job), "webhook": webhook})
+    return schemas.PostedJob.model_validate({**_facts(created.job, why), "webhook": webhook})
 
 
-def show_job(job: tables.Job) -> schemas.Job:
-    """Show a job."""
-    return schemas.Job.model_validate(_facts(job))
+def show_job(job: tables.Job, why: schemas.Waiting | None) -> schemas.Job:
+    """Show a job, and why it waits where no worker could take it."""
+    return schemas.Job.model_validate(_facts(job, why))
 
 
-def _facts(job: tables.Job) -> dict[str, Any]:
+def _facts(job: tables.Job, why: schemas.Waiting | None) -> dict[str, Any]:
     here = f"/jobs/{job.id}"
     parts = ("events", "metrics", "checkpoints", "report")
     return {
@@ -310,6 +319,7 @@ def _facts(job: tables.Job) -> dict[str, Any]:
         "name": job.name,
         "kind": job.kind,
         "status": job.status,
+        "waiting": why,
         "phase": job.phase,
         "is_terminal": job.status in moves.TERMINAL,
         "allowed_actions": lifecycle.allowed_actions(job),
@@ -338,22 +348,24 @@ def _facts(job: tables.Job) -> dict[str, Any]:
     }
 
 
-def _load(service: Service, project_id: str, job_id: str) -> tables.Job:
+def _load(service: Service, project_id: str, job_id: str) -> tuple[tables.Job, schemas.Waiting | None]:
     with service.database.reading() as session:
-        return the_job(session, project_id, job_id)
+        job = the_job(session, project_id, job_id)
+        return job, waiting.reasons(session, [job]).get(job.id)
 
 
-def _etag(job: tables.Job) -> str:
-    return f'"{job.id}.{job.version}"'
+def _etag(job: tables.Job, why: schemas.Waiting | None) -> str:
+    # Workers come and go without a change of the job's row.
+    return f'"{job.id}.{job.version}{f".{sha256(why.message.encode()).hexdigest()[:8]}" if why else ""}"'
 
 
-def _is_known(job: tables.Job, if_none_match: str | None) -> bool:
+def _is_known(job: tables.Job, why: schemas.Waiting | None, if_none_match: str | None) -> bool:
     known = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
-    return _etag(job) in known
+    return _etag(job, why) in known
 
 
-def _can_wait(job: tables.Job, if_none_match: str | None) -> bool:
-    return job.status not in moves.TERMINAL and (if_none_match is None or _is_known(job, if_none_match))
+def _can_wait(job: tables.Job, why: schemas.Waiting | None, if_none_match: str | None) -> bool:
+    return job.status not in moves.TERMINAL and (if_none_match is None or _is_known(job, why, if_none_match))
 
 
 def _show_metric(step: tables.Metric) -> schemas.Metric:
