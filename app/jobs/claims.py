@@ -3,7 +3,7 @@
 `app.jobs.ingest` stores what a run reports in between. The caller opens the transaction and commits it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from random import random
 from typing import Any, Self
@@ -134,18 +134,23 @@ def _groups_in_turn(
     group = waiting.QUEUED_GROUPS.c
     first = select(Job.id).where(Job.project_id == group.project_id, Job.requires == group.requires, *_CLAIMABLE)
     first = first.order_by(Job.priority.desc(), Job.id).limit(1).correlate(waiting.QUEUED_GROUPS)
+    urgency = first.with_only_columns(Job.priority).scalar_subquery()
+    # Those without requirements are none, but where that would be said in the statement, its subqueries ran twice.
+    found = session.execute(select(group.project_id, group.requires, urgency, first.scalar_subquery())).all()
+    groups = [row for row in found if row[3] and (capacity is None or capacity.meets(read_key(row[1])))]
+    turns = _turns(session, {row[0] for row in groups}, running_quota) if groups else {}
+    groups = sorted((row for row in groups if row[0] in turns), key=lambda row: (turns[row[0]], -row[2], row[3]))
+    return [(row[0], row[1]) for row in groups]
+
+
+def _turns(session: Session, project_ids: Set[str], running_quota: int | None) -> Mapping[str, tuple[int, float]]:
+    """Tell which of these projects may have a job claimed, each with its place among them: the number of its running
+    jobs, and among equal ones a random number."""
     running = select(Job.project_id, func.count().label("count")).where(*AT_WORK).group_by(Job.project_id).subquery()
     count = func.coalesce(running.c.count, 0)
-    urgency = first.with_only_columns(Job.priority).scalar_subquery()
-    found = select(group.project_id, group.requires, count, urgency, first.scalar_subquery())
-    found = found.join(Project, Project.id == group.project_id)
-    found = found.outerjoin(running, running.c.project_id == Project.id)
-    found = found.where(first.scalar_subquery().is_not(None), quotas.lets_run(count, running_quota))
-    rows = session.execute(found).all()
-    # The same number for all groups of a project.
-    lot = {row[0]: random() for row in rows}
-    in_turn = sorted(rows, key=lambda row: (row[2], lot[row[0]], row[0], -row[3], row[4]))
-    return [(row[0], row[1]) for row in in_turn if capacity is None or capacity.meets(read_key(row[1]))]
+    projects = select(Project.id, count).outerjoin(running, running.c.project_id == Project.id)
+    projects = projects.where(Project.id.in_(project_ids), quotas.lets_run(count, running_quota))
+    return {row[0]: (row[1], random()) for row in session.execute(projects)}
 
 
 def heartbeat(session: Session, claim: Claim, *, lease_seconds: float) -> Status:
