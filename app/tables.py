@@ -208,7 +208,6 @@ class Job(Leased, Table):
 
     __table_args__ = (
         UniqueConstraint(project_id, idempotency_key),
-        Index("ix_jobs_waiting", "status", priority.desc(), "id"),
         Index("uq_jobs_retry_of", "retry_of", unique=True),
         # One for the list of a project's jobs, and for each of its filters.
         Index("ix_jobs_of_project", "project_id", "id", **where("parent_id IS NULL AND deleted_at IS NULL")),

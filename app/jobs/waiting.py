@@ -1,8 +1,9 @@
 """What waits for a worker, by what it requires, and whether a worker is alive that could take it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import CTE, func, select
+from sqlalchemy import CTE, ColumnElement, SQLColumnExpression, literal, select, tuple_
 from sqlalchemy.orm import Session
 
 from app import tasks
@@ -16,25 +17,35 @@ from app.tables import Job
 _MOST_SENTENCES = 5
 
 
-def _queued_projects() -> CTE:
-    """The projects that have queued jobs: one look into the index for each, however many jobs or projects there are."""
-    first = select(func.min(Job.project_id).label("project_id")).where(Job.status == "queued")
-    found = first.cte("queued_projects", recursive=True)
-    following = select(func.min(Job.project_id)).where(Job.status == "queued", Job.project_id > found.c.project_id)
-    further = select(following.correlate(found).scalar_subquery()).where(found.c.project_id.is_not(None))
-    return found.union_all(further)
+def _next(
+    column: SQLColumnExpression[str], after: ColumnElement[str], *within: tuple[Any, Any]
+) -> ColumnElement[str | None]:
+    """The value of a column that follows another one among the queued jobs, at a place in the index of jobs to claim.
+
+    The place is bounded by comparing rows of values, as in `app.platform.paging`: no planner then reads another index.
+    """
+    columns = Job.status, *(each for each, _ in within)
+    # SQLite compares a row of values with an index only where the values have no type of a column.
+    values = literal("queued"), *(value.concat("") for _, value in within)
+    # Past all rows with the value `after`, which SQLite would read where only that were compared: no id and no key of
+    # requirements begins with another one.
+    beyond = tuple_(*columns, column) >= tuple_(*values, after.concat(" ")), tuple_(*columns) <= tuple_(*values)
+    return select(column).where(*beyond).order_by(*columns, column).limit(1).scalar_subquery()
 
 
 def _queued_groups() -> CTE:
-    """The queued jobs of each project by what they require: one look into the index for each such group."""
-    projects = _queued_projects()
-    least = select(func.min(Job.requires)).where(Job.status == "queued")
-    of_project = least.where(Job.project_id == projects.c.project_id).correlate(projects).scalar_subquery()
-    first = select(projects.c.project_id, of_project.label("requires")).where(projects.c.project_id.is_not(None))
-    found = first.cte("queued_groups", recursive=True)
-    following = least.where(Job.project_id == found.c.project_id, Job.requires > found.c.requires)
-    further = select(found.c.project_id, following.correlate(found).scalar_subquery())
-    return found.union_all(further.where(found.c.requires.is_not(None)))
+    """The projects that have queued jobs, and of each what its jobs require: one look into the index for each such
+    group, however many jobs or projects there are."""
+    first = select(_next(Job.project_id, literal("")).label("project_id"))
+    projects = first.cte("queued_projects", recursive=True)
+    following = _next(Job.project_id, projects.c.project_id)
+    projects = projects.union_all(select(following).where(projects.c.project_id.is_not(None)))
+    name = projects.c.project_id
+    least = _next(Job.requires, literal(""), (Job.project_id, name)).label("requires")
+    groups = select(name, least).where(name.is_not(None)).cte("queued_groups", recursive=True)
+    name = groups.c.project_id
+    following = _next(Job.requires, groups.c.requires, (Job.project_id, name))
+    return groups.union_all(select(name, following).where(groups.c.requires.is_not(None)))
 
 
 # Built once: every claim asks it.

@@ -46,9 +46,12 @@ def upgrade() -> None:
     _derive()
     op.drop_index("ix_jobs_to_claim", "jobs")
     op.create_index("ix_jobs_to_claim", "jobs", ["status", "project_id", "requires", _PRIORITY, "id"])
+    # A planner could read all waiting jobs by this one, in search of the first of a project.
+    op.drop_index("ix_jobs_waiting", "jobs")
 
 
 def downgrade() -> None:
+    op.create_index("ix_jobs_waiting", "jobs", ["status", _PRIORITY, "id"])
     op.drop_index("ix_jobs_to_claim", "jobs")
     op.create_index("ix_jobs_to_claim", "jobs", ["status", "project_id", _PRIORITY, "id"])
     op.drop_column("jobs", "requires")
