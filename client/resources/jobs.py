@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from app.schemas.answer import Page
 from app.schemas.attempts import Attempt
-from app.schemas.jobs import DryRun, Job, Metrics, PostedJob, Progress
+from app.schemas.jobs import DryRun, Job, Metrics, PostedJob, Progress, Waiting
 from client.errors import StillRunning
 from client.reading import read
 from client.resources.resource import Resource, path_of
@@ -82,9 +82,9 @@ class Jobs(Resource):
             if not left:
                 raise StillRunning(f"{job_id} has not ended after {timeout:g} seconds; it goes on")
 
-    def watch(self, job_id: str, *, after: int = 0) -> "Iterator[Stamped | Progress]":
-        """Iterate over the events of a job after number `after`, and over its progress in between, live, until the job
-        has ended.
+    def watch(self, job_id: str, *, after: int = 0) -> "Iterator[Stamped | Progress | Waiting]":
+        """Iterate over the events of a job after number `after`, and in between over its progress, and over the reasons
+        why no worker can take it, live, until the job has ended.
 
         A broken stream is resumed where it broke, so that each event comes once.
         """
@@ -94,7 +94,7 @@ class Jobs(Resource):
 
     def stream(self, job_id: str, *, after: int = 0) -> "Iterator[Stamped]":
         """Iterate over the events of a job after number `after`, live, until the job has ended."""
-        return (item for item in self.watch(job_id, after=after) if not isinstance(item, Progress))
+        return (item for item in self.watch(job_id, after=after) if not isinstance(item, Progress | Waiting))
 
     def events(self, job_id: str) -> "Iterator[Stamped]":
         """Iterate over the events of a job so far."""
