@@ -18,11 +18,14 @@ from sqlalchemy import inspect, select, text
 from sqlalchemy.dialects import postgresql
 
 import app.platform.database
+from app.jobs import lifecycle
 from app.operations import migrate
 from app.platform.database import Database, alembic_config, now, open_database, seconds_from_now
 from app.platform.turns import NoTurn
+from app.schemas.job_request import parse_request
 from app.tables import Project, Table
-from tests.support.instance import new_instance
+from tests.support import instance as made
+from tests.support.instance import DIGITS, new_instance
 
 ROOT = Path(__file__).parents[3]
 
@@ -70,6 +73,24 @@ def test_migrations_can_be_taken_back(tmp_path, backend, postgres_server):
         command.downgrade(config, "base")
     assert inspect(database.engine).get_table_names() == ["alembic_version"]
     database.close()
+
+
+def test_unfinished_jobs_of_an_older_schema_get_their_requirements(tmp_path):
+    with new_instance(tmp_path) as (_, database):
+        project = made.add_project(database)
+        specs = [DIGITS, DIGITS | {"gpus": 4}]
+        with database.writing() as session:
+            for spec in specs:
+                lifecycle.create(session, project.id, parse_request(spec))
+            right = session.execute(text("SELECT id, requires FROM jobs")).all()
+        with database.engine.begin() as connection:
+            config = alembic_config()
+            config.attributes["connection"] = connection
+            command.downgrade(config, "0002")
+            command.upgrade(config, "head")
+        with database.reading() as session:
+            assert session.execute(text("SELECT id, requires FROM jobs")).all() == right
+        assert [requires for _, requires in right] == ["{}", '{"gpus":4}']
 
 
 def test_a_migration_that_has_landed_stays_as_it_is():
