@@ -43,6 +43,7 @@ from app.routes import (
     uploads,
     usage,
     webhooks,
+    workers,
 )
 from app.storage import open_store
 
@@ -60,6 +61,7 @@ PARTS = (
     keys,
     projects,
     usage,
+    workers,
     health,
 )
 """The modules that have routes, in the order of the OpenAPI document."""

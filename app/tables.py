@@ -23,6 +23,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from app.platform.database import Timestamp, now
 from app.platform.ids import new_id
 from app.platform.leases import Leased
+from app.platform.settings import ResourceClass
 from app.schemas import (
     AssetStatus,
     DeliveryStatus,
@@ -135,6 +136,8 @@ class Job(Leased, Table):
     base_model: Mapped[str | None]
     dataset: Mapped[str]
     priority: Mapped[int] = mapped_column()
+    requires: Mapped[str] = mapped_column(default="{}", server_default="{}")
+    """What it requires of a worker: the key of `app.jobs.requirements.Requirements`."""
     spec: Mapped[dict[str, Any]]
     warnings: Mapped[list[dict[str, Any]]]
     labels: Mapped[dict[str, Any]]
@@ -205,7 +208,6 @@ class Job(Leased, Table):
 
     __table_args__ = (
         UniqueConstraint(project_id, idempotency_key),
-        Index("ix_jobs_waiting", "status", priority.desc(), "id"),
         Index("uq_jobs_retry_of", "retry_of", unique=True),
         # One for the list of a project's jobs, and for each of its filters.
         Index("ix_jobs_of_project", "project_id", "id", **where("parent_id IS NULL AND deleted_at IS NULL")),
@@ -244,7 +246,7 @@ class Job(Leased, Table):
             "id",
             **where("parent_id IS NULL AND deleted_at IS NULL"),
         ),
-        Index("ix_jobs_to_claim", "status", "project_id", priority.desc(), "id"),
+        Index("ix_jobs_to_claim", "status", "project_id", "requires", priority.desc(), "id"),
         Index("ix_jobs_held", "id", **where("lease_until IS NOT NULL")),
         # Without the other jobs: it would be read in search of all those that are no shards.
         Index("uq_jobs_shard", "parent_id", "shard", unique=True, **where("parent_id IS NOT NULL")),
@@ -661,6 +663,33 @@ class Task(Leased, Table):
         Index("ix_tasks_of_subject", "subject_id", "id"),
         Index("ix_tasks_finished", "finished_at"),
     )
+
+
+class Worker(Table):
+    """A worker process. It keeps the row while it lives and deletes it when it ends; a row whose `alive_until` has
+    passed is that of a worker that has vanished."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    """Its machine and process: the `owner` of what it holds."""
+    resource_class: Mapped[ResourceClass] = mapped_column(String)
+    slots: Mapped[int]
+    """Jobs that it runs at the same time."""
+    devices: Mapped[list[dict[str, Any]]]
+    """The GPUs that it has for jobs, in the order in which a job gets them: name and bytes of memory of each."""
+    capabilities: Mapped[list[str]] = mapped_column(JSON)
+    """What it can do, sorted."""
+    versions: Mapped[dict[str, Any]]
+    """The versions of what results depend on."""
+    is_stopping: Mapped[bool] = mapped_column(default=False)
+    """Whether it claims nothing any more."""
+    started_at: Mapped[datetime] = mapped_column(default=now())
+    heartbeat_at: Mapped[datetime] = mapped_column(default=now())
+    alive_until: Mapped[datetime]
+
+    __table_args__ = (Index("ix_workers_alive", "alive_until"), Index("ix_workers_by_name", "name"))
 
 
 class Audit(Table):

@@ -1,6 +1,6 @@
 """Client of a Temper service: its resources as attributes, on one connection."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from app.schemas.access import Me
     from app.schemas.service import Version
     from app.schemas.usage import Usage
+    from app.schemas.workers import Worker
     from client.resources.assets import Datasets, Methods, Models
     from client.resources.checkpoints import Checkpoints
     from client.resources.jobs import Jobs
@@ -143,6 +144,13 @@ class Temper(Resource):
         moments = {"from": since and since.astimezone().isoformat(), "to": until and until.astimezone().isoformat()}
         given = {**moments, "group_by": group_by}
         return self._get(Usage, "/usage", {name: value for name, value in given.items() if value})
+
+    def workers(self) -> "Iterator[Worker]":
+        """Iterate over the workers of the instance, those that started last first. Takes a key with the scope admin."""
+        from app.schemas.answer import Page
+        from app.schemas.workers import Worker
+
+        return self._items(Page[Worker], "/workers")
 
     def version(self) -> "Version":
         """Fetch the version of the service."""

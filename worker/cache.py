@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from errno import EIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import BinaryIO
@@ -17,6 +18,9 @@ log = logging.getLogger(__name__)
 
 # A partial copy of this age was left by a process that was killed.
 _ABANDONED_SECONDS = 86400
+_CHUNK_BYTES = 1 << 20
+_MOST_DAMAGED = 3
+"""Damaged copies of one object after which the disk is to blame."""
 
 
 def read_verified(key: str, sha256: str, store: ObjectStore) -> Iterator[bytes]:
@@ -43,17 +47,38 @@ class Cache:
     def hold(
         self, key: str, sha256: str, size: int, store: ObjectStore, *, check: Callable[[], None] = lambda: None
     ) -> Iterator[Path]:
-        """Yield the path of an object's copy, which stays while the block runs. `check` is called after each chunk that
-        arrives, and may raise to end the transfer.
+        """Yield the path of an object's copy, which stays while the block runs and has the object's hash. `check` is
+        called after each chunk that arrives or is verified, and may raise to end that.
 
         Raises StorageUnavailable when the object cannot be read or has a different hash, and OSError when the folder
-        cannot be written.
+        cannot be written or does not give back what was written.
         """
         path = self._folder / sha256
-        while (file := _open(path, size)) is None:
-            self._fetch(key, sha256, size, store, check)
-        with file:
+        with self._open_verified(key, sha256, size, store, check):
             yield path
+
+    def _open_verified(
+        self, key: str, sha256: str, size: int, store: ObjectStore, check: Callable[[], None]
+    ) -> BinaryIO:
+        """Open and lock a copy with this hash, fetched where there is none."""
+        path, damaged = self._folder / sha256, 0
+        while True:
+            while (file := _open(path, size)) is None:
+                self._fetch(key, sha256, size, store, check)
+            try:
+                is_right = _hash(file, check) == sha256
+            except BaseException:
+                file.close()
+                raise
+            if is_right:
+                return file
+            file.close()
+            damaged += 1
+            log.warning("the copy %s in the cache is damaged and is fetched again", path)
+            if damaged == _MOST_DAMAGED:
+                raise OSError(EIO, "the disk does not give back what was written to it", str(path))
+            # Into the place of the damaged copy, which another job may hold.
+            self._fetch(key, sha256, size, store, check)
 
     def _fetch(self, key: str, sha256: str, size: int, store: ObjectStore, check: Callable[[], None]) -> None:
         self._make_room(size)
@@ -87,6 +112,14 @@ class Cache:
                 total -= file_size
         if total > self._max_bytes:
             log.warning("the cache exceeds its limit: all of it is in use, or one file is larger than the limit")
+
+
+def _hash(file: BinaryIO, check: Callable[[], None]) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        check()
+    return digest.hexdigest()
 
 
 def _open(path: Path, size: int) -> BinaryIO | None:

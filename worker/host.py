@@ -4,20 +4,26 @@
 """
 
 import ctypes
+import logging
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from app.jobs.workers import Device
 from app.platform.settings import Settings
+
+log = logging.getLogger(__name__)
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 """Where the kernel shows its control groups."""
 _NVIDIA, _UNIFIED_MEMORY = Path("/proc/driver/nvidia"), Path("/dev/nvidia-uvm")
 _PR_SET_DUMPABLE = 4
+_UNKNOWN = Device("NVIDIA GPU", None)
+_ANSWER_SECONDS = 20
 _STALE_SECONDS = 30
 _BEAT_SECONDS = 1.0
 
@@ -48,6 +54,41 @@ def count_gpus() -> int:
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
     return len(list(_NVIDIA.glob("gpus/*")))
+
+
+def read_gpus() -> list[Device]:
+    """List the NVIDIA GPUs that a training process will see, in its order. What the driver's program does not tell of
+    one stays unknown."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = count_gpus()
+    known = _ask_driver() if count else []
+    if visible is None:
+        return [known[number][1] if number < len(known) else _UNKNOWN for number in range(count)]
+    names = [name.strip() for name in visible.split(",")]
+    return [_find(name, known) for name in names if name not in ("", "-1")]
+
+
+def _ask_driver() -> list[tuple[str, Device]]:
+    """Ask the driver's program for the UUID of each GPU, its name and its memory."""
+    ask = ["nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(ask, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("the memory of the GPUs is not known: nvidia-smi: %s", error)
+        return []
+    found = []
+    for line in told.splitlines():
+        uuid, name, memory = (part.strip() for part in line.split(","))
+        # A GPU that shares the memory of the machine has none of its own to tell of.
+        found.append((uuid, Device(name, int(memory) * 2**20 if memory.isdecimal() else None)))
+    return found
+
+
+def _find(name: str, known: Sequence[tuple[str, Device]]) -> Device:
+    """Find a GPU by what CUDA_VISIBLE_DEVICES has: its number, or the begin of its UUID."""
+    if name.isdecimal():
+        return known[int(name)][1] if int(name) < len(known) else _UNKNOWN
+    return next((device for uuid, device in known if uuid.startswith(name)), _UNKNOWN)
 
 
 def count_oom_kills() -> int | None:

@@ -5,9 +5,7 @@ this process ends, when the lease is lost, and when it takes too long.
 """
 
 import logging
-import os
 import re
-import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -79,7 +77,7 @@ def inspect_next(workplace: Workplace) -> bool:
     with workplace.database.writing() as session:
         inspection = inspections.claim(
             session,
-            worker=f"{socket.gethostname()}:{os.getpid()}",
+            worker=workplace.description.name,
             lease_seconds=workplace.settings.lease_seconds,
             max_crashes=workplace.settings.max_crashes,
         )

@@ -1,9 +1,7 @@
 """The worker that needs no broker: it polls the database. `python -m worker.polling` runs it beside the API."""
 
 import logging
-import os
 import signal
-import socket
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
@@ -20,6 +18,7 @@ from app.storage import open_store
 from worker.attempt import run
 from worker.host import make_gpu_devices, protect_memory
 from worker.inspector import inspect_next
+from worker.presence import Presence
 from worker.workplace import Workplace
 
 log = logging.getLogger(__name__)
@@ -60,10 +59,11 @@ def work(workplace: Workplace, listener: DoorbellListener) -> None:
     outage = Outage(log, "the database is out of reach", "the database is back")
     arguments = (workplace, listener, outage)
     slots = [Thread(target=_work_in_slot, args=arguments) for _ in range(workplace.settings.concurrency)]
-    for slot in slots:
-        slot.start()
-    for slot in slots:
-        slot.join()
+    with Presence(workplace):
+        for slot in slots:
+            slot.start()
+        for slot in slots:
+            slot.join()
 
 
 def _work_in_slot(workplace: Workplace, listener: DoorbellListener, outage: Outage) -> None:
@@ -95,11 +95,11 @@ def _claim(workplace: Workplace) -> Claim | None:
     with workplace.database.writing() as session:
         return claims.claim(
             session,
-            worker=f"{socket.gethostname()}:{os.getpid()}",
+            worker=workplace.description.name,
             lease_seconds=workplace.settings.lease_seconds,
             retry_policy=RetryPolicy.of(workplace.settings),
             running_quota=workplace.settings.quota_running_jobs,
-            gpus=workplace.settings.most_gpus,
+            capacity=workplace.description.capacity,
         )
 
 

@@ -8,9 +8,11 @@ from threading import Event
 
 from app.assets.registry import Registry
 from app.jobs.leases import Claim
+from app.jobs.workers import Description
 from app.platform.database import Database
 from app.platform.settings import Settings
 from app.storage import ObjectStore
+from worker.description import describe
 from worker.host import HeartbeatFile
 from worker.training_process import core_command
 
@@ -27,6 +29,11 @@ class Workplace:
     """Returns the command of the training process."""
     stopping: Event = field(default_factory=Event)
     """Set when this worker is to hand its jobs back and end."""
+
+    @cached_property
+    def description(self) -> Description:
+        """What this worker is and has, as it was when it was first asked for."""
+        return describe(self.settings)
 
     @cached_property
     def heartbeat(self) -> HeartbeatFile:

@@ -3,22 +3,24 @@
 `app.jobs.ingest` stores what a run reports in between. The caller opens the transaction and commits it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from random import random
 from typing import Any, Self
 
-from sqlalchemy import CTE, ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
-from app.jobs import failures, shards
+from app.jobs import failures, shards, waiting
 from app.jobs.failures import CrashCode
 from app.jobs.leases import Claim, Shard, fence, lock_job, require
 from app.jobs.moves import fail as move_to_failed
 from app.jobs.moves import leave, move
+from app.jobs.requirements import Capacity, read_key
 from app.platform import leases
 from app.platform.database import now, seconds_from_now
 from app.platform.settings import Settings
-from app.projects import quotas, totals
+from app.projects import quotas
 from app.schemas import Failure, Results, Status
 from app.schemas.job_request import parse_request
 from app.tables import AT_WORK, CLAIMED, Attempt, Job, Project
@@ -28,6 +30,10 @@ MAX_CRASHES_IN_PLACE = 3
 CRASH_BACKOFF_SECONDS, MAX_CRASH_BACKOFF_SECONDS = 5.0, 300.0
 CANCEL_LIMIT_SECONDS = 45.0
 """The parts of an instance's `RetryPolicy` that are not settings."""
+
+
+_CLAIMABLE = Job.status == "queued", Job.shards_left == 0, or_(Job.not_before.is_(None), Job.not_before <= now())
+"""The condition under which a job can be claimed, by a worker that has what the job requires."""
 
 
 @dataclass(frozen=True)
@@ -57,44 +63,28 @@ class RetryPolicy:
         )
 
 
-def _with_queued_jobs() -> CTE:
-    """The projects that have queued jobs: one look into the index for each, however many jobs or projects there are."""
-    first = select(func.min(Job.project_id).label("project_id")).where(Job.status == "queued")
-    found = first.cte(recursive=True)
-    following = select(func.min(Job.project_id)).where(Job.status == "queued", Job.project_id > found.c.project_id)
-    further = select(following.correlate(found).scalar_subquery()).where(found.c.project_id.is_not(None))
-    return found.union_all(further)
-
-
-# Built once: every claim asks it.
-_WITH_QUEUED_JOBS = _with_queued_jobs()
-
-
 def claim(
     session: Session,
     *,
     worker: str,
     lease_seconds: float,
     retry_policy: RetryPolicy,
-    gpus: int | None = None,
+    capacity: Capacity | None = None,
     running_quota: int | None = None,
 ) -> Claim | None:
     """Claim the next waiting job, those of lost workers included.
 
-    gpus: only a job that asks for at most this number. running_quota: the limit of running jobs of a project that has
+    capacity: only a job that requires no more than this. running_quota: the limit of running jobs of a project that has
     no limit of its own. Returns None where no such job waits.
     """
     # In this order: an update of parents waits for the rows of their shards, and must not hold any rows that others
     # may wait for.
     shards.update_parents(session)
     expire(session, retry_policy)
-    claimable = [Job.status == "queued", Job.shards_left == 0, or_(Job.not_before.is_(None), Job.not_before <= now())]
-    if gpus is not None:
-        claimable.append(gpus >= totals.GPUS_WANTED)
     claimed: Sequence[Job] = []
-    for project_id in _projects_in_turn(session, and_(*claimable), running_quota):
-        waiting = select(Job.id).where(Job.project_id == project_id, *claimable)
-        first = leases.next_of(Job, waiting.order_by(Job.priority.desc(), Job.id))
+    for project_id, requires in _groups_in_turn(session, capacity, running_quota):
+        of_group = select(Job.id).where(Job.project_id == project_id, Job.requires == requires, *_CLAIMABLE)
+        first = leases.next_of(Job, of_group.order_by(Job.priority.desc(), Job.id))
         with session.begin_nested() as savepoint:
             claimed = _take(session, first, worker=worker, lease_seconds=lease_seconds)
             if claimed and quotas.is_over(session, project_id, running_quota):
@@ -130,26 +120,37 @@ def _take(session: Session, first: ColumnElement[bool], *, worker: str, lease_se
     )
 
 
-def _projects_in_turn(session: Session, claimable: ColumnElement[bool], running_quota: int | None) -> Sequence[str]:
-    """List the projects that have jobs to claim, those with the fewest running jobs first, equal ones at random. So the
-    many jobs of one project do not delay another project; priority orders the jobs within a project."""
-    # One row is read for each project: reading all waiting jobs would be too much for each claim.
+def _groups_in_turn(
+    session: Session, capacity: Capacity | None, running_quota: int | None
+) -> Sequence[tuple[str, str]]:
+    """List the groups of jobs to claim, each a project and what its jobs require: the projects with the fewest running
+    jobs first, equal ones at random, and of a project the group with the most urgent job first.
+
+    So the many jobs of one project do not delay another project; priority orders the jobs within a project.
+    """
+    # One row is read for each group: reading all waiting jobs would be too much for each claim.
     # With a limit, so that no plan joins the two tables whole; in the order of the index, so that no plan scans the
     # table in search of a row, however outdated its statistics are.
-    one = select(Job.id).where(Job.project_id == Project.id, claimable)
-    one = one.order_by(Job.priority.desc(), Job.id).limit(1)
+    group = waiting.QUEUED_GROUPS.c
+    first = select(Job.id).where(Job.project_id == group.project_id, Job.requires == group.requires, *_CLAIMABLE)
+    first = first.order_by(Job.priority.desc(), Job.id).limit(1).correlate(waiting.QUEUED_GROUPS)
+    urgency = first.with_only_columns(Job.priority).scalar_subquery()
+    # Those without requirements are none, but where that would be said in the statement, its subqueries ran twice.
+    found = session.execute(select(group.project_id, group.requires, urgency, first.scalar_subquery())).all()
+    groups = [row for row in found if row[3] and (capacity is None or capacity.meets(read_key(row[1])))]
+    turns = _turns(session, {row[0] for row in groups}, running_quota) if groups else {}
+    groups = sorted((row for row in groups if row[0] in turns), key=lambda row: (turns[row[0]], -row[2], row[3]))
+    return [(row[0], row[1]) for row in groups]
+
+
+def _turns(session: Session, project_ids: Set[str], running_quota: int | None) -> Mapping[str, tuple[int, float]]:
+    """Tell which of these projects may have a job claimed, each with its place among them: the number of its running
+    jobs, and among equal ones a random number."""
     running = select(Job.project_id, func.count().label("count")).where(*AT_WORK).group_by(Job.project_id).subquery()
     count = func.coalesce(running.c.count, 0)
-    projects = select(Project.id).join(_WITH_QUEUED_JOBS, _WITH_QUEUED_JOBS.c.project_id == Project.id)
-    projects = projects.outerjoin(running, running.c.project_id == Project.id)
-    projects = projects.where(one.scalar_subquery().is_not(None), quotas.lets_run(count, running_quota))
-    return session.scalars(projects.order_by(count, func.random())).all()
-
-
-def gpus_wanted(session: Session, *, seconds: float) -> Sequence[int]:
-    """List the numbers of GPUs that jobs ask for which have waited for longer than `seconds`."""
-    waiting = Job.status == "queued", Job.shards_left == 0, Job.updated_at < seconds_from_now(-seconds)
-    return session.scalars(select(totals.GPUS_WANTED).where(*waiting).distinct()).all()
+    projects = select(Project.id, count).outerjoin(running, running.c.project_id == Project.id)
+    projects = projects.where(Project.id.in_(project_ids), quotas.lets_run(count, running_quota))
+    return {row[0]: (row[1], random()) for row in session.execute(projects)}
 
 
 def heartbeat(session: Session, claim: Claim, *, lease_seconds: float) -> Status:

@@ -17,6 +17,7 @@ from app.assets import assets, inputs
 from app.jobs import estimates, labels, leftovers, shards
 from app.jobs.history import append_events
 from app.jobs.moves import TERMINAL, leave, move
+from app.jobs.requirements import Requirements
 from app.platform.database import lock_row, now
 from app.projects import audit, totals
 from app.projects.ids import next_id
@@ -151,6 +152,7 @@ def _row_of(request: AnyRequest, **values: Any) -> Job:
         base_model=getattr(request, "base_model", None),
         dataset=request.dataset,
         priority=request.priority,
+        requires=Requirements.of(request).key,
         spec=request.model_dump(mode="json"),
         warnings=[caution.model_dump() for caution in spec_warnings(request)],
         labels=dict(request.metadata),

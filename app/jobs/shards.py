@@ -66,6 +66,7 @@ def make(job: Job, retried: Sequence[Job]) -> list[Job]:
             base_model=job.base_model,
             dataset=job.dataset,
             priority=job.priority,
+            requires=job.requires,
             spec=job.spec,
             warnings=[],
             labels={},

@@ -14,7 +14,7 @@ from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session, aliased
 
 from app.assets import assets, uploads
-from app.jobs import leftovers, lifecycle
+from app.jobs import leftovers, lifecycle, workers
 from app.jobs.leases import job_prefix
 from app.platform.database import Database, Deleted, seconds_from_now
 from app.projects import totals
@@ -32,6 +32,7 @@ from app.tables import (
     TotalChange,
     Upload,
     Webhook,
+    Worker,
 )
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,12 @@ def forget_deliveries(turn: Round) -> None:
             turn.repeat(leftovers.delete_batch, Delivery, mine)
         else:
             turn.repeat(_forget_oldest, webhook_id)
+
+
+def forget_workers(turn: Round) -> None:
+    """Delete the rows of workers that vanished long ago."""
+    gone = Worker.alive_until < seconds_from_now(-workers.KEPT_DAYS * _DAY)
+    turn.repeat(leftovers.delete_batch, Worker, gone)
 
 
 def delete_projects(turn: Round, store: ObjectStore) -> None:

@@ -13,11 +13,12 @@ from threading import Event, Thread
 
 from app import tasks
 from app.assets import assets, inspections, uploads
-from app.jobs import claims, shards
+from app.jobs import claims, shards, waiting
+from app.jobs.requirements import Requirements
 from app.operations import deletion, garbage_collection
 from app.platform.database import AWAY, Database, why
 from app.platform.outages import Outage
-from app.platform.queue import Doorbell, needs
+from app.platform.queue import Doorbell
 from app.platform.settings import Settings
 from app.projects import quotas
 from app.storage import ObjectStore, StorageUnavailable
@@ -65,9 +66,9 @@ def ring_again(context: MaintenanceContext) -> None:
     if not context.doorbell.is_there:
         return
     with context.database.reading() as session:
-        wanted = {needs(gpus) for gpus in claims.gpus_wanted(session, seconds=10)}
+        wanted = {requirements.resource_class for requirements in waiting.required(session, seconds=10)}
         if tasks.have_waited(session, inspections.KINDS, seconds=10):
-            wanted.add(needs(1))
+            wanted.add(Requirements().resource_class)
     for resource in wanted:
         context.doorbell.ring(resource)
 
@@ -91,6 +92,7 @@ def delete_in_batches(context: MaintenanceContext) -> None:
         deletion.forget_uploads,
         deletion.forget_tasks,
         deletion.forget_deliveries,
+        deletion.forget_workers,
     ):
         step(deletion.Round(context.database, context.stopping))
     deletion.delete_projects(deletion.Round(context.database, context.stopping), context.store)

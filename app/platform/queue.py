@@ -18,7 +18,6 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from app.platform.settings import ResourceClass, Settings
-from core.schema.spec import AnySpec
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +26,6 @@ HEARD: Mapping[ResourceClass, tuple[ResourceClass, ...]] = MappingProxyType({"gp
 _MOST_WAITING = 1000
 _OPEN_SECONDS = 10.0
 """Time without calls to a broker that failed."""
-
-
-def needs(gpus: int) -> ResourceClass:
-    """Return the class of worker that a job of this number of GPUs needs: a single process runs on any machine, several
-    processes need one GPU each."""
-    return "gpu" if gpus > 1 else "cpu"
 
 
 class Doorbell:
@@ -67,10 +60,9 @@ class Doorbell:
             with suppress(Full):
                 self._rings.put_nowait(resource)
 
-    def ring_after_commit(self, session: Session, spec: AnySpec | None = None, *, shards: int = 0) -> None:
-        """Have it rung when the session's transaction is committed, for a worker that can do this, or one for each
-        shard; without a spec, for any: a file is to be inspected."""
-        resource = needs(getattr(spec, "gpus", 1))
+    def ring_after_commit(self, session: Session, resource: ResourceClass = "cpu", *, shards: int = 0) -> None:
+        """Have it rung when the session's transaction is committed, for a worker of this class, or one for each
+        shard."""
 
         def ring(_: Session) -> None:
             for _ring in range(max(shards, 1)):

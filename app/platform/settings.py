@@ -92,8 +92,7 @@ class Settings(BaseSettings):
     resource_class: ResourceClass = "gpu"
     """What this worker has: gpu, or cpu for one that takes no job of several GPUs."""
     gpus: int | None = Field(default=None, ge=1)
-    """Largest number of GPUs of a job that this worker claims. A job that needs more GPUs than the
-    worker has fails."""
+    """Largest number of GPUs of a job that this worker claims; by default as many as its machine has."""
     heartbeat_file: Path = Field(default_factory=lambda data: data["data_dir"] / "worker.heartbeat")
     """File that a worker touches while it polls or runs a job, for a health check."""
     poll_seconds: float = Field(default=1, gt=0)
@@ -232,11 +231,6 @@ class Settings(BaseSettings):
         """Seconds between two renewals of a lease. A worker gives a job up when two thirds of its lease have passed
         without one, so there are several tries before that."""
         return self.lease_seconds / HEARTBEATS_PER_LEASE
-
-    @property
-    def most_gpus(self) -> int | None:
-        """The largest number of GPUs of a job that this worker takes; None for any."""
-        return 1 if self.resource_class == "cpu" else self.gpus
 
     @property
     def objects_dir(self) -> Path:

@@ -30,8 +30,9 @@ from app.http.problems import (
     UnsupportedMediaType,
     problems,
 )
-from app.jobs import lifecycle
+from app.jobs import lifecycle, waiting
 from app.jobs.leases import job_prefix
+from app.jobs.requirements import read_key
 from app.projects import quotas
 from app.routes.jobs import (
     CREATED,
@@ -43,7 +44,7 @@ from app.routes.jobs import (
     show_job,
     the_job,
 )
-from app.schemas.job_request import AnyRequest, parse_request
+from app.schemas.job_request import AnyRequest
 from app.storage import StorageUnavailable
 from app.webhooks import subscriptions
 
@@ -68,11 +69,12 @@ def pause_job(job_id: JobId, project_id: ProjectId, session: Writing) -> schemas
 )
 def resume_job(job_id: JobId, project_id: ProjectId, session: Writing, service: TheService) -> schemas.Job:
     """Queue a paused job again, to continue from its state. Resuming twice is not an error."""
-    was_paused = the_job(session, project_id, job_id).status == "paused"
+    job = the_job(session, project_id, job_id)
+    was_paused = job.status == "paused"
     shown = _ask(session, project_id, job_id, "resume")
     if was_paused:
         quotas.check(session, project_id, service.settings, "queued_jobs")
-    service.doorbell.ring_after_commit(session, parse_request(shown.spec), shards=len(shown.shards or ()))
+    service.doorbell.ring_after_commit(session, read_key(job.requires).resource_class, shards=len(shown.shards or ()))
     return shown
 
 
@@ -107,8 +109,9 @@ def retry_job(
     created = lifecycle.retry(session, job.id, most_webhooks=subscriptions.MAX_WEBHOOKS)
     if not created.replayed:
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
-    service.doorbell.ring_after_commit(session, parse_request(created.job.spec), shards=created.job.shards_left)
-    return show_created(created, response)
+    resource = read_key(created.job.requires).resource_class
+    service.doorbell.ring_after_commit(session, resource, shards=created.job.shards_left)
+    return show_created(session, created, response)
 
 
 class Clone(Body):
@@ -193,7 +196,8 @@ def _remove(service: Service, project_id: str, job_id: str) -> Sequence[str]:
 
 def _ask(session: Session, project_id: str, job_id: str, action: schemas.Action) -> schemas.Job:
     job = the_job(session, project_id, job_id)
-    return show_job(lifecycle.ask(session, job.id, action))
+    job = lifecycle.ask(session, job.id, action)
+    return show_job(job, waiting.reasons(session, [job]).get(job.id))
 
 
 def _merged(spec: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from app import schemas, tables
 from app.http.authentication import TheCaller, needs
 from app.http.dependencies import JobId, Service, TheService
 from app.http.problems import InvalidParameter, NotFound, QuotaExceeded, TooManyAtOnce, problems
-from app.jobs import moves, queries, watch
+from app.jobs import moves, queries, waiting, watch
 from app.platform.database import AWAY
 from app.platform.paging import Part
 from app.routes import answer, streams
@@ -32,7 +32,8 @@ _PING_SECONDS = 15
     responses={
         200: {
             "description": "The list; or, with `Accept: text/event-stream`, each event as it comes (`id` is its seq), "
-            "`progress` messages without an id in between, and `end` after the last one.",
+            "`progress` messages and `waiting` ones (while no worker could take the job) without an id in between, and "
+            "`end` after the last one.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
         **problems(NotFound, InvalidParameter, QuotaExceeded, TooManyAtOnce),
@@ -53,7 +54,7 @@ async def get_events(
     """Read the history of a job, or follow it."""
     is_stream = "text/event-stream" in request.headers.get("accept", "")
     stream = await streams.begin(service, caller, until_sent) if is_stream else None
-    job, part = await run_sync(_read, service, caller.project_id, job_id, after, limit)
+    job, part, _ = await run_sync(_read, service, caller.project_id, job_id, after, limit)
     if stream is None:
         return answer(_page(part))
     return StreamingResponse(
@@ -74,9 +75,10 @@ async def _tell(
 ) -> AsyncIterator[bytes]:
     """Send events until the job has ended or the stream is stopped."""
     yield format_sse_event(retry=3000)
+    told = None
     while stream.may_go_on:
         try:
-            job, part = await run_sync(_read, service, project_id, job_id, after, 100)
+            job, part, why = await run_sync(_read, service, project_id, job_id, after, 100)
         except AWAY:
             # A browser that is cut off and then refused does not come back.
             await asyncio.sleep(watch.WATCH_SECONDS)
@@ -97,19 +99,26 @@ async def _tell(
         if job.progress:
             progress = schemas.Progress.model_validate(job.progress)
             yield format_sse_event(data_str=progress.model_dump_json(), event="progress")
+        if why and why != told:
+            yield format_sse_event(data_str=why.model_dump_json(), event="waiting")
+        told = why
         while (
             not await stream.watch.change(job_id, job.version, timeout=min(_PING_SECONDS, stream.seconds_left))
             and stream.may_go_on
         ):
             yield format_sse_event(comment="ping")
+            # Workers come and go without a change of the job.
+            if job.status == "queued":
+                break
 
 
 def _read(
     service: Service, project_id: str, job_id: str, after: int, limit: int
-) -> tuple[tables.Job, Part[tables.Event]]:
+) -> tuple[tables.Job, Part[tables.Event], schemas.Waiting | None]:
     with service.database.reading() as session:
         job = the_job(session, project_id, job_id)
-        return job, queries.list_events(session, job_id, after=after, limit=limit)
+        part = queries.list_events(session, job_id, after=after, limit=limit)
+        return job, part, waiting.reasons(session, [job]).get(job.id)
 
 
 def _page(part: Part[tables.Event]) -> schemas.Page[Stamped]:

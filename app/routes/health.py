@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from app import schemas
 from app.http.dependencies import TheService
 from app.http.problems import PROBLEMS, DatabaseUnavailable, NotFound, NotReady, declare
+from app.jobs import waiting
 
 router = APIRouter(tags=["service"])
 
@@ -27,12 +28,14 @@ async def live() -> schemas.Health:
 
 
 @router.get("/readyz", responses=declare(NotReady, DatabaseUnavailable))
-def ready(service: TheService) -> schemas.Health:
-    """Check that the database has this version's schema and can be written."""
+def ready(service: TheService) -> schemas.Readiness:
+    """Check that the database has this version's schema and can be written, and tell of work that waits for a worker
+    which is not there."""
     if complaint := service.database.schema().complaint:
         raise NotReady(complaint, headers={"Retry-After": "5"})
     service.database.try_to_write()
-    return schemas.Health(status="ok")
+    with service.database.reading() as session:
+        return schemas.Readiness(status="ok", details=list(waiting.unserved(session)))
 
 
 @router.get("/version")

@@ -1,6 +1,7 @@
 """Jobs: post one, find it, watch it, and read its results. The actions on it are in `app.routes.actions`."""
 
 import time
+from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any
 
 from anyio.to_thread import run_sync
@@ -34,7 +35,8 @@ from app.http.problems import (
     UnsupportedMediaType,
     problems,
 )
-from app.jobs import estimates, lifecycle, moves, queries, shards
+from app.jobs import estimates, lifecycle, moves, queries, shards, waiting
+from app.jobs.requirements import read_key
 from app.projects import quotas
 from app.routes import answer
 from app.routes.assets import send_object, show_input
@@ -170,7 +172,9 @@ def list_jobs(project_id: ProjectId, session: Reading, chosen: Annotated[JobFilt
         limit=chosen.limit,
         order=chosen.order,
     )
-    return answer(schemas.page([show_job(job) for job in part.rows], has_more=part.has_more, last=part.last))
+    why = waiting.reasons(session, part.rows)
+    shown = [show_job(job, why.get(job.id)) for job in part.rows]
+    return answer(schemas.page(shown, has_more=part.has_more, last=part.last))
 
 
 @router.get(
@@ -200,22 +204,26 @@ async def get_job(
 ) -> Response:
     """Get a job: at once, when it changes, or when it ends."""
     deadline = time.monotonic() + wait
-    job = await run_sync(_load, service, project_id, job_id)
-    if wait and _can_wait(job, if_none_match):
+    job, why = await run_sync(_load, service, project_id, job_id)
+    if wait and _can_wait(job, why, if_none_match):
         with service.places.polls.at_once(project_id):
-            job = await _changed(job, service, if_none_match, deadline=deadline)
-    headers = {"ETag": _etag(job)}
+            job, why = await _changed(job, why, service, if_none_match, deadline=deadline)
+    headers = {"ETag": _etag(job, why)}
     if is_known(headers["ETag"], if_none_match):
         return not_modified(headers["ETag"])
-    return answer(show_job(job), headers)
+    return answer(show_job(job, why), headers)
 
 
-async def _changed(job: tables.Job, service: Service, if_none_match: str | None, *, deadline: float) -> tables.Job:
+async def _changed(
+    job: tables.Job, why: schemas.Waiting | None, service: Service, if_none_match: str | None, *, deadline: float
+) -> tuple[tables.Job, schemas.Waiting | None]:
     """Wait until the job is one that the caller waits for, the deadline has passed or the server is stopping."""
-    while _can_wait(job, if_none_match) and not service.watch.stopping and (left := deadline - time.monotonic()) > 0:
+    while (
+        _can_wait(job, why, if_none_match) and not service.watch.stopping and (left := deadline - time.monotonic()) > 0
+    ):
         await service.watch.change(job.id, job.version, timeout=left)
-        job = await run_sync(_load, service, job.project_id, job.id)
-    return job
+        job, why = await run_sync(_load, service, job.project_id, job.id)
+    return job, why
 
 
 @router.get(
@@ -252,7 +260,7 @@ async def get_report(
     job_id: JobId, project_id: ProjectId, service: TheService, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Get the evaluations before and after, with the verdict on every point."""
-    job = await run_sync(_load, service, project_id, job_id)
+    job, _ = await run_sync(_load, service, project_id, job_id)
     if job.report_key is None:
         raise ReportNotReady(f"the job is {job.status} and has no report; it is there once the job has succeeded")
     return await send_object(service, project_id, job.report_key, "application/json", if_none_match)
@@ -304,28 +312,31 @@ def create_from(
         if spec.webhook:
             subscriptions.check_named(session, project_id, spec.webhook.url)
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
-    service.doorbell.ring_after_commit(session, spec, shards=created.job.shards_left)
-    return show_created(created, response)
+    service.doorbell.ring_after_commit(
+        session, read_key(created.job.requires).resource_class, shards=created.job.shards_left
+    )
+    return show_created(session, created, response)
 
 
-def show_created(created: lifecycle.Created, response: Response) -> schemas.PostedJob:
+def show_created(session: Session, created: lifecycle.Created, response: Response) -> schemas.PostedJob:
     """Show a job that this request, or an earlier one with the same key, has created."""
     response.headers["Location"] = f"/jobs/{created.job.id}"
-    response.headers["ETag"] = _etag(created.job)
+    why = waiting.reasons(session, [created.job]).get(created.job.id)
+    response.headers["ETag"] = _etag(created.job, why)
     if created.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     webhook = None
     if created.webhook:
         webhook = show_with_secret(created.webhook, response)
-    return schemas.PostedJob.model_validate({**_facts(created.job), "webhook": webhook})
+    return schemas.PostedJob.model_validate({**_facts(created.job, why), "webhook": webhook})
 
 
-def show_job(job: tables.Job) -> schemas.Job:
-    """Show a job."""
-    return schemas.Job.model_validate(_facts(job))
+def show_job(job: tables.Job, why: schemas.Waiting | None) -> schemas.Job:
+    """Show a job, and why it waits where no worker could take it."""
+    return schemas.Job.model_validate(_facts(job, why))
 
 
-def _facts(job: tables.Job) -> dict[str, Any]:
+def _facts(job: tables.Job, why: schemas.Waiting | None) -> dict[str, Any]:
     here = f"/jobs/{job.id}"
     parts = ("events", "metrics", "checkpoints", "report")
     return {
@@ -334,6 +345,7 @@ def _facts(job: tables.Job) -> dict[str, Any]:
         "name": job.name,
         "kind": job.kind,
         "status": job.status,
+        "waiting": why,
         "phase": job.phase,
         "is_terminal": job.status in moves.TERMINAL,
         "allowed_actions": lifecycle.allowed_actions(job),
@@ -362,17 +374,19 @@ def _facts(job: tables.Job) -> dict[str, Any]:
     }
 
 
-def _load(service: Service, project_id: str, job_id: str) -> tables.Job:
+def _load(service: Service, project_id: str, job_id: str) -> tuple[tables.Job, schemas.Waiting | None]:
     with service.database.reading() as session:
-        return the_job(session, project_id, job_id)
+        job = the_job(session, project_id, job_id)
+        return job, waiting.reasons(session, [job]).get(job.id)
 
 
-def _etag(job: tables.Job) -> str:
-    return f'"{job.id}.{job.version}"'
+def _etag(job: tables.Job, why: schemas.Waiting | None) -> str:
+    # Workers come and go without a change of the job's row.
+    return f'"{job.id}.{job.version}{f".{sha256(why.message.encode()).hexdigest()[:8]}" if why else ""}"'
 
 
-def _can_wait(job: tables.Job, if_none_match: str | None) -> bool:
-    return job.status not in moves.TERMINAL and (if_none_match is None or is_known(_etag(job), if_none_match))
+def _can_wait(job: tables.Job, why: schemas.Waiting | None, if_none_match: str | None) -> bool:
+    return job.status not in moves.TERMINAL and (if_none_match is None or is_known(_etag(job, why), if_none_match))
 
 
 def _show_metric(step: tables.Metric) -> schemas.Metric:

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
         Result,
         Results,
         ShardState,
+        Waiting,
     )
     from app.schemas.problems import ConflictProblem, Problem, QuotaProblem, RateLimitProblem
-    from app.schemas.service import Health, Index, Version
+    from app.schemas.service import Health, Index, Readiness, Version
     from app.schemas.status import Action, Status
     from app.schemas.uploads import (
         Purpose,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     )
     from app.schemas.usage import QUOTAS, GroupBy, Quota, QuotaState, Usage, UsageGroup
     from app.schemas.webhooks import Delivery, DeliveryStatus, DeliveryType, DisabledReason, Webhook, WebhookWithSecret
+    from app.schemas.workers import Device, Work, Worker
 
 __all__ = [
     "QUOTAS",
@@ -61,6 +63,7 @@ __all__ = [
     "DeliveryStatus",
     "DeliveryType",
     "Dependent",
+    "Device",
     "DisabledReason",
     "DryRun",
     "Duration",
@@ -93,6 +96,7 @@ __all__ = [
     "QuotaState",
     "RateLimit",
     "RateLimitProblem",
+    "Readiness",
     "Result",
     "Results",
     "Scope",
@@ -108,8 +112,11 @@ __all__ = [
     "Usage",
     "UsageGroup",
     "Version",
+    "Waiting",
     "Webhook",
     "WebhookWithSecret",
+    "Work",
+    "Worker",
     "headers",
     "page",
 ]
@@ -129,6 +136,7 @@ _MODULES = (
     "uploads",
     "usage",
     "webhooks",
+    "workers",
 )
 
 

@@ -49,6 +49,15 @@ class Failure(Answer):
     """Whether the same job can succeed if it is posted again unchanged."""
 
 
+class Waiting(Answer):
+    """Why a queued job cannot start: no living worker could take it."""
+
+    code: Literal["no_worker", "no_suitable_worker"]
+    """no_worker: none is alive. no_suitable_worker: none of them has what the job requires."""
+    message: str
+    """What is missing, and what to do."""
+
+
 class Progress(Answer):
     """Progress of the current attempt. Training fields keep their last value during the evaluation."""
 
@@ -170,6 +179,8 @@ class Job(Listed):
     """What the run does."""
     status: Status
     """Status of the job."""
+    waiting: Waiting | None
+    """Why no worker can take the job while it is queued; null where one could, and in every other status."""
     phase: Phase | None
     """What the run does now; null if it is not running."""
     is_terminal: bool

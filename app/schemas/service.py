@@ -27,6 +27,13 @@ class Health(Answer):
     """ok; every other result is a problem with status 503."""
 
 
+class Readiness(Health):
+    """Result of the readiness probe."""
+
+    details: list[str]
+    """What an operator should know although the service is ready: work that no living worker could take."""
+
+
 class Version(Answer):
     """Versions of the service and of its API."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client.cli import access, assets, jobs, operate, results, usage, webhooks
+from client.cli import access, assets, jobs, operate, results, usage, webhooks, workers
 from core.schema.exit_status import table_lines
 
 RUN, LOOK, FILES, ACCESS, OPERATE = "Run jobs", "Look", "Files", "Access", "Operate"
@@ -42,6 +42,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "worker": operate.worker,
         "migrate": operate.migrate,
         "recount": operate.recount,
+        "workers": workers.workers,
         "doctor": operate.doctor,
         "version": operate.version,
     },

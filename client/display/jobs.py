@@ -43,6 +43,8 @@ def job_card(job: Job) -> RenderableType:
     if job.name:
         facts.add_row("name", escape(job.name))
     facts.add_row("status", status_text(job))
+    if job.waiting:
+        facts.add_row("waits", escape(job.waiting.message))
     facts.add_row("does", escape(_in_short(job.spec)))
     if job.shards:
         facts.add_row("shards", shards_line(job.shards))

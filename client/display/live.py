@@ -8,7 +8,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from app.schemas.jobs import Progress
+from app.schemas.jobs import Progress, Waiting
 from client.display.events import event_line, sentence
 from client.temper import Temper
 from core.schema.events import Stamped
@@ -21,6 +21,8 @@ def watch(temper: Temper, job_id: str, console: Console, *, timeout: float | Non
         for item in temper.jobs.watch(job_id, timeout=timeout):
             if isinstance(item, Progress):
                 view.show_progress(item)
+            elif isinstance(item, Waiting):
+                console.print(f"waiting: {item.message}", markup=False, soft_wrap=True)
             else:
                 view.show_event(item)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from app.schemas.jobs import Progress
+from app.schemas.jobs import Progress, Waiting
 from client.connection import Connection
 from client.errors import Unreachable
 from client.reading import read
@@ -15,9 +15,12 @@ RECONNECT = 0.5
 """Seconds before a closed stream is opened again."""
 
 
-def follow_events(connection: Connection, job: str, *, after: int, deadline: Deadline) -> Iterator[Stamped | Progress]:
-    """Iterate over the events of the job at this path after number `after`, and over its progress, until the job has
-    ended. Raises Unreachable, Unreadable, Refused, ServiceFailed, StillRunning."""
+def follow_events(
+    connection: Connection, job: str, *, after: int, deadline: Deadline
+) -> Iterator[Stamped | Progress | Waiting]:
+    """Iterate over the events of the job at this path after number `after`, over its progress, and over the reasons
+    why no worker can take it, until the job has ended. Raises Unreachable, Unreadable, Refused, ServiceFailed,
+    StillRunning."""
     retries = connection.retries(connection.patience_of_follower, deadline=deadline)
     while True:
         with (
@@ -32,6 +35,8 @@ def follow_events(connection: Connection, job: str, *, after: int, deadline: Dea
                         return
                     case "progress":
                         yield read(Progress, sent.data)
+                    case "waiting":
+                        yield read(Waiting, sent.data)
                     case _ if sent.data:
                         event = read(Stamped, sent.data)
                         after = event.seq

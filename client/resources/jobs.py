@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from app.schemas.answer import Page
 from app.schemas.assets import Lineage
 from app.schemas.attempts import Attempt
-from app.schemas.jobs import DryRun, Job, Metrics, PostedJob, Progress
+from app.schemas.jobs import DryRun, Job, Metrics, PostedJob, Progress, Waiting
 from client.errors import NoSuchJob
 from client.reading import read
 from client.resources.resource import Resource, path_of
@@ -104,9 +104,11 @@ class Jobs(Resource):
             if not left:
                 raise deadline.passed(is_paused=job.status == "paused")
 
-    def watch(self, job_id: str, *, after: int = 0, timeout: float | None = None) -> "Iterator[Stamped | Progress]":
-        """Iterate over the events of a job after number `after`, and over its progress in between, live, until the job
-        has ended.
+    def watch(
+        self, job_id: str, *, after: int = 0, timeout: float | None = None
+    ) -> "Iterator[Stamped | Progress | Waiting]":
+        """Iterate over the events of a job after number `after`, and in between over its progress, and over the reasons
+        why no worker can take it, live, until the job has ended.
 
         A broken stream is resumed where it broke, so that each event comes once. Raises StillRunning after `timeout`
         seconds.
@@ -119,7 +121,8 @@ class Jobs(Resource):
     def stream(self, job_id: str, *, after: int = 0, timeout: float | None = None) -> "Iterator[Stamped]":
         """Iterate over the events of a job after number `after`, live, until the job has ended. Raises StillRunning
         after `timeout` seconds."""
-        return (item for item in self.watch(job_id, after=after, timeout=timeout) if not isinstance(item, Progress))
+        items = self.watch(job_id, after=after, timeout=timeout)
+        return (item for item in items if not isinstance(item, Progress | Waiting))
 
     def events(self, job_id: str) -> "Iterator[Stamped]":
         """Iterate over the events of a job so far."""

@@ -20,6 +20,7 @@ QUICK_ON_POSTGRES = {
     "jobs/test_fairness",
     "jobs/test_lifecycle",
     "jobs/test_races",
+    "jobs/test_waiting",
     "platform/test_database",
     "projects/test_quotas",
     "routes/test_actions",

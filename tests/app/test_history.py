@@ -14,6 +14,7 @@ from prometheus_client import generate_latest
 from sqlalchemy import update
 
 from app.jobs import claims
+from app.jobs.requirements import Capacity
 from app.jobs.watch import Watch
 from app.main import create_app
 from app.operations.metrics import Metrics
@@ -191,7 +192,9 @@ def test_a_request_costs_the_same_whatever_the_history(histories, name):
 def test_a_claim_costs_the_same_whatever_the_history(histories):
     def claim(grown):
         with grown.database.writing() as session:
-            assert claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(), gpus=1)
+            assert claims.claim(
+                session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(), capacity=Capacity()
+            )
 
     for grown in histories:
         grown.api.post("/jobs", json=DIGITS)

@@ -1,5 +1,6 @@
 """The cache holds complete copies, fetches each object once, and removes unused copies when room is short."""
 
+import fcntl
 import hashlib
 import os
 
@@ -60,6 +61,51 @@ def test_a_file_that_was_cut_off_is_fetched_again(store, cache, tmp_path):
     path.write_bytes(b"a" * 50)
     with cache.hold(*thing, store) as path:
         assert path.read_bytes() == b"a" * 100
+
+
+def test_a_copy_that_was_changed_is_fetched_again_and_never_given_out(store, cache, tmp_path):
+    thing = put(store, tmp_path, b"a")
+    with cache.hold(*thing, store) as path:
+        inode = path.stat().st_ino
+    path.write_bytes(b"a" * 50 + b"b" + b"a" * 49)
+    # While another job of this machine holds the damaged copy.
+    with path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        with cache.hold(*thing, store) as path:
+            assert path.read_bytes() == b"a" * 100
+    assert path.stat().st_ino != inode
+    assert names(tmp_path) == {thing[1]}
+
+
+def test_a_changed_copy_of_an_object_that_is_gone_is_not_given_out(store, cache, tmp_path):
+    thing = put(store, tmp_path, b"a")
+    with cache.hold(*thing, store) as path:
+        pass
+    path.write_bytes(b"b" * 100)
+    store.delete("things/a")
+    with pytest.raises(StorageUnavailable), cache.hold(*thing, store):
+        raise AssertionError("a damaged copy was given out")
+
+
+def test_a_disk_that_damages_every_copy_is_told_of(store, cache, tmp_path, monkeypatch):
+    thing = put(store, tmp_path, b"a")
+    monkeypatch.setattr("worker.cache._hash", lambda file, check: "0" * 64)
+    with pytest.raises(OSError, match="does not give back what was written"), cache.hold(*thing, store):
+        raise AssertionError("a damaged copy was given out")
+
+
+def test_verifying_a_copy_ends_when_the_work_is_to_end(store, cache, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop():
+        raise Stop
+
+    thing = put(store, tmp_path, b"a")
+    with cache.hold(*thing, store):
+        pass
+    with pytest.raises(Stop), cache.hold(*thing, store, check=stop):
+        raise AssertionError("it went on")
 
 
 def test_the_least_recently_used_copy_makes_room(store, cache, tmp_path):

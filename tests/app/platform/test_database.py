@@ -18,11 +18,14 @@ from sqlalchemy import inspect, select, text
 from sqlalchemy.dialects import postgresql
 
 import app.platform.database
+from app.jobs import lifecycle
 from app.operations import migrate
 from app.platform.database import Database, alembic_config, now, open_database, seconds_from_now
 from app.platform.turns import NoTurn
+from app.schemas.job_request import parse_request
 from app.tables import Project, Table
-from tests.support.instance import new_instance
+from tests.support import instance as made
+from tests.support.instance import DIGITS, new_instance
 
 ROOT = Path(__file__).parents[3]
 
@@ -72,12 +75,30 @@ def test_migrations_can_be_taken_back(tmp_path, backend, postgres_server):
     database.close()
 
 
+def test_unfinished_jobs_of_an_older_schema_get_their_requirements(tmp_path):
+    with new_instance(tmp_path) as (_, database):
+        project = made.add_project(database)
+        specs = [DIGITS, DIGITS | {"gpus": 4}]
+        with database.writing() as session:
+            for spec in specs:
+                lifecycle.create(session, project.id, parse_request(spec))
+            right = session.execute(text("SELECT id, requires FROM jobs ORDER BY requires")).all()
+        with database.engine.begin() as connection:
+            config = alembic_config()
+            config.attributes["connection"] = connection
+            command.downgrade(config, "0003")
+            command.upgrade(config, "head")
+        with database.reading() as session:
+            assert session.execute(text("SELECT id, requires FROM jobs ORDER BY requires")).all() == right
+        assert [requires for _, requires in right] == ['{"gpus":4}', "{}"]
+
+
 def test_a_migration_that_has_landed_stays_as_it_is():
     """A database that has run it would never get what is added later: write another one, and its hash here."""
     assert {
         path.name[:4]: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         for path in sorted((ROOT / "migrations" / "versions").glob("*.py"))
-    } == {"0001": "9cf4e1f0b652", "0002": "d7559021b425", "0003": "acf3e38a3eaf"}
+    } == {"0001": "9cf4e1f0b652", "0002": "d7559021b425", "0003": "acf3e38a3eaf", "0004": "7d9487d93ecb"}
 
 
 @on_sqlite

@@ -8,8 +8,9 @@ import pytest
 import redis
 
 from app.jobs import lifecycle
+from app.jobs.requirements import Requirements
 from app.platform.broker import KEY_PREFIX
-from app.platform.queue import Doorbell, needs
+from app.platform.queue import Doorbell
 from app.schemas.job_request import parse_request
 from tests.support.processes import wait_until
 from tests.support.servers import valkey
@@ -40,19 +41,20 @@ def rings(broker, resource):
 
 @pytest.mark.parametrize(("gpus", "resource"), [(1, "cpu"), (2, "gpu"), (8, "gpu")])
 def test_a_job_of_several_gpus_needs_a_worker_that_has_some(gpus, resource):
-    assert needs(gpus) == resource
+    spec = parse_request({"base_model": "digits-cnn-linf", "gpus": gpus})
+    assert Requirements.of(spec).resource_class == resource
 
 
 def test_it_rings_once_the_job_is_committed_for_a_worker_that_can_do_it(doorbell, broker, database, project):
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
-        doorbell.ring_after_commit(session, SPEC)
+        doorbell.ring_after_commit(session, Requirements.of(SPEC).resource_class)
         time.sleep(0.1)
         assert rings(broker, "cpu") == 0
     wait_until(lambda: rings(broker, "cpu") == 1)
     with database.writing() as session:
         lifecycle.create(session, project.id, TOGETHER)
-        doorbell.ring_after_commit(session, TOGETHER)
+        doorbell.ring_after_commit(session, Requirements.of(TOGETHER).resource_class)
     wait_until(lambda: rings(broker, "gpu") == 1)
     assert rings(broker, "cpu") == 1
 
@@ -60,7 +62,7 @@ def test_it_rings_once_the_job_is_committed_for_a_worker_that_can_do_it(doorbell
 def test_it_does_not_ring_for_what_was_rolled_back(doorbell, broker, database, project):
     def fail():
         with database.writing() as session:
-            doorbell.ring_after_commit(session, SPEC)
+            doorbell.ring_after_commit(session, Requirements.of(SPEC).resource_class)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
