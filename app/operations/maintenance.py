@@ -22,7 +22,7 @@ from app.platform.queue import Doorbell
 from app.platform.settings import Settings
 from app.projects import quotas
 from app.storage import ObjectStore, StorageUnavailable
-from app.webhooks import deliveries, sender
+from app.webhooks import deliveries
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ def send_webhooks(context: MaintenanceContext) -> None:
         if not deliveries.is_any_due(session):
             return
     # At first use: most instances have no webhook, and the HTTP client in it delays their start.
+    from app.webhooks import sender
 
     sender.send_all(context.settings, context.database, context.stopping)
 

@@ -93,7 +93,8 @@ def document(histories, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _short_looks(monkeypatch):
-    monkeypatch.setattr("app.platform.paging.LOOKED_AT", 20)
+    # Fewer than a second page of the smaller history has, so that both look at as many.
+    monkeypatch.setattr("app.platform.paging.LOOKED_AT", 10)
     monkeypatch.setattr("app.operations.metrics.MOST_DELIVERIES", 20)
 
 

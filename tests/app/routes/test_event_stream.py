@@ -66,7 +66,8 @@ def test_history_is_listed_in_parts(api, database):
     assert (first["has_more"], first["last_id"]) == (True, "4")
     rest = api.get(f"/jobs/{job_id}/events", params={"after": first["last_id"]}).json()
     assert [event["seq"] for event in rest["data"]] == [5, 6, 7]
-    assert rest["data"][0] == {**rest["data"][0], "type": "warned", "data": {"code": "c", "message": "m"}}
+    warned = {"code": "c", "message": "m", "remedy": "", "threat": None}
+    assert rest["data"][0] == {**rest["data"][0], "type": "warned", "data": warned}
 
 
 def test_a_stream_tells_everything_once_and_ends_with_the_job(api, database):
