@@ -53,7 +53,8 @@ from core.models import Blueprint
 from core.models import build as build_network
 from core.models.precision import full_float32, resolve
 from core.schema.catalog import DATASETS, NORMS, Norm, find_architecture
-from core.schema.events import PAUSED, Evaluated, Event, Paused, Started, Stepped
+from core.schema.events import Evaluated, Event, Paused, Started, Stepped
+from core.schema.exit_status import ExitStatus
 from core.schema.report import Report
 from core.schema.spec import EvaluateSpec, Protocol, TrainingSpec, TrainSpec, parse
 from core.signals import StopRequests
@@ -636,7 +637,7 @@ def main() -> None:
     except OutOfTime:
         results.write()
         print("the minutes are over; the same command goes on from here")
-        sys.exit(PAUSED)
+        sys.exit(ExitStatus.PAUSED)
     print("\n".join(results.page()))
 
 

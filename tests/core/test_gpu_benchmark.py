@@ -17,7 +17,7 @@ from core.inputs import Inputs
 from core.models import Blueprint
 from core.schema.catalog import NORMS
 from core.schema.errors import BadWeights
-from core.schema.events import PAUSED
+from core.schema.exit_status import ExitStatus
 from core.signals import StopRequests
 
 _CPU = torch.device("cpu")
@@ -158,7 +158,7 @@ def test_tiny_runs_every_part_from_end_to_end(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(sys, "argv", [*common, "--minutes", "0.1"])
     with pytest.raises(SystemExit) as stopped:
         gpu.main()
-    assert stopped.value.code == PAUSED
+    assert stopped.value.code == ExitStatus.PAUSED
     monkeypatch.setattr(sys, "argv", [*common, "--minutes", "25"])
     gpu.main()
     found = json.loads(output.read_text())

@@ -13,7 +13,8 @@ from torch import Tensor
 from core import checkpoint
 from core.evaluation import resume
 from core.schema.errors import BadInput
-from core.schema.events import PAUSED, Entered, Event, Finished, Paused, Resumed, Saved, Stepped, read
+from core.schema.events import Entered, Event, Finished, Paused, Resumed, Saved, Stepped, read
+from core.schema.exit_status import ExitStatus
 from core.schema.spec import FineTuneSpec, parse
 from core.signals import StopRequests
 from core.training.run import fine_tune
@@ -263,7 +264,7 @@ def test_a_process_that_was_killed_goes_on_with_the_same_command(
 ) -> None:
     status, events = _run_until(2, number, tmp_path)
     if number == signal.SIGTERM:
-        assert status == PAUSED == 75
+        assert status == ExitStatus.PAUSED == 75
         assert isinstance(events[-1], Paused)
     else:
         assert status == -signal.SIGKILL
