@@ -139,7 +139,7 @@ def test_a_service_that_fails_ends_a_command_with_3(run: Callable[..., int], scr
     assert run(*command.split(), *ASKING[command]) == 3
 
 
-@pytest.mark.parametrize("command", [*ASKING, *LOCAL])
+@pytest.mark.parametrize("command", [*ASKING, *sorted(LOCAL)])
 def test_a_command_line_that_is_wrong_ends_with_2(run: Callable[..., int], command: str) -> None:
     assert run(*command.split(), "--no-such-option") == 2
 
