@@ -102,7 +102,7 @@ def evaluate(
     options.check()
     check_points(images, labels)
     balls_of(eps, images.shape[1:])
-    with frozen(model):
+    with frozen(model), full_float32():
         check_labels(labels, count_classes(model, images[:1]))
     steps = iter_evaluate(model, images, labels, eps, options=options, subject="result")
     return Returning(steps).finish()

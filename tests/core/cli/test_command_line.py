@@ -114,7 +114,7 @@ def test_options_stand_over_the_file_they_come_with(run: Command, tmp_path: Path
         (["--base-model", "digits-cnn-linf", "--eps", "[" * 100_000], "give an object"),
         (["--weights", "___.safetensors", "--dataset", "digits"], "give one of letters and digits with --base-model"),
         (["pyproject.toml"], "is not JSON"),
-        (["--weights", "README.md", "--dataset", "digits"], "not a safetensors file"),
+        (["--weights", "README.md", "--dataset", "digits"], "no weights file"),
     ],
 )
 def test_bad_input_ends_with_a_remedy_and_no_traceback(
