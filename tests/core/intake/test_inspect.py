@@ -347,7 +347,7 @@ def test_the_command_ends_itself_at_its_limits(
     done = subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, check=False)
     failed = read_event(done.stdout)
     assert isinstance(failed, Failed)
-    assert (done.returncode, failed.code) == (2, "over_limit")
+    assert (done.returncode, failed.code) == (1, "over_limit")
     assert said in failed.message
 
 
