@@ -26,6 +26,7 @@ KNOW_NORMS = (
     "core/schema/radius.py",
     "core/schema/protocols.py",
     "core/geometry.py",
+    "core/attacks/planes.py",
 )
 
 

@@ -98,6 +98,7 @@ def rename_project(
 def delete_project(
     project_id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before all that it has is deleted.")] = False,
+    output: Output = "text",
 ) -> None:
     """Delete a project with its jobs, files, webhooks and keys, after it has said what there is."""
     from client.errors import Refused
@@ -108,10 +109,10 @@ def delete_project(
         except Refused as refusal:
             if refusal.problem.code != "project_not_empty":
                 raise
-            typer.echo(f"{project_id}: {str(refusal).partition(';')[0]}")
-            typer.confirm("Delete it with all of that?", abort=True)
+            typer.echo(f"{project_id}: {str(refusal).partition(';')[0]}", err=True)
+            typer.confirm("Delete it with all of that?", abort=True, err=True)
             temper.projects.delete(project_id, confirm=True)
-    typer.echo(f"{project_id} is deleted")
+    show({"deleted": project_id}, lambda _: f"{project_id} is deleted", output)
 
 
 def _secret(key: "NewApiKey") -> "RenderableType":

@@ -58,10 +58,11 @@ def migrate(output: LogOutput = None) -> None:
     become("app.operations.migrate")
 
 
-def recount() -> None:
+def recount(output: LogOutput = None) -> None:
     """Compare the totals of usage and quotas with the rows that they count, and correct them."""
     from client.cli.serve import become
 
+    _set_log_format(output)
     become("app.operations.recount")
 
 

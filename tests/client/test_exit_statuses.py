@@ -46,6 +46,7 @@ ASKING: dict[str, list[str]] = {
     "upload": ["SPEC", "--purpose", "dataset"],
     "usage": [],
     "quotas": [],
+    "workers": [],
     "datasets list": [],
     "datasets add": ["SPEC"],
     "datasets show": ["digits"],
@@ -60,6 +61,7 @@ ASKING: dict[str, list[str]] = {
     "projects list": [],
     "projects create": ["x"],
     "projects rename": ["proj_1", "x"],
+    "projects delete": ["proj_1", "-y"],
     "webhooks list": [],
     "webhooks add": ["https://example.com"],
     "webhooks remove": ["wh_1"],
@@ -70,7 +72,7 @@ ASKING: dict[str, list[str]] = {
     "webhooks redeliver": ["wh_1", "del_1"],
     "webhooks rotate": ["wh_1"],
 }
-LOCAL = {"serve", "api", "worker", "migrate", "doctor", "version"}
+LOCAL = {"serve", "api", "worker", "migrate", "recount", "doctor", "version"}
 
 
 @pytest.fixture

@@ -78,6 +78,7 @@ def fill(database: Database, project_id: str, scale: Scale) -> Long:
                 "id": job_id,
                 "status": status,
                 "kind": "evaluate" if place % 3 == 0 else "finetune",
+                "name": f"run-{place % 3}",
                 "base_model": f"model-{place % 4}",
                 "dataset": ("digits", "birds")[place % 4 == 1],
                 "labels": {"team": f"team-{place % 3}", "run": str(place)},

@@ -7,6 +7,7 @@ VALUES: Mapping[str, list[str]] = {
     "base_model": ["model-1", "nothing"],
     "dataset": ["birds", "nothing"],
     "metadata": ["team=team-1", "run=7", "team=nothing"],
+    "name": ["run-1", "nothing"],
     "sha256": ["1" * 64, "2" * 64],
 }
 """What to ask a filter for that is not an enumeration: something that many rows have, and something that none has."""

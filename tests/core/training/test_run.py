@@ -165,7 +165,7 @@ def test_what_a_run_doubts_stands_in_its_report_and_checkpoint(tmp_path: Path) -
     assert [event.code for event in told] == ["preflight_learning_rate"]
     reports = Reports.read((tmp_path / "report.json").read_bytes())
     codes = [warning.code for warning in reports.warnings]
-    assert codes == ["eps_differs_from_base", "l2_not_covered", "preflight_learning_rate"]
+    assert codes == ["eps_differs_from_base", "few_steps", "l2_not_covered", "preflight_learning_rate"]
     assert reports.warnings[-1].text == told[0].text
     assert "set learning_rate, such as to 0.01" in told[0].text
     header = checkpoint.read_header(tmp_path / "checkpoint.safetensors")
