@@ -307,7 +307,7 @@ def test_a_project_is_deleted_after_it_was_said_what_it_has(temper: Command, mon
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
     asked = temper("projects", "delete", project)
     assert asked.returncode == 1
-    assert f"{project}: the project has 1 valid keys" in asked.stdout
+    assert f"{project}: the project has 1 valid keys" in asked.stderr
     assert project in temper("projects", "list").stdout
     assert temper("projects", "delete", project, "--yes").stdout == f"{project} is deleted\n"
     assert project not in temper("projects", "list").stdout
