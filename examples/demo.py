@@ -55,7 +55,9 @@ def main() -> int:
 def _robustify(temper: Temper) -> Reports | None:
     """Post the job, see it through, fetch what it made."""
     _step(f"temper submit examples/{SPEC.name} --watch")
-    job = watch(temper, temper.jobs.submit(json.loads(SPEC.read_text())).id, console)
+    posted = temper.jobs.submit(json.loads(SPEC.read_text()))
+    watch(temper, posted.id, console)
+    job = temper.jobs.get(posted.id)
     if job.status != "succeeded":
         console.print(job_card(job))
         return None
