@@ -14,8 +14,8 @@ from tests.support.instance import calling
 from tests.support.intruder import MARK, answers_in, plant, reached
 from tests.support.live_service import start_service
 from tests.support.native import finish
-from worker.child_process import ChildProcess
-from worker.confined import confined
+from worker.processes.child_process import ChildProcess
+from worker.processes.confined import confined
 
 EVALUATE = {
     "kind": "evaluate",

@@ -26,13 +26,10 @@ from app.storage import StorageFull, StorageUnavailable
 from core.schema import events as reported
 from core.schema.exit_status import ExitStatus
 from core.schema.report import Reports
-from worker import downloads
 from worker.failures import job_failure
-from worker.host import count_gpus, count_oom_kills
-from worker.lease import Crashed, HandedBack, JobLease, StopRequested
-from worker.log_uploader import LogUploader
-from worker.training_process import TrainingProcess, gpus_wanted
-from worker.transfer import (
+from worker.files import downloads
+from worker.files.log_uploader import LogUploader
+from worker.files.transfer import (
     Delivery,
     InputUnavailable,
     discard_all_states,
@@ -42,7 +39,10 @@ from worker.transfer import (
     fetched_inputs,
     read_report,
 )
-from worker.work_folder import keep_results, remove_expired_results, work_folder
+from worker.files.work_folder import keep_results, remove_expired_results, work_folder
+from worker.host import count_gpus, count_oom_kills
+from worker.lease import Crashed, HandedBack, JobLease, StopRequested
+from worker.processes.training_process import TrainingProcess, gpus_wanted
 from worker.workplace import Workplace
 
 log = logging.getLogger(__name__)

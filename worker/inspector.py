@@ -23,12 +23,12 @@ from app.storage import StorageFull, StorageUnavailable
 from core.schema import events as reported
 from core.schema import inspection_report
 from core.schema.inspection_report import DatasetInspection, ModelInspection
-from worker.cache import Cache
-from worker.child_process import ChildProcess
-from worker.confined import confined
 from worker.failures import asset_failure
+from worker.files.cache import Cache
+from worker.files.work_folder import work_folder
 from worker.lease import HandedBack, Lease, StopRequested
-from worker.work_folder import work_folder
+from worker.processes.child_process import ChildProcess
+from worker.processes.confined import confined
 from worker.workplace import Workplace
 
 log = logging.getLogger(__name__)

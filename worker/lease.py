@@ -19,8 +19,8 @@ from app.jobs.failures import CrashCode
 from app.jobs.leases import Claim, LeaseLost
 from app.platform.database import AWAY, why
 from app.platform.outages import Outage
-from worker.child_process import ChildProcess
-from worker.training_process import TrainingProcess
+from worker.processes.child_process import ChildProcess
+from worker.processes.training_process import TrainingProcess
 from worker.workplace import Workplace
 
 log = logging.getLogger(__name__)

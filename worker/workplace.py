@@ -14,7 +14,7 @@ from app.platform.settings import Settings
 from app.storage import ObjectStore
 from worker.description import describe
 from worker.host import HeartbeatFile
-from worker.training_process import core_command
+from worker.processes.training_process import core_command
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ CONSTANTS = {
     "app.platform.settings.HEARTBEATS_PER_LEASE": 8,
     "app.storage.S3_TIMEOUT_SECONDS": 5,
     "worker.attempt.STALL_SECONDS": 8,
-    "worker.transfer.PUBLISH_SECONDS": 60,
+    "worker.files.transfer.PUBLISH_SECONDS": 60,
     "worker.lease.CANCEL_GRACE_SECONDS": 1,
     "worker.lease.PAUSE_GRACE_SECONDS": 4,
-    "worker.log_uploader.STORE_SECONDS": 2,
+    "worker.files.log_uploader.STORE_SECONDS": 2,
 }
 BUDGETS = {"max_crashes": 12, "quota_queued_jobs": 10_000, "rate_limit": 1_000_000}
 _STOPS_WITHIN = 100

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from worker import main, polling
-from worker.training_process import core_command
+from worker.processes.training_process import core_command
 
 
 def fake_command(claim, folder, registry):

@@ -26,7 +26,7 @@ CONSTANTS = {
     "app.jobs.watch.WATCH_SECONDS": 0.02,
     "app.platform.settings.HEARTBEATS_PER_LEASE": 300,
     "app.routes.uploads.PART_BYTES": 5 * 1024**2,
-    "worker.transfer.PUBLISH_SECONDS": 0.2,
+    "worker.files.transfer.PUBLISH_SECONDS": 0.2,
     "worker.lease.CANCEL_GRACE_SECONDS": 1,
 }
 """Constants that suit a test."""

@@ -29,14 +29,14 @@ from tests.support.native import free_port
 from tests.support.processes import processes_with, wait_until
 from worker import host
 from worker.attempt import run
-from worker.training_process import core_command
+from worker.processes.training_process import core_command
 from worker.workplace import Workplace
 
 
 @pytest.fixture
 def workplace(settings, database, monkeypatch):
     """A workplace with the fake training process, whose short runs are recorded as often as long ones."""
-    monkeypatch.setattr("worker.training_process._BATCH_SECONDS", 0.2)
+    monkeypatch.setattr("worker.processes.training_process._BATCH_SECONDS", 0.2)
     registry = Registry(settings.models_dir, settings.datasets_dir)
     return Workplace(settings, database, LocalStore(settings.objects_dir), registry, fake_command)
 
@@ -577,7 +577,7 @@ class FlakyStore(LocalStore):
 def test_a_finished_run_waits_for_the_object_store(workplace, post, settings, monkeypatch):
     store = FlakyStore(settings.objects_dir)
     store.away.set()
-    monkeypatch.setattr("worker.transfer.PUBLISH_SECONDS", 60)
+    monkeypatch.setattr("worker.files.transfer.PUBLISH_SECONDS", 60)
     job_id = post()
     with running(replace(workplace, store=store), says="warned", count=1):
         job = get(workplace, job_id)
@@ -590,7 +590,7 @@ def test_a_finished_run_waits_for_the_object_store(workplace, post, settings, mo
 def test_a_run_that_waits_for_the_object_store_can_still_be_cancelled(workplace, post, settings, monkeypatch):
     store = FlakyStore(settings.objects_dir)
     store.away.set()
-    monkeypatch.setattr("worker.transfer.PUBLISH_SECONDS", 60)
+    monkeypatch.setattr("worker.files.transfer.PUBLISH_SECONDS", 60)
     job_id = post()
     with running(replace(workplace, store=store), says="warned", count=1):
         ask(workplace, job_id, "cancel")
@@ -600,7 +600,7 @@ def test_a_run_that_waits_for_the_object_store_can_still_be_cancelled(workplace,
 def test_a_state_that_could_not_be_stored_in_time_is_stored_at_the_end(workplace, post, settings, monkeypatch):
     store = FlakyStore(settings.objects_dir)
     store.away.set()
-    monkeypatch.setattr("worker.transfer.PUBLISH_SECONDS", 60)
+    monkeypatch.setattr("worker.files.transfer.PUBLISH_SECONDS", 60)
     job_id = post(states="yes", act="hang")
     with running(replace(workplace, store=store)):
         ask(workplace, job_id, "pause")

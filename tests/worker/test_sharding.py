@@ -17,8 +17,8 @@ from app.tables import Attempt, Event, Job, State
 from tests.support import invariants
 from tests.support.fake_worker import fake_command
 from tests.support.processes import processes_with, wait_until
-from worker import transfer
 from worker.attempt import run
+from worker.files import transfer
 from worker.polling import DoorbellListener, work
 from worker.workplace import Workplace
 

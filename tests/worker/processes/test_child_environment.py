@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.child_environment import child_environment
+from worker.processes.child_environment import child_environment
 
 GIVEN = {
     "TEMPER_DATABASE_URL": "postgresql+psycopg://temper:hush@db/temper",

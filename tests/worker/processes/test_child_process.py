@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.child_process import ChildProcess
+from worker.processes.child_process import ChildProcess
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from tenacity import wait_fixed
 
 from app.assets.registry import Registry
 from app.storage import LocalStore, StorageUnavailable
-from worker import transfer
-from worker.cache import read_verified
+from worker.files import transfer
+from worker.files.cache import read_verified
+from worker.files.transfer import fetch_with_retries
 from worker.lease import Lease, StopRequested
-from worker.transfer import fetch_with_retries
 from worker.workplace import Workplace
 
 CONTENT = b"weights" * 1000

@@ -10,9 +10,9 @@ from app.schemas import Failure
 from core.schema import events as reported
 from core.schema.catalog import DATASETS, DOWNLOADS
 from core.schema.spec import AnySpec
-from worker.child_process import ChildProcess
 from worker.failures import job_failure
 from worker.lease import Lease
+from worker.processes.child_process import ChildProcess
 
 _WAIT_SECONDS = 0.2
 

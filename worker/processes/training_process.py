@@ -17,9 +17,9 @@ from app.assets.registry import Registry
 from app.jobs.leases import Claim
 from core.schema import events as reported
 from core.schema.catalog import DATASETS, DOWNLOADS
-from worker.child_process import ChildProcess
-from worker.confined import confined, confined_processes
 from worker.host import count_gpus
+from worker.processes.child_process import ChildProcess
+from worker.processes.confined import confined, confined_processes
 
 _BATCH_SECONDS = 1.0
 _STALLED_STEPS = 20

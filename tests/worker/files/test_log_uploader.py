@@ -21,7 +21,7 @@ from worker.workplace import Workplace
 @pytest.fixture
 def workplace(settings, database, monkeypatch):
     """A worker's workplace that stores logs ten times a second."""
-    monkeypatch.setattr("worker.log_uploader.STORE_SECONDS", 0.1)
+    monkeypatch.setattr("worker.files.log_uploader.STORE_SECONDS", 0.1)
     registry = Registry(settings.models_dir, settings.datasets_dir)
     return Workplace(settings, database, LocalStore(settings.objects_dir), registry, fake_command)
 
@@ -80,7 +80,7 @@ def test_no_secret_gets_into_a_log(workplace, project, monkeypatch):
 
 
 def test_an_endless_log_is_cut(workplace, project, monkeypatch):
-    monkeypatch.setattr("worker.log_uploader.MAX_LOG_BYTES", 4096)
+    monkeypatch.setattr("worker.files.log_uploader.MAX_LOG_BYTES", 4096)
     held = start(workplace, project, say="the same line|" * 30, times="20")
     run(held, workplace)
     assert 3000 < len(logged(workplace, held)) <= 4096

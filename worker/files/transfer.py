@@ -28,11 +28,11 @@ from app.tables import State
 from core.schema import events as reported
 from core.schema.report import Reports
 from worker import lease as lease_times
-from worker.cache import Cache, read_verified
 from worker.failures import job_failure
+from worker.files.cache import Cache, read_verified
+from worker.files.log_uploader import LogUploader
 from worker.lease import JobLease, Lease
-from worker.log_uploader import LogUploader
-from worker.training_process import shard_report_path
+from worker.processes.training_process import shard_report_path
 
 log = logging.getLogger(__name__)
 Fetched = TypeVar("Fetched")

@@ -1,6 +1,6 @@
 """Attempts at one job on one machine do not touch each other's folders."""
 
-from worker.work_folder import work_folder
+from worker.files.work_folder import work_folder
 
 
 def test_an_attempt_removes_the_folders_of_earlier_attempts_and_not_of_later_ones(tmp_path):

@@ -11,7 +11,7 @@ from threading import Thread
 from types import TracebackType
 from typing import Self
 
-from worker.child_environment import child_environment
+from worker.processes.child_environment import child_environment
 
 _STDERR_TAIL = 2000
 # Python reports a signal as a negative exit code; torchrun and shells report 128 and the number of the signal.

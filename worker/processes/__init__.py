@@ -1,0 +1,1 @@
+"""The child processes of a worker: how they are started, confined and read."""
