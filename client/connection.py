@@ -22,7 +22,8 @@ RESTART = 60.0
 """Seconds within which a service that restarts is usually available again."""
 SHORTEST_TIMEOUT = 0.5
 OUTAGE = 900.0
-"""Seconds that whoever follows a job waits for a service that has answered before: an upgrade takes ten minutes."""
+"""Seconds for which a command that follows a job waits for a service that has answered before. An upgrade takes ten
+minutes."""
 
 
 class Connection:

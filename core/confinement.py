@@ -48,7 +48,7 @@ _GPUS = ("nvidia*", "nvidia-caps/*", "nvhost*", "nvmap", "dxg", "kfd", "dri")
 """Devices of NVIDIA's, AMD's and Intel's drivers. No wider pattern: /dev/nvme0 is a disk."""
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # tensors go through it from process to process
 _NEW_NETWORK, _NEW_USER = 0x40000000, 0x10000000
-"""What unshare(2) makes anew (CLONE_NEWNET, CLONE_NEWUSER)."""
+"""CLONE_NEWNET and CLONE_NEWUSER, the flags of unshare(2) for a new network and a new user namespace."""
 _DROP_CAPABILITY, _LAST_CAPABILITY = 24, 63
 _KEPT_CAPABILITY = 1
 """CAP_DAC_OVERRIDE, without which root does not open inputs and folders that are another user's."""
@@ -59,10 +59,10 @@ _PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 def confine(
     *, read: Sequence[Path] = (), write: Sequence[Path] = (), sockets: Sockets = "none", launcher: bool = False
 ) -> None:
-    """Confine this process for ever, and all that it starts from now on. Only before it has a second thread.
+    """Confine this process and all that it starts from now on, for ever. Call it before a second thread starts.
 
     launcher: leave all of /proc readable, for a program whose own processes then confine themselves with `narrow`.
-    What the kernel cannot do is left out, which elsewhere than on Linux is all. Raises OSError.
+    What the kernel cannot do is left out; on other systems than Linux that is everything. Raises OSError.
     """
     if sys.platform != "linux":
         return
@@ -75,7 +75,7 @@ def confine(
     restrict(files, ports=None if own_network else _unregistered_ports() if sockets == "loopback" else ())
     internet = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
     families = {"none": (), "unix": (socket.AF_UNIX,), "loopback": internet}[sockets]
-    # A file that cannot be opened could be made one that nobody can open: Landlock does not restrict permissions.
+    # Landlock does not restrict chmod: a run could take the service's permissions on a file away.
     deny_network(but_for=families, streams_only=not own_network, keep_permissions=True)
 
 

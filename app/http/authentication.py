@@ -59,9 +59,10 @@ async def authenticate(
         raise _unauthorized("the request has no API key")
     address = request.client.host if request.client else ""
     text, failures = credentials.credentials, service.failures
-    suspicious = failures.seconds_to_wait(address) and not failures.was_right(keys.fingerprint(text))
+    fingerprint = keys.fingerprint(text)
+    suspicious = failures.seconds_to_wait(address) and not failures.was_right(fingerprint)
     async with service.suspects if suspicious else nullcontext():
-        key, is_stale, standing = await run_sync(_admit, service, text, address)
+        key, is_stale, standing = await run_sync(_admit, service, text, fingerprint, address)
     request.state.standing = standing
     if standing and not standing.granted:
         detail = f"this key has made {standing.limit} requests in {standing.window} s, which is its limit"
@@ -102,8 +103,8 @@ def needs(scope: Scope | None) -> Any:
     return Depends(Needs(scope))
 
 
-def _admit(service: Service, text: str, address: str) -> tuple[ApiKey, bool, Standing | None]:
-    key, is_stale = _find(service, text, address)
+def _admit(service: Service, text: str, fingerprint: str, address: str) -> tuple[ApiKey, bool, Standing | None]:
+    key, is_stale = _find(service, text, fingerprint, address)
     return key, is_stale, service.requests.count(key.id)
 
 
@@ -112,8 +113,8 @@ def _note_use(database: Database, key_id: str) -> None:
         keys.note_use(session, key_id)
 
 
-def _find(service: Service, text: str, address: str) -> tuple[ApiKey, bool]:
-    failures, fingerprint = service.failures, keys.fingerprint(text)
+def _find(service: Service, text: str, fingerprint: str, address: str) -> tuple[ApiKey, bool]:
+    failures = service.failures
     seconds = failures.seconds_to_wait(address)
     too_many = RateLimited(f"too many wrong API keys came from {address}, and this one is wrong", seconds=seconds)
     if seconds and failures.was_wrong(fingerprint):

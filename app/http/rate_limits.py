@@ -30,7 +30,7 @@ RATE_LIMIT_SECONDS = 60
 AUTH_FAILURES = 100
 """Wrong API keys in a minute from one address, after which further ones are limited."""
 _PATIENCE_SECONDS = 0.25
-"""How long a request waits for the broker."""
+"""Seconds that a request waits for the broker."""
 _AWAY_SECONDS = 5.0
 """Seconds without a request to the broker after it has not answered."""
 _MOST_KNOWN = 4096

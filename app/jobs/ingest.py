@@ -18,10 +18,10 @@ from app.projects import totals
 from app.schemas import Progress, Result
 from app.tables import Attempt, Job, Metric, State
 from core.schema import events as reported
-from core.schema.progress import WarningRecord, add_warning
+from core.schema.progress import WarningRecord, add_warnings
 
 _MOST_RETRIES_BACK = 10_000
-"""How far back a retry looks for states in the chain of jobs that it continues."""
+"""Jobs in the chain that a retry continues, among which it looks for states."""
 MOST_WARNINGS = 100
 """Warnings that a job shows, the latest."""
 STATES_KEPT = 2
@@ -49,8 +49,7 @@ def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> 
     # The job's row before its attempt's, as everywhere: two transactions in opposite order would wait for each other.
     columns = Job.progress, Job.results, Job.phase, Job.stopped_early, Job.warnings
     shown = select(*columns).where(*fence(claim)).with_for_update()
-    so_far, results, phase, stopped_early, told = require(session.execute(shown).all(), claim.job_id)
-    warnings = tuple(WarningRecord.model_validate(warning) for warning in told)
+    so_far, results, phase, stopped_early, warnings = require(session.execute(shown).all(), claim.job_id)
     progress = Progress.model_validate(so_far) if so_far else NO_PROGRESS
     results = dict(results or {"before": None, "after": None})
     steps = [_metric(claim, event) for event in events if isinstance(event, reported.Stepped)]
@@ -70,7 +69,8 @@ def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> 
             case reported.Finished():
                 _note(session, claim, working_seconds=event.seconds, peak_memory_bytes=event.peak_memory_bytes)
             case reported.Warned():
-                warnings = add_warning(warnings, event)
+                known = [WarningRecord.model_validate(warning) for warning in warnings]
+                warnings = [warning.model_dump() for warning in add_warnings(known, event)[-MOST_WARNINGS:]]
                 stopped_early = stopped_early or event.code == reported.STOPPED_EARLY
     if steps:
         session.execute(insert(Metric), steps)
@@ -81,7 +81,7 @@ def record(session: Session, claim: Claim, events: Sequence[reported.Event]) -> 
         events=len(entries),
         phase=phase,
         stopped_early=stopped_early,
-        warnings=[warning.model_dump() for warning in warnings[-MOST_WARNINGS:]],
+        warnings=warnings,
         progress=progress.model_dump(mode="json"),
         results=results if any(results.values()) else None,
     )

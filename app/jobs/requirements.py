@@ -1,4 +1,4 @@
-"""What a job requires of a worker, what a worker has for jobs, and the rule that compares the two.
+"""The requirements of a job, the capacity of a worker, and the rule that compares the two.
 
 `Capacity.lacks` is the only such rule: a worker claims by it, and it says why a job waits. A new requirement is a field
 or a capability here, derived from the spec in `Requirements.of`.

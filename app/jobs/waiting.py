@@ -1,4 +1,4 @@
-"""What waits for a worker, by what it requires, and whether a worker is alive that could take it."""
+"""Queued jobs by their requirements, and the reasons why no living worker could take them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

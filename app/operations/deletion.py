@@ -79,24 +79,23 @@ class Round:
 
 def delete_jobs(turn: Round) -> None:
     """Delete the rows of deleted jobs."""
-    while turn.goes_on:
-        with turn.database.reading() as session:
-            job_ids = leftovers.deleted(session, limit=_JOBS_AT_ONCE)
-        if not job_ids:
-            return
-        for job_id in job_ids:
-            turn.repeat(leftovers.delete_some, job_id)
+    _for_each_job(turn, leftovers.deleted, leftovers.delete_some)
 
 
 def forget_history(turn: Round) -> None:
     """Delete the events and curves of jobs that ended long ago."""
+    _for_each_job(turn, leftovers.with_old_history, leftovers.forget_some_history)
+
+
+def _for_each_job(turn: Round, find: Callable[..., Sequence[str]], step: Callable[..., bool]) -> None:
+    """Repeat a step for each of the jobs that `find` gives, some at a time, until it gives none."""
     while turn.goes_on:
         with turn.database.reading() as session:
-            job_ids = leftovers.with_old_history(session, limit=_JOBS_AT_ONCE)
+            job_ids = find(session, limit=_JOBS_AT_ONCE)
         if not job_ids:
             return
         for job_id in job_ids:
-            turn.repeat(leftovers.forget_some_history, job_id)
+            turn.repeat(step, job_id)
 
 
 def forget_keys(turn: Round) -> None:

@@ -64,7 +64,7 @@ _REMEDIES = {
     "signals": "use Linux 6.12 or later, or run each worker as a user of its own",
     "servers": "let the container's seccomp profile allow seccomp(2), or keep the worker from the network otherwise",
 }
-"""What to do about a gap, by a word in it."""
+"""The remedy for each gap, by a word in it."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ _IMPATIENT: Mapping[str, Any] = MappingProxyType(
     }
 )
 _MOST_UNHEARD = 100
-"""Where this many rings wait in the broker, one more would wake no worker."""
+"""Rings that wait in the broker, from which on another one would wake no worker."""
 
 
 class Line:

@@ -1,4 +1,4 @@
-"""The deletion of a project: what depends on it, and the mark by which nothing finds it any more.
+"""The deletion of a project: what depends on it, and the mark that hides it from all queries.
 
 `app.operations.deletion` deletes what it has in batches, and the project last.
 """
@@ -15,7 +15,7 @@ from app.projects.keys import Caller
 from app.tables import POSTED, UNFINISHED, ApiKey, Dataset, Job, Model, Project, Upload, Webhook
 
 _COUNTED = 10_000
-"""Rows of one kind that are counted; more are said to be at least so many."""
+"""Rows of one kind that are counted; of more, the answer gives this number and "at least"."""
 
 
 class OwnProject(Exception):

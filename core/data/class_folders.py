@@ -30,7 +30,7 @@ SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", 
 """The suffixes of image files. The content decides; a file with another suffix may be an image too."""
 
 HIDDEN = "it is hidden, or a file of the operating system"
-"""The reason for which files are not read that nobody misses."""
+"""The reason for files that are not read and need no warning."""
 
 FORMATS_IN_WORDS = "JPEG, PNG, WebP, BMP, TIFF or GIF"
 

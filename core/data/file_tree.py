@@ -112,7 +112,7 @@ def _walk(root: str, path: str, name: str, above: tuple[tuple[int, int], ...]) -
 
 
 class _Zip:
-    """A zip archive, which may come from a stranger."""
+    """A zip archive, which may be hostile."""
 
     def __init__(self, path: Path, caps: Caps) -> None:
         self._path, self._caps = path, caps

@@ -126,8 +126,8 @@ class Stream:
         """
         # The workers read ahead: the seeds of batches that are not yet yielded come from a copy of the generator.
         ahead = generator.clone_state()
-        shares = (share.of(index) for index in order)
-        jobs = [_Job(_draw_seed(ahead), tuple(share.tolist()), augmentation, fills_gaps=True) for share in shares]
+        own = (share.of(indices) for indices in order)
+        jobs = [_Job(_draw_seed(ahead), tuple(indices.tolist()), augmentation, fills_gaps=True) for indices in own]
         for pixels, labels in self._load(jobs, self._number_of_workers(share.world_size)):
             _draw_seed(generator)
             images = _channels_first(pixels.to(self.device, non_blocking=True)).to(torch.get_default_dtype())

@@ -41,7 +41,7 @@ from core.models.precision import full_float32
 from core.schema.catalog import Norm
 from core.schema.errors import BadInput, OutOfMemory
 from core.schema.events import Attacked, Entered, Evaluated, Event, Finished, Resumed, Saved
-from core.schema.progress import Flag, Subject, add_warning
+from core.schema.progress import Flag, Subject, add_warnings
 from core.schema.protocols import (
     DEFAULT_PROTOCOL,
     FAST_STEPS,
@@ -342,7 +342,7 @@ def run_evaluation(
     warnings = spec_warnings(spec)
     with full_float32():
         for warned in chain(loaded.warnings(), loaded.new_warnings(), preflight(loaded, started)):
-            warnings = add_warning(warnings, warned)
+            warnings = add_warnings(warnings, warned)
             yield warned
     state = EvaluationState(output / STATE_FILE, kind="state")
     report = yield from evaluate_for_spec(loaded.model, test, spec, "result", state=state, part=part)

@@ -12,7 +12,7 @@ from core.checkpoint import verdict_versions
 from core.evaluation.checks import OF_RESULTS, Finding, flags_of_results
 from core.schema.catalog import Norm
 from core.schema.errors import BadInput
-from core.schema.progress import Flag, Rate, WarningRecord, add_warning
+from core.schema.progress import Flag, Rate, add_warnings
 from core.schema.protocols import Engine, Protocol
 from core.schema.report import AttackRecord, Part, Points, Report, Reports
 
@@ -136,9 +136,7 @@ def merge(shards: Sequence[Reports]) -> Reports:
             field="merge",
         )
     merged = _merge_reports([report for _, report, _ in found])
-    warnings: tuple[WarningRecord, ...] = ()
-    for warning in chain.from_iterable(shard.warnings for _, _, shard in found):
-        warnings = add_warning(warnings, warning)
+    warnings = add_warnings(chain.from_iterable(shard.warnings for _, _, shard in found))
     return Reports(before=None, after=merged, run=first.run, warnings=warnings)
 
 

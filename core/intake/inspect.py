@@ -37,7 +37,7 @@ from core.schema.inspection_report import (
     RefusedImage,
     Thumbnail,
 )
-from core.schema.progress import WarningRecord, add_warning
+from core.schema.progress import add_warnings
 
 REPORT = "report.json"
 MODEL = "model.safetensors"
@@ -188,10 +188,7 @@ def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
         recognised = not (spec.architecture or spec.published)
         others = import_weights(file, recognise(file, spec) if recognised else spec, target).others
         model, header = checkpoint.load(target)
-    found, looked_at = _warnings(model, header)
-    warnings: tuple[WarningRecord, ...] = ()
-    for warning in found:
-        warnings = add_warning(warnings, warning)
+    warnings, looked_at = _warnings(model, header)
     blueprint = header.blueprint
     report = ModelInspection(
         source=kind,
@@ -212,7 +209,7 @@ def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
         base_sha256=header.base_sha256,
         data_sha256=header.data_sha256,
         looked_at=looked_at,
-        warnings=warnings,
+        warnings=add_warnings(warnings),
     )
     checkpoint.write_file(output / REPORT, report.model_dump_json().encode())
     return report

@@ -72,7 +72,7 @@ class Storage:
     count: int
     """Number of elements."""
     read: Callable[[int], bytearray]
-    """Returns so many bytes. Raises DamagedFile."""
+    """Reads a number of bytes from the start. Raises DamagedFile."""
     _numbers: Tensor | None = field(default=None, repr=False)
 
     def numbers(self) -> Tensor:

@@ -9,7 +9,7 @@ _MOST_BYTES = 100 * 2**20
 
 
 def read_architecture(path: Path) -> str | None:
-    """Read the name of the network; None where the file is no checkpoint, which whoever loads it says in full."""
+    """Read the name of the network; None where the file is no checkpoint. Loading it gives the reason."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -3,7 +3,7 @@
 Apart from the events, which hold specs and reports: a command that lists jobs imports this and not those.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 from core.schema.record import Record
@@ -67,7 +67,10 @@ class WarningRecord(Record, extra="ignore"):
         return f"{self.message}; {self.remedy}" if self.remedy else self.message
 
 
-def add_warning(known: Sequence[WarningRecord], new: WarningRecord) -> tuple[WarningRecord, ...]:
-    """Add a warning to those of a run. A later one about the same replaces the earlier one, such as a higher count."""
-    others = tuple(each for each in known if (each.code, each.threat) != (new.code, new.threat))
-    return (*others, WarningRecord(**new.model_dump(include=set(WarningRecord.model_fields))))
+def add_warnings(known: Iterable[WarningRecord], *new: WarningRecord) -> tuple[WarningRecord, ...]:
+    """Add warnings to those of a run. A later one about the same replaces the earlier one, such as a higher count."""
+    found: dict[tuple[str, str | None], WarningRecord] = {}
+    for each in (*known, *new):
+        found.pop((each.code, each.threat), None)
+        found[each.code, each.threat] = WarningRecord(**each.model_dump(include=set(WarningRecord.model_fields)))
+    return tuple(found.values())

@@ -29,7 +29,7 @@ from core.models.memory import peak_memory
 from core.models.precision import full_float32
 from core.schema.errors import BadInput, BadWeights, Diverged
 from core.schema.events import STOPPED_EARLY, Entered, Event, Finished, Paused, Resumed, Saved, Stepped, Warned
-from core.schema.progress import add_warning
+from core.schema.progress import add_warnings
 from core.schema.report import Report, Reports
 from core.schema.spec import FineTuneSpec, TrainingSpec, TrainSpec, count_held_out
 from core.schema.spec_warnings import spec_warnings
@@ -75,7 +75,7 @@ def fine_tune(
         run = _Run(spec, output, replace(inputs, device=group.device), group, requests or StopRequests())
         for event in run.events(restart=restart):
             if isinstance(event, Warned) and event.code != _OVERWRITES:
-                run.warnings = add_warning(run.warnings, event)
+                run.warnings = add_warnings(run.warnings, event)
             if group.is_first:
                 yield event
 

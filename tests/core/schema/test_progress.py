@@ -1,7 +1,7 @@
 """Warnings of a run, each told once."""
 
 from core.schema.events import Warned
-from core.schema.progress import WarningRecord, add_warning
+from core.schema.progress import WarningRecord, add_warnings
 
 
 def test_a_later_warning_about_the_same_takes_the_place_of_the_earlier_one() -> None:
@@ -13,7 +13,8 @@ def test_a_later_warning_about_the_same_takes_the_place_of_the_earlier_one() -> 
     ]
     known: tuple[WarningRecord, ...] = ()
     for warning in told:
-        known = add_warning(known, warning)
+        known = add_warnings(known, warning)
+    assert known == add_warnings((), *told) == add_warnings(told)
     assert [(each.code, each.threat) for each in known] == [
         ("preflight_claim", "linf"),
         ("preflight_claim", "l1"),
