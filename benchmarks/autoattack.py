@@ -56,7 +56,7 @@ class Case:
     eps: dict[Norm, float]
     protocol: Protocol = "standard"
 
-    def attacks(self, norm: Norm) -> dict[AttackName, Attack[...]]:
+    def attacks(self, norm: Norm) -> dict[AttackName, Attack[LpThreat, ...]]:
         """Name the attacks, but for the one that pyautoattack cannot run: its targeted DLR loss takes four classes."""
         with torch.no_grad():
             few = self.model(self.images[:1]).shape[1] < 4

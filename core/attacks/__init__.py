@@ -29,12 +29,12 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from core.attacks.arguments import check_balls, check_labels, check_points
+from core.attacks.arguments import check_labels, check_points
 from core.attacks.containment import bring_inside
 from core.attacks.forward import classify, loss_of
 from core.attacks.losses import Loss
 from core.attacks.rng import Noise
-from core.attacks.threat import LpThreat
+from core.attacks.threat import LpThreat, Threat
 
 State = dict[str, Tensor]
 """State from which an attack continues, in addition to the arguments of its call."""
@@ -83,6 +83,11 @@ class AttackResult:
     attack does not tell."""
     nan_gradients: Tensor = _NOWHERE
     """(batch,) bool: whether a gradient contained NaN, which the attack took as zero; () where it does not tell."""
+    late: Tensor = _NOWHERE
+    """(batch,) bool: whether the point was fooled in the last tenth of the search, so that a longer search might fool
+    more; () where the attack does not tell."""
+    no_gradient: Tensor = _NOWHERE
+    """(batch,) bool: whether the gradient was zero at every point that the attack tried; () where it does not tell."""
 
 
 @dataclass
@@ -94,11 +99,15 @@ class RunningResult:
     loss: Tensor
     not_finite: Tensor = field(init=False)
     nan_gradients: Tensor = field(init=False)
+    late: Tensor = field(init=False)
+    no_gradient: Tensor = field(init=False)
 
-    _PER_POINT: ClassVar = ("robust", "loss", "not_finite", "nan_gradients")
+    _FLAGS: ClassVar = ("not_finite", "nan_gradients", "late", "no_gradient")
+    _PER_POINT: ClassVar = ("robust", "loss", *_FLAGS)
 
     def __post_init__(self) -> None:
-        self.not_finite, self.nan_gradients = torch.zeros_like(self.robust), torch.zeros_like(self.robust)
+        for name in self._FLAGS:
+            setattr(self, name, torch.zeros_like(self.robust))
 
     def finish(self) -> AttackResult:
         """Give the result of the attack."""
@@ -131,6 +140,7 @@ Steps = Generator[Callable[[], State], None, AttackResult]
 """Yields after each step a function that gives the state, valid until the next step; its tensors may be the attack's
 own."""
 
+_Threat = TypeVar("_Threat", bound=Threat)
 _Settings = ParamSpec("_Settings")
 _Yielded = TypeVar("_Yielded")
 _Returned = TypeVar("_Returned")
@@ -154,10 +164,10 @@ class Returning(Generic[_Yielded, _Returned]):
         return self.value
 
 
-class Attack(Generic[_Settings]):
+class Attack(Generic[_Threat, _Settings]):
     """An attack, made of the generator function that takes its steps."""
 
-    def __init__(self, steps: Callable[Concatenate[nn.Module, Tensor, Tensor, LpThreat, _Settings], Steps]) -> None:
+    def __init__(self, steps: Callable[Concatenate[nn.Module, Tensor, Tensor, _Threat, _Settings], Steps]) -> None:
         self.steps = steps
         update_wrapper(self, steps)
 
@@ -166,24 +176,26 @@ class Attack(Generic[_Settings]):
         model: nn.Module,
         images: Tensor,
         labels: Tensor,
-        threat: LpThreat,
+        threat: _Threat,
         *options_first: _Settings.args,
         **settings: _Settings.kwargs,
     ) -> AttackResult:
-        """Take all steps. Points outside the threat by rounding are replaced by their exact projections, where these
-        fool the model as well. Raises BadInput for wrong arguments."""
+        """Take all steps. Points outside a ball by rounding are replaced by their exact projections, where these fool
+        the model as well. Raises BadInput for wrong arguments."""
         options = cast("AttackOptions", options_first[0] if options_first else settings.get("options", DEFAULTS))
         if not options.checked:
             check_points(images, labels)
-            check_balls([threat], images.shape[1:])
+            threat.check(images.shape[1:])
         found = Returning(self.steps(model, images, labels, threat, *options_first, **settings)).finish()
+        if not isinstance(threat, LpThreat):
+            return found
         with frozen(model):
             inside, _ = bring_inside(
                 model, images, labels, found.adversarial, ~found.robust, threat, chunk_size=options.chunk_size
             )
         return replace(found, adversarial=inside)
 
-    def with_settings(self, **settings: Any) -> "Attack[...]":
+    def with_settings(self, **settings: Any) -> "Attack[_Threat, ...]":
         """Give the attack with some of its settings fixed."""
         return Attack(partial(self.steps, **settings))
 

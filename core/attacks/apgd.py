@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, Attack, AttackOptions, AttackResult, RunningResult, State, Steps, begin, frozen
-from core.attacks.arguments import check_balls, check_points, with_check
+from core.attacks.arguments import check_points, with_check
 from core.attacks.forward import classify, fools, is_answered, loss_and_gradient, loss_of, predict
 from core.attacks.losses import Loss, cross_entropy, targeted_dlr
 from core.attacks.threat import LpThreat
@@ -187,7 +187,7 @@ def apgd(
     """
     if not options.checked:
         check_points(images, labels)
-        check_balls([threat], images.shape[1:])
+        threat.check(images.shape[1:])
     targets = labels if targets is None else targets
     chunk_size = options.chunk_size
     with frozen(model), torch.no_grad():

@@ -4,7 +4,7 @@ Each check waits for the device once. A caller that has made sure of its images,
 checks out with `AttackOptions(checked=True)`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from core.attacks.threat import LpThreat
 from core.models.memory import ChunkSizer, is_out_of_memory
 from core.schema.catalog import NORMS, Norm
 from core.schema.errors import BadInput, UserError
-from core.schema.radius import largest_radius
 
 _FLOATS = (torch.float32, torch.float64)
 
@@ -123,22 +122,6 @@ def with_check(loss: Loss) -> Loss:
     return checked
 
 
-def check_balls(balls: Iterable[LpThreat], shape: Sequence[int]) -> None:
-    """Raise BadInput for a radius at which no classifier can be robust. shape: of an image."""
-    for ball in balls:
-        limit = largest_radius(ball.norm, shape)
-        if limit is None or ball.eps < limit:
-            continue
-        divided = ball.eps / 255
-        raise BadInput(
-            f"the radius {ball.eps:g} is not below {limit:g}, where every image can be turned into the same grey one",
-            hint=f"did you mean {ball.eps:g} / 255?"
-            if divided < limit
-            else "give a smaller radius, in pixel units of images in [0, 1]",
-            field=f"eps.{ball.norm}",
-        )
-
-
 def balls_of(eps: Mapping[Norm, float], shape: Sequence[int]) -> list[LpThreat]:
     """Give the balls of an evaluation, in the order of NORMS.
 
@@ -150,7 +133,8 @@ def balls_of(eps: Mapping[Norm, float], shape: Sequence[int]) -> list[LpThreat]:
             "no radius is given", hint='give one per norm, such as {"linf": 8 / 255, "l2": 0.5}', field="eps"
         )
     balls = {norm: LpThreat(norm, radius) for norm, radius in eps.items()}
-    check_balls(balls.values(), shape)
+    for ball in balls.values():
+        ball.check(shape)
     return [balls[norm] for norm in NORMS if norm in balls]
 
 

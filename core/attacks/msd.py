@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, AttackOptions, AttackResult, frozen
-from core.attacks.arguments import check_balls, check_points, with_check
+from core.attacks.arguments import check_points, with_check
 from core.attacks.forward import classify, fools, is_answered, loss_and_gradient, loss_of, predict
 from core.attacks.losses import Loss, cross_entropy
 from core.attacks.threat import UnionThreat
@@ -53,7 +53,7 @@ def msd(
     """
     if not options.checked:
         check_points(images, labels)
-        check_balls(threat, images.shape[1:])
+        threat.check(images.shape[1:])
     targets = labels if targets is None else targets
     chunk_size = options.chunk_size
     each = torch.ones(len(images), dtype=images.dtype, device=images.device)

@@ -3,7 +3,7 @@
 A new kind of threat (k pixels, a patch, a corruption of some severity) is a new class here; no signature changes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
@@ -15,6 +15,7 @@ from torch import Tensor
 from core.geometry import is_sparse, length, project_inside
 from core.schema.catalog import NORMS, Norm
 from core.schema.errors import BadInput
+from core.schema.radius import largest_radius
 from core.schema.suggestions import did_you_mean
 
 
@@ -24,6 +25,9 @@ class Threat(Protocol):
     @property
     def id(self) -> str:
         """The key of the threat's row in a report."""
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raise BadInput where the threat makes no sense for images of this shape (channels, height, width)."""
 
     def contains(self, images: Tensor, perturbed: Tensor) -> Tensor:
         """Check for each point whether the attacker may turn the image into the perturbed one.
@@ -57,6 +61,20 @@ class LpThreat:
                 hint="give it in pixel units of images in [0, 1], such as 8 / 255",
                 field=f"eps.{self.norm}",
             )
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raise BadInput for a radius at which no classifier can be robust to images of this shape."""
+        limit = largest_radius(self.norm, shape)
+        if limit is None or self.eps < limit:
+            return
+        divided = self.eps / 255
+        raise BadInput(
+            f"the radius {self.eps:g} is not below {limit:g}, where every image can be turned into the same grey one",
+            hint=f"did you mean {self.eps:g} / 255?"
+            if divided < limit
+            else "give a smaller radius, in pixel units of images in [0, 1]",
+            field=f"eps.{self.norm}",
+        )
 
     @property
     def is_sparse(self) -> bool:
@@ -100,6 +118,11 @@ class UnionThreat:
     def id(self) -> str:
         """The row of a report that counts points robust to every ball."""
         return "union"
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raise BadInput for a radius at which no classifier can be robust to images of this shape."""
+        for ball in self.balls:
+            ball.check(shape)
 
     def contains(self, images: Tensor, perturbed: Tensor) -> Tensor:
         """Check for a ball that contains the point: (batch,) bool."""

@@ -58,7 +58,12 @@ from core.schema.spec_warnings import spec_warnings
 from core.schema.suggestions import did_you_mean
 from core.signals import Interrupted
 
-_ATTACKS: dict[AttackName, Attack[...]] = {"apgd-ce": apgd_ce, "apgd-t": apgd_t, "fab-t": fab_t, "square": square}
+_ATTACKS: dict[AttackName, Attack[LpThreat, ...]] = {
+    "apgd-ce": apgd_ce,
+    "apgd-t": apgd_t,
+    "fab-t": fab_t,
+    "square": square,
+}
 # A group of points is attacked together: as many whole logical batches as stay within these numbers of points and
 # bytes, since an attack holds, and saves in its state, several tensors of that size.
 _GROUP_POINTS = 1024
@@ -67,7 +72,7 @@ _GROUP_BYTES = 256 * 2**20
 _CHUNK_SIZE = {"cpu": 256, "cuda": 1024}
 
 
-def attacks_of(protocol: Protocol, norm: Norm, engine: Engine = "temper") -> dict[AttackName, Attack[...]]:
+def attacks_of(protocol: Protocol, norm: Norm, engine: Engine = "temper") -> dict[AttackName, Attack[LpThreat, ...]]:
     """Give the attacks of a protocol in the order in which they run, with AutoAttack's settings for the norm."""
     attacks = settings_of(protocol, norm)
     if engine == "reference":
@@ -225,7 +230,7 @@ class _Search:
         return predicted
 
     def run(
-        self, name: AttackName, attack: Attack[...], threat: LpThreat, row: Row
+        self, name: AttackName, attack: Attack[LpThreat, ...], threat: LpThreat, row: Row
     ) -> Generator[Saved, None, AttackRecord]:
         """Run one attack on the points that are still robust, and enter into the row what it finds."""
         begun = time.monotonic()
@@ -249,7 +254,7 @@ class _Search:
         return row.record(self._labels, threat=threat.id, attack=name, attacked=attacked, seconds=seconds)
 
     def _attack_group(
-        self, key: str, name: AttackName, attack: Attack[...], threat: LpThreat, first: int, group: Row
+        self, key: str, name: AttackName, attack: Attack[LpThreat, ...], threat: LpThreat, first: int, group: Row
     ) -> Generator[Saved, None, None]:
         """Attack the logical batches that begin at point `first`; `group`: their part of the row."""
         robust = group.predicted == self._labels[first : first + len(group.predicted)]

@@ -13,7 +13,7 @@ from core.schema.catalog import NORMS, Norm
 
 _EPS: dict[Norm, float] = {"linf": 0.2, "l2": 1.0, "l1": 4.0}
 # With so many steps that each of them ends after some points have fallen.
-_ATTACKS: dict[str, Attack[...]] = {
+_ATTACKS: dict[str, Attack[LpThreat, ...]] = {
     "apgd-ce": apgd_ce.with_settings(restarts=4, steps=4),
     "apgd-t": apgd_t.with_settings(targets=4, steps=4),
     "fab-t": fab_t.with_settings(targets=4, steps=4),
