@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from core.attacks import Attack, Steps
 from core.attacks.apgd import apgd_ce
 from core.attacks.square import square
-from core.evaluation import autoattack, resume
-from core.evaluation.autoattack import Options, attacks_of, evaluate, iter_evaluate, run_evaluation
+from core.evaluation import autoattack, resume, search
+from core.evaluation.autoattack import attacks_of, evaluate, iter_evaluate, run_evaluation
 from core.evaluation.report import merge
 from core.evaluation.resume import STATE_FILE, EvaluationState
+from core.evaluation.search import Options
 from core.inputs import Inputs, load
 from core.schema.catalog import NORMS, Norm
 from core.schema.errors import BadInput, OutOfMemory
@@ -125,8 +126,8 @@ def test_what_is_computed_together_changes_no_verdict(
 ) -> None:
     images, labels = (points[:20] for points in test_digits)
     together = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=8)
-    monkeypatch.setattr(autoattack, "_GROUP_POINTS", 8)
-    monkeypatch.setattr(autoattack, "_CHUNK_SIZE", {"cpu": 5})
+    monkeypatch.setattr(search, "_GROUP_POINTS", 8)
+    monkeypatch.setattr(search, "_CHUNK_SIZE", {"cpu": 5})
     apart = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=8)
     assert together.verdicts == apart.verdicts
 
@@ -144,10 +145,10 @@ def test_a_batch_that_does_not_fit_is_computed_in_smaller_parts(
             raise torch.OutOfMemoryError
         largest.append(len(inputs[0]) if torch.is_grad_enabled() else 0)
 
-    monkeypatch.setattr(autoattack, "folded", lambda model, _: model)
-    monkeypatch.setattr(autoattack, "flags_of_model", lambda *_, **__: [])
+    monkeypatch.setattr(search, "folded", lambda model, _: model)
+    monkeypatch.setattr(search, "flags_of_model", lambda *_, **__: [])
     base.register_forward_pre_hook(small)
-    monkeypatch.setattr(autoattack, "_CHUNK_SIZE", {"cpu": 40})
+    monkeypatch.setattr(search, "_CHUNK_SIZE", {"cpu": 40})
     assert evaluate(base, images, labels, {"l2": 0.5}, protocol="fast").verdicts == expected.verdicts
     assert max(largest) <= 16
 
@@ -167,7 +168,7 @@ def test_looks_without_an_attack_are_made_as_many_at_once_as_fit_too(
         largest = max(largest, len(inputs[0]))
 
     base.register_forward_pre_hook(small)
-    monkeypatch.setattr(autoattack, "_CHUNK_SIZE", {"cpu": 40})
+    monkeypatch.setattr(search, "_CHUNK_SIZE", {"cpu": 40})
     assert evaluate(base, images, labels, {"l2": 0.5}, protocol="fast").verdicts == expected.verdicts
     assert largest == 10
 
@@ -377,11 +378,11 @@ def test_an_evaluation_that_is_broken_off_within_an_attack_goes_on_within_it(
         )
         return iter_evaluate(base, images, labels, eps, options=options, subject="result")
 
-    look = autoattack._Search._predict
+    look = search.Search._predict
 
-    def without_the_images_themselves(search: autoattack._Search, images: Tensor) -> Tensor:
-        assert images is not search._images, "another device might say otherwise"
-        return look(search, images)
+    def without_the_images_themselves(one: search.Search, images: Tensor) -> Tensor:
+        assert images is not one._images, "another device might say otherwise"
+        return look(one, images)
 
     *events, whole = _report(evaluation_in(tmp_path / "whole"))
     saved = [event.step for event in events if isinstance(event, Saved)]
@@ -397,7 +398,7 @@ def test_an_evaluation_that_is_broken_off_within_an_attack_goes_on_within_it(
         steps.close()
         seen = 0
         with monkeypatch.context() as patch:
-            patch.setattr(autoattack._Search, "_predict", without_the_images_themselves)
+            patch.setattr(search.Search, "_predict", without_the_images_themselves)
             resumed, *_, report = _report(evaluation_in(folder))
         assert resumed == Resumed(step=at, epoch=0)
         assert report.verdicts == whole.verdicts
@@ -412,7 +413,7 @@ def test_an_attack_out_of_memory_continues_in_smaller_chunks(
 ) -> None:
     images, labels = (points[:30] for points in test_digits)
     monkeypatch.setattr(autoattack, "attacks_of", lambda *_: {"square": square.with_settings(queries=60)})
-    monkeypatch.setattr(autoattack, "_CHUNK_SIZE", {"cpu": 40})
+    monkeypatch.setattr(search, "_CHUNK_SIZE", {"cpu": 40})
     expected = evaluate(base, images, labels, {"linf": 0.2}, protocol="standard", batch_size=10)
     _keep_everything(monkeypatch)
     kept = EvaluationState(tmp_path / STATE_FILE)

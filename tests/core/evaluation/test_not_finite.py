@@ -13,9 +13,10 @@ from core.attacks.apgd import apgd_ce
 from core.attacks.fab import fab_t
 from core.attacks.square import square
 from core.evaluation import autoattack, resume
-from core.evaluation.autoattack import Options, evaluate, iter_evaluate
+from core.evaluation.autoattack import evaluate, iter_evaluate
 from core.evaluation.report import merge
 from core.evaluation.resume import STATE_FILE, EvaluationState
+from core.evaluation.search import Options
 from core.schema.catalog import NORMS, Norm
 from core.schema.report import Part, Report, Reports
 
