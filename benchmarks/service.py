@@ -327,7 +327,8 @@ def run_as_job(temper: Instance, servers: Sequence[int], spec: dict[str, Any]) -
         before, began = own(), time.perf_counter()
         job = client.post("/jobs", json=spec).json()
         while not job["is_terminal"]:
-            job = client.get(f"/jobs/{job['id']}", params={"wait": 30}).json()
+            # Below the timeout of the client.
+            job = client.get(f"/jobs/{job['id']}", params={"wait": 20}).json()
         seconds, took = time.perf_counter() - began, own() - before
         assert job["status"] == "succeeded", job
         history = client.get(f"/jobs/{job['id']}/events", params={"limit": 1000}).json()["data"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from app.schemas.service import Version
     from app.schemas.usage import Usage
     from app.schemas.workers import Worker
-    from client.resources.assets import Datasets, Methods, Models
+    from client.resources.assets import Datasets, Methods, Models, Threats
     from client.resources.checkpoints import Checkpoints
     from client.resources.jobs import Jobs
     from client.resources.keys import Keys
@@ -96,6 +96,13 @@ class Temper(Resource):
         from client.resources.assets import Methods
 
         return Methods(self._connection)
+
+    @cached_property
+    def threats(self) -> "Threats":
+        """Threats that no training prepares for: list."""
+        from client.resources.assets import Threats
+
+        return Threats(self._connection)
 
     @cached_property
     def uploads(self) -> "Uploads":

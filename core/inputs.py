@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from core import checkpoint, data, models
 from core.attacks.reference import check_classes
-from core.data.draws import read_test_points
+from core.data.cifar10_c import CorruptedFiles
+from core.data.draws import order_test_points, read_test_points
 from core.data.split import Split
 from core.models.precision import resolve
 from core.schema.errors import BadInput, DoesNotFit
 from core.schema.events import Started, Warned
 from core.schema.spec import AnySpec, EvaluateSpec, TrainSpec
+from core.schema.threats import COMMON
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ class Inputs:
     """File, folder or archive of the extra data; None where the run uses none."""
     workers: int | None = None
     """Processes that read a streamed data set; None for one per core."""
+    corruptions: Path | None = None
+    """Folder of the official files of CIFAR-10-C; None for corruptions that the run makes."""
     leave_out_unusable: bool = False
     """Whether to leave out images that cannot be read or differ in size, up to half of them, instead of raising an
     error."""
@@ -55,6 +59,13 @@ class Loaded:
     dataset: data.Dataset
     test: Split
     device: torch.device
+    corrupted: CorruptedFiles | None
+    """The official files of common corruptions; None where the run makes them."""
+
+    @property
+    def test_indices(self) -> Tensor:
+        """(examples,): where the test points lie in the test part."""
+        return order_test_points(self.dataset.test, self.spec.split)[: len(self.test)]
 
     def started(self, *, train_examples: int, total_steps: int, held_out_examples: int = 0) -> Started:
         """Build the first event of the run."""
@@ -121,12 +132,13 @@ def load(spec: AnySpec, inputs: Inputs) -> Loaded:
         model, header = checkpoint.load(path)
         blueprint, base_sha256 = header.blueprint, checkpoint.hash_file(path)
         _check_fit(spec.base_model, blueprint, dataset)
+    corrupted = _open_corruptions(spec, inputs, dataset)
     device = inputs.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     test = read_test_points(dataset.test, spec.evaluation.examples, spec.split).to(device)
     # Convolutions run 1.3 to 2.5 times as fast with channels last, also on the CPU (benchmarks/epoch.py). The layout of
     # the weights is enough: torch then converts the images.
     model = model.to(device).to(memory_format=torch.channels_last)
-    return Loaded(spec, model, blueprint, header, base_sha256, dataset, test, device)
+    return Loaded(spec, model, blueprint, header, base_sha256, dataset, test, device, corrupted)
 
 
 def _say_left_out(name: str, reason: str) -> None:
@@ -147,6 +159,35 @@ def _extra_path(spec: AnySpec, inputs: Inputs) -> Path | None:
             field="extra_dataset",
         )
     return inputs.extra_data
+
+
+def _open_corruptions(spec: AnySpec, inputs: Inputs, dataset: data.Dataset) -> CorruptedFiles | None:
+    """Open the files of common corruptions, and check them; None where the run has none."""
+    if inputs.corruptions is None:
+        return None
+    asked = spec.evaluation.unseen
+    names = (
+        [threat.name.removeprefix(COMMON) for threat in asked.threats if threat.name.startswith(COMMON)]
+        if asked
+        else []
+    )
+    if not names:
+        raise BadInput(
+            f"{inputs.corruptions} is given, but the spec asks for no common corruption",
+            hint="name some with evaluation.unseen, such as the preset corruptions",
+            field="corruptions",
+        )
+    files = CorruptedFiles.open(inputs.corruptions, names)
+    if dataset.shape != files.shape:
+        raise BadInput(
+            f"the files in {inputs.corruptions} have images of {models.describe(files.shape)}, but those of the data "
+            f"set are {models.describe(dataset.shape)}",
+            hint="leave --corruptions out: then the run makes the corrupted images",
+            field="corruptions",
+        )
+    test = dataset.test.first(len(dataset.test))
+    files.check_order(test.labels, test.images())
+    return files
 
 
 def _check_fit(name: str, blueprint: models.Blueprint, dataset: data.Dataset) -> None:

@@ -36,7 +36,7 @@ NO_PROGRESS = Progress(
     counts={},
     subject=None,
     attack=None,
-    attack_norm=None,
+    threat=None,
     attacks_done=0,
     attacks_total=0,
     fraction=None,
@@ -245,7 +245,7 @@ def _advance(progress: Progress, event: reported.Event) -> Progress:
         case reported.Started():
             change: dict[str, Any] = {"total_steps": event.total_steps}
         case reported.Entered():
-            change = {"subject": event.subject, "attack": None, "attack_norm": None, "fraction": None}
+            change = {"subject": event.subject, "attack": None, "threat": None, "fraction": None}
             change |= {"attacks_done": 0, "attacks_total": 0, "seconds_remaining": None}
         case reported.Stepped():
             change = event.model_dump(exclude={"type", "seconds", "counts"})
@@ -253,7 +253,7 @@ def _advance(progress: Progress, event: reported.Event) -> Progress:
             change["fraction"] = event.step / event.total_steps
             change["seconds_remaining"] = event.seconds / event.step * (event.total_steps - event.step)
         case reported.Attacked():
-            change = {"subject": event.subject, "attack": event.attack, "attack_norm": event.norm}
+            change = {"subject": event.subject, "attack": event.attack, "threat": event.threat}
             change |= {"attacks_done": event.done, "attacks_total": event.total, "fraction": event.done / event.total}
         case _:
             return progress

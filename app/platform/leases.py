@@ -53,7 +53,10 @@ def next_of(table: type[Leased], waiting: Select[str]) -> ColumnElement[bool]:
 
 def any_of(table: type[Leased], waiting: Select[str]) -> ColumnElement[bool]:
     """The condition that chooses all rows of a query, past the rows that other transactions have locked."""
-    return table.id.in_(waiting.with_for_update(skip_locked=True, of=table))
+    # Postgres may run a subquery again for each row, past those that the statement has just locked, and so choose more
+    # than the limit of the query. A CTE that locks is run once.
+    chosen = waiting.with_for_update(skip_locked=True, of=table).cte("chosen")
+    return table.id.in_(select(*chosen.c))
 
 
 def claimed(table: type[Leased], *, owner: str, seconds: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Training methods and networks that a job can name."""
+"""Training methods, networks and threats that a job can name."""
 
 from dataclasses import asdict
 from typing import Any
@@ -8,7 +8,8 @@ from fastapi import APIRouter
 from app import schemas
 from app.http.authentication import needs
 from app.http.problems import problems
-from core.schema.catalog import ARCHITECTURES, METHODS, ArchitectureEntry, MethodEntry
+from core.schema.catalog import ARCHITECTURES, METHODS, Entry
+from core.schema.threats import PRESETS, THREATS
 
 router = APIRouter(tags=["catalogue"], dependencies=[needs("jobs:read")])
 
@@ -32,5 +33,19 @@ def list_architectures() -> schemas.Page[schemas.Architecture]:
     return schemas.page(architectures, has_more=False)
 
 
-def _shown(entry: MethodEntry | ArchitectureEntry, answer: type[schemas.Answer]) -> dict[str, Any]:
+@router.get("/threats", responses=problems())
+def list_threats() -> schemas.Page[schemas.Threat]:
+    """List the threats that `evaluation.unseen` can name, and the presets of them."""
+    named = {
+        name: [preset.name for preset in PRESETS.values() if name in {each["name"] for each in preset.threats}]
+        for name in THREATS
+    }
+    threats = [
+        schemas.Threat(id=entry.name, object="threat", presets=named[entry.name], **_shown(entry, schemas.Threat))
+        for entry in THREATS.values()
+    ]
+    return schemas.page(threats, has_more=False)
+
+
+def _shown(entry: Entry, answer: type[schemas.Answer]) -> dict[str, Any]:
     return {name: value for name, value in asdict(entry).items() if name in answer.model_fields}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from app.schemas.answer import Answer, Listed, Page, headers, page
     from app.schemas.assets import AssetFailure, AssetStatus, Dependent, JobInput, Lineage, MadeBy, ThumbnailLink
     from app.schemas.attempts import Attempt, Outcome
-    from app.schemas.catalogue import Architecture, Dataset, Method, Model
+    from app.schemas.catalogue import Architecture, Dataset, Method, Model, Threat
     from app.schemas.checkpoints import Checkpoint
     from app.schemas.estimates import Actual, Basis, Duration, Estimate
     from app.schemas.jobs import (
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Result,
         Results,
         ShardState,
+        UnseenResult,
         Waiting,
     )
     from app.schemas.problems import ConflictProblem, Problem, QuotaProblem, RateLimitProblem
@@ -102,7 +103,9 @@ __all__ = [
     "Scope",
     "ShardState",
     "Status",
+    "Threat",
     "ThumbnailLink",
+    "UnseenResult",
     "Upload",
     "UploadFailure",
     "UploadPart",

@@ -1,4 +1,4 @@
-"""Models, data sets, methods and architectures that a job can name."""
+"""Models, data sets, methods, architectures and threats that a job can name."""
 
 from datetime import datetime
 from typing import Literal
@@ -144,3 +144,28 @@ class Architecture(Listed):
     """The only image shape it takes (channels, height, width); null if it takes more than one."""
     learning_rate: float
     """Default of the highest learning rate of a run."""
+
+
+class Threat(Listed):
+    """A threat that `evaluation.unseen` of a job can name."""
+
+    object: Literal["threat"]
+    """Type of the object."""
+    description: str
+    """Description in one sentence."""
+    kind: Literal["search", "ascent", "corruption"]
+    """search: a random search that sees the logits alone. ascent: gradient steps. corruption: drawn, not searched."""
+    unit: str
+    """What a budget counts."""
+    budgets: list[float]
+    """The default budgets."""
+    most: float
+    """The largest budget."""
+    whole: bool
+    """Whether a budget is a whole number."""
+    queries: int | None
+    """The default number of queries of a search; null for the other kinds."""
+    steps: int | None
+    """The default number of steps of an ascent; null for the other kinds."""
+    presets: list[str]
+    """The presets that have it."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pydantic import GetJsonSchemaHandler
     from pydantic.json_schema import JsonSchemaValue
 
-    from core.schema.report import Report, Reports
+    from core.schema.report import Report, Reports, UnseenReport
 
 
 class _DocumentedAsRequest:
@@ -79,8 +79,8 @@ class Progress(Answer):
     """The model under evaluation, during an evaluation."""
     attack: str | None
     """The last attack that finished in this evaluation."""
-    attack_norm: Norm | None
-    """The norm of that attack."""
+    threat: str | None
+    """The row of that attack: a norm, or a threat with its budget."""
     attacks_done: int
     """Attacks finished in this evaluation."""
     attacks_total: int
@@ -89,6 +89,29 @@ class Progress(Answer):
     """Fraction of the current phase that is done: of the steps in training, of the attacks in evaluation."""
     seconds_remaining: float | None
     """Estimated rest of the training phase, from its mean pace."""
+
+
+class UnseenResult(Answer):
+    """Accuracies under threats that no training prepares for; the report has them per point and per corruption."""
+
+    common: float | None
+    """Mean under the 15 common corruptions and their severities; null where not all were evaluated."""
+    accuracy: dict[str, Rate]
+    """Per attack and budget, such as "l0 9"."""
+    average: float | None
+    """Mean under the attacks, each at its largest budget; null without attacks."""
+    union: Rate | None
+    """Share of points that are right under every attack; null without attacks."""
+
+    @classmethod
+    def of(cls, unseen: "UnseenReport") -> Self:
+        """Take the accuracies of this part of a report."""
+        return cls(
+            common=unseen.common.mean if unseen.common else None,
+            accuracy={row.id: row.accuracy for row in unseen.attack_rows},
+            average=unseen.average,
+            union=unseen.union,
+        )
 
 
 class Result(Answer):
@@ -100,13 +123,16 @@ class Result(Answer):
     """Robust accuracy per threat id, of which a norm is one."""
     union: Rate
     """Share of points that are robust under every norm."""
+    unseen: UnseenResult | None = None
+    """Accuracies under threats that no training prepares for; null where none was asked for."""
     flags: tuple[Flag, ...] = ()
     """Reasons to doubt these numbers; empty is good."""
 
     @classmethod
     def of(cls, report: "Report") -> Self:
         """Take the accuracies and the flags of a report."""
-        return cls(clean=report.clean, robust=report.robust, union=report.union, flags=report.flags)
+        unseen = report.unseen and UnseenResult.of(report.unseen)
+        return cls(clean=report.clean, robust=report.robust, union=report.union, unseen=unseen, flags=report.flags)
 
 
 class Results(Answer):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy import ColumnElement, SQLColumnExpression, Subquery, and_, func, select, update
 from sqlalchemy.orm import Session
 
 from app.platform import leases
@@ -105,31 +105,37 @@ def is_any_due(session: Session) -> bool:
     return session.scalar(due.limit(1)) is not None
 
 
-def claim(session: Session, *, owner: str, limit: int, per_webhook: int, lease_seconds: float) -> list[ClaimedDelivery]:
+def claim(
+    session: Session, *, owner: str, limit: int, per_webhook: int, per_project: int, lease_seconds: float
+) -> list[ClaimedDelivery]:
     """Claim up to `limit` due deliveries.
 
-    No webhook has more than about `per_webhook` tries under way at once in all processes, and each webhook gets its
-    first before any gets its second: so a slow receiver delays only itself.
+    No webhook has more than about `per_webhook` tries under way at once in all processes, and no project more than
+    about `per_project`. Each project gets its first before any gets its second, and each of its webhooks likewise: so
+    a slow receiver delays only itself.
     """
-    rank = func.row_number().over(partition_by=Delivery.webhook_id, order_by=(Delivery.next_attempt_at, Delivery.id))
+    rank = _rank(Delivery.webhook_id, Delivery.next_attempt_at, Delivery.id)
     due = (
-        select(Delivery.id, Delivery.webhook_id, rank.label("rank"))
+        select(Delivery.id, Delivery.webhook_id, Webhook.project_id, rank)
         .join(Webhook)
         .where(*_due(), Webhook.disabled_at.is_(None))
         .subquery()
     )
-    busy = (
-        select(Delivery.webhook_id, func.count().label("count"))
-        .where(Delivery.status == "pending", Delivery.lease_until > now())
-        .group_by(Delivery.webhook_id)
+    busy = _busy(Delivery.webhook_id)
+    in_webhook = due.c.rank + func.coalesce(busy.c.count, 0)
+    fitting = (
+        select(due.c.id, due.c.project_id, _rank(due.c.project_id, in_webhook, due.c.id))
+        .outerjoin(busy, busy.c.key == due.c.webhook_id)
+        .where(in_webhook <= per_webhook)
         .subquery()
     )
+    busy = _busy(Webhook.project_id)
     chosen = (
         select(Delivery.id)
-        .join(due, due.c.id == Delivery.id)
-        .outerjoin(busy, busy.c.webhook_id == Delivery.webhook_id)
-        .where(due.c.rank + func.coalesce(busy.c.count, 0) <= per_webhook)
-        .order_by(due.c.rank)
+        .join(fitting, fitting.c.id == Delivery.id)
+        .outerjoin(busy, busy.c.key == fitting.c.project_id)
+        .where(fitting.c.rank + func.coalesce(busy.c.count, 0) <= per_project)
+        .order_by(fitting.c.rank)
         .limit(limit)
     )
     deliveries = leases.claim(
@@ -185,6 +191,23 @@ def record_outcome(session: Session, held: ClaimedDelivery, outcome: Outcome) ->
     if written and gone:
         webhook = update(Webhook).where(Webhook.id == held.webhook_id, Webhook.disabled_at.is_(None))
         session.execute(webhook.values(disabled_at=now(), disabled_reason="gone", updated_at=now()))
+
+
+def _rank(key: SQLColumnExpression[str], *order: SQLColumnExpression[Any]) -> ColumnElement[int]:
+    """Number the rows with the same key from 1, in an order."""
+    return func.row_number().over(partition_by=key, order_by=order).label("rank")
+
+
+def _busy(key: SQLColumnExpression[str]) -> Subquery:
+    """Count the deliveries under way by a key."""
+    return (
+        select(key.label("key"), func.count().label("count"))
+        .select_from(Delivery)
+        .join(Webhook)
+        .where(Delivery.status == "pending", Delivery.lease_until > now())
+        .group_by(key)
+        .subquery()
+    )
 
 
 def _due() -> tuple[ColumnElement[bool], ...]:

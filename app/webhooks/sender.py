@@ -30,6 +30,8 @@ TIMEOUT_SECONDS = 15.0
 UNDER_WAY = 100
 """Attempts that one process makes at once."""
 UNDER_WAY_PER_WEBHOOK = 4
+UNDER_WAY_PER_PROJECT = 20
+"""So that the slow receivers of one project leave most of the attempts to the others."""
 _LOOK_SECONDS = 0.25
 _MOST_BYTES = 65_536
 """Bytes that are read of an answer at most; only its status matters."""
@@ -118,6 +120,7 @@ class _Relay:
                 owner=f"{socket.gethostname()}:{os.getpid()}",
                 limit=room,
                 per_webhook=UNDER_WAY_PER_WEBHOOK,
+                per_project=UNDER_WAY_PER_PROJECT,
                 lease_seconds=lease,
             )
 

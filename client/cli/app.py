@@ -33,6 +33,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "attempts": results.attempts,
         "report": results.report,
         "methods": assets.methods,
+        "threats": assets.threats,
     },
     FILES: {"download": results.download, "upload": assets.upload},
     ACCESS: {"usage": usage.usage, "quotas": usage.quotas},

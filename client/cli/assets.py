@@ -196,6 +196,15 @@ def methods(output: Output = "text") -> None:
     show(found, methods_table, output)
 
 
+def threats(output: Output = "text") -> None:
+    """List the threats that evaluation.unseen of a job can name."""
+    from client.display.assets import threats_table
+
+    with connect() as temper:
+        found = list(temper.threats.list())
+    show(found, threats_table, output)
+
+
 def _exit_by(made: "Dataset | Model") -> None:
     if made.status != "ready":
         raise typer.Exit(ExitStatus.FAILED)

@@ -1,11 +1,11 @@
-"""Data sets, models and methods."""
+"""Data sets, models, methods and threats."""
 
 from collections.abc import Iterable, Iterator
 
 from rich.console import RenderableType
 from rich.markup import escape
 
-from app.schemas.catalogue import Dataset, Method, Model
+from app.schemas.catalogue import Dataset, Method, Model, Threat
 from client.display.screen import table_of
 
 
@@ -35,6 +35,15 @@ def methods_table(methods: Iterable[Method]) -> RenderableType:
     for method in methods:
         norms = "the job says" if method.norms is None else ", ".join(method.norms) or "nothing"
         table.add_row(method.id, norms, escape(method.description))
+    return table
+
+
+def threats_table(threats: Iterable[Threat]) -> RenderableType:
+    """Show threats, one per line."""
+    table = table_of("name", "default budgets", "what a budget counts", "presets", "description")
+    for threat in threats:
+        budgets = ", ".join(f"{budget:g}" for budget in threat.budgets)
+        table.add_row(threat.id, budgets, threat.unit, ", ".join(threat.presets), escape(threat.description))
     return table
 
 

@@ -9,7 +9,7 @@ from client.display.reports import accuracies_line
 from core.schema.events import Stamped
 
 _SENTENCES = {
-    "attacked": "{subject}: {attack} on {norm} leaves {robust} of {examples} points right ({done} of {total} attacks)",
+    "attacked": "{subject}: {attack} on {threat} leaves {robust} of {examples} points right ({done} of {total})",
     "shard": "{number} of {count} is {status}; {done} done",
     "saved": "{kind}, {size:,} bytes, sha256 {sha256}",
     "failed": "{message} {hint}",

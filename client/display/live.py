@@ -87,7 +87,7 @@ class _Bars:
                     data["done"],
                     data["total"],
                     unit="attacks",
-                    note=f"{data['attack']} on {data['norm']}: {data['robust']} of {data['examples']} right",
+                    note=f"{data['attack']} on {data['threat']}: {data['robust']} of {data['examples']} right",
                 )
             case "shard":
                 self._move(data["done"], data["count"], unit="shards", note="")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from app.schemas.answer import Page
-from app.schemas.catalogue import Dataset, Method, Model
+from app.schemas.catalogue import Dataset, Method, Model, Threat
 from client.resources.resource import Resource, path_of
 from client.resources.uploads import OnProgress, Uploads
 
@@ -93,3 +93,11 @@ class Methods(Resource):
     def list(self) -> Iterator[Method]:
         """Iterate over the methods."""
         return self._items(Page[Method], "/methods")
+
+
+class Threats(Resource):
+    """The threats that `evaluation.unseen` of a job can name: `temper.threats`."""
+
+    def list(self) -> Iterator[Threat]:
+        """Iterate over the threats."""
+        return self._items(Page[Threat], "/threats")

@@ -19,9 +19,9 @@ from core.attacks import DEFAULTS, Attack, AttackOptions, AttackResult, RunningR
 from core.attacks.arguments import check_points, with_check
 from core.attacks.forward import classify, fools, is_answered, loss_and_gradient, loss_of, predict
 from core.attacks.losses import Loss, cross_entropy, targeted_dlr
-from core.attacks.threat import LpThreat
+from core.attacks.threat import LpThreat, Threat
 from core.geometry import Rounding, ascend, count_changed, into_ball, per_image, project, random_start
-from core.schema.protocols import STEPS, TARGETS, AttackName, apgd_stages
+from core.schema.protocols import STEPS, TARGETS, apgd_stages
 
 Goal = Literal["loss", "error"]
 
@@ -282,13 +282,13 @@ def apgd_t(
     return (yield from runs.take(targeted_dlr, [likeliest[:, -rank] for rank in ranks]))
 
 
-def depends_on_last_bit(name: AttackName, threat: LpThreat) -> bool:
+def depends_on_last_bit(name: str, threat: Threat) -> bool:
     """Tell whether an attack must see the very model, not one that differs from it by rounding, for AutoAttack's
     verdicts.
 
     It is APGD in l1, where the last bit decides which pixels count as changed: 4 of 200 verdicts would differ.
     """
-    return name.startswith("apgd") and threat.is_sparse
+    return isinstance(threat, LpThreat) and threat.is_sparse and name.startswith("apgd")
 
 
 class _Runs:

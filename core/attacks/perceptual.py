@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, AttackOptions, AttackResult, frozen
+from core.attacks.arguments import check_labels, check_points
 from core.attacks.losses import margin
 from core.attacks.threat import PerceptualThreat
 from core.geometry import per_image, rescale
@@ -45,14 +46,18 @@ def perceptual(
     unchanged. `loss` is the margin at `adversarial`. All points go through the model together. Costs 2 steps + 2
     forward and `steps` backward passes.
 
-    Raises BadInput for a model without feature maps.
+    Raises BadInput for wrong arguments, and for a model without feature maps.
     """
+    if not options.checked:
+        check_points(images, labels)
     bound = threat.bound
     if noise is None:
         noise = options.noise(len(images)).normal(torch.arange(len(images)), images.shape[1:])
     with frozen(model):
         with torch.no_grad():
             logits, own = logits_and_features(model, images)
+        if not options.checked:
+            check_labels(labels, logits.shape[1])
         right = logits.argmax(1) == labels
         current = (images + 0.01 * noise.to(images.device)).clamp(0, 1)
         robust = right.clone()

@@ -143,3 +143,12 @@ class PerceptualThreat:
     def id(self) -> str:
         """The name of the distance."""
         return "lpips"
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.bound, Real) and not isinstance(self.bound, bool)
+        if not (number and isfinite(self.bound) and self.bound > 0):
+            raise BadInput(
+                f"the bound is {self.bound!r}, not a finite LPIPS distance above 0",
+                hint="give a distance such as 0.5",
+                field="method.bound",
+            )

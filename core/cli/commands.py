@@ -70,6 +70,7 @@ def _run(options: RunOptions, requests: StopRequests) -> Iterator[Event]:
         weights=options.weights,
         data=options.data,
         extra_data=options.extra_data if isinstance(options, TrainingOptions) else None,
+        corruptions=options.corruptions,
         workers=options.workers,
         leave_out_unusable=options.leave_out_unusable,
         device=None if options.device is None else _find_device(options.device),

@@ -1,5 +1,6 @@
 """Events and inspections as lines of text for a terminal."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from core.schema.catalog import NORMS
@@ -19,7 +20,7 @@ from core.schema.events import (
     Warned,
 )
 from core.schema.inspection_report import DatasetInspection, ModelInspection
-from core.schema.report import Report
+from core.schema.report import Report, UnseenReport
 
 
 def event_lines(event: Event) -> Iterator[str]:
@@ -47,7 +48,7 @@ def event_lines(event: Event) -> Iterator[str]:
             yield f"  held out: {norms}  union {100 * event.union.value:.1f}  (fast, {event.examples} images, per cent)"
         case Attacked():
             share = event.robust / event.examples
-            yield f"  {event.norm:4} {event.attack:8} {share:6.1%} robust  ({event.done}/{event.total})"
+            yield f"  {event.threat:4} {event.attack:8} {share:6.1%} robust  ({event.done}/{event.total})"
         case Evaluated():
             yield from (
                 f"  flag: {f'{flag.threat}: ' if flag.threat else ''}{flag.message}" for flag in event.report.flags
@@ -89,6 +90,34 @@ def table(reports: dict[str, Report | None]) -> Iterator[str]:
     if rows:
         report = next(reversed(rows.values()))
         yield f"{report.protocol} protocol, {report.examples} test points, per cent"
+    yield from _unseen_table({name: report.unseen for name, report in rows.items() if report.unseen})
+
+
+def _unseen_table(reports: dict[str, UnseenReport]) -> Iterator[str]:
+    """Lay out accuracies in per cent under threats that no training prepares for, a row per threat and budget."""
+    if not reports:
+        return
+    yield "".join([f"{'unseen threat':20}", *(f"{name:>8}" for name in reports)])
+    columns = [dict(_unseen_rows(unseen)) for unseen in reports.values()]
+    for label in columns[0]:
+        cells = (column.get(label) for column in columns)
+        yield f"{label:20}" + "".join(f"{'-' if share is None else f'{100 * share:.1f}':>8}" for share in cells)
+    provenance = next(iter(reports.values())).provenance
+    if provenance:
+        yield from textwrap.wrap(f"preset {next(iter(reports.values())).preset}: {provenance}", 100)
+
+
+def _unseen_rows(unseen: UnseenReport) -> Iterator[tuple[str, float]]:
+    if unseen.common and unseen.common.mean is not None:
+        yield "common corruptions", unseen.common.mean
+    elif unseen.common:
+        yield from unseen.common.per_corruption.items()
+    if unseen.common and unseen.common.mce is not None:
+        yield "mCE", unseen.common.mce
+    yield from ((row.id, row.accuracy.value) for row in unseen.attack_rows)
+    if unseen.average is not None and unseen.union:
+        yield "average", unseen.average
+        yield "union of attacks", unseen.union.value
 
 
 def other_weights_lines(key: str, others: Sequence[str]) -> Iterator[str]:

@@ -81,6 +81,8 @@ class RunOptions(FolderOptions):
     """the data set's folder or archive, unless it is built in"""
     leave_out_unusable: bool = False
     """leave out images that cannot be read or differ in size, instead of ending the run"""
+    corruptions: AnyPath | None = None
+    """folder of the official files of CIFAR-10-C, in place of corruptions that the run makes"""
     workers: Count | None = None
     """processes that read a data set too large for memory; by default one per core"""
     device: str | None = None

@@ -15,13 +15,17 @@ from core.schema.spec import Draw, count_held_out
 
 def read_test_points(part: LabelledImages, examples: int, draw: Draw) -> Split:
     """Read the first test points: this many, or all where there are fewer. Those that cannot be read are left out."""
-    order = torch.arange(len(part))
-    if draw == "stratified":
-        order = _by_class(part.labels.cpu(), order)
+    order = order_test_points(part, draw)
     found, end = part.read(order[:examples]), examples
     while (missing := examples - len(found)) > 0 and end < len(order):
         found, end = found.concat(part.read(order[end : end + missing])), end + missing
     return found
+
+
+def order_test_points(part: LabelledImages, draw: Draw) -> Tensor:
+    """Return the order (examples,) in which test points are taken."""
+    order = torch.arange(len(part))
+    return _by_class(part.labels.cpu(), order) if draw == "stratified" else order
 
 
 def draw_training_images(labels: Tensor, examples: int, draw: Draw, generator: torch.Generator) -> Tensor:

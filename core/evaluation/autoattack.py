@@ -7,7 +7,7 @@ it. A point counts for the union if it is robust in every norm.
 """
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -24,12 +24,13 @@ from core.attacks.reference import check_classes, reference
 from core.attacks.square import square
 from core.attacks.threat import LpThreat
 from core.data.split import Split
+from core.evaluation import unseen as other_threats
 from core.evaluation.preflight import preflight
 from core.evaluation.report import make_report, record_points
 from core.evaluation.resume import STATE_FILE, EvaluationState
 from core.evaluation.row import Row
 from core.evaluation.search import Options, Search
-from core.inputs import Inputs, load
+from core.inputs import Inputs, Loaded, load
 from core.models.memory import peak_memory
 from core.models.precision import full_float32
 from core.schema.catalog import Norm
@@ -46,8 +47,9 @@ from core.schema.protocols import (
     settings_of,
 )
 from core.schema.report import AttackRecord, Part, Provenance, Report, Reports
-from core.schema.spec import AnySpec, EvaluateSpec
+from core.schema.spec import EvaluateSpec
 from core.schema.spec_warnings import spec_warnings
+from core.schema.unseen import Unseen
 
 _ATTACKS: dict[AttackName, Attack[LpThreat, ...]] = {
     "apgd-ce": apgd_ce,
@@ -76,6 +78,7 @@ def evaluate(
     engine: Engine = "temper",
     seed: int = 0,
     batch_size: int = LOGICAL_BATCH,
+    unseen: str | Sequence[object] | Unseen | None = None,
 ) -> Report:
     """Measure clean, per-norm and union accuracy by AutoAttack, in float32 throughout, without TF32.
 
@@ -84,14 +87,17 @@ def evaluate(
     batch, which share one stream of random numbers: a change of it changes verdicts as a change of the seed does. The
     verdicts of a logical batch are those of pyautoattack on that batch alone. One call of pyautoattack on several
     batches forms new ones of the robust points before each attack, and differs in a few verdicts (1 of 240 at batches
-    of 50).
+    of 50). unseen: threats that no training prepares for, as `evaluation.unseen` of a spec: the name of a preset, or a
+    list; the section `unseen` of the report has them.
 
     Raises BadInput for wrong arguments, before anything is attacked.
     """
-    options = Options(protocol=protocol, engine=engine, seed=seed, batch_size=batch_size)
+    asked = other_threats.read(unseen)
+    options = Options(protocol=protocol, engine=engine, seed=seed, batch_size=batch_size, unseen=asked)
     options.check()
     check_points(images, labels)
     balls_of(eps, images.shape[1:])
+    other_threats.check(asked, images.shape[1:])
     with frozen(model), full_float32():
         check_labels(labels, count_classes(model, images[:1]))
     steps = iter_evaluate(model, images, labels, eps, options=options, subject="result")
@@ -106,8 +112,12 @@ def iter_evaluate(
     *,
     options: Options,
     subject: Subject,
+    corruptions: other_threats.Corruptions | None = None,
 ) -> Generator[Attacked | Resumed | Saved, None, Report]:
-    """Do what `evaluate` does, with an event after each attack. Raises OutOfMemory where not even one point fits."""
+    """Do what `evaluate` does, with an event after each attack. Raises OutOfMemory where not even one point fits.
+
+    corruptions: where the images of common corruptions come from; by default they are made.
+    """
     begun = time.monotonic()
     threats = balls_of(eps, images.shape[1:])
     with frozen(model), full_float32():
@@ -123,20 +133,26 @@ def iter_evaluate(
         clean = search.predict_clean()
         records: list[AttackRecord] = []
         rows: dict[str, Row] = {}
-        total = sum(len(settings_of(options.protocol, threat.norm)) for threat in threats)
+        asked = options.unseen
+        total = sum(len(settings_of(options.protocol, threat.norm)) for threat in threats) + other_threats.count(asked)
         for threat in threats:
             rows[threat.id] = Row.of(clean)
             for name, attack in attacks_of(options.protocol, threat.norm, options.engine).items():
-                records.append((yield from search.run(name, attack, threat, rows[threat.id])))
+                records.append((yield from search.run(name, attack, threat, rows[threat.id], row_id=threat.id)))
                 yield Attacked(
                     subject=subject,
-                    norm=threat.norm,
+                    threat=threat.id,
                     attack=name,
                     robust=records[-1].robust,
                     examples=len(labels),
                     done=len(records),
                     total=total,
                 )
+        found = None
+        if asked:
+            progress = other_threats.Progress(subject, done=len(records), total=total)
+            sources = corruptions or other_threats.GeneratedCorruptions(options.seed, images.shape[1:])
+            found = yield from other_threats.iter_unseen(search, asked, labels, clean, sources, progress)
         options.state.close()
     return make_report(
         protocol=options.protocol,
@@ -148,6 +164,7 @@ def iter_evaluate(
         records=records,
         flags=flags,
         seconds=time.monotonic() - begun,
+        unseen=found,
         part=options.part,
     )
 
@@ -164,6 +181,7 @@ def run_evaluation(
     begun = time.monotonic()
     checkpoint.make_folder(output)
     loaded = load(spec, inputs or Inputs())
+    other_threats.check(spec.evaluation.unseen, loaded.dataset.shape)
     part, test = (
         (None, loaded.test) if shard is None else _select_shard(loaded.test, spec.evaluation.batch_size, *shard)
     )
@@ -175,7 +193,7 @@ def run_evaluation(
             warnings = add_warnings(warnings, warned)
             yield warned
     state = EvaluationState(output / STATE_FILE, kind="state")
-    report = yield from evaluate_for_spec(loaded.model, test, spec, "result", state=state, part=part)
+    report = yield from evaluate_for_spec(loaded, test, "result", state=state, part=part)
     reports = Reports(before=None, after=report, warnings=warnings)
     yield Entered(phase="publishing")
     yield save_reports(reports, started, output, step=0, epoch=0)
@@ -197,22 +215,32 @@ def _select_shard(test: Split, batch_size: int, number: int, count: int) -> tupl
 
 
 def evaluate_for_spec(
-    model: nn.Module,
+    loaded: Loaded,
     test: Split,
-    spec: AnySpec,
     subject: Subject,
     *,
     state: EvaluationState,
     part: Part | None = None,
 ) -> Generator[Event, None, Report]:
-    """Evaluate a model on test points with the settings of a spec, with an event after each attack.
+    """Evaluate the model of a run on test points with the settings of its spec, with an event after each attack.
 
     state: where results are saved on the way. part: the shard that the points are.
     """
     yield Entered(phase="evaluating", subject=subject)
+    spec = loaded.spec
     asked = spec.evaluation
-    options = Options(asked.protocol, asked.engine, spec.seed, asked.batch_size, part=part, state=state)
-    report = yield from iter_evaluate(model, test.images(), test.labels, spec.eps, options=options, subject=subject)
+    options = Options(
+        asked.protocol, asked.engine, spec.seed, asked.batch_size, part=part, unseen=asked.unseen, state=state
+    )
+    report = yield from iter_evaluate(
+        loaded.model,
+        test.images(),
+        test.labels,
+        spec.eps,
+        options=options,
+        subject=subject,
+        corruptions=other_threats.corruptions_of(loaded, first=part.first if part else 0),
+    )
     yield Evaluated(subject=subject, report=report)
     return report
 

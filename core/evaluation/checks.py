@@ -14,7 +14,7 @@ from core.attacks.forward import classify, loss_and_gradient, predict
 from core.attacks.losses import Loss, cross_entropy, dlr
 from core.schema.progress import Flag
 from core.schema.protocols import Protocol
-from core.schema.report import NO_CLASS, AttackRecord, Points
+from core.schema.report import NO_CLASS, AttackRecord, Points, UnseenReport
 
 _NOTICEABLE = 0.002
 """The share of points from which on AutoAttack warns of Square's gain; a number in which more points have no answer is
@@ -154,5 +154,30 @@ def _flags_of_threat(last: AttackRecord, examples: int) -> Iterator[Finding]:
         yield Finding(Flag(code="outside_ball", message=message, threat=last.threat))
 
 
-OF_RESULTS = frozenset({"not_finite", "nan_gradients", "outside_ball", "square_improves"})
-"""The codes of flags that `flags_of_results` gives."""
+def flags_of_unseen(unseen: UnseenReport, examples: int) -> Iterator[Flag]:
+    """Check what the attacks of other threats met: where they may be weak on this model."""
+    for record in unseen.attacks:
+        yield from (finding.flag for finding in _flags_of_threat(record, examples))
+        if record.late > _WEAK * examples:
+            yield Flag(
+                code="not_converged",
+                message=f"{record.late} of {examples} points were fooled in the last tenth of the search: a longer one "
+                "would probably fool more; raise its queries or steps",
+                threat=record.threat,
+            )
+        if record.no_gradient > _WEAK * examples:
+            yield Flag(
+                code="vanished_gradients",
+                message=f"at {record.no_gradient} of {examples} points the gradient was zero throughout the attack, "
+                "which then found no direction: the number may be too high",
+                threat=record.threat,
+            )
+
+
+_WEAK = 0.01
+"""The share of points from which on an attack that has not converged, or has no gradient, is flagged."""
+
+OF_RESULTS = frozenset(
+    {"not_finite", "nan_gradients", "outside_ball", "square_improves", "not_converged", "vanished_gradients"}
+)
+"""The codes of flags that results give reason for."""

@@ -3,30 +3,20 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, pairwise
-from math import sqrt
 
 import torch
 from torch import Tensor
 
 from core.checkpoint import verdict_versions
-from core.evaluation.checks import OF_RESULTS, Finding, flags_of_results
+from core.evaluation.checks import OF_RESULTS, Finding, flags_of_results, flags_of_unseen
+from core.evaluation.rates import rate
+from core.evaluation.row import sum_records
+from core.evaluation.unseen_report import merge_unseen
 from core.schema.catalog import Norm
 from core.schema.errors import BadInput
-from core.schema.progress import Flag, Rate, add_warnings
+from core.schema.progress import Flag, add_warnings
 from core.schema.protocols import Engine, Protocol
-from core.schema.report import AttackRecord, Part, Points, Report, Reports
-
-
-def rate(count: int, total: int) -> Rate:
-    """Turn a count into a share with its 95 % score interval (Wilson 1927)."""
-    z = 1.959964
-    share = count / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    spread = z / (1 + z * z / total) * sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    # The share itself, where rounding would leave it outside its own interval.
-    low = max(0.0, centre - spread) if count else 0.0
-    high = min(1.0, centre + spread) if count < total else 1.0
-    return Rate(value=share, count=count, total=total, low=low, high=high)
+from core.schema.report import AttackRecord, Part, Points, Report, Reports, UnseenReport
 
 
 def record_points(images: Tensor, labels: Tensor, predicted: Mapping[str, Tensor]) -> Points:
@@ -58,6 +48,7 @@ def make_report(
     records: Sequence[AttackRecord],
     flags: Iterable[Flag],
     seconds: float,
+    unseen: UnseenReport | None = None,
     part: Part | None = None,
 ) -> Report:
     """Sum up predictions per point. A point counts for the union if it is right in every row."""
@@ -86,9 +77,10 @@ def make_report(
         union=rates["union"],
         average=sum(row.count for row in robust.values()) / (len(robust) * total),
         attacks=tuple(records),
-        flags=(*flags, *(finding.flag for finding in findings)),
+        flags=(*flags, *(finding.flag for finding in findings), *(flags_of_unseen(unseen, total) if unseen else ())),
         verdicts={row: "".join("01"[verdict] for verdict in verdicts) for row, verdicts in right.items()},
         points=points,
+        unseen=unseen,
         seconds=seconds,
         part=part,
     )
@@ -169,10 +161,11 @@ def _merge_reports(shards: Sequence[Report]) -> Report:
         batch_size=first.batch_size,
         eps=first.eps,
         points=_join([shard.points for shard in shards if shard.points]),
-        records=[_sum(records) for records in zip(*(shard.attacks for shard in shards), strict=True)],
+        records=[sum_records(records) for records in zip(*(shard.attacks for shard in shards), strict=True)],
         # What the results give reason for is decided again for the whole; the rest is checked on the first shard alone.
         flags=[flag for shard in shards for flag in shard.flags if flag.code not in OF_RESULTS],
         seconds=sum(shard.seconds for shard in shards),
+        unseen=merge_unseen([shard.unseen for shard in shards if shard.unseen]) if first.unseen else None,
     )
 
 
@@ -185,17 +178,4 @@ def _join(shards: Sequence[Points]) -> Points:
         predicted={
             row: tuple(chain.from_iterable(shard.predicted[row] for shard in shards)) for row in shards[0].predicted
         },
-    )
-
-
-def _sum(records: Sequence[AttackRecord]) -> AttackRecord:
-    return AttackRecord(
-        threat=records[0].threat,
-        attack=records[0].attack,
-        attacked=sum(record.attacked for record in records),
-        robust=sum(record.robust for record in records),
-        not_finite=sum(record.not_finite for record in records),
-        nan_gradients=sum(record.nan_gradients for record in records),
-        outside_ball=sum(record.outside_ball for record in records),
-        seconds=sum(record.seconds for record in records),
     )

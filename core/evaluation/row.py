@@ -1,5 +1,6 @@
 """What an evaluation knows per point in the row of a threat, and what counts as fooled."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -7,13 +8,13 @@ import torch
 from torch import Tensor
 
 from core.attacks import AttackResult
-from core.attacks.threat import LpThreat
+from core.attacks.threat import Threat
 from core.evaluation.resume import EvaluationState
 from core.schema.report import NO_CLASS, AttackRecord
 
 
 def find_fooled(
-    attack: str, threat: LpThreat, images: Tensor, labels: Tensor, result: AttackResult, answers: Tensor
+    attack: str, threat: Threat, images: Tensor, labels: Tensor, result: AttackResult, answers: Tensor
 ) -> Tensor:
     """Mark the points that an attack fooled: (points,) bool.
 
@@ -39,13 +40,17 @@ class Row:
     """bool: whether an attack met an image or logits that are NaN or infinite."""
     nan_gradients: Tensor
     """bool: whether an attack met a gradient with NaN."""
+    late: Tensor
+    """bool: whether the point was fooled at the end of a search."""
+    no_gradient: Tensor
+    """bool: whether the gradient of an attack was zero throughout."""
     outside_ball: Tensor
     """bool: whether the point is fooled outside the threat only, by rounding."""
 
     @classmethod
     def of(cls, clean: Tensor) -> Self:
         """Begin with the classes of the clean images."""
-        return cls(clean.clone(), *(torch.zeros_like(clean, dtype=torch.bool) for _ in range(3)))
+        return cls(clean.clone(), *(torch.zeros_like(clean, dtype=torch.bool) for _ in range(5)))
 
     def part(self, points: slice) -> "Row":
         """Give some of the points, as views."""
@@ -76,6 +81,8 @@ class Row:
         self.predicted[indices[fooled]] = answers[fooled]
         self.not_finite[indices] |= lost | result.not_finite
         self.nan_gradients[indices] |= result.nan_gradients
+        self.late[indices] |= result.late & fooled
+        self.no_gradient[indices] |= result.no_gradient
         self.outside_ball[indices] = outside_ball
 
     def record(self, labels: Tensor, *, threat: str, attack: str, attacked: int, seconds: float) -> AttackRecord:
@@ -88,6 +95,24 @@ class Row:
             robust=int(robust.sum()),
             not_finite=int((robust & self.not_finite).sum()),
             nan_gradients=int(self.nan_gradients.sum()),
+            late=int(self.late.sum()),
+            no_gradient=int(self.no_gradient.sum()),
             outside_ball=int(self.outside_ball.sum()),
             seconds=seconds,
         )
+
+
+def sum_records(records: Sequence[AttackRecord]) -> AttackRecord:
+    """Add up the records of one attack on the shards of an evaluation."""
+    return AttackRecord(
+        threat=records[0].threat,
+        attack=records[0].attack,
+        attacked=sum(record.attacked for record in records),
+        robust=sum(record.robust for record in records),
+        not_finite=sum(record.not_finite for record in records),
+        nan_gradients=sum(record.nan_gradients for record in records),
+        late=sum(record.late for record in records),
+        no_gradient=sum(record.no_gradient for record in records),
+        outside_ball=sum(record.outside_ball for record in records),
+        seconds=sum(record.seconds for record in records),
+    )

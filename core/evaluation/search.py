@@ -3,11 +3,12 @@ continues from."""
 
 import hashlib
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from core import checkpoint
@@ -15,7 +16,7 @@ from core.attacks import Attack, AttackOptions, AttackResult, Returning, Steps
 from core.attacks.apgd import depends_on_last_bit
 from core.attacks.containment import bring_inside
 from core.attacks.forward import classify, predict
-from core.attacks.threat import LpThreat
+from core.attacks.threat import LpThreat, Threat
 from core.evaluation.checks import flags_of_model
 from core.evaluation.resume import EvaluationState
 from core.evaluation.row import Row, find_fooled
@@ -25,9 +26,10 @@ from core.schema.catalog import Norm
 from core.schema.errors import BadInput, OutOfMemory
 from core.schema.events import Saved
 from core.schema.progress import Flag
-from core.schema.protocols import TARGETS, AttackName, Engine, Protocol
+from core.schema.protocols import TARGETS, Engine, Protocol
 from core.schema.report import AttackRecord, Part
 from core.schema.suggestions import did_you_mean
+from core.schema.unseen import Unseen
 from core.signals import Interrupted
 
 # A group of points is attacked together: as many whole logical batches as stay within these numbers of points and
@@ -48,6 +50,8 @@ class Options:
     batch_size: int
     part: Part | None = None
     """The shard that the points are; None for a whole evaluation."""
+    unseen: Unseen | None = None
+    """Threats that no training prepares for, to evaluate as well."""
     state: EvaluationState = field(default_factory=EvaluationState)
     """Where results are saved on the way, so that an interrupted evaluation can continue."""
 
@@ -101,17 +105,18 @@ class Search:
         return predicted
 
     def run(
-        self, name: AttackName, attack: Attack[LpThreat, ...], threat: LpThreat, row: Row
+        self, name: str, attack: Attack[Any, ...], threat: Threat, row: Row, *, row_id: str
     ) -> Generator[Saved, None, AttackRecord]:
-        """Run one attack on the points that are still robust, and enter into the row what it finds."""
+        """Run one attack on the points that are still robust, and enter into the row what it finds.
+
+        row_id: the key of the row in the report.
+        """
         begun = time.monotonic()
         attacked = int((row.predicted == self._labels).sum())
-        batch_size = self._options.batch_size
-        fitting = min(_GROUP_POINTS, _GROUP_BYTES // self._images[0].nbytes)
-        size = max(fitting // batch_size, 1) * batch_size
-        for first in range(0, len(self._labels), size):
-            key = f"{threat.id}/{name}/{first}"
-            group = row.part(slice(first, first + size))
+        for points in self._groups():
+            first = points.start
+            key = f"{row_id}/{name}/{first}"
+            group = row.part(points)
             if group.restore(self._state, key):
                 continue
             try:
@@ -122,10 +127,31 @@ class Search:
             self._state.put(group.columns(key))
             yield from self._state.snapshot()
         seconds = time.monotonic() - begun
-        return row.record(self._labels, threat=threat.id, attack=name, attacked=attacked, seconds=seconds)
+        return row.record(self._labels, threat=row_id, attack=name, attacked=attacked, seconds=seconds)
+
+    def predict_changed(self, row_id: str, change: Callable[[int, Tensor], Tensor]) -> Generator[Saved, None, Tensor]:
+        """Classify changed images: (examples,). change: given the index of the first of some images and the images,
+        returns the changed ones."""
+        found = []
+        for points in self._groups():
+            key = f"{row_id}/{points.start}"
+            predicted = self._state.get(key)
+            if predicted is None:
+                predicted = self._predict(change(points.start, self._images[points]))
+                self._state.put({key: predicted})
+                yield from self._state.snapshot()
+            found.append(predicted.to(self._labels.device))
+        return torch.cat(found)
+
+    def _groups(self) -> Iterator[slice]:
+        """Divide the points into groups of logical batches."""
+        batch_size = self._options.batch_size
+        fitting = min(_GROUP_POINTS, _GROUP_BYTES // self._images[0].nbytes)
+        size = max(fitting // batch_size, 1) * batch_size
+        return (slice(first, first + size) for first in range(0, len(self._labels), size))
 
     def _attack_group(
-        self, key: str, name: AttackName, attack: Attack[LpThreat, ...], threat: LpThreat, first: int, group: Row
+        self, key: str, name: str, attack: Attack[Any, ...], threat: Threat, first: int, group: Row
     ) -> Generator[Saved, None, None]:
         """Attack the logical batches that begin at point `first`; `group`: their part of the row."""
         robust = group.predicted == self._labels[first : first + len(group.predicted)]
@@ -150,11 +176,13 @@ class Search:
             self._chunks.halve()
         found = self._predict(result.adversarial)
         fooled = find_fooled(name, threat, images, labels, result, found)
-        _, outside = self._chunks.fit(
-            lambda chunk_size: bring_inside(
-                self._model, images, labels, result.adversarial, fooled, threat, chunk_size=chunk_size
+        outside = torch.zeros_like(fooled)
+        if isinstance(threat, LpThreat):
+            _, outside = self._chunks.fit(
+                lambda chunk_size: bring_inside(
+                    self._model, images, labels, result.adversarial, fooled, threat, chunk_size=chunk_size
+                )
             )
-        )
         group.enter(indices, result, found, fooled, outside)
 
     def _take(self, steps: Steps, key: str) -> Generator[Saved, None, AttackResult]:
@@ -186,12 +214,9 @@ class Search:
 
     def _identity(self) -> str:
         """Hash what the verdicts depend on."""
-        asked = (self._options.protocol, self._options.engine, self._options.seed, self._options.batch_size)
-        digest = hashlib.sha256(
-            repr(
-                (asked, dict(self._eps), self._options.part, checkpoint.verdict_versions(checkpoint.versions()))
-            ).encode()
-        )
+        asked = {name: value for name, value in vars(self._options).items() if name != "state"}
+        versions = checkpoint.verdict_versions(checkpoint.versions())
+        digest = hashlib.sha256(repr((asked, dict(self._eps), versions)).encode())
         tensors = [self._images, self._labels, *self._model.state_dict().values()]
         for tensor in tensors:
             digest.update(tensor.cpu().contiguous().numpy().tobytes())

@@ -12,6 +12,8 @@ from core.schema.catalog import DATASETS, Norm
 from core.schema.method import Method
 from core.schema.protocols import FAST_STEPS, PERCEPTUAL_STEPS, AttackName, Protocol, apgd_stages, settings_of
 from core.schema.spec import AnySpec, EvaluateSpec, FineTuneSpec, TrainingSpec, count_held_out
+from core.schema.threats import THREATS, ThreatKind
+from core.schema.unseen import Unseen, UnseenThreat
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,37 @@ def passes_of_evaluation(spec: AnySpec, points: int, *, classes: int | None) -> 
     attacks = [
         passes for norm in spec.eps for passes in attacks_on_a_point(asked.protocol, norm, classes=classes).values()
     ]
+    unseen = passes_of_unseen(asked.unseen) if asked.unseen else Passes()
     # The sanity checks take five forward passes on one logical batch, and two with a gradient.
-    return (Passes(1 + len(attacks)) + _sum(attacks)) * points + Passes(7, 2) * min(points, asked.batch_size)
+    return (Passes(1 + len(attacks)) + _sum(attacks) + unseen) * points + Passes(7, 2) * min(points, asked.batch_size)
+
+
+def passes_of_unseen(asked: Unseen) -> Passes:
+    """Bound the passes per point under threats that no training prepares for. Each budget of a sweep is a search of its
+    own, whose result the model itself is asked about."""
+    return _sum(_COSTS_OF_THREATS[THREATS[threat.name].kind](threat) * len(threat.budgets) for threat in asked.threats)
+
+
+def _search(threat: UnseenThreat) -> Passes:
+    return Passes((threat.queries or 0) + 2)
+
+
+def _ascent(threat: UnseenThreat) -> Passes:
+    steps = threat.steps or 0
+    return Passes(steps + 3, steps)
+
+
+def _corruption(threat: UnseenThreat) -> Passes:
+    del threat
+    return Passes(1)
+
+
+_COSTS_OF_THREATS: Mapping[ThreatKind, Callable[[UnseenThreat], Passes]] = {
+    "search": _search,
+    "ascent": _ascent,
+    "corruption": _corruption,
+}
+"""The passes on one point for one budget, by how a threat is searched."""
 
 
 def attacks_on_a_point(protocol: Protocol, norm: Norm, *, classes: int | None) -> dict[AttackName, Passes]:

@@ -90,12 +90,12 @@ class Attacked(Record):
     type: Literal["attacked"] = "attacked"
     subject: Subject
     """The model attacked."""
-    norm: Norm
-    """The norm attacked."""
+    threat: str
+    """The row of the report: a norm, or a threat with its budget, such as "l0 9"."""
     attack: str
-    """The attack."""
+    """The attack: one of a protocol, or search, ascent or corruption for threats that no training prepares for."""
     robust: int
-    """Points still robust in this norm."""
+    """Points that are right in this row."""
     examples: int
     """Points evaluated."""
     done: int

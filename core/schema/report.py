@@ -15,6 +15,7 @@ from core.schema.progress import Flag, Rate, WarningRecord
 from core.schema.protocols import Engine, Protocol
 from core.schema.record import Record
 from core.schema.spec import Spec
+from core.schema.threats import COMMON
 
 FORMAT = 1
 """The format of the reports that this version writes."""
@@ -44,7 +45,7 @@ class AttackRecord(Record):
     threat: str
     """Id of the threat."""
     attack: str
-    """The attack: apgd-ce, apgd-t, fab-t or square."""
+    """The attack: apgd-ce, apgd-t, fab-t or square; search or ascent for threats that no training prepares for."""
     attacked: int
     """Points that were robust before it."""
     robust: int
@@ -54,6 +55,11 @@ class AttackRecord(Record):
     infinite. They are robust for lack of an answer."""
     nan_gradients: int = 0
     """Points at which this attack, or one before it in this threat, met a gradient with NaN, which it took as zero."""
+    late: int = 0
+    """Points that this attack, or one before it in this threat, fooled in the last tenth of its search, so that a
+    longer search might fool more."""
+    no_gradient: int = 0
+    """Points at which the gradient of this attack, or one before it in this threat, was zero throughout."""
     outside_ball: int = 0
     """Points that this attack, or one before it in this threat, fooled at an image that lies outside the threat by
     rounding, and whose exact projection fools the model no longer. They count as fooled, as in AutoAttack."""
@@ -86,6 +92,75 @@ class Points(Record):
     """Predicted classes: under `clean` of the images, and per threat id of the perturbed images that fooled the model.
     For a robust point the class is its label, for a point that is misclassified without attack the class of the clean
     image, which is -1 where the logits are NaN or infinite."""
+
+
+class UnseenRow(Record):
+    """Accuracy under one threat that no training prepares for, at one budget."""
+
+    threat: str
+    """The threat, by its name in the catalogue."""
+    budget: float
+    """What the attacker may do, in the unit of the catalogue; of a common corruption, the severity."""
+    accuracy: Rate
+    """Points that are right; under an attack, at this and all smaller budgets of the run."""
+    verdicts: str
+    """A digit per point: 1 where the model is right, 0 where it is not."""
+
+    @property
+    def id(self) -> str:
+        """The name of the row."""
+        return unseen_row_id(self.threat, self.budget)
+
+
+def unseen_row_id(threat: str, budget: float) -> str:
+    """Name the row of a threat and a budget, such as "l0 9"."""
+    return f"{threat} {budget:g}"
+
+
+CorruptionSource = Literal["cifar", "imagenet", "files"]
+
+
+class CommonCorruptions(Record):
+    """Accuracy under the common corruptions of Hendrycks & Dietterich (2019)."""
+
+    source: CorruptionSource
+    """cifar, imagenet: the run makes the images, with the severities of CIFAR-10-C or of ImageNet-C, according to their
+    size. files: they come from the official files."""
+    mean: float | None
+    """Mean over the 15 standard corruptions and the severities that were evaluated; null where one is missing."""
+    per_corruption: dict[str, float]
+    """Mean over the severities, per corruption."""
+    per_severity: dict[int, float]
+    """Mean over the corruptions, per severity."""
+    mce: float | None = None
+    """Mean corruption error: the mean ratio of the errors to those of the reference model; null without one, or where
+    not all severities of the 15 were evaluated."""
+    reference_errors: dict[str, float] | None = None
+    """The mean error of the reference model per corruption."""
+
+
+class UnseenReport(Record):
+    """Accuracy under threats that no training prepares for."""
+
+    preset: str | None = None
+    """The list of threats, where the spec named one."""
+    provenance: str | None = None
+    """Where the preset comes from."""
+    rows: tuple[UnseenRow, ...]
+    """A row per threat and budget, in the order of the evaluation."""
+    attacks: tuple[AttackRecord, ...] = ()
+    """What each attack left robust, in the order in which they ran."""
+    common: CommonCorruptions | None = None
+    """The common corruptions; null where none was evaluated."""
+    average: float | None = None
+    """Mean accuracy under the attacks, each at its largest budget; null without attacks."""
+    union: Rate | None = None
+    """Points that are right under every attack at its largest budget; null without attacks."""
+
+    @property
+    def attack_rows(self) -> tuple[UnseenRow, ...]:
+        """The rows that are not common corruptions."""
+        return tuple(row for row in self.rows if not row.threat.startswith(COMMON))
 
 
 class Report(Record):
@@ -127,8 +202,8 @@ class Report(Record):
     """Which shard of an evaluation this is; null for a whole evaluation."""
     falls: dict[str, Any] | None = None
     """Where the perturbed images that fooled the model are kept; null where they are not."""
-    unseen: dict[str, Any] | None = None
-    """Robust accuracy under threats that the model was not trained for; null where none was asked for."""
+    unseen: UnseenReport | None = None
+    """Accuracy under threats that no training prepares for; null where none was asked for."""
     curves: dict[str, Any] | None = None
     """Robust accuracy over the radius, per threat id; null where it was not asked for."""
     per_class: dict[str, Any] | None = None

@@ -39,6 +39,7 @@ from core.schema.protocols import DEFAULT_PROTOCOL, LOGICAL_BATCH, Engine, Proto
 from core.schema.radius import Radius, check_radius
 from core.schema.record import Record
 from core.schema.suggestions import check_known, did_you_mean, find_close
+from core.schema.unseen import AskedUnseen
 
 Interpolation = Literal["bilinear", "bicubic"]
 Schedule = Literal["piecewise", "one-cycle", "constant"]
@@ -82,6 +83,9 @@ class Evaluation(Record):
     interpolation: Interpolation = "bilinear"
     """How ImageNet's images are resized, to 256 at the shorter side, before the centre crop: choose what the base model
     was trained with. Data sets whose images all have one size are not resized."""
+    unseen: AskedUnseen | None = None
+    """Threats that no training prepares for, evaluated beside the norms: the name of a preset, or a list of threats
+    with options. Null for none."""
 
 
 # A spec is made of the classes below. Fields are validated in the order of the bases from right to left, and a default

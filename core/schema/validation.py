@@ -59,6 +59,8 @@ def _field_error(details: ErrorDetails, kinds: Mapping[Kind, type[BaseModel]]) -
             detail = PATTERN_RULES[context["pattern"]]
         case "missing" if detail == "Field required":
             detail = "this field is required"
+        case "tuple_type" | "list_type" if path and path[-1] in _LISTS:
+            detail = f"give a list, such as {_LISTS[path[-1]]}"
         case kind_of_error if kind_of_error in _REMEDIES:
             detail = _REMEDIES[kind_of_error].format(**context)
         case "dict_type" | "model_type" | "model_attributes_type":
@@ -81,14 +83,17 @@ _REMEDIES: Mapping[str, str] = {
     "string_too_long": "use at most {max_length} characters",
     "string_too_short": "use at least {min_length} characters",
     "too_long": "give at most {max_length}",
+    "too_short": "give at least {min_length}",
     "list_type": 'give a list, such as ["linf", "l1"]',
     "tuple_type": 'give a list, such as ["linf", "l1"]',
 }
+_LISTS = {"budgets": "[1, 3, 9], or one number", "threats": '["l0", "fog"]'}
 _OBJECTS = {
     "eps": '{"linf": "8/255", "l1": 12}',
     "evaluation": '{"protocol": "fast"}',
     "method": '{"name": "e-at"}',
     "steps": '{"linf": 10, "l1": 10}, or one whole number',
+    "unseen": '{"preset": "ramp"}',
     "metadata": '{"team": "red"}',
 }
 
@@ -123,6 +128,9 @@ def _example(model: type[BaseModel], path: Sequence[str]) -> str:
 
 def _model_at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
     for name in path:
+        if name.isdecimal():
+            # A place in a list, whose items are of the model that was found for the list.
+            continue
         model = _model_in(model.model_fields[name].annotation) or model
     return model
 

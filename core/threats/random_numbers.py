@@ -22,8 +22,8 @@ class PointNumbers:
         """images (points, channels, height, width): what distinguishes the points."""
         self._keys = _hash(torch.tensor(seed, device=images.device) + _hash_images(images))
 
-    def pick(self, indices: Tensor) -> "PointNumbers":
-        """Give the numbers of some of the points; indices: (n,) or a mask (points,)."""
+    def pick(self, indices: Tensor | slice) -> "PointNumbers":
+        """Give the numbers of some of the points; indices: (n,), a mask (points,) or a slice."""
         return self._with(self._keys[indices])
 
     def shared(self, batch_sizes: tuple[int, ...] | None) -> "PointNumbers":

@@ -16,7 +16,7 @@ from core.attacks import AttackOptions, AttackResult
 from core.attacks.apgd import apgd, apgd_ce
 from core.attacks.threat import LpThreat
 from core.data.split import Split
-from core.evaluation.report import rate
+from core.evaluation.rates import rate
 from core.models.memory import ChunkSizer
 from core.schema.catalog import Norm
 from core.schema.events import Monitored, Warned

@@ -21,6 +21,7 @@ from core.data.draws import draw_held_out_images, draw_training_images
 from core.data.labelled_images import LabelledImages
 from core.data.split import Split
 from core.data.training_set import TrainingSet
+from core.evaluation import unseen
 from core.evaluation.autoattack import evaluate_for_spec, save_reports
 from core.evaluation.preflight import preflight
 from core.evaluation.resume import STATE_FILE, EvaluationState
@@ -90,6 +91,7 @@ class _Run:
         checkpoint.make_folder(output)
         self.spec, self.output, self.group, self.requests = spec, output, group, requests
         self.loaded = load(spec, inputs)
+        unseen.check(spec.evaluation.unseen, self.loaded.dataset.shape)
         part, held_out = _hold_out(spec, self.loaded.dataset)
         self.held_out = held_out.to(group.device)
         train = TrainingSet(part, self.loaded.dataset.extra, spec.extra_share).to(group.device)
@@ -145,8 +147,7 @@ class _Run:
         resume.clear(self.output)
         (self.output / _BEST).unlink(missing_ok=True)
         if isinstance(self.spec, FineTuneSpec) and self.spec.evaluation.include_base:
-            model, test = self.loaded.model, self.loaded.test
-            self.before = yield from evaluate_for_spec(model, test, self.spec, "base", state=self.evaluation)
+            self.before = yield from evaluate_for_spec(self.loaded, self.loaded.test, "base", state=self.evaluation)
             yield self._save_state()
 
     def _restore(self, found: RunState) -> None:
@@ -214,7 +215,7 @@ class _Run:
         if self.stopped_at is not None and self.best and (kept := self._best_weights()):
             model.load_state_dict(kept[0].state_dict())
             step = kept[1].step
-        after = yield from evaluate_for_spec(model, self.loaded.test, self.spec, "result", state=self.evaluation)
+        after = yield from evaluate_for_spec(self.loaded, self.loaded.test, "result", state=self.evaluation)
         reports = Reports(before=self.before, after=after, warnings=self.warnings)
         yield Entered(phase="publishing")
         yield self._save_weights("checkpoint", self.output / _CHECKPOINT, step=step, reports=reports)

@@ -49,6 +49,22 @@ _LIBRARY: Sequence[tuple[str, str, Sequence[tuple[str, Sequence[str], str]]]] = 
         ),
     ),
     (
+        "Other threats",
+        "Attacks that no training prepares for, with the contract of all attacks, and common corruptions. By default "
+        "the result of a point does not depend on the points beside it.",
+        (
+            ("core.threats.pixels", ("PixelsThreat", "sparse_pixels"), "core/threats/pixels.py"),
+            ("core.threats.patches", ("PatchThreat", "patch"), "core/threats/patches.py"),
+            ("core.threats.frames", ("FrameThreat", "frame"), "core/threats/frames.py"),
+            ("core.threats.fog", ("FogThreat", "fog"), "core/threats/fog.py"),
+            ("core.threats.snow", ("SnowThreat", "snow"), "core/threats/snow.py"),
+            ("core.threats.gabor", ("GaborThreat", "gabor"), "core/threats/gabor.py"),
+            ("core.threats.elastic", ("ElasticThreat", "elastic"), "core/threats/elastic.py"),
+            ("core.threats.jpeg", ("JpegThreat", "jpeg"), "core/threats/jpeg.py"),
+            ("core.threats.corruptions", ("corrupt",), "core/threats/corruptions/__init__.py"),
+        ),
+    ),
+    (
         "Geometry",
         "Everything that depends on the norm.",
         (("core.geometry", ("length", "project", "ascend"), "core/geometry.py"),),

@@ -98,10 +98,10 @@ def test_list_shows_what_the_filters_leave(temper: Command, job_id: str) -> None
     assert refused.stderr.startswith("status: ")
 
 
-@pytest.mark.parametrize("what", ["models", "models list", "datasets", "datasets list", "methods"])
+@pytest.mark.parametrize("what", ["models", "models list", "datasets", "datasets list", "methods", "threats"])
 def test_catalogue_is_listed(temper: Command, what: str) -> None:
     command = what.split()
-    assert "digits" in temper(*command).stdout or what == "methods"
+    assert "digits" in temper(*command).stdout or what in ("methods", "threats")
     assert json.loads(temper(*command, "--output", "json").stdout)[0]["description"]
 
 

@@ -5,14 +5,17 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from app.schemas.jobs import Job
+from app.schemas.jobs import Job, Result
 from client.display.events import event_line
 from client.display.jobs import job_card, jobs_table
 from client.display.reports import report_card
 from client.display.screen import Screen
 from client.reading import tolerant
+from core.evaluation.report import make_report
+from core.evaluation.unseen_report import summarise
 from core.schema.events import Stamped
-from core.schema.report import Reports
+from core.schema.report import Points, Report, Reports
+from core.schema.threats import STANDARD_CORRUPTIONS
 from tests.support.scripted_service import job_json
 
 
@@ -87,6 +90,39 @@ def test_what_a_run_warned_of_is_told_with_its_remedy() -> None:
     assert "warning  30 of 120 [b]; add --mean 0.5" in shown(job_card(job(job_json(spec=spec, warnings=[warning]))))
     reports = Reports.model_validate({"before": None, "after": None, "warnings": [warning]})
     assert "warning: 30 of 120 [b]; add --mean 0.5" in shown(report_card(reports))
+
+
+def test_other_threats_are_shown_before_and_after_with_their_means() -> None:
+    def report(l0: str, union: str) -> Report:
+        points = Points(ids=("a", "b"), labels=(1, 1), predicted={"clean": (1, 1), "linf": (1, 0)})
+        verdicts = {("l0", 1.0): "11", ("l0", 9.0): l0, ("fog", 64.0): union}
+        verdicts |= {(name, 3.0): "10" for name in STANDARD_CORRUPTIONS}
+        section = summarise(verdicts, [], preset=None, provenance=None, source="cifar", reference_errors=None)
+        return make_report(
+            protocol="fast",
+            engine="temper",
+            seed=0,
+            batch_size=2,
+            eps={"linf": 0.1},
+            points=points,
+            records=[],
+            flags=[],
+            seconds=1.0,
+            unseen=section,
+        )
+
+    card = shown(report_card(Reports(before=report("00", "01"), after=report("11", "11"))))
+    lines = {line.split("  ")[0].strip(): line.split() for line in card.splitlines()}
+    assert lines["common corruptions"][2:] == ["50.0", "50.0"]
+    assert "0.0" in lines["l0 9"]
+    assert lines["l0 9"][-1] == "+100.0"
+    assert lines["average"][1:] == ["25.0", "100.0"]
+    assert "union of attacks" in lines
+    assert "common/fog" in card
+    result = Result.of(report("11", "01"))
+    assert result.unseen is not None
+    assert set(result.unseen.accuracy) == {"l0 1", "l0 9", "fog 64"}
+    assert result.unseen.common == 0.5
 
 
 def test_shards_are_a_line_and_each_news_of_them_too() -> None:

@@ -42,6 +42,7 @@ ASKING: dict[str, list[str]] = {
     "attempts": ["job_1"],
     "report": ["job_1"],
     "methods": [],
+    "threats": [],
     "download": ["job_1"],
     "upload": ["SPEC", "--purpose", "dataset"],
     "usage": [],

@@ -14,10 +14,10 @@ from tests.support.scripted_service import Script, job_json
 PROGRESS = {
     "step": 30, "total_steps": 60, "epoch": 1.5, "loss": 0.5, "learning_rate": 0.05, "norm": "l1",
     "counts": {"linf": {"seen": 100, "robust": 80}, "l1": {"seen": 100, "robust": 40}}, "subject": None,
-    "attack": None, "attack_norm": None, "attacks_done": 0, "attacks_total": 0, "fraction": 0.5,
+    "attack": None, "threat": None, "attacks_done": 0, "attacks_total": 0, "fraction": 0.5,
     "seconds_remaining": 62.0,
 }  # fmt: skip
-ATTACKED = {"subject": "result", "norm": "l1", "attack": "apgd-t", "robust": 7, "examples": 10, "done": 1, "total": 2}
+ATTACKED = {"subject": "result", "threat": "l1", "attack": "apgd-t", "robust": 7, "examples": 10, "done": 1, "total": 2}
 HISTORY: list[tuple[str, dict[str, Any]]] = [
     ("job.created", {}),
     ("entered", {"phase": "training", "subject": None}),

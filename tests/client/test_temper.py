@@ -122,7 +122,7 @@ def test_newer_service_is_understood_as_far_as_it_goes(temper: Temper, script: S
     counts = {"l1": {"seen": 2, "robust": 1, "new": 1}}
     progress = {
         "step": 1, "total_steps": 2, "epoch": 0.5, "loss": None, "learning_rate": 0.1, "norm": "l1", "counts": counts,
-        "subject": None, "attack": None, "attack_norm": None, "attacks_done": 0, "attacks_total": 0, "fraction": 0.5,
+        "subject": None, "attack": None, "threat": None, "attacks_done": 0, "attacks_total": 0, "fraction": 0.5,
         "seconds_remaining": 1.0, "new": {},
     }  # fmt: skip
     script.expect(lambda request: request.answer(job_json(status="frozen", progress=progress, new=[1])))

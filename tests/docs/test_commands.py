@@ -17,7 +17,7 @@ from core.cli.parser import make_parser
 from core.schema.spec import parse
 from tests.support.documentation import ROOT, Block, all_blocks, pages
 
-_LANGUAGES = {"", "bash", "console", "json", "python", "yaml"}
+_LANGUAGES = {"", "bash", "console", "json", "python", "toml", "yaml"}
 _OTHERS = {"docker", "export", "git", "source", ".venv/bin/pre-commit"}
 """Programs that are not ours."""
 _OURS = r"(?:app|benchmarks|client|core|deploy|docs|examples|migrations|tests|worker)"

@@ -60,7 +60,8 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     assert not (drawn and (there or _is_there(device))), f"{name} with a generator of another device"
     moved = {**kwargs, "device": torch.device("cpu")} if device is not None else kwargs
     result = func(*tree_map(_held, args), **tree_map(_held, moved))
-    if name.endswith("_") and isinstance(args[0], Tensor):
+    in_place = name.endswith("_") and not name.endswith("__")  # not such as aten::__rshift__
+    if in_place and isinstance(args[0], Tensor):
         return args[0]
     lies_there = _is_there(device) if device is not None else bool(there)
     return tree_map(_lift, result) if lies_there else result
@@ -84,7 +85,7 @@ class _Called(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.tensor and _is_there(kwargs.get("device")):
+        if func in (torch.tensor, torch.as_tensor) and _is_there(kwargs.get("device")):
             del kwargs["device"]
             return func(*args, **kwargs).to(DEVICE)
         if func in (Tensor.tolist, Tensor.__format__):

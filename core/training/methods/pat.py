@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from core.attacks import CHECKED
 from core.attacks.perceptual import perceptual
 from core.attacks.threat import PerceptualThreat
 from core.data.split import Batch
@@ -38,5 +39,5 @@ class PAT:
         noise = shard.draw(
             len(images), lambda count: torch.randn(count, *shape, generator=source, device=source.device)
         )
-        found = perceptual(model, images, labels, self._threat, noise=noise, margin_limit=self._margin_limit)
+        found = perceptual(model, images, labels, self._threat, CHECKED, noise=noise, margin_limit=self._margin_limit)
         return BatchLoss(F.cross_entropy(model(found.adversarial), labels), norm=None)

@@ -404,7 +404,7 @@ def test_what_a_run_reports_becomes_history_curve_and_progress(database, claimed
 
 
 def test_progress_follows_the_attacks_of_an_evaluation(database, claimed):
-    attacked = reported.Attacked(subject="base", norm="l1", attack="apgd-ce", robust=3, examples=4, done=1, total=4)
+    attacked = reported.Attacked(subject="base", threat="l1", attack="apgd-ce", robust=3, examples=4, done=1, total=4)
     do(database, ingest.record, claimed, [step(4), reported.Entered(phase="evaluating", subject="base"), attacked])
     progress = get(database, claimed.job_id).progress
     assert (progress["subject"], progress["attacks_done"], progress["fraction"]) == ("base", 1, 0.25)

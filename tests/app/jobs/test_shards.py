@@ -114,7 +114,9 @@ def test_each_shard_is_claimed_then_the_whole_to_be_merged(database, job_id):
     for each in held[1:]:
         do(database, claims.succeed, each, REPORTS)
     assert claim(database) is None
-    attacked = reported.Attacked(subject="result", norm="linf", attack="apgd-ce", robust=1, examples=4, done=1, total=4)
+    attacked = reported.Attacked(
+        subject="result", threat="linf", attack="apgd-ce", robust=1, examples=4, done=1, total=4
+    )
     do(database, ingest.record, held[0], [attacked])
     assert get(database, job_id).progress["fraction"] == pytest.approx(1 / 12)
     do(database, claims.succeed, held[0], REPORTS)

@@ -416,6 +416,14 @@ def test_methods_and_architectures_are_listed(api):
     assert "digits-cnn" in {each["id"] for each in api.get("/architectures").json()["data"]}
 
 
+def test_threats_are_listed_with_their_presets(api):
+    threats = {threat["id"]: threat for threat in api.get("/threats").json()["data"]}
+    assert (threats["l0"]["kind"], threats["l0"]["queries"], threats["l0"]["steps"]) == ("search", 5000, None)
+    assert threats["fog"]["presets"] == ["ramp", "fast"]
+    assert threats["common/fog"]["budgets"] == [1, 2, 3, 4, 5]
+    assert threats["common/spatter"]["presets"] == ["extra-corruptions"]
+
+
 def test_the_last_use_of_a_key_is_noted_to_the_minute(api, database):
     def last_used():
         with database.reading() as session:

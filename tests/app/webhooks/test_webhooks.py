@@ -5,6 +5,7 @@ import ssl
 import subprocess
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -169,7 +170,7 @@ def fail_once(database):
     """Let the delivery's attempt fail; give the seconds to the next one."""
     with database.writing() as session:
         session.execute(update(Delivery).values(next_attempt_at=Delivery.created_at))
-        (held,) = deliveries.claim(session, owner="w", limit=10, per_webhook=4, lease_seconds=60)
+        (held,) = deliveries.claim(session, owner="w", limit=10, per_webhook=4, per_project=20, lease_seconds=60)
         deliveries.record_outcome(session, held, deliveries.Outcome(500, "answered 500", 0.1))
     with database.reading() as session:
         due, at = session.execute(select(Delivery.next_attempt_at, now())).one()
@@ -220,6 +221,29 @@ def test_a_hanging_receiver_delays_no_other_and_holds_few_threads(lan, database,
             assert len(slow.got) <= 2 * sender.UNDER_WAY_PER_WEBHOOK
 
 
+def test_a_project_has_its_share_of_the_attempts_and_every_project_its_first(database, project):
+    other_project = add_project(database)
+    many = [subscribe(database, project, f"https://r{number}.invalid/").id for number in range(5)]
+    one = subscribe(database, other_project, "https://other.invalid/").id
+    for _ in range(4):
+        announce(database, project)
+        announce(database, other_project)
+
+    def claim(limit):
+        with database.writing() as session:
+            found = deliveries.claim(session, owner="w", limit=limit, per_webhook=3, per_project=7, lease_seconds=60)
+        return Counter(each.webhook_id for each in found)
+
+    first = claim(2)
+    assert first[one] == 1, "each project gets its first before any gets its second"
+    rest = claim(100)
+    held = first + rest
+    assert held[one] == 3
+    assert sum(held[webhook] for webhook in many) == 7
+    assert {held[webhook] for webhook in many} == {1, 2}, "each webhook gets its first before any gets its second"
+    assert not claim(100)
+
+
 def test_a_receiver_that_does_not_answer_in_time_has_failed(lan, database, project, monkeypatch):
     scale_pauses(monkeypatch, 1)
     monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 0.3)
@@ -248,7 +272,7 @@ def test_what_a_lost_process_was_sending_is_sent_by_another(lan, database, proje
         subscribe(database, project, server.url())
         announce(database, project)
         with database.writing() as session:
-            (lost,) = deliveries.claim(session, owner="w", limit=10, per_webhook=4, lease_seconds=30)
+            (lost,) = deliveries.claim(session, owner="w", limit=10, per_webhook=4, per_project=20, lease_seconds=30)
         sender.send_all(lan, database, threading.Event())
         assert server.got == []
         with database.writing() as session:

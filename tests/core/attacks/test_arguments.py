@@ -12,12 +12,18 @@ from torch import Tensor, nn
 from core.attacks.apgd import apgd, apgd_ce, apgd_t
 from core.attacks.fab import fab_t
 from core.attacks.msd import msd
+from core.attacks.perceptual import perceptual
 from core.attacks.reference import reference
 from core.attacks.square import square
-from core.attacks.threat import LpThreat, UnionThreat
+from core.attacks.threat import LpThreat, PerceptualThreat, UnionThreat
 from core.evaluation import evaluate
 from core.schema.errors import BadInput
 from core.schema.spec import parse
+from core.threats.fog import FogThreat, fog
+from core.threats.frames import FrameThreat, frame
+from core.threats.patches import PatchThreat, patch
+from core.threats.pixels import PixelsThreat, sparse_pixels
+from core.threats.snow import SnowThreat, snow
 from core.training.run import fine_tune
 
 _Call = Callable[[nn.Module, Tensor, Tensor, Mapping[Any, Any]], object]
@@ -104,6 +110,49 @@ def test_wrong_arguments_are_refused_by_name_with_a_remedy(function: str, wrong:
     assert caught.value.field is not None
     assert caught.value.field.partition(".")[0] in change
     assert model.asked <= (5 if wrong == "label without class" else 0)
+
+
+class _CountingWithMaps(_Counting):
+    """The same behind a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(self.maps(images))
+
+
+OTHERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "perceptual": (perceptual, PerceptualThreat(0.5), {"steps": 1}),
+    "l0": (sparse_pixels, PixelsThreat(1), {"queries": 1}),
+    "patch": (patch, PatchThreat(2), {"queries": 1}),
+    "frame": (frame, FrameThreat(1), {"queries": 1}),
+    "fog": (fog, FogThreat(64), {"steps": 1}),
+    "snow": (snow, SnowThreat(0.5), {"steps": 1}),
+}
+
+
+@pytest.mark.parametrize("function", OTHERS)
+@pytest.mark.parametrize("wrong", [name for name, (change, *_) in WRONG.items() if "eps" not in change])
+def test_attacks_that_are_no_balls_refuse_the_same_points(function: str, wrong: str) -> None:
+    change, said, remedy = WRONG[wrong]
+    attack, threat, settings = OTHERS[function]
+    given = {"images": IMAGES, "labels": LABELS} | change
+    model = _CountingWithMaps()
+    with pytest.raises(BadInput) as caught:
+        attack(model, given["images"], given["labels"], threat, **settings)
+    assert said in caught.value.message
+    assert remedy in caught.value.hint
+    assert caught.value.field in change
+    assert model.asked <= (5 if wrong == "label without class" else 0)
+    assert attack(model, IMAGES, LABELS, threat, **settings).adversarial.shape == IMAGES.shape
+
+
+@pytest.mark.parametrize("bound", [0, -1.0, float("nan"), float("inf"), "0.5", True])
+def test_a_perceptual_bound_that_is_no_distance_is_refused(bound: Any) -> None:
+    with pytest.raises(BadInput, match="LPIPS distance above 0"):
+        PerceptualThreat(bound)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

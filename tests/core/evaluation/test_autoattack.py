@@ -277,7 +277,7 @@ def test_a_broken_evaluation_goes_on_where_it_was(
     whole = evaluate(base, images, labels, _EPS, protocol="fast", batch_size=10)
     broken = iter_evaluate(base, images, labels, _EPS, options=options, subject="result")
     attacked = [next(broken) for _ in range(2)]
-    assert [each.norm for each in attacked if isinstance(each, Attacked)] == ["linf", "l2"]
+    assert [each.threat for each in attacked if isinstance(each, Attacked)] == ["linf", "l2"]
     broken.close()
 
     seen = 0

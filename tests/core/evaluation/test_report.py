@@ -5,7 +5,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from core.evaluation.report import make_report, merge, rate
+from core.evaluation.rates import rate
+from core.evaluation.report import make_report, merge
 from core.schema.errors import BadInput
 from core.schema.report import FORMAT, Part, Points, Report, Reports
 

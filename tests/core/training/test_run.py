@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core import checkpoint
-from core.schema.errors import Diverged
+from core.cli.console import event_lines
+from core.schema.errors import BadInput, Diverged
 from core.schema.events import Attacked, Entered, Event, Finished, Saved, Started, Stepped, Warned
 from core.schema.report import Provenance, Reports
 from core.schema.spec import FineTuneSpec, TrainSpec, parse
@@ -67,6 +68,25 @@ def test_a_run_yields_its_events_in_order(tmp_path: Path) -> None:
     assert _steps(events)[-1].epoch == 1
     assert finished.reports.before is not None
     assert finished.reports.after is not None
+
+
+def test_a_run_evaluates_other_threats_before_and_after_and_keeps_them_in_its_files(tmp_path: Path) -> None:
+    threats = [{"name": "l0", "budgets": [1, 2], "queries": 5}, {"name": "common/contrast", "budgets": [5]}]
+    asked = {**_QUICK["evaluation"], "unseen": threats}
+    with pytest.raises(BadInput, match="l0 may change 64 pixels"):
+        next(fine_tune(_spec(evaluation={**asked, "unseen": [{"name": "l0", "budgets": [64]}]}), tmp_path))
+    finished = list(fine_tune(_spec(evaluation=asked), tmp_path))[-1]
+    assert isinstance(finished, Finished)
+    _, header = checkpoint.load(tmp_path / "checkpoint.safetensors")
+    assert header.reports == finished.reports
+    for report in (finished.reports.before, finished.reports.after):
+        assert report is not None
+        assert report.unseen is not None
+        assert [row.id for row in report.unseen.rows] == ["l0 1", "l0 2", "common/contrast 5"]
+        assert list(report.robust) == list(report.eps)
+    text = "\n".join(event_lines(finished))
+    assert "l0 2" in text
+    assert "union of attacks" in text
 
 
 def test_the_same_spec_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
