@@ -55,7 +55,7 @@ restore: ## fill an empty server from a backup: make restore FROM=backups/...
 upgrade: ## bring the server to this checkout's version, with a backup first
 	@deploy/upgrade
 
-lock: ## write requirements.lock anew from pyproject.toml, and the images' parts of it (needs uv)
+lock: ## write requirements.lock from pyproject.toml, and the images' parts of it (needs uv)
 	$(COMPILE) --all-extras pyproject.toml -o requirements.lock
 	echo "setuptools>=82" | $(COMPILE) $(PART) --extra api --extra client pyproject.toml - -o deploy/api.lock
 	echo "setuptools>=82" | $(COMPILE) $(PART) --extra worker --extra client pyproject.toml - -o deploy/worker.lock

@@ -88,7 +88,7 @@ class Filled:
 
     def _claim(self) -> None:
         with self.database.writing() as session:
-            assert claims.claim(session, worker="w", lease_seconds=3600, retry_policy=claims.RetryPolicy())
+            assert claims.claim(session, worker="w", lease_seconds=3600, retry_policy=claims.RetryPolicy(max_crashes=5))
 
 
 def _one_job(database: Database, project_id: str) -> Long:

@@ -103,7 +103,7 @@ def claims_and_lists(database: Database, projects: Sequence[tuple[str, str]], re
 
     def claim() -> None:
         with database.writing() as session:
-            assert claims.claim(session, worker="w", lease_seconds=3600, retry_policy=claims.RetryPolicy())
+            assert claims.claim(session, worker="w", lease_seconds=3600, retry_policy=claims.RetryPolicy(max_crashes=5))
 
     def page() -> None:
         with database.reading() as session:

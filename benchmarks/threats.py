@@ -1,8 +1,8 @@
 """Evaluate models that were trained in ten ways under threats that none of them was trained for: the last table of the
 E-AT paper, with settings of our own.
 
-    python -m benchmarks.threats                      the digits, 3 seeds, 200 test points
-    python -m benchmarks.threats --cifar ARCHIVE      the small network on CIFAR-10 (JPEG): 10,000 images, 200 points
+    python -m benchmarks.threats                      the digits, 2 seeds, 100 test points
+    python -m benchmarks.threats --cifar ARCHIVE      the small network on CIFAR-10 (JPEG): 10,000 images, 100 points
 
 NAT is trained from random weights without attack, linf is the shipped base; all others are that base, fine-tuned by a
 method for the epochs of the paper. The threats on CIFAR-10 are those of the preset `--preset`; images of 8 x 8 need
@@ -30,7 +30,7 @@ from benchmarks.methods import RESULTS
 from core import checkpoint
 from core.data.draws import read_test_points
 from core.evaluation.autoattack import evaluate
-from core.evaluation.unseen import read
+from core.evaluation.unseen import read_unseen
 from core.inputs import Inputs, load
 from core.schema.catalog import DATASETS
 from core.schema.report import Report
@@ -40,14 +40,14 @@ from core.training.run import fine_tune
 
 _DIGITS = [
     "corruptions",
-    {"name": "l0", "budgets": [1, 2, 3], "queries": 1000},
-    {"name": "patch", "budgets": [2], "queries": 1000},
-    {"name": "frame", "budgets": [1], "queries": 1000},
-    {"name": "fog", "budgets": [128], "steps": 50},
-    {"name": "snow", "budgets": [4], "steps": 50},
-    {"name": "gabor", "budgets": [120], "steps": 50},
-    {"name": "elastic", "budgets": [0.25], "steps": 50},
-    {"name": "jpeg", "budgets": [0.5], "steps": 50},
+    {"name": "l0", "budgets": [1, 2, 3], "queries": 500},
+    {"name": "patch", "budgets": [2], "queries": 500},
+    {"name": "frame", "budgets": [1], "queries": 500},
+    {"name": "fog", "budgets": [128], "steps": 40},
+    {"name": "snow", "budgets": [4], "steps": 40},
+    {"name": "gabor", "budgets": [120], "steps": 40},
+    {"name": "elastic", "budgets": [0.25], "steps": 40},
+    {"name": "jpeg", "budgets": [0.5], "steps": 40},
 ]
 """Threats for images of 8 x 8, on which those of the presets leave nothing robust."""
 
@@ -149,7 +149,7 @@ def measure(setting: Setting, inputs: Inputs, name: str, seed: int) -> Row:
     """Train one model and evaluate it."""
     with tempfile.TemporaryDirectory() as folder:
         model = train(setting, inputs, name, seed, Path(folder))
-    loaded = load(parse(setting.body(seed, kind="evaluate", base_model=setting.base)), inputs)
+    loaded = load(parse(setting.body(seed, base_model=setting.base)), inputs)
     points = read_test_points(loaded.dataset.test, setting.points, "uniform").to(loaded.device)
     model = model.to(loaded.device).to(memory_format=torch.channels_last)
     asked = Unseen.model_validate(setting.unseen)
@@ -247,14 +247,14 @@ def main() -> None:
     """Measure what is not yet measured, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=Path, metavar="ARCHIVE", help="CIFAR-10 as JPEGs in folders")
-    parser.add_argument("--points", type=int, default=200, help="test points")
-    parser.add_argument("--seeds", type=int, help="by default 3, and 1 with --cifar")
+    parser.add_argument("--points", type=int, default=100, help="test points")
+    parser.add_argument("--seeds", type=int, help="by default 2, and 1 with --cifar")
     parser.add_argument("--train-examples", type=int, help="training images; by default all, and 10,000 with --cifar")
     parser.add_argument("--preset", default="fast", help="the threats on CIFAR-10; by default fast")
     parser.add_argument("--only", help="these models alone, with commas between them")
     parser.add_argument("--output", type=Path, help="the JSON file; by default in benchmarks/results")
     options = parser.parse_args()
-    asked = read(options.preset if options.cifar else _DIGITS)
+    asked = read_unseen(options.preset if options.cifar else _DIGITS)
     assert asked is not None
     setting = Setting(
         base="cifar10-small-linf" if options.cifar else "digits-cnn-linf",
@@ -262,7 +262,7 @@ def main() -> None:
         train_examples=options.train_examples or (10_000 if options.cifar else None),
         natural_epochs=15 if options.cifar else 30,
         points=options.points,
-        seeds=options.seeds or (1 if options.cifar else 3),
+        seeds=options.seeds or (1 if options.cifar else 2),
         unseen=asked.model_dump(mode="json"),
     )
     path = options.output or RESULTS / f"threats-{'cifar10' if options.cifar else 'digits'}.json"

@@ -28,9 +28,9 @@ class Temper(Resource):
 
     url and api_key: address of the service and a key for it; by default TEMPER_URL and TEMPER_API_KEY, else those that
     the service on this machine stored. timeout: seconds to wait for one answer. patience: seconds to go on retrying
-    while the service is unavailable; at least a minute for downloads and uploads, and a quarter of an hour to follow a
-    job and waiting for it, which an upgrade of the service does not end. tell: called with a line when an outage
-    lasts, and when it is over.
+    while the service is unavailable; at least a minute for downloads and uploads, and 15 minutes while following or
+    waiting for a job, which outlasts an upgrade of the service. tell: called with a line when an outage lasts, and
+    when it is over.
     Every method may raise Unreachable, Unreadable, Refused and ServiceFailed; the constructor may raise NoKey.
 
     A resource is imported when it is first used, which keeps commands that need one of them fast.

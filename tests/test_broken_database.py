@@ -87,7 +87,7 @@ def post(database, project, **wish):
 def claim(database, *, lease_seconds=LONG):
     with database.writing() as session:
         return claims.claim(
-            session, worker="w", lease_seconds=lease_seconds, retry_policy=RetryPolicy(backoff_seconds=0)
+            session, worker="w", lease_seconds=lease_seconds, retry_policy=RetryPolicy(max_crashes=5, backoff_seconds=0)
         )
 
 

@@ -102,7 +102,7 @@ class Attempt:
 
     def run(self) -> None:
         """Run the job and write its ending into its row. Raises LeaseLost, and OSError when the disk fails."""
-        # The webhook is the service's business, and its address must not get into checkpoints.
+        # The claim's spec has no webhook: its address must not get into checkpoints.
         (self.folder / "spec.json").write_text(self.claim.spec.model_dump_json())
         self._settle_parent()
         ending = self._find_delivered() or self._check_gpus() or self._work()

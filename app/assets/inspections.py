@@ -106,24 +106,24 @@ KINDS: Sequence[tasks.Kind] = (
 
 def claim(session: Session, *, worker: str, lease_seconds: float, max_crashes: int) -> Inspection | None:
     """Claim the next asset that waits for its inspection, those of lost workers included; None where none waits."""
-    held = tasks.claim(session, KINDS, owner=worker, lease_seconds=lease_seconds, max_crashes=max_crashes)
-    if held is None:
+    task = tasks.claim(session, KINDS, owner=worker, lease_seconds=lease_seconds, max_crashes=max_crashes)
+    if task is None:
         return None
-    kind: Kind = "dataset" if held.kind.name == "inspect_dataset" else "model"
+    kind: Kind = "dataset" if task.kind.name == "inspect_dataset" else "model"
     table: type[Dataset | Model] = TABLES[kind]
-    asset = session.get_one(table, held.subject_id, populate_existing=True)
+    asset = session.get_one(table, task.subject_id, populate_existing=True)
     declared = ImportSpec.model_validate(asset.declared) if isinstance(asset, Model) else None
-    return Inspection(held, kind, asset.id, asset.key, asset.sha256, asset.size, asset.filename, declared)
+    return Inspection(task, kind, asset.id, asset.key, asset.sha256, asset.size, asset.filename, declared)
 
 
-def renew(session: Session, held: Inspection, *, lease_seconds: float) -> None:
+def renew(session: Session, inspection: Inspection, *, lease_seconds: float) -> None:
     """Extend the lease. Raises LeaseLost."""
-    tasks.renew(session, held.task, lease_seconds=lease_seconds)
+    tasks.renew(session, inspection.task, lease_seconds=lease_seconds)
 
 
 def accept(
     session: Session,
-    held: Inspection,
+    inspection: Inspection,
     findings: DatasetInspection | ModelInspection,
     *,
     key: str,
@@ -132,22 +132,22 @@ def accept(
 ) -> None:
     """Make the asset ready. What runs read is stored under `key`, and the report under the prefix. Raises LeaseLost."""
     result = {"summary": _summarise(findings), "key": key, "size": size, "sha256": sha256}
-    tasks.succeed(session, held.task, result)
+    tasks.succeed(session, inspection.task, result)
 
 
-def refuse(session: Session, held: Inspection, failure: AssetFailure) -> None:
+def refuse(session: Session, inspection: Inspection, failure: AssetFailure) -> None:
     """Refuse the asset for good: jobs cannot name it. Raises LeaseLost."""
-    tasks.fail(session, held.task, failure.model_dump())
+    tasks.fail(session, inspection.task, failure.model_dump())
 
 
-def hand_back(session: Session, held: Inspection) -> None:
+def hand_back(session: Session, inspection: Inspection) -> None:
     """Let another worker inspect the asset; this is not a crash. Raises LeaseLost."""
-    tasks.hand_back(session, held.task)
+    tasks.hand_back(session, inspection.task)
 
 
-def record_crash(session: Session, held: Inspection, *, max_crashes: int) -> None:
+def record_crash(session: Session, inspection: Inspection, *, max_crashes: int) -> None:
     """Count a crash of the inspection, and let it start again unless it has crashed too often. Raises LeaseLost."""
-    tasks.record_crash(session, held.task, max_crashes=max_crashes)
+    tasks.record_crash(session, inspection.task, max_crashes=max_crashes)
 
 
 def leftovers(session: Session, keys: Sequence[str]) -> Sequence[str]:

@@ -51,7 +51,7 @@ _EXPIRED_AT_ONCE = 500
 _SWEPT_AT_ONCE = 20
 """Uploads of one project before the next project has its turn."""
 _LATEST_SECONDS = 1200
-"""So long after the end of an upload, no request that was signed for it is valid."""
+"""Seconds after an upload's end by which all its signed requests have expired."""
 
 
 class Ended(Exception):
@@ -233,26 +233,26 @@ def verify(upload_id: str, database: Database, store: ObjectStore) -> None:
     is done. Raises StorageUnavailable; a later call may succeed."""
     with database.writing() as session:
         owner = f"{socket.gethostname()}:{os.getpid()}"
-        held = tasks.claim(session, KINDS, owner=owner, lease_seconds=_LEASE_SECONDS, subject_id=upload_id)
-        if held is None:
+        claim = tasks.claim(session, KINDS, owner=owner, lease_seconds=_LEASE_SECONDS, subject_id=upload_id)
+        if claim is None:
             return
         upload = session.get_one(Upload, upload_id)
     try:
-        failure = _check(upload, held, database, store)
+        failure = _check(upload, claim, database, store)
         if failure is None:
             store.copy(quarantine(upload), key(upload))
     except StorageUnavailable:
         with suppress(LeaseLost), database.writing() as session:
-            tasks.hand_back(session, held)
+            tasks.hand_back(session, claim)
         raise
     except LeaseLost:
         log.warning("upload %s: its verification was taken over, or the upload has ended", upload_id)
     else:
         with suppress(LeaseLost), database.writing() as session:
             if failure:
-                tasks.fail(session, held, failure.model_dump())
+                tasks.fail(session, claim, failure.model_dump())
             else:
-                tasks.succeed(session, held)
+                tasks.succeed(session, claim)
     with database.reading() as session:
         upload = session.get_one(Upload, upload_id)
     if upload.ended_at is None:
@@ -317,7 +317,7 @@ def clear(upload: Upload, store: ObjectStore) -> None:
         store.delete(key(upload))
 
 
-def _check(upload: Upload, held: TaskClaim, database: Database, store: ObjectStore) -> UploadFailure | None:
+def _check(upload: Upload, claim: TaskClaim, database: Database, store: ObjectStore) -> UploadFailure | None:
     """Assemble the parts and compare size and hash. Raises StorageUnavailable, LeaseLost."""
     if upload.multipart_id:
         try:
@@ -326,7 +326,7 @@ def _check(upload: Upload, held: TaskClaim, database: Database, store: ObjectSto
             # It has come in one piece as well. Its hash decides.
             store.multipart.abort(quarantine(upload), upload.multipart_id)
     arrived, size = hashlib.sha256(), 0
-    for chunk in _renewing(store.read(quarantine(upload)), held, database):
+    for chunk in _renewing(store.read(quarantine(upload)), claim, database):
         arrived.update(chunk)
         size += len(chunk)
     if (size, arrived.hexdigest()) == (upload.size, upload.sha256):
@@ -339,7 +339,7 @@ def _check(upload: Upload, held: TaskClaim, database: Database, store: ObjectSto
     )
 
 
-def _renewing(chunks: Iterator[bytes], held: TaskClaim, database: Database) -> Iterator[bytes]:
+def _renewing(chunks: Iterator[bytes], claim: TaskClaim, database: Database) -> Iterator[bytes]:
     """Yield the chunks and renew the lease meanwhile. Raises LeaseLost."""
     renewed_at = monotonic()
     for chunk in chunks:
@@ -347,7 +347,7 @@ def _renewing(chunks: Iterator[bytes], held: TaskClaim, database: Database) -> I
         if monotonic() - renewed_at > _LEASE_SECONDS / 10:
             renewed_at = monotonic()
             with database.writing() as session:
-                tasks.renew(session, held, lease_seconds=_LEASE_SECONDS)
+                tasks.renew(session, claim, lease_seconds=_LEASE_SECONDS)
 
 
 def _follow(session: Session, task: Task) -> None:

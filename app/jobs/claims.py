@@ -27,10 +27,13 @@ from app.tables import AT_WORK, CLAIMED, Attempt, Job, Project
 from core.schema.report import Reports
 
 MAX_CRASHES_IN_PLACE = 3
-CRASH_BACKOFF_SECONDS, MAX_CRASH_BACKOFF_SECONDS = 5.0, 300.0
+"""Consecutive crashes without newly saved progress at which a job fails."""
+CRASH_BACKOFF_SECONDS = 5.0
+"""The wait after a job's first crash."""
+MAX_CRASH_BACKOFF_SECONDS = 300.0
+"""The longest wait after a crash."""
 CANCEL_LIMIT_SECONDS = 45.0
-"""The parts of an instance's `RetryPolicy` that are not settings."""
-
+"""Time after the request at which a job is cancelled even if its worker has not reacted."""
 
 _CLAIMABLE = Job.status == "queued", Job.shards_left == 0, or_(Job.not_before.is_(None), Job.not_before <= now())
 """The condition under which a job can be claimed, by a worker that has what the job requires."""
@@ -40,7 +43,7 @@ _CLAIMABLE = Job.status == "queued", Job.shards_left == 0, or_(Job.not_before.is
 class RetryPolicy:
     """Limits on the crashes of a job, and the wait after each crash."""
 
-    max_crashes: int = 5
+    max_crashes: int
     """The job fails at this number of crashes."""
     max_crashes_in_place: int = MAX_CRASHES_IN_PLACE
     """The job fails at this number of consecutive crashes without newly saved progress."""
@@ -53,14 +56,8 @@ class RetryPolicy:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Read the policy from the settings."""
-        return cls(
-            max_crashes=settings.max_crashes,
-            max_crashes_in_place=MAX_CRASHES_IN_PLACE,
-            backoff_seconds=CRASH_BACKOFF_SECONDS,
-            max_backoff_seconds=MAX_CRASH_BACKOFF_SECONDS,
-            cancel_seconds=CANCEL_LIMIT_SECONDS,
-        )
+        """Read from the settings at how many crashes a job fails."""
+        return cls(max_crashes=settings.max_crashes)
 
 
 def claim(
@@ -135,7 +132,7 @@ def _groups_in_turn(
     first = select(Job.id).where(Job.project_id == group.project_id, Job.requires == group.requires, *_CLAIMABLE)
     first = first.order_by(Job.priority.desc(), Job.id).limit(1).correlate(waiting.QUEUED_GROUPS)
     urgency = first.with_only_columns(Job.priority).scalar_subquery()
-    # Those without requirements are none, but where that would be said in the statement, its subqueries ran twice.
+    # Groups without a claimable job are dropped here: in SQL the subqueries would run twice.
     found = session.execute(select(group.project_id, group.requires, urgency, first.scalar_subquery())).all()
     groups = [row for row in found if row[3] and (capacity is None or capacity.meets(read_key(row[1])))]
     turns = _turns(session, {row[0] for row in groups}, running_quota) if groups else {}

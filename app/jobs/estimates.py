@@ -102,8 +102,8 @@ def keep_run(session: Session, job: Job) -> None:
 
 
 def same_pace(project_id: str, spec: AnySpec) -> str:
-    """Name what jobs have in common whose pace is the same: network, data set and number of GPUs; and the project where
-    a name may stand for something else in another one."""
+    """Build the key that jobs of the same pace share: network, data set and number of GPUs; and the project where a
+    name may stand for something else in another one."""
     model = None if isinstance(spec, TrainSpec) else spec.base_model
     same_for_all = spec.dataset in DATASETS and (model is None or model in MODELS)
     if isinstance(spec, TrainSpec):
@@ -117,7 +117,7 @@ def same_pace(project_id: str, spec: AnySpec) -> str:
 
 
 def same_kind(project_id: str, spec: AnySpec) -> str:
-    """Name what jobs have in common that are of the same kind, model and method as well."""
+    """Build the key that jobs of the same pace, kind, model and method share."""
     start = spec.architecture if isinstance(spec, TrainSpec) else spec.base_model
     method = None if isinstance(spec, EvaluateSpec) else spec.method.name
     return json.dumps([same_pace(project_id, spec), spec.kind, start, method])

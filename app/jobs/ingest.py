@@ -190,7 +190,7 @@ def reports_of_shards(session: Session, claim: Claim) -> Sequence[tuple[str, str
 
 
 def add_log(session: Session, claim: Claim, *, size: int) -> None:
-    """Count one more part of the attempt's log, of `size` bytes, that the object store has already."""
+    """Record a part of the attempt's log, of `size` bytes, that is already in the object store."""
     job = lock_job(session, claim)
     totals.count_bytes(session, job.project_id, size)
     _note(session, claim, log_parts=Attempt.log_parts + 1, log_size=Attempt.log_size + size)

@@ -154,7 +154,7 @@ def _row_of(request: AnyRequest, **values: Any) -> Job:
         priority=request.priority,
         requires=Requirements.of(request).key,
         spec=request.model_dump(mode="json"),
-        warnings=[caution.model_dump() for caution in spec_warnings(request)],
+        warnings=[warning.model_dump() for warning in spec_warnings(request)],
         labels=dict(request.metadata),
         event_seq=1,
         created_by=audit.actor(),

@@ -1,8 +1,12 @@
 """The status of a job: the table of allowed moves, and the statements that make them.
 
-    queued -> running -> succeeded | failed             running | stopping -> queued (worker lost or stopped)
-    running -> pausing -> paused -> queued              running -> stopping -> succeeded
+    queued -> running -> succeeded | failed
+    running -> pausing -> paused -> queued
+    running -> stopping
+    pausing | stopping -> succeeded | failed   (the run may end before its worker pauses it)
     queued | running | pausing | paused | stopping -> cancelling -> cancelled
+    running | stopping -> queued               (the lease has expired, or the worker handed the job back)
+    queued -> paused                           (a shard, with its parent)
 
 Each change of status is one UPDATE that also appends to the job's history and queues webhook deliveries. A terminal
 status is final: the database itself refuses to change it, and a retry is another job that continues this one. The

@@ -63,7 +63,7 @@ def required(session: Session, *, seconds: float) -> Sequence[Requirements]:
 
 
 def reasons(session: Session, jobs: Iterable[Job]) -> Mapping[str, Waiting]:
-    """Say of those queued jobs that no living worker could take why they wait, by their ids."""
+    """Map the id of each queued job that no living worker can run to the reason why it waits."""
     queued = {job.id: job.requires for job in jobs if job.status == "queued"}
     if not queued:
         return {}

@@ -139,7 +139,7 @@ def sweep_states(context: MaintenanceContext) -> None:
 
 
 def sweep_orphans(context: MaintenanceContext) -> None:
-    """Remove the objects that no row names, of some jobs in each round."""
+    """Remove objects that no row references, for a limited number of jobs per round."""
     garbage_collection.sweep_orphans(context.database, context.store, context.place)
 
 

@@ -27,7 +27,7 @@ ON_THE_WIRE: Mapping[str, Any] = MappingProxyType(
         "worker_send_task_events": False,
     }
 )
-"""Settings of Celery that both ends of the queue share, with KEY_PREFIX."""
+"""Celery settings that API and worker must share, as they share KEY_PREFIX."""
 KEY_PREFIX = "temper:"
 """Prefix of every key in the broker, which may be shared with other programs."""
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import ColumnElement, Select, String, or_, select, update
+from sqlalchemy import ColumnElement, Select, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
 
 from app.platform.database import now, seconds_from_now
@@ -27,7 +27,7 @@ class Leased:
     """The statuses in which a process can hold the row."""
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    status: Mapped[Any] = mapped_column(String)
+    status: Mapped[str]
     attempt: Mapped[int] = mapped_column(default=0)
     """The number of claims so far. The number of the latest claim is its fencing token."""
     owner: Mapped[str | None]

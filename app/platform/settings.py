@@ -310,7 +310,7 @@ def _with_password(url: str, info: ValidationInfo, name: str) -> str:
     if not url or (parsed := make_url(url)).host is None:
         raise ValueError(f"names no server that would take {variable}: leave that out, or write the server's address")
     if parsed.password is not None:
-        raise ValueError(f"has a password, and so has {variable}: leave one of them out")
+        raise ValueError(f"contains a password, and {variable} is set as well: leave one of them out")
     whole = parsed.set(username=parsed.username or "", password=password.get_secret_value())
     return whole.render_as_string(hide_password=False)
 

@@ -15,8 +15,9 @@ from app.tables import Checkpoint, Project
 
 
 def next_id(session: Session, project_id: str, prefix: str) -> str:
-    """Make the id of a new row of a project. From here to the end of the transaction, others that add to the project
-    wait. Raises Deleted.
+    """Make the id of a new row of a project. Locks the project until the transaction ends: other inserts wait.
+
+    Raises Deleted.
 
     Take it before the locks of other rows, except that of a job or a key, which go before it everywhere.
     """

@@ -32,7 +32,7 @@ STORED: frozenset[UploadStatus] = frozenset({"pending", "verifying", "completed"
 """The uploads that count against the quota."""
 _FOLDED_AT_ONCE = 2000
 _NEGLIGIBLE = 1e-3
-"""A difference of a total that only the order of its additions causes: of seconds, as bytes and jobs are exact."""
+"""Tolerance for sums of seconds, which depend on the order of their additions; bytes and jobs are exact."""
 
 # A run that has not said where it computes has not computed yet.
 _ON_GPU = func.coalesce(Attempt.device, "cpu").not_like("cpu%")

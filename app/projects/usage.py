@@ -138,7 +138,7 @@ def month_of(at: datetime) -> tuple[datetime, datetime]:
 
 
 def days_of(since: datetime, until: datetime) -> Days:
-    """Return the days from one moment to another; those that they are within count whole."""
+    """Return the days between two moments; the first and the last count as whole days."""
     last = until.astimezone(UTC) + timedelta(days=1) - timedelta(microseconds=1)
     return Days(totals.day_of(since), totals.day_of(last))
 

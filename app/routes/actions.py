@@ -131,9 +131,9 @@ def _varied(
 
 
 async def _checked(
-    spec: Annotated[AnyRequest, Depends(_varied)], project_id: ProjectId, service: TheService
+    request: Annotated[AnyRequest, Depends(_varied)], project_id: ProjectId, service: TheService
 ) -> AnyRequest:
-    return await check_webhook(spec, project_id, service)
+    return await check_webhook(request, project_id, service)
 
 
 @router.post(
@@ -159,7 +159,7 @@ async def _checked(
 )
 def clone_job(
     job_id: JobId,
-    spec: Annotated[AnyRequest, Depends(_checked)],
+    request: Annotated[AnyRequest, Depends(_checked)],
     project_id: ProjectId,
     session: Writing,
     service: TheService,
@@ -169,7 +169,7 @@ def clone_job(
 ) -> schemas.PostedJob:
     """Queue a new job with the spec of this one and the given changes."""
     return create_from(
-        session, service, project_id, spec, response, idempotency_key=idempotency_key, cloned_from=job_id
+        session, service, project_id, request, response, idempotency_key=idempotency_key, cloned_from=job_id
     )
 
 

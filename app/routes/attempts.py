@@ -102,7 +102,7 @@ async def get_logs(
     A followed log ends with the job, or after the maximum duration of a stream, as streams of events do.
     """
     if after and not follow:
-        detail = "a place to go on from is for a log that is followed: add follow=true, or leave it out"
+        detail = "`after` is only allowed with follow=true: add that, or leave `after` out"
         raise InvalidParameter([FieldError(pointer="/after", code="not_followed", detail=detail)])
     stream = await streams.begin(service, caller, until_sent) if follow else None
     job, attempts = await run_sync(_read, service, caller.project_id, job_id)

@@ -80,34 +80,34 @@ def parse_spec(
     with service.database.reading() as session:
         registry = service.registry.of_project(session, project_id, body)
     try:
-        spec = parse_request(registry.fill_in(body))
+        request = parse_request(registry.fill_in(body))
     except ValidationError as error:
         errors = [*registry.check_names(body), *field_errors(error, kinds=REQUESTS)]
         raise InvalidSpec(errors, found=error.error_count()) from None
-    errors = registry.check(spec)
-    if errors and not _was_posted(service, project_id, spec, idempotency_key):
+    errors = registry.check(request)
+    if errors and not _was_posted(service, project_id, request, idempotency_key):
         raise InvalidSpec(errors)
-    return spec
+    return request
 
 
-def _was_posted(service: Service, project_id: str, spec: AnyRequest, idempotency_key: str | None) -> bool:
+def _was_posted(service: Service, project_id: str, request: AnyRequest, idempotency_key: str | None) -> bool:
     if idempotency_key is None:
         return False
     with service.database.reading() as session:
-        return lifecycle.was_posted(session, project_id, spec, idempotency_key)
+        return lifecycle.was_posted(session, project_id, request, idempotency_key)
 
 
 async def check_webhook(
-    spec: Annotated[AnyRequest, Depends(parse_spec)], project_id: ProjectId, service: TheService
+    request: Annotated[AnyRequest, Depends(parse_spec)], project_id: ProjectId, service: TheService
 ) -> AnyRequest:
     """Check the URL of the webhook that a spec names, if any. Raises InvalidSpec."""
-    if spec.webhook:
+    if request.webhook:
         try:
-            await check_address(service, project_id, spec.webhook.url)
+            await check_address(service, project_id, request.webhook.url)
         except url_policy.Refused as refusal:
             error = FieldError(pointer="/webhook/url", code="address_refused", detail=str(refusal))
             raise InvalidSpec([error]) from None
-    return spec
+    return request
 
 
 @router.post(
@@ -133,7 +133,7 @@ async def check_webhook(
     },
 )
 def create_job(
-    spec: Annotated[AnyRequest, Depends(check_webhook)],
+    request: Annotated[AnyRequest, Depends(check_webhook)],
     project_id: ProjectId,
     service: TheService,
     session: Writing,
@@ -144,15 +144,15 @@ def create_job(
 ) -> schemas.PostedJob | Response:
     """Queue a job. The smallest spec names only a base model; the answer has the resolved spec with all defaults."""
     if dry_run:
-        estimate = estimates.predict(session, project_id, spec)
-        in_shards = shards.count(session, project_id, spec, service.settings)
-        told = list(spec_warnings(spec))
+        estimate = estimates.predict(session, project_id, request)
+        in_shards = shards.count(session, project_id, request, service.settings)
+        told = list(spec_warnings(request))
         return answer(
             schemas.DryRun(
-                valid=True, spec=spec.model_dump(mode="json"), warnings=told, estimate=estimate, shards=in_shards
+                valid=True, spec=request.model_dump(mode="json"), warnings=told, estimate=estimate, shards=in_shards
             )
         )
-    return create_from(session, service, project_id, spec, response, idempotency_key=idempotency_key)
+    return create_from(session, service, project_id, request, response, idempotency_key=idempotency_key)
 
 
 @router.get(
@@ -291,7 +291,7 @@ def create_from(
     session: Session,
     service: Service,
     project_id: str,
-    spec: AnyRequest,
+    request: AnyRequest,
     response: Response,
     *,
     idempotency_key: str | None,
@@ -302,15 +302,15 @@ def create_from(
     created = lifecycle.create(
         session,
         project_id,
-        spec,
+        request,
         idempotency_key=idempotency_key,
         cloned_from=cloned_from,
         most_webhooks=subscriptions.MAX_WEBHOOKS,
-        in_shards=shards.count(session, project_id, spec, service.settings),
+        in_shards=shards.count(session, project_id, request, service.settings),
     )
     if not created.replayed:
-        if spec.webhook:
-            subscriptions.check_named(session, project_id, spec.webhook.url)
+        if request.webhook:
+            subscriptions.check_named(session, project_id, request.webhook.url)
         quotas.check(session, project_id, service.settings, *quotas.FOR_A_JOB)
     service.doorbell.ring_after_commit(
         session, read_key(created.job.requires).resource_class, shards=created.job.shards_left

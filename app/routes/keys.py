@@ -59,11 +59,13 @@ def create_api_key(
     keys of its own project only, without scopes that it lacks, and with no later expiry."""
     project = the_project(session, caller, body.project_id or caller.project_id)
     if body.expires_at and is_past(session, body.expires_at):
-        past = FieldError(pointer="/expires_at", code="in_the_past", detail="choose a time to come, or leave it out")
+        past = FieldError(
+            pointer="/expires_at", code="in_the_past", detail="choose a time in the future, or leave it out"
+        )
         raise InvalidBody([past])
     scopes = body.scopes or [scope for scope in schemas.SCOPES if scope in caller.scopes and scope != "admin"]
     if not scopes:
-        missing = FieldError(pointer="/scopes", code="missing", detail=f"choose of {', '.join(schemas.SCOPES)}")
+        missing = FieldError(pointer="/scopes", code="missing", detail=f"choose from {', '.join(schemas.SCOPES)}")
         raise InvalidBody([missing])
     expires_at = body.expires_at or caller.expires_at
     key, secret = keys.delegate(session, caller, project, name=body.name, scopes=scopes, expires_at=expires_at)

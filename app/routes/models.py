@@ -73,7 +73,7 @@ class CreateModel(ImportSpec, defer_build=False):
             raise PydanticCustomError("one_of_two", "give either upload or checkpoint")
         if self.checkpoint and self.declared() != ImportSpec():
             raise PydanticCustomError(
-                "known_already", "a checkpoint says itself what it is: give its id and a name alone"
+                "known_already", "a checkpoint already describes itself: give only its id and a name"
             )
         return self
 

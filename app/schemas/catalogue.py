@@ -159,10 +159,10 @@ class Threat(Listed):
     """What a budget counts."""
     budgets: list[float]
     """The default budgets."""
-    most: float
+    max_budget: float
     """The largest budget."""
-    whole: bool
-    """Whether a budget is a whole number."""
+    is_integer: bool
+    """Whether a budget must be an integer."""
     queries: int | None
     """The default number of queries of a search; null for the other kinds."""
     steps: int | None

@@ -195,7 +195,7 @@ def apgd(
         logits, first_loss, gradient, nan_gradients = loss_and_gradient(
             model, current, loss if options.checked else with_check(loss), labels, targets, chunk_size=chunk_size
         )
-        right = classify(logits) == labels if start is None else ~fools(logits, labels)
+        right = (classify(logits) == labels) if start is None else ~fools(logits, labels)
         result = RunningResult(adversarial=current.clone(), robust=right.clone(), loss=first_loss.clone())
         result.not_finite |= ~is_answered(logits)
         result.nan_gradients |= nan_gradients

@@ -62,7 +62,8 @@ def msd(
         logits, best_loss, gradient, nan_gradients = loss_and_gradient(
             model, current, loss if options.checked else with_check(loss), labels, targets, chunk_size=chunk_size
         )
-        best, right = current.clone(), classify(logits) == labels if start is None else ~fools(logits, labels)
+        best = current.clone()
+        right = (classify(logits) == labels) if start is None else ~fools(logits, labels)
         not_finite = ~is_answered(logits)
         robust_under = dict.fromkeys(steps, right)
         for done in range(max(steps.values())):

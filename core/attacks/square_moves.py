@@ -123,7 +123,7 @@ class BumpMoves(ABC):
 
     @abstractmethod
     def into_ball(self, images: Tensor, delta: Tensor) -> Tensor:
-        """Bring perturbations into ball and box."""
+        """Add perturbations to images and bring them into ball and box; all (points, channels, height, width)."""
 
     def start(self, images: Tensor, noise: Noise, counts: Sequence[int]) -> Tensor:
         """Tile the image with bumps."""
@@ -190,12 +190,12 @@ class L2Moves(BumpMoves):
     steepness = 2
 
     def fill(self, content: Tensor, whole: Tensor, windows: Tensor) -> Tensor:
-        """Add the squares of the lengths."""
+        """Add the squares of the lengths: (points, channels, pixels)."""
         left = (torch.full_like(whole, self._eps).square() - whole.square()).clamp(min=0)
         return self.rescale(content) * (left / content.shape[1] + windows.square()).sqrt()
 
     def into_ball(self, images: Tensor, delta: Tensor) -> Tensor:
-        """Rescale to the radius, then clip."""
+        """Rescale perturbations (points, channels, height, width) to the radius, add them to images, then clip."""
         return (images + rescale(delta, self.norm) * self._eps).clamp(0, 1)
 
 
@@ -206,13 +206,14 @@ class L1Moves(BumpMoves):
     steepness = 4
 
     def fill(self, content: Tensor, whole: Tensor, windows: Tensor) -> Tensor:
-        """Add the lengths. With several channels the result leaves the ball: the projection shortens it."""
+        """Add the lengths: (points, channels, pixels). With several channels the result leaves the ball: the projection
+        shortens it."""
         channels = content.shape[1]
         left = (torch.full_like(whole, self._eps) - whole).clamp(min=0)
         return self.rescale(content) * (left / channels + windows) * channels
 
     def into_ball(self, images: Tensor, delta: Tensor) -> Tensor:
-        """Project onto a slightly smaller ball, as AutoAttack does."""
+        """Add perturbations (points, channels, height, width); project onto a slightly smaller ball, as AutoAttack."""
         return images + delta + l1_correction(images, delta, self._eps * (1 - 1e-6))
 
 

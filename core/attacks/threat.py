@@ -1,6 +1,7 @@
 """Threats: what an attacker may do to an image. An attack searches a threat, an evaluation reports a row for each.
 
-A new kind of threat (k pixels, a patch, a corruption of some severity) is a new class here; no signature changes.
+Here are the l_p balls, their union and LPIPS. A threat of another kind is a class beside its attack; no signature
+changes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,7 +97,10 @@ class LpThreat:
         return ~(outside_ball | outside_box)
 
     def project(self, images: Tensor, perturbed: Tensor) -> Tensor:
-        """Bring perturbed images into ball and box, which they do not leave even by rounding."""
+        """Bring perturbed images into ball and box, which they do not leave even by rounding.
+
+        images, perturbed (batch, channels, height, width); returns the same shape.
+        """
         return project_inside(images, perturbed, self.norm, self.eps)
 
 

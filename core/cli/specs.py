@@ -58,7 +58,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise BadInput(f"cannot read {path}: {error.strerror}", hint="check the path", field="spec") from error
     except ValueError as error:
         raise BadInput(
-            f"{path} is not JSON as a spec needs it: {error}", hint="correct the file", field="spec"
+            f"{path} is not valid JSON for a spec: {error}", hint="correct the file", field="spec"
         ) from error
     if not isinstance(body, dict):
         raise BadInput(f"{path} is not a JSON object", hint='write a spec such as {"base_model": ...}', field="spec")

@@ -86,7 +86,7 @@ def find_format(head: bytes) -> str | None:
 
 
 def is_image(name: str, head: bytes) -> bool:
-    """Whether a file is an image, usable or not, by its first bytes, or is said to be one by its name."""
+    """Whether a file's first bytes or its name mark it as an image, even one that cannot be used."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES or find_format(head) is not None
 
 

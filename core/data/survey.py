@@ -52,7 +52,7 @@ class Survey:
             self.unread_files.append(UnreadFile(name=show(name), reason=reason))
 
     def overlap(self, part: PartName, others: Sequence[PartName]) -> Doubles:
-        """Find the images of a part that are also in others, each with the first equal image there."""
+        """Find images of a part that also occur in other parts, each paired with its first duplicate there."""
         return _doubles(
             (name, twin)
             for group in self._images.values()

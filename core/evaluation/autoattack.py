@@ -24,12 +24,21 @@ from core.attacks.reference import check_classes, reference
 from core.attacks.square import square
 from core.attacks.threat import LpThreat
 from core.data.split import Split
-from core.evaluation import unseen as other_threats
 from core.evaluation.preflight import preflight
 from core.evaluation.report import make_report, record_points
 from core.evaluation.resume import STATE_FILE, EvaluationState
 from core.evaluation.row import Row
 from core.evaluation.search import Options, Search
+from core.evaluation.unseen import (
+    Corruptions,
+    GeneratedCorruptions,
+    Progress,
+    check_unseen,
+    corruptions_of,
+    count_unseen,
+    iter_unseen,
+    read_unseen,
+)
 from core.inputs import Inputs, Loaded, load
 from core.models.memory import peak_memory
 from core.models.precision import full_float32
@@ -92,12 +101,12 @@ def evaluate(
 
     Raises BadInput for wrong arguments, before anything is attacked.
     """
-    asked = other_threats.read(unseen)
+    asked = read_unseen(unseen)
     options = Options(protocol=protocol, engine=engine, seed=seed, batch_size=batch_size, unseen=asked)
     options.check()
     check_points(images, labels)
     balls_of(eps, images.shape[1:])
-    other_threats.check(asked, images.shape[1:])
+    check_unseen(asked, images.shape[1:])
     with frozen(model), full_float32():
         check_labels(labels, count_classes(model, images[:1]))
     steps = iter_evaluate(model, images, labels, eps, options=options, subject="result")
@@ -112,7 +121,7 @@ def iter_evaluate(
     *,
     options: Options,
     subject: Subject,
-    corruptions: other_threats.Corruptions | None = None,
+    corruptions: Corruptions | None = None,
 ) -> Generator[Attacked | Resumed | Saved, None, Report]:
     """Do what `evaluate` does, with an event after each attack. Raises OutOfMemory where not even one point fits.
 
@@ -134,7 +143,7 @@ def iter_evaluate(
         records: list[AttackRecord] = []
         rows: dict[str, Row] = {}
         asked = options.unseen
-        total = sum(len(settings_of(options.protocol, threat.norm)) for threat in threats) + other_threats.count(asked)
+        total = sum(len(settings_of(options.protocol, threat.norm)) for threat in threats) + count_unseen(asked)
         for threat in threats:
             rows[threat.id] = Row.of(clean)
             for name, attack in attacks_of(options.protocol, threat.norm, options.engine).items():
@@ -150,9 +159,9 @@ def iter_evaluate(
                 )
         found = None
         if asked:
-            progress = other_threats.Progress(subject, done=len(records), total=total)
-            sources = corruptions or other_threats.GeneratedCorruptions(options.seed, images.shape[1:])
-            found = yield from other_threats.iter_unseen(search, asked, labels, clean, sources, progress)
+            progress = Progress(subject, done=len(records), total=total)
+            sources = corruptions or GeneratedCorruptions(options.seed, images.shape[1:])
+            found = yield from iter_unseen(search, asked, labels, clean, sources, progress)
         options.state.close()
     return make_report(
         protocol=options.protocol,
@@ -181,7 +190,7 @@ def run_evaluation(
     begun = time.monotonic()
     checkpoint.make_folder(output)
     loaded = load(spec, inputs or Inputs())
-    other_threats.check(spec.evaluation.unseen, loaded.dataset.shape)
+    check_unseen(spec.evaluation.unseen, loaded.dataset.shape)
     part, test = (
         (None, loaded.test) if shard is None else _select_shard(loaded.test, spec.evaluation.batch_size, *shard)
     )
@@ -239,7 +248,7 @@ def evaluate_for_spec(
         spec.eps,
         options=options,
         subject=subject,
-        corruptions=other_threats.corruptions_of(loaded, first=part.first if part else 0),
+        corruptions=corruptions_of(loaded, first=part.first if part else 0),
     )
     yield Evaluated(subject=subject, report=report)
     return report

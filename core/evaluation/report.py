@@ -136,7 +136,7 @@ def _check_parts(parts: Sequence[Part]) -> None:
     count = parts[0].count
     missing = sorted(set(range(1, count + 1)) - {part.index for part in parts})
     if missing or len(parts) != count or {part.count for part in parts} != {count}:
-        told = f"missing: {', '.join(f'{index}/{count}' for index in missing)}" if missing else "some come twice"
+        told = f"missing: {', '.join(f'{index}/{count}' for index in missing)}" if missing else "some are given twice"
         raise BadInput(
             f"{len(parts)} reports do not make one evaluation of {count} shards; {told}",
             hint="give the report of each shard once",

@@ -66,8 +66,8 @@ class EvaluationState:
     """The state of the evaluations of a run, which follow one another."""
 
     def __init__(self, path: Path | None = None, *, kind: Literal["state", "verdicts"] | None = None) -> None:
-        """path: the file; with None nothing is written. kind: of the `Saved` events of snapshots; with None there are
-        no snapshots."""
+        """path: the file; with None nothing is written. kind: that of the `Saved` events of snapshots;
+        None for no snapshots."""
         self._path = path
         self.kind = kind
         self._identity = ""

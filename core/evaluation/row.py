@@ -49,11 +49,11 @@ class Row:
 
     @classmethod
     def of(cls, clean: Tensor) -> Self:
-        """Begin with the classes of the clean images."""
+        """Begin a row with the classes (points,) that the model gives the clean images."""
         return cls(clean.clone(), *(torch.zeros_like(clean, dtype=torch.bool) for _ in range(5)))
 
     def part(self, points: slice) -> "Row":
-        """Give some of the points, as views."""
+        """Give the row of some of the points, as views: a change of them changes this row."""
         return Row(*(column[points] for column in vars(self).values()))
 
     def columns(self, key: str) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ class Options:
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise BadInput(
                 f"the logical batch has {self.batch_size!r} points",
-                hint="give a whole number from 1 on",
+                hint="give an integer of at least 1",
                 field="evaluation.batch_size",
             )
 

@@ -40,7 +40,7 @@ class Corruptions(Protocol):
 
 
 class GeneratedCorruptions:
-    """Images that are corrupted here."""
+    """Common corruptions that the run makes of its test images."""
 
     def __init__(self, seed: int, shape: Sequence[int]) -> None:
         """shape: of an image (channels, height, width)."""
@@ -48,13 +48,13 @@ class GeneratedCorruptions:
         self.source: CorruptionSource = table_of(shape)
 
     def corrupt(self, name: str, severity: int, first: int, images: Tensor) -> Tensor:
-        """Corrupt the images."""
+        """Corrupt the images, with random numbers of the seed and their own pixels."""
         del first
         return corrupt(images, name, severity, seed=self._seed)
 
 
 class OfficialCorruptions:
-    """Images of the official files."""
+    """Common corruptions that the official files have, such as those of CIFAR-10-C."""
 
     source: CorruptionSource = "files"
 
@@ -63,7 +63,7 @@ class OfficialCorruptions:
         self._files, self._indices = files, indices
 
     def corrupt(self, name: str, severity: int, first: int, images: Tensor) -> Tensor:
-        """Read the images."""
+        """Read the corrupted images of these points from the official files."""
         indices = self._indices[first : first + len(images)]
         return self._files.images(name, severity, indices).to(images)
 
@@ -87,7 +87,7 @@ class Progress(NamedTuple):
 _adapter: TypeAdapter[Unseen | None] = TypeAdapter(AskedUnseen | None, config=ConfigDict(defer_build=True))
 
 
-def read(asked: object) -> Unseen | None:
+def read_unseen(asked: object) -> Unseen | None:
     """Read threats as a spec names them: a preset, a list, or an object. Raises BadInput."""
     try:
         return _adapter.validate_python(asked)
@@ -101,7 +101,7 @@ def read(asked: object) -> Unseen | None:
         ) from error
 
 
-def check(asked: Unseen | None, shape: Sequence[int]) -> None:
+def check_unseen(asked: Unseen | None, shape: Sequence[int]) -> None:
     """Raise BadInput where a threat makes no sense for images of this shape (channels, height, width)."""
     for threat in asked.threats if asked else ():
         for budget in threat.budgets:
@@ -111,8 +111,8 @@ def check(asked: Unseen | None, shape: Sequence[int]) -> None:
                 make_threat(threat, budget).check(shape)
 
 
-def count(asked: Unseen | None) -> int:
-    """Count the rows."""
+def count_unseen(asked: Unseen | None) -> int:
+    """Count the rows that the threats add to a report, one per threat and budget."""
     return sum(len(threat.budgets) for threat in asked.threats) if asked else 0
 
 

@@ -19,10 +19,13 @@ def summarise(
     *,
     preset: str | None,
     provenance: str | None,
-    source: CorruptionSource,
+    source: CorruptionSource | None,
     reference_errors: Mapping[str, float] | None,
 ) -> UnseenReport:
-    """Sum up verdicts per point."""
+    """Sum up the verdicts per point as rows, and the rows as means and the union.
+
+    source: where the corrupted images come from; None where no corruption was evaluated.
+    """
     rows = tuple(
         UnseenRow(threat=threat, budget=budget, accuracy=rate(column.count("1"), len(column)), verdicts=column)
         for (threat, budget), column in verdicts.items()
@@ -47,10 +50,10 @@ def _largest(rows: Sequence[UnseenRow]) -> Iterator[UnseenRow]:
 
 
 def _common(
-    rows: Sequence[UnseenRow], source: CorruptionSource, reference_errors: Mapping[str, float] | None
+    rows: Sequence[UnseenRow], source: CorruptionSource | None, reference_errors: Mapping[str, float] | None
 ) -> CommonCorruptions | None:
     found = [row for row in rows if row.threat.startswith(COMMON)]
-    if not found:
+    if source is None or not found:
         return None
     standard = [row for row in found if row.threat in STANDARD_CORRUPTIONS]
     per_corruption = {
@@ -86,6 +89,6 @@ def merge_unseen(shards: Sequence[UnseenReport]) -> UnseenReport:
         [sum_records(records) for records in zip(*(shard.attacks for shard in shards), strict=True)],
         preset=first.preset,
         provenance=first.provenance,
-        source=first.common.source if first.common else "cifar",
+        source=first.common.source if first.common else None,
         reference_errors=first.common.reference_errors if first.common else None,
     )

@@ -40,7 +40,10 @@ class Group(nn.Module):
         self.block = nn.Sequential(first, *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Run the blocks."""
+        """Run the blocks: (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride).
+
+        Half a pixel counts as one.
+        """
         return self.block(features)
 
 
@@ -78,7 +81,7 @@ class DMWideResNet(nn.Module):
         self.logits = nn.Linear(64 * width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pad, normalise, classify."""
+        """Pad, normalise, classify: (batch, channels, height, width) to (batch, classes)."""
         below, right = -images.shape[2] % 8, -images.shape[3] % 8
         images = F.pad(images, (right // 2, right - right // 2, below // 2, below - below // 2))
         features = self.layer(self.init_conv((images - self.mean) / self.std))

@@ -120,7 +120,7 @@ def _trace(network: nn.Module) -> fx.GraphModule | None:
 
 
 class _Root(nn.Module):
-    """The attributes of a network, and those that tracing has added to its copy for constants."""
+    """A network's attributes, and the constants that tracing added to its copy."""
 
     def __init__(self, network: nn.Module, copy: nn.Module) -> None:
         super().__init__()

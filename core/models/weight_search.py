@@ -69,7 +69,7 @@ class _Network:
 
 
 def _entries(value: Any) -> Mapping[Any, Any]:
-    """Return what a mapping holds, also one whose class is unknown; nothing for any other value."""
+    """Return the entries of a mapping, even of one whose class is unknown; empty for other values."""
     if isinstance(value, Inert):
         return value.entries or (value.state if isinstance(value.state, dict) else {})
     return value if isinstance(value, Mapping) else {}

@@ -37,7 +37,10 @@ class Group(nn.Module):
         self.layer = nn.Sequential(first, *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Run the blocks."""
+        """Run the blocks: (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride).
+
+        Half a pixel counts as one.
+        """
         return self.layer(features)
 
 

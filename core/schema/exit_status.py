@@ -18,7 +18,7 @@ class ExitStatus(IntEnum):
 
     SUCCEEDED = 0, "what was asked for was done; the job succeeded"
     FAILED = 1, "what was asked for was not done: the job failed or was cancelled, or a check failed"
-    BAD_REQUEST = 2, "the request is wrong, and wrong again if it is repeated: option, spec, input, key, name or path"
+    BAD_REQUEST = 2, "the request is wrong, and will fail again if repeated: option, spec, input, key, name or path"
     UNREACHED = 3, "the service was not reached or could not answer; the same command may succeed later"
     TIMED_OUT = 4, "the time of --timeout is over; the job goes on"
     NOT_ACCEPTED = 5, "the job succeeded, and its result does not meet what was to be accepted"

@@ -44,7 +44,7 @@ class Flag(Record):
     code: str
     """Stable, for programs."""
     message: str
-    """For people."""
+    """The reason or the fact, as a sentence."""
     threat: str | None = None
     """Id of the threat that it is about; null where it is about all."""
 

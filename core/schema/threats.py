@@ -10,7 +10,7 @@ from core.schema.catalog import Entry, read_entries
 
 ThreatKind = Literal["search", "ascent", "corruption"]
 """search: a random search that sees the logits alone. ascent: gradient steps on the parameters of a differentiable
-corruption. corruption: a common corruption, which is drawn and not searched for."""
+distortion. corruption: a common corruption, which is drawn and not searched for."""
 
 COMMON = "common/"
 """Prefix of the name of a common corruption: some share their names with attacks."""
@@ -27,10 +27,10 @@ class ThreatEntry(Entry):
     """What a budget counts."""
     budgets: tuple[float, ...]
     """The default budgets."""
-    most: float
+    max_budget: float
     """The largest budget."""
-    whole: bool = False
-    """Whether a budget is a whole number."""
+    is_integer: bool = False
+    """Whether a budget must be an integer."""
     threat: str = ""
     """The class of the threat, made of a budget: its name below `core.threats`. Empty for a corruption."""
     attack: str = ""
@@ -60,8 +60,8 @@ def _corruption(name: str) -> ThreatEntry:
         kind="corruption",
         unit="severity",
         budgets=tuple(map(float, SEVERITIES)),
-        most=SEVERITIES[-1],
-        whole=True,
+        max_budget=SEVERITIES[-1],
+        is_integer=True,
     )
 
 

@@ -58,16 +58,16 @@ class UnseenThreat(Record):
         if entry is None:
             return budgets
         for budget in budgets:
-            whole = not entry.whole or float(budget).is_integer()
-            if not (isfinite(budget) and 0 < budget <= entry.most and whole):
+            is_allowed = not entry.is_integer or float(budget).is_integer()
+            if not (isfinite(budget) and 0 < budget <= entry.max_budget and is_allowed):
                 raise PydanticCustomError(
                     "budget_out_of_range",
-                    "{budget} is no budget of {threat}: give {kind} above 0, at most {most} ({unit})",
+                    "{budget} is not a valid budget for {threat}: give {kind} above 0, at most {most} ({unit})",
                     {
                         "budget": f"{budget:g}",
                         "threat": entry.name,
-                        "kind": "an integer" if entry.whole else "a number",
-                        "most": f"{entry.most:g}",
+                        "kind": "an integer" if entry.is_integer else "a number",
+                        "most": f"{entry.max_budget:g}",
                         "unit": entry.unit,
                     },
                 )
@@ -169,7 +169,7 @@ class Unseen(Record):
         if missing := [name for name in STANDARD_CORRUPTIONS if name not in errors]:
             raise PydanticCustomError(
                 "missing",
-                "the error of {missing} is missing: give one per standard corruption",
+                "reference_errors has no value for {missing}: give one per standard corruption",
                 {"missing": missing[0]},
             )
         for name in errors:

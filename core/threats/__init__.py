@@ -16,7 +16,7 @@ from core.schema.unseen import UnseenThreat
 
 def make_threat(asked: UnseenThreat, budget: float) -> Threat:
     """Make the threat of one budget. Raises BadInput where there is no such budget."""
-    return cast("Threat", _find(THREATS[asked.name].threat)(int(budget) if THREATS[asked.name].whole else budget))
+    return cast("Threat", _find(THREATS[asked.name].threat)(int(budget) if THREATS[asked.name].is_integer else budget))
 
 
 def make_attack(asked: UnseenThreat) -> Attack[Any, ...]:

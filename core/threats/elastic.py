@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, Attack, AttackOptions, Steps
 from core.schema.errors import BadInput
-from core.threats.parameter_ascent import STEPS, Corruption, Drawn, climb
+from core.threats.parameter_ascent import STEPS, Distortion, Drawn, climb
 from core.threats.parameter_threat import ParameterThreat, lies_between
 from core.threats.random_numbers import PointNumbers
 
@@ -26,7 +26,6 @@ class ElasticThreat(ParameterThreat):
     """A smooth shift of the pixels; `eps` is the longest shift in each direction, in pixels."""
 
     id: ClassVar[str] = "elastic"
-    unit: ClassVar[str] = "pixels, such as 0.25"
     least_side: ClassVar[int] = 2
 
     def check(self, shape: Sequence[int]) -> None:
@@ -82,7 +81,7 @@ def elastic(
 
 
 @dataclass(frozen=True)
-class _Elastic(Corruption):
+class _Elastic(Distortion):
     """Shifts by at most `eps` pixels."""
 
     eps: float

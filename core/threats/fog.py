@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, Attack, AttackOptions, Steps
-from core.threats.parameter_ascent import STEPS, Corruption, Drawn, climb
+from core.threats.parameter_ascent import STEPS, Distortion, Drawn, climb
 from core.threats.parameter_threat import ParameterThreat, lies_between
 from core.threats.random_numbers import PointNumbers
 
@@ -26,7 +26,6 @@ class FogThreat(ParameterThreat):
     """A fog of any shape; `eps` is its density, in grey levels of 255."""
 
     id: ClassVar[str] = "fog"
-    unit: ClassVar[str] = "grey levels of 255, such as 128"
     least_side: ClassVar[int] = 2
 
     def contains(self, images: Tensor, perturbed: Tensor) -> Tensor:
@@ -70,7 +69,7 @@ def fog(
 
 
 @dataclass(frozen=True)
-class _Fog(Corruption):
+class _Fog(Distortion):
     """A fog of some density, in pixel units."""
 
     density: float

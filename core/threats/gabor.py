@@ -12,14 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, Attack, AttackOptions, Steps
-from core.threats.parameter_ascent import STEPS, Corruption, Drawn, climb
+from core.threats.parameter_ascent import STEPS, Distortion, Drawn, climb
 from core.threats.parameter_threat import ParameterThreat, lies_between
 from core.threats.random_numbers import PointNumbers
 
+# The share of the pixels that get an impulse.
 _DENSITY = 1 / 14
-_HALF = 11  # of a filter of 23 x 23
+# Half of a filter of 23 x 23.
+_HALF = 11
+# The ranges of the Gaussian window's bandwidth, per pixel, and of the length of the waves, in pixels.
 _BANDWIDTHS = (0.1, 0.4)
 _WAVELENGTHS = (3.0, 23 / 4)
+# The highest number of waves.
 _MOST_SIDES = 10
 # How far a low contrast is raised: a place with none is amplified by its inverse.
 _LEAST_CONTRAST = 1e-3
@@ -31,7 +35,6 @@ class GaborThreat(ParameterThreat):
     """Gabor noise; `eps` is how much it brightens a pixel at most, in grey levels of 255."""
 
     id: ClassVar[str] = "gabor"
-    unit: ClassVar[str] = "grey levels of 255, such as 60"
     # One wave of the longest.
     least_side: ClassVar[int] = 6
 
@@ -81,7 +84,7 @@ def gabor(
 
 
 @dataclass(frozen=True)
-class _Gabor(Corruption):
+class _Gabor(Distortion):
     """Gabor noise of some height, in pixel units."""
 
     height: float

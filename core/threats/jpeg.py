@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, Attack, AttackOptions, Steps
 from core.threats.jpeg_codec import BLOCK, STANDARD, Planes, decode, encode, largest_change, shapes_of
-from core.threats.parameter_ascent import STEPS, Corruption, Drawn, climb
+from core.threats.parameter_ascent import STEPS, Distortion, Drawn, climb
 from core.threats.parameter_threat import ParameterThreat, lies_between
 from core.threats.random_numbers import PointNumbers
 
@@ -25,7 +25,6 @@ class JpegThreat(ParameterThreat):
     table is 1."""
 
     id: ClassVar[str] = "jpeg"
-    unit: ClassVar[str] = "steps of the quantisation table, such as 0.125"
     least_side: ClassVar[int] = BLOCK
 
     def contains(self, images: Tensor, perturbed: Tensor) -> Tensor:
@@ -69,7 +68,7 @@ def jpeg(
 
 
 @dataclass(frozen=True)
-class _Jpeg(Corruption):
+class _Jpeg(Distortion):
     """Changes of coefficients by at most `eps`."""
 
     eps: float

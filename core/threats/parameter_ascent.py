@@ -1,7 +1,7 @@
-"""Sign ascent on the parameters of a differentiable corruption (Kang et al. 2019, arXiv 1908.08016).
+"""Sign ascent on the parameters of a differentiable distortion (Kang et al. 2019, arXiv 1908.08016).
 
 The loss is the cross-entropy of the true class. Its gradient with respect to the image comes from the model, and is
-pulled back through the corruption to the parameters.
+pulled back through the distortion to the parameters.
 """
 
 from abc import ABC, abstractmethod
@@ -20,18 +20,19 @@ from core.geometry import per_image
 from core.threats.random_numbers import PointNumbers
 
 STEPS = 100
+"""The default number of steps, as in `core/schema/threats.toml`."""
 
 
 @dataclass(frozen=True)
-class Corruption(ABC):
-    """A corruption of a number of points: what it needs beside their images and parameters.
+class Distortion(ABC):
+    """A distortion of a number of points: what it needs beside their images and parameters.
 
     Every field that is a tensor has the points as first dimension.
     """
 
     @abstractmethod
     def apply(self, images: Tensor, parameters: Tensor, *, first: bool) -> Tensor:
-        """Corrupt images (points, channels, height, width) to images in [0, 1], differentiably in the parameters.
+        """Distort images (points, channels, height, width) to images in [0, 1], differentiably in the parameters.
 
         first: whether these are the parameters that the ascent starts from.
         """
@@ -41,11 +42,11 @@ class Corruption(ABC):
         """Bring parameters (points, ...) back into their range."""
 
     def pick(self, indices: Tensor | slice) -> Self:
-        """Give the corruption of some of the points; indices: (n,), a mask (points,) or a slice."""
+        """Give the distortion of some of the points; indices: (n,), a mask (points,) or a slice."""
         return replace(self, **{name: tensor[indices] for name, tensor in self._tensors().items()})
 
     def join(self, others: "list[Self]") -> Self:
-        """Give the corruption of its points and those of others, in this order."""
+        """Give the distortion of its points and those of others, in this order."""
         parts = [self, *others]
         return replace(self, **{name: torch.cat([part._tensors()[name] for part in parts]) for name in self._tensors()})
 
@@ -56,7 +57,7 @@ class Corruption(ABC):
 class Drawn(NamedTuple):
     """What is drawn at random for a number of points before the ascent."""
 
-    corruption: Corruption
+    distortion: Distortion
     parameters: Tensor
     """(points, ...): where the ascent starts, in their range."""
 
@@ -81,7 +82,7 @@ def climb(
     reach: half the width of the parameters' range. (The authors give eps here, even where a range has another width;
     so does compat.) `loss` is the cross-entropy. A point leaves at its first iterate that fools the model, which is
     `adversarial`; for a robust point that is the iterate of highest loss. compat: all points stay to the end, and the
-    last iterate alone counts; points of a logical batch are corrupted together; a pixel that the corruption makes NaN
+    last iterate alone counts; points of a logical batch are distorted together; a pixel that the distortion makes NaN
     is that of the image.
 
     `late` tells of the last tenth of the iterates; `no_gradient` and `nan_gradients` are about the gradient with
@@ -116,7 +117,7 @@ def climb(
             stays = _enter(found, points, result, right, is_first=done == 0, is_late=is_late, compat=compat)
             if done == steps:
                 break
-            points.parameters = points.corruption.restrict(points.parameters + size * found.slope.sign())
+            points.parameters = points.distortion.restrict(points.parameters + size * found.slope.sign())
             points.keep(stays)
             done += 1
             yield state_now
@@ -124,9 +125,9 @@ def climb(
 
 
 class _Look(NamedTuple):
-    """What the model says of the corrupted images of a number of points."""
+    """What the model says of the distorted images of a number of points."""
 
-    corrupted: Tensor
+    distorted: Tensor
     logits: Tensor
     loss: Tensor
     slope: Tensor
@@ -143,10 +144,10 @@ class _Points:
     """(points,): among all points."""
     images: Tensor
     labels: Tensor
-    corruption: Corruption
+    distortion: Distortion
     parameters: Tensor
     batches: list[int] | None
-    """Points of each logical batch, which are corrupted together; None where each is by itself."""
+    """Points of each logical batch, which are distorted together; None where each is by itself."""
     chunk_size: int | None
 
     @classmethod
@@ -163,12 +164,12 @@ class _Points:
         """Draw for the points at `indices`; images, labels and numbers are of all points."""
         parts = [indices[part] for part in _parts(len(indices), batches, chunk_size)]
         drawn = [draw(images[part], numbers.pick(part)) for part in parts]
-        first, *others = (part.corruption for part in drawn)
+        first, *others = (part.distortion for part in drawn)
         parameters = torch.cat([part.parameters for part in drawn])
         return cls(indices, images[indices], labels[indices], first.join(others), parameters, batches, chunk_size)
 
     def look(self, model: nn.Module, *, first: bool, slope: bool) -> _Look:
-        """Classify the corrupted images, with the slope of the loss if it is asked for."""
+        """Classify the distorted images, with the slope of the loss if it is asked for."""
         parts = _parts(len(self.images), self.batches, self.chunk_size)
         looks = [self._look(model, part, first=first, slope=slope) for part in parts]
         return looks[0] if len(looks) == 1 else _Look(*map(torch.cat, zip(*looks, strict=True)))
@@ -177,8 +178,8 @@ class _Points:
         images, labels = self.images[part], self.labels[part]
         parameters = self.parameters[part].detach().requires_grad_(slope)
         with torch.set_grad_enabled(slope):
-            corrupted = self.corruption.pick(part).apply(images, parameters, first=first)
-        seen = corrupted.detach()
+            distorted = self.distortion.pick(part).apply(images, parameters, first=first)
+        seen = distorted.detach()
         if self.batches is not None:
             seen = images.where(seen.isnan(), seen)
         if not slope:
@@ -190,7 +191,7 @@ class _Points:
         logits, loss, gradient, nan_gradients = loss_and_gradient(
             model, seen, cross_entropy, labels, labels, chunk_size=self.chunk_size
         )
-        (pulled,) = torch.autograd.grad(corrupted, parameters, gradient)
+        (pulled,) = torch.autograd.grad(distorted, parameters, gradient)
         nan_gradients = nan_gradients | pulled.isnan().flatten(1).any(1)
         return _Look(seen, logits, loss, pulled.nan_to_num(nan=0.0), nan_gradients)
 
@@ -199,11 +200,11 @@ class _Points:
         if bool(which.all()):
             return
         self.indices, self.images, self.labels = self.indices[which], self.images[which], self.labels[which]
-        self.corruption, self.parameters = self.corruption.pick(which), self.parameters[which]
+        self.distortion, self.parameters = self.distortion.pick(which), self.parameters[which]
 
 
 def _parts(points: int, batches: list[int] | None, chunk_size: int | None) -> Iterator[slice]:
-    """Cut the points into what is corrupted together: logical batches, or chunks, which change no result."""
+    """Cut the points into what is distorted together: logical batches, or chunks, which change no result."""
     chunk = chunk_size or points
     start = 0
     for size in batches or [chunk] * ceil(points / chunk):
@@ -234,7 +235,7 @@ def _enter(
         result.no_gradient[indices] = without if is_first else result.no_gradient[indices] & without
     counts = right[indices] & (True if compat or is_first else fooled | (found.loss > result.loss[indices]))
     result.loss[indices] = found.loss.where(counts, result.loss[indices])
-    result.adversarial[indices] = found.corrupted.where(per_image(counts, found.corrupted), result.adversarial[indices])
+    result.adversarial[indices] = found.distorted.where(per_image(counts, found.distorted), result.adversarial[indices])
     newly = result.robust[indices] & fooled
     result.late[indices] = (result.late[indices] | (newly & is_late)) & fooled
     result.robust[indices] = right[indices] & ~fooled

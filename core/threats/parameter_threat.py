@@ -1,4 +1,4 @@
-"""What the threats share that are a corruption with parameters: a budget, and a least size of the images."""
+"""What the threats share that are a distortion with parameters: a budget, and a least size of the images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,12 @@ ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class ParameterThreat:
-    """Images that a differentiable corruption makes of an image, with any parameters in their range."""
+    """Images that a differentiable distortion makes of an image, with any parameters in their range."""
 
     eps: float
-    """How strong the corruption is, in the unit of the threat."""
+    """How strong the distortion is; `core/schema/threats.toml` has the unit."""
 
     id: ClassVar[str]
-    unit: ClassVar[str]
-    """What the budget counts, with an example."""
     least_side: ClassVar[int]
     """The shortest side of an image, in pixels, for which the threat makes sense."""
 
@@ -32,7 +30,7 @@ class ParameterThreat:
         if not (number and isfinite(self.eps) and self.eps > 0):
             raise BadInput(
                 f"the budget of {self.id} is {self.eps!r}, not a finite number above 0",
-                hint=f"give it in {self.unit}",
+                hint="give a number above 0",
                 field="evaluation.unseen",
             )
 

@@ -51,7 +51,9 @@ class PatchThreat:
             problem = "covers all of" if self.side == height == width else "is larger than"
             raise BadInput(
                 f"a patch of {self.side} x {self.side} {problem} an image of {height} x {width}",
-                hint=f"give a side of at most {largest}" if largest else "give larger images",
+                hint=f"give a side of at most {largest}"
+                if largest
+                else "leave patch out, or evaluate on images of 2 x 2 or larger",
                 field="evaluation.unseen",
             )
 

@@ -20,7 +20,7 @@ from core.attacks.losses import margin
 from core.threats.random_numbers import PointNumbers
 
 QUERIES = 5000
-"""The number of queries that RAMP (Jiang & Singh 2024, rebuttal) gives for l0."""
+"""The default number of queries, as in `core/schema/threats.toml`: RAMP's for l0 (Jiang & Singh 2024, rebuttal)."""
 
 Position = dict[str, Tensor]
 """Where points are, each tensor with a row per point; "perturbed" is (points, channels, height, width)."""
@@ -112,7 +112,7 @@ def search(
     """Take the steps of an attack (`core.attacks`), one per query: the start of each point is the first query.
 
     `loss` is the margin, the best wrong logit minus the true one. For a robust point `adversarial` is where that was
-    highest; a later change of equal margin is not taken. compat: points of a logical batch share what decides places,
+    highest; a move to an equal margin is not kept. compat: points of a logical batch share what decides places,
     and a point leaves the search at a margin of 0 even where the model is right.
     """
     last_tenth = queries - max(queries // 10, 1)
@@ -124,7 +124,7 @@ def search(
             result.restore(state)
             points, asked = _Points.restored(state, images, labels, draws), int(state["asked"])
         else:
-            points, asked = _Points.begin(images, labels, result.robust, draws, moves), 0
+            points, asked = _Points.begin(images, labels, result, draws, moves), 0
 
         def state_now() -> State:
             return {**result.state(images), **points.state(), "asked": torch.tensor(asked)}
@@ -156,12 +156,12 @@ class _Points:
     """(points, kinds) bool: the moves that each point tried since it last moved; None where that is not recorded."""
 
     @classmethod
-    def begin(cls, images: Tensor, labels: Tensor, robust: Tensor, draws: Draws, moves: Moves) -> Self:
-        """Draw the start of the robust points; images, labels, robust and draws are of all points."""
-        indices = robust.nonzero().squeeze(1)
+    def begin(cls, images: Tensor, labels: Tensor, result: RunningResult, draws: Draws, moves: Moves) -> Self:
+        """Draw the start of the robust points; the arguments are of all points."""
+        indices = result.robust.nonzero().squeeze(1)
         images, draws = images[indices], draws.pick(indices)
         tried = labels.new_zeros(len(indices), moves.kinds, dtype=torch.bool) if moves.kinds else None
-        lowest = images.new_full((len(indices),), -torch.inf)
+        lowest = torch.full_like(result.loss[indices], -torch.inf)
         return cls(indices, images, labels[indices], draws, moves.start(images, draws.colours), lowest, tried)
 
     @classmethod

@@ -12,19 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, Attack, AttackOptions, Steps
-from core.threats.parameter_ascent import STEPS, Corruption, Drawn, climb
+from core.threats.parameter_ascent import STEPS, Distortion, Drawn, climb
 from core.threats.parameter_threat import ParameterThreat, lies_between
 from core.threats.random_numbers import PointNumbers
 
 _LAYERS = 7
-_PITCH = 4  # pixels between the flakes of a layer
-_HALF = 6  # of a streak's window of 13 x 13
-_BLURS = (0.41, 0.6)  # deviations of the Gaussian that blurs a streak, in pixels
-_PALE = 0.75  # share of the image itself under the snow
+# Pixels between the flakes of a layer.
+_PITCH = 4
+# Half of a streak's window of 13 x 13.
+_HALF = 6
+# The deviations of the Gaussian that blurs a streak, in pixels.
+_BLURS = (0.41, 0.6)
+# The share of the image itself under the snow.
+_PALE = 0.75
+# ITU-R BT.709, as in Kang et al.; the common corruptions take BT.601 (`corruptions.grey`).
 _LUMA = (0.2126, 0.7152, 0.0722)
-_BLOCK = 8
+# The highest mean brightness of the flakes in a block of a layer, and the side of the block in flakes.
 _MOST_SNOW = 0.2
-"""The highest mean brightness of the flakes in a block of 8 x 8 of a layer."""
+_BLOCK = 8
 # Where a flake is zero, it has no slope and would never come back.
 _FAINTEST = 1e-9
 
@@ -34,7 +39,6 @@ class SnowThreat(ParameterThreat):
     """Snow over a paler image; `eps` is the brightness of a flake, where white is 1."""
 
     id: ClassVar[str] = "snow"
-    unit: ClassVar[str] = "the brightness of a flake, where white is 1, such as 0.5"
     # One flake per layer.
     least_side: ClassVar[int] = 4
 
@@ -78,7 +82,7 @@ def snow(
 
 
 @dataclass(frozen=True)
-class _Snow(Corruption):
+class _Snow(Distortion):
     """Snow whose flakes have at most a brightness of `eps`."""
 
     eps: float

@@ -20,7 +20,7 @@ class AutoCompile:
         self._pace = Pace()
 
     def before_step(self, model: nn.Module, images: Tensor, steps_left: int) -> Iterator[Warned]:
-        """Compile if it is due, for batches like `images`; warn where that is not possible."""
+        """Compile if it is due, for batches like `images` (batch, channels, height, width); warn where it cannot."""
         if self._mode == "never":
             return
         if self._mode == "auto":

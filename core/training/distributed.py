@@ -142,7 +142,7 @@ def share_batch_norm(model: nn.Module) -> None:
             module.__class__ = _SharedBatchNormAct
         else:
             raise BadInput(
-                f"{name} is a batch norm of its own kind, {type(module).__name__}: several GPUs cannot share it",
+                f"{name} is a custom batch norm layer, {type(module).__name__}: several GPUs cannot share it",
                 hint="set gpus to 1",
                 field="gpus",
             )

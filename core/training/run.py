@@ -21,10 +21,10 @@ from core.data.draws import draw_held_out_images, draw_training_images
 from core.data.labelled_images import LabelledImages
 from core.data.split import Split
 from core.data.training_set import TrainingSet
-from core.evaluation import unseen
 from core.evaluation.autoattack import evaluate_for_spec, save_reports
 from core.evaluation.preflight import preflight
 from core.evaluation.resume import STATE_FILE, EvaluationState
+from core.evaluation.unseen import check_unseen
 from core.inputs import Inputs, load
 from core.models.memory import peak_memory
 from core.models.precision import full_float32
@@ -91,7 +91,7 @@ class _Run:
         checkpoint.make_folder(output)
         self.spec, self.output, self.group, self.requests = spec, output, group, requests
         self.loaded = load(spec, inputs)
-        unseen.check(spec.evaluation.unseen, self.loaded.dataset.shape)
+        check_unseen(spec.evaluation.unseen, self.loaded.dataset.shape)
         part, held_out = _hold_out(spec, self.loaded.dataset)
         self.held_out = held_out.to(group.device)
         train = TrainingSet(part, self.loaded.dataset.extra, spec.extra_share).to(group.device)

@@ -5,6 +5,8 @@ Revision ID: 0002
 Revises: 0001
 """
 
+import hashlib
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.orm import Session
@@ -79,6 +81,10 @@ _PAST = sa.table(
     *(sa.column(name, Timestamp()) for name in ("started_at", "ended_at")),
     *(sa.column(name) for name in ("outcome", "waited")),
 )
+_JOBS = sa.table(
+    "jobs", *(sa.column(name) for name in ("project_id", "id", "parent_id")), sa.column("labels", sa.JSON())
+)
+_JOB_LABELS = sa.table("job_labels", *(sa.column(name) for name in ("project_id", "digest", "job_id")))
 _KEY = ("project_id", "what", "day", "name", "kind", "dataset", "base_model")
 
 
@@ -184,11 +190,27 @@ def _key() -> list[sa.Column[str]]:
 def _add_up() -> None:
     """Write the totals and labels of the rows that are there."""
     # Names columns of this revision only, so it runs with a later version of the tables, too.
-    from app.jobs import labels
     from app.projects import totals
 
     with Session(op.get_bind()) as session:
-        labels.write_all(session)
+        _write_labels(session)
         totals.recount(session)
         past = session.execute(sa.select(_PAST)).all()
         totals.add(session, totals.account(totals.Work(*row) for row in past), of_deleted=True)
+
+
+def _write_labels(session: Session) -> None:
+    """Write a row for each pair of the metadata of jobs, with a hash of the pair."""
+    jobs = sa.select(_JOBS.c.project_id, _JOBS.c.id, _JOBS.c.labels).where(_JOBS.c.parent_id.is_(None))
+    for some in session.execute(jobs.execution_options(yield_per=1000)).partitions():
+        rows = [
+            {
+                "project_id": project_id,
+                "digest": hashlib.sha256(f"{key}={value}".encode()).hexdigest(),
+                "job_id": job_id,
+            }
+            for project_id, job_id, labels in some
+            for key, value in labels.items()
+        ]
+        if rows:
+            session.execute(sa.insert(_JOB_LABELS), rows)

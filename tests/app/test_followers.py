@@ -107,7 +107,7 @@ def test_the_checkpoints_of_a_job_are_listed_in_the_order_of_their_commits(datab
     made = []
     with database.writing() as session:
         job_id = post_job(session, project.id)
-        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5))
     for step in range(20):
         with database.writing() as session:
             saved = Saved(kind="checkpoint", path="/x", step=step, epoch=1.0, size=1, sha256="0" * 64)

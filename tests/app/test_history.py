@@ -194,7 +194,11 @@ def test_a_claim_costs_the_same_whatever_the_history(histories):
     def claim(grown):
         with grown.database.writing() as session:
             assert claims.claim(
-                session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(), capacity=Capacity()
+                session,
+                worker="w",
+                lease_seconds=60,
+                retry_policy=claims.RetryPolicy(max_crashes=5),
+                capacity=Capacity(),
             )
 
     for grown in histories:

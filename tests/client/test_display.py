@@ -92,7 +92,7 @@ def test_what_a_run_warned_of_is_told_with_its_remedy() -> None:
     assert "warning: 30 of 120 [b]; add --mean 0.5" in shown(report_card(reports))
 
 
-def test_other_threats_are_shown_before_and_after_with_their_means() -> None:
+def test_unseen_threats_are_shown_before_and_after_with_their_means() -> None:
     def report(l0: str, union: str) -> Report:
         points = Points(ids=("a", "b"), labels=(1, 1), predicted={"clean": (1, 1), "linf": (1, 0)})
         verdicts = {("l0", 1.0): "11", ("l0", 9.0): l0, ("fog", 64.0): union}

@@ -37,7 +37,7 @@ def run_job(workplace, project):
     with workplace.database.writing() as session:
         job = lifecycle.create(session, project.id, parse_request(DIGITS)).job
     with workplace.database.writing() as session:
-        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
+        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy(max_crashes=5))
     run(claim, workplace)
     return job.id
 

@@ -51,7 +51,7 @@ class Cache:
         called after each chunk that arrives or is verified, and may raise to end that.
 
         Raises StorageUnavailable when the object cannot be read or has a different hash, and OSError when the folder
-        cannot be written or does not give back what was written.
+        cannot be written, or a file read from it differs from what was written.
         """
         path = self._folder / sha256
         with self._open_verified(key, sha256, size, store, check):
@@ -76,7 +76,7 @@ class Cache:
             damaged += 1
             log.warning("the copy %s in the cache is damaged and is fetched again", path)
             if damaged == _MOST_DAMAGED:
-                raise OSError(EIO, "the disk does not give back what was written to it", str(path))
+                raise OSError(EIO, "the file read from disk differs from what was written", str(path))
             # Into the place of the damaged copy, which another job may hold.
             self._fetch(key, sha256, size, store, check)
 

@@ -82,25 +82,25 @@ def fetched_inputs(folder: Path, lease: JobLease) -> Iterator[Registry]:
     except inputs.Gone as error:
         raise InputUnavailable(job_failure("input_removed", error=error)) from error
     cache = Cache(workplace.settings.cache_dir, workplace.settings.cache_bytes)
-    with ExitStack() as held:
+    with ExitStack() as open_files:
         paths = {}
-        for source in input_files:
-            path = folder / f"{source.field}-{source.name}{_FILE_SUFFIXES[source.field]}"
-            path.symlink_to(_hold(source, cache, held, lease))
-            paths[source.field] = path
+        for file in input_files:
+            path = folder / f"{file.field}-{file.name}{_FILE_SUFFIXES[file.field]}"
+            path.symlink_to(_hold(file, cache, open_files, lease))
+            paths[file.field] = path
         yield replace(workplace.registry, fetched=paths)
 
 
-def _hold(source: InputFile, cache: Cache, held: ExitStack, lease: JobLease) -> Path:
+def _hold(file: InputFile, cache: Cache, open_files: ExitStack, lease: JobLease) -> Path:
     def hold() -> Path:
         store = lease.workplace.store
-        return held.enter_context(cache.hold(source.key, source.sha256, source.size, store, check=lease.check))
+        return open_files.enter_context(cache.hold(file.key, file.sha256, file.size, store, check=lease.check))
 
     try:
         return fetch_with_retries(hold, lease)
     except StorageUnavailable as error:
-        values = {"name": source.name, "error": error}
-        raise InputUnavailable(job_failure("input_unavailable", field=source.field, **values)) from error
+        values = {"name": file.name, "error": error}
+        raise InputUnavailable(job_failure("input_unavailable", field=file.field, **values)) from error
 
 
 def fetch_shard_reports(folder: Path, lease: JobLease) -> None:

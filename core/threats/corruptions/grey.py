@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-# ITU-R BT.601, which OpenCV and Pillow use.
+# ITU-R BT.601, which OpenCV and Pillow use, and with them the original corruptions; adversarial snow takes BT.709
+# (`core.threats.snow`).
 _WEIGHTS = (0.299, 0.587, 0.114)
 
 

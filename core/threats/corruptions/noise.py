@@ -52,21 +52,24 @@ def _poisson(rates: Tensor, uniform: Tensor) -> Tensor:
     # A number of float32 below 1 is at least 2**-24 from it, which is less than six deviations.
     counts = torch.arange(math.ceil(highest + 8 * math.sqrt(highest)) + 20, device=rates.device, dtype=rates.dtype)
     rows = max(1, _TABLE_ENTRIES // len(counts))
+    if len(distinct) <= rows:
+        return _invert(distinct, counts, which, uniform)
     order = which.flatten().argsort()
-    sorted_uniform, sorted_which = uniform.flatten()[order].double(), which.flatten()[order]
-    ends = torch.bincount(sorted_which, minlength=len(distinct)).cumsum(0)
+    which, uniform = which.flatten()[order], uniform.flatten()[order]
+    ends = torch.bincount(which, minlength=len(distinct)).cumsum(0)[rows - 1 :: rows].tolist()
     drawn, start = [], 0
-    for first in range(0, len(distinct), rows):
-        some = distinct[first : first + rows, None]
-        end = int(ends[first + len(some) - 1])
-        table = (torch.xlogy(counts, some) - some - torch.lgamma(counts + 1)).exp().cumsum(1)
-        table[:, -1] = 1
-        # Row r is moved to [r, r + 1], so that one search over all rows finds the count.
-        row = torch.arange(len(some), device=rates.device)
-        own_row = sorted_which[start:end] - first
-        place = torch.searchsorted(
-            (table.clamp(max=1) + row[:, None]).flatten(), sorted_uniform[start:end] + own_row, right=True
-        )
-        drawn.append(place - own_row * len(counts))
+    for first, end in zip(range(0, len(distinct), rows), [*ends, len(order)], strict=False):
+        drawn.append(_invert(distinct[first : first + rows], counts, which[start:end] - first, uniform[start:end]))
         start = end
-    return torch.empty_like(rates).flatten().scatter(0, order, torch.cat(drawn).to(rates.dtype)).reshape(rates.shape)
+    return torch.empty_like(rates).flatten().scatter(0, order, torch.cat(drawn)).reshape(rates.shape)
+
+
+def _invert(rates: Tensor, counts: Tensor, which: Tensor, uniform: Tensor) -> Tensor:
+    """Invert the distribution functions of some rates (rows,), tabulated at all counts; which (...): the row of each
+    number."""
+    table = (torch.xlogy(counts, rates[:, None]) - rates[:, None] - torch.lgamma(counts + 1)).exp().cumsum(1)
+    table[:, -1] = 1
+    # Row r is moved to [r, r + 1], so that one search over all rows finds the count.
+    table = table.clamp(max=1) + torch.arange(len(rates), device=rates.device)[:, None]
+    place = torch.searchsorted(table.flatten(), uniform.double() + which, right=True)
+    return (place - which * len(counts)).to(rates.dtype)

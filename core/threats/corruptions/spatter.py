@@ -53,8 +53,8 @@ def _relief(drops: Tensor) -> Tensor:
     Two steps are simpler: an edge is a pixel of a drop beside one of no drop, where the original takes what Canny's
     detector finds; and distances to edges are along steps to the eight neighbours, up to 8 % too long.
     """
-    edges = drops & (_shifted(drops.double(), 1.0).amin(0) < 1)
-    distance = (_blur(_distance_to(edges).clamp(max=_FARTHEST)) + 1e-6).floor()
+    edges = drops & (_shifted(drops.float(), 1.0).amin(0) < 1)
+    distance = (_blur(_distance_to(edges).clamp(max=_FARTHEST)) + 1e-3).floor()
     weights = torch.tensor(_EMBOSSING).to(distance).flatten()[:, None, None, None]
     embossed = (weights * _shifted(_equalise(distance), None)).sum(0)
     return _blur(embossed.clamp(0, 255)).round()
@@ -62,7 +62,7 @@ def _relief(drops: Tensor) -> Tensor:
 
 def _distance_to(edges: Tensor) -> Tensor:
     """Give the distance of each pixel to the nearest edge, along steps to the eight neighbours."""
-    distance = torch.full(edges.shape, 2.0 * _FARTHEST, dtype=torch.float64, device=edges.device).masked_fill(edges, 0)
+    distance = torch.full(edges.shape, 2.0 * _FARTHEST, dtype=torch.float32, device=edges.device).masked_fill(edges, 0)
     diagonal = math.sqrt(2)
     steps = torch.tensor([diagonal, 1, diagonal, 1, 0, 1, diagonal, 1, diagonal]).to(distance)[:, None, None, None]
     for _ in range(_FARTHEST):

@@ -81,7 +81,7 @@ class AdversarialMethod:
         return {norm: self.attack(model, batch, shard, norm) for norm in self.norms}
 
     def objective(self, model: nn.Module, images: Tensor, shard: Shard) -> Objective:
-        """Return what an attack on these images maximises; the same for every norm."""
+        """Return what an attack on images (batch, channels, height, width) maximises; the same for every norm."""
         if self._beta is None:
             return Objective()
         with frozen(model):

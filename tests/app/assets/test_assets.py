@@ -328,7 +328,7 @@ def finished_job(database, project, **changed):
     """A job that has delivered a checkpoint."""
     with database.writing() as session:
         job = lifecycle.create(session, project.id, parse_request(DIGITS | changed)).job
-        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5))
         saved = Saved(kind="checkpoint", path="/tmp/x", step=1, epoch=1.0, size=4, sha256="3" * 64)
         ingest.save(session, held, saved, key=f"jobs/{job.id}/x")
     with database.reading() as session:
@@ -384,7 +384,7 @@ def test_a_job_stays_until_the_model_that_is_made_of_its_checkpoint_has_its_own_
     job_id, checkpoint = finished_job(database, project)
     api.post(f"/jobs/{job_id}/cancel")
     with database.writing() as session:
-        claims.expire(session, claims.RetryPolicy(cancel_seconds=-1))
+        claims.expire(session, claims.RetryPolicy(max_crashes=5, cancel_seconds=-1))
     model = api.post("/models", json={"checkpoint": checkpoint, "name": "mine"}).json()["id"]
     for inspect in (lambda: None, lambda: claim(database)):
         inspect()

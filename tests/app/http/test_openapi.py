@@ -91,7 +91,7 @@ def ids(settings, database, project, tmp_path):
     store = LocalStore(settings.objects_dir)
     with database.writing() as session:
         ended = lifecycle.create(session, project.id, parse_request(DIGITS)).job
-        held = claims.claim(session, worker="w", lease_seconds=9, retry_policy=claims.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=9, retry_policy=claims.RetryPolicy(max_crashes=5))
         key = f"{held.prefix}/checkpoint.safetensors"
         store.put(key, tmp_path / "file")
         ingest.save(session, held, saved, key=key)
@@ -100,7 +100,7 @@ def ids(settings, database, project, tmp_path):
         running = lifecycle.create(session, project.id, parse_request(DIGITS)).job
         stopping = lifecycle.create(session, project.id, parse_request(DIGITS)).job
         for _ in range(2):
-            claims.claim(session, worker="w", lease_seconds=3600, retry_policy=claims.RetryPolicy())
+            claims.claim(session, worker="w", lease_seconds=3600, retry_policy=claims.RetryPolicy(max_crashes=5))
         waiting = lifecycle.create(session, project.id, parse_request(DIGITS)).job
         hook = subscriptions.create(session, project.id, url=HOOK, events=(), description="", limit=1)
         delivery = deliveries.test(session, hook)

@@ -103,7 +103,7 @@ def saved_checkpoint(api, database, settings, tmp_path):
     (tmp_path / "file").write_bytes(b"12345")
     saved = Saved(kind="checkpoint", path="x", sha256="ab" * 32, size=5, step=1, epoch=1.0)
     with database.writing() as session:
-        held = claims.claim(session, worker="w", lease_seconds=9, retry_policy=claims.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=9, retry_policy=claims.RetryPolicy(max_crashes=5))
         key = f"{held.prefix}/checkpoint.safetensors"
         LocalStore(settings.objects_dir).put(key, tmp_path / "file")
         ingest.save(session, held, saved, key=key)
@@ -307,7 +307,7 @@ def test_a_key_used_again_for_another_spec_is_refused(api):
 def test_an_ended_job_cannot_be_cancelled_and_says_what_it_is(api, database):
     job_id = api.post("/jobs", json=DIGITS).json()["id"]
     with database.writing() as session:
-        held = claims.claim(session, worker="w", lease_seconds=9, retry_policy=claims.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=9, retry_policy=claims.RetryPolicy(max_crashes=5))
         claims.succeed(session, held, Reports(before=None, after=None))
     problem = check(api.post(f"/jobs/{job_id}/cancel"), 409, "action_not_allowed")
     assert (problem["current_status"], problem["allowed_actions"]) == ("succeeded", [])

@@ -95,7 +95,7 @@ def finished_job(database, api):
     job_id = api.post("/jobs", json=DIGITS).json()["id"]
     saved = Saved(kind="checkpoint", path="/x", step=1, epoch=1.0, size=1, sha256="0" * 64)
     with database.writing() as session:
-        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5))
         ingest.save(session, held, saved, key="x")
         session.get_one(Attempt, (job_id, 1)).log_parts = 1
         job = session.get_one(Job, job_id)

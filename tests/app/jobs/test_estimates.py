@@ -56,7 +56,7 @@ def done(
     """A job that took so many seconds in its last attempt, its training process so many of them."""
     with database.writing() as session:
         job_id = posted or lifecycle.create(session, project.id, spec).job.id
-        claim = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
+        claim = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5))
         assert claim.job_id == job_id
         ended = update(Attempt).where(Attempt.job_id == job_id)
         finished = reported.Finished(
@@ -126,7 +126,7 @@ def test_another_job_of_the_same_network_gives_its_pace(database, project):
 def test_jobs_that_were_lost_stopped_or_on_other_gpus_tell_nothing(database, project):
     with database.writing() as session:
         lost = lifecycle.create(session, project.id, SPEC).job.id
-        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5))
         claims.hand_back(session, held)
     done(database, project, posted=lost)
     done(database, project, stopped_early=True)

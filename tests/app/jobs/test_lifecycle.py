@@ -3,6 +3,8 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text, update
@@ -33,7 +35,7 @@ def create(database, project, spec=SPEC, **options):
 
 def claim(database, *, lease_seconds=30, worker="w", **retry_policy):
     with database.writing() as session:
-        retry_policy = RetryPolicy(**{"backoff_seconds": 0, **retry_policy})
+        retry_policy = RetryPolicy(**{"max_crashes": 5, "backoff_seconds": 0, **retry_policy})
         return claims.claim(session, worker=worker, lease_seconds=lease_seconds, retry_policy=retry_policy)
 
 
@@ -80,6 +82,18 @@ def job_id(database, project):
 @pytest.fixture
 def claimed(database, job_id):
     return claim(database)
+
+
+def test_the_pictures_of_the_moves_show_the_table():
+    page = Path(__file__).parents[3] / "docs" / "explanations" / "architecture.md"
+    of_page = page.read_text().split("## States of a job\n\n```\n")[1].split("```")[0]
+    of_module = moves.__doc__.split("\n\n")[1]
+    for picture in (of_page, of_module):
+        shown = set()
+        for line in picture.splitlines():
+            groups = [group.split(" | ") for group in line.split("(")[0].strip().split(" -> ")]
+            shown |= {(source, target) for left, right in pairwise(groups) for source in left for target in right}
+        assert shown == {(source, target) for source, targets in MOVES.items() for target in targets}
 
 
 def test_allowed_moves_are_those_of_the_design():
@@ -361,7 +375,7 @@ WRITES = {
     "fail": lambda session, claim: claims.fail(session, claim, FAILURE),
     "hand_back": claims.hand_back,
     "record_crash": lambda session, claim: claims.record_crash(
-        session, claim, code="killed", retry_policy=RetryPolicy()
+        session, claim, code="killed", retry_policy=RetryPolicy(max_crashes=5)
     ),
 }
 
@@ -516,11 +530,11 @@ def test_a_run_that_was_stopped_early_says_so(database, claimed):
 
 def test_a_cancel_that_a_living_worker_does_not_heed_is_forced(database, claimed):
     do(database, lifecycle.ask, claimed.job_id, "cancel")
-    do(database, claims.expire, RetryPolicy(cancel_seconds=45))
+    do(database, claims.expire, RetryPolicy(max_crashes=5, cancel_seconds=45))
     assert get(database, claimed.job_id).status == "cancelling"
     let_pass(database, 50)
     do(database, claims.heartbeat, claimed, lease_seconds=90)
-    do(database, claims.expire, RetryPolicy(cancel_seconds=45))
+    do(database, claims.expire, RetryPolicy(max_crashes=5, cancel_seconds=45))
     assert get(database, claimed.job_id).status == "cancelled"
     with pytest.raises(LeaseLost):
         do(database, claims.read_status, claimed)

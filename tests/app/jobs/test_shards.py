@@ -33,7 +33,7 @@ LARGE = {
 }
 FAILURE = Failure(code="bad_weights", message="no weights", hint="h", field="base_model", retryable=False)
 REPORTS = Reports(before=None, after=None)
-PATIENCE = RetryPolicy(backoff_seconds=0)
+PATIENCE = RetryPolicy(max_crashes=5, backoff_seconds=0)
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_a_cancel_that_no_worker_heeds_ends_the_whole_all_the_same(database, job
     do(database, lifecycle.ask, job_id, "cancel")
     with database.writing() as session:
         session.execute(update(Job).values(asked_at=Job.created_at))
-    do(database, claims.expire, RetryPolicy(cancel_seconds=-1))
+    do(database, claims.expire, RetryPolicy(max_crashes=5, cancel_seconds=-1))
     assert get(database, job_id).status == "cancelled"
 
 

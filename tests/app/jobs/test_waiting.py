@@ -26,7 +26,9 @@ def post(database, project, spec=DIGITS, **options):
 
 def claim(database, capacity):
     with database.writing() as session:
-        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(), capacity=capacity)
+        held = claims.claim(
+            session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5), capacity=capacity
+        )
     return held and held.job_id
 
 

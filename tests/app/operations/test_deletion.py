@@ -50,7 +50,7 @@ def ended(database, project, *, events=0, steps=0):
     """A cancelled job with a history."""
     with database.writing() as session:
         job_id = lifecycle.create(session, project.id, SPEC).job.id
-        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5))
         lifecycle.ask(session, job_id, "cancel")
         claims.hand_back(session, held)
         if events:
@@ -247,7 +247,7 @@ def test_a_project_is_deleted_with_all_it_has_once_that_is_confirmed(api, url, s
     assert api.post("/jobs", json=DIGITS).status_code == 201
 
 
-def test_nobody_deletes_the_project_of_the_own_key_and_an_empty_one_needs_no_word(api, database, project):
+def test_a_key_cannot_delete_its_own_project_and_an_empty_one_goes_unconfirmed(api, database, project):
     own = api.delete(f"/projects/{project.id}", params={"confirm": True})
     assert (own.status_code, own.json()["code"]) == (409, "own_project")
     empty = api.post("/projects", json={"name": "x"}).json()["id"]

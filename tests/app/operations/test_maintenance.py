@@ -49,7 +49,7 @@ def test_a_chore_goes_on_after_a_round_that_failed(settings, database):
 def test_a_job_whose_worker_is_lost_is_queued_again_without_any_worker(settings, database, project):
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
-        held = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy(max_crashes=5))
     take_back_expired_jobs(context(settings, database))
     with database.writing() as session:
         assert session.get_one(Job, held.job_id).status == "running"

@@ -44,9 +44,9 @@ def test_jobs_and_attempts_are_counted_from_the_rows(database, project):
     with database.writing() as session:
         for _ in range(3):
             lifecycle.create(session, project.id, SPEC)
-        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
+        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy(max_crashes=5))
         claims.hand_back(session, claim)
-        claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
+        claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy(max_crashes=5))
     said = numbers(database)
     assert said["temper_database_up",] == 1
     assert said["temper_queue_depth",] == said["temper_jobs", ("status", "queued")] == 2
@@ -84,7 +84,7 @@ def test_gpu_time_counts_every_gpu_and_outlives_the_job(database, project):
     with database.writing() as session:
         for gpus, device in ((8, "cpu"), (8, None), (2, "NVIDIA H100"), (4, "NVIDIA H100")):
             job_id = lifecycle.create(session, project.id, parse_request(DIGITS | {"gpus": gpus})).job.id
-            claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
+            claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy(max_crashes=5))
             begun = {"started_at": seconds_from_now(-100), "device": device}
             session.execute(update(Attempt).where(Attempt.job_id == job_id).values(begun))
             claims.fail(session, claim, FAILURE)
@@ -97,7 +97,7 @@ def test_gpu_time_counts_every_gpu_and_outlives_the_job(database, project):
 
 def test_no_counter_falls_when_a_job_is_deleted(database, project, monkeypatch):
     monkeypatch.setattr(metrics, "KEPT_SECONDS", 0)
-    retry_policy = claims.RetryPolicy(backoff_seconds=0)
+    retry_policy = claims.RetryPolicy(max_crashes=5, backoff_seconds=0)
     with database.writing() as session:
         job_id = lifecycle.create(session, project.id, SPEC).job.id
         session.execute(update(Job).values(created_at=seconds_from_now(-50)))
@@ -132,7 +132,7 @@ def test_a_counter_stays_where_it_was_told_to_be(database, project, monkeypatch)
     registry = Metrics(database, Watch(database), NO_BROKER).registry
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
-        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
+        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy(max_crashes=5))
         session.execute(update(Attempt).values(started_at=seconds_from_now(-30), device="cpu"))
     of_workers = "temper_worker_seconds_total", ("device", "cpu")
     before = told(generate_latest(registry).decode())[of_workers]

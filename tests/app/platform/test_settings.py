@@ -88,7 +88,10 @@ def test_a_password_from_a_file_is_put_into_its_url(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("postgresql+psycopg://temper:other@db/temper", "TEMPER_DATABASE_URL: has a password, and so has"),
+        (
+            "postgresql+psycopg://temper:other@db/temper",
+            "TEMPER_DATABASE_URL: contains a password, and TEMPER_DATABASE_PASSWORD is set",
+        ),
         ("sqlite:////data/temper.db", "TEMPER_DATABASE_URL: names no server that would take TEMPER_DATABASE_PASSWORD"),
     ],
 )

@@ -33,7 +33,9 @@ class Prepared:
         with self.database.writing() as session:
             job = lifecycle.create(session, self.project.id, parse_request(DIGITS)).job
             if status != "queued":
-                held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
+                held = claims.claim(
+                    session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5)
+                )
             if status == "failed":
                 claims.fail(session, held, FAILURE)
             if status == "paused":

@@ -30,7 +30,9 @@ def limit(database, project, **own):
 
 def claim(database, **options):
     with database.writing() as session:
-        return claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(), **options)
+        return claims.claim(
+            session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5), **options
+        )
 
 
 def refusal(answer, quota):
@@ -100,7 +102,7 @@ def saved(size):
 def test_a_project_with_too_many_bytes_posts_no_more_jobs(api, database, project):
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
-        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5))
         ingest.save(session, held, saved(1000), key="x")
     limit(database, project, stored_bytes=1000)
     assert api.post("/jobs", json=DIGITS).status_code == 201
@@ -111,7 +113,7 @@ def test_a_project_with_too_many_bytes_posts_no_more_jobs(api, database, project
 def test_an_upload_counts_with_what_jobs_have_stored(api, database, project):
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
-        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
+        held = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5))
         ingest.save(session, held, saved(1000), key="x")
     limit(database, project, stored_bytes=1500)
     body = {"filename": "x", "bytes": 501, "sha256": "0" * 64, "purpose": "model"}

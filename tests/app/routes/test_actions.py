@@ -32,7 +32,9 @@ def do(database, action, *args, **options):
 
 
 def claim(database):
-    return do(database, claims.claim, worker="machine:1", lease_seconds=60, retry_policy=claims.RetryPolicy())
+    return do(
+        database, claims.claim, worker="machine:1", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5)
+    )
 
 
 @pytest.fixture
@@ -163,7 +165,7 @@ def test_attempts_say_who_had_the_job_and_what_came_of_it(api, database, held):
         held,
         code="killed",
         detail="by SIGKILL",
-        retry_policy=claims.RetryPolicy(backoff_seconds=0),
+        retry_policy=claims.RetryPolicy(max_crashes=5, backoff_seconds=0),
     )
     second = claim(database)
     do(database, ingest.record, second, [reported.Resumed(step=7, epoch=0.7)])

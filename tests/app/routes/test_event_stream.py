@@ -28,7 +28,9 @@ def do(database, action, *args, **options):
 def start(api, database):
     """Post a job and claim it."""
     job_id = api.post("/jobs", json=DIGITS).json()["id"]
-    return job_id, do(database, claims.claim, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
+    return job_id, do(
+        database, claims.claim, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5)
+    )
 
 
 def warn(database, held, count=1):

@@ -50,7 +50,7 @@ def post(api, body=DIGITS, **headers):
 
 def claim(database):
     with database.writing() as session:
-        return claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
+        return claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5))
 
 
 def do(database, action, *args, **options):
@@ -282,7 +282,7 @@ def test_the_curve_stays_where_it_was_until_a_new_attempt_says_where_it_goes_on(
             claims.record_crash,
             held,
             code="killed",
-            retry_policy=claims.RetryPolicy(backoff_seconds=0),
+            retry_policy=claims.RetryPolicy(max_crashes=5, backoff_seconds=0),
         )
         return claim(database)
 

@@ -46,7 +46,7 @@ def foreign(database):
     add_key(database, other)
     with database.writing() as session:
         job = lifecycle.create(session, other.id, parse_request(DIGITS)).job
-        claim = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy())
+        claim = claims.claim(session, worker="w", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5))
         ingest.save(session, claim, SAVED, key="nowhere")
         hook = subscriptions.create(session, other.id, url="https://93.184.216.34/", events=(), description="", limit=1)
         delivery = deliveries.test(session, hook)

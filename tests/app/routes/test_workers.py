@@ -28,7 +28,7 @@ def test_workers_are_listed_with_what_they_have_and_do(api, database, project):
         beat(database, name, **options)
     with database.writing() as session:
         task = tasks.add(session, "inspect_dataset", project_id=project.id, subject_id=new_id("ds")).id
-        claims.claim(session, worker="m:1", lease_seconds=60, retry_policy=claims.RetryPolicy())
+        claims.claim(session, worker="m:1", lease_seconds=60, retry_policy=claims.RetryPolicy(max_crashes=5))
         tasks.claim(session, [KIND], owner="m:2", lease_seconds=60)
     listed = api.get("/workers", params={"order": "asc"}).json()["data"]
     assert [(each["name"], each["status"]) for each in listed] == [

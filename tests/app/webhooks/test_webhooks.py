@@ -324,7 +324,7 @@ def test_every_move_of_a_job_is_told_to_who_asked(database, project):
     subscribe(database, project, "https://nowhere.invalid/", events=JobEvent.__args__)
     with database.writing() as session:
         lifecycle.create(session, project.id, SPEC)
-        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
+        claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy(max_crashes=5))
         claims.hand_back(session, claim)
     announce(database, project)
     told = [delivery.type for delivery in all_deliveries(database)]

@@ -59,7 +59,7 @@ def test_parts_merge_in_the_order_of_their_points() -> None:
     [
         ([_part(1, 2, 0, "11")], "missing: 2/2"),
         ([_part(1, 2, 0, "11"), _part(1, 2, 0, "11")], "missing: 2/2"),
-        ([_part(1, 2, 0, "11"), _part(2, 2, 2, "11"), _part(2, 2, 2, "11")], "come twice"),
+        ([_part(1, 2, 0, "11"), _part(2, 2, 2, "11"), _part(2, 2, 2, "11")], "some are given twice"),
         ([_part(1, 2, 0, "11"), _part(2, 2, 2, "11", eps=0.2)], "different evaluations"),
         ([_part(1, 1, 0, "11"), Reports(before=None, after=None)], "not a part"),
     ],

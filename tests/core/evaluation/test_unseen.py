@@ -15,7 +15,7 @@ from core.evaluation.autoattack import iter_evaluate, run_evaluation
 from core.evaluation.report import merge
 from core.evaluation.resume import STATE_FILE, EvaluationState
 from core.evaluation.search import Options
-from core.evaluation.unseen import read
+from core.evaluation.unseen import read_unseen
 from core.inputs import Inputs
 from core.schema.cost_model import Passes, passes_of_unseen
 from core.schema.errors import BadInput
@@ -65,7 +65,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Event], Report
     return _run(_spec(), tmp_path_factory.mktemp("whole"))
 
 
-def test_other_threats_leave_the_verdicts_of_the_norms_as_they_are(
+def test_unseen_threats_leave_the_verdicts_of_the_norms_as_they_are(
     whole: tuple[list[Event], Report], tmp_path: Path
 ) -> None:
     without = _run(_spec(unseen=None), tmp_path)[1]
@@ -142,14 +142,14 @@ def test_an_interrupted_evaluation_goes_on_within_a_threat(
     assert _columns(_run(_spec(), tmp_path)[1]) == _columns(whole[1])
 
 
-def test_the_state_of_other_threats_is_not_taken_up(
+def test_the_state_of_unseen_threats_is_not_taken_up(
     base: nn.Module, test_digits: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     images, labels = (points[:20] for points in test_digits)
 
     def steps(threats: list[Any]) -> Any:
         state = EvaluationState(tmp_path / STATE_FILE)
-        options = Options("fast", "temper", seed=0, batch_size=10, unseen=read(threats), state=state)
+        options = Options("fast", "temper", seed=0, batch_size=10, unseen=read_unseen(threats), state=state)
         return iter_evaluate(base, images, labels, _EPS, options=options, subject="result")
 
     begun = steps([{"name": "l0", "budgets": [1], "queries": 5}])
@@ -263,12 +263,12 @@ def test_the_passes_of_a_point_that_nothing_fools_are_those_of_the_estimate() ->
         counts.append(Passes(forward, backward))
     assert report.unseen is not None
     assert {row.accuracy.value for row in report.unseen.rows} == {1.0}
-    known = passes_of_unseen(read(threats))
+    known = passes_of_unseen(read_unseen(threats))
     more = Passes(counts[1].forward - counts[0].forward, counts[1].backward - counts[0].backward)
     # A move that is known to change nothing costs no pass.
     assert more.backward == 3 * known.backward
     assert 0.8 * 3 * known.forward <= more.forward <= 3 * known.forward
 
 
-def test_a_report_with_other_threats_is_read_back(whole: tuple[list[Event], Report]) -> None:
+def test_a_report_with_unseen_threats_is_read_back(whole: tuple[list[Event], Report]) -> None:
     assert Report.model_validate(json.loads(whole[1].model_dump_json())) == whole[1]

@@ -202,15 +202,15 @@ def test_a_method_comes_with_its_own_options_and_no_others() -> None:
         ({"base_model": "mine"}, "/dataset", "name the data set"),
         ({"metadata": {"k": "v" * 513}}, "/metadata/k", "at most 512"),
         ({"seed": -1}, "/seed", "at least 0"),
-        ({"epochs": True}, "/epochs", "whole number"),
-        ({"epochs": "3"}, "/epochs", "whole number"),
-        ({"epochs": 3.5}, "/epochs", "whole number"),
+        ({"epochs": True}, "/epochs", "give an integer"),
+        ({"epochs": "3"}, "/epochs", "give an integer"),
+        ({"epochs": 3.5}, "/epochs", "give an integer"),
         ({"learning_rate": "0.1"}, "/learning_rate", "give a number"),
         ({"evaluation": {"include_base": "no"}}, "/evaluation/include_base", "true or false"),
         ({"eps": {"linf": True, "l1": 1}}, "/eps/linf", '"8/255"'),
         ({"eps": 8}, "/eps", '{"linf": "8/255"'),
         ({"evaluation": "fast"}, "/evaluation", '{"protocol": "fast"}'),
-        ({"method": {"name": "e-at", "steps": 1e6}}, "/method/steps", "one whole number"),
+        ({"method": {"name": "e-at", "steps": 1e6}}, "/method/steps", "one integer"),
         ({"base_model": ""}, "/base_model", "shipped: digits-cnn-linf"),
         ({"name": "red\x1b[31m"}, "/name", "leave out control characters"),
         ({"extra_dataset": ""}, "/extra_dataset", "at least 1 character"),
@@ -258,10 +258,10 @@ def test_a_radius_is_refused_exactly_from_where_grey_is_reachable(norm: str) -> 
 
 
 def _codes(body: dict[str, Any]) -> set[str]:
-    return {caution.code for caution in spec_warnings(parse(body))}
+    return {warning.code for warning in spec_warnings(parse(body))}
 
 
-def test_a_spec_that_is_likely_to_disappoint_comes_with_cautions() -> None:
+def test_a_spec_that_is_likely_to_disappoint_comes_with_warnings() -> None:
     quiet = {**_SMALLEST, "method": "sat"}
     assert _codes({**_SMALLEST, "eps": {"linf": 0.15, "l2": 0.47, "l1": 1.5}}) == set()
     assert _codes({**_SMALLEST, "eps": {"linf": 0.15, "l2": 0.5, "l1": 1.5}}) == {"l2_not_covered"}
@@ -276,15 +276,15 @@ def test_a_spec_that_is_likely_to_disappoint_comes_with_cautions() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["piecewise", "one-cycle", "constant"])
-def test_a_run_too_short_for_its_schedule_comes_with_a_caution(schedule: str) -> None:
+def test_a_run_too_short_for_its_schedule_comes_with_a_warning(schedule: str) -> None:
     """Three steps: one at each of three learning rates."""
     short = {**_SMALLEST, "method": "sat", "schedule": schedule, "epochs": 3, "train_examples": 64}
     assert _codes(short) == (set() if schedule == "constant" else {"few_steps"})
-    message = next((caution.message for caution in spec_warnings(parse(short))), "the run has 3 steps")
+    message = next((warning.message for warning in spec_warnings(parse(short))), "the run has 3 steps")
     assert "the run has 3 steps" in message
 
 
-def test_what_the_catalogue_chooses_is_not_cautioned_against() -> None:
+def test_what_the_catalogue_chooses_is_not_warned_about() -> None:
     for name in DATASETS:
         assert _codes({"kind": "train", "architecture": "resnet-50", "dataset": name, "method": "sat"}) == set()
 

@@ -68,7 +68,11 @@ def test_a_list_takes_names_presets_and_objects() -> None:
         ([{"name": "l0", "budgets": "all"}], "/evaluation/unseen/threats/0/budgets", "[1, 3, 9]"),
         ([{"name": "l0", "steps": 3}], "/evaluation/unseen/threats/0/steps", "has no steps"),
         ([{"name": "fog", "queries": 3}], "/evaluation/unseen/threats/0/queries", "has no queries"),
-        ([{"name": "fog", "budgets": float("nan")}], "/evaluation/unseen/threats/0/budgets", "nan is no budget"),
+        (
+            [{"name": "fog", "budgets": float("nan")}],
+            "/evaluation/unseen/threats/0/budgets",
+            "nan is not a valid budget",
+        ),
         ([{"name": "common/fog", "budgets": 0}], "/evaluation/unseen/threats/0/budgets", "at most 5 (severity)"),
         ([{"name": "common/fog", "budgets": 6}], "/evaluation/unseen/threats/0/budgets", "at most 5 (severity)"),
         ([{"name": "common/fog", "compat": True}], "/evaluation/unseen/threats/0/compat", "has no compat"),

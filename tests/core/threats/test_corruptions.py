@@ -13,7 +13,7 @@ from core.data import Dataset
 from core.schema.errors import BadInput
 from core.schema.threats import SEVERITIES
 from core.threats import corruptions
-from core.threats.corruptions import NAMES, STANDARD, check_corruption, corrupt, table_of, weather
+from core.threats.corruptions import NAMES, STANDARD, check_corruption, corrupt, severities, table_of, weather
 from core.threats.corruptions.grey import grey_of
 from core.threats.corruptions.severities import arguments_of
 from core.threats.random_numbers import PointNumbers
@@ -43,6 +43,12 @@ def _distance(name: str, severity: int, images: Tensor) -> float:
 
 def test_there_are_15_standard_and_4_extra_corruptions() -> None:
     assert (len(STANDARD), len(NAMES), len(set(NAMES)), list(SEVERITIES)) == (15, 19, 19, [1, 2, 3, 4, 5])
+
+
+def test_every_corruption_has_a_function_and_severities_in_both_tables() -> None:
+    tables = severities._TABLES
+    assert tables.keys() == {"cifar", "imagenet"}
+    assert corruptions._FUNCTIONS.keys() == tables["cifar"].keys() == tables["imagenet"].keys() == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,13 +100,12 @@ def test_a_corrupted_image_does_not_depend_on_the_other_images(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_images_on_another_device_are_corrupted_there(name: str) -> None:
-    for shape in ((3, 32, 32), (1, 64, 65)):
-        images = _scenes(2, shape)
-        expected = corrupt(images, name, 4, seed=1)
-        with elsewhere():
-            corrupted = corrupt(images.to(DEVICE), name, 4, seed=1)
-            assert corrupted.device == DEVICE
-            assert torch.equal(corrupted.cpu(), expected)
+    images = _scenes(2, (3, 24, 25))
+    expected = corrupt(images, name, 4, seed=1)
+    with elsewhere():
+        corrupted = corrupt(images.to(DEVICE), name, 4, seed=1)
+        assert corrupted.device == DEVICE
+        assert torch.equal(corrupted.cpu(), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""What the five attacks on the parameters of a corruption share."""
+"""What the five attacks on the parameters of a distortion share."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ from core.threats.elastic import ElasticThreat, elastic
 from core.threats.fog import FogThreat, fog
 from core.threats.gabor import GaborThreat, gabor
 from core.threats.jpeg import JpegThreat, jpeg
-from core.threats.parameter_ascent import Corruption, Drawn, climb
+from core.threats.parameter_ascent import Distortion, Drawn, climb
 from core.threats.parameter_threat import ParameterThreat
 from core.threats.random_numbers import PointNumbers
 from core.threats.snow import SnowThreat, snow
@@ -175,7 +175,7 @@ def test_in_compat_batches_give_what_each_gives_alone(case: _Case) -> None:
 
 
 @dataclass(frozen=True)
-class _Shift(Corruption):
+class _Shift(Distortion):
     """Adds the parameters, each at most `eps`."""
 
     eps: float
@@ -196,11 +196,11 @@ def _shift(
     compat: bool = False,
     reach: float = 0.05,
     options: AttackOptions = DEFAULTS,
-    corruption: Corruption | None = None,
+    distortion: Distortion | None = None,
 ) -> AttackResult:
     def draw(images: Tensor, numbers: PointNumbers) -> Drawn:
         start = 0.1 * numbers.uniform(0, images[0].numel()).view_as(images).to(images) - 0.05
-        return Drawn(corruption or _Shift(0.05), start)
+        return Drawn(distortion or _Shift(0.05), start)
 
     return _take(climb(model, images, labels, draw, options, steps=steps, reach=reach, compat=compat))
 
@@ -370,11 +370,11 @@ def test_in_compat_a_pixel_that_is_nan_is_that_of_the_image() -> None:
     @dataclass(frozen=True)
     class Holes(_Shift):
         def apply(self, images: Tensor, parameters: Tensor, *, first: bool) -> Tensor:
-            corrupted = super().apply(images, parameters, first=first)
-            return torch.where(images < 0.5, torch.nan * parameters, corrupted)
+            distorted = super().apply(images, parameters, first=first)
+            return torch.where(images < 0.5, torch.nan * parameters, distorted)
 
     images = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    result = _shift(_Certain(), images, torch.zeros(2, dtype=torch.int64), steps=3, compat=True, corruption=Holes(0.05))
+    result = _shift(_Certain(), images, torch.zeros(2, dtype=torch.int64), steps=3, compat=True, distortion=Holes(0.05))
     hole = images < 0.5
     assert torch.equal(result.adversarial[hole], images[hole])
     assert (result.adversarial[~hole] != images[~hole]).all()

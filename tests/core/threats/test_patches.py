@@ -71,7 +71,12 @@ def test_a_side_that_is_none_is_refused(side: object) -> None:
         ((3, 8, 8), 8, "a patch of 8 x 8 covers all of an image of 8 x 8", "at most 7"),
         ((3, 8, 8), 9, "a patch of 9 x 9 is larger than an image of 8 x 8", "at most 7"),
         ((1, 6, 9), 7, "a patch of 7 x 7 is larger than an image of 6 x 9", "at most 6"),
-        ((1, 1, 1), 1, "a patch of 1 x 1 covers all of an image of 1 x 1", "larger images"),
+        (
+            (1, 1, 1),
+            1,
+            "a patch of 1 x 1 covers all of an image of 1 x 1",
+            "leave patch out, or evaluate on images of 2 x 2 or larger",
+        ),
     ],
 )
 def test_a_patch_that_leaves_nothing_of_the_image_is_refused_before_any_pass(

@@ -11,6 +11,7 @@ from core.attacks.threat import Threat
 from core.threats.frames import FrameThreat, frame
 from core.threats.patches import PatchThreat, patch
 from core.threats.pixels import PixelsThreat, sparse_pixels
+from tests.support.other_device import DEVICE, elsewhere, move
 
 _ATTACKS: dict[str, Attack[Threat, ...]] = {"l0": sparse_pixels, "patch": patch, "frame": frame}
 _THREATS: dict[str, list[Threat]] = {
@@ -326,3 +327,26 @@ def test_points_that_are_wrong_to_begin_with_are_handed_back(name: str) -> None:
     assert not result.late.any()
     assert torch.equal(result.adversarial, images)
     assert len(model.asked) == 1
+
+
+@either_mode
+@names
+def test_a_search_runs_on_another_device(
+    name: str, compat: bool, base: nn.Module, test_digits: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = (points[:4] for points in test_digits)
+    threat = _THREATS[name][0]
+    with elsewhere():
+        images, labels = images.to(DEVICE), labels.to(DEVICE)
+        # The numbers differ: this device rounds the large integers of the hash.
+        result = _ATTACKS[name](move(base), images, labels, threat, queries=6, compat=compat)
+        assert result.adversarial.device == DEVICE
+        assert threat.contains(images, result.adversarial).tolist() == [True] * 4
+
+
+@names
+def test_a_model_may_compute_in_another_precision_than_its_images(name: str) -> None:
+    model, images, labels = _case((1, 8, 8), 6)
+    model.register_forward_hook(lambda _, inputs, logits: logits.bfloat16())
+    result = _ATTACKS[name](model, images, labels, _THREATS[name][1], queries=20)
+    assert _THREATS[name][1].contains(images, result.adversarial).all()

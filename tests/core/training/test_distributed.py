@@ -64,7 +64,7 @@ def test_a_shared_batch_norm_computes_what_its_kind_computes(group, kind):
 
 
 def test_a_batch_norm_that_does_more_than_is_known_is_refused():
-    with pytest.raises(BadInput, match="1 is a batch norm of its own kind, Doubled") as refused:
+    with pytest.raises(BadInput, match="1 is a custom batch norm layer, Doubled") as refused:
         share_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 3), Doubled(4)))
     assert (refused.value.field, refused.value.hint) == ("gpus", "set gpus to 1")
 

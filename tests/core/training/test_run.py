@@ -70,7 +70,7 @@ def test_a_run_yields_its_events_in_order(tmp_path: Path) -> None:
     assert finished.reports.after is not None
 
 
-def test_a_run_evaluates_other_threats_before_and_after_and_keeps_them_in_its_files(tmp_path: Path) -> None:
+def test_a_run_evaluates_unseen_threats_before_and_after_and_keeps_them_in_its_files(tmp_path: Path) -> None:
     threats = [{"name": "l0", "budgets": [1, 2], "queries": 5}, {"name": "common/contrast", "budgets": [5]}]
     asked = {**_QUICK["evaluation"], "unseen": threats}
     with pytest.raises(BadInput, match="l0 may change 64 pixels"):

@@ -90,7 +90,7 @@ def test_a_changed_copy_of_an_object_that_is_gone_is_not_given_out(store, cache,
 def test_a_disk_that_damages_every_copy_is_told_of(store, cache, tmp_path, monkeypatch):
     thing = put(store, tmp_path, b"a")
     monkeypatch.setattr("worker.files.cache._hash", lambda file, check: "0" * 64)
-    with pytest.raises(OSError, match="does not give back what was written"), cache.hold(*thing, store):
+    with pytest.raises(OSError, match="read from disk differs from what was written"), cache.hold(*thing, store):
         raise AssertionError("a damaged copy was given out")
 
 

@@ -30,7 +30,7 @@ def start(workplace, project, **wish):
     """Queue and claim a job."""
     with workplace.database.writing() as session:
         lifecycle.create(session, project.id, parse_request({"base_model": "digits-cnn-linf", "metadata": wish}))
-        return claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy())
+        return claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy(max_crashes=5))
 
 
 def logged(workplace, held):

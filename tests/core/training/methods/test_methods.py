@@ -18,6 +18,7 @@ from core.geometry import project
 from core.schema.catalog import METHODS, MethodEntry, Norm
 from core.schema.method import Method
 from core.schema.progress import NormCount
+from core.training import methods
 from core.training.methods import build
 from core.training.methods.contract import BatchLoss, Counts, TrainingMethod, add_counts, whole
 from core.training.methods.ramp import pair
@@ -131,6 +132,10 @@ def test_sat_draws_all_norms_as_often_whatever_the_counts(batch: Batch) -> None:
     drawn = Counter(_loss(sat, _Constant(), one, counts).norm for _ in range(600))
     # 600 draws at a third: five standard deviations are 58.
     assert all(abs(drawn[norm] - 200) < 58 for norm in ("linf", "l2", "l1"))
+
+
+def test_the_methods_that_can_be_built_are_those_of_the_catalogue() -> None:
+    assert methods._METHODS.keys() == METHODS.keys()
 
 
 @pytest.mark.parametrize("entry", METHODS.values(), ids=lambda entry: entry.name)
