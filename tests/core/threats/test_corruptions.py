@@ -48,7 +48,9 @@ def test_there_are_15_standard_and_4_extra_corruptions() -> None:
 def test_every_corruption_has_a_function_and_severities_in_both_tables() -> None:
     tables = severities._TABLES
     assert tables.keys() == {"cifar", "imagenet"}
-    assert corruptions._FUNCTIONS.keys() == tables["cifar"].keys() == tables["imagenet"].keys() == set(NAMES)
+    functions = corruptions._RANDOM | corruptions._FIXED
+    assert functions.keys() == tables["cifar"].keys() == tables["imagenet"].keys() == set(NAMES)
+    assert corruptions._RANDOM.keys().isdisjoint(corruptions._FIXED)
 
 
 @pytest.mark.parametrize("name", NAMES)
