@@ -256,6 +256,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=REPEATS, help="of each request")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     given = parser.parse_args()
+    # Before the measurement, which would be lost if the folder could not be made.
+    given.out.mkdir(parents=True, exist_ok=True)
     kinds = [given.database] if given.database else ["postgres", "sqlite"]
     found = {kind: run(kind, given.scale, given.repeats) for kind in kinds}
     (given.out / "history.json").write_text(json.dumps(found, indent=2) + "\n")
