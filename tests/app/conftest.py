@@ -37,7 +37,9 @@ QUICK_ON_POSTGRES = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what can wait."""
     for item in items:
-        on_postgres = "postgres" in getattr(getattr(item, "callspec", None), "params", {}).values()
+        values = getattr(getattr(item, "callspec", None), "params", {}).values()
+        # Compared with an array, a string would give an array.
+        on_postgres = any(isinstance(value, str) and value == "postgres" for value in values)
         if not on_postgres or not item.path.is_relative_to(_HERE):
             continue
         if str(item.path.relative_to(_HERE).with_suffix("")) not in QUICK_ON_POSTGRES:
