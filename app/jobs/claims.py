@@ -56,8 +56,14 @@ class RetryPolicy:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Read from the settings at how many crashes a job fails."""
-        return cls(max_crashes=settings.max_crashes)
+        """Read from the settings at how many crashes a job fails; the constants are read when this is called."""
+        return cls(
+            max_crashes=settings.max_crashes,
+            max_crashes_in_place=MAX_CRASHES_IN_PLACE,
+            backoff_seconds=CRASH_BACKOFF_SECONDS,
+            max_backoff_seconds=MAX_CRASH_BACKOFF_SECONDS,
+            cancel_seconds=CANCEL_LIMIT_SECONDS,
+        )
 
 
 def claim(

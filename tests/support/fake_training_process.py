@@ -53,7 +53,7 @@ def save(folder, kind, name, content, step=STEPS):
 def evaluate(spec, subject, right, shard=None):
     say("entered", phase="evaluating", subject=subject)
     for done, norm in enumerate(spec["eps"], start=1):
-        say("attacked", subject=subject, norm=norm, attack="apgd-ce", robust=right, examples=4, done=done, total=3)
+        say("attacked", subject=subject, threat=norm, attack="apgd-ce", robust=right, examples=4, done=done, total=3)
     say("evaluated", subject=subject, report=report(spec, right, shard))
 
 

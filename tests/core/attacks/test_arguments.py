@@ -175,7 +175,7 @@ def _evaluate(model: nn.Module | None = None, **change: Any) -> BadInput:
         ({"eps": {"linf": 0.1, "l2": 4.0}}, "eps.l2", "did you mean 4 / 255?"),
         ({"protocol": "standart"}, "evaluation.protocol", "did you mean 'standard'?"),
         ({"engine": "autoattack"}, "evaluation.engine", "known: temper, reference"),
-        ({"batch_size": 0}, "evaluation.batch_size", "from 1 on"),
+        ({"batch_size": 0}, "evaluation.batch_size", "integer of at least 1"),
     ],
 )
 def test_settings_of_an_evaluation_are_checked_in_every_key(change: dict[str, Any], field: str, remedy: str) -> None:

@@ -113,7 +113,7 @@ def test_options_stand_over_the_file_they_come_with(run: Command, tmp_path: Path
         (["--base-model", "digits-cnn-linf", "--eps", "8/255", "--eps.linf", ".1"], "leave --eps.linf out"),
         (["--base-model", "digits-cnn-linf", "--eps", "[" * 100_000], "give an object"),
         (["--weights", "___.safetensors", "--dataset", "digits"], "give one of letters and digits with --base-model"),
-        (["pyproject.toml"], "is not JSON"),
+        (["pyproject.toml"], "is not valid JSON"),
         (["--weights", "README.md", "--dataset", "digits"], "no weights file"),
     ],
 )
