@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, Attack, AttackOptions, Steps
+from core.threats.diamond_square import diamond_square
 from core.threats.parameter_ascent import STEPS, Distortion, Drawn, climb
 from core.threats.parameter_threat import ParameterThreat, lies_between
 from core.threats.random_numbers import PointNumbers
@@ -79,7 +79,7 @@ class _Fog(Distortion):
         """Lay fog over images; parameters (points, side² - 1)."""
         del first
         shape = images.shape[2:]
-        field = fog_map(parameters, map_side(shape), shift=2 if self.compat else 1)
+        field = diamond_square(parameters, map_side(shape), amplitude=_WIBBLE, falloff=2, shift=2 if self.compat else 1)
         if self.compat:
             low, high = field.min(), field.max()
             field = (field - low) / (high - low)
@@ -111,28 +111,3 @@ def lay_fog(images: Tensor, field: Tensor, density: float, *, brightest: float |
 def map_side(size: Sequence[int]) -> int:
     """Give the side of the fog map for images of this size (height, width): the next power of two above the longer."""
     return 1 << int(max(size)).bit_length()
-
-
-def fog_map(offsets: Tensor, side: int, *, shift: int = 1) -> Tensor:
-    """Draw diamond-square maps (points, side, side), periodic in both directions, from offsets in [0, 1].
-
-    offsets (points, side² - 1): three for each point of a level's grid, level by level. `side` is a power of two. Each
-    level doubles the grid: a new point is the mean of its four neighbours, plus its offset, scaled to (-1, 1) times an
-    amplitude that halves from level to level. shift: 2 to repeat the mistake that `fog` describes.
-    """
-    points = len(offsets)
-    grid = offsets.new_zeros(points, 1, 1)
-    start, amplitude = 0, _WIBBLE
-    while (size := grid.shape[1]) < side:
-        end = start + 3 * size**2
-        noise = (2 * offsets[:, start:end] - 1).view(points, 3, size, size) * amplitude
-        rows = grid + grid.roll(-1, 1)
-        columns = grid + grid.roll(-1, 2)
-        centres = (rows + rows.roll(-1, 2)) / 4 + noise[:, 0]
-        across = (columns + centres + centres.roll(1, 1)) / 4 + noise[:, 1]
-        down = (rows + centres + centres.roll(shift, 2)) / 4 + noise[:, 2]
-        upper = torch.stack([grid, across], 3).flatten(2)
-        lower = torch.stack([down, centres], 3).flatten(2)
-        grid = torch.stack([upper, lower], 2).flatten(1, 2)
-        start, amplitude = end, amplitude / 2
-    return grid

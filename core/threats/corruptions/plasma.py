@@ -1,7 +1,9 @@
-"""Plasma: random fractal maps by the diamond-square algorithm (Fournier et al. 1982), for fog and frost."""
+"""Plasma: random fractal maps (`core.threats.diamond_square`), for fog and frost."""
 
+import torch
 from torch import Tensor
 
+from core.threats.diamond_square import diamond_square
 from core.threats.random_numbers import PointNumbers
 
 
@@ -11,22 +13,19 @@ def plasma(numbers: PointNumbers, step: int, height: int, width: int, *, decay: 
     The side of the square is a power of two, and its borders fit together. Each level of detail is `decay` squared
     times weaker than the one before.
     """
-    size = max(2, 1 << (max(height, width) - 1).bit_length())
-    maps = numbers.uniform(step, size * size).reshape(-1, size, size) * 2 - 1
-    maps[:, 0, 0] = 0
-    spacing, amplitude = size, 1.0
-    while spacing >= 2:
-        half = spacing // 2
-        every, between = slice(0, None, spacing), slice(half, None, spacing)
-        corners = maps[:, every, every]
-        pairs = corners + corners.roll(-1, 1)
-        # Where the mean of its neighbours comes, the map still holds the point's random number.
-        middles = amplitude * maps[:, between, between] + (pairs + pairs.roll(-1, 2)) / 4
-        maps[:, between, between] = middles
-        across = corners + corners.roll(-1, 2) + middles + middles.roll(1, 1)
-        along = corners + corners.roll(-1, 1) + middles + middles.roll(1, 2)
-        maps[:, every, between] = amplitude * maps[:, every, between] + across / 4
-        maps[:, between, every] = amplitude * maps[:, between, every] + along / 4
-        spacing, amplitude = half, amplitude / decay**2
+    side = max(2, 1 << (max(height, width) - 1).bit_length())
+    drawn = numbers.uniform(step, side * side).view(-1, side, side)
+    spacings = [side >> level for level in range(side.bit_length() - 1)]
+    # Each place of the map has its number.
+    offsets = torch.cat([_new_places(drawn, spacing) for spacing in spacings], 1)
+    maps = diamond_square(offsets, side, amplitude=1.0, falloff=decay**2)
     maps = maps - maps.amin((1, 2), keepdim=True)
     return (maps / maps.amax((1, 2), keepdim=True))[:, :height, :width]
+
+
+def _new_places(maps: Tensor, spacing: int) -> Tensor:
+    """Give what stands at the places that a level adds to a grid of this spacing, (points, places): centres, then
+    those beside grid points, then those below."""
+    every, between = slice(0, None, spacing), slice(spacing // 2, None, spacing)
+    parts = maps[:, between, between], maps[:, every, between], maps[:, between, every]
+    return torch.cat([part.flatten(1) for part in parts], 1)
