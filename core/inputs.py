@@ -20,7 +20,6 @@ from core.models.precision import resolve
 from core.schema.errors import BadInput, DoesNotFit
 from core.schema.events import Started, Warned
 from core.schema.spec import AnySpec, EvaluateSpec, TrainSpec
-from core.schema.threats import COMMON
 
 log = logging.getLogger(__name__)
 
@@ -166,11 +165,7 @@ def _open_corruptions(spec: AnySpec, inputs: Inputs, dataset: data.Dataset) -> C
     if inputs.corruptions is None:
         return None
     asked = spec.evaluation.unseen
-    names = (
-        [threat.name.removeprefix(COMMON) for threat in asked.threats if threat.name.startswith(COMMON)]
-        if asked
-        else []
-    )
+    names = [threat.corruption for threat in asked.threats if threat.corruption] if asked else []
     if not names:
         raise BadInput(
             f"{inputs.corruptions} is given, but the spec asks for no common corruption",

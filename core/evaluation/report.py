@@ -116,9 +116,9 @@ def merge(shards: Sequence[Reports]) -> Reports:
     for _, _, other in found[1:]:
         if _identity(other) != _identity(first):
             raise BadInput(
-                "these are parts of different evaluations: spec, model, data or versions differ",
-                hint="run all shards with the same spec, model, data, version of Temper and release of torch; the "
-                "devices may differ",
+                "these are parts of different evaluations: spec, model, data, images of corruptions or versions differ",
+                hint="run all shards with the same spec, model, data, --corruptions, version of Temper and release of torch; "
+                "the devices may differ",
                 field="merge",
             )
     if any(part.first + report.examples != after.first for (part, report, _), (after, _, _) in pairwise(found)):
@@ -149,7 +149,17 @@ def _identity(reports: Reports) -> tuple[object, ...]:
     run, after = reports.run, reports.after
     assert after is not None
     known = (run.spec, run.base_sha256, run.data_sha256, verdict_versions(run.versions)) if run else ()
-    return (*known, after.format, after.protocol, after.engine, after.seed, after.batch_size, after.eps)
+    common = after.unseen and after.unseen.common
+    return (
+        *known,
+        common and common.source,
+        after.format,
+        after.protocol,
+        after.engine,
+        after.seed,
+        after.batch_size,
+        after.eps,
+    )
 
 
 def _merge_reports(shards: Sequence[Report]) -> Report:

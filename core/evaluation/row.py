@@ -1,4 +1,4 @@
-"""What an evaluation knows per point in the row of a threat, and what counts as fooled."""
+"""The results per point in the row of a threat, and the rule that decides which points are fooled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,8 @@ _GROUP_POINTS = 1024
 _GROUP_BYTES = 256 * 2**20
 # Points that go through the model together. More overflow the caches of a CPU; a GPU needs many.
 _CHUNK_SIZE = {"cpu": 256, "cuda": 1024}
+
+_Returned = TypeVar("_Returned")
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,7 @@ class Search:
             group = row.part(points)
             if group.restore(self._state, key):
                 continue
-            try:
-                yield from self._attack_group(key, name, attack, threat, first, group)
-            except Interrupted:
-                yield from self._state.snapshot(now=True)
-                raise
+            yield from self._save_if_interrupted(self._attack_group(key, name, attack, threat, first, group))
             self._state.put(group.columns(key))
             yield from self._state.snapshot()
         seconds = time.monotonic() - begun
@@ -132,6 +130,9 @@ class Search:
     def predict_changed(self, row_id: str, change: Callable[[int, Tensor], Tensor]) -> Generator[Saved, None, Tensor]:
         """Classify changed images: (examples,). change: given the index of the first of some images and the images,
         returns the changed ones."""
+        return self._save_if_interrupted(self._predict_changed(row_id, change))
+
+    def _predict_changed(self, row_id: str, change: Callable[[int, Tensor], Tensor]) -> Generator[Saved, None, Tensor]:
         found = []
         for points in self._groups():
             key = f"{row_id}/{points.start}"
@@ -142,6 +143,14 @@ class Search:
                 yield from self._state.snapshot()
             found.append(predicted.to(self._labels.device))
         return torch.cat(found)
+
+    def _save_if_interrupted(self, steps: Generator[Saved, None, _Returned]) -> Generator[Saved, None, _Returned]:
+        """Take steps; where a request to pause interrupts them, make a snapshot of what is known."""
+        try:
+            return (yield from steps)
+        except Interrupted:
+            yield from self._state.snapshot(now=True)
+            raise
 
     def _groups(self) -> Iterator[slice]:
         """Divide the points into groups of logical batches."""

@@ -21,7 +21,7 @@ from core.schema.events import Attacked, Saved
 from core.schema.progress import Subject
 from core.schema.report import AttackRecord, CorruptionSource, UnseenReport, unseen_row_id
 from core.schema.spec import CONSEQUENCE
-from core.schema.threats import COMMON, THREATS
+from core.schema.threats import THREATS
 from core.schema.unseen import AskedUnseen, Unseen
 from core.threats import make_attack, make_threat
 from core.threats.corruptions import check_corruption, corrupt, table_of
@@ -105,8 +105,8 @@ def check_unseen(asked: Unseen | None, shape: Sequence[int]) -> None:
     """Raise BadInput where a threat makes no sense for images of this shape (channels, height, width)."""
     for threat in asked.threats if asked else ():
         for budget in threat.budgets:
-            if threat.name.startswith(COMMON):
-                check_corruption(threat.name.removeprefix(COMMON), int(budget), shape)
+            if threat.corruption:
+                check_corruption(threat.corruption, int(budget), shape)
             else:
                 make_threat(threat, budget).check(shape)
 
@@ -128,16 +128,20 @@ def iter_unseen(
     done = progress.done
     for threat in asked.threats:
         kind = THREATS[threat.name].kind
-        row = Row.of(clean)
+        predicted = clean
         for budget in threat.budgets:
             key = unseen_row_id(threat.name, budget)
-            if kind == "corruption":
-                change = partial(corruptions.corrupt, threat.name.removeprefix(COMMON), int(budget))
-                right = (yield from search.predict_changed(key, change)) == labels
+            if threat.corruption:
+                change = partial(corruptions.corrupt, threat.corruption, int(budget))
+                # Images that are made and those of the files are not the same.
+                predicted = yield from search.predict_changed(f"{key}/{corruptions.source}", change)
             else:
+                # What a smaller budget's search met says nothing about this one.
+                row = Row.of(predicted)
                 found = search.run(kind, make_attack(threat), make_threat(threat, budget), row, row_id=key)
                 records.append((yield from found))
-                right = row.predicted == labels
+                predicted = row.predicted
+            right = predicted == labels
             verdicts[threat.name, budget] = "".join("01"[verdict] for verdict in right.tolist())
             done += 1
             yield Attacked(

@@ -7,7 +7,7 @@ from statistics import fmean
 from core.evaluation.rates import rate
 from core.evaluation.row import sum_records
 from core.schema.report import AttackRecord, CommonCorruptions, CorruptionSource, UnseenReport, UnseenRow
-from core.schema.threats import COMMON, SEVERITIES, STANDARD_CORRUPTIONS
+from core.schema.threats import SEVERITIES, STANDARD_CORRUPTIONS
 
 Verdicts = Mapping[tuple[str, float], str]
 """A digit per point, 1 where the model is right, by threat and budget."""
@@ -30,7 +30,7 @@ def summarise(
         UnseenRow(threat=threat, budget=budget, accuracy=rate(column.count("1"), len(column)), verdicts=column)
         for (threat, budget), column in verdicts.items()
     )
-    attacks = [row for row in _largest(rows) if not row.threat.startswith(COMMON)]
+    attacks = [row for row in _largest(rows) if not row.is_corruption]
     together = [min(verdicts) for verdicts in zip(*(row.verdicts for row in attacks), strict=True)]
     return UnseenReport(
         preset=preset,
@@ -52,7 +52,7 @@ def _largest(rows: Sequence[UnseenRow]) -> Iterator[UnseenRow]:
 def _common(
     rows: Sequence[UnseenRow], source: CorruptionSource | None, reference_errors: Mapping[str, float] | None
 ) -> CommonCorruptions | None:
-    found = [row for row in rows if row.threat.startswith(COMMON)]
+    found = [row for row in rows if row.is_corruption]
     if source is None or not found:
         return None
     standard = [row for row in found if row.threat in STANDARD_CORRUPTIONS]

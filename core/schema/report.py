@@ -111,6 +111,11 @@ class UnseenRow(Record):
         """The name of the row."""
         return unseen_row_id(self.threat, self.budget)
 
+    @property
+    def is_corruption(self) -> bool:
+        """Whether it is a common corruption, and not an attack."""
+        return self.threat.startswith(COMMON)
+
 
 def unseen_row_id(threat: str, budget: float) -> str:
     """Name the row of a threat and a budget, such as "l0 9"."""
@@ -160,7 +165,7 @@ class UnseenReport(Record):
     @property
     def attack_rows(self) -> tuple[UnseenRow, ...]:
         """The rows that are not common corruptions."""
-        return tuple(row for row in self.rows if not row.threat.startswith(COMMON))
+        return tuple(row for row in self.rows if not row.is_corruption)
 
 
 class Report(Record):

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from core.schema.record import Record
 from core.schema.suggestions import check_known
-from core.schema.threats import PRESETS, STANDARD_CORRUPTIONS, THREATS
+from core.schema.threats import COMMON, PRESETS, STANDARD_CORRUPTIONS, THREATS
 
 MOST_BUDGETS = 32
 
@@ -45,6 +45,11 @@ class UnseenThreat(Record):
     compat: StrictBool = False
     """Whether the attack keeps the quirks of its authors' code, such as random numbers that a batch shares, and the
     last iterate in place of the best."""
+
+    @property
+    def corruption(self) -> str | None:
+        """The name of the common corruption that it is, without the prefix; None for an attack."""
+        return self.name.removeprefix(COMMON) if self.name.startswith(COMMON) else None
 
     @field_validator("name")
     @classmethod

@@ -19,10 +19,11 @@ from core.evaluation.unseen import read_unseen
 from core.inputs import Inputs
 from core.schema.cost_model import Passes, passes_of_unseen
 from core.schema.errors import BadInput
-from core.schema.events import Attacked, Event, Finished
+from core.schema.events import Attacked, Event, Finished, Saved
 from core.schema.report import Report
 from core.schema.spec import EvaluateSpec, parse
 from core.schema.threats import SEVERITIES
+from core.signals import Interrupted
 from core.threats.corruptions import corrupt
 from core.threats.pixels import PixelsThreat, sparse_pixels
 
@@ -166,6 +167,43 @@ def _returned(steps: Any) -> Any:
     yield (yield from steps)
 
 
+def test_the_flags_of_a_budget_are_those_of_its_own_search(
+    whole: tuple[list[Event], Report], base: nn.Module, test_digits: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = (points[:60] for points in test_digits)
+    threats = [{"name": "l0", "budgets": [1, 2], "queries": 10}]
+    report = evaluate(base, images, labels, _EPS, protocol="fast", unseen=threats)
+    assert report.unseen is not None
+    smaller = sparse_pixels(base, images, labels, PixelsThreat(1), queries=10)
+    standing = smaller.robust.nonzero().squeeze(1)
+    larger = sparse_pixels(base, images[standing], labels[standing], PixelsThreat(2), queries=10)
+    late = [int(found.late.sum()) for found in (smaller, larger)]
+    assert late[0] > 0, "otherwise this shows nothing"
+    assert [record.late for record in report.unseen.attacks] == late
+
+
+def test_a_pause_among_corruptions_saves_what_is_known(
+    tmp_path: Path, base: nn.Module, test_digits: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = (points[:20] for points in test_digits)
+    threats = read_unseen([{"name": "common/contrast", "budgets": [1, 5]}])
+    state = EvaluationState(tmp_path / STATE_FILE, kind="state")
+    options = Options("fast", "temper", seed=0, batch_size=10, unseen=threats, state=state)
+    steps = iter_evaluate(base, images, labels, _EPS, options=options, subject="result")
+    while not (isinstance(event := next(steps), Attacked) and event.threat == "common/contrast 1"):
+        pass
+
+    def interrupt(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        raise Interrupted
+
+    signal = base.features.register_forward_pre_hook(interrupt)
+    saved = next(steps)
+    assert isinstance(saved, Saved)
+    with pytest.raises(Interrupted):
+        next(steps)
+    signal.remove()
+
+
 @pytest.mark.parametrize(
     ("threats", "told"),
     [
@@ -219,6 +257,30 @@ def test_official_files_are_read_in_place_of_generated_images(
     assert whole.unseen.common.source == "files"
     shard = _run(spec, tmp_path / "shard", inputs=Inputs(corruptions=official_files), shard=(2, 3))[1]
     assert _columns(shard)["common/contrast 4"] == _columns(whole)["common/contrast 4"][10:20]
+
+
+def test_verdicts_on_official_files_and_on_generated_images_are_not_mixed(official_files: Path, tmp_path: Path) -> None:
+    """Of a resumed run, and of shards."""
+    # Of these files only brightness shows the order.
+    black = np.zeros_like(np.load(official_files / "contrast.npy"))
+    np.save(official_files / "contrast.npy", black)
+    spec, inputs = _spec(unseen=[{"name": "common/contrast", "budgets": [1, 2]}]), Inputs(corruptions=official_files)
+    generated = _run(spec, tmp_path / "generated")[1]
+    begun = run_evaluation(spec, tmp_path / "resumed", inputs)
+    while not (isinstance(event := next(begun), Attacked) and event.threat == "common/contrast 1"):
+        pass
+    begun.close()
+    resumed = _run(spec, tmp_path / "resumed")[1]
+    assert _columns(resumed) == _columns(generated)
+    shards = []
+    for number, given in ((1, inputs), (2, Inputs())):
+        last = list(run_evaluation(spec, tmp_path / str(number), given, shard=(number, 2)))[-1]
+        assert isinstance(last, Finished)
+        assert last.reports.after is not None
+        shards.append(last.reports)
+    assert _columns(shards[0].after) != _columns(generated)
+    with pytest.raises(BadInput, match="parts of different evaluations"):
+        merge(shards)
 
 
 def test_official_files_in_another_order_or_unasked_are_refused(official_files: Path, tmp_path: Path) -> None:
