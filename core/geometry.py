@@ -14,7 +14,7 @@ from torch import Tensor
 from core.schema.catalog import Norm
 
 Rounding = Literal["exact", "autoattack"]
-"""How the l1 projection is computed. exact: by halving, fast on large images, and inside the box. autoattack: by
+"""The ways to compute the l1 projection. exact: by halving, fast on large images, and inside the box. autoattack: by
 sorting, with the bits of AutoAttack, which may lie outside the box by rounding."""
 
 _TINY = 1e-12

@@ -24,7 +24,7 @@ _SECRETS: Sequence[tuple[re.Pattern[str], str]] = (
     (re.compile(r"((?:X-Amz-[\w-]{1,40}|AWSAccessKeyId|Signature)=)[^\s&\"'<>\\]+", re.IGNORECASE), rf"\1{REDACTED}"),
     (re.compile(r"(://[^\s/:@\"']*:)[^\s/@\"']+@"), rf"\1{REDACTED}@"),
 )
-"""How secrets look: API keys (but for the prefix that names one), webhook secrets and signatures, bearer tokens, the
+"""Patterns of secrets: API keys (but for the prefix that names one), webhook secrets and signatures, bearer tokens, the
 queries of presigned addresses, passwords in addresses."""
 
 

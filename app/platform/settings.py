@@ -26,7 +26,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 _SECRETS = Path("/run/secrets")
-"""Where Docker puts secrets."""
+"""The folder in which Docker puts secrets."""
 HEARTBEATS_PER_LEASE = 6
 """Number of times that a lease is renewed before it would expire."""
 _FOLLOWS = "default_factory_not_called"

@@ -22,7 +22,7 @@ JobEvent = Literal[
 ]
 """A job has changed to this status."""
 DeliveryType = JobEvent | Literal["webhook.test"]
-"""What a message to a webhook is about."""
+"""The subject of a message to a webhook."""
 ENDINGS: tuple[JobEvent, ...] = ("job.succeeded", "job.failed", "job.cancelled")
 
 

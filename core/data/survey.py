@@ -1,4 +1,4 @@
-"""What the files of a data set hold: numbers per class, images that occur more than once, and files that are not read.
+"""The contents of a data set's files: numbers per class, images that occur more than once, and files that are not read.
 
 The inspection of an upload and the start of a run count with the same `Survey`, so that both tell the same.
 """
