@@ -117,8 +117,8 @@ def merge(shards: Sequence[Reports]) -> Reports:
         if _identity(other) != _identity(first):
             raise BadInput(
                 "these are parts of different evaluations: spec, model, data, images of corruptions or versions differ",
-                hint="run all shards with the same spec, model, data, --corruptions, version of Temper and release of torch; "
-                "the devices may differ",
+                hint="run all shards with the same spec, model, data, --corruptions, version of Temper and release of "
+                "torch; the devices may differ",
                 field="merge",
             )
     if any(part.first + report.examples != after.first for (part, report, _), (after, _, _) in pairwise(found)):
