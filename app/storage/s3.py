@@ -12,6 +12,7 @@ from base64 import b64encode
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -181,16 +182,21 @@ class S3Multipart:
 
     def list_parts(self, key: str, multipart_id: str) -> Mapping[int, int]:
         with _translated_errors(key):
-            return {part["PartNumber"]: part["Size"] for part in self._list_parts(key, multipart_id)}
+            return {number: part["Size"] for number, part in self._parts(key, multipart_id).items()}
 
     def complete(self, key: str, multipart_id: str) -> None:
         with _translated_errors(key):
-            found = self._list_parts(key, multipart_id)
-            if found:
-                etags = [{"PartNumber": part["PartNumber"], "ETag": part["ETag"]} for part in found]
-                self._complete(key, multipart_id, etags)
-            else:
-                self._s3.head_object(Bucket=self._bucket, Key=checked(key))
+            if found := self._parts(key, multipart_id):
+                etags = [{"PartNumber": number, "ETag": part["ETag"]} for number, part in sorted(found.items())]
+                try:
+                    self._complete(key, multipart_id, etags)
+                except ClientError as error:
+                    # boto3 repeats a request whose answer was lost: where that had been done, there are no parts.
+                    if _code(error) not in _TAKEN | _ABSENT or self._parts(key, multipart_id):
+                        raise
+                else:
+                    return
+            self._s3.head_object(Bucket=self._bucket, Key=checked(key))
 
     def abort(self, key: str, multipart_id: str) -> None:
         with _translated_errors(key):
@@ -238,14 +244,17 @@ class S3Multipart:
         answer = self._s3.upload_part(**names, PartNumber=number, Body=content, ChecksumSHA256=_base64(digest))
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
-    def _list_parts(self, key: str, multipart_id: str) -> list[dict[str, Any]]:
+    def _parts(self, key: str, multipart_id: str) -> dict[int, dict[str, Any]]:
+        """Return the latest upload of each part. SeaweedFS lists the earlier ones as well, and an object that is made
+        of two uploads of one part loses its bytes."""
         pages = self._s3.get_paginator("list_parts").paginate(**self._names(key, multipart_id))
         try:
-            return [part for page in pages for part in page.get("Parts", ())]
+            found = [part for page in pages for part in page.get("Parts", ())]
         except ClientError as error:
             if _code(error) in _ABSENT:
-                return []
+                return {}
             raise
+        return {part["PartNumber"]: part for part in sorted(found, key=itemgetter("LastModified"))}
 
     def _complete(self, key: str, multipart_id: str, etags: list[dict[str, Any]]) -> None:
         names = self._names(key, multipart_id)
