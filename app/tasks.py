@@ -9,7 +9,7 @@ locks the task first, so that two transactions never wait for each other. The ca
 it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,9 +146,10 @@ def have_waited(session: Session, kinds: Sequence[Kind], *, seconds: float) -> b
     return session.scalar(select(Task.id).where(*queued, old).limit(1)) is not None
 
 
-def latest_attempts(session: Session, kinds: Sequence[Kind]) -> Mapping[str, int]:
-    """Read the number of the latest claim of each unfinished task of these kinds, by subject."""
-    unfinished = Task.status.in_(_UNFINISHED), Task.kind.in_([kind.name for kind in kinds])
+def latest_attempts(session: Session, kinds: Sequence[Kind], subject_ids: Collection[str]) -> Mapping[str, int]:
+    """Read the number of the latest claim of each unfinished task of these kinds and subjects, by subject."""
+    kind_names = [kind.name for kind in kinds]
+    unfinished = Task.status.in_(_UNFINISHED), Task.kind.in_(kind_names), Task.subject_id.in_(subject_ids)
     rows = session.execute(select(Task.subject_id, func.max(Task.attempt)).where(*unfinished).group_by(Task.subject_id))
     return {row[0]: row[1] for row in rows}
 

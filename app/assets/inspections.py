@@ -4,7 +4,7 @@ What an inspection stores lies under the asset's folder and the number of the ta
 there. The caller opens the transaction and commits it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,22 +150,28 @@ def record_crash(session: Session, inspection: Inspection, *, max_crashes: int) 
     tasks.record_crash(session, inspection.task, max_crashes=max_crashes)
 
 
-def leftovers(session: Session, keys: Sequence[str]) -> Sequence[str]:
-    """List those of these keys, each of an inspection's objects, that no asset needs."""
-    attempts = tasks.latest_attempts(session, KINDS)
+def leftovers(session: Session, found: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """List those of the keys of inspections' objects, by the id of their asset, that no asset needs.
+
+    The keys must have been listed before: an object that is stored after that is not a leftover yet.
+    """
+    attempts = tasks.latest_attempts(session, KINDS, found)
     ready: dict[str, str] = {}
     for table in TABLES.values():
-        for row in session.execute(select(table.id, table.report_prefix).where(table.report_prefix.is_not(None))):
-            ready[row.id] = row.report_prefix
+        where = table.id.in_(found), table.report_prefix.is_not(None)
+        ready.update(
+            (row.id, row.report_prefix) for row in session.execute(select(table.id, table.report_prefix).where(*where))
+        )
     gone = []
-    for key in keys:
-        _, asset_id, number, *_ = [*key.split("/"), "", ""]
-        if asset_id in ready:
-            is_needed = key.startswith(f"{ready[asset_id]}/")
-        else:
-            is_needed = asset_id in attempts and number.isdecimal() and int(number) >= attempts[asset_id]
-        if not is_needed:
-            gone.append(key)
+    for asset_id, keys in found.items():
+        for key in keys:
+            _, _, number, *_ = [*key.split("/"), ""]
+            if asset_id in ready:
+                is_needed = key.startswith(f"{ready[asset_id]}/")
+            else:
+                is_needed = asset_id in attempts and number.isdecimal() and int(number) >= attempts[asset_id]
+            if not is_needed:
+                gone.append(key)
     return gone
 
 

@@ -1,5 +1,5 @@
-"""Garbage collection in the object store: files of deleted jobs, files of attempts that no row names, and states of
-failed or cancelled jobs that were not retried in time. `app.operations.maintenance` runs it."""
+"""Garbage collection in the object store: files of deleted jobs and assets, files of attempts that no row names, and
+states of failed or cancelled jobs that were not retried in time. `app.operations.maintenance` runs it."""
 
 import logging
 import math
@@ -12,6 +12,7 @@ from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session, aliased
 from ulid import ULID
 
+from app.assets import assets, inspections
 from app.jobs.leases import attempt_prefix, job_prefix, log_key
 from app.platform.database import Database, seconds_from_now
 from app.platform.ids import is_id
@@ -24,9 +25,11 @@ log = logging.getLogger(__name__)
 _DAY = 24 * 60 * 60
 _AT_ONCE = 100
 _SWEEP_SECONDS = 20.0
-"""The longest part of a sweep of orphans."""
+"""The longest part of a sweep."""
 PAUSE_SECONDS = 3600.0
 """Between the begins of two sweeps of orphans."""
+ASSETS_PAUSE_SECONDS = 600.0
+"""Between the begins of two sweeps of the files of assets."""
 
 
 def sweep_states(database: Database, store: ObjectStore, *, days: float) -> None:
@@ -70,16 +73,42 @@ def sweep_orphans(database: Database, store: ObjectStore, place: Place | None = 
     place: look at the files of some jobs only, from there on, and change it to where the next call goes on. A sweep
     through all begins once in PAUSE_SECONDS. None: look at all files.
     """
+    for some in _by_owner(store, "jobs", place, pause=PAUSE_SECONDS):
+        _sweep(database, store, some)
+
+
+def sweep_asset_files(database: Database, store: ObjectStore, places: Mapping[str, Place] | None = None) -> None:
+    """Delete the objects of data sets and models that are gone, and those of inspections that were taken over. Raises
+    StorageUnavailable.
+
+    places: of each kind of asset, as for `sweep_orphans`; a sweep begins once in ASSETS_PAUSE_SECONDS.
+    """
+    for kind in assets.TABLES:
+        place = None if places is None else places[kind]
+        for some in _by_owner(store, f"{kind}s", place, pause=ASSETS_PAUSE_SECONDS):
+            with database.reading() as session:
+                gone = inspections.leftovers(session, some)
+            for key in gone:
+                store.delete(key)
+
+
+def _by_owner(
+    store: ObjectStore, prefix: str, place: Place | None, *, pause: float
+) -> Iterator[Mapping[str, Sequence[str]]]:
+    """Yield the keys under a prefix by the job or asset that they belong to, _AT_ONCE of these at a time.
+
+    With a place, it starts there, ends after _SWEEP_SECONDS, and begins at the front once in `pause` seconds.
+    """
     ends = place is not None
     place = place or Place()
     if not place.after:
-        if time.monotonic() - place.begun_at < PAUSE_SECONDS:
+        if time.monotonic() - place.begun_at < pause:
             return
         place.begun_at = time.monotonic()
     until = time.monotonic() + _SWEEP_SECONDS
-    by_job = groupby(store.keys("jobs", after=place.after), key=lambda key: key.split("/")[1])
-    while some := {job_id: list(keys) for job_id, keys in islice(by_job, _AT_ONCE)}:
-        _sweep(database, store, some)
+    by_owner = groupby(store.keys(prefix, after=place.after), key=lambda key: key.split("/")[1])
+    while some := {owner: list(keys) for owner, keys in islice(by_owner, _AT_ONCE)}:
+        yield some
         place.after = max(some[max(some)])
         if ends and time.monotonic() > until:
             return

@@ -6,7 +6,7 @@ may be cut off anywhere, and must not wait for anything without a limit.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
@@ -39,6 +39,10 @@ class MaintenanceContext:
     doorbell: Doorbell
     place: garbage_collection.Place = field(default_factory=garbage_collection.Place)
     """Where the sweep of orphans goes on."""
+    asset_places: Mapping[str, garbage_collection.Place] = field(
+        default_factory=lambda: {kind: garbage_collection.Place() for kind in assets.TABLES}
+    )
+    """Where the sweeps of the files of data sets and of models go on."""
     stopping: Event = field(default_factory=Event)
     """Set when a task that waits for something must return."""
 
@@ -143,16 +147,15 @@ def sweep_orphans(context: MaintenanceContext) -> None:
     garbage_collection.sweep_orphans(context.database, context.store, context.place)
 
 
-def clear_files_away(context: MaintenanceContext) -> None:
-    """Take back the inspections of lost workers, and remove the objects of data sets and models that are gone."""
+def take_back_expired_inspections(context: MaintenanceContext) -> None:
+    """Queue the inspections of lost workers again."""
     with context.database.writing() as session:
         tasks.expire(session, inspections.KINDS, max_crashes=context.settings.max_crashes)
-    # Keys first: an object that is stored after that is not a leftover yet.
-    keys = [key for kind in assets.TABLES for key in context.store.keys(f"{kind}s")]
-    with context.database.reading() as session:
-        gone = inspections.leftovers(session, keys)
-    for key in gone:
-        context.store.delete(key)
+
+
+def sweep_asset_files(context: MaintenanceContext) -> None:
+    """Remove the objects of data sets and models that are gone, for a limited number of them per round."""
+    garbage_collection.sweep_asset_files(context.database, context.store, context.asset_places)
 
 
 PERIODIC_TASKS: Sequence[PeriodicTask] = (
@@ -164,7 +167,8 @@ PERIODIC_TASKS: Sequence[PeriodicTask] = (
     PeriodicTask("verify uploads", 2, verify_uploads),
     PeriodicTask("clear uploads away", 60, clear_uploads_away),
     PeriodicTask("look at the GPU time of projects", 60, watch_gpu_time),
-    PeriodicTask("clear files away", 60, clear_files_away),
+    PeriodicTask("take back expired inspections", 60, take_back_expired_inspections),
+    PeriodicTask("sweep files of assets", 60, sweep_asset_files),
     PeriodicTask("delete in batches", 15, delete_in_batches),
     PeriodicTask("fold totals", 10, fold_totals),
 )

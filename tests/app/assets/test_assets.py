@@ -6,7 +6,8 @@ import pytest
 
 from app.assets import inputs, inspections
 from app.jobs import claims, ingest, lifecycle
-from app.operations.maintenance import MaintenanceContext, clear_files_away
+from app.operations import garbage_collection
+from app.operations.garbage_collection import sweep_asset_files
 from app.platform.leases import LeaseLost
 from app.projects import usage
 from app.schemas import AssetFailure
@@ -280,25 +281,38 @@ def test_a_data_set_is_never_removed_under_a_job_that_is_just_posted(api, databa
     assert there or any(answer.status_code == 422 for answer in answers) or removed.status_code == 204
 
 
-def test_what_is_deleted_leaves_no_object_and_no_room_behind(api, settings, database, store, ready, project):
+def test_what_is_deleted_leaves_no_object_and_no_room_behind(api, database, store, ready, project):
     api.delete("/datasets/birds")
     api.delete("/models/mine")
-    clear_files_away(MaintenanceContext(settings, database, store, None))
+    sweep_asset_files(database, store)
     assert [key for kind in ("datasets", "models") for key in store.keys(kind)] == []
     with database.reading() as session:
         assert usage.uploaded_bytes(session, project.id) == 0
         assert {upload.status for upload in session.query(Upload)} == {"aborted"}
 
 
-def test_what_is_ready_keeps_its_objects_and_what_a_stale_inspection_left_goes(
-    api, settings, database, store, ready, tmp_path
-):
+def test_what_is_ready_keeps_its_objects_and_what_a_stale_inspection_left_goes(api, database, store, ready, tmp_path):
     (tmp_path / "file").write_bytes(b"x")
     store.put(f"{inspections.prefix('dataset', ready[0]['id'], 0)}/report.json", tmp_path / "file")
-    clear_files_away(MaintenanceContext(settings, database, store, None))
+    sweep_asset_files(database, store)
     keys = list(store.keys("datasets"))
     assert {key.split("/")[2] for key in keys} == {"1"}
     assert api.get("/datasets/birds/report").status_code == 200
+
+
+def test_the_sweep_of_files_goes_on_where_it_stopped(database, store, tmp_path, monkeypatch):
+    monkeypatch.setattr(garbage_collection, "_AT_ONCE", 1)
+    monkeypatch.setattr(garbage_collection, "_SWEEP_SECONDS", -1)
+    (tmp_path / "file").write_bytes(b"x")
+    for number in range(3):
+        store.put(f"{inspections.prefix('dataset', f'ds_{number}', 1)}/report.json", tmp_path / "file")
+    places = {kind: garbage_collection.Place() for kind in ("dataset", "model")}
+    for left in (2, 1, 0, 0):
+        sweep_asset_files(database, store, places)
+        assert len(list(store.keys("datasets"))) == left
+    store.put(f"{inspections.prefix('dataset', 'ds_0', 2)}/report.json", tmp_path / "file")
+    sweep_asset_files(database, store, places)
+    assert len(list(store.keys("datasets"))) == 1, "the next sweep begins after a pause"
 
 
 def test_an_inspection_whose_worker_is_lost_is_begun_again_but_not_for_ever(api, database):
