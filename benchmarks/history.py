@@ -10,8 +10,10 @@ import argparse
 import json
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -141,15 +143,17 @@ class Listed:
 
     def __init__(self, job_ids: Sequence[str]) -> None:
         self._keys = sorted(f"jobs/{each}/attempts/1/{name}" for each in job_ids for name in ("a", "b", "c"))
+        self._there = frozenset(self._keys)
         self.deleted = 0
 
     def keys(self, prefix: str, *, after: str = "") -> Iterator[str]:
         """List them."""
-        return (key for key in self._keys if key.startswith(prefix) and key > after)
+        start = bisect_right(self._keys, max(after, prefix))
+        return (key for key in islice(self._keys, start, None) if key.startswith(prefix))
 
     def delete(self, key: str) -> None:
         """Count, and keep."""
-        self.deleted += key in self._keys
+        self.deleted += key in self._there
 
 
 def sweep(instance: Filled) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import exists, func, literal, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import bindparam, exists, func, literal, select
+from sqlalchemy.orm import Session
 
 from app.jobs.labels import digest
 from app.platform.paging import Order, Part, Place, list_fitting, list_rows
@@ -76,38 +76,56 @@ def training_curve(session: Session, job: Job, *, after_step: int, max_points: i
     The job has reached the last step of its newest attempt that has made one, or the step that this attempt resumed
     from. Earlier steps come from earlier attempts.
     """
-    reached = func.coalesce(
-        select(func.max(Metric.step))
-        .where(Metric.job_id == Attempt.job_id, Metric.attempt == Attempt.attempt)
-        .scalar_subquery(),
-        Attempt.resumed_step,
-    )
-    of_those_that_say = Attempt.job_id == job.id, reached.is_not(None)
-    end = session.scalar(select(reached).where(*of_those_that_say).order_by(Attempt.attempt.desc()).limit(1))
+    end = _reached(session, job)
     if end is None:
         return []
     within = Metric.job_id == job.id, Metric.step > after_step, Metric.step <= end
-    newest = aliased(Metric)
-    later = exists().where(newest.job_id == Metric.job_id, newest.step == Metric.step, newest.attempt > Metric.attempt)
-    curve = select(Metric).where(*within, ~later).order_by(Metric.step)
-    whole = session.scalars(curve.limit(max_points + 1)).all()
-    if len(whole) <= max_points:
-        return whole
+    # Steps alone are read from the index.
+    steps = session.scalars(
+        select(Metric.step).where(*within).distinct().order_by(Metric.step).limit(max_points + 1)
+    ).all()
+    if len(steps) > max_points:
+        steps = _thinned(session, job.id, after_step, end, max_points=max_points)
+    # Joined in one statement, a planner may read the whole curve. A thousand numbers are read faster as text than as
+    # parameters.
+    those = Metric.step.in_(bindparam("steps", steps, expanding=True, literal_execute=True))
+    points = select(Metric).where(Metric.job_id == job.id, those)
+    rows = session.scalars(points.order_by(Metric.step, Metric.attempt)).all()
+    return list({row.step: row for row in rows}.values())
+
+
+def _reached(session: Session, job: Job) -> int | None:
+    """Return the step that the job has reached; None where it has made no step."""
+    # One look into the index of attempts and steps: a maximum for each attempt would be looked for by step.
+    newest_first = Metric.attempt.desc(), Metric.step.desc()
+    made = session.execute(
+        select(Metric.attempt, Metric.step).where(Metric.job_id == job.id).order_by(*newest_first).limit(1)
+    ).first()
+    resumed = session.execute(
+        select(Attempt.attempt, Attempt.resumed_step)
+        .where(Attempt.job_id == job.id, Attempt.resumed_step.is_not(None))
+        .order_by(Attempt.attempt.desc())
+        .limit(1)
+    ).first()
+    latest = max((each for each in (made, resumed) if each), key=lambda each: each[0], default=None)
+    return None if latest is None else latest[1]
+
+
+def _thinned(session: Session, job_id: str, after_step: int, end: int, *, max_points: int) -> Sequence[int]:
+    """List at most `max_points` of the steps of a curve, evenly and with the last one."""
+    within = Metric.job_id == job_id, Metric.step > after_step, Metric.step <= end
     # From the last step back, each time to the next one that is far enough away: one look into the index for each
     # point, however many steps lie between. The range after after_step holds at most max_points of them.
     first = session.scalars(select(func.min(Metric.step)).where(*within)).one()
     last = session.scalars(select(func.max(Metric.step)).where(*within)).one()
     stride = -(-(last - first + 1) // max_points)
     kept = select(literal(last).label("step")).cte(recursive=True)
+    # Not within the end again: of two upper bounds SQLite might look up the wrong one.
     before = select(func.max(Metric.step)).where(
-        Metric.job_id == job.id, Metric.step > after_step, Metric.step <= kept.c.step - stride
+        Metric.job_id == job_id, Metric.step > after_step, Metric.step <= kept.c.step - stride
     )
     kept = kept.union_all(select(before.correlate(kept).scalar_subquery()).where(kept.c.step.is_not(None)))
-    steps = session.scalars(select(kept.c.step).where(kept.c.step.is_not(None))).all()
-    # Joined in one statement, a planner may read the whole curve.
-    points = select(Metric).where(Metric.job_id == job.id, Metric.step.in_(steps))
-    rows = session.scalars(points.order_by(Metric.step, Metric.attempt)).all()
-    return list({row.step: row for row in rows}.values())
+    return session.scalars(select(kept.c.step).where(kept.c.step.is_not(None))).all()
 
 
 def versions(session: Session, job_ids: Iterable[str]) -> dict[str, int]:

@@ -147,5 +147,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         for module in _MODULES:
             if found := getattr(import_module(f"{__name__}.{module}"), name, None):
+                # Python asks here only for names that the module does not have: once for each.
+                globals()[name] = found
                 return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 Every list of the API and each of its filters is asked here, those to come as well: they are found in the document.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from tests.support.work import costs
 
 SMALL = Scale(jobs=72, events=1_200, others=40, days=2)
 LARGE = Scale(jobs=720, events=12_000, others=400, days=2)
+_NUMBERS = re.compile(r"IN \([\d, ]+\)")
 SPARE = 1.25
 """By this factor the larger history may cost more: an index is a level deeper, a timestamp a row further."""
 
@@ -72,7 +74,7 @@ def holds(histories, ask, what=""):
     for grown in histories:
         with sent(grown.database) as statements:
             ask(grown)
-        texts = [text for text, _ in statements]
+        texts = [_NUMBERS.sub("IN (...)", text) for text, _ in statements]
         found.append((texts, costs(grown.database, statements)))
     (texts, small), (others, large) = found
     assert others == texts, what
