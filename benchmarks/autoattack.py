@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,10 @@ class Case:
         return {
             name: attack for name, attack in attacks_of(self.protocol, norm).items() if not (few and name == "apgd-t")
         }
+
+
+Named = tuple[str, Callable[[str], Case]]
+"""The name of a case, and what makes it, which may have to train its model first."""
 
 
 @dataclass(frozen=True)
@@ -296,7 +301,7 @@ def made(**spec: Any) -> nn.Module:
         return checkpoint.load(Path(folder) / "checkpoint.safetensors")[0]
 
 
-def digits_cases(points: int) -> Iterator[Callable[[], Case]]:
+def digits_cases(points: int) -> Iterator[Named]:
     """The digits: the linf base, that base after E-AT, a natural model, and other numbers of classes."""
     loaded = data.load("digits")
     images, labels = loaded.test.images(), loaded.test.labels
@@ -305,31 +310,36 @@ def digits_cases(points: int) -> Iterator[Callable[[], Case]]:
     all_images, all_labels = torch.cat([images, loaded.train.images()]), torch.cat([labels, loaded.train.labels])
     some = (all_labels < 3).nonzero().squeeze(1)[:points]
 
+    @cache
     def after_e_at() -> nn.Module:
         return made(base_model="digits-cnn-linf", epochs=3)
 
     def natural() -> nn.Module:
         return made(kind="train", architecture="digits-cnn", method="nat", epochs=10)
 
-    yield lambda: Case("digits linf base", digits_base(), images[:points], labels[:points], eps)
-    yield lambda: Case("digits after E-AT", after_e_at(), images[:points], labels[:points], eps)
-    yield lambda: Case("digits natural", natural(), images[:points], labels[:points], eps)
-    yield lambda: Case("digits, 3 classes", SomeClasses(digits_base(), 3), all_images[some], all_labels[some], eps)
-    yield lambda: Case(
-        "digits, 20 classes", TwoModels(digits_base(), after_e_at()), images[:200], labels[:200], eps, "paper"
+    yield "digits linf base", lambda name: Case(name, digits_base(), images[:points], labels[:points], eps)
+    yield "digits after E-AT", lambda name: Case(name, after_e_at(), images[:points], labels[:points], eps)
+    yield "digits natural", lambda name: Case(name, natural(), images[:points], labels[:points], eps)
+    yield (
+        "digits, 3 classes",
+        lambda name: Case(name, SomeClasses(digits_base(), 3), all_images[some], all_labels[some], eps),
+    )
+    yield (
+        "digits, 20 classes",
+        lambda name: Case(name, TwoModels(digits_base(), after_e_at()), images[:200], labels[:200], eps, "paper"),
     )
 
 
-def hidden_cases(points: int) -> Iterator[Callable[[], Case]]:
+def hidden_cases(points: int) -> Iterator[Named]:
     """The linf base with its gradients hidden: many logits are equal, or slopes are near AutoAttack's limit, 1e-8."""
     test = data.load("digits").test.first(points)
     images, labels = test.images(), test.labels
     eps = DATASETS["digits"].eps
-    yield lambda: Case("hidden: rounded logits", Rounded(digits_base(), 1.0), images, labels, eps)
-    yield lambda: Case("hidden: flat logits", Flat(digits_base(), 1e-7), images, labels, eps)
+    yield "hidden: rounded logits", lambda name: Case(name, Rounded(digits_base(), 1.0), images, labels, eps)
+    yield "hidden: flat logits", lambda name: Case(name, Flat(digits_base(), 1e-7), images, labels, eps)
 
 
-def cifar_cases(archive: Path, base: Path | None, points: int) -> Iterator[Callable[[], Case]]:
+def cifar_cases(archive: Path, base: Path | None, points: int) -> Iterator[Named]:
     """preact-resnet-8 on CIFAR-10 (JPEG): trained, and untrained, whose own answers are then the labels.
 
     At the `paper` protocol: all of `standard` would take hours on two cores. The untrained one's radii are so large
@@ -343,8 +353,8 @@ def cifar_cases(archive: Path, base: Path | None, points: int) -> Iterator[Calla
         fresh = build(Blueprint("preact-resnet-8", (3, 32, 32), 10)).eval()
     trained = checkpoint.load(checkpoint.base_model_file("cifar10-small-linf", base))[0]
     eps = DATASETS["cifar10"].eps
-    yield lambda: Case("cifar10-small-linf", trained, images, part.labels, eps, "paper")
-    yield lambda: Case("untrained preact-resnet-8", fresh, images, fresh(images).argmax(1), large, "paper")
+    yield "cifar10-small-linf", lambda name: Case(name, trained, images, part.labels, eps, "paper")
+    yield "untrained preact-resnet-8", lambda name: Case(name, fresh, images, fresh(images).argmax(1), large, "paper")
 
 
 def peers(case: Case, norm: Norm) -> dict[str, float]:
@@ -398,6 +408,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=300)
     parser.add_argument("--only", default="", help="only the models whose name contains this")
     parser.add_argument("--peers", action="store_true", help="time the APGD of other libraries too")
+    parser.add_argument("--no-own", action="store_true", help="do not hold pyautoattack against itself")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     empty: dict[str, Any] = {"cells": [], "apgd": []}
@@ -410,17 +421,19 @@ def main() -> None:
         f"{'model':26}{'norm':6}{'points':>6}{'clean':>6}{'ours':>6}{'theirs':>7}{'flips':>6}{'own':>6}"
         f"{'passes/M':>9}{'theirs':>7}{'seconds':>9}{'theirs':>8}{'fewer':>8}{'faster':>8}"
     )
-    for make in cases:
-        case = make()
-        if options.only not in case.name:
+    for name, make in cases:
+        wanted = [norm for norm in NORMS if (name, norm) not in known]
+        with_peers = options.peers and name == "digits linf base"
+        if options.only not in name or not (wanted or with_peers):
             continue
+        case = make(name)
         for norm in NORMS:
-            if (case.name, norm) not in known:
-                cell = compare(case, norm)
+            if norm in wanted:
+                cell = compare(case, norm, own=not options.no_own)
                 print(show(cell), flush=True)
                 row = asdict(cell) | {"fewer": round(cell.fewer, 2), "faster": round(cell.faster, 2)}
                 stored["cells"].append(row)
-            if options.peers and case.name == "digits linf base":
+            if with_peers:
                 stored["apgd"] = [row for row in stored["apgd"] if row["norm"] != norm]
                 stored["apgd"].append({"model": case.name, "norm": norm, "seconds": peers(case, norm)})
                 print(stored["apgd"][-1], flush=True)

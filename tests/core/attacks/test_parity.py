@@ -71,8 +71,8 @@ def test_each_logical_batch_gets_the_verdicts_that_pyautoattack_gives_it_alone(
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("norm", NORMS)
 def test_verdicts_on_an_untrained_network_are_those_of_pyautoattack(norm: Norm, cifar_archive: Path) -> None:
-    _, untrained = cifar_cases(cifar_archive, None, 40)
-    cell = compare(untrained(), norm)
+    _, (name, untrained) = cifar_cases(cifar_archive, None, 40)
+    cell = compare(untrained(name), norm)
     assert cell.their_own_flips is not None
     assert 0 < cell.theirs < 40
     assert cell.flips <= cell.their_own_flips
@@ -187,6 +187,7 @@ def test_square_ends_bit_for_bit_where_that_of_pyautoattack_ends(
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_standard_protocol_gives_the_verdicts_of_autoattack(norm: Norm, number: int) -> None:
-    cell = compare(list(digits_cases(100))[number](), norm)
+    name, make = list(digits_cases(100))[number]
+    cell = compare(make(name), norm)
     assert cell.their_own_flips is not None
     assert cell.flips <= cell.their_own_flips
