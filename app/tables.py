@@ -595,6 +595,9 @@ class Asset(Table):
     """Bytes of the object under `key`."""
     sha256: Mapped[str] = mapped_column(String(64))
     """Of the object under `key`."""
+    declared: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """What its owner says of it: of a model, a `core.schema.import_spec.ImportSpec`; of a data set, a
+    `core.schema.dataset_spec.DatasetSpec`."""
     report_prefix: Mapped[str | None]
     """The folder in the object store with the report of its inspection, once it is ready."""
     created_by: Mapped[str | None]
@@ -621,8 +624,6 @@ class Model(Asset):
 
     __tablename__ = "models"
 
-    declared: Mapped[dict[str, Any]]
-    """What its owner declares about it, as a `core.schema.import_spec.ImportSpec`."""
     job_id: Mapped[str | None]
     """The job that it comes from. Not a foreign key: lineage outlives that job."""
     checkpoint_id: Mapped[str | None]

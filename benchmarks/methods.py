@@ -274,7 +274,9 @@ class _Worker:
         last.register_forward_hook(self._count)
         self._counts: Counts = {}
         self._method = build(spec.method, spec.eps, torch.Generator().manual_seed(0))
-        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=spec.learning_rate, momentum=spec.momentum)
+        self._optimizer = torch.optim.SGD(
+            self._model.parameters(), lr=spec.learning_rate, momentum=spec.momentum or 0.0
+        )
 
     def work(self, images: Tensor, labels: Tensor, *, counted: bool) -> None:
         """Take one training step."""

@@ -5,6 +5,7 @@
     python -m core evaluate examples/digits-evaluate.json --shard 1/2 --output runs/1   (and 2/2, anywhere, any time)
     python -m core merge runs/1 runs/2 --output runs/whole
     python -m core import-weights carmon.pt --published Carmon2019Unlabeled --output models/carmon.safetensors
+    python -m core finetune --model my_networks:Net --weights net.pt --dataset cifar10   (a class of your own)
     python -m core download cifar10   (a run downloads it otherwise; a run of the service reaches no server)
     python -m core inspect-dataset pets.zip --output runs/pets   (and inspect-model weights.pt: untrusted files)
 

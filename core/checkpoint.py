@@ -20,14 +20,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from core.models import Blueprint, build
 from core.models.file_kinds import find_kind
+from core.models.heads import find_head, renew_head
 from core.models.weight_matching import compare
-from core.schema.catalog import MODELS, Norm
+from core.schema.catalog import MODELS, OWN_CLASS, Norm
 from core.schema.checkpoint_header import KEY
 from core.schema.errors import BadInput, BadWeights, DiskFull, UserError
+from core.schema.progress import Weights
 from core.schema.report import ReadReports
 from core.schema.spec import FineTuneSpec, Spec, TrainSpec
 from core.schema.suggestions import did_you_mean
@@ -88,6 +90,8 @@ class Header(BaseModel):
     """The seed of that run."""
     step: int
     """Training steps of the weights."""
+    weights: Weights = "raw"
+    """Whether they are an average over the steps."""
     stopped_at: int | None = None
     """The step at which the run was stopped early; null where it ran to its end."""
     reports: ReadReports | None = None
@@ -96,6 +100,8 @@ class Header(BaseModel):
     """Hash of the weights file that the run started from; null for random weights."""
     data_sha256: str | None
     """Hash of the images and labels, or of the files of a streamed set; null for imported weights."""
+    class_names: tuple[str, ...] = ()
+    """The name of each class, by its label; empty for imported weights."""
     versions: dict[str, str]
     """Versions of Python and of the libraries that computed."""
     commit: str | None
@@ -122,8 +128,29 @@ def save_checkpoint(path: Path, model: nn.Module, header: Header) -> str:
 
     Raises DiskFull when the disk is full, and UserError when the file cannot be written.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = _apart(model.state_dict())
     return write_file(path, save(weights, metadata={KEY: header.model_dump_json()}))
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors on the CPU that share no memory, as safetensors demands: a network may use a weight twice."""
+    found, seen = {}, set()
+    for name, tensor in tensors.items():
+        found[name] = tensor.detach().cpu().contiguous()
+        place = found[name].untyped_storage().data_ptr()
+        if place in seen:
+            found[name] = found[name].clone()
+        seen.add(place)
+    return found
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Return the sha256 of a model's parameters and buffers, with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in _apart(model.state_dict()).items():
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def make_folder(path: Path) -> None:
@@ -163,14 +190,27 @@ def write_file(path: Path, content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def load(path: Path) -> tuple[nn.Module, Header]:
+def load(path: Path, *, model: nn.Module | None = None) -> tuple[nn.Module, Header]:
     """Build the network of a checkpoint, in eval mode on the CPU. Raises BadWeights for any other file.
 
-    The global random state stays as it is, although a new network draws its weights.
+    model: the network to load the weights into, in place and on its device, instead of one that is built: a checkpoint
+    of a class of the user's own needs it. Where the run has drawn a new head, a model with another number of classes
+    gets a head of that size, too. The global random state stays as it is, although a new network draws its weights.
     """
     header = read_header(path)
-    with torch.random.fork_rng(devices=[]):
-        model = build(header.blueprint)
+    if model is None:
+        if header.blueprint.architecture.startswith(OWN_CLASS):
+            factory = header.blueprint.architecture.removeprefix(OWN_CLASS)
+            raise BadWeights(
+                f"{path.name} holds the weights of {factory}, a class of the user's own that Temper cannot build",
+                hint=f"give the network: load(path, model={factory.rpartition(':')[2]}()) in Python, --model {factory} "
+                "on a command line",
+                field="model",
+            )
+        with torch.random.fork_rng(devices=[]):
+            model = build(header.blueprint)
+    elif isinstance(header.spec, FineTuneSpec) and header.spec.head == "new":
+        _fit_head(model, header.blueprint)
     try:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
@@ -182,8 +222,10 @@ def load(path: Path) -> tuple[nn.Module, Header]:
         ) from error
     if not (fit := compare(weights, model)).whole:
         raise BadWeights(
-            f"the weights in {path.name} do not fit {header.blueprint.architecture}: {fit.report()}",
-            hint="the file is damaged, or was made by another version: create it again",
+            f"the weights in {path.name} do not fit {_kind(model, header.blueprint)}: {fit.report()}",
+            hint=f"give a {header.blueprint.architecture.removeprefix(OWN_CLASS)} of {header.blueprint.classes} classes"
+            if header.blueprint.architecture.startswith(OWN_CLASS)
+            else "the file is damaged, or was made by another version: create it again",
             field="base_model",
         )
     # A file may lack the batch counters of batch norm, which nothing reads.
@@ -195,6 +237,19 @@ def load(path: Path) -> tuple[nn.Module, Header]:
             field="base_model",
         )
     return model.eval(), header
+
+
+def _kind(model: nn.Module, blueprint: Blueprint) -> str:
+    own = blueprint.architecture.startswith(OWN_CLASS)
+    return type(model).__qualname__ if own else blueprint.architecture
+
+
+def _fit_head(model: nn.Module, blueprint: Blueprint) -> None:
+    """Give a model a head for the classes of a blueprint, where it has one for another number of them."""
+    places = find_head(model, blueprint.shape)
+    heads = [model.get_submodule(place) for place in places]
+    if any(getattr(head, "out_features", blueprint.classes) != blueprint.classes for head in heads):
+        renew_head(model, blueprint.shape, blueprint.classes, seed=0, name=type(model).__qualname__)
 
 
 def read_header(path: Path) -> Header:

@@ -1,17 +1,22 @@
 """What this worker is and has for jobs: its name, GPUs, capabilities and versions."""
 
+import logging
 import os
 import platform
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 
-from app.jobs.requirements import TIMM_NETWORKS
+from app.assets.architectures import TIMM_NETWORKS, capability_of
 from app.jobs.workers import Description
 from app.platform.ids import new_id
 from app.platform.settings import Settings
+from core.schema.catalog import PACKAGED, PACKAGES, find_architecture
 from worker.host import read_gpus
+
+log = logging.getLogger(__name__)
 
 _VERSIONED = ("temper", "torch", "torchvision", "timm")
 
@@ -26,9 +31,21 @@ def describe(settings: Settings) -> Description:
         resource_class=settings.resource_class,
         slots=settings.concurrency,
         devices=tuple(gpus),
-        capabilities=frozenset([TIMM_NETWORKS] if find_spec("timm") else []),
+        capabilities=frozenset(_capabilities()),
         versions={"python": platform.python_version()} | _versions(),
     )
+
+
+def _capabilities() -> Iterator[str]:
+    if find_spec("timm"):
+        yield TIMM_NETWORKS
+    for point in entry_points(group=PACKAGES):
+        name = f"{PACKAGED}{point.name}"
+        capability = capability_of(name) if find_architecture(name) else None
+        if capability:
+            yield capability
+        else:
+            log.warning("an installed package offers a network %r, which is no name that a spec may have", point.name)
 
 
 def _versions() -> dict[str, str]:

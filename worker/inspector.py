@@ -6,11 +6,13 @@ this process ends, when the lease is lost, and when it takes too long.
 
 import logging
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
@@ -231,11 +233,19 @@ def command(inspection: Inspection, file: Path, folder: Path, workplace: Workpla
         "most-seconds": settings.inspection_seconds,
         "most-memory": INSPECTION_MEMORY_BYTES,
     }
-    if inspection.declared:
-        options |= inspection.declared.model_dump(exclude_defaults=True)
-    given = [f"--{name}={_as_argument(value)}" for name, value in options.items()]
+    options |= _flat(inspection.declared.model_dump(mode="json", exclude_defaults=True))
+    given = [f"--{name.replace('_', '-')}={_as_argument(value)}" for name, value in options.items()]
     fixed = ["--output", str(folder / "out"), "--json", "--until-stdin-closes"]
     return confined("core", f"inspect-{inspection.kind}", str(file), *fixed, *given, read=[file], write=folder)
+
+
+def _flat(fields: Mapping[str, Any]) -> dict[str, object]:
+    """Name the fields of objects with dots, as options do."""
+    flat: dict[str, object] = {}
+    for name, value in fields.items():
+        inner = _flat(value) if isinstance(value, Mapping) else None
+        flat |= {name: value} if inner is None else {f"{name}.{each}": given for each, given in inner.items()}
+    return flat
 
 
 def _as_argument(value: object) -> str:

@@ -23,6 +23,7 @@ from app.projects import audit, totals
 from app.projects.ids import next_id
 from app.tables import UNFINISHED, Asset, Checkpoint, Dataset, Input, Job, Model, TaskKind, Upload
 from core.schema.catalog import DATASETS, MODELS
+from core.schema.dataset_spec import DatasetSpec
 from core.schema.import_spec import ImportSpec
 
 Kind = Literal["dataset", "model"]
@@ -55,11 +56,12 @@ class InUse(Exception):
         self.user_ids = user_ids
 
 
-def add_dataset(session: Session, project_id: str, name: str, upload: Upload) -> Dataset:
+def add_dataset(session: Session, project_id: str, name: str, upload: Upload, declared: DatasetSpec) -> Dataset:
     """Create a data set from a completed upload, and queue its inspection. Raises NameTaken, NotComplete."""
     dataset_id = next_id(session, project_id, "ds")
     _check_upload(session, upload, name)
-    return _add(session, Dataset(id=dataset_id, **_from_upload(project_id, name, upload)))
+    content = declared.model_dump(mode="json", exclude_defaults=True)
+    return _add(session, Dataset(id=dataset_id, declared=content, **_from_upload(project_id, name, upload)))
 
 
 def add_model(session: Session, project_id: str, name: str, upload: Upload, declared: ImportSpec) -> Model:

@@ -17,6 +17,7 @@ from app.projects import totals
 from app.schemas import AssetFailure, AssetStatus
 from app.tables import Dataset, Model, Task, TaskStatus
 from app.tasks import TaskClaim
+from core.schema.dataset_spec import DatasetSpec
 from core.schema.import_spec import ImportSpec
 from core.schema.inspection_report import DatasetInspection, ModelInspection
 
@@ -52,8 +53,8 @@ class Inspection:
     size: int
     filename: str
     """The client's name for it."""
-    declared: ImportSpec | None
-    """What the owner of a model declares about it."""
+    declared: ImportSpec | DatasetSpec
+    """What the owner declares about it."""
 
     @property
     def attempt(self) -> int:
@@ -112,7 +113,8 @@ def claim(session: Session, *, worker: str, lease_seconds: float, max_crashes: i
     kind: Kind = "dataset" if task.kind.name == "inspect_dataset" else "model"
     table: type[Dataset | Model] = TABLES[kind]
     asset = session.get_one(table, task.subject_id, populate_existing=True)
-    declared = ImportSpec.model_validate(asset.declared) if isinstance(asset, Model) else None
+    of_kind = ImportSpec if isinstance(asset, Model) else DatasetSpec
+    declared = of_kind.model_validate(asset.declared)
     return Inspection(task, kind, asset.id, asset.key, asset.sha256, asset.size, asset.filename, declared)
 
 
@@ -182,7 +184,7 @@ def _summarise(findings: DatasetInspection | ModelInspection) -> dict[str, Any]:
             mode="json",
             include={
                 *("architecture", "parameters", "shape", "classes", "claims", "source", "source_sha256", "warnings"),
-                *("key", "other_keys"),
+                *("key", "other_keys", "alternatives", "dataset", "eps"),
             },
         )
         return {**shown, "warnings": [warning.model_dump(mode="json") for warning in findings.warnings]}
@@ -192,6 +194,11 @@ def _summarise(findings: DatasetInspection | ModelInspection) -> dict[str, Any]:
         "train_examples": findings.train_examples,
         "test_examples": findings.test_examples,
         "held_out_examples": findings.held_out_examples,
+        "format": findings.format,
+        "sizes": findings.sizes.model_dump(mode="json"),
+        "preprocessing": findings.preprocessing.model_dump(mode="json"),
+        "proposal": None if findings.proposal is None else findings.proposal.model_dump(mode="json"),
+        "test_share": findings.test_share,
         "refused": findings.refused,
         "unread": findings.unread,
         "transparent": findings.transparent,

@@ -9,19 +9,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from stat import S_ISREG
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
 from app.assets import assets, checkpoints
+from app.assets.architectures import packaged_networks
 from app.schemas import AssetStatus
-from core.schema.catalog import DATASETS, MODELS, ArchitectureEntry, DatasetEntry, find_architecture
-from core.schema.spec import AnySpec, EvaluateSpec, Name, TrainSpec, with_defaults_for
+from app.tables import Asset, Dataset, Job, Model
+from core.schema.catalog import (
+    DATASETS,
+    MODELS,
+    OWN_CLASS,
+    PACKAGED,
+    PACKAGES,
+    ArchitectureEntry,
+    DatasetEntry,
+    Norm,
+    find_architecture,
+)
+from core.schema.dataset_spec import DatasetSpec
+from core.schema.preprocessing import Preprocessing, merge
+from core.schema.radius import ProposedRadii, propose_radii
+from core.schema.spec import (
+    AnySpec,
+    EvaluateSpec,
+    FineTuneSpec,
+    Name,
+    TrainSpec,
+    with_data_of,
+    with_defaults_for,
+)
 from core.schema.suggestions import did_you_mean
 from core.schema.validation import FieldError
 
-_FILES = (".zip", ".tar", ".tar.gz", ".tar.xz", ".npz")
+_FILES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".npz", ".parquet")
 _name: TypeAdapter[str] = TypeAdapter(Name)
 
 
@@ -46,6 +70,12 @@ class OwnFile(NamedTuple):
     size: _Size | None
     architecture: str | None = None
     """The network, where it is a model whose inspection told it."""
+    dataset: str = ""
+    """The data set that a model was trained on, where it is known by a name."""
+    eps: Mapping[Norm, float] = MappingProxyType({})
+    """The radii of the run that made a model."""
+    declared: DatasetSpec | None = None
+    """What its owner says of it, where it is a data set."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +86,8 @@ class Own:
     """These files, by the field that names them."""
     ready: Mapping[assets.Kind, Sequence[str]]
     """All names that the spec could use, where it names a file that the project does not have."""
+    packaged: Sequence[str] = ()
+    """The networks of installed packages that the workers offer, where the spec names one."""
 
 
 _NOTHING = Own(named={}, ready={})
@@ -80,12 +112,17 @@ class Registry:
             if not isinstance(wanted, str) or not _is_name(wanted) or wanted in assets.SHIPPED.get(name, ()):
                 continue
             if file := assets.find(session, kind, project_id, wanted):
-                named[name] = OwnFile(file.status, _size_in(file.summary), (file.summary or {}).get("architecture"))
-            elif kind == "model" and checkpoints.find_checkpoint(session, project_id, wanted):
-                named[name] = OwnFile("ready", None)
+                named[name] = _own_file(session, file)
+            elif kind == "model" and (made := checkpoints.find_checkpoint(session, project_id, wanted)):
+                named[name] = OwnFile("ready", None, **_of_job(session, made.job_id))
             else:
                 ready[kind] = assets.names(session, kind, project_id)
-        return replace(self, own=Own(named, ready))
+            if name == "base_model" and name in named:
+                # It comes first, since it may bring the data set that is looked up next.
+                body = with_data_of(body, named[name].dataset, named[name].eps)
+        asks = str(body.get("architecture", "")).startswith(PACKAGED)
+        packaged = packaged_networks(session) if asks else ()
+        return replace(self, own=Own(named, ready, packaged))
 
     def local_models(self) -> dict[str, LocalModel]:
         """List weights files by name, except those whose name is in the catalogue."""
@@ -117,9 +154,30 @@ class Registry:
         return self.local_datasets().get(name) if name else None
 
     def fill_in(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Add to the fields of a spec the defaults that depend on a base model of the project's own."""
-        own = self.own.named.get("base_model")
-        return with_defaults_for(body, own.architecture) if own and own.architecture else dict(body)
+        """Add to the fields of a spec the defaults that depend on the project's own files: of a base model what fits
+        its network, and the data set and the radii of the run that made it; of a data set how its images get a size."""
+        filled = dict(body)
+        if own := self.own.named.get("base_model"):
+            filled = with_data_of(filled, own.dataset, own.eps)
+            filled = with_defaults_for(filled, own.architecture) if own.architecture else filled
+        dataset = self.own.named.get("dataset")
+        if dataset and (declared := dataset.declared):
+            usual = declared.preprocessing.model_dump(exclude_defaults=True)
+            filled["preprocessing"] = merge(usual, filled.get("preprocessing"))
+            filled.setdefault("test_share", declared.test_share)
+        return filled
+
+    def propose_eps(self, body: Mapping[str, Any]) -> ProposedRadii | None:
+        """Propose radii for a spec that names none, by the images of the project's own data set."""
+        own = self.own.named.get("dataset")
+        if own is None or own.size is None:
+            return None
+        given = self.fill_in(body).get("preprocessing")
+        try:
+            shape = Preprocessing.model_validate(given).reshape(own.size.shape)
+        except ValidationError:
+            return None
+        return propose_radii(shape)
 
     def check_names(self, body: Mapping[str, Any]) -> list[FieldError]:
         """Check that the names in a spec, valid or not, are known here."""
@@ -133,7 +191,7 @@ class Registry:
 
     def check(self, spec: AnySpec) -> list[FieldError]:
         """Check that the names in a spec are known here, and that model and data set fit together."""
-        return self.check_names(spec.model_dump()) or self._misfit(spec)
+        return self.check_names(spec.model_dump()) or self._unknown_network(spec) or self._misfit(spec)
 
     def has(self, kind: assets.Kind, name: str) -> bool:
         """Whether the catalogue or the operator has this name. A project cannot give it to a file of its own."""
@@ -155,11 +213,30 @@ class Registry:
         detail = f"there is no {what} {wanted!r} here; {remedy}"
         return [FieldError(pointer=f"/{name}", code="unknown_name", detail=detail)]
 
+    def _unknown_network(self, spec: AnySpec) -> list[FieldError]:
+        """Refuse a network that no worker can build."""
+        wanted = spec.architecture if isinstance(spec, TrainSpec) else ""
+        if wanted.startswith(OWN_CLASS):
+            detail = (
+                f"{wanted} is a class on one machine, which no worker has: install a package that offers it beside the "
+                f"workers (entry points of the group {PACKAGES}), or train it with python -m core train --model"
+            )
+        elif wanted.startswith(PACKAGED) and wanted not in self.own.packaged:
+            known = ", ".join(self.own.packaged) or "none"
+            detail = (
+                f"no worker of this service has a package that offers {wanted}; offered: {known}: install the package "
+                "beside a worker and start that again"
+            )
+        else:
+            return []
+        return [FieldError(pointer="/architecture", code="unknown_name", detail=detail)]
+
     def _misfit(self, spec: AnySpec) -> list[FieldError]:
         """Compare what is known about model and data set. About the operator's files, only the run finds out."""
         dataset = self._size("dataset", DATASETS.get(spec.dataset))
         if dataset is None:
             return []
+        dataset = dataset._replace(shape=spec.preprocessing.reshape(dataset.shape))
         if isinstance(spec, TrainSpec):
             architecture = find_architecture(spec.architecture)
             return _does_not_take(architecture, spec.dataset, dataset) if architecture else []
@@ -167,17 +244,45 @@ class Registry:
         home = self._size("base_model", DATASETS[entry.dataset] if entry else None)
         if home is None or home == dataset:
             return []
+        if isinstance(spec, FineTuneSpec) and home.shape == dataset.shape:
+            return [] if spec.head == "new" else [_other_classes(spec, home, dataset)]
         other = entry.dataset if entry else "images of that size and as many classes"
         detail = (
             f"{spec.base_model} takes {_describe(home)}, {spec.dataset} has {_describe(dataset)}: choose {other} or "
             "another model"
         )
+        if home.classes == dataset.classes:
+            detail += f"; or set preprocessing.image_size to {home.shape[-1]}"
         return [FieldError(pointer="/dataset", code="does_not_fit", detail=detail)]
 
     def _size(self, name: str, entry: DatasetEntry | None) -> _Size | None:
         if own := self.own.named.get(name):
             return own.size
         return _Size(entry.shape, entry.classes) if entry else None
+
+
+def _own_file(session: Session, file: Asset) -> OwnFile:
+    summary = file.summary or {}
+    if isinstance(file, Model) and file.job_id:
+        of_model = _of_job(session, file.job_id)
+    else:
+        of_model = {"dataset": summary.get("dataset") or "", "eps": summary.get("eps") or {}}
+    declared = DatasetSpec.model_validate(file.declared) if isinstance(file, Dataset) else None
+    return OwnFile(file.status, _size_in(file.summary), summary.get("architecture"), declared=declared, **of_model)
+
+
+def _of_job(session: Session, job_id: str) -> dict[str, Any]:
+    """Read the data set and the radii of the job that made a model."""
+    job = session.get(Job, job_id)
+    return {"dataset": job.spec["dataset"], "eps": job.spec["eps"]} if job else {}
+
+
+def _other_classes(spec: FineTuneSpec, home: _Size, dataset: _Size) -> FieldError:
+    detail = (
+        f"{spec.base_model} has {home.classes} classes, {spec.dataset} has {dataset.classes}: set head to new, which "
+        "draws its last layer anew for the data set's classes"
+    )
+    return FieldError(pointer="/head", code="does_not_fit", detail=detail)
 
 
 def _size_in(summary: Mapping[str, Any] | None) -> _Size | None:

@@ -14,10 +14,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.assets import assets, inputs
+from app.assets.architectures import capability_of
+from app.assets.checkpoints import find_checkpoint
 from app.jobs import estimates, labels, leftovers, shards
 from app.jobs.history import append_events
 from app.jobs.moves import TERMINAL, leave, move
-from app.jobs.requirements import Requirements
+from app.jobs.requirements import Requirements, read_key
 from app.platform.database import lock_row, now
 from app.projects import audit, totals
 from app.projects.ids import next_id
@@ -114,6 +116,7 @@ def create(
     retried = shards.of_job(session, retry_of) if retry_of else []
     job = _row_of(
         request,
+        requires=Requirements.of(request, _needs_of_base(session, project_id, request)).key,
         id=next_id(session, project_id, "job"),
         project_id=project_id,
         idempotency_key=idempotency_key,
@@ -144,6 +147,18 @@ def create(
     return Created(job, replayed=False, webhook=webhook)
 
 
+def _needs_of_base(session: Session, project_id: str, request: AnyRequest) -> Sequence[str]:
+    """Name the capabilities that a worker needs to build the base model of a job."""
+    name = getattr(request, "base_model", "")
+    model = assets.find(session, "model", project_id, name) if name else None
+    if model is not None:
+        needed = capability_of((model.summary or {}).get("architecture", ""))
+        return [needed] if needed else []
+    made = find_checkpoint(session, project_id, name) if name else None
+    # A checkpoint is of the network that its own job needed.
+    return read_key(session.get_one(Job, made.job_id).requires).capabilities if made else []
+
+
 def _row_of(request: AnyRequest, **values: Any) -> Job:
     return Job(
         fingerprint=_fingerprint(request),
@@ -152,7 +167,6 @@ def _row_of(request: AnyRequest, **values: Any) -> Job:
         base_model=getattr(request, "base_model", None),
         dataset=request.dataset,
         priority=request.priority,
-        requires=Requirements.of(request).key,
         spec=request.model_dump(mode="json"),
         warnings=[warning.model_dump() for warning in spec_warnings(request)],
         labels=dict(request.metadata),

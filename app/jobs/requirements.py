@@ -4,18 +4,16 @@
 or a capability here, derived from the spec in `Requirements.of`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Self
 
+from app.assets.architectures import capability_of
 from app.platform.settings import ResourceClass
-from core.schema.catalog import TIMM
 from core.schema.record import Record
 from core.schema.spec import AnySpec
 
-TIMM_NETWORKS = "architecture:timm"
-"""The capability to build the networks of the timm library."""
 _GIGABYTE = 10**9
 
 
@@ -30,12 +28,12 @@ class Requirements(Record):
     """Bytes of memory of each of these GPUs, in whole gigabytes (1e9)."""
 
     @classmethod
-    def of(cls, spec: AnySpec) -> Self:
-        """Derive the requirements of a job from its spec."""
+    def of(cls, spec: AnySpec, base: Iterable[str] = ()) -> Self:
+        """Derive the requirements of a job from its spec. base: the capabilities that its base model needs."""
         # One process computes on whatever the machine has; several need a GPU each.
         gpus = getattr(spec, "gpus", 1)
-        uses_timm = getattr(spec, "architecture", "").startswith(TIMM)
-        return cls(capabilities=(TIMM_NETWORKS,) if uses_timm else (), gpus=gpus if gpus > 1 else 0)
+        own = capability_of(getattr(spec, "architecture", ""))
+        return cls(capabilities=tuple(sorted({*base, *filter(None, [own])})), gpus=gpus if gpus > 1 else 0)
 
     @property
     def key(self) -> str:

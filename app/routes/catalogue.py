@@ -6,9 +6,11 @@ from typing import Any
 from fastapi import APIRouter
 
 from app import schemas
+from app.assets.architectures import packaged_networks
 from app.http.authentication import needs
+from app.http.dependencies import Reading
 from app.http.problems import problems
-from core.schema.catalog import ARCHITECTURES, METHODS, Entry
+from core.schema.catalog import ARCHITECTURES, METHODS, Entry, find_architecture
 from core.schema.threats import PRESETS, THREATS
 
 router = APIRouter(tags=["catalogue"], dependencies=[needs("jobs:read")])
@@ -24,11 +26,13 @@ def list_methods() -> schemas.Page[schemas.Method]:
 
 
 @router.get("/architectures", responses=problems())
-def list_architectures() -> schemas.Page[schemas.Architecture]:
-    """List the networks that can be trained from random weights."""
+def list_architectures(session: Reading) -> schemas.Page[schemas.Architecture]:
+    """List the networks that can be trained from random weights: those of the catalogue, and own/NAME for those of
+    packages that are installed beside the workers."""
+    packaged = [entry for name in packaged_networks(session) if (entry := find_architecture(name))]
     architectures = [
         schemas.Architecture(id=entry.name, object="architecture", **_shown(entry, schemas.Architecture))
-        for entry in ARCHITECTURES.values()
+        for entry in (*ARCHITECTURES.values(), *packaged)
     ]
     return schemas.page(architectures, has_more=False)
 

@@ -10,7 +10,6 @@ from pydantic import AfterValidator, Field
 from app import schemas, tables
 from app.assets import assets
 from app.http.authentication import ProjectId, needs
-from app.http.body import Body
 from app.http.dependencies import AssetName, Json, Reading, Service, TheService, Writing, cursor
 from app.http.entity_tags import ETAG, IfNoneMatch
 from app.http.problems import (
@@ -40,23 +39,36 @@ from app.routes.assets import (
     the_upload,
 )
 from core.schema.catalog import DATASETS, DatasetEntry
+from core.schema.dataset_spec import DatasetSpec
 from core.schema.inspection_report import DatasetInspection
+from core.schema.preprocessing import Preprocessing
 
 router = APIRouter(tags=["data sets"])
 
 _COUNTED = ("refused", "unread", "transparent", "overlap", "repeated", "conflicting")
-_NOT_INSPECTED: dict[str, Any] = {**dict.fromkeys(_COUNTED), "warnings": [], "thumbnails": []}
+_FOUND = ("format", "sizes", "proposal")
+_NOT_INSPECTED: dict[str, Any] = {
+    **dict.fromkeys((*_COUNTED, *_FOUND)),
+    "warnings": [],
+    "thumbnails": [],
+    "test_share": None,
+}
 """Fields that only the inspection of a project's own fills."""
 _SIZES = ("shape", "classes", "train_examples", "test_examples", "held_out_examples")
 
 
-class CreateDataset(Body):
+class CreateDataset(DatasetSpec, defer_build=False):
     """The data set to create."""
 
     upload: str = Field(max_length=64)
-    """The completed upload, of purpose dataset: a zip of train/<class>/* and test/<class>/*."""
+    """The completed upload, of purpose dataset: a zip or tar archive with train/<class>/* and test/<class>/*, arrays of
+    NumPy in a .npz file, Parquet files, or the files of CIFAR."""
     name: GivenName = Field(examples=["birds"])
     """The name by which jobs use it."""
+
+    def declared(self) -> DatasetSpec:
+        """Return what the body declares about the file."""
+        return DatasetSpec.model_validate(self.model_dump(include=set(DatasetSpec.model_fields)))
 
 
 @router.post(
@@ -75,7 +87,7 @@ def create_dataset(
     reason. A data set of the same name that was refused is replaced."""
     check_name(service, "dataset", body.name)
     upload = the_upload(session, project_id, body.upload, "dataset")
-    dataset = assets.add_dataset(session, project_id, body.name, upload)
+    dataset = assets.add_dataset(session, project_id, body.name, upload, body.declared())
     quotas.check(session, project_id, service.settings, "waiting_tasks")
     service.doorbell.ring_after_commit(session)
     response.headers["Location"] = f"/datasets/{dataset.id}"
@@ -166,7 +178,8 @@ def _provided(service: Service) -> list[schemas.Dataset]:
 
 def _own(dataset: tables.Asset) -> schemas.Dataset:
     summary = dataset.summary or {}
-    found = {name: summary.get(name) for name in (*_SIZES, *_COUNTED)}
+    found = {name: summary.get(name) for name in (*_SIZES, *_COUNTED, *_FOUND)}
+    declared = DatasetSpec.model_validate(dataset.declared)
     thumbnails = [
         {
             "href": f"/datasets/{dataset.id}/thumbnails/{number}",
@@ -181,6 +194,8 @@ def _own(dataset: tables.Asset) -> schemas.Dataset:
             "eps": {},
             "warnings": summary.get("warnings", []),
             "thumbnails": thumbnails,
+            "preprocessing": declared.preprocessing.model_dump(),
+            "test_share": declared.test_share,
             **found,
         }
     )
@@ -196,6 +211,7 @@ def _shipped(entry: DatasetEntry) -> schemas.Dataset:
             "train_examples": entry.train_examples,
             "test_examples": entry.test_examples,
             "held_out_examples": 0,
+            "preprocessing": Preprocessing(**entry.preprocessing).model_dump(),
             "eps": entry.eps,
         }
     )
@@ -207,6 +223,7 @@ def _local(name: str, path: Path) -> schemas.Dataset:
             **show_provided("dataset", name, source="local", description=f"{path.name} in the datasets folder."),
             **_NOT_INSPECTED,
             **dict.fromkeys(_SIZES),
+            "preprocessing": Preprocessing().model_dump(),
             "eps": {},
         }
     )

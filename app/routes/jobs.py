@@ -1,6 +1,7 @@
 """Jobs: post one, find it, watch it, and read its results. The actions on it are in `app.routes.actions`."""
 
 import time
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from app import schemas, tables
 from app.assets import inputs
+from app.assets.registry import Registry
 from app.http import entity_tags
 from app.http.authentication import ProjectId, needs
 from app.http.dependencies import JobId, Json, Reading, Service, TheService, Writing, check_address
@@ -82,12 +84,23 @@ def parse_spec(
     try:
         request = parse_request(registry.fill_in(body))
     except ValidationError as error:
-        errors = [*registry.check_names(body), *field_errors(error, kinds=REQUESTS)]
+        errors = [*registry.check_names(body), *_with_radii(field_errors(error, kinds=REQUESTS), registry, body)]
         raise InvalidSpec(errors, found=error.error_count()) from None
     errors = registry.check(request)
     if errors and not _was_posted(service, project_id, request, idempotency_key):
         raise InvalidSpec(errors)
     return request
+
+
+def _with_radii(errors: Sequence[FieldError], registry: Registry, body: Mapping[str, Any]) -> list[FieldError]:
+    """Propose radii where a spec lacks them and its data set is not in the catalogue; none is ever filled in."""
+    proposed = registry.propose_eps(body)
+    return [
+        error.model_copy(update={"detail": f"{error.detail}; {proposed.say()}"})
+        if proposed and (error.pointer, error.code) == ("/eps", "missing")
+        else error
+        for error in errors
+    ]
 
 
 def _was_posted(service: Service, project_id: str, request: AnyRequest, idempotency_key: str | None) -> bool:

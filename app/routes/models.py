@@ -51,6 +51,7 @@ _NOT_INSPECTED: dict[str, Any] = {
     "parameters": None,
     "key": None,
     "other_keys": [],
+    "alternatives": [],
     "made_by": None,
     "warnings": [],
 }
@@ -188,6 +189,7 @@ def _own(model: tables.Asset) -> schemas.Model:
             "made_by": show_made_by(model.job_id, model.checkpoint_id),
             "key": summary.get("key"),
             "other_keys": summary.get("other_keys", []),
+            "alternatives": summary.get("alternatives", []),
             "warnings": summary.get("warnings", []),
             **known,
         }

@@ -5,7 +5,9 @@ from typing import Literal
 
 from app.schemas.answer import Listed
 from app.schemas.assets import AssetFailure, AssetStatus, MadeBy, ThumbnailLink
-from core.schema.catalog import Norm
+from core.schema.catalog import Norm, Optimizer
+from core.schema.inspection_report import DatasetFormat
+from core.schema.preprocessing import Preprocessing, Sizes
 from core.schema.progress import WarningRecord
 
 
@@ -44,6 +46,9 @@ class Model(Listed):
     """Where in the uploaded file its weights were; empty where the file is nothing else, null if it is not known."""
     other_keys: list[str]
     """Where in that file other weights are, which were not taken. A model posted with one of these as key has them."""
+    alternatives: list[str]
+    """Networks with the same weights that compute something else, such as with another activation, if the network was
+    recognised by its weights. A model posted with one of these as architecture is that one."""
     made_by: MadeBy | None
     """The job that made it, if it was made of a checkpoint."""
     warnings: list[WarningRecord]
@@ -82,6 +87,17 @@ class Dataset(Listed):
     """Number of images in the test part, if known."""
     held_out_examples: int | None
     """Number of images in the data set's own held-out part, if known; 0 where runs hold out training images."""
+    format: DatasetFormat | None
+    """How its images are stored, for a data set of the project."""
+    sizes: Sizes | None
+    """The sizes of its images in their files, for a data set of the project."""
+    preprocessing: Preprocessing
+    """How its images are brought to one size, unless a job chooses another way."""
+    proposal: Preprocessing | None
+    """The preprocessing that would use all images of a data set of the project, where they differ in size and are not
+    brought to one."""
+    test_share: float | None
+    """The share of each class that is drawn as the test part; null for a data set that has a test part."""
     eps: dict[Norm, float]
     """Default radius per norm, in pixel units of images in [0, 1]."""
     size: int | None
@@ -143,7 +159,9 @@ class Architecture(Listed):
     shape: tuple[int, int, int] | None
     """The only image shape it takes (channels, height, width); null if it takes more than one."""
     learning_rate: float
-    """Default of the highest learning rate of a run."""
+    """Default of the highest learning rate of a run, with that optimiser."""
+    optimizer: Optimizer
+    """Default optimiser."""
 
 
 class Threat(Listed):

@@ -24,15 +24,54 @@ NameOrId = Annotated[str, typer.Argument(metavar="NAME", help="Its name or id, a
 
 @datasets.command("add")
 def add_dataset(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A zip of train/<class>/* and test/<class>/*.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="A zip or tar of train/<class>/* and test/<class>/*, a .npz or Parquet file, or a folder of such.",
+        ),
+    ],
     name: Name = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option("--preprocessing.image-size", help="Height and width to bring images to that differ in size."),
+    ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option("--preprocessing.resize", help="crop: the centre; pad: with black borders; stretch: each side."),
+    ] = None,
+    shorter_side: Annotated[
+        int | None,
+        typer.Option(
+            "--preprocessing.shorter-side",
+            help="With crop, what the shorter side is resized to first; by default the image size.",
+        ),
+    ] = None,
+    interpolation: Annotated[
+        str | None,
+        typer.Option("--preprocessing.interpolation", help="The filter that resizes images: bilinear or bicubic."),
+    ] = None,
+    test_share: Annotated[
+        float | None,
+        typer.Option(help="The share of each class to draw as the test part, such as 0.2, if there is none."),
+    ] = None,
     output: Output = "text",
 ) -> None:
     """Upload a data set and have it inspected. Exit with 0 only if jobs can use it."""
     from client.display.screen import byte_bar
 
+    given = {
+        "image_size": image_size,
+        "resize": resize,
+        "shorter_side": shorter_side,
+        "interpolation": interpolation,
+    }
+    preprocessing = {field: value for field, value in given.items() if value is not None}
+    declared: dict[str, Any] = {"preprocessing": preprocessing} if preprocessing else {}
+    if test_share is not None:
+        declared["test_share"] = test_share
     with connect() as temper, byte_bar() as on_progress:
-        made = temper.datasets.add(file, name=name, on_progress=on_progress)
+        made = temper.datasets.add(file, name=name, on_progress=on_progress, **declared)
     show(made, _describe_dataset, output)
     _exit_by(made)
 

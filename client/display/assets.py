@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from app.schemas.catalogue import Dataset, Method, Model, Threat
 from client.display.screen import table_of
+from core.schema.preprocessing import as_options
 
 
 def models_table(models: Iterable[Model]) -> RenderableType:
@@ -53,7 +54,13 @@ def dataset_lines(dataset: Dataset) -> Iterator[str]:
     if dataset.shape:
         yield f"  images {' x '.join(map(str, dataset.shape))}, {dataset.classes} classes"
         held_out = f", {dataset.held_out_examples:,} held out" if dataset.held_out_examples else ""
-        yield f"  {dataset.train_examples or 0:,} for training, {dataset.test_examples or 0:,} for testing{held_out}"
+        drawn = f" ({dataset.test_share:.0%} of each class, drawn)" if dataset.test_share else ""
+        tested = f"{dataset.test_examples or 0:,} for testing{drawn}"
+        yield f"  {dataset.train_examples or 0:,} for training, {tested}{held_out}"
+    if dataset.preprocessing.image_size:
+        yield f"  brought to {dataset.preprocessing.describe()}"
+    if dataset.proposal:
+        yield f"  images differ in size; to use all of them, add {as_options(dataset.proposal)}"
     if dataset.refused:
         yield f"  {dataset.refused:,} images are refused and no job uses them: the report gives the reasons"
     if dataset.unread:
@@ -72,6 +79,11 @@ def model_lines(model: Model) -> Iterator[str]:
     if model.other_keys:
         others = escape(" or --key ".join(model.other_keys))
         yield f"  has the weights under {escape(model.key or 'no key')}; the file has others: add --key {others}"
+    if model.alternatives:
+        yield (
+            f"  its weights do not tell it from {', '.join(model.alternatives)}: if it is one of these, its accuracy "
+            "is low; add --architecture NAME"
+        )
     if model.norm and model.eps:
         yield f"  declared robust to {model.norm} at {model.eps:.4g}"
     if model.sha256:

@@ -5,8 +5,9 @@ from typing import Any
 from rich.text import Text
 
 from app.schemas.jobs import Result
-from client.display.reports import accuracies_line
+from client.display.reports import accuracies_line, percent
 from core.schema.events import Stamped
+from core.schema.progress import Rate
 
 _SENTENCES = {
     "attacked": "{subject}: {attack} on {threat} leaves {robust} of {examples} points right ({done} of {total})",
@@ -36,6 +37,9 @@ def sentence(event: Stamped) -> str:
             return f"{data['message']}; {data['remedy']}" if data.get("remedy") else str(data["message"])
         case "entered":
             return f"{data['phase']} {data['subject']}" if data["subject"] else str(data["phase"])
+        case "monitored":
+            averaged = [f"averaged: {_held_out(data['averaged'])}"] if data.get("averaged") else []
+            return "; ".join([f"{data['examples']} held-out images: {_held_out(data)}", *averaged])
         case "evaluated":
             result = Result.model_validate(data["report"], extra="ignore")
             return f"{data['subject']}: {accuracies_line(result)}"
@@ -46,3 +50,9 @@ def sentence(event: Stamped) -> str:
             return _SENTENCES[known].format_map(data)
         case _:
             return ", ".join(f"{key} {value}" for key, value in data.items() if value is not None)
+
+
+def _held_out(rates: dict[str, Any]) -> str:
+    """Write the robustness on the held-out images in percent."""
+    norms = [f"{norm} {100 * share:.1f} %" for norm, share in rates["robust"].items()]
+    return ", ".join([*norms, f"union {percent(Rate.model_validate(rates['union'], extra='ignore'), unit=' %')}"])

@@ -21,7 +21,8 @@ def report_card(reports: "Reports") -> RenderableType:
     described = reports.after or reports.before
     if described is None:
         return Group("nothing was evaluated", *warnings)
-    return Group(accuracies(reports.before, reports.after, described.eps, described.protocol), *warnings)
+    delivered = [f"delivered: {reports.delivered.text}"] if reports.delivered else []
+    return Group(accuracies(reports.before, reports.after, described.eps, described.protocol), *delivered, *warnings)
 
 
 def accuracies(

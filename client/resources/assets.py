@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
 from app.schemas.answer import Page
 from app.schemas.catalogue import Dataset, Method, Model, Threat
+from client.packing import pack
 from client.resources.resource import Resource, path_of
 from client.resources.uploads import OnProgress, Uploads
 
@@ -50,14 +53,49 @@ class Datasets(_Assets[Dataset]):
 
     _kind, _page, _collection = Dataset, Page[Dataset], "datasets"
 
-    def add(self, path: str | Path, *, name: str | None = None, on_progress: OnProgress = lambda *_: None) -> Dataset:
-        """Upload a zip of train/<class>/* and test/<class>/*, and wait until it is ready or refused.
+    def add(
+        self,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        on_progress: OnProgress = lambda *_: None,
+        **declared: Any,
+    ) -> Dataset:
+        """Upload a data set, and wait until it is ready or refused.
 
-        name: the name that jobs use, by default the file's without its suffix. Raises CannotRead, NotUploaded.
+        path: a zip or tar archive with train/<class>/* and test/<class>/*, arrays of NumPy in a .npz file, a Parquet
+        file, or the files of CIFAR; or a folder of any of these, which is packed first. name: the name that jobs use,
+        by default the file's without its suffix. declared: what the files do not say, such as preprocessing; the fields
+        are those of `core.schema.dataset_spec.DatasetSpec`. Raises CannotRead, NotUploaded.
         """
         path = Path(path)
-        upload = Uploads(self._connection).send(path, purpose="dataset", on_progress=on_progress)
-        return self._add(upload=upload.id, name=name or path.stem)
+        with _as_file(path) as file:
+            upload = Uploads(self._connection).send(file, purpose="dataset", on_progress=on_progress)
+        return self._add(upload=upload.id, name=name or _name_after(path), **declared)
+
+
+_SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz")
+
+
+def _name_after(path: Path) -> str:
+    """Name a data set after its file."""
+    suffix = next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), None)
+    return path.name[: -len(suffix)] if suffix else path.resolve().name if path.is_dir() else path.stem
+
+
+@contextmanager
+def _as_file(path: Path) -> Iterator[Path]:
+    """Yield a file to send: the path itself, or an archive of the folder, which exists during the block.
+
+    Raises CannotRead.
+    """
+    if not path.is_dir():
+        yield path
+        return
+    with TemporaryDirectory(prefix="temper-") as folder:
+        packed = Path(folder) / f"{_name_after(path)}.zip"
+        pack(path, packed)
+        yield packed
 
 
 class Models(_Assets[Model]):

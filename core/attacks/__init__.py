@@ -29,12 +29,13 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from core.attacks.arguments import check_labels, check_points
+from core.attacks.arguments import check_labels
 from core.attacks.containment import bring_inside
 from core.attacks.forward import classify, loss_of
 from core.attacks.losses import Loss
 from core.attacks.rng import Noise
 from core.attacks.threat import LpThreat, Threat
+from core.data.points import check_points
 
 State = dict[str, Tensor]
 """State from which an attack continues, in addition to the arguments of its call."""

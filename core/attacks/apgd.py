@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, Attack, AttackOptions, AttackResult, RunningResult, State, Steps, begin, frozen
-from core.attacks.arguments import check_points, with_check
+from core.attacks.arguments import with_check
 from core.attacks.forward import classify, fools, is_answered, loss_and_gradient, loss_of, predict
 from core.attacks.losses import Loss, cross_entropy, targeted_dlr
 from core.attacks.threat import LpThreat, Threat
+from core.data.points import check_points
 from core.geometry import Rounding, ascend, count_changed, into_ball, per_image, project, random_start
 from core.schema.protocols import STEPS, TARGETS, apgd_stages
 

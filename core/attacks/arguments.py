@@ -6,7 +6,6 @@ checks out with `AttackOptions(checked=True)`.
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from core.attacks.forward import predict
@@ -15,69 +14,6 @@ from core.attacks.threat import LpThreat
 from core.models.memory import ChunkSizer, is_out_of_memory
 from core.schema.catalog import NORMS, Norm
 from core.schema.errors import BadInput, UserError
-
-_FLOATS = (torch.float32, torch.float64)
-
-
-def check_points(images: Tensor, labels: Tensor) -> None:
-    """Raise BadInput unless images are (examples, channels, height, width) in [0, 1] and labels (examples,) class
-    indices from 0 on, of one example or more."""
-    if not isinstance(images, Tensor) or images.dim() != 4:
-        raise BadInput(
-            f"the images are {_describe(images)}, not (examples, channels, height, width)",
-            hint="give one tensor of four dimensions; images[None] makes a set of a single image",
-            field="images",
-        )
-    if images.dtype not in _FLOATS:
-        raise BadInput(
-            f"the images are {_describe(images)}, not float32 in [0, 1]",
-            hint="convert them with images.float()" + ("" if images.is_floating_point() else " / 255"),
-            field="images",
-        )
-    if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.dtype != torch.int64:
-        raise BadInput(
-            f"the labels are {_describe(labels)}, not class indices (examples,) of int64",
-            hint="turn one-hot labels into indices with labels.argmax(1), and other integers with labels.long()",
-            field="labels",
-        )
-    if len(images) != len(labels):
-        raise BadInput(
-            f"there are {len(images)} images and {len(labels)} labels", hint="give one label per image", field="labels"
-        )
-    if len(images) == 0 or images[0].numel() == 0:
-        raise BadInput(
-            f"the images are {_describe(images)}: there is nothing to attack",
-            hint="give one image or more",
-            field="images",
-        )
-    if images.device != labels.device:
-        raise BadInput(
-            f"the images are on {images.device}, the labels on {labels.device}",
-            hint="move all to the device of the model, such as labels.to(images.device)",
-            field="labels",
-        )
-    lowest_pixel, highest_pixel = images.detach().aminmax()
-    low, high, lowest = torch.stack([lowest_pixel.double(), highest_pixel.double(), labels.min().double()]).tolist()
-    if not 0 <= low <= high <= 1:
-        raise _outside_box(low, high)
-    if lowest < 0:
-        raise BadInput(
-            f"a label is {lowest:.0f}", hint="give class indices, which count from 0, for all images", field="labels"
-        )
-
-
-def _outside_box(low: float, high: float) -> BadInput:
-    if not low <= high:
-        return BadInput("the images contain NaN", hint="leave out or repair these images", field="images")
-    if low >= 0 and 2 < high <= 255:
-        hint = "divide them by 255"
-    elif -1 <= low < 0 and high <= 1:
-        hint = "undo their scaling with (images + 1) / 2, and let the first layer of the model scale instead"
-    elif low >= -1e-3 and high <= 1 + 1e-3:
-        hint = "remove the rounding errors with images.clamp(0, 1)"
-    else:
-        hint = "undo their normalisation, and let the first layer of the model normalise instead"
-    return BadInput(f"the images have values from {low:.8g} to {high:.8g}, not in [0, 1]", hint=hint, field="images")
 
 
 def count_classes(model: nn.Module, image: Tensor) -> int:
@@ -136,9 +72,3 @@ def balls_of(eps: Mapping[Norm, float], shape: Sequence[int]) -> list[LpThreat]:
     for ball in balls.values():
         ball.check(shape)
     return [balls[norm] for norm in NORMS if norm in balls]
-
-
-def _describe(given: object) -> str:
-    if isinstance(given, Tensor):
-        return f"a tensor {tuple(given.shape)} of {str(given.dtype).removeprefix('torch.')}"
-    return f"of the type {type(given).__name__}"

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, AttackOptions, AttackResult, frozen
-from core.attacks.arguments import check_points, with_check
+from core.attacks.arguments import with_check
 from core.attacks.forward import classify, fools, is_answered, loss_and_gradient, loss_of, predict
 from core.attacks.losses import Loss, cross_entropy
 from core.attacks.threat import UnionThreat
+from core.data.points import check_points
 from core.geometry import ascend, per_image, project
 from core.schema.catalog import Norm
 

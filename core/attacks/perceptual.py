@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks import DEFAULTS, AttackOptions, AttackResult, frozen
-from core.attacks.arguments import check_labels, check_points
+from core.attacks.arguments import check_labels
 from core.attacks.losses import margin
 from core.attacks.threat import PerceptualThreat
+from core.data.points import check_points
 from core.geometry import per_image, rescale
 from core.schema.errors import BadInput
 from core.schema.protocols import PERCEPTUAL_STEPS

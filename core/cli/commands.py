@@ -24,11 +24,11 @@ from core.cli.options import (
     RunOptions,
     TrainingOptions,
 )
-from core.cli.specs import read_import, read_spec
+from core.cli.specs import read_dataset_spec, read_import, read_spec
 from core.schema.errors import BadInput
 from core.schema.events import Entered, Evaluated, Event, Failed, Finished, Warned
 from core.schema.inspection_report import DatasetInspection, ModelInspection
-from core.schema.model_zoo import PUBLISHED
+from core.schema.model_zoo import PUBLISHED, REFUSED
 from core.schema.report import Reports
 from core.schema.spec import EvaluateSpec
 from core.schema.spec_warnings import spec_warnings
@@ -64,10 +64,12 @@ def _run(options: RunOptions, requests: StopRequests) -> Iterator[Event]:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from core.evaluation.autoattack import run_evaluation
     from core.inputs import Inputs
+    from core.models.own import import_factory, make
     from core.training.run import fine_tune
 
     inputs = Inputs(
         weights=options.weights,
+        model=make(import_factory(options.model), options.model, seed=spec.seed) if options.model else None,
         data=options.data,
         extra_data=options.extra_data if isinstance(options, TrainingOptions) else None,
         corruptions=options.corruptions,
@@ -142,8 +144,13 @@ def _download(options: DownloadOptions) -> Iterator[str]:
 def _list_published() -> Iterator[str]:
     for entry in PUBLISHED.values():
         yield f"{entry.name}: {entry.description}"
-        yield f"  {entry.architecture}, {entry.norm} {entry.eps:.4g}, licence {entry.licence or 'not stated'}"
+        robust_to = f"{entry.norm} {entry.eps:.4g}" if entry.norm and entry.eps else "not robust"
+        images = f", images {entry.preprocessing}" if entry.preprocessing else ""
+        yield f"  {entry.architecture}, {robust_to}{images}, licence {entry.licence or 'not stated'}"
         yield f"  {entry.source}"
+    for refused in REFUSED.values():
+        yield f"{refused.name}: {refused.description}"
+        yield f"  not supported: {refused.reason}"
 
 
 def _import(options: ImportOptions) -> Iterator[str]:
@@ -193,7 +200,7 @@ def _inspect(options: InspectOptions) -> Iterator[Event | str]:
     found: DatasetInspection | ModelInspection
     with sandboxed(limits):
         if isinstance(options, InspectDatasetOptions):
-            found = inspect_dataset(options.file, options.output, caps=caps)
+            found = inspect_dataset(options.file, options.output, caps=caps, spec=read_dataset_spec(options))
         else:
             found = inspect_model(options.file, read_import(options), options.output, max_bytes=caps.total_bytes)
     if options.json_lines:

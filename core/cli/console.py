@@ -12,6 +12,7 @@ from core.schema.events import (
     Failed,
     Finished,
     Monitored,
+    MonitoredAverage,
     Paused,
     Resumed,
     Saved,
@@ -20,6 +21,7 @@ from core.schema.events import (
     Warned,
 )
 from core.schema.inspection_report import DatasetInspection, ModelInspection
+from core.schema.preprocessing import as_options
 from core.schema.report import Report, UnseenReport
 
 
@@ -44,8 +46,9 @@ def event_lines(event: Event) -> Iterator[str]:
             epoch = f" (epoch {event.epoch:.2f})" if event.epoch else ""
             yield f"resumes after step {event.step}{epoch}"
         case Monitored():
-            norms = "  ".join(f"{norm} {100 * share:.1f}" for norm, share in event.robust.items())
-            yield f"  held out: {norms}  union {100 * event.union.value:.1f}  (fast, {event.examples} images, per cent)"
+            yield f"  held out: {_rates(event)}  (fast, {event.examples} images, per cent)"
+            if event.averaged:
+                yield f"  averaged: {_rates(event.averaged)}"
         case Attacked():
             share = event.robust / event.examples
             yield f"  {event.threat:4} {event.attack:8} {share:6.1%} robust  ({event.done}/{event.total})"
@@ -62,10 +65,17 @@ def event_lines(event: Event) -> Iterator[str]:
         case Finished():
             before, after = event.reports.before, event.reports.after
             yield from table({"before": before, "after": after} if before else {"model": after})
+            if event.reports.delivered:
+                yield f"delivered: {event.reports.delivered.text}"
             yield f"done in {event.seconds:.0f} s"
         case Failed():
             yield f"failed: {f'{event.field}: ' if event.field else ''}{event.message}"
             yield f"  {event.hint}"
+
+
+def _rates(monitored: Monitored | MonitoredAverage) -> str:
+    norms = "  ".join(f"{norm} {100 * share:.1f}" for norm, share in monitored.robust.items())
+    return f"{norms}  union {100 * monitored.union.value:.1f}"
 
 
 def _attacked(event: Stepped) -> str:
@@ -133,11 +143,18 @@ def inspection_lines(found: DatasetInspection | ModelInspection) -> Iterator[str
         recognised = ", recognised by the weights" if found.recognised else ""
         yield f"{found.architecture}{recognised}: {found.parameters:,} parameters, {sizes}, {found.classes} classes"
         yield from other_weights_lines(found.key, found.other_keys)
+        if found.alternatives:
+            yield (
+                f"  its weights do not tell it from {', '.join(found.alternatives)}: if it is one of these, its "
+                "accuracy is low; add --architecture NAME"
+            )
         yield from (f"  warning ({warning.code}): {warning.text}" for warning in found.warnings)
         return
-    yield f"{len(found.classes)} classes, {sizes}"
+    yield f"{len(found.classes)} classes, {sizes}, stored as {found.format}"
+    yield from _size_lines(found)
     held_out = f", {found.held_out_examples:,} held-out" if found.held_out_examples else ""
-    yield f"  {found.train_examples:,} training{held_out} and {found.test_examples:,} test images"
+    drawn = f", {found.test_share:.0%} of each class drawn for testing" if found.test_share else ""
+    yield f"  {found.train_examples:,} training{held_out} and {found.test_examples:,} test images{drawn}"
     for reason, count in found.refused_by_reason.items():
         yield f"  {count:,} images are refused: {reason}"
     for reason, count in found.unread_by_reason.items():
@@ -148,3 +165,17 @@ def inspection_lines(found: DatasetInspection | ModelInspection) -> Iterator[str
             yield f"  {doubles.count:,} {part} images are repeated: {twins.name} is {twins.twin}"
     for warning in found.warnings:
         yield f"  warning ({warning.code}): {warning.text}"
+
+
+def _size_lines(found: DatasetInspection) -> Iterator[str]:
+    """Describe the sizes of the images in their files, where they differ, and how they are brought to one."""
+    if found.sizes.different > 1:
+        ends = [f"to {each.below - 1}" if each.below else "or more" for each in found.sizes.histogram]
+        bins = [
+            f"{each.at_least} {end}: {each.images:,}" for each, end in zip(found.sizes.histogram, ends, strict=True)
+        ]
+        yield f"  images by their shorter side in pixels: {', '.join(bins)}; median {found.sizes.median}"
+    if found.preprocessing.image_size:
+        yield f"  brought to {found.preprocessing.describe()}"
+    if found.proposal:
+        yield f"  to use all images, bring them to one size: {as_options(found.proposal)}"

@@ -1,5 +1,6 @@
 """The options of each command, beside the fields of its spec. `core.cli.parser` makes arguments of them."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -7,9 +8,12 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from core.schema.catalog import Kind
+from core.schema.dataset_spec import DatasetSpec
 from core.schema.import_spec import ImportSpec
 from core.schema.record import Record
 from core.schema.spec import SPECS
+
+_FACTORY_NAME = re.compile(r"[\w.]+:[\w.]+")
 
 
 def _read_path(text: Any) -> Any:
@@ -38,7 +42,18 @@ def _read_shard(text: Any) -> Any:
     return int(number), int(count)
 
 
+def _read_factory_name(text: Any) -> Any:
+    if isinstance(text, str) and not _FACTORY_NAME.fullmatch(text):
+        raise PydanticCustomError(
+            "not_a_factory",
+            "{text} names no class or function: write it as package.module:name, such as my_networks:Net",
+            {"text": repr(text)},
+        )
+    return text
+
+
 AnyPath = Annotated[Path, BeforeValidator(_read_path)]
+FactoryName = Annotated[str, BeforeValidator(_read_factory_name)]
 Count = Annotated[int, BeforeValidator(_read_count)]
 Shard = Annotated[tuple[int, int], BeforeValidator(_read_shard)]
 
@@ -77,8 +92,10 @@ class RunOptions(FolderOptions):
     """a JSON file with the spec"""
     weights: AnyPath | None = None
     """the base model's file, unless it is shipped; not for train"""
+    model: FactoryName | None = None
+    """a network of your own, as package.module:name of a class or function that is called without arguments"""
     data: AnyPath | None = None
-    """the data set's folder or archive, unless it is built in"""
+    """the data set's folder, archive, .npz or Parquet file, unless it is built in"""
     leave_out_unusable: bool = False
     """leave out images that cannot be read or differ in size, instead of ending the run"""
     corruptions: AnyPath | None = None
@@ -93,7 +110,7 @@ class TrainingOptions(RunOptions):
     """The options of a run that trains."""
 
     extra_data: AnyPath | None = None
-    """a second labelled set to train on: a .npz file, a folder or an archive"""
+    """a second labelled set to train on: a folder, an archive, a .npz or a Parquet file"""
     restart: bool = False
     """start from the beginning even if the output folder holds an interrupted run"""
 
@@ -148,7 +165,7 @@ class InspectOptions(FolderOptions):
 
 
 class InspectDatasetOptions(InspectOptions):
-    """Inspect an untrusted data set, an ImageFolder in a zip archive, within limits."""
+    """Inspect an untrusted data set, a zip or tar archive, a .npz file or a Parquet file, within limits."""
 
 
 class InspectModelOptions(InspectOptions):
@@ -172,7 +189,7 @@ COMMANDS: dict[str, tuple[type[AnyOptions], type[Record] | None]] = {
     "merge": (MergeOptions, None),
     "download": (DownloadOptions, None),
     "import-weights": (ImportOptions, ImportSpec),
-    "inspect-dataset": (InspectDatasetOptions, None),
+    "inspect-dataset": (InspectDatasetOptions, DatasetSpec),
     "inspect-model": (InspectModelOptions, ImportSpec),
 }
 """Each command's options, and the spec whose fields it takes as options too."""

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from core.cli.options import Options, RunOptions, TrainingOptions
-from core.schema.catalog import DATASETS
-from core.schema.checkpoint_header import read_architecture
+from core.schema.catalog import DATASETS, OWN_CLASS
+from core.schema.checkpoint_header import read_origins
+from core.schema.dataset_spec import DatasetSpec
 from core.schema.errors import BadInput
 from core.schema.import_spec import ImportSpec
 from core.schema.overrides import NotAnObject, override
-from core.schema.spec import AnySpec, default_eps, parse, with_defaults_for
+from core.schema.preprocessing import Preprocessing
+from core.schema.radius import propose_radii
+from core.schema.spec import AnySpec, default_eps, parse, with_data_of, with_defaults_for
 from core.schema.strict_json import read_json
 from core.schema.suggestions import did_you_mean
-from core.schema.validation import field_errors
+from core.schema.validation import FieldError, field_errors
 
 
 def read_spec(options: RunOptions) -> AnySpec:
@@ -30,6 +33,15 @@ def read_spec(options: RunOptions) -> AnySpec:
         body.setdefault("gpus", _read_world_size(os.environ["WORLD_SIZE"]))
     if options.weights and options.command != "train":
         body.setdefault("base_model", _name_after(options.weights.stem, "--base-model"))
+    if options.model and options.command == "train":
+        body.setdefault("architecture", f"{OWN_CLASS}{options.model}")
+    elif options.model:
+        body.setdefault("base_model", _name_after(options.model.rpartition(":")[2], "--base-model"))
+    origins = read_origins(options.weights) if options.weights and options.command != "train" else None
+    if origins:
+        dataset = options.fields.get("dataset") or body.get("dataset")
+        named = {"dataset": dataset, **body} if dataset else body
+        body = with_data_of(named, origins.dataset, origins.eps if "eps" not in options.fields else {})
     _override_fields(body, options.fields)
     if extra_data and not body.get("extra_dataset"):
         body["extra_dataset"] = _name_after(extra_data.name.partition(".")[0], "--extra-dataset")
@@ -39,9 +51,9 @@ def read_spec(options: RunOptions) -> AnySpec:
             hint="add --dataset: cifar10, cifar100, imagenet, or any name for images of your own",
             field="dataset",
         )
-    if options.weights and (architecture := read_architecture(options.weights)):
-        body = with_defaults_for(body, architecture)
-    with _bad_input(options.command, _missing_data(body.get("dataset"), options.data)):
+    if origins:
+        body = with_defaults_for(body, origins.architecture)
+    with _bad_input(options.command, _missing_data(body.get("dataset"), options.data), options.data, body):
         return parse(body)
 
 
@@ -49,6 +61,14 @@ def read_import(options: Options) -> ImportSpec:
     """Make the spec of an import of the options. Raises BadInput."""
     with _bad_input(options.command, {}):
         return ImportSpec.model_validate(options.fields)
+
+
+def read_dataset_spec(options: Options) -> DatasetSpec:
+    """Make the spec of a data set of the options. Raises BadInput."""
+    body: dict[str, Any] = {}
+    _override_fields(body, options.fields)
+    with _bad_input(options.command, {}):
+        return DatasetSpec.model_validate(body)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -106,15 +126,20 @@ def _missing_data(dataset: Any, data: Path | None) -> dict[str, str]:
 
 
 @contextmanager
-def _bad_input(command: str, problems: dict[str, str]) -> Iterator[None]:
-    """Raise a validation error, and other problems of fields, as one BadInput that names every field."""
+def _bad_input(
+    command: str, problems: dict[str, str], data: Path | None = None, body: Mapping[str, Any] | None = None
+) -> Iterator[None]:
+    """Raise a validation error, and other problems of fields, as one BadInput that names every field.
+
+    data, body: of a run, to propose radii where the spec lacks them.
+    """
     cause: ValidationError | None = None
     try:
         yield
     except ValidationError as error:
         cause = error
         found = {
-            problem.pointer.lstrip("/").replace("/", "."): problem.detail
+            problem.pointer.lstrip("/").replace("/", "."): problem.detail + _propose_radii(problem, data, body or {})
             for problem in field_errors(error)
             # The radii that the data set would give are missing only with it.
             if not (problems and (problem.pointer, problem.code) == ("/eps", "missing"))
@@ -128,6 +153,23 @@ def _bad_input(command: str, problems: dict[str, str]) -> Iterator[None]:
             hint=f"see python -m core {command} --help",
             field=field if alone else None,
         ) from cause
+
+
+def _propose_radii(problem: FieldError, data: Path | None, body: Mapping[str, Any]) -> str:
+    """Propose radii by the size of the images, where a spec lacks them."""
+    if (problem.pointer, problem.code) != ("/eps", "missing") or data is None:
+        return ""
+    # Slow to import, and only needed here.
+    from core.data.images import look_at_shape
+
+    given = body.get("preprocessing")
+    try:
+        preprocessing = Preprocessing.model_validate({} if given is None else given)
+    except ValidationError:
+        return ""
+    share = body.get("test_share")
+    shape = look_at_shape(data, preprocessing, share if isinstance(share, float) and 0 < share < 1 else None)
+    return f"; {propose_radii(shape).say()}" if shape else ""
 
 
 def _read_world_size(text: str) -> int:

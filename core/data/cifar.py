@@ -18,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from core.data import image_folder
+from core.data import images
 from core.data.class_folders import PART_NAMES
 from core.data.file_tree import Entry, Tar
-from core.data.image_folder import LeaveOut
+from core.data.images import LeaveOut
 from core.data.parts import Parts
 from core.data.safe_zip import show
 from core.data.split import Split
@@ -40,7 +40,7 @@ def load(name: Name, path: Path | None, *, leave_out: LeaveOut | None = None) ->
     """Load the training part, the test part and the class names.
 
     path: the official archive, the folder in it, a folder that holds either or is empty, or the same images as an
-    ImageFolder folder or archive. leave_out: as in `image_folder.load`; the official files are complete or refused.
+    ImageFolder folder or archive. leave_out: as in `images.load`; the official files are complete or refused.
     Raises BadDataset.
     """
     path = path and path.expanduser()
@@ -55,7 +55,7 @@ def load(name: Name, path: Path | None, *, leave_out: LeaveOut | None = None) ->
     if path.is_file():
         if _is_official(name, path):
             return _read_archive(name, path)
-        return _checked(name, image_folder.load(path, leave_out=leave_out))
+        return _checked(name, images.load(path, leave_out=leave_out))
     kind = _kind(name)
     for folder in (path, path / kind.base_folder):
         if any((folder / file).is_file() for file in _checksums(name)):
@@ -63,7 +63,7 @@ def load(name: Name, path: Path | None, *, leave_out: LeaveOut | None = None) ->
     if (path / kind.filename).is_file():
         return _read_archive(name, path / kind.filename)
     if _holds_images(path):
-        return _checked(name, image_folder.load(path, leave_out=leave_out))
+        return _checked(name, images.load(path, leave_out=leave_out))
     return _read_folder(name, _fetch(name, path))
 
 

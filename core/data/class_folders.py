@@ -2,16 +2,18 @@
 
 The layout is found from names alone. A data set is a folder with `train/<class>/<image>` and `test/<class>/<image>`;
 its root may lie in wrapping folders of any name. Where there is a `val/` beside `test/`, it is the held-out part; alone
-it is the test part. Images deeper than the class folder belong to the class. Names are compared without case;
-`core.data.file_tree` composes their accents. Whatever could be read in two ways is refused by name.
+it is the test part. Where a test part is to be drawn, the class folders may also lie in no part at all. Images deeper
+than the class folder belong to the class. Names are compared without case; `core.data.file_tree` composes their
+accents. Whatever could be read in two ways is refused by name.
 """
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from core.data.safe_zip import show
+from core.schema.dataset_spec import USUAL_TEST_SHARE
 from core.schema.errors import BadDataset
 from core.schema.inspection_report import PartName
 
@@ -33,6 +35,12 @@ HIDDEN = "it is hidden, or a file of the operating system"
 """The reason for files that are not read and need no warning."""
 
 FORMATS_IN_WORDS = "JPEG, PNG, WebP, BMP, TIFF or GIF"
+
+DRAW_TEST = (
+    f"have {USUAL_TEST_SHARE:.0%} of each class drawn for testing with --test-share {USUAL_TEST_SHARE} (test_share in "
+    "a spec)"
+)
+"""What to do about a data set without a test part."""
 
 _MAC = "__MACOSX"
 _LEFT_BY_WINDOWS = ("/Thumbs.db", "/desktop.ini")
@@ -71,9 +79,15 @@ class Layout:
     """The folder of each part, relative to the root."""
     labels: Mapping[PartName, Sequence[str]]
     """The classes of each part, those of empty folders included."""
-    _parts: Mapping[str, PartName]
-    _labels: Mapping[str, str]
+    order: tuple[str, ...] = ()
+    """The classes in the order of their labels, where labels are numbers; empty where that order is alphabetical."""
+    names_file: str | None = None
+    """The file or array with the names of the classes, where labels are numbers that it names."""
+    _parts: Mapping[str, PartName] = field(default_factory=dict)
+    _labels: Mapping[str, str] = field(default_factory=dict)
     """Folded name -> name of the class."""
+    _is_flat: bool = False
+    """Whether the class folders lie directly in the root."""
 
     def place(self, name: str) -> Place | str:
         """Return the place of a file by its path, or the reason why it belongs to no class."""
@@ -82,6 +96,10 @@ class Layout:
         folders = name.split("/")
         inner = folders[self.root.count("/") + 1 :] if self.root else folders
         is_below = not self.root or name.startswith(f"{self.root}/")
+        if self._is_flat:
+            if len(inner) < 2 or not is_below:
+                return "it lies in no class folder"
+            return Place("train", self._labels[_fold(inner[0])])
         part = self._parts.get(inner[0]) if is_below and len(inner) > 1 else None
         if part is None:
             if is_below and len(inner) == 2 and inner[0].casefold() in PART_NAMES:
@@ -91,16 +109,59 @@ class Layout:
             return "it lies in no class folder"
         return Place(part, self._labels[_fold(inner[1])])
 
+    def with_names(self, names: Sequence[str], file: str) -> "Layout":
+        """Name the classes, whose folders are numbers. file: the file with the names. Raises BadDataset."""
+        numbers = {label: int(label) for labels in self.labels.values() for label in labels}
+        for label, number in numbers.items():
+            if number >= len(names):
+                raise BadDataset(
+                    f"{show(file)} names {len(names)} classes, so there is no name for the folder '{label}'",
+                    hint="write a name for each class, in the order of the numbers from 0",
+                    field="dataset",
+                )
+        return replace(
+            self,
+            labels={part: [names[numbers[label]] for label in labels] for part, labels in self.labels.items()},
+            order=tuple(names),
+            names_file=file,
+            _labels={key: names[numbers[label]] for key, label in self._labels.items()},
+        )
+
+    def with_drawn_test(self) -> "Layout":
+        """Add a test part that is drawn from the training part."""
+        return replace(self, labels={**self.labels, "test": self.labels["train"]})
+
+    def where(self, part: PartName) -> str:
+        """Say where a part lies, for errors."""
+        if part not in self.folders:
+            return f"in the {_ROLES[part]} part"
+        folder = _folder_of(self, part)
+        return f"under '{folder}/'" if folder else "in the top folder"
+
+
+_ROLES: Mapping[PartName, str] = {"train": "training", "test": "test", "held_out": "held-out"}
+
 
 def find_layout(
-    files: Iterable[str], folders: Iterable[str], where: str, *, needed: Sequence[PartName] = ("train", "test")
+    files: Iterable[str],
+    folders: Iterable[str],
+    where: str,
+    *,
+    needed: Sequence[PartName] = ("train", "test"),
+    draws_test: bool = False,
 ) -> Layout:
     """Find the layout of a data set from the paths of its files and folders, relative and with `/`.
 
-    where: name of the data set, for errors. needed: the parts that it must have; others are not looked for. Raises
-    BadDataset that names the folders where the layout is ambiguous, or where a part is missing.
+    where: name of the data set, for errors. needed: the parts that it must have; others are not looked for. draws_test:
+    whether the test part is to be drawn from the training part. Raises BadDataset that names the folders where the
+    layout is ambiguous, or where a part is missing or superfluous.
     """
     roots, images = _find_parts(files, folders)
+    flat = _find_flat(images)
+    if not roots and flat is not None and draws_test:
+        return _flat_layout(flat, images, where)
+    if draws_test:
+        needed = ("train",)
     if any(part.has_images for parts in roots.values() for part in parts.values()):
         # Of several folders with the name of a part, those without an image are something else.
         roots = {
@@ -109,8 +170,38 @@ def find_layout(
             if (kept := {name: part for name, part in parts.items() if part.has_images or part.classes})
             and any(part.has_images for part in kept.values())
         }
-    root = _choose_root(roots, images, where, needed)
-    return _layout(root, roots.get(root, {}), where, needed)
+    root = _choose_root(roots, images, where, needed, can_be_drawn=flat is not None)
+    parts = roots.get(root, {})
+    if draws_test and (own := parts.get("test") or parts.get("val")):
+        raise BadDataset(
+            f"{where} has its own test part, '{_folder(root, min(own.folders))}/'",
+            hint="leave test_share out, or remove that part",
+            field="test_share",
+        )
+    return _layout(root, parts, where, needed)
+
+
+def _find_flat(images: Sequence[str]) -> str | None:
+    """Find the folder that all class folders lie in, by the folders that hold images; None where there is none."""
+    split = [folder.split("/") if folder else [] for folder in images]
+    root = list(split[0]) if split else []
+    for parts in split:
+        while parts[: len(root)] != root:
+            root.pop()
+    classes = {parts[len(root)] for parts in split if len(parts) > len(root)}
+    return "/".join(root) if len(classes) > 1 else None
+
+
+def _flat_layout(root: str, images: Sequence[str], where: str) -> Layout:
+    """Make the layout of class folders that lie in no part."""
+    part = _Part({""}, {}, has_images=True)
+    for folder in images:
+        if folder == root:
+            continue
+        name = folder.removeprefix(f"{root}/" if root else "").partition("/")[0]
+        part.classes.setdefault(_fold(name), set()).add(name)
+    names = _spell(part, root, where)
+    return Layout(root, {"train": ""}, {"train": sorted(names.values())}, _labels=names, _is_flat=True)
 
 
 def name_classes(
@@ -123,25 +214,30 @@ def name_classes(
     """
     for part in needed:
         if not any(counts.get(Place(part, label)) for label in layout.labels[part]):
-            folder = _folder_of(layout, part)
+            folder = _folder_of(layout, part) if part in layout.folders else part
             raise BadDataset(
-                f"no images found in the class folders under '{folder}/' in {where}",
+                f"no images found in the class folders {layout.where(part)} in {where}",
                 hint=f"arrange the images as {folder}/<class>/<image>, in {FORMATS_IN_WORDS} format",
                 field="dataset",
             )
-    classes = sorted({label for part in needed for label in layout.labels[part]})
+    classes = layout.order or sorted({label for part in needed for label in layout.labels[part]})
     for part, label in ((part, label) for part in needed for label in classes):
         if not counts.get(Place(part, label)):
-            state = "has no images" if label in layout.labels[part] else "has no folder"
+            state = "has no folder" if label not in layout.labels[part] and part in layout.folders else "has no images"
             raise BadDataset(
-                f"class '{show(label)}' {state} under '{_folder_of(layout, part)}/' in {where}",
+                f"class '{show(label)}' {state} {layout.where(part)} in {where}",
                 hint="add images of that class, or remove it from every part",
                 field="dataset",
             )
-    if len(classes) < 2:
-        folder = _folder_of(layout, needed[0])
+    if len(classes) < 2 and layout.order:
         raise BadDataset(
-            f"{where} has a single class: '{show(classes[0])}' is the only folder under '{folder}/'",
+            f"{where} has a single class: every image has the label '{show(classes[0])}'",
+            hint="add images of a second class",
+            field="dataset",
+        )
+    if len(classes) < 2:
+        raise BadDataset(
+            f"{where} has a single class: '{show(classes[0])}' is the only folder {layout.where(needed[0])}",
             hint="add a folder with images of a second class; if the classes are folders inside this one, move them up",
             field="dataset",
         )
@@ -181,19 +277,26 @@ def _find_parts(files: Iterable[str], folders: Iterable[str]) -> tuple[dict[str,
 
 
 def _choose_root(
-    roots: Mapping[str, Mapping[str, _Part]], images: Sequence[str], where: str, needed: Sequence[PartName]
+    roots: Mapping[str, Mapping[str, _Part]],
+    images: Sequence[str],
+    where: str,
+    needed: Sequence[PartName],
+    *,
+    can_be_drawn: bool,
 ) -> str:
     """Choose the one folder that holds the parts; `images` are the folders that hold images.
 
-    A data set inside another one is a copy, which is not read. Raises BadDataset where several could be meant.
+    can_be_drawn: whether all images lie in class folders, of which a test part could be drawn. A data set inside
+    another one is a copy, which is not read. Raises BadDataset where several could be meant.
     """
     whole = {root for root in roots if _is_complete(roots[root], needed)}
     top = sorted(root for root in whole or roots if not any(above in (whole or roots) for above in _above(root)))
     if not top:
         folders = " and ".join(f"{part}/<class>/<image>" for part in needed)
+        drawn = f"; or, as its folders are classes, {DRAW_TEST}" if can_be_drawn and "test" in needed else ""
         raise BadDataset(
             f"there is no folder '{needed[0]}/' in {where}",
-            hint=f"arrange the images as {folders}, in {FORMATS_IN_WORDS} format",
+            hint=f"arrange the images as {folders}, in {FORMATS_IN_WORDS} format{drawn}",
             field="dataset",
         )
     if len(top) > 1 and not whole:
@@ -264,7 +367,8 @@ def _layout(root: str, parts: Mapping[str, _Part], where: str, needed: Sequence[
             there = sorted(f"'{_folder(root, name)}/'" for part in parts.values() for name in part.folders)
             raise BadDataset(
                 f"there is no folder '{role}/' beside {_listed(there)} in {where}",
-                hint=f"arrange the images as {role}/<class>/<image>, in {FORMATS_IN_WORDS} format",
+                hint=f"arrange the images as {role}/<class>/<image>, in {FORMATS_IN_WORDS} format"
+                + (f"; or {DRAW_TEST}" if role == "test" else ""),
                 field="dataset",
             )
     for role in needed:
@@ -284,8 +388,8 @@ def _layout(root: str, parts: Mapping[str, _Part], where: str, needed: Sequence[
         root,
         folders,
         {role: sorted(names[key] for key in written) for role, written in spelled.items()},
-        {folder: role for role, folder in folders.items()},
-        names,
+        _parts={folder: role for role, folder in folders.items()},
+        _labels=names,
     )
 
 
@@ -303,8 +407,7 @@ def _spell(part: _Part, folder: str, where: str) -> dict[str, str]:
 
 
 def _role_of(part: _Part, roles: Mapping[PartName, _Part]) -> str:
-    role = next(role for role, other in roles.items() if other is part)
-    return {"train": "training", "test": "test", "held_out": "held-out"}[role]
+    return _ROLES[next(role for role, other in roles.items() if other is part)]
 
 
 def _folder_of(layout: Layout, part: PartName) -> str:
@@ -317,7 +420,7 @@ def _folder(root: str, name: str) -> str:
 
 
 def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
+    return f"{folder}/{name}" if folder and name else folder or name
 
 
 def _is_below(folder: str, other: str) -> bool:

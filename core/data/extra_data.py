@@ -6,14 +6,19 @@ It must have the shape and the classes of the first set; `core.data.training_set
 from dataclasses import replace
 from pathlib import Path
 
-from core.data import arrays, image_folder, imagenet
-from core.data.image_folder import LeaveOut
+from core.data import arrays, images, streamed
+from core.data.image_folder import ImageFolder
+from core.data.images import LeaveOut
 from core.data.labelled_images import LabelledImages
 from core.data.left_out import MOST_LEFT_OUT
 from core.data.parts import Parts
+from core.data.preprocessing import resize
+from core.data.sources import open_source
 from core.data.split import Split
 from core.data.stream import Stream
+from core.data.survey import Survey
 from core.schema.errors import BadDataset, DoesNotFit
+from core.schema.preprocessing import Preprocessing
 
 
 def load(
@@ -21,18 +26,19 @@ def load(
     *,
     like: LabelledImages,
     classes: tuple[str, ...],
+    preprocessing: Preprocessing | None = None,
     leave_out: LeaveOut | None = None,
     most_left_out: float = MOST_LEFT_OUT,
 ) -> Parts:
     """Load a second set beside one whose training part is `like`; it has a training part only.
 
-    path: a `.npz` file of arrays, or a folder or archive with `train/<class>/<image>`, whose classes are matched by
-    name. Pixels are in the units of the first set: 0 to 255, but 0 to 16 for the digits. leave_out, most_left_out: as
-    in `image_folder.load` and `imagenet.load`. Raises BadDataset when the set cannot be read, and DoesNotFit when it
-    has another shape or other classes.
+    path: a `.npz` file of `images` and `labels`, whose numbers are those of the first set; or any other kind of data
+    set with a training part, whose classes are matched by name. Pixels are in the units of the first set: 0 to 255, but
+    0 to 16 for the digits. preprocessing, leave_out, most_left_out: as in `images.load`. Raises BadDataset when the set
+    cannot be read, and DoesNotFit when it has another shape or other classes.
     """
     try:
-        parts = _read(path, like, leave_out, most_left_out)
+        parts = _read(path, like, preprocessing or Preprocessing(), leave_out, most_left_out)
     except BadDataset as error:
         raise BadDataset(error.message, hint=error.hint, field="extra_dataset") from error
     found = parts.train
@@ -54,17 +60,25 @@ def load(
     return parts
 
 
-def _read(path: Path, like: LabelledImages, leave_out: LeaveOut | None, most_left_out: float) -> Parts:
+def _read(
+    path: Path, like: LabelledImages, preprocessing: Preprocessing, leave_out: LeaveOut | None, most_left_out: float
+) -> Parts:
     """Read the images, and the names of their classes where there are any."""
     if isinstance(like, Stream):
-        return imagenet.load(path, workers=like.workers, most_left_out=most_left_out, needed=("train",))
+        return _stream(path, like, most_left_out)
     assert isinstance(like, Split)
     if arrays.is_arrays(path):
-        parts = Parts(arrays.load(path), ())
+        split = arrays.load(path)
+        parts = Parts(resize(split, preprocessing) if preprocessing.image_size else split, ())
     else:
-        parts = image_folder.load(path, leave_out=leave_out, needed=("train",))
+        parts = images.load(path, preprocessing=preprocessing, leave_out=leave_out, needed=("train",))
     found = parts.train
-    assert isinstance(found, Split)
+    if not isinstance(found, Split):
+        raise BadDataset(
+            f"the images of {path.name} do not fit the memory, but those of the data set do",
+            hint="use fewer extra images",
+            field="dataset",
+        )
     if int(found.pixels.max()) > like.white:
         raise BadDataset(
             f"pixel values in {path.name} reach {int(found.pixels.max())}, but the data set's maximum is {like.white}",
@@ -72,6 +86,26 @@ def _read(path: Path, like: LabelledImages, leave_out: LeaveOut | None, most_lef
             field="extra_dataset",
         )
     return replace(parts, train=replace(found, white=like.white))
+
+
+def _stream(path: Path, like: Stream, most_left_out: float) -> Parts:
+    survey = Survey()
+    source = open_source(path, survey, needed=("train",))
+    if not isinstance(source, ImageFolder):
+        raise BadDataset(
+            f"{path.name} holds no image files in class folders, but the data set is streamed from such files",
+            hint="store the extra images as train/<class>/<image>",
+            field="dataset",
+        )
+    return streamed.load(
+        source,
+        survey,
+        preprocessing=like.preprocessing,
+        workers=like.workers,
+        most_left_out=most_left_out,
+        needed=("train",),
+        always_in_colour=like.channels == 3,
+    )
 
 
 def _describe(shape: tuple[int, int, int]) -> str:

@@ -106,6 +106,12 @@ def decode(content: bytes, *, most_pixels: int | None = MOST_PIXELS) -> Decoded:
         return _in_bytes(upright)
 
 
+def decode_pixels(pixels: np.ndarray) -> Decoded:
+    """Take pixels as an image: (height, width), or (height, width, 3 or 4) uint8. Transparent ones are put on white."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return _on_white(image, is_grey=False) if image.mode == "RGBA" else Decoded(image, is_transparent=False)
+
+
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation that is still to be applied; Pillow applies that of TIFF files itself."""
     if image.format == "TIFF":

@@ -1,4 +1,4 @@
-"""A part of a data set that does not fit the memory: image files, read and cropped by worker processes.
+"""A part of a data set that does not fit the memory: image files, read and brought to one size by worker processes.
 
 The workers return bytes in page-locked memory; the device converts them to numbers in [0, 1]. The augmentation of an
 image depends on the seed of its batch and its index in the set, not on the worker that reads it. So a run gives the
@@ -11,6 +11,7 @@ next image of the set takes its place, so that batches keep their size in every 
 import hashlib
 import os
 import random
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp, log, sqrt
@@ -25,12 +26,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from core.data.image_decoding import Unusable, decode
 from core.data.left_out import LeftOut
+from core.data.preprocessing import preprocess
+from core.data.spans import Span, read_span
 from core.data.split import WHOLE, Batch, ProcessShare, Split
 from core.schema.catalog import Augmentation
 from core.schema.errors import UserError
-from core.schema.spec import Interpolation
+from core.schema.preprocessing import Preprocessing
 
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+SEPARATOR = "\0"
+"""What separates the path of an archive from the name of a file in it: no path has it."""
 _CHUNK = 50
 """Images per job of a worker, for evaluation."""
 
@@ -43,20 +47,25 @@ _MOST_GAPS = 100
 
 @dataclass(frozen=True)
 class Stream:
-    """Image files, cropped to one size; implements `core.data.labelled_images.LabelledImages`."""
+    """Image files, brought to one size; implements `core.data.labelled_images.LabelledImages`."""
 
     root: Path
     """The folder that the names are relative to."""
     names: np.ndarray
-    """(examples,) paths below `root`, as bytes: an array, since a list would be copied into each worker process."""
+    """(examples,) paths below `root`, as bytes: an array, since a list would be copied into each worker process. Of a
+    file in an archive, the archive's path, the separator and the file's name."""
     sizes: np.ndarray
     """(examples,) int64 bytes of each file."""
+    spans: np.ndarray
+    """(examples, 3) int64: where each file lies in its archive, as a `Span`; not used for files of a folder."""
     labels: Tensor
     """(examples,) int64 class indices."""
-    size: int = 224
-    """Height and width of the crop."""
-    interpolation: Interpolation = "bilinear"
-    """How images are resized for evaluation; training's random crops are always bilinear."""
+    size: tuple[int, int]
+    """Height and width of every image."""
+    channels: int = 3
+    """3, or 1 where all images are grey."""
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    """How images are brought to that size."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """The device of the batches."""
     workers: int | None = None
@@ -70,7 +79,7 @@ class Stream:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of every image."""
-        return 3, self.size, self.size
+        return self.channels, *self.size
 
     def to(self, device: torch.device) -> "Stream":
         """Return the same files; their batches lie on the device."""
@@ -79,7 +88,13 @@ class Stream:
     def pick(self, index: Tensor) -> "Stream":
         """Return the examples at `index` (n,)."""
         chosen = index.cpu()
-        return replace(self, names=self.names[chosen], sizes=self.sizes[chosen], labels=self.labels[chosen])
+        return replace(
+            self,
+            names=self.names[chosen],
+            sizes=self.sizes[chosen],
+            spans=self.spans[chosen],
+            labels=self.labels[chosen],
+        )
 
     def first(self, examples: int) -> Split:
         """Read the first examples into memory: this many, or all where there are fewer."""
@@ -108,13 +123,16 @@ class Stream:
             root=Path(),
             names=np.concatenate(names),
             sizes=np.concatenate([self.sizes, other.sizes]),
+            spans=np.concatenate([self.spans, other.spans]),
             labels=torch.cat([self.labels, other.labels]),
         )
 
     def update_hash(self, digest: "hashlib._Hash") -> None:
         """Add the names, sizes and labels of the files to a hash; hashing their pixels would take hours."""
-        digest.update(repr(("stream", len(self), self.size)).encode())
-        for content in (b"\0".join(self.names.tolist()), self.sizes.tobytes(), self.labels.numpy().tobytes()):
+        digest.update(repr(("stream", len(self), self.size, self.channels, self.preprocessing)).encode())
+        # The name of an archive is no part of its contents.
+        names = [name.rpartition(SEPARATOR.encode())[2] for name in self.names.tolist()]
+        for content in (b"\0".join(names), self.sizes.tobytes(), self.labels.numpy().tobytes()):
             digest.update(content)
 
     def batches(
@@ -136,13 +154,15 @@ class Stream:
     def _number_of_workers(self, world_size: int) -> int:
         if self.workers is not None:
             return self.workers
+        if not _can_open_sockets():
+            return 0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(min(cores // world_size, _MOST_WORKERS), 1)
 
     def _load(self, jobs: "Sequence[_Job]", workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Read batch after batch: pixels (n, size, size, 3) uint8, and labels (n,)."""
+        """Read batch after batch: pixels (n, height, width, channels) uint8, and labels (n,)."""
         loader = DataLoader(
-            _Files(self.root, self.names, self.labels, self.size, _FILTERS[self.interpolation]),
+            _Files(self),
             # Without a batch size, DataLoader passes each job to a worker unchanged.
             sampler=jobs,
             batch_size=None,
@@ -167,6 +187,15 @@ class Stream:
             ) from error
 
 
+def _can_open_sockets() -> bool:
+    """Whether worker processes can pass on images: they do so by local sockets, and a confined run may open none."""
+    try:
+        socket.socket(socket.AF_UNIX).close()
+    except PermissionError:
+        return False
+    return True
+
+
 def _channels_first(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).contiguous()
 
@@ -189,7 +218,7 @@ class _Read(NamedTuple):
     """A batch that a worker has read."""
 
     pixels: Tensor
-    """(n, size, size, 3) uint8."""
+    """(n, height, width, channels) uint8."""
     labels: Tensor
     """(n,) int64."""
     damaged: list[tuple[str, str]]
@@ -199,9 +228,10 @@ class _Read(NamedTuple):
 class _Files(Dataset):
     """The data set inside a worker process."""
 
-    def __init__(self, root: Path, names: np.ndarray, labels: Tensor, size: int, resampling: Image.Resampling) -> None:
-        self._root, self._names, self._labels = root, names, labels
-        self._size, self._resampling = size, resampling
+    def __init__(self, part: Stream) -> None:
+        self._root, self._names, self._sizes, self._spans = part.root, part.names, part.sizes, part.spans
+        self._labels, self._size, self._channels = part.labels, part.size, part.channels
+        self._preprocessing = part.preprocessing
 
     def __getitem__(self, job: _Job) -> _Read:
         views: list[np.ndarray] = []
@@ -210,53 +240,43 @@ class _Files(Dataset):
         for index in job.indices:
             tries = range(index, index + 1 + (_MOST_GAPS if job.fills_gaps else 0))
             for at in (number % len(self._names) for number in tries):
-                name = os.fsdecode(self._names[at])
                 try:
-                    views.append(self._read(name, job.augmentation, random.Random(f"{job.seed}/{at}")))
+                    views.append(self._read(at, job.augmentation, random.Random(f"{job.seed}/{at}")))
                 except Unusable as reason:
-                    damaged.append((name, str(reason)))
+                    damaged.append((os.fsdecode(self._names[at]).rpartition(SEPARATOR)[2], str(reason)))
                 else:
                     read.append(at)
                     break
-        pixels = np.stack(views) if views else np.empty((0, self._size, self._size, 3), dtype=np.uint8)
+        pixels = np.stack(views) if views else np.empty((0, *self._size, self._channels), dtype=np.uint8)
         return _Read(torch.from_numpy(pixels), self._labels[read], damaged)
 
-    def _read(self, name: str, augmentation: Augmentation, draw: random.Random) -> np.ndarray:
-        """Read the view of one image. Raises Unusable."""
-        try:
-            content = (self._root / name).read_bytes()
-        except OSError as error:
-            raise Unusable(f"it cannot be read: {error.strerror}") from error
-        return self._view(decode(content, most_pixels=None).image.convert("RGB"), augmentation, draw)
+    def _read(self, at: int, augmentation: Augmentation, draw: random.Random) -> np.ndarray:
+        """Read the view of one image, (height, width, channels). Raises Unusable."""
+        file, _, inner = os.fsdecode(self._names[at]).partition(SEPARATOR)
+        span = Span(*self._spans[at].tolist()) if inner else None
+        image = decode(read_span(self._root / file, span, int(self._sizes[at])), most_pixels=None).image
+        if self._channels == 1 and image.mode != "L":
+            raise Unusable("it is in colour, but the images that were looked at first are grey")
+        view = np.asarray(self._view(image if self._channels == 1 else image.convert("RGB"), augmentation, draw))
+        return view[:, :, None] if self._channels == 1 else view
 
-    def _view(self, image: Image.Image, augmentation: Augmentation, draw: random.Random) -> np.ndarray:
-        """Crop an image to a square: the centre for evaluation, at random for training."""
-        size = self._size
+    def _view(self, image: Image.Image, augmentation: Augmentation, draw: random.Random) -> Image.Image:
+        """Bring an image to its size: as the preprocessing says, and for training at random. Raises Unusable."""
+        height, width = self._size
+        if self._preprocessing.image_size is None and image.size != (width, height):
+            raise Unusable(f"it is not {width} x {height}, the size of the image that was looked at first")
         match augmentation:
             case "none":
-                view = centre(image, size, self._resampling)
+                return preprocess(image, self._preprocessing)
             case "crop-flip":
                 # A crop beyond the border is black there.
-                margin = size // 8
+                margin = max(height, width) // 8
                 left, top = (int(draw.random() * (2 * margin + 1)) - margin for _ in range(2))
-                box = (left, top, left + size, top + size)
-                view = _flip(centre(image, size, self._resampling).crop(box), draw)
+                box = (left, top, left + width, top + height)
+                return _flip(preprocess(image, self._preprocessing).crop(box), draw)
             case "resized-crop-flip":
                 inside = image.crop(draw_box(image.width, image.height, draw))
-                view = _flip(inside.resize((size, size), Image.Resampling.BILINEAR), draw)
-        return np.asarray(view)
-
-
-def centre(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
-    """Resize the shorter side to 8/7 of `size` (256 for 224) and crop the central `size` x `size` pixels."""
-    short = size * 8 // 7
-    width, height = image.size
-    if width <= height:
-        width, height = short, int(short * height / width)
-    else:
-        width, height = int(short * width / height), short
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.resize((width, height), resampling).crop((left, top, left + size, top + size))
+                return _flip(inside.resize((width, height), Image.Resampling.BILINEAR), draw)
 
 
 def draw_box(width: int, height: int, draw: random.Random) -> tuple[int, int, int, int]:

@@ -36,6 +36,7 @@ class Survey:
     """The first of them."""
     transparent: int = 0
     """Images with transparent pixels, which are shown on white."""
+    _unread: set[str] = field(default_factory=set)
     _images: dict[bytes, list[tuple[Place, str]]] = field(default_factory=dict)
 
     def add(self, place: Place, name: str, pixels: np.ndarray, *, is_transparent: bool) -> None:
@@ -45,7 +46,10 @@ class Survey:
         self._images.setdefault(_hash(pixels), []).append((place, name))
 
     def add_unread(self, name: str, reason: str) -> None:
-        """Count a file that is not read."""
+        """Count a file that is not read; each is counted once."""
+        if name in self._unread:
+            return
+        self._unread.add(name)
         self.unread += 1
         self.unread_by_reason[reason] += 1
         if len(self.unread_files) < _MOST_UNREAD_SHOWN:

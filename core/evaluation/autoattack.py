@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from core import checkpoint
 from core.attacks import Attack, Returning, frozen
 from core.attacks.apgd import apgd_ce, apgd_t
-from core.attacks.arguments import balls_of, check_labels, check_points, count_classes
+from core.attacks.arguments import balls_of, check_labels, count_classes
 from core.attacks.fab import fab_t
 from core.attacks.forward import predict
 from core.attacks.reference import check_classes, reference
 from core.attacks.square import square
 from core.attacks.threat import LpThreat
+from core.data.points import check_points
 from core.data.split import Split
 from core.evaluation.preflight import preflight
 from core.evaluation.report import make_report, record_points

@@ -23,10 +23,11 @@ from core.data.split import Split
 from core.evaluation.checks import are_probabilities, depends_on_batch
 from core.inputs import Loaded
 from core.models import Blueprint
-from core.schema.catalog import Norm, find_architecture
+from core.schema.catalog import OWN_CLASS, Norm, find_architecture
 from core.schema.errors import BadWeights, DoesNotFit
 from core.schema.events import Started, Warned
-from core.schema.spec import FineTuneSpec
+from core.schema.recipe import usual_learning_rate
+from core.schema.spec import FineTuneSpec, TrainSpec
 
 _POINTS = 128
 _ATTACKED = 64
@@ -51,20 +52,31 @@ def preflight(loaded: Loaded, started: Started) -> Iterator[Warned]:
     Raises BadWeights and DoesNotFit for a model that is refused.
     """
     header, spec = loaded.header, loaded.spec
-    if header is None:
+    if isinstance(spec, TrainSpec):
         return
-    at_home = header.trained_on(spec.dataset, started.data_sha256)
-    claims = {
-        norm: RobustnessClaim(claim.eps, claim.robust if at_home else None) for norm, claim in header.claims().items()
-    }
-    yield from inspect(loaded.model, loaded.test, loaded.blueprint, claims, spec.eps)
-    entry = find_architecture(loaded.blueprint.architecture)
-    if isinstance(spec, FineTuneSpec) and entry and spec.learning_rate > 10 * entry.learning_rate:
+    if isinstance(spec, FineTuneSpec) and spec.head == "new":
+        # It was drawn a moment ago: neither accuracy nor claims can be checked.
+        yield from _inspect_unlabelled(
+            loaded.model, loaded.test.first(_POINTS).images(), loaded.blueprint.classes, spec.eps
+        )
+    else:
+        at_home = header is not None and header.trained_on(spec.dataset, started.data_sha256)
+        claims = {
+            norm: RobustnessClaim(claim.eps, claim.robust if at_home else None)
+            for norm, claim in (header.claims() if header else {}).items()
+        }
+        yield from inspect(loaded.model, loaded.test, loaded.blueprint, claims, spec.eps)
+    is_own = loaded.blueprint.architecture.startswith(OWN_CLASS)
+    entry = None if is_own else find_architecture(loaded.blueprint.architecture)
+    if not isinstance(spec, FineTuneSpec) or entry is None:
+        return
+    usual = usual_learning_rate(entry, spec.optimizer)
+    if spec.learning_rate > 10 * usual:
         yield Warned(
             code="preflight_learning_rate",
-            message=f"the learning rate is {spec.learning_rate:g}; {entry.name} is fine-tuned with "
-            f"{entry.learning_rate:g} at most",
-            remedy=f"set learning_rate, such as to {entry.learning_rate:g}",
+            message=f"the learning rate is {spec.learning_rate:g}; {entry.name} is fine-tuned by {spec.optimizer} with "
+            f"{usual:g} at most",
+            remedy=f"set learning_rate, such as to {usual:g}",
         )
 
 
@@ -101,12 +113,16 @@ def inspect_on_noise(model: nn.Module, blueprint: Blueprint) -> Iterator[Warned]
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(_CHUNK_SIZE, *blueprint.shape, generator=generator)
+    yield from _inspect_unlabelled(model, images, blueprint.classes, _SOME_BALL)
+
+
+def _inspect_unlabelled(model: nn.Module, images: Tensor, classes: int, eps: Mapping[Norm, float]) -> Iterator[Warned]:
     with frozen(model):
         logits = predict(model, images, chunk_size=_CHUNK_SIZE)
-        _refuse(model, images, logits, blueprint.classes)
-        yield from _check_repeatability(model, images, logits)
-        yield from _check_gradients(model, images, logits.argmax(1))
-        yield from _check_attacked(model, images[:_FEW], logits[:_FEW].argmax(1), _SOME_BALL)
+        _refuse(model, images, logits, classes)
+        yield from _check_repeatability(model, images[:_CHUNK_SIZE], logits[:_CHUNK_SIZE])
+        yield from _check_gradients(model, images[:_ATTACKED], logits[:_ATTACKED].argmax(1))
+        yield from _check_attacked(model, images[:_FEW], logits[:_FEW].argmax(1), eps)
 
 
 def _refuse(model: nn.Module, images: Tensor, logits: Tensor, classes: int) -> None:
@@ -252,7 +268,9 @@ class _Scaling:
         std = [outer * inner for outer, inner in zip(self.std, inner_std, strict=True)]
         if all(abs(value) < 1e-6 for value in mean) and all(abs(value - 1) < 1e-6 for value in std):
             return "import its weights again without normalisation"
-        said = (",".join(f"{value:.4g}" for value in values) for values in (mean, std))
+        said = [",".join(f"{value:.4g}" for value in values) for values in (mean, std)]
+        if blueprint.architecture.startswith(OWN_CLASS):
+            return "let it compute (images - mean) / std first, with mean {} and std {}".format(*said)
         return "import its weights again with --mean {} --std {}".format(*said)
 
 

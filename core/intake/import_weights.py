@@ -10,9 +10,9 @@ from core.checkpoint import Header, Origin
 from core.models import Blueprint
 from core.models.normalisation import check_normalisation
 from core.models.weight_files import ThirdPartyWeights, read
-from core.models.weight_matching import convert, count_classes, fit_to_architectures
+from core.models.weight_matching import convert, count_classes
 from core.schema.catalog import DATASETS
-from core.schema.errors import BadInput, BadWeights
+from core.schema.errors import BadInput
 from core.schema.import_spec import ImportSpec
 from core.schema.model_zoo import PUBLISHED, PublishedEntry
 from core.schema.radius import check_radius
@@ -55,13 +55,21 @@ def import_weights(file: Path, spec: ImportSpec, output: Path) -> Imported:
             field="file",
         )
     published = PUBLISHED.get(spec.published)
+    sha256 = checkpoint.hash_file(file)
+    if published and published.sha256 and not sha256.startswith(published.sha256):
+        raise BadInput(
+            f"{file.name} is not the file of {published.name}: its SHA-256 begins with {sha256[:8]}, not with "
+            f"{published.sha256[:8]}",
+            hint=f"download it again from {published.source}, or describe it with architecture and dataset",
+            field="published",
+        )
     foreign = read(file, key=spec.key)
     blueprint = _blueprint(spec, published, foreign)
     _check_claim(spec, blueprint)
     model, left_out = convert(foreign, blueprint, file.name)
     origin = Origin(
         file=file.name,
-        sha256=checkpoint.hash_file(file),
+        sha256=sha256,
         key=foreign.key,
         published=published.name if published else None,
         licence=published.licence if published else None,
@@ -83,49 +91,9 @@ def import_weights(file: Path, spec: ImportSpec, output: Path) -> Imported:
         commit=checkpoint.commit(),
     )
     checkpoint.make_folder(output.parent)
-    sha256 = checkpoint.save_checkpoint(output, model, header)
+    saved = checkpoint.save_checkpoint(output, model, header)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Imported(output, sha256, header, parameters, foreign.key, foreign.others)
-
-
-def recognise(file: Path, spec: ImportSpec) -> ImportSpec:
-    """Complete a spec without architecture by the one known network that the weights in `file` fit.
-
-    Raises BadWeights when they fit none, and BadInput when they fit several, or one that takes images of several sizes.
-    """
-    foreign = read(file, key=spec.key)
-    dataset = DATASETS.get(spec.dataset)
-    known = [dataset] if dataset else list(DATASETS.values())
-    # The images have as many channels as the first convolution, which need not come first in the file.
-    channels = {tensor.shape[1] for tensor in foreign.weights.values() if tensor.dim() == 4}
-    shapes = [_as_shape(spec.shape)] if spec.shape else sorted({entry.shape for entry in known})
-    shapes = [shape for shape in shapes if shape[0] in channels]
-    fits = {shape: fit_to_architectures(foreign.weights, shape) for shape in shapes}
-    whole = {(name, shape) for shape, found in fits.items() for name, fit in found.items() if fit.whole}
-    names = sorted({name for name, _ in whole})
-    if not names:
-        every = [(fit.share, name) for found in fits.values() for name, fit in found.items()]
-        share, name = max(every, default=(0.0, ""))
-        closest = f"the closest is {name}, with {share:.0%} of the names and shapes: " if share > 0.5 else ""
-        raise BadWeights(
-            f"the weights in {file.name} fit no known network",
-            hint=f"{closest}name the network with architecture; timm/NAME is any classifier of timm's",
-            field="architecture",
-        )
-    if len(names) > 1:
-        raise BadInput(
-            f"the weights in {file.name} fit {' and '.join(names)}, which differ only outside the weights",
-            hint="name the network with architecture",
-            field="architecture",
-        )
-    if len(whole) > 1:
-        raise BadInput(
-            f"the weights in {file.name} fit {names[0]}, which takes images of several sizes",
-            hint="give the images they were trained on, with dataset or with shape such as 3,32,32",
-            field="shape",
-        )
-    ((name, shape),) = whole
-    return spec.model_copy(update={"architecture": name, "shape": shape})
+    return Imported(output, saved, header, parameters, foreign.key, foreign.others)
 
 
 def _blueprint(spec: ImportSpec, published: PublishedEntry | None, foreign: ThirdPartyWeights) -> Blueprint:

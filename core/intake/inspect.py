@@ -2,12 +2,11 @@
 
 All code that opens such a file runs here, in a process of its own in the `core.sandbox`. A run with
 `--leave-out-unusable` leaves out exactly the images that the report of a data set refuses: both read with
-`core.data.image_folder`.
+`core.data.images`.
 """
 
 import io
 import shutil
-import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +19,16 @@ from PIL import Image
 from core import checkpoint, data
 from core.checkpoint import Header, RobustnessClaim
 from core.data.class_folders import Place, name_classes
-from core.data.image_folder import Found, ImageFolder
+from core.data.images import Found, ImageReader
 from core.data.safe_zip import Caps, show
+from core.data.sources import open_source
 from core.data.survey import Survey
 from core.evaluation.preflight import inspect, inspect_on_noise
-from core.intake.import_weights import import_weights, recognise
+from core.intake.import_weights import import_weights
+from core.intake.recognise import recognise
 from core.models.file_kinds import find_kind
 from core.schema.catalog import DATASETS
+from core.schema.dataset_spec import DatasetSpec
 from core.schema.errors import BadDataset, BadWeights, OverLimit
 from core.schema.events import Warned
 from core.schema.import_spec import ImportSpec
@@ -37,6 +39,7 @@ from core.schema.inspection_report import (
     RefusedImage,
     Thumbnail,
 )
+from core.schema.preprocessing import Sizes, propose
 from core.schema.progress import add_warnings
 
 REPORT = "report.json"
@@ -47,29 +50,26 @@ _MAX_THUMBNAILS = 12
 _THUMBNAIL_SIDE = 64
 
 
-def inspect_dataset(file: Path, output: Path, *, caps: Caps) -> DatasetInspection:
-    """Read every image of an ImageFolder zip, and write report.json and a few thumbnails into `output`.
+def inspect_dataset(file: Path, output: Path, *, caps: Caps, spec: DatasetSpec | None = None) -> DatasetInspection:
+    """Read every image of a data set in one file, and write report.json and a few thumbnails into `output`.
 
-    caps: limits on the archive; its `total_bytes` also limits the decoded images together. An unusable image is refused
-    by itself. Raises BadDataset when the archive is unusable, or when more images are refused than accepted.
+    caps: limits on an archive; its `total_bytes` also limits the decoded images together. spec: what its owner says of
+    it. An unusable image is refused by itself. Raises BadDataset when the file is unusable, when its images differ in
+    size and nothing is said of it, or when more images are refused than accepted.
     """
     checkpoint.make_folder(output)
+    spec = spec or DatasetSpec()
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
-        raise BadDataset(f"{file} {what}", hint="give the path of a zip archive", field="file")
-    if not zipfile.is_zipfile(file):
-        raise BadDataset(
-            f"{file.name} is not a zip archive, or its end is missing",
-            hint="pack train/<class>/* and test/<class>/* into a zip",
-            field="dataset",
-        )
+        raise BadDataset(f"{file} {what}", hint="give the path of a file, such as a zip archive", field="file")
     survey = Survey()
     seen = _SeenImages(caps, output)
-    folder = ImageFolder(file, survey, leave_out=seen.refuse, caps=caps)
-    layout = folder.layout
+    source = open_source(file, survey, caps=caps, test_share=spec.test_share, untrusted=True)
+    layout = source.layout
     if sum(len(labels) for labels in layout.labels.values()) > len(layout.labels) * _MAX_CLASSES:
         raise BadDataset(f"there are more than {_MAX_CLASSES:,} classes", hint="use fewer classes", field="dataset")
-    for found in folder.images():
+    reader = ImageReader(source, survey, spec.preprocessing, leave_out=seen.refuse)
+    for found in reader.images():
         seen.add(found)
     taken = survey.counts.total()
     if survey.refused > taken:
@@ -89,13 +89,19 @@ def inspect_dataset(file: Path, output: Path, *, caps: Caps) -> DatasetInspectio
     report = DatasetInspection(
         sha256=checkpoint.hash_file(file),
         size=file.stat().st_size,
+        format=source.format,
         shape=(3 if seen.in_colour else 1, *seen.size),
+        sizes=Sizes.of(reader.sizes),
+        preprocessing=spec.preprocessing,
+        proposal=propose(reader.sizes) if len(reader.sizes) > 1 and spec.preprocessing.image_size is None else None,
+        test_share=spec.test_share,
         classes=classes,
+        names_file=None if layout.names_file is None else show(layout.names_file),
         root=show(layout.root),
         folders=dict(layout.folders),
         train=by_class("train"),
         test=by_class("test"),
-        held_out=by_class("held_out") if "held_out" in layout.folders else {},
+        held_out=by_class("held_out") if "held_out" in layout.labels else {},
         unread=survey.unread,
         unread_by_reason=dict(survey.unread_by_reason),
         unread_files=tuple(survey.unread_files),
@@ -105,7 +111,7 @@ def inspect_dataset(file: Path, output: Path, *, caps: Caps) -> DatasetInspectio
         transparent=survey.transparent,
         overlap=survey.overlap("test", ("train", "held_out")),
         held_out_overlap=survey.overlap("held_out", ("train",)),
-        repeated={part: survey.repeated(part) for part in layout.folders},
+        repeated={part: survey.repeated(part) for part in layout.labels},
         conflicting=survey.conflicting(),
         warnings=survey.warnings(),
         thumbnails=tuple(seen.thumbnails),
@@ -181,12 +187,16 @@ def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
     target = output / MODEL
     recognised = False
     others: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
     if kind == "checkpoint":
         model, header = checkpoint.load(file)
         shutil.copyfile(file, target)
     else:
         recognised = not (spec.architecture or spec.published)
-        others = import_weights(file, recognise(file, spec) if recognised else spec, target).others
+        if recognised:
+            found = recognise(file, spec)
+            spec, alternatives = found.spec, found.alternatives
+        others = import_weights(file, spec, target).others
         model, header = checkpoint.load(target)
     warnings, looked_at = _warnings(model, header)
     blueprint = header.blueprint
@@ -197,6 +207,7 @@ def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
         size=target.stat().st_size,
         architecture=blueprint.architecture,
         recognised=recognised,
+        alternatives=alternatives,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         shape=blueprint.shape,
         classes=blueprint.classes,
@@ -206,6 +217,8 @@ def inspect_model(file: Path, spec: ImportSpec, output: Path, *, max_bytes: int)
         other_keys=others,
         left_out=len(header.origin.left_out) if header.origin else 0,
         claims={norm: claim.eps for norm, claim in header.claims().items()},
+        dataset=header.spec.dataset if header.spec else header.origin.dataset if header.origin else None,
+        eps=header.spec.eps if header.spec else {},
         base_sha256=header.base_sha256,
         data_sha256=header.data_sha256,
         looked_at=looked_at,

@@ -8,12 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.models.activations import Activation
+
 
 class Block(nn.Module):
-    """Batch norm, SiLU, convolution, twice; the shortcut starts after the first SiLU where it projects."""
+    """Batch norm, activation, convolution, twice; the shortcut starts after the first activation where it projects."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: Activation = F.silu) -> None:
         super().__init__()
+        self.activate = activation
         self.batchnorm_0 = nn.BatchNorm2d(inputs)
         self.conv_0 = nn.Conv2d(inputs, outputs, 3, stride=stride, bias=False)
         self.batchnorm_1 = nn.BatchNorm2d(outputs)
@@ -25,19 +28,22 @@ class Block(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the features plus the residual, (batch, channels, height, width)."""
-        active = F.silu(self.batchnorm_0(features))
+        active = self.activate(self.batchnorm_0(features))
         shortcut = features if self.shortcut is None else self.shortcut(active)
-        residual = F.silu(self.batchnorm_1(self.conv_0(F.pad(active, self._border))))
-        return self.conv_1(residual) + shortcut
+        return self.residual(active) + shortcut
+
+    def residual(self, active: Tensor) -> Tensor:
+        """Return what is added to the shortcut, from the features after the first activation."""
+        return self.conv_1(self.activate(self.batchnorm_1(self.conv_0(F.pad(active, self._border)))))
 
 
 class Group(nn.Module):
     """Blocks of one width, the first of which may halve the image."""
 
-    def __init__(self, blocks: int, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, blocks: int, inputs: int, outputs: int, stride: int, activation: Activation = F.silu) -> None:
         super().__init__()
-        first = Block(inputs, outputs, stride)
-        self.block = nn.Sequential(first, *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
+        first = Block(inputs, outputs, stride, activation)
+        self.block = nn.Sequential(first, *(Block(outputs, outputs, 1, activation) for _ in range(blocks - 1)))
 
     def forward(self, features: Tensor) -> Tensor:
         """Run the blocks: (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride).
@@ -66,16 +72,18 @@ class DMWideResNet(nn.Module):
         classes: int,
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),
+        activation: Activation = F.silu,
     ) -> None:
         super().__init__()
+        self.activate = activation
         blocks = (depth - 4) // 6
         self.register_buffer("mean", torch.tensor(mean or (0.0,)).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or (1.0,)).view(-1, 1, 1), persistent=False)
         self.init_conv = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
         self.layer = nn.Sequential(
-            Group(blocks, 16, 16 * width, 1),
-            Group(blocks, 16 * width, 32 * width, 2),
-            Group(blocks, 32 * width, 64 * width, 2),
+            Group(blocks, 16, 16 * width, 1, activation),
+            Group(blocks, 16 * width, 32 * width, 2, activation),
+            Group(blocks, 32 * width, 64 * width, 2, activation),
         )
         self.batchnorm = nn.BatchNorm2d(64 * width)
         self.logits = nn.Linear(64 * width, classes)
@@ -85,5 +93,5 @@ class DMWideResNet(nn.Module):
         below, right = -images.shape[2] % 8, -images.shape[3] % 8
         images = F.pad(images, (right // 2, right - right // 2, below // 2, below - below // 2))
         features = self.layer(self.init_conv((images - self.mean) / self.std))
-        features = F.silu(self.batchnorm(features))
+        features = self.activate(self.batchnorm(features))
         return self.logits(F.adaptive_avg_pool2d(features, 1).flatten(1))

@@ -30,6 +30,16 @@ class PreActBlock(nn.Module):
         return self.conv2(self.activation(self.bn2(self.conv1(active)))) + shortcut
 
 
+class RawShortcutBlock(PreActBlock):
+    """A block whose shortcut takes the features before the first batch norm."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the features plus the residual, (batch, channels, height, width)."""
+        shortcut = features if self.shortcut is None else self.shortcut(features)
+        residual = self.conv1(self.activation(self.bn1(features)))
+        return self.conv2(self.activation(self.bn2(residual))) + shortcut
+
+
 class PreActResNet18(nn.Module):
     """Map images (batch, channels, height, width) in [0, 1], at least 8 pixels a side, to logits (batch, classes).
 
@@ -56,6 +66,31 @@ class PreActResNet18(nn.Module):
         return self.linear(features.flatten(1))
 
 
+class FastATResNet18(nn.Module):
+    """Map images (batch, channels, height, width) in [0, 1], at least 8 pixels a side, to logits (batch, classes).
+
+    The variant of Fast-AT (Wong et al. 2020) and of Andriushchenko & Flammarion 2020 (arXiv 2007.02617): ReLU, neither
+    batch norm nor ReLU before the pooling, and shortcuts that take the features before batch norm.
+    """
+
+    unused = PreActResNet18.unused
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        activation = nn.ReLU()
+        self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        self.layer1 = _stage(64, 64, 1, activation, RawShortcutBlock)
+        self.layer2 = _stage(64, 128, 2, activation, RawShortcutBlock)
+        self.layer3 = _stage(128, 256, 2, activation, RawShortcutBlock)
+        self.layer4 = _stage(256, 512, 2, activation, RawShortcutBlock)
+        self.linear = nn.Linear(512, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (batch, classes) for images."""
+        features = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(images)))))
+        return self.linear(F.adaptive_avg_pool2d(features, 1).flatten(1))
+
+
 class PreActResNet8(nn.Module):
     """Map images (batch, channels, height, width) in [0, 1], at least 8 pixels a side, to logits (batch, classes).
 
@@ -77,5 +112,7 @@ class PreActResNet8(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(features, 1).flatten(1))
 
 
-def _stage(inputs: int, outputs: int, stride: int, activation: nn.Module) -> nn.Sequential:
-    return nn.Sequential(PreActBlock(inputs, outputs, stride, activation), PreActBlock(outputs, outputs, 1, activation))
+def _stage(
+    inputs: int, outputs: int, stride: int, activation: nn.Module, block: type[PreActBlock] = PreActBlock
+) -> nn.Sequential:
+    return nn.Sequential(block(inputs, outputs, stride, activation), block(outputs, outputs, 1, activation))

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from core.models.swin import know_names_of_authors
+from core.models.xcit import OLD_NAMES
 from core.schema.errors import BadInput, DoesNotFit
 
 
@@ -41,6 +43,7 @@ def timm_classifier(name: str, shape: tuple[int, int, int], classes: int) -> nn.
             field="architecture",
         ) from error
     if name.startswith("xcit"):
-        # timm's name for this layer when robust XCiTs were published.
-        network.renamed = {"pos_embeder.": "pos_embed."}  # type: ignore[assignment]  # no tensor
+        network.renamed = (OLD_NAMES,)  # type: ignore[assignment]  # no tensor
+    if name.startswith("swin_"):
+        know_names_of_authors(network)
     return network

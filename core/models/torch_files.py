@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, TypeGuard
 import torch
 from torch import Tensor
 
-from core.models.inert_pickle import Builder, Global, Inert, Unpickler, UnreadablePickle
+from core.inert_pickle import Builder, Global, Inert, Unpickler, UnreadablePickle
 
 MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 """The number with which files of torch before 1.6 begin, as pickle writes it."""

@@ -2,7 +2,7 @@
 
 The weights may be a bare state dict or lie inside a training checkpoint. Their names may have the prefixes of wrappers
 such as DataParallel. The normalisation may be buffers of the network, a layer before it, or stand beside it as in
-MadryLab's robustness library. Files are untrusted: `core.models.inert_pickle` reads a torch file as data, and runs
+MadryLab's robustness library. Files are untrusted: `core.inert_pickle` reads a torch file as data, and runs
 nothing of it.
 """
 
@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from core.inert_pickle import HarmfulPickle, UnreadablePickle
 from core.models.file_kinds import find_kind
-from core.models.inert_pickle import HarmfulPickle, UnreadablePickle
 from core.models.torch_files import (
     AnyTensor,
     DamagedFile,
@@ -77,12 +77,12 @@ def read(path: Path, *, key: str = "") -> ThirdPartyWeights:
                 field="file",
             )
         weights[bare] = loaded
-    statistics = _take_statistics(weights)
+    statistics = take_statistics(weights)
     mean, std = statistics.get("mean", statistics.get("mu")), statistics.get("std", statistics.get("sigma"))
     return ThirdPartyWeights(weights, _numbers(mean), _numbers(std), found.key, found.others)
 
 
-def _take_statistics(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def take_statistics(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Take the tensors of a normalisation out of the weights; return them by what they are: mean, std, mu, sigma."""
     prefix = common_prefix(weights)
     taken = {}

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from core.models import Blueprint, build, describe
 from core.models.normalisation import Normalized
+from core.models.recognition import resembling
 from core.models.weight_files import ThirdPartyWeights
-from core.models.weight_search import common_prefix, strip_wrappers
-from core.schema.catalog import ARCHITECTURES
-from core.schema.errors import BadWeights, UserError
+from core.models.weight_search import cut_prefixes, strip_wrappers
+from core.schema.catalog import ARCHITECTURES, find_architecture
+from core.schema.errors import BadInput, BadWeights, DoesNotFit, UserError
 
 
 @dataclass(frozen=True)
@@ -83,26 +85,23 @@ def compare(weights: Mapping[str, Tensor], network: nn.Module) -> Fit:
 def with_names_of(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename weights from `core.models.weight_files.read` to the names that a network uses.
 
-    The code of a family may have renamed a module since its checkpoints were published (`renamed` of the network). A
+    The code of a family may have renamed modules since its checkpoints were published (`renamed` of the network: for
+    each way in which checkpoints name them, how names began, and how they begin today). A
     prefix that wrappers use may be part of a network's own names, as "network." is for VOLO. And what all names of the
     weights begin with, such as "backbone.", is cut where more of them are then names of the network.
     """
-    renamed: Mapping[str, str] = getattr(network, "renamed", {})
+    renamings: tuple[Mapping[str, str], ...] = getattr(network, "renamed", ())
     own = network.state_dict().keys()
     cut = {strip_wrappers(name): name for name in own if strip_wrappers(name) not in own}
 
-    def rename(name: str) -> str:
-        new = next((new + name.removeprefix(old) for old, new in renamed.items() if name.startswith(old)), name)
+    def rename(name: str, renaming: Mapping[str, str]) -> str:
+        new = next((new + name.removeprefix(old) for old, new in renaming.items() if name.startswith(old)), name)
         return cut.get(new, new)
 
-    levels = common_prefix(weights).split(".")[:-1]
-    prefixes = ["".join(f"{level}." for level in levels[:count]) for count in range(len(levels) + 1)]
     tries = [
-        {
-            rename(strip_wrappers(name.removeprefix(prefix)) if prefix else name): tensor
-            for name, tensor in weights.items()
-        }
-        for prefix in prefixes
+        {rename(name, renaming): tensor for name, tensor in named.items()}
+        for named in cut_prefixes(weights)
+        for renaming in ({}, *renamings)
     ]
     return max((found for found in tries if len(found) == len(weights)), key=lambda found: len(found.keys() & own))
 
@@ -132,6 +131,43 @@ def without_normalisation(model: nn.Module) -> nn.Module:
     return model.network if isinstance(model, Normalized) else model
 
 
+def load_into_own(model: nn.Module, source: ThirdPartyWeights, where: str) -> None:
+    """Load third-party weights into a network of the user's own, in place; all names and shapes must agree.
+
+    where: the name of their file, for errors. Raises BadWeights.
+    """
+    weights = {**source.weights, **_statistics_of(model, source)}
+    fit = _fit(weights, model)
+    if not fit.whole:
+        raise BadWeights(
+            f"the weights in {where} do not fit {type(model).__qualname__}: {fit.report()}",
+            hint="give the weights of this class, or make it as it was when they were saved, such as with as many "
+            "classes",
+            field="weights",
+        )
+    renamed = with_names_of(model, weights)
+    _check_types(renamed, model, where)
+    model.load_state_dict({name: renamed[name] for name in model.state_dict() if name in renamed}, strict=False)
+    if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
+        raise BadWeights(
+            f"{where} contains weights that are NaN, infinite, or too large for {type(model).__qualname__}",
+            hint="use an earlier checkpoint of that run",
+            field="weights",
+        )
+
+
+def _statistics_of(model: nn.Module, source: ThirdPartyWeights) -> dict[str, Tensor]:
+    """Give the normalisation that was taken out of a file back to a network that has it as buffers of its own."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        values = {"mean": source.mean, "mu": source.mean, "std": source.std, "sigma": source.std}.get(
+            name.rpartition(".")[2]
+        )
+        if name not in source.weights and values and len(values) == tensor.numel():
+            found[name] = torch.tensor(values, dtype=tensor.dtype).view(tensor.shape)
+    return found
+
+
 def count_classes(weights: Mapping[str, Tensor], architecture: str, shape: tuple[int, int, int]) -> int | None:
     """Return the number of classes of some weights, from the shape of the last layer; None where they lack that layer.
 
@@ -148,24 +184,44 @@ def count_classes(weights: Mapping[str, Tensor], architecture: str, shape: tuple
 
 
 def fit_to_architectures(weights: Mapping[str, Tensor], shape: tuple[int, int, int]) -> dict[str, Fit]:
-    """Compare weights with each architecture of the catalogue that takes such images; best fit first.
+    """Compare weights with each architecture of the catalogue that they resemble and that takes such images, and with
+    those that they may belong to; best fit first.
 
     shape: channels, height and width of the images.
     """
-    fits = {}
-    for entry in ARCHITECTURES.values():
-        if entry.shape in (None, shape):
-            classes = count_classes(weights, entry.name, shape) or 10
-            fits[entry.name] = _fit(weights, _outline(Blueprint(entry.name, shape, classes)))
-    return dict(sorted(fits.items(), key=lambda item: item[1].share, reverse=True))
+    found = {}
+    for name in resembling(weights):
+        fit = _fit_to(weights, name, shape)
+        if fit is not None:
+            found[name] = fit
+    return dict(sorted(found.items(), key=lambda item: item[1].share, reverse=True))
+
+
+def fits(weights: Mapping[str, Tensor], architecture: str, shape: tuple[int, int, int]) -> bool:
+    """Return whether weights fit a network for images of this shape, with as many classes as they have."""
+    fit = _fit_to(weights, architecture, shape)
+    return fit is not None and fit.whole
+
+
+def _fit_to(weights: Mapping[str, Tensor], architecture: str, shape: tuple[int, int, int]) -> Fit | None:
+    entry = find_architecture(architecture)
+    if entry is None or entry.shape not in (None, shape):
+        return None
+    try:
+        classes = count_classes(weights, architecture, shape) or 10
+        return _fit(weights, _outline(Blueprint(architecture, shape, classes)))
+    except (BadInput, DoesNotFit):
+        # A library lacks it, or it takes no such images.
+        return None
 
 
 def _fit(weights: Mapping[str, Tensor], network: nn.Module) -> Fit:
     return compare(with_names_of(network, weights), network)
 
 
+@lru_cache(maxsize=32)
 def _outline(blueprint: Blueprint) -> nn.Module:
-    """Build a network on the meta device: shapes without values."""
+    """Build a network on the meta device: shapes without values. It is shared: do not change it."""
     with torch.device("meta"):
         return without_normalisation(build(blueprint))
 
@@ -220,7 +276,7 @@ def _misfit(source: ThirdPartyWeights, blueprint: Blueprint, name: str, fit: Fit
         hint = f"{best} comes closest: {fits[best].share:.0%} of the names and shapes agree"
     else:
         hint = (
-            f"no network for images of {describe(blueprint.shape)} comes close; known: {', '.join(ARCHITECTURES)}, and "
-            "timm/ with timm's names"
+            f"no network for images of {describe(blueprint.shape)} comes close; known: {', '.join(ARCHITECTURES)}, "
+            "Wide ResNets of any depth and width, torchvision/ and timm/ with their own names"
         )
     return BadWeights(f"{name} does not fit {blueprint.architecture}: {fit.report()}", hint=hint, field="architecture")

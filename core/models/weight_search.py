@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
-from core.models.inert_pickle import Inert
+from core.inert_pickle import Inert
 from core.models.torch_files import AnyTensor, StoredTensor, is_tensor
 from core.schema.errors import BadWeights, shorten
 
@@ -21,6 +21,8 @@ _COUNTERS = {"total_ops", "total_params", "n_averaged"}
 _DEEPEST = 8
 _MOST_NAMED = 8
 _ATTRIBUTES = ("_parameters", "_buffers")
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,16 @@ def common_prefix(names: Mapping[str, object]) -> str:
             break
         shared.append(f"{level[0]}.")
     return "".join(shared)
+
+
+def cut_prefixes(weights: Mapping[str, _Value]) -> list[dict[str, _Value]]:
+    """Rename weights in each way that cuts nothing, the first level of what all names begin with, the first two, ..."""
+    levels = common_prefix(weights).split(".")[:-1]
+    prefixes = ["".join(f"{level}." for level in levels[:count]) for count in range(len(levels) + 1)]
+    return [
+        {strip_wrappers(name.removeprefix(prefix)) if prefix else name: tensor for name, tensor in weights.items()}
+        for prefix in prefixes
+    ]
 
 
 def _follow(content: Any, name: str, key: str) -> tuple[Any, tuple[str, ...]]:

@@ -21,6 +21,8 @@ NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 
 Augmentation = Literal["none", "crop-flip", "resized-crop-flip"]
 
+Optimizer = Literal["sgd", "adamw"]
+
 EXTRA_SHARE = 0.5
 """The share of a second data set in each batch, by default."""
 DOWNLOADS = Path("~/.cache/temper")
@@ -63,6 +65,8 @@ class DatasetEntry(Entry):
     """Weight decay of SGD."""
     augmentation: Augmentation
     """How training changes an image before it is attacked."""
+    preprocessing: dict[str, int | str] = field(default_factory=dict)
+    """How its images are brought to one size; empty for images that all have one."""
     bound: float = 0.5
     """The LPIPS distance that perceptual adversarial training allows (Laidlaw et al. 2021)."""
     streamed: bool = False
@@ -78,7 +82,25 @@ class ArchitectureEntry(Entry):
     shape: tuple[int, int, int] | None = None
     """The only image shape it takes (channels, height, width); null when it takes more than one."""
     learning_rate: float
-    """The default of the highest learning rate of a run."""
+    """The default of the highest learning rate of a run, with that optimiser."""
+    optimizer: Optimizer = "sgd"
+    """The default optimiser, from which the defaults of schedule, warm-up, momentum and weight decay follow."""
+    variant_of: str | None = None
+    """The usual network of the same weights, from which it differs outside them, such as in its activation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyEntry(Entry):
+    """Networks that Temper builds by a name that says their depth, width and activation, or their name in a library."""
+
+    pattern: str
+    """A regular expression that their names match as a whole; its group `depth` is 4 more than a multiple of 6."""
+    learning_rate: float
+    """The default of the highest learning rate of a run, with that optimiser."""
+    optimizer: Optimizer = "sgd"
+    """The default optimiser."""
+    variants: tuple[str, ...] = ()
+    """Endings of the names of networks with the same weights that compute something else, such as -silu."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,19 +159,48 @@ def _to_python(key: str, value: Any) -> Any:
 _TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 DATASETS = read_entries(DatasetEntry, _TABLES["datasets"])
 ARCHITECTURES = read_entries(ArchitectureEntry, _TABLES["architectures"])
+FAMILIES = read_entries(FamilyEntry, _TABLES["families"])
 MODELS = read_entries(ModelEntry, _TABLES["models"])
 METHODS = read_entries(MethodEntry, _TABLES["methods"])
 
 TIMM = "timm/"
 """Prefix of the name of a network that the timm library builds."""
+PACKAGED = "own/"
+"""Prefix of the name of a network that a package offers, which the operator has installed beside the workers."""
+PACKAGES = "temper.architectures"
+"""The group of entry points by which a package offers networks."""
+OWN_CLASS = "own:"
+"""Prefix of the name of a network that is a class of the user's own, before its module and name."""
+TORCHVISION = "torchvision/"
+"""Prefix of the name of a network that the torchvision library builds."""
 
 
 def find_architecture(name: str) -> ArchitectureEntry | None:
-    """Find a network by name: one of ARCHITECTURES, or "timm/" and a name of timm's; None for any other name.
+    """Find a network by name: one of ARCHITECTURES, or of one of FAMILIES; None for any other name.
 
-    Only the run finds out whether timm has a network of that name.
+    Only the run finds out whether timm, torchvision or an installed package has a network of that name.
     """
-    if re.fullmatch(rf"{TIMM}[a-z0-9_]+", name):
-        # Most of timm's networks are transformers or train as they do; the E-AT paper takes this rate for XCiT.
-        return ArchitectureEntry(name=name, description="A classifier of timm's.", learning_rate=1e-4)
-    return ARCHITECTURES.get(name)
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    family = _find_family(name)
+    if family is None:
+        return None
+    return ArchitectureEntry(
+        name=name, description=family.description, learning_rate=family.learning_rate, optimizer=family.optimizer
+    )
+
+
+def variants_of(name: str) -> tuple[str, ...]:
+    """Name the networks that have the same weights as this one and compute something else."""
+    family = _find_family(name)
+    endings = family.variants if family else ()
+    others = [entry.name for entry in ARCHITECTURES.values() if entry.variant_of == name]
+    return (*others, *(f"{name}{ending}" for ending in endings if _find_family(f"{name}{ending}")))
+
+
+def _find_family(name: str) -> FamilyEntry | None:
+    for family in FAMILIES.values():
+        match = re.fullmatch(family.pattern, name)
+        if match and int(match.groupdict().get("depth", 4)) % 6 == 4:
+            return family
+    return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from core.schema.catalog import DATASETS, Norm
 from core.schema.method import Method
 from core.schema.protocols import FAST_STEPS, PERCEPTUAL_STEPS, AttackName, Protocol, apgd_stages, settings_of
+from core.schema.recipe import STATISTICS_IMAGES
 from core.schema.spec import AnySpec, EvaluateSpec, FineTuneSpec, TrainingSpec, count_held_out
 from core.schema.threats import THREATS, ThreatKind
 from core.schema.unseen import Unseen, UnseenThreat
@@ -59,58 +60,70 @@ def passes_of_run(spec: AnySpec, size: Size) -> Passes:
         return evaluation
     images = min(spec.train_examples or size.train_examples, size.train_examples)
     held_out = count_held_out(images) if spec.held_out is None else spec.held_out
-    epoch = passes_of_training(spec.method) * _images_of_epoch(spec, max(images - held_out, 0))
-    epoch += passes_of_monitoring(spec) * held_out
-    twice = isinstance(spec, FineTuneSpec) and spec.evaluation.include_base
-    return epoch * spec.epochs + evaluation * (2 if twice else 1)
+    trained = _images_of_epoch(spec, max(images - held_out, 0))
+    epoch = passes_of_training(spec.method) * trained + passes_of_monitoring(spec) * held_out
+    twice = isinstance(spec, FineTuneSpec) and spec.evaluates_base
+    once = evaluation * (2 if twice else 1)
+    epochs = count_epochs(spec)
+    if spec.awp:
+        # The loss of the same adversarial images once more.
+        once += passes_of_update(spec.method) * trained * (spec.epochs - spec.awp.start_epoch)
+    if spec.average:
+        # Where no image is held out, the averaged weights are used at the end alone.
+        once += Passes(min(STATISTICS_IMAGES, trained)) * (epochs if held_out else 1)
+    return epoch * epochs + once
 
 
 def passes_of_training(method: Method) -> Passes:
     """Count the passes per image of a training batch: the method's attacks and its update."""
-    return _COSTS_OF_METHODS[method.name](method)
+    return _COSTS_OF_METHODS[method.name](method) + passes_of_update(method)
 
 
-def _drawn_norm(method: Method) -> Passes:
+def passes_of_update(method: Method) -> Passes:
+    """Count the passes per image of an update: of its adversarial images, and for TRADES of the clean one."""
+    adversarial = len(method.norms) if method.name in _UPDATED_IN_EVERY_NORM else 1
+    images = adversarial + _clean(method)
+    return Passes(images, images)
+
+
+def _one_norm(method: Method) -> Passes:
     attacks = _training_attacks(method)
-    return _sum(attacks) * (1 / len(attacks)) + _update(1 + _clean(method))
+    return _sum(attacks) * (1 / len(attacks))
 
 
 def _every_norm(method: Method) -> Passes:
-    attacks = _training_attacks(method)
-    return _sum(attacks) + _update(len(attacks) + _clean(method))
-
-
-def _worst_norm(method: Method) -> Passes:
-    return _sum(_training_attacks(method)) + _update(1 + _clean(method))
+    return _sum(_training_attacks(method))
 
 
 def _steepest_norm(method: Method) -> Passes:
     rounds, tries = max(method.steps.values()), sum(method.steps.values())
-    return Passes(rounds + tries + _clean(method), rounds) + _update(1 + _clean(method))
+    return Passes(rounds + tries + _clean(method), rounds)
 
 
 def _perceptual(method: Method) -> Passes:
     del method
-    return Passes(2 * PERCEPTUAL_STEPS + 2, PERCEPTUAL_STEPS) + _update(1)
+    return Passes(2 * PERCEPTUAL_STEPS + 2, PERCEPTUAL_STEPS)
 
 
-def _natural(method: Method) -> Passes:
+def _none(method: Method) -> Passes:
     del method
-    return _update(1)
+    return Passes()
 
 
 _COSTS_OF_METHODS: Mapping[str, Callable[[Method], Passes]] = {
-    "nat": _natural,
-    "single": _drawn_norm,
-    "sat": _drawn_norm,
+    "nat": _none,
+    "single": _one_norm,
+    "sat": _one_norm,
     "avg": _every_norm,
-    "max": _worst_norm,
+    "max": _every_norm,
     "msd": _steepest_norm,
-    "e-at": _drawn_norm,
+    "e-at": _one_norm,
     "ramp": _every_norm,
     "pat": _perceptual,
 }
-"""The passes per image of a training batch, by the name of the method."""
+"""The passes of the attacks per image of a training batch, by the name of the method."""
+_UPDATED_IN_EVERY_NORM = ("avg", "ramp")
+"""The methods whose update passes the adversarial images of every norm through the network."""
 
 
 def _training_attacks(method: Method) -> list[Passes]:
@@ -124,10 +137,10 @@ def _clean(method: Method) -> int:
 
 
 def passes_of_monitoring(spec: TrainingSpec) -> Passes:
-    """Bound the passes per held-out image after an epoch."""
-    strong = [Passes(1) + _run(FAST_STEPS, norm) for norm in spec.eps]
-    own = [_attack(spec.method.steps[norm]) for norm in spec.method.norms]
-    return _sum([*strong, *own])
+    """Bound the passes per held-out image after an epoch, through the model and the one with averaged weights."""
+    strong = _sum(Passes(1) + _run(FAST_STEPS, norm) for norm in spec.eps)
+    own = _sum(_attack(spec.method.steps[norm]) for norm in spec.method.norms)
+    return strong * (2 if spec.average else 1) + own
 
 
 def passes_of_evaluation(spec: AnySpec, points: int, *, classes: int | None) -> Passes:
@@ -217,10 +230,6 @@ def _run(steps: int, norm: Norm) -> Passes:
     return _sum(_attack(stage.steps) for stage in apgd_stages(norm, steps))
 
 
-def _update(images: int) -> Passes:
-    return Passes(images, images)
-
-
 def count_steps(spec: TrainingSpec, train_examples: int) -> int:
     """Count the steps of a training run on a data set of this size."""
     images = min(spec.train_examples or train_examples, train_examples)
@@ -230,7 +239,12 @@ def count_steps(spec: TrainingSpec, train_examples: int) -> int:
     steps, rest = divmod(max(images - held_out, 0), full)
     # A single image joins the batch before it.
     joins = steps > 0 and rest + round(rest * extra / full) == 1
-    return spec.epochs * (steps + (rest > 0 and not joins))
+    return count_epochs(spec) * (steps + (rest > 0 and not joins))
+
+
+def count_epochs(spec: TrainingSpec) -> int:
+    """Count the epochs of a training run, those of a linear probe included."""
+    return spec.epochs + (spec.linear_probe_epochs if isinstance(spec, FineTuneSpec) else 0)
 
 
 def _images_of_epoch(spec: TrainingSpec, images: int) -> float:

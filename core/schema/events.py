@@ -64,6 +64,15 @@ class Stepped(Record):
     """Seconds of training so far, including those before the run was resumed."""
 
 
+class MonitoredAverage(Record):
+    """The robustness of the averaged weights on the held-out training images after an epoch."""
+
+    robust: dict[Norm, float]
+    """Per norm, the share that is robust to APGD on the cross-entropy with 20 steps."""
+    union: Rate
+    """Images that are robust in every norm."""
+
+
 class Monitored(Record):
     """The robustness of the model on the held-out training images after an epoch."""
 
@@ -80,6 +89,8 @@ class Monitored(Record):
     """Per attacked norm, the share that is robust to the attack of the training."""
     union: Rate
     """Images that are robust in every norm to the stronger of the two attacks."""
+    averaged: MonitoredAverage | None = None
+    """The same of the averaged weights; null for a run without an average."""
     seconds: float
     """Seconds that this took."""
 

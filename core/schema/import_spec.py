@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, StrictInt, ValidationInfo, field_va
 from pydantic_core import PydanticCustomError
 
 from core.schema.catalog import ARCHITECTURES, DATASETS, Norm, find_architecture
-from core.schema.model_zoo import PUBLISHED, find_published
+from core.schema.model_zoo import PUBLISHED, find_published, find_refused
 from core.schema.radius import Radius, check_radius
 from core.schema.record import Record
 from core.schema.suggestions import check_known
@@ -26,7 +26,8 @@ class ImportSpec(Record):
     """Convert third-party weights into a checkpoint that a run can start from."""
 
     architecture: str = Field(default="", examples=list(ARCHITECTURES))
-    """The network, by its name in the catalogue, or timm/ and a name of timm's."""
+    """The network, by its name in the catalogue, such as wide-resnet-34-10, or timm/ or torchvision/ and a name of that
+    library."""
     published: str = ""
     """The name of the weights in RobustBench, such as Carmon2019Unlabeled, if --list shows it: it gives network, data
     set, normalisation and claimed robustness."""
@@ -62,6 +63,12 @@ class ImportSpec(Record):
         if len(found) > 1:
             raise PydanticCustomError(
                 "ambiguous_name", "{name} names several: give one of {names}", {"name": name, "names": ", ".join(found)}
+            )
+        if name and not found and (refused := find_refused(name)):
+            raise PydanticCustomError(
+                "refused_model",
+                "{name} is not supported: {reason}",
+                {"name": refused[0].name, "reason": refused[0].reason},
             )
         if name and not found:
             return check_known("published model", name, PUBLISHED)

@@ -9,11 +9,17 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from core.schema.catalog import Norm
+from core.schema.preprocessing import Preprocessing, Sizes
 from core.schema.progress import WarningRecord
 from core.schema.record import Record
 
 PartName = Literal["train", "test", "held_out"]
 """A part of a data set: to train on, to measure on, or held out to watch the training by."""
+
+
+DatasetFormat = Literal["class folders", "arrays", "parquet", "cifar"]
+"""How the images of a data set are stored: as files in class folders, in arrays of NumPy, in Parquet files, or as CIFAR
+is."""
 
 
 class RefusedImage(Record):
@@ -73,14 +79,28 @@ class DatasetInspection(Record):
     """SHA-256 of the file."""
     size: int
     """Size of the file in bytes."""
+    format: DatasetFormat
+    """How its images are stored."""
     shape: tuple[int, int, int]
-    """Channels, height and width of every image that runs use."""
+    """Channels, height and width of every image that runs use, unless a job brings them to another size."""
+    sizes: Sizes
+    """The sizes of the images as they are in their files."""
+    preprocessing: Preprocessing
+    """How the images are brought to one size."""
+    proposal: Preprocessing | None
+    """Where images differ in size and are not brought to one: the preprocessing that would use all of them."""
+    test_share: float | None
+    """The share of each class that was drawn as the test part; null where the data set has a test part."""
     classes: tuple[str, ...]
     """The classes in the order of their labels."""
+    names_file: str | None
+    """The file or array in it that names the classes, where labels are numbers; null where the labels or folders are
+    the names."""
     root: str
-    """The folder in the archive that holds the parts; empty for the archive itself."""
+    """The folder in the archive that holds the parts; empty for the archive itself, and for images that are not files
+    in class folders."""
     folders: dict[PartName, str]
-    """The folder of each part, below the root."""
+    """The folder of each part, below the root; empty for images that are not files in class folders."""
     train: dict[str, int]
     """Training images by class."""
     test: dict[str, int]
@@ -146,6 +166,9 @@ class ModelInspection(Record):
     """The network."""
     recognised: bool
     """Whether the network was not named, and recognised by its weights."""
+    alternatives: tuple[str, ...] = ()
+    """Networks with the same weights that compute something else, such as with another activation: where it is one of
+    these, import the weights with it as architecture."""
     parameters: int
     """Number of parameters."""
     shape: tuple[int, int, int]
@@ -164,6 +187,10 @@ class ModelInspection(Record):
     """Number of tensors of the file that the network does not use."""
     claims: dict[Norm, float]
     """The radius per norm at which it is claimed to be robust."""
+    dataset: str | None = None
+    """The name of the data set that it was trained on, if its header or the import states it."""
+    eps: dict[Norm, float] = Field(default_factory=dict)
+    """The radii of the run that made it; empty for third-party weights."""
     base_sha256: str | None
     """SHA-256 of the weights that it was fine-tuned from, if its header states it."""
     data_sha256: str | None

@@ -10,6 +10,8 @@ from core.schema.record import Record
 
 Phase = Literal["preparing", "training", "evaluating", "publishing"]
 Subject = Literal["base", "result"]
+Weights = Literal["raw", "averaged"]
+"""raw: the weights as the optimiser leaves them. averaged: their average over the steps."""
 
 
 class NormCount(Record):

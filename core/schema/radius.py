@@ -1,7 +1,8 @@
 """The radius of an l_p ball: how it is written in a spec, and how large it may be."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
-from math import isfinite, prod, sqrt
+from math import floor, isfinite, log, log10, prod, sqrt
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, Field
@@ -56,6 +57,59 @@ def largest_radius(norm: Norm, shape: Sequence[int] | None) -> float | None:
         return None
     pixels = prod(shape)
     return 0.5 * {"l2": sqrt(pixels), "l1": pixels}[norm]
+
+
+class ProposedRadii(NamedTuple):
+    """Radii that images of a size are usually measured at, and how they were found."""
+
+    eps: Mapping[Norm, str | float]
+    """The radius per norm, as a spec has it."""
+    how: str
+    """Why these, in words."""
+
+    def say(self) -> str:
+        """Say what is proposed, and how it was found."""
+        return f"for images of this size that could be {json.dumps(self.eps)}: {self.how}"
+
+
+_LARGE_SIDE = 160
+"""The shorter side from which on images are measured at the linf radius of ImageNet."""
+_SMALL, _LARGE = 3 * 32 * 32, 3 * 224 * 224
+"""Numbers in an image of CIFAR-10 and of ImageNet, between which the radii of l2 and l1 are interpolated."""
+
+
+def propose_radii(shape: Sequence[int]) -> ProposedRadii:
+    """Propose radii for natural images of a shape (channels, height, width).
+
+    linf: 8/255, as for CIFAR-10, and 4/255, as for ImageNet, from a shorter side of 160 on. l1 follows the power law of
+    the image's dimension that passes through the radii of both, 12 and 255 (Croce & Hein 2022); so does l2, through 0.5
+    and 2, but is at most sqrt(eps_1 * eps_inf), so that E-AT with linf and l1 covers it.
+    """
+    dimension = prod(shape)
+    linf = 4 if min(shape[1:]) >= _LARGE_SIDE else 8
+
+    def between(small: float, large: float) -> float:
+        power = log(large / small) / log(_LARGE / _SMALL)
+        return _rounded(small * (dimension / _SMALL) ** power)
+
+    l1 = between(12, 255)
+    l2 = min(between(0.5, 2), _rounded_down(sqrt(l1 * linf / 255)))
+    like = "ImageNet" if linf == 4 else "CIFAR-10"
+    return ProposedRadii(
+        {"linf": f"{linf}/255", "l2": l2, "l1": l1},
+        f"linf as for {like}; l1 and l2 between those of CIFAR-10 and ImageNet by the {dimension:,} values "
+        f"of an image; sqrt(l1 * linf) = {sqrt(l1 * linf / 255):.3g} covers l2",
+    )
+
+
+def _rounded(radius: float) -> float:
+    """Round to two digits, from 100 on to three."""
+    return float(f"{radius:.3g}" if radius >= 100 else f"{radius:.2g}")
+
+
+def _rounded_down(radius: float) -> float:
+    step = 10.0 ** (floor(log10(radius)) - 1)
+    return float(f"{floor(radius / step + 1e-9) * step:.2g}")
 
 
 def check_radius(norm: Norm, radius: float, shape: tuple[int, ...] | None) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from core.schema.catalog import Norm
-from core.schema.progress import Flag, Rate, WarningRecord
+from core.schema.progress import Flag, Rate, WarningRecord, Weights
 from core.schema.protocols import Engine, Protocol
 from core.schema.record import Record
 from core.schema.spec import Spec
@@ -255,6 +255,23 @@ class Provenance(Record):
     """The git commit of Temper, where there is one."""
 
 
+class Delivered(Record):
+    """The weights that a training run delivers."""
+
+    weights: Weights
+    """Whether they are an average over the steps."""
+    step: int
+    """Training steps after which they were taken."""
+    held_out: Rate | None
+    """The share of the held-out images that is robust in every norm with these weights, after that step; null where it
+    was not measured. It decided which weights to deliver, so it is higher than on new images."""
+
+    @property
+    def text(self) -> str:
+        """Name the weights in a few words."""
+        return f"the {'averaged ' if self.weights == 'averaged' else ''}weights after step {self.step}"
+
+
 class Reports(Record):
     """The evaluations of a run: the content of `report.json` and of the checkpoint's header."""
 
@@ -262,6 +279,8 @@ class Reports(Record):
     """The base model, where the run evaluated it."""
     after: Report | None
     """The model that the run delivers, or the one that it was asked to evaluate."""
+    delivered: Delivered | None = None
+    """The weights that a training run delivers; null for an evaluation."""
     warnings: tuple[WarningRecord, ...] = ()
     """Reasons to doubt the run, which its spec, its inputs, the checks of the base model or the training gave."""
     run: Provenance | None = None

@@ -34,18 +34,20 @@ from core.schema.catalog import (
     Norm,
     find_architecture,
 )
+from core.schema.dataset_spec import TestShare
 from core.schema.method import Method
+from core.schema.preprocessing import Preprocessing, merge
 from core.schema.protocols import DEFAULT_PROTOCOL, LOGICAL_BATCH, Engine, Protocol
 from core.schema.radius import Radius, check_radius
+from core.schema.recipe import Recipe, defaults_of_network
 from core.schema.record import Record
 from core.schema.suggestions import check_known, did_you_mean, find_close
 from core.schema.unseen import AskedUnseen
 
-Interpolation = Literal["bilinear", "bicubic"]
-Schedule = Literal["piecewise", "one-cycle", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "always", "never"]
 Draw = Literal["uniform", "stratified"]
+Head = Literal["keep", "new"]
 
 # Control characters could act on a terminal that shows the text.
 _TEXT, _NAME = r"^[^\x00-\x1f\x7f-\x9f]*$", r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$"
@@ -73,23 +75,21 @@ class Evaluation(Record):
     examples: StrictInt = Field(default=1000, ge=1, le=1_000_000)
     """Number of test points to evaluate, or all if there are fewer; `split` says which."""
     include_base: StrictBool = True
-    """Whether fine-tuning also evaluates the base model, for the row "before"."""
+    """Whether fine-tuning also evaluates the base model, for the row "before"; not with a new head."""
     batch_size: StrictInt = Field(default=LOGICAL_BATCH, ge=1, le=100_000)
     """Size of a logical batch: points that share one stream of random numbers (AutoAttack's `bs`), so it is part of
     what defines a verdict. The verdicts of a logical batch are those of pyautoattack on it alone; one call of
     pyautoattack on several batches forms new ones of the robust points before each attack, and differs in a few
     verdicts (1 of 240 at batches of 50). The number of points computed together is chosen apart from it and changes no
     verdict."""
-    interpolation: Interpolation = "bilinear"
-    """How ImageNet's images are resized, to 256 at the shorter side, before the centre crop: choose what the base model
-    was trained with. Data sets whose images all have one size are not resized."""
     unseen: AskedUnseen | None = None
     """Threats that no training prepares for, evaluated beside the norms: the name of a preset, or a list of threats
     with options. Null for none."""
 
 
 # A spec is made of the classes below. Fields are validated in the order of the bases from right to left, and a default
-# may depend on the fields before it: what a run starts from, then what it measures, then how it trains.
+# may depend on the fields before it: what a run starts from, then what it measures, then how it trains,
+# then by which recipe.
 
 
 class _FromBase(Record):
@@ -109,7 +109,8 @@ class _FromBase(Record):
 class _FromScratch(Record):
     kind: Kind
     architecture: str = Field(examples=list(ARCHITECTURES))
-    """The network to train, by its name in the catalogue, or timm/ and a name of timm's, such as timm/convnext_atto."""
+    """The network to train, by its name in the catalogue, a Wide ResNet such as wide-resnet-40-2, or timm/ or
+    torchvision/ and a name of that library, such as timm/convnext_atto or torchvision/resnet18."""
 
     @field_validator("architecture")
     @classmethod
@@ -131,6 +132,11 @@ def _default_split(data: Mapping[str, Any]) -> Draw:
     return "uniform" if data.get("dataset") in DATASETS else "stratified"
 
 
+def _default_preprocessing(data: Mapping[str, Any]) -> Preprocessing:
+    entry = DATASETS.get(data.get("dataset", ""))
+    return Preprocessing(**entry.preprocessing) if entry else Preprocessing()
+
+
 def default_eps(base_model: Any, dataset: Any) -> dict[Norm, float]:
     """Give the radii of a spec that names none; empty where base model and data set do not decide them."""
     named = {"base_model": base_model if isinstance(base_model, str) else "", "dataset": dataset}
@@ -146,6 +152,12 @@ class _Measured(Record):
     the seed, and the first test points in the data set's fixed order, as in the papers; the default for the data sets
     of the catalogue. stratified: the same, but each class with its share, and every class keeps a training image; the
     default for all others."""
+    preprocessing: Preprocessing = Field(default_factory=_default_preprocessing)
+    """How images are brought to one size. By default that of the data set: its images as they are, or what it was given
+    when it was added; for imagenet 224 pixels, cut out of 256."""
+    test_share: TestShare | None = None
+    """The share of the images of each class that is drawn as the test part, where the data set has none: always the
+    same images, whatever the seed. Null for a data set that has its own test part."""
     eps: dict[Norm, Radius] = Field(default_factory=_default_eps)
     """The radius per norm, in pixel units of images in [0, 1], as a number or a fraction such as "8/255". Exactly these
     norms are evaluated; the method chooses which of them training attacks. By default those of the data set."""
@@ -175,14 +187,43 @@ class _Measured(Record):
             )
         return name
 
+    @field_validator("preprocessing", mode="before")
+    @classmethod
+    def _merge_preprocessing(cls, given: Any, info: ValidationInfo) -> Any:
+        entry = DATASETS.get(info.data.get("dataset", ""))
+        return given if isinstance(given, Preprocessing) else merge(entry.preprocessing if entry else {}, given)
+
+    @field_validator("preprocessing")
+    @classmethod
+    def _check_preprocessing(cls, preprocessing: Preprocessing, info: ValidationInfo) -> Preprocessing:
+        entry = DATASETS.get(info.data.get("dataset", ""))
+        if entry and entry.streamed and preprocessing.image_size is None:
+            raise PydanticCustomError(
+                "image_size_missing",
+                "the images of {dataset} differ in size: give an image_size, such as 224",
+                {"dataset": entry.name, "pointer": "/preprocessing/image_size"},
+            )
+        return preprocessing
+
+    @field_validator("test_share")
+    @classmethod
+    def _check_test_share(cls, share: float | None, info: ValidationInfo) -> float | None:
+        if share is not None and (entry := DATASETS.get(info.data.get("dataset", ""))):
+            raise PydanticCustomError(
+                "has_a_test_part", "{dataset} has its own test part: leave test_share out", {"dataset": entry.name}
+            )
+        return share
+
     @field_validator("eps")
     @classmethod
     def _check_eps(cls, eps: dict[Norm, float], info: ValidationInfo) -> dict[Norm, float]:
         if not eps:
             raise PydanticCustomError("missing", 'give a radius per norm, for example {"linf": "8/255"}')
         entry = DATASETS.get(info.data.get("dataset", ""))
+        preprocessing = info.data.get("preprocessing")
+        shape = preprocessing.reshape(entry.shape) if entry and preprocessing else None
         for norm, radius in eps.items():
-            check_radius(norm, radius, entry.shape if entry else None)
+            check_radius(norm, radius, shape)
         return {norm: eps[norm] for norm in NORMS if norm in eps}
 
 
@@ -203,22 +244,23 @@ def _default_epochs(data: Mapping[str, Any]) -> int:
     return entry.epochs if entry else 3
 
 
-def _default_schedule(data: Mapping[str, Any]) -> Schedule:
-    return "one-cycle" if data["kind"] == "train" else "piecewise"
-
-
-def _default_learning_rate(data: Mapping[str, Any]) -> float:
-    base = MODELS.get(data.get("base_model", ""))
-    entry = find_architecture(base.architecture if base else data.get("architecture", ""))
-    return entry.learning_rate if entry else 0.01
-
-
 def with_defaults_for(body: Mapping[str, Any], architecture: str) -> dict[str, Any]:
     """Add to the fields of a spec the defaults that depend on the network of a base model outside the catalogue."""
     entry = find_architecture(architecture)
     if entry is None or body.get("kind", "finetune") != "finetune":
         return dict(body)
-    return {"learning_rate": entry.learning_rate, **body}
+    return {**defaults_of_network(entry, body.get("optimizer")), **body}
+
+
+def with_data_of(body: Mapping[str, Any], dataset: str, eps: Mapping[Norm, float]) -> dict[str, Any]:
+    """Add to the fields of a spec the data set that a base model was trained on, and its radii, where it names none.
+
+    dataset, eps: those of the run that made the base model; its norms go before the usual ones of the data set.
+    """
+    named = {"dataset": dataset, **body} if dataset else dict(body)
+    if not eps or named.get("dataset") != dataset:
+        return named
+    return {"eps": {**_default_eps({"dataset": dataset}), **eps}, **named}
 
 
 def _default_held_out(data: Mapping[str, Any]) -> int | None:
@@ -247,16 +289,6 @@ class _Trained(Record):
     batch_size: StrictInt = Field(default_factory=_of_dataset("batch_size", 128), ge=1, le=65_536)
     """Images per training step. The last step of an epoch takes the images that remain; a single one joins the step
     before."""
-    learning_rate: StrictFloat = Field(default_factory=_default_learning_rate, gt=0, le=10)
-    """The highest learning rate of the schedule."""
-    schedule: Schedule = Field(default_factory=_default_schedule)
-    """piecewise: the learning rate, a tenth and a hundredth of it, each for a third of the run; the default of
-    fine-tuning. one-cycle: a linear rise over three tenths of the run, then a linear fall to zero; the default when
-    training from random weights. constant: no change."""
-    momentum: StrictFloat = Field(default=0.9, ge=0, lt=1)
-    """Momentum of SGD."""
-    weight_decay: StrictFloat = Field(default_factory=_of_dataset("weight_decay", 5e-4), ge=0, le=1)
-    """Weight decay of SGD; when training from random weights, not on biases and batch norm."""
     augmentation: Augmentation = Field(default_factory=_of_dataset("augmentation", "none"))
     """crop-flip: a random crop after padding by an eighth of the size, and a horizontal flip half the time.
     resized-crop-flip: a random crop of 8 to 100 % of the area, resized, and the flip."""
@@ -340,14 +372,30 @@ class _Trained(Record):
         return name
 
 
-class FineTuneSpec(_Trained, _Measured, _FromBase):
+class FineTuneSpec(Recipe, _Trained, _Measured, _FromBase):
     """Make a robust base model robust to more norms, by a few epochs of fine-tuning."""
 
     kind: Literal["finetune"] = "finetune"
     """Fine-tune a base model."""
+    head: Head = "keep"
+    """The last layer of the network, which makes the logits. keep: that of the base model, whose classes are those of
+    the data set. new: drawn anew with the seed for the data set's classes, which may be others, in any number; the base
+    model itself is then not evaluated, since it answers for its own classes."""
+    head_learning_rate: StrictFloat | None = Field(default=None, gt=0, le=10)
+    """The highest learning rate of the head; it follows the same schedule. Null for that of all other layers."""
+    linear_probe_epochs: StrictInt = Field(default=0, ge=0, le=1000)
+    """Epochs before the others in which the head alone trains, at a constant learning rate."""
+    freeze: tuple[Annotated[Text, Field(min_length=1, max_length=256)], ...] = Field(default=(), max_length=100)
+    """Parameters that do not train: patterns of their names, in which * stands for any characters, such as "conv1.*".
+    Layers whose parameters are all frozen keep their batch norm statistics."""
+
+    @property
+    def evaluates_base(self) -> bool:
+        """Whether the run evaluates the base model, for the row "before"."""
+        return self.evaluation.include_base and self.head == "keep"
 
 
-class TrainSpec(_Trained, _Measured, _FromScratch):
+class TrainSpec(Recipe, _Trained, _Measured, _FromScratch):
     """Train a network from random weights, which makes a base model."""
 
     kind: Literal["train"] = "train"

@@ -21,6 +21,16 @@ FEWEST_IMAGES = 8
 """Images of a batch that each GPU should get: below, it mostly waits for the others."""
 
 
+def average_not_compared() -> WarningRecord:
+    """Make the warning of a run that averages its weights and holds out no image."""
+    return WarningRecord(
+        code="average_not_compared",
+        message="no image is held out to compare the averaged weights with the weights themselves: the averaged ones "
+        "are delivered",
+        remedy="set held_out to 1 or more",
+    )
+
+
 def spec_warnings(spec: "AnySpec") -> tuple[WarningRecord, ...]:
     """List what is valid and yet likely to disappoint."""
     found = list(_of_radii(spec))
@@ -31,13 +41,14 @@ def spec_warnings(spec: "AnySpec") -> tuple[WarningRecord, ...]:
 
 def _of_length(spec: "TrainingSpec") -> Iterator[WarningRecord]:
     # Here, because a client that reads warnings needs no specs.
-    from core.schema.cost_model import Size, count_steps
+    from core.schema.cost_model import Size, count_epochs, count_steps
 
     size = Size.of(spec.dataset)
     examples = size.train_examples if size else spec.train_examples
     if examples is None or spec.schedule == "constant":
         return
-    steps = count_steps(spec, examples)
+    # A linear probe does not follow the schedule.
+    steps = count_steps(spec, examples) * spec.epochs // count_epochs(spec)
     if steps < FEWEST_STEPS:
         yield WarningRecord(
             code="few_steps",
@@ -74,6 +85,8 @@ def _of_training(spec: "TrainingSpec") -> Iterator[WarningRecord]:
             code="extra_share_unused",
             message="extra_share changes nothing without a second data set: name one as extra_dataset",
         )
+    if spec.average and spec.held_out == 0:
+        yield average_not_compared()
     if spec.method.name == "nat":
         yield WarningRecord(code="no_attack", message="natural training attacks nothing: expect no robustness")
     if spec.method.name == "pat":

@@ -89,9 +89,12 @@ _REMEDIES: Mapping[str, str] = {
 }
 _LISTS = {"budgets": "[1, 3, 9], or one number", "threats": '["l0", "fog"]'}
 _OBJECTS = {
+    "average": '{"decay": 0.995}',
+    "awp": '{"strength": 0.005}',
     "eps": '{"linf": "8/255", "l1": 12}',
     "evaluation": '{"protocol": "fast"}',
     "method": '{"name": "e-at"}',
+    "preprocessing": '{"image_size": 64}',
     "steps": '{"linf": 10, "l1": 10}, or one integer',
     "unseen": '{"preset": "ramp"}',
     "metadata": '{"team": "red"}',
@@ -104,8 +107,8 @@ def _no_such_field(kind: Kind, path: Sequence[str], kinds: Mapping[Kind, type[Ba
         return f"a run of kind {kind} has no {name}: leave it out"
     here = _model_at(kinds[kind], outer).model_fields
     if find_close(name, here) is None:
-        # A field of evaluation or method that stands beside it.
-        for inner in ("evaluation", "method"):
+        # A field of a part that stands beside it.
+        for inner in ("evaluation", "method", "preprocessing", "average", "awp"):
             fields = _model_at(kinds[kind], [inner]).model_fields if inner in here else {}
             if fields and (close := find_close(name, fields)):
                 return f"there is no field {name!r} here; did you mean '{inner}.{close}'?"

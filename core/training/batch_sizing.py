@@ -124,7 +124,7 @@ def fewest_images(model: nn.Module, shape: tuple[int, int, int], device: torch.d
 
     shape: channels, height and width of an image. The model and the global random state stay unchanged.
     """
-    was = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.train()
     try:
         # Batch norm updates its running statistics, here those of copies; layers such as dropout draw.
@@ -137,5 +137,6 @@ def fewest_images(model: nn.Module, shape: tuple[int, int, int], device: torch.d
             raise
         return 2
     finally:
-        model.train(was)
+        for module, training in modes:
+            module.training = training
     return 1

@@ -19,7 +19,8 @@ from core.data.split import Split
 from core.evaluation.rates import rate
 from core.models.memory import ChunkSizer
 from core.schema.catalog import Norm
-from core.schema.events import Monitored, Warned
+from core.schema.events import Monitored, MonitoredAverage, Warned
+from core.schema.progress import Rate
 from core.schema.protocols import FAST_STEPS
 from core.schema.spec import TrainingSpec
 from core.training.methods.adversarial import TOPK_FRACTION
@@ -31,41 +32,57 @@ _DRIFT = 0.2
 
 
 def monitor(
-    model: nn.Module, held_out: Split, spec: TrainingSpec, *, step: int, epoch: float, chunk_size: int
+    model: nn.Module,
+    held_out: Split,
+    spec: TrainingSpec,
+    *,
+    step: int,
+    epoch: float,
+    chunk_size: int,
+    averaged: nn.Module | None = None,
 ) -> Monitored:
-    """Measure clean, per-norm and union accuracy on the held-out images by APGD on the cross-entropy, 20 steps.
+    """Measure per-norm and union accuracy on the held-out images by APGD on the cross-entropy, 20 steps.
 
     The model is attacked in eval mode and returned in the mode it was in. step, epoch: training done so far.
-    chunk_size: images that go through the model together, halved while they do not fit the memory.
+    chunk_size: images that go through the model together, halved while they do not fit the memory. averaged: the model
+    with the averaged weights of the run, which is measured, too; None for none.
     """
     begun = time.monotonic()
     images, labels = held_out.images(), held_out.labels
-    robust, strong, training = torch.ones_like(labels, dtype=torch.bool), {}, {}
+    training: dict[Norm, float] = {}
     chunks = ChunkSizer(chunk_size, images.device)
 
-    def attack(norm: Norm, eps: float, chunk_size: int) -> AttackResult:
+    def attack(model: nn.Module, norm: Norm, eps: float, chunk_size: int) -> AttackResult:
         # The same noise after every epoch, so that epochs differ only by the weights.
         options = AttackOptions(seed=spec.seed, chunk_size=chunk_size)
         return apgd_ce(model, images, labels, LpThreat(norm, eps), options, steps=FAST_STEPS)
+
+    def measure(model: nn.Module) -> tuple[dict[Norm, float], Rate]:
+        found = {norm: chunks.fit(partial(attack, model, norm, eps)).robust for norm, eps in spec.eps.items()}
+        union = torch.stack(list(found.values())).all(0)
+        return {norm: _share(robust) for norm, robust in found.items()}, rate(int(union.sum()), len(labels))
 
     def attack_as_training(norm: Norm, eps: float, chunk_size: int) -> AttackResult:
         settings: dict[str, Any] = {"topk_fraction": TOPK_FRACTION, "goal": "error"}
         options = AttackOptions(chunk_size=chunk_size)
         return apgd(model, images, labels, LpThreat(norm, eps), options, steps=spec.method.steps[norm], **settings)
 
+    strong, union = measure(model)
     for norm, eps in spec.eps.items():
-        found = chunks.fit(partial(attack, norm, eps))
-        strong[norm] = _share(found.robust)
-        robust &= found.robust
         if norm in spec.method.norms:
             training[norm] = _share(chunks.fit(partial(attack_as_training, norm, eps)).robust)
+    of_average = None
+    if averaged is not None:
+        robust, union_of_average = measure(averaged)
+        of_average = MonitoredAverage(robust=robust, union=union_of_average)
     return Monitored(
         step=step,
         epoch=epoch,
         examples=len(labels),
         robust=strong,
         training_attack=training,
-        union=rate(int(robust.sum()), len(labels)),
+        union=union,
+        averaged=of_average,
         seconds=time.monotonic() - begun,
     )
 

@@ -17,7 +17,7 @@ from safetensors.torch import save as serialize
 from core import checkpoint
 from core.schema.errors import BadInput
 from core.schema.events import Saved, Started
-from core.schema.progress import Rate, WarningRecord
+from core.schema.progress import Rate, WarningRecord, Weights
 from core.schema.report import Report
 from core.schema.spec import Spec
 from core.training.trainer import TrainerCounters, TrainerState
@@ -28,13 +28,15 @@ _KEPT = 2
 _FREE = frozenset({"name", "metadata", "gpus", "save_minutes"})
 
 
-class BestEpoch(BaseModel):
-    """The epoch after which the weights were most robust on the held-out images."""
+class MonitoredWeights(BaseModel):
+    """Weights that were evaluated on the held-out images after an epoch."""
 
     model_config = ConfigDict(frozen=True)
 
     step: int
     """Training steps of these weights."""
+    weights: Weights
+    """Whether they are an average over the steps."""
     union: Rate
     """Held-out images that are robust in every norm at once."""
 
@@ -54,8 +56,10 @@ class StateHeader(BaseModel):
     """Hash of the images and labels."""
     trainer: TrainerCounters
     """The trainer's counters."""
-    best: BestEpoch | None
-    """The best epoch so far; null where no epoch was monitored."""
+    best: MonitoredWeights | None
+    """The most robust weights after an epoch so far; null where no epoch was monitored."""
+    last: MonitoredWeights | None
+    """The more robust ones of the raw and the averaged weights after the last epoch that was monitored."""
     stopped_at: int | None
     """The step at which the run was stopped early; null where it was not."""
     before: Report | None

@@ -7,12 +7,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from app.schemas.job_request import REQUESTS
-from core.schema.catalog import ARCHITECTURES, DATASETS, METHODS, MODELS
+from core.schema.catalog import ARCHITECTURES, DATASETS, FAMILIES, METHODS, MODELS
 from docs.generate import markdown
 from docs.generate.markdown import code
 from docs.generate.schema import default, kind
 
-_PARTS = {"Method": "method", "Evaluation": "evaluation", "JobWebhook": "webhook"}
+_PARTS = {"Method": "method", "Evaluation": "evaluation", "JobWebhook": "webhook", "Average": "average", "AWP": "awp"}
 
 
 def page() -> str:
@@ -98,10 +98,17 @@ def _catalogue() -> Sequence[str]:
         ),
         "## Architectures",
         markdown.table(
-            ("architecture", "what it is", "learning rate"),
-            ((code(entry.name), entry.description, f"{entry.learning_rate:g}") for entry in ARCHITECTURES.values()),
+            ("architecture", "what it is", "optimiser", "learning rate"),
+            (
+                (code(entry.name), entry.description, entry.optimizer, f"{entry.learning_rate:g}")
+                for entry in ARCHITECTURES.values()
+            ),
         ),
-        "`timm/NAME` is any classifier of timm's.",
+        "Names of networks that a list cannot hold:",
+        markdown.table(
+            ("names", "what they are", "learning rate"),
+            ((code(entry.name), entry.description, f"{entry.learning_rate:g}") for entry in FAMILIES.values()),
+        ),
         "## Shipped base models",
         markdown.table(
             ("base model", "what it is", "data set", "robust to"),

@@ -125,6 +125,30 @@ def test_unseen_threats_are_shown_before_and_after_with_their_means() -> None:
     assert result.unseen.common == 0.5
 
 
+def test_both_weights_of_a_run_that_averages_are_in_the_line_of_an_epoch() -> None:
+    def rates(union: float) -> dict[str, Any]:
+        bounds = {"value": union, "count": 1, "total": 2, "low": 0.0, "high": 1.0}
+        return {"robust": {"linf": 0.5, "l1": 0.75}, "union": bounds}
+
+    epoch = {"step": 3, "epoch": 1.0, "examples": 12, "training_attack": {"linf": 0.6}, "seconds": 0.1, **rates(0.25)}
+    alone = shown(event_line(event("monitored", {**epoch, "averaged": None})))
+    assert alone.rstrip().endswith("12 held-out images: linf 50.0 %, l1 75.0 %, union 25.0 %")
+    both = shown(event_line(event("monitored", {**epoch, "averaged": rates(0.5)})))
+    assert "union 25.0 %; averaged: linf 50.0 %, l1 75.0 %, union 50.0 %" in both
+
+
+def test_a_report_names_the_weights_that_were_delivered() -> None:
+    rate = {"value": 1.0, "count": 2, "total": 2, "low": 0.3, "high": 1.0}
+    after = {
+        "protocol": "fast", "examples": 2, "seed": 0, "batch_size": 2, "eps": {"linf": 0.1}, "clean": rate,
+        "robust": {"linf": rate}, "union": rate, "average": 1.0, "attacks": [], "flags": [], "verdicts": {},
+        "seconds": 1.0,
+    }  # fmt: skip
+    delivered = {"weights": "averaged", "step": 30, "held_out": None}
+    reports = Reports.model_validate({"before": None, "after": after, "delivered": delivered})
+    assert "delivered: the averaged weights after step 30" in shown(report_card(reports))
+
+
 def test_shards_are_a_line_and_each_news_of_them_too() -> None:
     spec = {"kind": "evaluate", "base_model": "x", "dataset": "y"}
     shards = [

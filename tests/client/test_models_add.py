@@ -22,6 +22,7 @@ _MADE: dict[str, Any] = {
     "description": "w.pt.",
     "key": "ema",
     "other_keys": ["state_dict"],
+    "alternatives": ["wide-resnet-28-10-silu"],
     "warnings": [],
 }
 
@@ -65,4 +66,5 @@ def test_options_are_declared_as_given_and_the_other_weights_are_told(declared: 
     assert declared == {**given, "classes": 10}
     spec = ImportSpec.model_validate(declared)
     assert (spec.mean, spec.std, spec.classes) == ((0.49, 0.48, 0.45), (0.2, 0.2, 0.2), 10)
+    assert "do not tell it from wide-resnet-28-10-silu" in " ".join(done.output.split())
     assert "has the weights under ema; the file has others: add --key state_dict" in " ".join(done.output.split())

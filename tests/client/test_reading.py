@@ -9,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
+from annotated_types import Ge
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -42,7 +43,8 @@ def example(annotation: Any, *, word: str | None = None) -> Any:
     if annotation == Spec:
         return SPEC
     if origin is Annotated:
-        return example(arguments[0], word=word)
+        lowest = next((each.ge for each in arguments[1:] if isinstance(each, Ge)), None)
+        return example(arguments[0], word=word) if lowest is None else lowest
     if origin is Literal:
         return word if word and isinstance(arguments[0], str) else arguments[0]
     if origin in (Union, UnionType):

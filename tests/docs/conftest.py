@@ -81,13 +81,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which a page's blocks run: a checkout's examples, a data set and weights of the reader's own."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     shutil.copy(_archive(tmp_path), tmp_path / "birds.zip")
+    images.write(_photos(), tmp_path / "photos", "folder")
     torch.manual_seed(0)
     model = build(Blueprint("preact-resnet-8", (3, 16, 16), 2))
     torch.save(model.state_dict(), tmp_path / "birds.pt")
     monkeypatch.chdir(tmp_path)
+    # As `python -m` has the current folder.
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     return tmp_path
+
+
+def _photos() -> dict[str, bytes]:
+    return {
+        f"{label}/{number}.jpg": images.image(90 * row + 10 * number, size=(30 + number, 50 - number), kind="JPEG")
+        for row, label in enumerate(("cat", "dog"))
+        for number in range(10)
+    }
 
 
 def _archive(folder: Path) -> Path:

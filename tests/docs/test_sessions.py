@@ -56,6 +56,10 @@ def test_page_runs_from_top_to_bottom(
         if block.not_run:
             continue
         match block.language:
+            case "python" if named := re.search(r"Save this as `(\w+\.py)`", block.before):
+                Path(named[1]).write_text(block.text)
+                # Another page or test may have imported a module of that name from its own folder.
+                monkeypatch.delitem(sys.modules, Path(named[1]).stem, raising=False)
             case "python":
                 exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), names)
             case "bash":

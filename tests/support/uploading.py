@@ -1,4 +1,4 @@
-"""Sending a file to the service, in one part, and packing one."""
+"""Sending a file to the service, and packing one."""
 
 import hashlib
 import io
@@ -10,9 +10,12 @@ def send(api, content, filename="file.zip", purpose="dataset"):
     """Upload a file and give the upload's id."""
     sha256 = hashlib.sha256(content).hexdigest()
     body = {"filename": filename, "bytes": len(content), "sha256": sha256, "purpose": purpose}
-    upload = api.post("/uploads", json=body).json()["id"]
+    announced = api.post("/uploads", json=body).json()
+    upload, size = announced["id"], announced["part_bytes"]
     headers = {"Content-Type": "application/octet-stream"}
-    assert api.put(f"/uploads/{upload}/parts/1", content=content, headers=headers).status_code == 200
+    for number, start in enumerate(range(0, len(content), size), start=1):
+        part = content[start : start + size]
+        assert api.put(f"/uploads/{upload}/parts/{number}", content=part, headers=headers).status_code == 200
     completed = api.post(f"/uploads/{upload}/complete").json()
     deadline = time.monotonic() + 15
     while completed["status"] == "verifying" and time.monotonic() < deadline:

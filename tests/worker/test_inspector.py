@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision.models import resnet18
 
 from app.assets.registry import Registry
 from app.jobs import claims
@@ -109,6 +110,14 @@ def test_third_party_weights_become_a_base_model_as_declared(api, workplace):
     report = api.get(shown["report"]).json()
     assert (report["source"], report["recognised"], report["sha256"]) == ("torch", True, shown["sha256"])
     assert workplace.store.size(f"models/{posted}/1/model.safetensors") == shown["size"]
+
+
+def test_a_resnet_of_torchvisions_is_recognised_by_its_weights(api, workplace):
+    post_model(api, as_torch(resnet18(num_classes=5).state_dict()), shape=[3, 64, 64])
+    inspect_next(workplace)
+    shown = api.get("/models/mine").json()
+    assert (shown["status"], shown["architecture"], shown["classes"]) == ("ready", "torchvision/resnet18", 5), shown
+    assert shown["alternatives"] == api.get(shown["report"]).json()["alternatives"]
 
 
 def check_refusal(api, workplace, what, filename):

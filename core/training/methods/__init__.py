@@ -26,7 +26,12 @@ from core.training.methods.single import SingleNorm
 
 class _Constructor(Protocol):
     def __call__(
-        self, method: Method, eps: Mapping[Norm, float], generator: torch.Generator, attacked: AttackedModel
+        self,
+        method: Method,
+        eps: Mapping[Norm, float],
+        generator: torch.Generator,
+        attacked: AttackedModel,
+        label_smoothing: float,
     ) -> TrainingMethod: ...
 
 
@@ -44,11 +49,17 @@ _METHODS: Mapping[str, _Constructor] = {
 
 
 def build(
-    method: Method, eps: Mapping[Norm, float], generator: torch.Generator, attacked: AttackedModel | None = None
+    method: Method,
+    eps: Mapping[Norm, float],
+    generator: torch.Generator,
+    attacked: AttackedModel | None = None,
+    *,
+    label_smoothing: float = 0.0,
 ) -> TrainingMethod:
     """Build a method from its part of the spec.
 
     eps: the radius per norm, in pixel units of images in [0, 1]. generator: the source of the method's random numbers.
     attacked: the faster form of the model that its attacks use; by default one that is folded and not compiled.
+    label_smoothing: in [0, 1), of the cross-entropy of its updates; its attacks know nothing of it.
     """
-    return _METHODS[method.name](method, eps, generator, attacked or AttackedModel())
+    return _METHODS[method.name](method, eps, generator, attacked or AttackedModel(), label_smoothing)

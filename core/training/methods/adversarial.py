@@ -49,7 +49,12 @@ class AdversarialMethod:
     """Attacks training batches, and computes the loss of the adversarial images."""
 
     def __init__(
-        self, method: Method, eps: Mapping[Norm, float], generator: torch.Generator, attacked: AttackedModel
+        self,
+        method: Method,
+        eps: Mapping[Norm, float],
+        generator: torch.Generator,
+        attacked: AttackedModel,
+        label_smoothing: float,
     ) -> None:
         self.norms = method.norms
         """The attacked norms, in the order of the spec."""
@@ -58,6 +63,7 @@ class AdversarialMethod:
         self._beta = method.beta
         self._generator = generator
         self._attacked = attacked
+        self._label_smoothing = label_smoothing
 
     def attack(self, model: nn.Module, batch: Batch, shard: Shard, norm: Norm) -> AttackResult:
         """Search the ball of one norm around each image for the point of highest loss, with the model in eval mode."""
@@ -118,10 +124,12 @@ class AdversarialMethod:
 
     def loss_of_logits(self, clean: Tensor | None, adversarial: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of one adversarial batch, given as logits (batch, classes); clean: None but for
-        TRADES."""
+        TRADES, whose cross-entropy of the clean images has smoothed labels and whose divergence needs none."""
+        smoothing = self._label_smoothing
         if clean is None or self._beta is None:
-            return F.cross_entropy(adversarial, labels)
-        return F.cross_entropy(clean, labels) + self._beta * kl_divergence(adversarial, labels, clean).mean()
+            return F.cross_entropy(adversarial, labels, label_smoothing=smoothing)
+        divergence = kl_divergence(adversarial, labels, clean).mean()
+        return F.cross_entropy(clean, labels, label_smoothing=smoothing) + self._beta * divergence
 
     def loss(self, model: nn.Module, batch: Batch, *adversarial: Tensor) -> Tensor:
         """Return the mean of the losses of some adversarial batches (batch, channels, height, width)."""

@@ -14,5 +14,5 @@ class AVG(AdversarialMethod):
         """Attack in every norm, then update on all adversarial batches as one, as the authors' code does."""
         del counts
         found = self.attack_each(model, batch, shard)
-        loss = self.loss(model, batch, *(result.adversarial for result in found.values()))
-        return BatchLoss(loss, norm=None, counts=count_results(found))
+        adversarial, counted = [result.adversarial for result in found.values()], count_results(found)
+        return BatchLoss.of(lambda: BatchLoss(self.loss(model, batch, *adversarial), norm=None, counts=counted))

@@ -1,12 +1,13 @@
 """The contract of a training method: what it is called with, and what it returns.
 
-A method is called as `method(model, batch, shard, counts)` and returns a `BatchLoss`. It keeps no state between calls
-except its random generator: the caller owns the counts. A batch may be computed in shards, one after the other
-(gradient accumulation) or in several processes; the losses of the shards add up to that of the whole batch.
+A method is called as `method(model, batch, shard, counts)`, attacks the batch and returns a `BatchLoss`, which can be
+computed again without another attack. It keeps no state between calls except its random generator: the caller owns the
+counts. A batch may be computed in shards, one after the other (gradient accumulation) or in several processes; the
+losses of the shards add up to that of the whole batch.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -63,6 +64,13 @@ class BatchLoss:
     whole batch."""
     masked_count: int = 0
     """Images of the shard in that subset."""
+    again: "Callable[[], BatchLoss] | None" = None
+    """Computes the loss of the same attacked images once more, at the weights that the model then has."""
+
+    @classmethod
+    def of(cls, compute: "Callable[[], BatchLoss]") -> "BatchLoss":
+        """Compute a loss that can be computed again, for a perturbation of the weights."""
+        return replace(compute(), again=compute)
 
     def total(self) -> Tensor:
         """Return the sum of both terms for a shard that is the whole batch."""

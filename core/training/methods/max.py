@@ -20,7 +20,8 @@ class MAX(AdversarialMethod):
         found = self.attack_each(model, batch, shard)
         results = list(found.values())
         worst = keep_worst(results, [result.adversarial for result in results])
-        return BatchLoss(self.loss(model, batch, worst), norm=None, counts=count_results(found))
+        counted = count_results(found)
+        return BatchLoss.of(lambda: BatchLoss(self.loss(model, batch, worst), norm=None, counts=counted))
 
 
 def keep_worst(found: Sequence[AttackResult], values: Sequence[Tensor]) -> Tensor:

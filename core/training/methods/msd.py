@@ -29,4 +29,5 @@ class MSD(AdversarialMethod):
             targets=objective.targets,
             loss=objective.loss,
         )
-        return BatchLoss(self.loss(model, batch, found.adversarial), norm=None, counts=count(found.robust_under))
+        counted = count(found.robust_under)
+        return BatchLoss.of(lambda: BatchLoss(self.loss(model, batch, found.adversarial), norm=None, counts=counted))

@@ -17,11 +17,22 @@ class Natural:
     """The loss of the clean images."""
 
     def __init__(
-        self, method: Method, eps: Mapping[Norm, float], generator: torch.Generator, attacked: AttackedModel
+        self,
+        method: Method,
+        eps: Mapping[Norm, float],
+        generator: torch.Generator,
+        attacked: AttackedModel,
+        label_smoothing: float,
     ) -> None:
         del method, eps, generator, attacked
+        self._label_smoothing = label_smoothing
 
     def __call__(self, model: nn.Module, batch: Batch, shard: Shard, counts: Counts) -> BatchLoss:
         """Return the mean cross-entropy."""
         del shard, counts
-        return BatchLoss(F.cross_entropy(model(batch.images), batch.labels), norm=None)
+
+        def compute() -> BatchLoss:
+            logits = model(batch.images)
+            return BatchLoss(F.cross_entropy(logits, batch.labels, label_smoothing=self._label_smoothing), norm=None)
+
+        return BatchLoss.of(compute)

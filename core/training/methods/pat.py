@@ -23,13 +23,19 @@ class PAT:
     """The loss of adversarial images whose features are close to those of the clean images."""
 
     def __init__(
-        self, method: Method, eps: Mapping[Norm, float], generator: torch.Generator, attacked: AttackedModel
+        self,
+        method: Method,
+        eps: Mapping[Norm, float],
+        generator: torch.Generator,
+        attacked: AttackedModel,
+        label_smoothing: float,
     ) -> None:
         del eps, attacked
         assert method.bound is not None
         self._threat = PerceptualThreat(method.bound)
         self._margin_limit = method.margin_limit
         self._generator = generator
+        self._label_smoothing = label_smoothing
 
     def __call__(self, model: nn.Module, batch: Batch, shard: Shard, counts: Counts) -> BatchLoss:
         """Attack the images that the model classifies correctly, and return the mean cross-entropy of all images."""
@@ -40,4 +46,9 @@ class PAT:
             len(images), lambda count: torch.randn(count, *shape, generator=source, device=source.device)
         )
         found = perceptual(model, images, labels, self._threat, CHECKED, noise=noise, margin_limit=self._margin_limit)
-        return BatchLoss(F.cross_entropy(model(found.adversarial), labels), norm=None)
+
+        def compute() -> BatchLoss:
+            logits = model(found.adversarial)
+            return BatchLoss(F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing), norm=None)
+
+        return BatchLoss.of(compute)

@@ -24,9 +24,14 @@ class RAMP(AdversarialMethod):
     """The loss under the worse of two attacks, plus the divergence between the answers to the two."""
 
     def __init__(
-        self, method: Method, eps: Mapping[Norm, float], generator: torch.Generator, attacked: AttackedModel
+        self,
+        method: Method,
+        eps: Mapping[Norm, float],
+        generator: torch.Generator,
+        attacked: AttackedModel,
+        label_smoothing: float,
     ) -> None:
-        super().__init__(method, eps, generator, attacked)
+        super().__init__(method, eps, generator, attacked, label_smoothing)
         assert method.pairing is not None
         self._pairing = method.pairing
 
@@ -35,16 +40,20 @@ class RAMP(AdversarialMethod):
         del counts
         found = self.attack_each(model, batch, shard)
         results = list(found.values())
-        clean, (q, r) = self.logits(model, batch.images, *(result.adversarial for result in results))
-        worst = self.loss_of_logits(clean, keep_worst(results, [q, r]), batch.labels)
-        divergence, pairs = pair(q, r, batch.labels)
-        return BatchLoss(
-            worst,
-            norm=None,
-            counts=count_results(found),
-            masked_sum=self._pairing * divergence,
-            masked_count=pairs,
-        )
+
+        def compute() -> BatchLoss:
+            clean, (q, r) = self.logits(model, batch.images, *(result.adversarial for result in results))
+            worst = self.loss_of_logits(clean, keep_worst(results, [q, r]), batch.labels)
+            divergence, pairs = pair(q, r, batch.labels)
+            return BatchLoss(
+                worst,
+                norm=None,
+                counts=count_results(found),
+                masked_sum=self._pairing * divergence,
+                masked_count=pairs,
+            )
+
+        return BatchLoss.of(compute)
 
 
 def pair(q: Tensor, r: Tensor, labels: Tensor) -> tuple[Tensor, int]:

@@ -21,4 +21,5 @@ class SAT(AdversarialMethod):
         drawn = torch.multinomial(torch.tensor(self.weights(counts)), 1, generator=self._generator)
         norm = self.norms[int(drawn)]
         found = self.attack(model, batch, shard, norm)
-        return BatchLoss(self.loss(model, batch, found.adversarial), norm, count_results({norm: found}))
+        counted = count_results({norm: found})
+        return BatchLoss.of(lambda: BatchLoss(self.loss(model, batch, found.adversarial), norm, counted))

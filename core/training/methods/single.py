@@ -15,4 +15,5 @@ class SingleNorm(AdversarialMethod):
         del counts
         (norm,) = self.norms
         found = self.attack(model, batch, shard, norm)
-        return BatchLoss(self.loss(model, batch, found.adversarial), norm, count_results({norm: found}))
+        counted = count_results({norm: found})
+        return BatchLoss.of(lambda: BatchLoss(self.loss(model, batch, found.adversarial), norm, counted))

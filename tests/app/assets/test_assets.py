@@ -15,6 +15,7 @@ from app.schemas.job_request import parse_request
 from app.tables import Dataset, Job, Model, Upload
 from core.schema.events import Saved
 from core.schema.inspection_report import DatasetInspection, Doubles, ModelInspection, Thumbnail
+from core.schema.preprocessing import Preprocessing, Sizes
 from core.schema.progress import WarningRecord
 from tests.support.instance import DIGITS, add_key, add_project, calling
 from tests.support.uploading import send
@@ -31,6 +32,12 @@ def dataset_findings(**changed):
         "classes": tuple("0123456789"),
         "train": dict.fromkeys("0123456789", 3),
         "test": dict.fromkeys("0123456789", 1),
+        "format": "class folders",
+        "sizes": Sizes.of({(8, 8): 40}),
+        "preprocessing": Preprocessing(),
+        "proposal": None,
+        "test_share": None,
+        "names_file": None,
         "root": "",
         "folders": {"train": "train", "test": "test"},
         "held_out": {},
@@ -98,6 +105,38 @@ def accept(database, service_store, held, folder):
     key = held.key if held.kind == "dataset" else f"{held.prefix}/model.safetensors"
     with database.writing() as session:
         inspections.accept(session, held, found, key=key, size=3, sha256="2" * 64)
+
+
+def test_radii_are_proposed_for_a_data_set_without_any_and_never_filled_in(api, ready):
+    body = {"base_model": "mine", "dataset": "birds"}
+    for change, proposed in (({}, '{"linf": "8/255"'), ({"preprocessing": {"image_size": 224}}, '{"linf": "4/255"')):
+        refused = api.post("/jobs", params={"dry_run": True}, json=body | change)
+        assert refused.status_code == 422
+        (error,) = [each for each in refused.json()["errors"] if each["pointer"] == "/eps"]
+        assert f"for images of this size that could be {proposed}" in error["detail"]
+        assert "covers l2" in error["detail"]
+
+
+def test_a_data_sets_preprocessing_is_that_of_its_jobs_unless_they_say_otherwise(api, database, store, tmp_path):
+    declared = {"preprocessing": {"image_size": 8, "resize": "pad"}, "test_share": 0.2}
+    made = api.post("/datasets", json={"upload": send(api, b"zip"), "name": "birds", **declared})
+    assert made.status_code == 201
+    assert made.json()["preprocessing"]["resize"] == "pad"
+    held = claim(database)
+    assert held.declared.model_dump(exclude_defaults=True) == declared
+    accept(database, store, held, tmp_path)
+    body = {"base_model": "digits-cnn-linf", "dataset": "birds", "eps": EPS}
+    dry_run = {"params": {"dry_run": True}}
+    filled = api.post("/jobs", **dry_run, json=body).json()["spec"]
+    assert filled["preprocessing"] | declared["preprocessing"] == filled["preprocessing"]
+    assert filled["test_share"] == 0.2
+    other = api.post("/jobs", **dry_run, json=body | {"preprocessing": {"interpolation": "bicubic"}}).json()["spec"]
+    assert (other["preprocessing"]["resize"], other["preprocessing"]["interpolation"]) == ("pad", "bicubic")
+    larger = api.post("/jobs", **dry_run, json=body | {"preprocessing": {"image_size": 32}}).json()
+    assert "set preprocessing.image_size to 8" in larger["errors"][0]["detail"]
+    wrong = {"upload": "upl_x", "name": "birds", "preprocessing": {"image_size": 4}}
+    refused = api.post("/datasets", json=wrong)
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/preprocessing/image_size")
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 import pytest
 
-from app.jobs.requirements import TIMM_NETWORKS, Capacity, Requirements, read_key
+from app.assets.architectures import TIMM_NETWORKS
+from app.jobs.requirements import Capacity, Requirements, read_key
 from app.schemas.job_request import parse_request
 
 GB = 10**9

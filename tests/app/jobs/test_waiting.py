@@ -4,8 +4,9 @@ import pytest
 from sqlalchemy import delete, update
 
 from app import tasks
+from app.assets.architectures import TIMM_NETWORKS
 from app.jobs import claims, lifecycle, waiting, workers
-from app.jobs.requirements import TIMM_NETWORKS, Capacity, Requirements
+from app.jobs.requirements import Capacity, Requirements
 from app.jobs.workers import Description, Device
 from app.platform.database import now, seconds_from_now
 from app.platform.ids import new_id

@@ -18,6 +18,7 @@ from app.schemas.job_request import parse_request
 from app.storage import LocalStore, StorageUnavailable, open_store
 from app.tables import Checkpoint
 from core.schema import events as reported
+from core.schema.dataset_spec import DatasetSpec
 from tests.support import forked
 from tests.support.instance import DIGITS, add_project
 from tests.support.unprivileged import open_folder, unprivileged
@@ -197,7 +198,7 @@ def test_check_reports_missing_objects_and_reads_each_object_once(settings, data
         )
         upload.status = "completed"
         session.flush()
-        dataset = assets.add_dataset(session, project.id, "birds", upload)
+        dataset = assets.add_dataset(session, project.id, "birds", upload, DatasetSpec())
         dataset.status, dataset.report_prefix = "ready", inspections.prefix("dataset", dataset.id, 1)
         lifecycle.create(session, project.id, parse_request(DIGITS))
         claim = claims.claim(session, worker="w", lease_seconds=30, retry_policy=claims.RetryPolicy.of(settings))

@@ -1,6 +1,7 @@
 """The database: migrated once, written by many, by its own clock."""
 
 import hashlib
+import json
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -93,12 +94,36 @@ def test_unfinished_jobs_of_an_older_schema_get_their_requirements(tmp_path):
         assert [requires for _, requires in right] == ['{"gpus":4}', "{}"]
 
 
+def test_specs_of_an_older_schema_keep_their_interpolation_as_preprocessing(tmp_path):
+    imagenet = {"base_model": "mine", "dataset": "imagenet", "preprocessing": {"interpolation": "bicubic"}}
+    with new_instance(tmp_path) as (_, database):
+        project = made.add_project(database)
+        with database.writing() as session:
+            for spec in (DIGITS, imagenet):
+                lifecycle.create(session, project.id, parse_request(spec))
+        with database.engine.begin() as connection:
+            config = alembic_config()
+            config.attributes["connection"] = connection
+            command.downgrade(config, "0004")
+            old = [json.loads(spec) for (spec,) in connection.execute(text("SELECT spec FROM jobs ORDER BY id"))]
+            command.upgrade(config, "head")
+            new = [json.loads(spec) for (spec,) in connection.execute(text("SELECT spec FROM jobs ORDER BY id"))]
+    assert [spec["evaluation"]["interpolation"] for spec in old] == ["bilinear", "bicubic"]
+    assert [parse_request(spec) for spec in new] == [parse_request(DIGITS), parse_request(imagenet)]
+
+
 def test_a_migration_that_has_landed_stays_as_it_is():
     """A database that has run it would never get what is added later: write another one, and its hash here."""
     assert {
         path.name[:4]: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         for path in sorted((ROOT / "migrations" / "versions").glob("*.py"))
-    } == {"0001": "9cf4e1f0b652", "0002": "571654e1884b", "0003": "acf3e38a3eaf", "0004": "7d9487d93ecb"}
+    } == {
+        "0001": "9cf4e1f0b652",
+        "0002": "571654e1884b",
+        "0003": "acf3e38a3eaf",
+        "0004": "7d9487d93ecb",
+        "0005": "c1752f86a42d",
+    }
 
 
 @on_sqlite

@@ -277,14 +277,19 @@ def test_a_run_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
         assert process.wait(timeout=10) == 143
 
 
-def test_the_learning_rate_of_own_weights_is_that_of_their_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("network", "optimizer", "rate"), [("timm/resnet18", "sgd", 0.005), ("timm/vit_tiny_patch16_224", "adamw", 1e-4)]
+)
+def test_the_learning_rate_of_own_weights_is_that_of_their_network(
+    network: str, optimizer: str, rate: float, tmp_path: Path
+) -> None:
     weights = tmp_path / "mine.safetensors"
-    header = json.dumps({"blueprint": {"architecture": "timm/resnet18"}})
+    header = json.dumps({"blueprint": {"architecture": network}})
     content = json.dumps({"__metadata__": {"temper": header}}).encode()
     weights.write_bytes(len(content).to_bytes(8, "little") + content)
     spec = _spec("finetune", "--weights", weights, "--dataset", "cifar10")
     assert isinstance(spec, FineTuneSpec)
-    assert spec.learning_rate == 1e-4
+    assert (spec.optimizer, spec.learning_rate) == (optimizer, rate)
     chosen = _spec("finetune", "--weights", weights, "--dataset", "cifar10", "--learning-rate", "0.01")
     assert isinstance(chosen, FineTuneSpec)
     assert chosen.learning_rate == 0.01

@@ -44,6 +44,11 @@ def test_arrays_are_read_as_images_and_labels(images: str, labels: str, tmp_path
     assert found.labels.dtype == torch.int64
 
 
+def test_arrays_are_known_by_their_contents_whatever_the_name(tmp_path: Path) -> None:
+    path = _npz(tmp_path / "a.npz", images=_images(), labels=np.array([0, 1, 1, 0, 1, 0])).rename(tmp_path / "a.zip")
+    assert extra_data.load(path, like=_MAIN, classes=_CLASSES).train.labels.tolist() == [0, 1, 1, 0, 1, 0]
+
+
 @pytest.mark.parametrize("how", ["folder", "zip"])
 def test_a_folder_or_archive_needs_no_test_part_and_is_matched_by_class_name(how: str, tmp_path: Path) -> None:
     files = {name: content for name, content in two_classes().items() if name.startswith("train/")}

@@ -9,6 +9,7 @@ from PIL import Image
 from core import data
 from core.inputs import Inputs, load
 from core.schema.errors import BadDataset, UserError
+from core.schema.preprocessing import Preprocessing
 from core.schema.spec import parse
 from tests.support.images import image, two_classes, wide, write
 
@@ -29,11 +30,12 @@ def test_folders_and_archives_give_the_same_data(how: str, tmp_path: Path) -> No
     assert dataset.sha256() == data.load("mine", write(two_classes(), tmp_path / "again", "zip")).sha256()
 
 
-def test_images_of_mixed_size_may_be_streamed_instead(tmp_path: Path) -> None:
+def test_images_of_mixed_size_are_brought_to_one_instead(tmp_path: Path) -> None:
     path = write(two_classes() | {"train/dog/9.png": image(3, size=(9, 9))}, tmp_path, "folder")
     with pytest.raises(BadDataset) as caught:
         data.load("mine", path)
-    assert "set --dataset imagenet to crop them" in caught.value.hint
+    assert "bring all to one size with --preprocessing.image-size 32" in caught.value.hint
+    assert data.load("mine", path, preprocessing=Preprocessing(image_size=32)).shape == (3, 32, 32)
     assert data.load("imagenet", path).shape == (3, 224, 224)
 
 
@@ -133,15 +135,17 @@ def test_a_damaged_archive_is_refused(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "said", "field"),
     [
-        ({name: image(3) for name in two_classes()}, "1 x 8 x 8"),
-        ({name: image(3, size=(8, 8), mode="L") for name in two_classes()}, "10 classes"),
+        ({name: image(3) for name in two_classes()}, "1 x 8 x 8", "dataset"),
+        ({name: image(3, size=(8, 8), mode="L") for name in two_classes()}, "10 classes", "head"),
     ],
 )
-def test_data_that_does_not_fit_the_model_is_refused(files: dict[str, bytes], said: str, tmp_path: Path) -> None:
+def test_data_that_does_not_fit_the_model_is_refused(
+    files: dict[str, bytes], said: str, field: str, tmp_path: Path
+) -> None:
     path = write(files, tmp_path, "zip")
     spec = parse({"base_model": "digits-cnn-linf", "dataset": "mine", "eps": {"linf": 0.1, "l1": 1}})
     with pytest.raises(UserError, match=said) as caught:
         load(spec, Inputs(data=path))
-    assert caught.value.field == "dataset"
+    assert caught.value.field == field

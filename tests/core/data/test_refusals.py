@@ -200,11 +200,15 @@ def test_a_name_and_a_path_that_do_not_go_together_are_told(what: str) -> None:
 _UPLOADS: dict[str, tuple[Callable[[Path], Path], Caps, str]] = {
     "nothing there": (lambda folder: folder / "a.zip", Caps(), "{} does not exist"),
     "a folder": (lambda folder: folder, Caps(), "{} is a folder"),
-    "a tar": (_tar(_TWO), Caps(), "data.tar is not a zip archive, or its end is missing"),
+    "half a tar": (
+        lambda folder: _file("a.tar", write(_TWO, folder, "tar").read_bytes()[:900])(folder),
+        Caps(),
+        "cannot read a.tar: unexpected end of data",
+    ),
     "half a zip": (
         lambda folder: _file("a.zip", write(_TWO, folder, "zip").read_bytes()[:900])(folder),
         Caps(),
-        "a.zip is not a zip archive, or its end is missing",
+        "cannot read a.zip: it is neither a zip nor a tar archive, or its beginning is damaged",
     ),
     "more that is unusable than usable": (
         _zip(_TWO | {f"train/cat/b{n}.png": b"x" for n in range(9)}),

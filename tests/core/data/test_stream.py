@@ -19,13 +19,15 @@ from torch import Tensor
 from core import checkpoint, data
 from core.data import stream
 from core.data.draws import read_test_points
+from core.data.preprocessing import centre
 from core.data.split import WHOLE, Batch, ProcessShare
-from core.data.stream import Stream, centre, draw_box
+from core.data.stream import Stream, draw_box
 from core.inputs import Inputs
 from core.schema.catalog import Augmentation
 from core.schema.errors import BadDataset, UserError
 from core.schema.events import Started
-from core.schema.spec import Interpolation, TrainSpec, parse
+from core.schema.preprocessing import Interpolation, Preprocessing
+from core.schema.spec import TrainSpec, parse
 from core.training.run import fine_tune
 from tests.support.images import wide, write
 
@@ -102,7 +104,8 @@ def test_the_view_for_evaluation_is_torchvisions_to_the_bit(
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
     files = {f"{part}/{wnid}/0.png": _encoded(picture) for part in ("train", "val") for wnid in ("n01", "n02")}
     folder = write(files, tmp_path, "folder")
-    points = data.load("imagenet", folder, workers=0, interpolation=interpolation).test.first(1)
+    how = Preprocessing(image_size=224, shorter_side=256, interpolation=interpolation)
+    points = data.load("imagenet", folder, workers=0, preprocessing=how).test.first(1)
     resize = torchvision.transforms.Resize(256, tvf.InterpolationMode(interpolation))
     theirs = torchvision.transforms.CenterCrop(224)(resize(picture))
     assert np.array_equal(points.pixels[0].permute(1, 2, 0).numpy(), np.asarray(theirs))
@@ -126,9 +129,7 @@ def test_test_points_are_read_in_a_fixed_order_as_they_are_evaluated(folder: Pat
     assert points.labels.tolist() == test.labels[:3].tolist()
     for place, pixels in enumerate(points.pixels):
         with Image.open(folder / os.fsdecode(test.names[place])) as picture:
-            assert np.array_equal(
-                pixels.permute(1, 2, 0).numpy(), np.asarray(centre(picture, 224, Image.Resampling.BILINEAR))
-            )
+            assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(centre(picture, 224, 256, "bilinear")))
     assert torch.equal(test.first(100).pixels[:3], points.pixels)
     assert len(test.first(100)) == 4
 
@@ -327,13 +328,24 @@ def test_a_folder_that_cannot_be_used_is_refused_before_the_run(what: str, tmp_p
     assert caught.value.hint
 
 
-def test_an_archive_or_nothing_in_place_of_the_folder_is_told_with_a_remedy(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadDataset, match="not a folder") as caught:
-        data.load("imagenet", write(_files(), tmp_path, "zip"))
+def test_an_archive_is_streamed_with_the_same_images_as_the_folder(train: Stream, tmp_path: Path) -> None:
+    for how in ("zip", "tar"):
+        packed = data.load("imagenet", write(_files(), tmp_path, how), workers=0)
+        assert isinstance(packed.train, Stream)
+        assert _same(_batches(packed.train, _order(train)), _batches(train, _order(train)))
+    dataset = data.load("imagenet", tmp_path / "data.tar", extra=tmp_path / "data.zip", workers=0)
+    assert isinstance(dataset.extra, Stream)
+    both = packed.train.concat(dataset.extra)
+    assert torch.equal(both.read(torch.tensor([12, 1])).pixels, train.read(torch.tensor([0, 1])).pixels)
+
+
+def test_what_cannot_be_streamed_in_place_of_the_folder_is_told_with_a_remedy(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadDataset, match="a compressed tar archive cannot be streamed") as caught:
+        data.load("imagenet", write(_files(), tmp_path, "tar.gz"))
     assert "unpack" in caught.value.hint
     with pytest.raises(BadDataset, match="does not exist"):
         data.load("imagenet", tmp_path / "nowhere")
-    with pytest.raises(BadDataset, match="not a folder") as extra:
+    with pytest.raises(BadDataset, match="does not exist") as extra:
         data.load("imagenet", folder, extra=tmp_path / "data.zip", leave_out=lambda name, reason: None)
     assert extra.value.field == "extra_dataset"
     with pytest.raises(UserError, match="cannot be downloaded") as told:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from app.assets.registry import Registry
@@ -15,7 +16,7 @@ from core.models import Blueprint, build
 from core.schema.catalog import DATASETS
 from core.schema.errors import BadInput
 from core.schema.import_spec import ImportSpec
-from core.schema.model_zoo import PUBLISHED
+from core.schema.model_zoo import PUBLISHED, REFUSED, RefusedEntry
 from core.schema.spec import parse
 
 Say = pytest.CaptureFixture[str]
@@ -106,10 +107,27 @@ def test_a_published_name_brings_what_is_known_of_it(tmp_path: Path, capsys: Say
     assert read.trained_on("cifar10", "any")
 
 
+def test_a_file_that_is_not_the_published_one_is_refused(weights: Path, tmp_path: Path, capsys: Say) -> None:
+    assert PUBLISHED["imagenet/Linf/Standard_R50"].sha256 == "0676ba61"
+    assert _import(weights, "--published", "Standard_R50", "--output", tmp_path / "mine.safetensors") == 2
+    said = capsys.readouterr().out
+    assert "theirs.pt is not the file of imagenet/Linf/Standard_R50: its SHA-256 begins with" in said
+    assert "https://download.pytorch.org/models/resnet50-0676ba61.pth" in said
+
+
+@pytest.mark.parametrize("entry", REFUSED.values(), ids=lambda entry: entry.name)
+def test_a_published_network_that_is_not_supported_is_refused_with_the_reason(entry: RefusedEntry) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ImportSpec(published=entry.name)
+    (error,) = caught.value.errors()
+    assert (error["loc"], error["msg"]) == (("published",), f"{entry.name} is not supported: {entry.reason}")
+
+
 def test_the_list_names_every_published_model_and_where_it_is(capsys: Say) -> None:
     assert _import("--list") == 0
     said = capsys.readouterr().out
     assert all(entry.name in said and entry.source in said for entry in PUBLISHED.values())
+    assert all(entry.name in said and entry.reason in said for entry in REFUSED.values())
 
 
 @pytest.mark.parametrize(
@@ -131,6 +149,11 @@ def test_the_list_names_every_published_model_and_where_it_is(capsys: Say) -> No
         (["--arch", "preact-resnet-8", "--dataset", "digits"], "they fit digits-cnn"),
         (["--published", "Carmon2019Unlabelled"], "did you mean"),
         (["--published", "Engstrom2019Robustness"], "names several"),
+        (
+            ["--published", "Kang2021Stable"],
+            "is not supported: its last layers solve an ordinary differential equation",
+        ),
+        (["--arch", "torchvision/resnet_18", "--shape", "3,64,64"], "did you mean 'torchvision/resnet18'?"),
         (["--published", "Carmon2019Unlabeled"], "does not fit wide-resnet-28-10"),
     ],
 )

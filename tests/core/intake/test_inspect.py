@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from core import checkpoint, data
 from core.cli.console import inspection_lines
-from core.data.image_folder import load
+from core.data.images import load
 from core.data.safe_zip import Caps
 from core.intake.inspect import inspect_dataset, inspect_model
 from core.models import Blueprint, build
@@ -147,9 +147,10 @@ def test_classes_that_differ_only_in_case_are_refused(tmp_path: Path) -> None:
         inspect(files, tmp_path)
 
 
-def test_a_file_that_is_no_zip_archive_is_refused(tmp_path: Path) -> None:
-    path = write(two_classes(), tmp_path, "tar")
-    with pytest.raises(BadDataset, match="is not a zip archive"):
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "data.zip"
+    path.write_bytes(b"hello" * 200)
+    with pytest.raises(BadDataset, match="it is neither a zip nor a tar archive"):
         inspect_dataset(path, tmp_path / "out", caps=Caps())
 
 

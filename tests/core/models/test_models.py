@@ -45,6 +45,10 @@ def test_every_architecture_of_the_catalogue_gives_logits(name: str) -> None:
         ("imagenet-resnet-50-gelu", (3, 224, 224), 1000, 25_557_032),
         ("deit-s", (3, 224, 224), 1000, 22_050_664),
         ("xcit-s12", (3, 224, 224), 1000, 26_253_304),
+        ("torchvision/resnet18", (3, 224, 224), 1000, 11_689_512),
+        ("torchvision/wide_resnet50_2", (3, 224, 224), 1000, 68_883_240),
+        ("timm/convnext_base", (3, 224, 224), 1000, 88_591_464),
+        ("dm-wide-resnet-106-16", (3, 32, 32), 10, 415_475_162),
     ],
 )
 def test_network_has_the_parameters_of_the_literature(

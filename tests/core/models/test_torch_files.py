@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.models.inert_pickle import UnreadablePickle
+from core.inert_pickle import UnreadablePickle
 from core.models.torch_files import DamagedFile, StoredTensor, UnusableTensor, read_archive, read_stream
 from core.models.weight_files import read
 from core.schema.errors import BadWeights

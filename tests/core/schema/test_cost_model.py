@@ -22,8 +22,10 @@ from core.schema.cost_model import (
     attacks_on_a_point,
     count_steps,
     passes_of_evaluation,
+    passes_of_monitoring,
     passes_of_run,
     passes_of_training,
+    passes_of_update,
 )
 from core.schema.protocols import AttackName
 from core.schema.spec import parse
@@ -104,6 +106,43 @@ def test_a_training_step_costs_the_passes_that_are_counted(method: dict) -> None
     with counting(model.classifier) as passes:
         training(model, batch, whole(batch), {}).loss.backward()
     expected = passes_of_training(spec.method) * 4
+    assert (passes["forward"], passes["backward"]) == (expected.forward, expected.backward)
+
+
+@pytest.mark.parametrize("method", ["nat", "e-at", "avg", "max", "msd", "ramp", "pat"])
+@pytest.mark.parametrize("loss", ["cross-entropy", "trades"])
+def test_a_perturbation_of_the_weights_costs_one_more_update(method: str, loss: str) -> None:
+    options = {} if method in ("nat", "pat") else {"steps": 2, "loss": loss}
+    spec = finetune(method={"name": method, **options})
+    model = DigitsCNN(10).train()
+    training = build(spec.method, spec.eps, torch.Generator().manual_seed(0))
+    batch = Batch(torch.rand(4, 1, 8, 8), torch.arange(4))
+    found = training(model, batch, whole(batch), {})
+    with counting(model.classifier) as passes:
+        found.again().total().backward()
+    expected = passes_of_update(spec.method) * 4
+    assert (passes["forward"], passes["backward"]) == (expected.forward, expected.backward)
+
+
+def test_a_run_that_averages_and_perturbs_counts_it() -> None:
+    size = Size(train_examples=5000, test_examples=0)
+    body = {"epochs": 3, "held_out": 100, "method": {"name": "ramp", "steps": 4}}
+    plain, averaged, perturbed, unseen = (
+        passes_of_run(finetune(**{**body, **change}), size)
+        for change in ({}, {"average": {}}, {"awp": {"start_epoch": 1}}, {"average": {}, "held_out": 0})
+    )
+    strong = Passes(3 * (1 + 21) + 2, 3 * 20)
+    assert averaged == plain + (strong * 100 + Passes(2048)) * 3
+    assert perturbed == plain + Passes(2, 2) * 4900 * 2
+    assert unseen == passes_of_run(finetune(**{**body, "held_out": 0}), size) + Passes(2048)
+
+
+def test_monitoring_an_average_costs_what_is_counted() -> None:
+    model, (images, labels) = Sure().train(), points(5)
+    spec = finetune(held_out=5, method={"name": "e-at", "steps": {"linf": 4, "l1": 7}}, average={})
+    with counting(model.last) as passes:
+        monitor(model, Split((255 * images).byte(), labels), spec, step=1, epoch=1.0, chunk_size=64, averaged=model)
+    expected = passes_of_monitoring(spec) * 5
     assert (passes["forward"], passes["backward"]) == (expected.forward, expected.backward)
 
 

@@ -16,6 +16,8 @@ from core.schema.validation import field_errors
 
 _SMALLEST = {"base_model": "digits-cnn-linf"}
 _SHARED = {"name", "norms", "steps"}
+_OFF = {"clip_grad_norm", "average", "awp", "test_share", "head_learning_rate"}
+"""Parts of a recipe that a spec has only where it asks for them."""
 
 
 def _errors(body: Any) -> dict[str, str]:
@@ -35,7 +37,7 @@ def test_a_flood_of_errors_is_cut_and_long_names_are_shortened() -> None:
     errors = field_errors(caught.value)
     assert len(errors) == 20
     assert all(len(error.pointer) < 100 for error in errors)
-    assert sum(len(error.detail) for error in errors) < 10_000
+    assert sum(len(error.detail) for error in errors) < 12_000
 
 
 def test_a_method_may_be_a_name_in_the_schema_too() -> None:
@@ -55,7 +57,7 @@ def test_the_smallest_job_is_resolved_in_full_from_the_catalogue() -> None:
     assert spec.method.norms == ("linf", "l1")
     assert spec.method.steps == {"linf": 10, "l1": 10}
     assert spec.schedule == "piecewise"
-    assert None not in spec.model_dump(exclude={"train_examples", "extra_dataset", "webhook"}).values()
+    assert None not in spec.model_dump(exclude={"train_examples", "extra_dataset", "webhook", *_OFF}).values()
 
 
 def test_cifar10_gets_the_recipe_of_the_paper() -> None:
@@ -275,7 +277,7 @@ def test_a_spec_that_is_likely_to_disappoint_comes_with_warnings() -> None:
     assert _codes({**quiet, "gpus": 8}) == set()
 
 
-@pytest.mark.parametrize("schedule", ["piecewise", "one-cycle", "constant"])
+@pytest.mark.parametrize("schedule", ["piecewise", "one-cycle", "cosine", "constant"])
 def test_a_run_too_short_for_its_schedule_comes_with_a_warning(schedule: str) -> None:
     """Three steps: one at each of three learning rates."""
     short = {**_SMALLEST, "method": "sat", "schedule": schedule, "epochs": 3, "train_examples": 64}

@@ -161,6 +161,29 @@ def test_two_processes_end_with_the_weights_of_one(
     assert not torch.allclose(one["classifier.weight"], start["classifier.weight"], atol=1e-4)
 
 
+def test_two_processes_average_perturb_clip_and_smooth_as_one_does(tmp_path: Path) -> None:
+    spec = _spec(
+        batch_size=32,
+        epochs=1,
+        train_examples=97,
+        held_out=0,
+        learning_rate=0.05,
+        method={"name": "e-at", "steps": 3},
+        evaluation={"protocol": "fast", "examples": 10, "include_base": False},
+        average={"decay": 0.6},
+        awp={"strength": 0.01},
+        clip_grad_norm=0.5,
+        label_smoothing=0.1,
+    )
+    _train_in_two_processes(spec, tmp_path)
+    list(fine_tune(spec, tmp_path / "one"))
+    one, two = (checkpoint.load(tmp_path / folder / "checkpoint.safetensors") for folder in ("one", "two"))
+    assert one[1].weights == two[1].weights == "averaged"
+    # The statistics of batch norm, too: the first process estimates them alone.
+    for name, weight in one[0].state_dict().items():
+        assert torch.allclose(weight, two[0].state_dict()[name], atol=1e-5), name
+
+
 @pytest.mark.slow
 def test_two_processes_train_in_micro_batches(tmp_path: Path) -> None:
     method = {"name": "ramp", "loss": "trades", "steps": 3}

@@ -92,8 +92,8 @@ def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Exception], No
     def limit(images_at_once: int, error: Exception) -> None:
         build = trainer.build
 
-        def scarce(*arguments: object) -> TrainingMethod:
-            method = build(*arguments)  # type: ignore[arg-type]
+        def scarce(*arguments: object, **options: object) -> TrainingMethod:
+            method = build(*arguments, **options)  # type: ignore[arg-type]
 
             def call(model: nn.Module, batch: Batch, shard: Shard, counts: Counts) -> BatchLoss:
                 if len(batch.labels) > images_at_once:

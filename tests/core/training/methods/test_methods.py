@@ -22,6 +22,7 @@ from core.training import methods
 from core.training.methods import build
 from core.training.methods.contract import BatchLoss, Counts, TrainingMethod, add_counts, whole
 from core.training.methods.ramp import pair
+from core.training.methods.single import SingleNorm
 
 _EPS: dict[Norm, float] = {"linf": 0.15, "l2": 0.5, "l1": 1.5}
 
@@ -67,6 +68,41 @@ def test_the_gradient_flows_into_the_weights_and_not_through_the_attack(base: nn
     result.loss.backward()
     assert all(parameter.grad is not None for parameter in base.parameters())
     assert images.grad is None
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "trades"])
+def test_label_smoothing_is_torchs_own_and_changes_no_attack(loss: str, base: nn.Module, batch: Batch) -> None:
+    options = Method.model_validate({"name": "single", "norms": ["linf"], "steps": 4, "loss": loss})
+    plain, smooth = (
+        build(options, _EPS, torch.Generator().manual_seed(0), label_smoothing=share) for share in (0.0, 0.3)
+    )
+    assert isinstance(plain, SingleNorm)
+    attacked = plain.attack(base, batch, whole(batch), "linf").adversarial
+    clean, adversarial = base(batch.images), base(attacked)
+    result = smooth(base, batch, whole(batch), {})
+    if loss == "cross-entropy":
+        expected = F.cross_entropy(adversarial, batch.labels, label_smoothing=0.3)
+    else:
+        # The divergence needs no labels.
+        expected = F.cross_entropy(clean, batch.labels, label_smoothing=0.3)
+        expected = expected + 6 * kl_divergence(adversarial, batch.labels, clean).mean()
+    torch.testing.assert_close(result.loss, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["nat", "pat", "avg", "max", "msd", "ramp", "e-at"])
+def test_every_method_smooths_labels_and_computes_its_loss_again(name: str, base: nn.Module, batch: Batch) -> None:
+    few = Batch(batch.images[:8], batch.labels[:8])
+    options = Method.model_validate({"name": name, **({} if name in ("nat", "pat") else {"steps": 2})})
+    plain, half, smooth = (
+        build(options, _EPS, torch.Generator().manual_seed(0), label_smoothing=share)(base, few, whole(few), {})
+        for share in (0.0, 0.4, 0.8)
+    )
+    # The cross-entropy of the same attacked images is linear in the share.
+    assert abs((half.loss - plain.loss).item()) > 0.01
+    torch.testing.assert_close(smooth.loss - half.loss, half.loss - plain.loss, rtol=1e-4, atol=1e-5)
+    assert smooth.counts == plain.counts
+    assert smooth.again is not None
+    torch.testing.assert_close(smooth.again().total(), smooth.total())
 
 
 def test_e_at_weighs_each_norm_by_its_robust_error_over_the_whole_run() -> None:

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.models import inert_pickle
-from core.models.inert_pickle import Global, HarmfulPickle, Inert, Unpickler, UnreadablePickle
+from core import inert_pickle
+from core.inert_pickle import Global, HarmfulPickle, Inert, Unpickler, UnreadablePickle
 from tests.support import canary
 
 _MODULE = "tests.support.canary"
