@@ -53,10 +53,9 @@ _ROUNDS = 12
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is fine-tuned, on what, and how it is measured. Everything that decides the numbers."""
+class Tuning:
+    """What is fine-tuned, on what, and how it is measured."""
 
-    title: str
     base: str
     base_sha256: str
     dataset: str
@@ -67,10 +66,9 @@ class Setting:
     augmentation: str
     train_examples: int | None
     points: int
-    seeds: int
 
-    def spec(self, method: Any, seed: int) -> FineTuneSpec:
-        """Write down the run of one method from one seed."""
+    def spec(self, method: Any, seed: int, **more: Any) -> FineTuneSpec:
+        """Write down the run of one method from one seed. more: other fields of the spec."""
         spec = parse(
             {
                 "base_model": self.base,
@@ -86,10 +84,19 @@ class Setting:
                 "train_examples": self.train_examples,
                 "seed": seed,
                 "evaluation": {"protocol": "paper", "examples": self.points, "include_base": False},
+                **more,
             }
         )
         assert isinstance(spec, FineTuneSpec)
         return spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting(Tuning):
+    """Everything that decides the numbers."""
+
+    title: str
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -146,9 +153,9 @@ class Results:
         """Write the numbers as JSON and the table as Markdown, each whole or not at all."""
         machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), **checkpoint.versions()}
         content = {"machine": machine, "commit": checkpoint.commit(), **{name: _plain(self, name) for name in _STORED}}
-        _replace(self.path, json.dumps(content, indent=1) + "\n")
+        replace_file(self.path, json.dumps(content, indent=1) + "\n")
         lines = [f"# {self.setting.title}", "", *self.description(), "", *self.table()]
-        _replace(self.path.with_suffix(".md"), "\n".join(lines) + "\n")
+        replace_file(self.path.with_suffix(".md"), "\n".join(lines) + "\n")
 
     def description(self) -> Iterator[str]:
         """Say what the table is about."""
@@ -183,11 +190,11 @@ class Results:
         for name, by_seed in self.runs.items():
             runs = list(by_seed.values())
             cells = [
-                _spread([100 * run.clean for run in runs]),
-                *(_spread([100 * run.robust[norm] for run in runs]) for norm in self.setting.eps),
-                _spread([100 * run.average for run in runs]),
-                _spread([100 * run.union for run in runs]),
-                _spread([run.seconds_per_epoch for run in runs if run.seconds_per_epoch is not None]),
+                spread([100 * run.clean for run in runs]),
+                *(spread([100 * run.robust[norm] for run in runs]) for norm in self.setting.eps),
+                spread([100 * run.average for run in runs]),
+                spread([100 * run.union for run in runs]),
+                spread([run.seconds_per_epoch for run in runs if run.seconds_per_epoch is not None]),
             ]
             if cost := self.costs.get(name):
                 cells += [f"{cost.relative:.2f}", f"{cost.forward:.1f}", f"{cost.backward:.1f}"]
@@ -206,14 +213,16 @@ def _plain(results: Results, name: str) -> Any:
     return {method: {seed: asdict(run) for seed, run in runs.items()} for method, runs in value.items()}
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a benchmark may be cut off at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f"{path.suffix}.partial")
     partial.write_text(text)
     partial.replace(path)
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
+    """Format the mean and the deviation of some values; of one value, that alone."""
     if not values:
         return ""
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"

@@ -21,18 +21,18 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
 
-from benchmarks.methods import RESULTS
+from benchmarks.methods import RESULTS, Tuning, replace_file, spread
 from core import checkpoint
 from core.inputs import Inputs
 from core.schema.catalog import ARCHITECTURES, DATASETS, MODELS, Norm
 from core.schema.cost_model import Size, passes_of_evaluation, passes_of_run
 from core.schema.events import Entered, Finished
-from core.schema.spec import FineTuneSpec, parse
+from core.schema.spec import FineTuneSpec
 from core.training.run import fine_tune
 
 RECIPES: Mapping[str, dict[str, Any]] = {
@@ -47,45 +47,16 @@ AIMS = {"average": 1.05, "awp": 1.35}
 """The most that a recipe should cost, relative to the plain one."""
 
 
-@dataclass(frozen=True)
-class Setting:
+@dataclass(frozen=True, kw_only=True)
+class Setting(Tuning):
     """Everything that decides the numbers."""
 
-    base: str
-    base_sha256: str
-    dataset: str
-    eps: dict[Norm, float]
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    augmentation: str
-    train_examples: int | None
-    points: int
     recipes: dict[str, dict[str, Any]]
 
-    def spec(self, cell: str, seed: int) -> FineTuneSpec:
+    def spec_of(self, cell: str, seed: int) -> FineTuneSpec:
         """Write down the run of one method and recipe, from one seed."""
         method, recipe = cell.split()
-        spec = parse(
-            {
-                "base_model": self.base,
-                "dataset": self.dataset,
-                # As the figures of the methods were made.
-                "split": "uniform",
-                "method": method,
-                "eps": self.eps,
-                "epochs": self.epochs,
-                "batch_size": self.batch_size,
-                "learning_rate": self.learning_rate,
-                "augmentation": self.augmentation,
-                "train_examples": self.train_examples,
-                "seed": seed,
-                "evaluation": {"protocol": "paper", "examples": self.points, "include_base": False},
-                **self.recipes[recipe],
-            }
-        )
-        assert isinstance(spec, FineTuneSpec)
-        return spec
+        return self.spec(method, seed, **self.recipes[recipe])
 
 
 @dataclass(frozen=True)
@@ -110,7 +81,7 @@ Runs = dict[str, dict[str, Run]]
 
 def run(setting: Setting, inputs: Inputs, cell: str, seed: int) -> Run:
     """Fine-tune by one method and recipe, and evaluate."""
-    spec = setting.spec(cell, seed)
+    spec = setting.spec_of(cell, seed)
     begun = ended = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for event in fine_tune(spec, Path(folder), inputs):
@@ -186,19 +157,15 @@ def table(setting: Setting, runs: Runs) -> Iterator[str]:
         plain = runs.get(f"{cell.split()[0]} plain", {})
         pairs = [(run, plain[seed]) for seed, run in by_seed.items() if seed in plain]
         cells = [
-            _spread([100 * run.clean for run in found]),
-            *(_spread([100 * run.robust[norm] for run in found]) for norm in setting.eps),
-            _spread([100 * run.average for run in found]),
-            _spread([100 * run.union for run in found]),
+            spread([100 * run.clean for run in found]),
+            *(spread([100 * run.robust[norm] for run in found]) for norm in setting.eps),
+            spread([100 * run.average for run in found]),
+            spread([100 * run.union for run in found]),
             f"{mean(run.passes / other.passes for run, other in pairs):.2f}" if pairs else "",
             f"{mean(run.cpu_seconds / max(other.cpu_seconds, 1e-9) for run, other in pairs):.2f}" if pairs else "",
             f"{sum(run.delivered == 'averaged' for run in found)} of {len(found)}",
         ]
         yield f"| {' | '.join([*cell.split(), *cells])} |"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
 def main() -> None:
@@ -265,17 +232,10 @@ def _write(path: Path, setting: Setting, runs: Runs) -> None:
     machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), **checkpoint.versions()}
     stored = {cell: {seed: asdict(run) for seed, run in by_seed.items()} for cell, by_seed in runs.items()}
     content = {"machine": machine, "commit": checkpoint.commit(), "setting": asdict(setting), "runs": stored}
-    _replace(path, json.dumps(content, indent=1) + "\n")
+    replace_file(path, json.dumps(content, indent=1) + "\n")
     title = f"# Recipes: {'the digits' if setting.dataset == 'digits' else 'CIFAR-10 (JPEG)'}"
     lines = [title, "", *description(setting, runs), "", *table(setting, runs)]
-    _replace(path.with_suffix(".md"), "\n".join(lines) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a benchmark may be cut off at any time."""
-    partial = path.with_suffix(f"{path.suffix}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    replace_file(path.with_suffix(".md"), "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

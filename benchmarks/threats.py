@@ -20,13 +20,13 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.methods import RESULTS
+from benchmarks.methods import RESULTS, spread
 from core import checkpoint
 from core.data.draws import read_test_points
 from core.evaluation.autoattack import evaluate
@@ -223,7 +223,8 @@ def table(rows: Mapping[str, Mapping[str, Row]]) -> Iterator[str]:
             [row.union for row in found],
             [row.norms for row in found],
         ]
-        yield f"| {' | '.join([name, *map(_spread, cells)])} |"
+        spreads = (spread([100 * share for share in shares]) for shares in cells)
+        yield f"| {' | '.join([name, *spreads])} |"
 
 
 def speeds(rows: Mapping[str, Mapping[str, Row]], points: int) -> Iterator[str]:
@@ -234,13 +235,6 @@ def speeds(rows: Mapping[str, Mapping[str, Row]], points: int) -> Iterator[str]:
     for threat in every[0].seconds:
         seconds = sum(row.seconds[threat] for row in every)
         yield f"| {threat} | {points * len(every) / max(seconds, 0.1):.1f} |"
-
-
-def _spread(shares: list[float]) -> str:
-    values = [100 * share for share in shares]
-    if not values:
-        return ""
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from core.schema.catalog import DATASETS, MODELS, OWN_CLASS
 from core.schema.errors import BadInput, DoesNotFit
 from core.schema.events import Started, Warned
 from core.schema.progress import WarningRecord
-from core.schema.spec import AnySpec, EvaluateSpec, FineTuneSpec, TrainSpec
+from core.schema.spec import NEW_HEAD, AnySpec, EvaluateSpec, FineTuneSpec, TrainSpec
 
 log = logging.getLogger(__name__)
 
@@ -325,7 +325,7 @@ def _check_fit(spec: AnySpec, blueprint: models.Blueprint, dataset: data.Dataset
 def _remedy_of_classes(spec: AnySpec, classes: int) -> str:
     match spec:
         case FineTuneSpec():
-            return "set head to new, which draws its last layer anew for the data set's classes"
+            return NEW_HEAD
         case TrainSpec():
             return f"build it with {classes} classes"
         case EvaluateSpec():

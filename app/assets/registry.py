@@ -34,6 +34,7 @@ from core.schema.dataset_spec import DatasetSpec
 from core.schema.preprocessing import Preprocessing, merge
 from core.schema.radius import ProposedRadii, propose_radii
 from core.schema.spec import (
+    NEW_HEAD,
     AnySpec,
     EvaluateSpec,
     FineTuneSpec,
@@ -278,10 +279,7 @@ def _of_job(session: Session, job_id: str) -> dict[str, Any]:
 
 
 def _other_classes(spec: FineTuneSpec, home: _Size, dataset: _Size) -> FieldError:
-    detail = (
-        f"{spec.base_model} has {home.classes} classes, {spec.dataset} has {dataset.classes}: set head to new, which "
-        "draws its last layer anew for the data set's classes"
-    )
+    detail = f"{spec.base_model} has {home.classes} classes, {spec.dataset} has {dataset.classes}: {NEW_HEAD}"
     return FieldError(pointer="/head", code="does_not_fit", detail=detail)
 
 

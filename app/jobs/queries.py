@@ -85,7 +85,7 @@ def training_curve(session: Session, job: Job, *, after_step: int, max_points: i
         select(Metric.step).where(*within).distinct().order_by(Metric.step).limit(max_points + 1)
     ).all()
     if len(steps) > max_points:
-        steps = _thinned(session, job.id, after_step, end, max_points=max_points)
+        steps = _thinned(session, job.id, after_step, steps[0], end, max_points=max_points)
     # Joined in one statement, a planner may read the whole curve. A thousand numbers are read faster as text than as
     # parameters.
     those = Metric.step.in_(bindparam("steps", steps, expanding=True, literal_execute=True))
@@ -111,12 +111,11 @@ def _reached(session: Session, job: Job) -> int | None:
     return None if latest is None else latest[1]
 
 
-def _thinned(session: Session, job_id: str, after_step: int, end: int, *, max_points: int) -> Sequence[int]:
-    """List at most `max_points` of the steps of a curve, evenly and with the last one."""
-    within = Metric.job_id == job_id, Metric.step > after_step, Metric.step <= end
+def _thinned(session: Session, job_id: str, after_step: int, first: int, end: int, *, max_points: int) -> Sequence[int]:
+    """List at most `max_points` of the steps of a curve from its first step to `end`, evenly and with the last one."""
     # From the last step back, each time to the next one that is far enough away: one look into the index for each
     # point, however many steps lie between. The range after after_step holds at most max_points of them.
-    first = session.scalars(select(func.min(Metric.step)).where(*within)).one()
+    within = Metric.job_id == job_id, Metric.step > after_step, Metric.step <= end
     last = session.scalars(select(func.max(Metric.step)).where(*within)).one()
     stride = -(-(last - first + 1) // max_points)
     kept = select(literal(last).label("step")).cte(recursive=True)

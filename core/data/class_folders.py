@@ -40,7 +40,7 @@ DRAW_TEST = (
     f"have {USUAL_TEST_SHARE:.0%} of each class drawn for testing with --test-share {USUAL_TEST_SHARE} (test_share in "
     "a spec)"
 )
-"""What to do about a data set without a test part."""
+"""The remedy for a data set without a test part."""
 
 _MAC = "__MACOSX"
 _LEFT_BY_WINDOWS = ("/Thumbs.db", "/desktop.ini")

@@ -16,7 +16,7 @@ from core.schema.progress import WarningRecord
 Points = tuple[Tensor, Tensor]
 """Images and their labels."""
 GivenData = Dataset | Points | tuple[Points, Points]
-"""What a run takes as its data: a data set; images and labels; or a pair of these, to train and to test on."""
+"""The data of a run: a data set; images and labels; or a pair of these, to train and to test on."""
 
 _TEST_SHARE = 5
 """One image in this many is drawn for the test part where none is given."""

@@ -1,4 +1,4 @@
-"""The head of a classifier: the layer that makes the logits. Find it in any network, and draw it anew.
+"""The head of a classifier: the layer that makes the logits. Find it in any network, and replace it.
 
 A network of timm's says by itself which layer that is. In all others it is the last `nn.Linear` whose output is what
 the network returns.
@@ -34,7 +34,7 @@ def find_head(model: nn.Module, shape: tuple[int, int, int]) -> tuple[str, ...]:
 
 
 def renew_head(model: nn.Module, shape: tuple[int, int, int], classes: int, *, seed: int, name: str) -> None:
-    """Draw the head of a model anew for this number of classes, from the seed, in place.
+    """Replace the head of a model by a new one for this number of classes, initialised from the seed, in place.
 
     The layer gets torch's own initial weights, as a new network's. name: of the network, for errors. Raises DoesNotFit
     where no head is recognised, or the network with its new head does not answer with one logit per class.
@@ -61,7 +61,7 @@ def renew_head(model: nn.Module, shape: tuple[int, int, int], classes: int, *, s
     answer = _answer(model, shape)
     if answer.shape[1] != classes:
         raise DoesNotFit(
-            f"{name} answers with {answer.shape[1]} logits after its last layer was drawn anew for {classes} classes",
+            f"{name} answers with {answer.shape[1]} logits, although its new last layer is for {classes} classes",
             hint="give a network whose number of logits its last layer alone decides",
             field="head",
         )

@@ -3,7 +3,6 @@
 Only the architecture comes from timm. Weights are never downloaded; they are imported from a file.
 """
 
-import difflib
 from typing import Any
 
 from torch import nn
@@ -11,6 +10,7 @@ from torch import nn
 from core.models.swin import know_names_of_authors
 from core.models.xcit import OLD_NAMES
 from core.schema.errors import BadInput, DoesNotFit
+from core.schema.suggestions import find_close
 
 
 def timm_classifier(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -22,8 +22,8 @@ def timm_classifier(name: str, shape: tuple[int, int, int], classes: int) -> nn.
     import timm
 
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=1)
-        guess = f"did you mean 'timm/{close[0]}'? " if close else ""
+        close = find_close(name, timm.list_models())
+        guess = f"did you mean 'timm/{close}'? " if close else ""
         raise BadInput(
             f"timm has no network {name!r}",
             hint=f"{guess}timm.list_models() lists all of them",

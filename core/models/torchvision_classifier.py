@@ -3,13 +3,13 @@
 Only the architecture comes from torchvision. Weights are never downloaded; they are imported from a file.
 """
 
-import difflib
 from typing import Any
 
 import torch
 from torch import nn
 
 from core.schema.errors import BadInput, DoesNotFit
+from core.schema.suggestions import find_close
 
 # Both have a second classifier half-way, which helps only to train from random weights.
 _TWO_HEADS = ("googlenet", "inception_v3")
@@ -25,8 +25,8 @@ def torchvision_classifier(name: str, shape: tuple[int, int, int], classes: int)
 
     known = models.list_models(module=models)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        guess = f"did you mean 'torchvision/{close[0]}'? " if close else ""
+        close = find_close(name, known)
+        guess = f"did you mean 'torchvision/{close}'? " if close else ""
         raise BadInput(
             f"torchvision has no classifier {name!r}",
             hint=f"{guess}torchvision.models.list_models() lists all of them",

@@ -122,7 +122,7 @@ class Recipe(Record):
     """The share of the target of the update's cross-entropy that is spread evenly over all classes; 0 for none. With
     the TRADES loss it concerns the cross-entropy of the clean images. Divergences and attacks never smooth labels."""
     average: Average | None = None
-    """An exponential moving average of the weights, whose batch norm statistics are estimated anew on training images.
+    """An exponential moving average of the weights, whose batch norm statistics are estimated on training images.
     It is evaluated beside the weights on the held-out images, and may be delivered. Null for none."""
     deliver: Deliver = "last"
     """Which weights the run delivers. last: those after the last step; with an average the better of both on the

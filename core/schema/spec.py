@@ -59,6 +59,9 @@ PATTERN_RULES: Mapping[str, str] = {
 }
 """What each pattern demands, in words."""
 
+NEW_HEAD = "set head to new, which re-initialises the last layer for the data set's classes"
+"""What to do about a base model with other classes than the data set."""
+
 CONSEQUENCE = "default_factory_not_called"
 """The type that pydantic gives to errors that only follow from an error in another field."""
 
@@ -379,8 +382,8 @@ class FineTuneSpec(Recipe, _Trained, _Measured, _FromBase):
     """Fine-tune a base model."""
     head: Head = "keep"
     """The last layer of the network, which makes the logits. keep: that of the base model, whose classes are those of
-    the data set. new: drawn anew with the seed for the data set's classes, which may be others, in any number; the base
-    model itself is then not evaluated, since it answers for its own classes."""
+    the data set. new: re-initialised with the seed for the data set's classes, which may be others, in any number; the
+    base model itself is then not evaluated, since it answers for its own classes."""
     head_learning_rate: StrictFloat | None = Field(default=None, gt=0, le=10)
     """The highest learning rate of the head; it follows the same schedule. Null for that of all other layers."""
     linear_probe_epochs: StrictInt = Field(default=0, ge=0, le=1000)

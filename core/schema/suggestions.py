@@ -1,4 +1,4 @@
-"""Suggestions for a misspelt name: the closest known one, or all of them."""
+"""Suggestions for a misspelt name: the closest known one, or a list of them."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -36,6 +36,10 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
 """What the field's words in other projects are called here, the closest first. Written as `_plain` writes them."""
 
 
+_MOST_NAMED = 30
+"""Names that an error lists at most."""
+
+
 def find_close(name: str, known: Iterable[str]) -> str | None:
     """Find the known name that is meant by `name`: the same but for case, hyphens and underscores, another word for it,
     or one with few other letters."""
@@ -51,10 +55,12 @@ def find_close(name: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Name the known name closest to `name`, or list all of them where none is close."""
+    """Name the known name closest to `name`, or list them, up to _MOST_NAMED, where none is close."""
     names = list(known)
-    close = find_close(name, names)
-    return f"did you mean {close!r}?" if close else f"known: {', '.join(names)}"
+    if close := find_close(name, names):
+        return f"did you mean {close!r}?"
+    more = len(names) - _MOST_NAMED
+    return f"known: {', '.join(names[:_MOST_NAMED])}{f' and {more} more' if more > 0 else ''}"
 
 
 def check_known(what: str, name: str, known: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """An exponential moving average of the weights of a run (Rebuffi et al. 2021, arXiv 2103.01946).
 
 Parameters are averaged. Buffers are those of the trained model, but for the statistics of batch norm, which belong to
-the weights that they were measured with: they are estimated anew before the average is used.
+the weights that they were measured with: they are estimated for the average before it is used.
 """
 
 import copy
@@ -57,7 +57,7 @@ class WeightAverage:
 
 @torch.no_grad()
 def estimate_statistics(model: nn.Module, batches: Iterable[Tensor], still: Collection[str] = ()) -> None:
-    """Estimate the running statistics of batch norm anew, as their mean over batches; leave the model in eval mode.
+    """Estimate the running statistics of batch norm as their mean over batches; leave the model in eval mode.
 
     still: the names of modules whose statistics stay.
 

@@ -13,7 +13,6 @@ from core.data.images import ImageReader
 from core.data.sources import open_source
 from core.data.survey import Survey
 from core.schema.errors import BadDataset
-from core.schema.preprocessing import Preprocessing
 from tests.support.images import image, write
 
 _PICTURE = image(3)
@@ -169,7 +168,7 @@ def test_the_images_counted_are_those_that_a_person_counts(tree: _Tree, how: str
     survey = Survey()
     with tempfile.TemporaryDirectory() as folder:
         source = open_source(write(files, Path(folder), how), survey)
-        images = list(ImageReader(source, survey, Preprocessing()).images())
+        images = list(ImageReader(source, survey).images())
     assert {(place.part, place.label.casefold()): count for place, count in survey.counts.items()} == counts
     assert len(images) + survey.unread == len(files)
     reasons = {file.name: file.reason for file in survey.unread_files}
@@ -244,7 +243,7 @@ def test_accents_are_matched_however_they_are_encoded(tmp_path: Path) -> None:
         (tmp_path / how).mkdir()
         survey = Survey()
         source = open_source(write(files, tmp_path / how, how), survey)
-        list(ImageReader(source, survey, Preprocessing()).images())
+        list(ImageReader(source, survey).images())
         assert survey.counts[Place("train", composed)] == survey.counts[Place("test", composed)] == 1
         twice = {**files, f"train/{split}/1.png": _PICTURE}
         (tmp_path / f"{how}-twice").mkdir()

@@ -1,4 +1,4 @@
-"""The head of a classifier: found in every family, drawn anew from the seed, and refused where it is none."""
+"""The head of a classifier: found in every family, replaced from the seed, and refused where it is none."""
 
 from collections.abc import Callable
 

@@ -19,7 +19,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     def run(setting: recipes.Setting, inputs: object, cell: str, seed: int) -> recipes.Run:
         asked.append((cell, seed))
         union = {"plain": 0.50, "average": 0.53, "awp": 0.505, "both": 0.49}[cell.split()[1]] + 0.1 * seed
-        passes = recipes.count_passes(setting.spec(cell, seed))
+        passes = recipes.count_passes(setting.spec_of(cell, seed))
         seconds = 2.0 if "plain" in cell else 3.0
         delivered = "averaged" if cell.split()[1] in ("average", "both") else "raw"
         return recipes.Run(1.0, dict.fromkeys(setting.eps, union), union, union, delivered, seconds, passes)
