@@ -67,8 +67,8 @@ class Tuning:
     train_examples: int | None
     points: int
 
-    def spec(self, method: Any, seed: int, **more: Any) -> FineTuneSpec:
-        """Write down the run of one method from one seed. more: other fields of the spec."""
+    def spec(self, method: Any, seed: int, /, **more: Any) -> FineTuneSpec:
+        """Write down the run of one method from one seed. more: fields of the spec that replace these."""
         spec = parse(
             {
                 "base_model": self.base,

@@ -61,7 +61,7 @@ def renew_head(model: nn.Module, shape: tuple[int, int, int], classes: int, *, s
     answer = _answer(model, shape)
     if answer.shape[1] != classes:
         raise DoesNotFit(
-            f"{name} answers with {answer.shape[1]} logits, although its new last layer is for {classes} classes",
+            f"{name} answers with {answer.shape[1]} logits after its last layer was made for {classes} classes",
             hint="give a network whose number of logits its last layer alone decides",
             field="head",
         )
